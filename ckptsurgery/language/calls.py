@@ -1,0 +1,170 @@
+"""`name(args)`: how ops and initialisers are written, parsed into plain data and never evaluated.
+
+    call     = name [ "(" [argument ("," argument)*] ")" ]
+    argument = [name "="] value
+    value    = number | string | true | false | none | name | "[" [value ("," value)*] "]" | "{" [key "=" value, …] "}"
+
+A bare name is a string here (`cast(bf16)`); whoever builds the op may look it up in `dims`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ..errors import Diagnostic, RecipeError
+
+__all__ = ["Call", "Name", "Value", "parse_call"]
+
+
+class Name(str):
+    """A bare word among the arguments, as against a quoted string."""
+
+    __slots__ = ()
+
+
+Value = int | float | str | bool | None | tuple["Value", ...] | tuple[tuple[str, "Value"], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """An op or an initialiser by name, with its arguments.
+
+    >>> call = parse_call("resize_pos_embed(grid=[16, 16], prefix=1)")
+    >>> call.name, dict(call.keywords)["grid"], str(call)
+    ('resize_pos_embed', (16, 16), 'resize_pos_embed(grid=[16, 16], prefix=1)')
+    """
+
+    name: str
+    args: tuple[Value, ...] = ()
+    keywords: tuple[tuple[str, Value], ...] = ()
+
+    def __str__(self) -> str:
+        shown = [_format(v) for v in self.args] + [f"{k}={_format(v)}" for k, v in self.keywords]
+        return f"{self.name}({', '.join(shown)})" if shown else self.name
+
+
+_TOKEN = re.compile(
+    r"\s*(?:(?P<number>[+-]?(?:\d+\.\d*|\.\d+|\d+)(?:[eE][+-]?\d+)?)"
+    r"|(?P<name>[^\W\d]\w*)"
+    r"|(?P<string>\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*')"
+    r"|(?P<mark>[()\[\]{},=]))"
+)
+_WORDS: dict[str, Value] = {"true": True, "false": False, "none": None, "True": True, "False": False, "None": None}
+
+
+def parse_call(text: str) -> Call:
+    """Parse `name(args)`.
+
+    >>> parse_call("cast(bf16)")
+    Call(name='cast', args=('bf16',), keywords=())
+
+    Raises:
+        RecipeError: the text is no call; the diagnostic points at the place.
+    """
+    return _Parser(text).call()
+
+
+class _Parser:
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.at = 0
+
+    def call(self) -> Call:
+        kind, name = self.next()
+        if kind != "name":
+            raise self.error("a name was expected")
+        args: list[Value] = []
+        keywords: list[tuple[str, Value]] = []
+        if self.peek() == "(":
+            self.next()
+            while self.peek() != ")":
+                self.argument(args, keywords)
+                if self.peek() not in (",", ")"):
+                    raise self.error("a comma or a closing parenthesis was expected")
+                if self.peek() == ",":
+                    self.next()
+            self.next()
+        if self.text[self.at :].strip():
+            raise self.error("nothing was expected here")
+        return Call(name, tuple(args), tuple(keywords))
+
+    def argument(self, args: list[Value], keywords: list[tuple[str, Value]]) -> None:
+        value = self.value()
+        if self.peek() != "=":
+            if keywords:
+                raise self.error("a positional argument stands behind a named one")
+            args.append(value)
+            return
+        if not isinstance(value, Name) or value in dict(keywords):
+            raise self.error("a new argument name was expected before '='")
+        self.next()
+        keywords.append((str(value), self.value()))
+
+    def value(self) -> Value:
+        kind, token = self.next()
+        if kind == "number":
+            return float(token) if any(c in token for c in ".eE") else int(token)
+        if kind == "name":
+            return _WORDS[token] if token in _WORDS else Name(token)
+        if kind == "string":
+            return re.sub(r"\\(.)", r"\1", token[1:-1])
+        if token == "[":
+            return tuple(self.items("]"))
+        if token == "{":
+            return tuple(self.pairs())
+        raise self.error("a value was expected")
+
+    def items(self, end: str) -> list[Value]:
+        found: list[Value] = []
+        while self.peek() != end:
+            found.append(self.value())
+            if self.peek() == ",":
+                self.next()
+            elif self.peek() != end:
+                raise self.error(f"a comma or '{end}' was expected")
+        self.next()
+        return found
+
+    def pairs(self) -> list[tuple[str, Value]]:
+        found: list[tuple[str, Value]] = []
+        while self.peek() != "}":
+            key = self.value()
+            if self.peek() != "=":
+                raise self.error("'=' was expected")
+            self.next()
+            found.append((str(key), self.value()))
+            if self.peek() == ",":
+                self.next()
+        self.next()
+        return found
+
+    def peek(self) -> str:
+        match = _TOKEN.match(self.text, self.at)
+        return match.group(match.lastgroup or 0) if match else ""
+
+    def next(self) -> tuple[str, str]:
+        match = _TOKEN.match(self.text, self.at)
+        if match is None or match.lastgroup is None:
+            raise self.error("the text ends too early" if not self.text[self.at :].strip() else "not understood")
+        self.at = match.end()
+        return match.lastgroup, match.group(match.lastgroup)
+
+    def error(self, message: str) -> RecipeError:
+        return RecipeError(
+            Diagnostic("bad-call", f"{message} in {self.text!r}", notes=(self.text, " " * self.at + "^"))
+        )
+
+
+def _format(value: Value) -> str:
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    if isinstance(value, Name):
+        return str(value)
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if isinstance(value, tuple):
+        if value and all(isinstance(v, tuple) and len(v) == 2 and isinstance(v[0], str) for v in value):
+            return "{" + ", ".join(f"{_format(v[0])}={_format(v[1])}" for v in value) + "}"  # type: ignore[index, arg-type]
+        return "[" + ", ".join(map(_format, value)) + "]"  # type: ignore[arg-type]
+    return repr(value)

@@ -1,0 +1,71 @@
+"""What an op is: a small frozen object that infers specs without torch and runs on tensors with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from ..specs import TensorSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Op", "OpError", "Specs", "Tensors"]
+
+Specs = tuple[TensorSpec, ...]
+Tensors = tuple["Tensor", ...]
+
+
+class OpError(ValueError):
+    """An op cannot take these arguments or these specs; whoever planned it adds rule and key."""
+
+
+@dataclass(frozen=True)
+class Op:
+    """Base of the value ops: subclass as a frozen dataclass whose fields are the op's arguments.
+
+    A unary op (`joins = False`) is applied to each tensor alone: `infer` and `run` get one and return one. A joining op
+    gets all tensors of its side at once, in the order of the rule's text.
+
+    An op over an axis (`axis_role`) names an axis that stands on one side of the rule only. `"reduce"`: the tensor arrives
+    with that axis in front and leaves without it. `"repeat"`: the axis is added by the rearrangement itself, nothing runs.
+    """
+
+    name: ClassVar[str] = ""
+    joins: ClassVar[bool] = False
+    axis_role: ClassVar[Literal["reduce", "repeat"] | None] = None
+
+    def infer(self, specs: Specs) -> Specs:
+        """Specs after the op, from specs before it; no torch here.
+
+        Raises:
+            OpError: the op cannot take these specs.
+        """
+        raise OpError(f"{self.name or type(self).__name__} does not say what it makes of {', '.join(map(str, specs))}")
+
+    def run(self, tensors: Tensors) -> Tensors:
+        """The tensors after the op: contiguous or not, of exactly the specs that `infer` announced."""
+        raise OpError(f"{self.name or type(self).__name__} cannot run")
+
+    def inverse(self, inputs: Specs | None = None) -> Op | None:
+        """The op that undoes this one, or None where nothing does.
+
+        Without `inputs` the question is symbolic: would the formula's inverse undo it but for rounding? With `inputs`,
+        the specs this op ran on, the answer must be exact, bit for bit.
+        """
+        return None
+
+    def __str__(self) -> str:
+        """The op as a rule writes it: arguments that have their default are left out."""
+        shown = [f"{f.name}={_argument(getattr(self, f.name))}" for f in fields(self) if getattr(self, f.name) != f.default]
+        return f"{self.name}({', '.join(shown)})" if shown else self.name
+
+
+def _argument(value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_argument, value)) + "]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return value if value.isidentifier() else '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return str(value)

@@ -1,0 +1,70 @@
+"""What a format's reader returns: where each tensor lies, and what else the file holds.
+
+A format is a function from a path to `Contents`; everything after that (mounts, subtrees, ties, slices, streaming) is the
+same for all formats and knows `Entry` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from ..specs import TensorSpec
+
+__all__ = ["Contents", "Entry", "Extent"]
+
+
+class Extent(NamedTuple):
+    """A run of bytes in a file that is one tensor, C-contiguous and little-endian."""
+
+    file: str
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where one tensor lies: in a file, or in memory.
+
+    Args:
+        spec: shape and dtype.
+        file: path of the file that holds the elements; None for a tensor in memory.
+        offset: byte offset of the first element in `file`.
+        strides: in elements; None where the tensor is C-contiguous.
+        big_endian: whether the bytes have to be swapped when read.
+        tensor: the tensor itself when it lives in memory.
+    """
+
+    spec: TensorSpec
+    file: str | None = None
+    offset: int = 0
+    strides: tuple[int, ...] | None = None
+    big_endian: bool = False
+    tensor: Any = None
+
+    @property
+    def extent(self) -> Extent | None:
+        """The bytes to copy verbatim, or None when the tensor must go through memory."""
+        if self.file is None or self.strides is not None or self.big_endian:
+            return None
+        return Extent(self.file, self.offset, self.spec.nbytes)
+
+
+@dataclass(slots=True)
+class Contents:
+    """All that a checkpoint holds.
+
+    Args:
+        entries: key -> place, in the checkpoint's own order; names of one tied tensor map to equal places.
+        aliases: alias -> kept name, as the file's metadata declares them; both are keys of `entries`.
+        metadata: string metadata of the format.
+        extras: dotted path -> value for what is no tensor of the model (epoch, arguments, optimizer, `_metadata`).
+        config: the model's configuration where one lies beside or inside, else None.
+    """
+
+    entries: dict[str, Entry]
+    aliases: dict[str, str] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+    extras: dict[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] | None = None
