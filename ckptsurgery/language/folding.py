@@ -1,0 +1,122 @@
+"""Many keys on few lines: `layers.0.w`, `layers.1.w`, … read `layers.{0..31}.w`.
+
+Keys are folded when they agree in everything but their numbers, and only into full grids, so a folded line stands for
+exactly the keys it spells out: no expert is shown that is not there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+__all__ = ["Folded", "fold", "fold_groups"]
+
+Row = tuple[tuple[str, ...], ...]  # a grid: for each number of a key, the values it takes
+
+# Longer runs of digits are hashes, not indices.
+_NUMBER = re.compile(r"((?<![0-9])[0-9]{1,9}(?![0-9]))")
+_SPECIAL = re.compile(r"->|[{}\[\],|?\\]")
+_NAMES = "ijkmn"
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """One line that stands for `count` keys.
+
+    Args:
+        text: the keys for a reader: `layers.{0..31}.w`.
+        pattern: the keys for a recipe, their numbers free: `layers.{i}.w`; it may match further keys.
+        first: the first of the keys, in the order given.
+        count: how many keys the line stands for.
+    """
+
+    text: str
+    pattern: str
+    first: str
+    count: int
+
+
+def fold(keys: Iterable[str]) -> list[tuple[str, int]]:
+    """Fold keys that differ in numbers only, in the order of their first members.
+
+    >>> fold(["embed", "h.0.w", "h.0.b", "h.1.w", "h.1.b", "h.2.w"])
+    [('embed', 1), ('h.{0..2}.w', 3), ('h.{0,1}.b', 2)]
+    """
+    return [(group.text, group.count) for group in fold_groups(keys)]
+
+
+def fold_groups(keys: Iterable[str], label: Callable[[str], Hashable] | None = None) -> list[Folded]:
+    """Fold keys that differ in numbers only and, where `label` is given, have equal labels (say, shape and dtype).
+
+    >>> [(g.text, g.pattern) for g in fold_groups(["h.0.w", "h.1.w", "h.3.w"], label={"h.0.w": 4, "h.1.w": 4}.get)]
+    [('h.{0,1}.w', 'h.{i}.w'), ('h.3.w', 'h.3.w')]
+    """
+    families: dict[tuple[Hashable, tuple[str, ...]], dict[Row, int]] = {}
+    order = list(dict.fromkeys(keys))
+    for position, key in enumerate(order):
+        parts = _NUMBER.split(key)
+        row = tuple((number,) for number in parts[1::2])
+        family = (label(key) if label else None, tuple(parts[::2]))
+        families.setdefault(family, {})[row] = position
+    found: list[tuple[int, Folded]] = []
+    for (_, literals), rows in families.items():
+        for row, position in _grids(rows, len(literals) - 1):
+            found.append((position, _folded(literals, row, order[position])))
+    return [group for _, group in sorted(found, key=lambda pair: pair[0])]
+
+
+def _grids(rows: dict[Row, int], columns: int) -> Iterator[tuple[Row, int]]:
+    """Merge rows into grids, last number first: experts within a layer, then layers with equal experts."""
+    for column in reversed(range(columns)):
+        if len(rows) == 1:
+            break
+        merged: dict[tuple[Row, Row], list[tuple[str, int]]] = {}
+        for row, position in rows.items():
+            others = (row[:column], row[column + 1 :])
+            merged.setdefault(others, []).append((row[column][0], position))
+        rows = {
+            (*before, tuple(sorted((v for v, _ in cells), key=_numeric)), *after): min(p for _, p in cells)
+            for (before, after), cells in merged.items()
+        }
+    yield from rows.items()
+
+
+def _numeric(number: str) -> tuple[int, str]:
+    return int(number), number
+
+
+def _folded(literals: tuple[str, ...], row: Row, first: str) -> Folded:
+    text, pattern, count = [literals[0]], [_escaped(literals[0])], 1
+    names = _capture_names()
+    for values, literal in zip(row, literals[1:], strict=True):
+        count *= len(values)
+        several = len(values) > 1
+        text += ["{" + _runs(values) + "}" if several else values[0], literal]
+        pattern += ["{" + next(names) + "}" if several else values[0], _escaped(literal)]
+    return Folded("".join(text), "".join(pattern), first, count)
+
+
+def _capture_names() -> Iterator[str]:
+    yield from _NAMES
+    n = 1
+    while True:
+        yield f"i{n}"
+        n += 1
+
+
+def _escaped(literal: str) -> str:
+    return _SPECIAL.sub(r"\\\g<0>", literal)
+
+
+def _runs(values: tuple[str, ...]) -> str:
+    """Sorted numbers as text: `0..31`, `0,2,5`, `00..11`; zero-padded numbers make a run only at equal width."""
+    padded = any(v[0] == "0" and len(v) > 1 for v in values)
+    if padded and len({len(v) for v in values}) > 1:
+        return ",".join(values)
+    pieces: list[str] = []
+    for _, run in groupby(enumerate(values), key=lambda pair: int(pair[1]) - pair[0]):
+        members = [v for _, v in run]
+        pieces.append(f"{members[0]}..{members[-1]}" if len(members) > 2 else ",".join(members))
+    return ",".join(pieces)
