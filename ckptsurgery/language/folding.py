@@ -57,7 +57,7 @@ def fold_groups(keys: Iterable[str], label: Callable[[str], Hashable] | None = N
     order = list(dict.fromkeys(keys))
     for position, key in enumerate(order):
         parts = _NUMBER.split(key)
-        row = tuple((number,) for number in parts[1::2])
+        row: Row = tuple((number,) for number in parts[1::2])
         family = (label(key) if label else None, tuple(parts[::2]))
         families.setdefault(family, {})[row] = position
     found: list[tuple[int, Folded]] = []
@@ -76,10 +76,10 @@ def _grids(rows: dict[Row, int], columns: int) -> Iterator[tuple[Row, int]]:
         for row, position in rows.items():
             others = (row[:column], row[column + 1 :])
             merged.setdefault(others, []).append((row[column][0], position))
-        rows = {
-            (*before, tuple(sorted((v for v, _ in cells), key=_numeric)), *after): min(p for _, p in cells)
-            for (before, after), cells in merged.items()
-        }
+        rows = {}
+        for (before, after), cells in merged.items():
+            values = tuple(sorted((value for value, _ in cells), key=_numeric))
+            rows[(*before, values, *after)] = min(position for _, position in cells)
     yield from rows.items()
 
 
