@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Sets up an environment, then runs linter, types and the whole suite. Arguments go to pytest, which then runs alone:
+#
+#   scripts/test.sh
+#   scripts/test.sh tests/language -k folding
+#
+# VENV=DIR and PYTHON=EXE as for scripts/setup.sh.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$here"
+bash scripts/setup.sh test
+bin=$(cd "${VENV:-.venv}/bin" && pwd)
+export PATH="$bin:$PATH" # tests run the installed command
+
+status=0
+if [ $# -eq 0 ]; then
+    ruff check . || status=1
+    mypy || status=1
+fi
+python -m pytest "$@" || status=$?
+exit $status

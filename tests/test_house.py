@@ -1,0 +1,56 @@
+"""Rules of the house that no linter knows."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import ckptsurgery
+
+PACKAGE = Path(ckptsurgery.__file__).parent
+ROOT = Path(__file__).parent.parent
+MODULES = sorted(PACKAGE.rglob("*.py"))
+SOURCES = [*MODULES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "scripts").iterdir())]
+
+
+def undocumented(tree: ast.Module) -> Iterator[str]:
+    """Public functions, classes and methods without a docstring; a method that overrides inherits its base's."""
+    if tree.body and not ast.get_docstring(tree):
+        yield "the module"
+    for node in tree.body:
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) or node.name.startswith("_"):
+            continue
+        if not ast.get_docstring(node):
+            yield node.name
+        if isinstance(node, ast.ClassDef) and not node.bases:
+            methods = (child for child in node.body if isinstance(child, ast.FunctionDef))
+            yield from (f"{node.name}.{m.name}" for m in methods if m.name[0] != "_" and not ast.get_docstring(m))
+
+
+def test_files_are_short() -> None:
+    lengths = {str(path): len(path.read_text().splitlines()) for path in SOURCES if path.is_file()}
+    assert not {path: length for path, length in lengths.items() if length > 450}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_public_names_have_docstrings(path: Path) -> None:
+    assert not list(undocumented(ast.parse(path.read_text())))
+
+
+def test_no_handler_catches_everything() -> None:
+    bare = [
+        f"{path.name}:{node.lineno}"
+        for path in SOURCES
+        if path.suffix == ".py"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ExceptHandler) and (node.type is None or "BaseException" in ast.unparse(node.type))
+    ]
+    assert not bare
+
+
+def test_test_files_have_names_of_their_own() -> None:
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "__init__.py"]
+    assert sorted(set(names)) == sorted(names)
