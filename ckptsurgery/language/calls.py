@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from ..errors import Diagnostic, RecipeError
 
-__all__ = ["Call", "Name", "Value", "parse_call"]
+__all__ = ["Call", "Name", "Table", "Value", "parse_call"]
 
 
 class Name(str):
@@ -23,7 +23,13 @@ class Name(str):
     __slots__ = ()
 
 
-Value = int | float | str | bool | None | tuple["Value", ...] | tuple[tuple[str, "Value"], ...]
+class Table(tuple[tuple[str, "Value"], ...]):
+    """A table among the arguments, as its pairs in order."""
+
+    __slots__ = ()
+
+
+Value = int | float | str | bool | None | tuple["Value", ...] | Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +118,7 @@ class _Parser:
         if token == "[":
             return tuple(self.items("]"))
         if token == "{":
-            return tuple(self.pairs())
+            return Table(self.pairs())
         raise self.error("a value was expected")
 
     def items(self, end: str) -> list[Value]:
@@ -163,8 +169,8 @@ def _format(value: Value) -> str:
         return str(value)
     if isinstance(value, str):
         return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if isinstance(value, Table):
+        return "{" + ", ".join(f"{_format(k)}={_format(v)}" for k, v in value) + "}"
     if isinstance(value, tuple):
-        if value and all(isinstance(v, tuple) and len(v) == 2 and isinstance(v[0], str) for v in value):
-            return "{" + ", ".join(f"{_format(v[0])}={_format(v[1])}" for v in value) + "}"  # type: ignore[index, arg-type]
-        return "[" + ", ".join(map(_format, value)) + "]"  # type: ignore[arg-type]
+        return "[" + ", ".join(map(_format, value)) + "]"
     return repr(value)

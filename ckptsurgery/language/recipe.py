@@ -1,0 +1,255 @@
+"""A recipe: rules, and what else must be said; its algebra and its inverse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..errors import Diagnostic, RecipeError
+from .dims import DimValue
+from .keys import KeyPattern
+from .rules import OpAlgebra, Rule, optional_text, parse_pattern
+
+__all__ = ["Recipe", "Scope"]
+
+Names = Mapping[str, Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class Scope:
+    """A pair of prefixes before the rules of a recipe, written here or used by name.
+
+    Args:
+        recipe: what stands inside.
+        source, target: prefixes, literal or with captures, each ending in its separator.
+        use: the name of another recipe that stands inside too.
+        inverse: whether the used recipe runs backwards.
+        config: the path in the config that `config.` means inside.
+    """
+
+    recipe: Recipe
+    source: str = ""
+    target: str = ""
+    use: str | None = None
+    inverse: bool = False
+    config: str | None = None
+
+    def __post_init__(self) -> None:
+        for prefix in (self.source, self.target):
+            if prefix:
+                KeyPattern.parse(prefix)
+            if prefix and prefix[-1] not in "./":
+                raise RecipeError(
+                    Diagnostic("bad-scope", f"the prefix {prefix!r} does not end in its separator", help=f'"{prefix}."')
+                )
+
+
+@dataclass(frozen=True, init=False)
+class Recipe:
+    """Rules over keys and axes, and what else must be said.
+
+    >>> recipe = Recipe(rules=["h.{i}.fc.weight [x y] -> layers.{i}.fc.weight [y x]"], drop=["h.{i}.mask"])
+    >>> print(recipe.inverse())
+    schema = 1
+    rules = [
+      "layers.{i}.fc.weight [y x] -> h.{i}.fc.weight [x y]",
+    ]
+
+    Args:
+        rules: lines of the mapping language, or `Rule` objects.
+        drop: source key patterns that go nowhere on purpose.
+        init: target key pattern -> initialiser.
+        tie: target key -> the target key it shares its tensor with.
+        same: source key -> the source key it must equal, bit for bit, before it is left out; the mirror of `tie`.
+        dims: sizes: integers, lists by stage, tables by choice, expressions over the config.
+        names: capture -> {source spelling: target spelling}.
+        rest: what nothing names: "error", "keep", "drop" or one fallback rule; None inside a scope: as outside.
+        scopes: prefixed parts.
+        stages: recipes that go on from this one's result, in order.
+        summary: one line for people.
+
+    Raises:
+        RecipeError: all texts that do not parse, at once.
+    """
+
+    rules: tuple[Rule, ...]
+    drop: tuple[str, ...]
+    init: Mapping[str, Any]
+    tie: Mapping[str, str]
+    same: Mapping[str, str]
+    dims: Mapping[str, DimValue]
+    names: Names
+    rest: str | None
+    scopes: tuple[Scope, ...]
+    stages: tuple[Recipe, ...]
+    summary: str
+    place: str | None = field(default=None, compare=False)
+
+    def __init__(
+        self,
+        rules: Sequence[str | Rule] = (),
+        drop: Sequence[str] = (),
+        init: Mapping[str, Any] | None = None,
+        tie: Mapping[str, str] | None = None,
+        dims: Mapping[str, DimValue] | None = None,
+        names: Names | None = None,
+        rest: str | None = "error",
+        *,
+        same: Mapping[str, str] | None = None,
+        scopes: Sequence[Scope] = (),
+        stages: Sequence[Recipe] = (),
+        summary: str = "",
+        place: str | None = None,
+    ) -> None:
+        problems: list[Diagnostic] = []
+        parsed = tuple(_parsed(r, place, problems) for r in ([rules] if isinstance(rules, str | Rule) else rules))
+        for text in ([drop] if isinstance(drop, str) else drop):
+            _try(text, place, problems)
+        for text in (*(init or {}), *(tie or {}), *(tie or {}).values(), *(same or {}), *(same or {}).values()):
+            _try(text, place, problems)
+        if rest not in ("error", "keep", "drop", None):
+            _parsed(rest, place, problems) if "->" in rest else problems.append(_bad_rest(rest, place))
+        if problems:
+            raise RecipeError(problems)
+        put = object.__setattr__
+        put(self, "rules", tuple(r for r in parsed if r is not None))
+        put(self, "drop", (drop,) if isinstance(drop, str) else tuple(drop))
+        put(self, "init", dict(init or {}))
+        put(self, "tie", dict(tie or {}))
+        put(self, "same", dict(same or {}))
+        put(self, "dims", {k: _frozen(v) for k, v in (dims or {}).items()})
+        put(self, "names", {k: dict(v) for k, v in (names or {}).items()})
+        put(self, "rest", rest)
+        put(self, "scopes", tuple(scopes))
+        put(self, "stages", tuple(stages))
+        put(self, "summary", summary)
+        put(self, "place", place)
+
+    @property
+    def fallback(self) -> Rule | None:
+        """The fallback rule, where `rest` is one."""
+        if self.rest in ("error", "keep", "drop", None):
+            return None
+        return Rule.parse(str(self.rest), self.place)
+
+    def __add__(self, other: Recipe) -> Recipe:
+        """Both recipes at once; a name that means two things keeps to its own part."""
+        if self.stages or other.stages:
+            raise RecipeError(Diagnostic("bad-union", "a recipe with stages cannot be united with another",
+                                         help="unite the stages one by one, then chain them"))  # fmt: skip
+        rests = {self.rest, other.rest} - {"error", None}
+        if len(rests) > 1:
+            raise RecipeError(Diagnostic("bad-union", f"two different rests: {self.rest!r} and {other.rest!r}"))
+        rest = rests.pop() if rests else "error"
+        summary = " + ".join(s for s in (self.summary, other.summary) if s)
+        if _disagree(self.dims, other.dims) or _disagree(self.names, other.names):
+            parts = (Scope(self.but(rest=None, summary="")), Scope(other.but(rest=None, summary="")))
+            return Recipe(scopes=parts, rest=rest, summary=summary)
+        return Recipe(
+            rules=(*self.rules, *other.rules),
+            drop=(*self.drop, *other.drop),
+            init={**self.init, **other.init},
+            tie={**self.tie, **other.tie},
+            same={**self.same, **other.same},
+            dims={**self.dims, **other.dims},
+            names={**self.names, **other.names},
+            rest=rest,
+            scopes=(*self.scopes, *other.scopes),
+            summary=summary,
+        )
+
+    def scoped(self, source: str = "", target: str = "", config: str | None = None) -> Recipe:
+        """The recipe with prefixes before its keys.
+
+        >>> print(Recipe(["a -> b"]).scoped(source="m.", target="x."))
+        schema = 1
+        <BLANKLINE>
+        [[scope]]
+        source = "m."
+        target = "x."
+        rules = [
+          "a -> b",
+        ]
+        """
+        if self.stages:
+            last = len(self.stages) - 1
+            stages = [s.scoped(target=target, config=config) if i == last else s for i, s in enumerate(self.stages)]
+            return replace_stages(self.but(stages=()).scoped(source=source, config=config), stages)
+        inner = self.but(rest=None if self.rest == "error" else self.rest, summary="")
+        return Recipe(scopes=(Scope(inner, source, target, config=config),), summary=self.summary)
+
+    def then(self, other: Recipe) -> Recipe:
+        """Go on from this recipe's result with another; planned and run as one pass."""
+        return replace_stages(self, (*self.stages, other.but(stages=()), *other.stages))
+
+    def inverse(self, ops: OpAlgebra | None = None) -> Recipe:
+        """The way back: sides swapped, ops inverted, ties and copies proved the same, initialised keys dropped.
+
+        What was dropped cannot come back; `plan.inverse` refuses there, this does not.
+
+        Raises:
+            RecipeError: every op that nothing undoes.
+        """
+        from .inverting import inverse
+
+        return inverse(self, ops)
+
+    def but(self, **changes: Any) -> Recipe:
+        """The recipe with some of its fields changed."""
+        fields: dict[str, Any] = {name: getattr(self, name) for name in _FIELDS}
+        return Recipe(**{**fields, **changes})
+
+    def dumps(self) -> str:
+        """The recipe as TOML text; reading it gives an equal recipe."""
+        from .toml import dumps
+
+        return dumps(self)
+
+    def __str__(self) -> str:
+        return self.dumps().rstrip("\n")
+
+    def __hash__(self) -> int:
+        return hash(self.dumps())
+
+
+_FIELDS = ("rules", "drop", "init", "tie", "dims", "names", "rest", "same", "scopes", "stages", "summary", "place")
+
+
+def replace_stages(recipe: Recipe, stages: Sequence[Recipe]) -> Recipe:
+    """The recipe with other stages behind it."""
+    return recipe.but(stages=tuple(stages))
+
+
+def _parsed(rule: str | Rule, place: str | None, problems: list[Diagnostic]) -> Rule | None:
+    if isinstance(rule, Rule):
+        return rule
+    try:
+        return Rule.parse(rule, place)
+    except RecipeError as error:
+        problems.extend(error.diagnostics)
+        return None
+
+
+def _try(text: str, place: str | None, problems: list[Diagnostic]) -> None:
+    try:
+        parse_pattern(text, place)
+    except RecipeError as error:
+        problems.extend(error.diagnostics)
+
+
+def _bad_rest(rest: str | None, place: str | None) -> Diagnostic:
+    return Diagnostic("bad-rest", f"rest = {rest!r}", place=place, help='"error", "keep", "drop", or "{k...} -> x.{k...}"')
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _disagree(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    return any(a[name] != b[name] for name in a.keys() & b.keys())
+
+
+def strip_optional(text: str) -> str:
+    """A pattern's text without its `?`."""
+    return optional_text(text)[1]

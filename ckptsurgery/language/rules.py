@@ -1,0 +1,169 @@
+"""One line of a recipe: `[?] SOURCE [| op]* -> TARGET [| op]*`, and its inverse."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from ..errors import Diagnostic, RecipeError
+from .axes import AxisList
+from .calls import Call, parse_call
+from .keys import KeyPattern, split_unescaped
+
+__all__ = ["OpAlgebra", "Rule", "Term", "optional_text", "parse_pattern"]
+
+SAME = Call("same")
+
+
+class OpAlgebra(Protocol):
+    """What inverting a rule has to know of ops, which are names with arguments here."""
+
+    def undo(self, call: Call) -> Call | None:
+        """The call that undoes `call` but for rounding, None where nothing does."""
+
+    def joins(self, call: Call) -> bool:
+        """Whether the op takes or gives several tensors at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A key pattern with the axes of its tensors, or without."""
+
+    pattern: KeyPattern
+    axes: AxisList | None = None
+
+    def __str__(self) -> str:
+        return str(self.pattern) if self.axes is None else f"{self.pattern} {self.axes}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What becomes of the tensors whose keys match.
+
+    >>> rule = Rule.parse("? h.{i}.fc.{l} [x y?] -> layers.{i}.fc.{l} [y? x] | cast(bf16)")
+    >>> rule.optional, str(rule.targets[0].pattern), str(rule.after[0])
+    (True, 'layers.{i}.fc.{l}', 'cast(bf16)')
+    >>> str(rule)
+    '? h.{i}.fc.{l} [x y?] -> layers.{i}.fc.{l} [y? x] | cast(bf16)'
+
+    Args:
+        sources, targets: the terms of each side, one or more.
+        before: ops on the source side, run before the rearrangement.
+        after: ops on the target side, run after it.
+        optional: whether it may match nothing (`?` in front).
+        place: where it was read, `file:line`.
+    """
+
+    sources: tuple[Term, ...]
+    targets: tuple[Term, ...]
+    before: tuple[Call, ...] = ()
+    after: tuple[Call, ...] = ()
+    optional: bool = False
+    place: str | None = field(default=None, compare=False)
+
+    @classmethod
+    def parse(cls, text: str, place: str | None = None) -> Rule:
+        """Read one line.
+
+        Raises:
+            RecipeError: the text is no rule; the diagnostic shows the place.
+        """
+        try:
+            return _parse(text, place)
+        except RecipeError as error:
+            raise RecipeError([_in_rule(d, text, place) for d in error.diagnostics]) from None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names of captures and axes, each once."""
+        found: dict[str, None] = {}
+        for term in (*self.sources, *self.targets):
+            found.update(dict.fromkeys(term.pattern.names))
+            if term.axes is not None:
+                found.update(dict.fromkeys(term.axes.names))
+        return tuple(found)
+
+    def inverse(self, ops: OpAlgebra) -> Rule:
+        """Sides swapped, ops inverted, a copy to several places turned into a proof that they are the same.
+
+        Raises:
+            RecipeError: an op that nothing undoes.
+        """
+        undone_before = tuple(self._undo(call, ops) for call in reversed(self.after) if call != SAME)
+        undone_after = tuple(self._undo(call, ops) for call in reversed(self.before) if call != SAME)
+        copies = len(self.targets) > 1 and not any(ops.joins(c) for c in self.after)
+        after = (SAME, *undone_after) if copies else undone_after
+        return replace(self, sources=self.targets, targets=self.sources, before=undone_before, after=after)
+
+    def _undo(self, call: Call, ops: OpAlgebra) -> Call:
+        undone = ops.undo(call)
+        if undone is None:
+            raise RecipeError(
+                Diagnostic("not-invertible", f"{call} cannot be undone", place=self.place, notes=(str(self),),
+                           help="leave the op out of the recipe, or write the way back by hand")
+            )  # fmt: skip
+        return undone
+
+    def __str__(self) -> str:
+        left = " | ".join([", ".join(map(str, self.sources)), *map(str, self.before)])
+        right = " | ".join([", ".join(map(str, self.targets)), *map(str, self.after)])
+        return ("? " if self.optional else "") + f"{left} -> {right}"
+
+
+def optional_text(text: str) -> tuple[bool, str]:
+    """Whether a `?` stands in front, and the text behind it.
+
+    >>> optional_text("? a.{i}"), optional_text("a.{i}")
+    ((True, 'a.{i}'), (False, 'a.{i}'))
+    """
+    stripped = text.strip()
+    return (True, stripped[1:].strip()) if stripped.startswith("?") else (False, stripped)
+
+
+def parse_pattern(text: str, place: str | None = None) -> tuple[bool, KeyPattern]:
+    """A pattern that may be optional, as `drop`, `[init]` and `[tie]` hold them."""
+    optional, body = optional_text(text)
+    try:
+        return optional, KeyPattern.parse(body)
+    except RecipeError as error:
+        raise RecipeError([_in_rule(d, text, place) for d in error.diagnostics]) from None
+
+
+def _parse(text: str, place: str | None) -> Rule:
+    optional, body = optional_text(text)
+    sides = split_unescaped(body, "->")
+    if len(sides) != 2:
+        raise RecipeError(
+            Diagnostic("bad-rule", f"a rule has one '->', this has {len(sides) - 1}", help="SOURCE -> TARGET")
+        )
+    (sources, before), (targets, after) = map(_side, sides)
+    return Rule(sources, targets, before, after, optional, place)
+
+
+def _side(text: str) -> tuple[tuple[Term, ...], tuple[Call, ...]]:
+    head, *calls = split_unescaped(text, "|")
+    terms = tuple(_term(t) for t in split_unescaped(head, ","))
+    return terms, tuple(parse_call(c.strip()) for c in calls)
+
+
+def _term(text: str) -> Term:
+    body = text.strip()
+    if not body:
+        raise RecipeError(Diagnostic("bad-rule", "a key pattern is missing", help="SOURCE -> TARGET"))
+    key, *rest = split_unescaped(body, "[", "{}")
+    if not rest:
+        return Term(KeyPattern.parse(body))
+    axes = "[".join(rest)
+    if not axes.endswith("]") or len(rest) > 1:
+        raise RecipeError(Diagnostic("bad-rule", f"the axis list of {body!r} is not closed at its end"))
+    return Term(KeyPattern.parse(key.strip()), AxisList.parse(axes[:-1]))
+
+
+def _in_rule(diagnostic: Diagnostic, text: str, place: str | None) -> Diagnostic:
+    notes = diagnostic.notes
+    if not notes or notes[0] not in text:
+        notes = (text.strip(), *notes)
+    elif notes[0] != text:
+        # the caret was placed within a part of the rule: show it below the whole rule
+        notes = (text, *(" " * text.find(notes[0]) + n for n in notes[1:]))
+    return replace(diagnostic, notes=notes, place=diagnostic.place or place)

@@ -1,0 +1,181 @@
+"""A recipe's text: TOML in, TOML out. Every key that is not known is an error with a suggestion."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import Diagnostic, RecipeError
+from .recipe import Recipe, Scope
+from .rules import Rule
+
+__all__ = ["SCHEMA", "dumps", "loads"]
+
+SCHEMA = 1
+_RECIPE = {"rules": list, "drop": list, "init": dict, "tie": dict, "same": dict, "dims": dict, "names": dict,
+           "rest": str, "scope": list, "then": list, "summary": str}  # fmt: skip
+_SCOPE = _RECIPE | {"source": str, "target": str, "use": str, "inverse": bool, "config": str}
+
+
+def loads(text: str, place: str | None = None) -> Recipe:
+    """Read a recipe.
+
+    >>> loads('schema = 1\\nrules = ["a -> b"]').rules[0].targets[0].pattern.spell({})
+    'b'
+
+    Raises:
+        RecipeError: all problems at once: bad TOML, unknown keys, texts that do not parse, a newer schema.
+    """
+    try:
+        data = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise RecipeError(Diagnostic("bad-toml", f"no TOML: {error}", place=place)) from None
+    schema = data.pop("schema", SCHEMA)
+    if type(schema) is not int or not 1 <= schema <= SCHEMA:
+        raise RecipeError(
+            Diagnostic("newer-schema", f"the recipe has schema {schema!r}, this version reads {SCHEMA}", place=place,
+                       help="pip install -U ckptsurgery")
+        )  # fmt: skip
+    problems: list[Diagnostic] = []
+    recipe = _Reader(text, place, problems).recipe(data, "error")
+    if problems:
+        raise RecipeError(problems)
+    return recipe
+
+
+class _Reader:
+    def __init__(self, text: str, place: str | None, problems: list[Diagnostic]) -> None:
+        self.lines, self.place, self.problems = text.splitlines(), place, problems
+
+    def recipe(self, data: Mapping[str, Any], rest: str | None, inside: str = "") -> Recipe:
+        known = self.checked(data, _SCOPE if inside == "scope" else _RECIPE, inside)
+        rules = [r for text in known.get("rules", ()) if (r := self.rule(text)) is not None]
+        scopes = [self.scope(s) for s in self.tables(known, "scope")]
+        stages = [self.recipe(s, "error", "then") for s in self.tables(known, "then")]
+        own = {k: v for k, v in known.items() if k in ("drop", "init", "tie", "same", "dims", "names", "summary")}
+        for table in ("init", "tie", "same"):
+            self.strings(own.get(table, {}), table)
+        try:
+            return Recipe(rules, rest=known.get("rest", rest), scopes=scopes, stages=stages, place=self.place, **own)
+        except RecipeError as error:
+            self.problems.extend(error.diagnostics)
+            return Recipe()
+
+    def scope(self, data: Mapping[str, Any]) -> Scope:
+        inner = self.recipe(data, None, "scope")
+        fields = {k: data[k] for k in ("source", "target", "use", "inverse", "config") if k in data}
+        try:
+            return Scope(inner, **{k: v for k, v in fields.items() if isinstance(v, _SCOPE[k])})
+        except RecipeError as error:
+            self.problems.extend(error.diagnostics)
+            return Scope(inner)
+
+    def tables(self, data: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
+        found = data.get(name, [])
+        if not all(isinstance(t, dict) for t in found):
+            self.problem("bad-recipe", f"{name!r} holds tables", f"[[{name}]]")
+            return []
+        return list(found)
+
+    def strings(self, table: Mapping[str, Any], name: str) -> None:
+        for key, value in table.items():
+            if not isinstance(value, str):
+                self.problem("bad-recipe", f"[{name}] {key!r} = {value!r} is no text", f'"{key}" = "…"')
+
+    def rule(self, text: Any) -> Rule | None:
+        if not isinstance(text, str):
+            self.problem("bad-recipe", f"{text!r} is no rule", '"SOURCE -> TARGET"')
+            return None
+        try:
+            return Rule.parse(text, self.where(text))
+        except RecipeError as error:
+            self.problems.extend(error.diagnostics)
+            return None
+
+    def where(self, text: str) -> str | None:
+        """`file:line` of a rule: the first line that holds its text."""
+        if self.place is None:
+            return None
+        spelled = json.dumps(text, ensure_ascii=False)[1:-1]
+        for number, line in enumerate(self.lines, 1):
+            if text in line or spelled in line:
+                return f"{self.place}:{number}"
+        return self.place
+
+    def checked(self, data: Mapping[str, Any], known: Mapping[str, type], inside: str) -> dict[str, Any]:
+        good: dict[str, Any] = {}
+        for key, value in data.items():
+            if key not in known:
+                near = difflib.get_close_matches(key, [*known, "schema"], 1)
+                self.problem("unknown-key", f"a recipe has no {key!r}" + (f" in [[{inside}]]" if inside else ""),
+                             f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(known))  # fmt: skip
+            elif not isinstance(value, known[key]):
+                self.problem("bad-recipe", f"{key} = {value!r}: a {known[key].__name__} was expected")
+            else:
+                good[key] = value
+        return good
+
+    def problem(self, code: str, headline: str, help: str | None = None) -> None:
+        self.problems.append(Diagnostic(code, headline, place=self.place, help=help))
+
+
+def dumps(recipe: Recipe) -> str:
+    """A recipe as text; `loads` of it gives an equal recipe."""
+    lines = [f"schema = {SCHEMA}", *_lines(recipe, "", "error")]
+    return "\n".join(lines) + "\n"
+
+
+def _lines(recipe: Recipe, path: str, rest: str | None) -> list[str]:
+    lines = [f"summary = {_quoted(recipe.summary)}"] if recipe.summary else []
+    if recipe.rest != rest and recipe.rest is not None:
+        lines.append(f"rest = {_quoted(recipe.rest)}")
+    if recipe.rules:
+        lines += ["rules = [", *(f"  {_quoted(str(r))}," for r in recipe.rules), "]"]
+    if recipe.drop:
+        lines += ["drop = [", *(f"  {_quoted(d)}," for d in recipe.drop), "]"]
+    for name, pairs in recipe.names.items():
+        lines += ["", f"[{path}names.{_key(name)}]", *(f"{_key(k)} = {_quoted(v)}" for k, v in pairs.items())]
+    for table in ("init", "tie", "same"):
+        entries: Mapping[str, Any] = getattr(recipe, table)
+        if entries:
+            lines += ["", f"[{path}{table}]", *(f"{_key(k)} = {_quoted(_text(k, v))}" for k, v in entries.items())]
+    if recipe.dims:
+        lines += ["", f"[{path}dims]", *(f"{_key(k)} = {_value(v)}" for k, v in recipe.dims.items())]
+    for scope in recipe.scopes:
+        lines += ["", f"[[{path}scope]]"]
+        for field in ("source", "target", "use", "config"):
+            if getattr(scope, field):
+                lines.append(f"{field} = {_quoted(getattr(scope, field))}")
+        if scope.inverse:
+            lines.append("inverse = true")
+        lines += _lines(scope.recipe, f"{path}scope.", None)
+    for stage in recipe.stages:
+        lines += ["", f"[[{path}then]]", *_lines(stage, f"{path}then.", "error")]
+    return lines
+
+
+def _text(key: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise RecipeError(Diagnostic("not-text", f"{key!r} is set by {value!r}, which has no text", help="name a registered op"))
+    return value
+
+
+def _quoted(text: str) -> str:
+    # JSON's escapes are TOML's, but TOML also wants DEL escaped
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _key(text: str) -> str:
+    return text if re.fullmatch(r"[A-Za-z0-9_-]+", text) else _quoted(text)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    return _quoted(value) if isinstance(value, str) else str(value)
