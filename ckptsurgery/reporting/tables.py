@@ -1,0 +1,74 @@
+"""Plain text in columns: it fits the width where it can, and never cuts a key."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = ["cut", "shown_bytes", "shown_count", "table"]
+
+
+def table(rows: Sequence[Sequence[str]], align: str, width: int) -> list[str]:
+    """Rows in columns; a first cell too long for its column keeps its line, the others follow on the next.
+
+    >>> print("\\n".join(table([("a", "F32 [2]"), ("a.long.name", "I64 []")], "<<", 14)))
+    a      F32 [2]
+    a.long.name
+           I64 []
+
+    Args:
+        rows: equally many cells each.
+        align: `<` or `>` for each column.
+        width: columns of the terminal.
+    """
+    if not rows:
+        return []
+    widths = [max(len(row[c]) for row in rows) for c in range(len(align))]
+    gaps = 2 * (len([w for w in widths[1:] if w]))
+    others = sum(widths[1:]) + gaps
+    first = max(1, min(widths[0], width - others))
+    lines: list[str] = []
+    for row in rows:
+        cells = [f"{cell:{a}{w}}" for cell, a, w in zip(row[1:], align[1:], widths[1:], strict=True) if w]
+        head = row[0]
+        if len(head) > first:
+            lines.append(head)
+            head = ""
+        lines.append("  ".join([f"{head:{align[0]}{first}}", *cells]).rstrip())
+    return lines
+
+
+def cut(text: str, width: int) -> str:
+    """The text on one line of `width` columns, `…` where it was cut.
+
+    >>> cut("abcdefgh", 5), cut("one\\ntwo", 20)
+    ('abcd…', 'one two')
+    """
+    text = " ".join(text.split("\n"))
+    return text if len(text) <= width else text[: max(0, width - 1)] + "…"
+
+
+def shown_bytes(n: int) -> str:
+    """A size for people, in decimal units.
+
+    >>> shown_bytes(999), shown_bytes(1_500_000), shown_bytes(2_000_000_000)
+    ('999 B', '1.5 MB', '2.0 GB')
+    """
+    return f"{n} B" if n < 1000 else _scaled(n, ("kB", "MB", "GB", "TB"))
+
+
+def shown_count(n: int) -> str:
+    """A number of elements for people.
+
+    >>> shown_count(72), shown_count(22_713_216), shown_count(671_026_404_352)
+    ('72', '22.7 M', '671.0 B')
+    """
+    return str(n) if n < 1000 else _scaled(n, ("k", "M", "B", "T"))
+
+
+def _scaled(n: int, units: Sequence[str]) -> str:
+    size = n / 1000
+    for unit in units[:-1]:
+        if size < 999.95:
+            return f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} {units[-1]}"

@@ -1,0 +1,64 @@
+"""Folded keys as a tree of modules with totals."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from ..specs import TensorSpec
+from .tables import shown_bytes, shown_count, table
+
+__all__ = ["tree"]
+
+# Dots and slashes separate segments, but not the dots inside of `{0..31}`.
+_SEGMENTS = re.compile(r"(?:\{[^{}]*\}|[^./{])+|\{|[./]")
+
+
+@dataclass
+class _Node:
+    children: dict[str, _Node] = field(default_factory=dict)
+    spec: TensorSpec | None = None
+    count: int = 0
+    numel: int = 0
+    nbytes: int = 0
+
+    def add(self, spec: TensorSpec, count: int) -> None:
+        self.count += count
+        self.numel += spec.numel * count
+        self.nbytes += spec.nbytes * count
+
+
+def tree(lines: Sequence[tuple[str, TensorSpec, int]], width: int) -> list[str]:
+    """The lines `(folded key, spec, count)` as a tree, a module's totals beside it.
+
+    >>> specs = [("h.{0..2}.w", TensorSpec([4], "F32"), 3), ("h.{0..2}.b", TensorSpec([], "F32"), 3)]
+    >>> print("\\n".join(tree(specs, 60)))
+    h.{0..2}  x6  15 numbers  60 B
+    ├ w       x3  F32 [4]     48 B
+    └ b       x3  F32 []      12 B
+    """
+    root = _Node()
+    for text, spec, count in lines:
+        node = root
+        node.add(spec, count)
+        for segment in _SEGMENTS.findall(text) or [text]:
+            node = node.children.setdefault(segment, _Node())
+            node.add(spec, count)
+        node.spec = spec
+    return table(list(_rows(root)), "<><>", width)
+
+
+def _rows(node: _Node, indent: str | None = None) -> Iterator[tuple[str, str, str, str]]:
+    """Rows below a node; the outermost ones (no `indent` yet) stand without branches."""
+    children = list(node.children.items())
+    for i, (name, child) in enumerate(children):
+        while len(child.children) == 1 and child.spec is None:
+            ((segment, child),) = child.children.items()
+            name += segment
+        last = i == len(children) - 1
+        branch = "" if indent is None else indent + ("└ " if last else "├ ")
+        times = f"x{child.count}" if child.count > 1 else ""
+        says = str(child.spec) if child.spec is not None else f"{shown_count(child.numel)} numbers"
+        yield branch + name.rstrip("./"), times, says, shown_bytes(child.nbytes)
+        yield from _rows(child, "" if indent is None else indent + ("  " if last else "│ "))
