@@ -1,0 +1,12 @@
+"""The value ops: small frozen objects that infer specs without torch, run on tensors, and invert where they can."""
+
+from __future__ import annotations
+
+from . import arithmetic, axes
+from .base import Op, OpError, Specs, Tensors
+from .registry import make_op, op_names, op_signature, op_summary, register
+
+# Importing a module of ops registers them.
+_BUILT_IN = (arithmetic, axes)
+
+__all__ = ["Op", "OpError", "Specs", "Tensors", "make_op", "op_names", "op_signature", "op_summary", "register"]

@@ -27,8 +27,9 @@ class Op:
     A unary op (`joins = False`) is applied to each tensor alone: `infer` and `run` get one and return one. A joining op
     gets all tensors of its side at once, in the order of the rule's text.
 
-    An op over an axis (`axis_role`) names an axis that stands on one side of the rule only. `"reduce"`: the tensor arrives
-    with that axis in front and leaves without it. `"repeat"`: the axis is added by the rearrangement itself, nothing runs.
+    An op over an axis (`axis_role`) names an axis that stands on one side of the rule only. `"reduce"`: the tensor
+    arrives with that axis in front and leaves without it. `"repeat"`: the axis is added by the rearrangement itself,
+    nothing runs.
     """
 
     name: ClassVar[str] = ""
@@ -57,7 +58,8 @@ class Op:
 
     def __str__(self) -> str:
         """The op as a rule writes it: arguments that have their default are left out."""
-        shown = [f"{f.name}={_argument(getattr(self, f.name))}" for f in fields(self) if getattr(self, f.name) != f.default]
+        given = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
+        shown = [f"{name}={_argument(getattr(self, name))}" for name in given]
         return f"{self.name}({', '.join(shown)})" if shown else self.name
 
 

@@ -1,0 +1,44 @@
+"""What an op asks of the specs it is given; each check says what was wanted and what came. No torch here."""
+
+from __future__ import annotations
+
+from ..specs import DTYPES, TensorSpec
+from .base import Op, OpError, Specs
+
+__all__ = ["arithmetic_float", "integer_range", "operands", "whole_elements"]
+
+_NO_ARITHMETIC = {"F4", "F6_E2M3", "F6_E3M2", "F8_E8M0"}
+
+
+def operands(op: Op, specs: Specs, *names: str) -> Specs:
+    """The specs, one for each of `names`."""
+    if len(specs) != len(names):
+        wants = names[0] if len(names) == 1 else f"{len(names)} sources in this order: {', '.join(names)}"
+        raise OpError(f"{op.name} takes {wants}; it was given {len(specs)}")
+    return specs
+
+
+def whole_elements(op: Op, spec: TensorSpec, what: str = "the tensor") -> TensorSpec:
+    """The spec, whose elements are bytes or more: packed ones cannot be cut one by one."""
+    if DTYPES[spec.dtype].bits < 8 or DTYPES[spec.dtype].torch is None:
+        raise OpError(f"{op.name} cannot cut the packed elements of {what}, {spec}")
+    return spec
+
+
+def arithmetic_float(op: Op, spec: TensorSpec, what: str = "the tensor") -> TensorSpec:
+    """The spec, of a float dtype that can be computed with."""
+    if DTYPES[spec.dtype].kind != "float" or spec.dtype in _NO_ARITHMETIC:
+        raise OpError(f"{op.name} computes with floats, and {what} is {spec}; cast it first")
+    return spec
+
+
+def integer_range(dtype: str) -> tuple[int, int]:
+    """The smallest and the largest value of an integer dtype.
+
+    >>> integer_range("I8"), integer_range("U8")
+    ((-128, 127), (0, 255))
+    """
+    row = DTYPES[dtype]
+    if row.kind == "int":
+        return -(1 << (row.bits - 1)), (1 << (row.bits - 1)) - 1
+    return 0, 1 if row.kind == "bool" else (1 << row.bits) - 1

@@ -1,0 +1,265 @@
+"""The one registry of ops: a dict from name to class, filled by `register` and by nothing else.
+
+Built-in ops register when `ckptsurgery.ops` is imported. A package adds its own through the entry-point group
+`ckptsurgery.ops`: an entry point loads an `Op` subclass, or a module that registers some. The group is looked at only
+for a name that is not known yet.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from difflib import get_close_matches
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+from .base import Op, OpError, _argument
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+__all__ = ["GROUP", "make_op", "op_names", "op_signature", "op_summary", "register"]
+
+GROUP = "ckptsurgery.ops"
+_OPS: dict[str, type[Op]] = {}
+_T = TypeVar("_T", bound=Op)
+
+
+@dataclass_transform(frozen_default=True)
+def register(cls: type[_T]) -> type[_T]:
+    """Make an op known by its `name`; a class that is no dataclass yet becomes a frozen one.
+
+    >>> from ckptsurgery.ops import Op, Specs, Tensors, make_op, register
+    >>> @register
+    ... class ScaleBy(Op):
+    ...     "Multiply by a factor."
+    ...     name = "scale_by"
+    ...     factor: float
+    ...     def infer(self, specs: Specs) -> Specs:
+    ...         return specs
+    ...     def run(self, tensors: Tensors) -> Tensors:
+    ...         return tuple(t * self.factor for t in tensors)
+    ...     def inverse(self, inputs=None):
+    ...         return ScaleBy(1 / self.factor) if inputs is None else None
+    >>> str(make_op("scale_by", (2,), {}).inverse())
+    'scale_by(factor=0.5)'
+
+    Raises:
+        OpError: no name, or one that another op has. The same class may be defined again, as in a notebook's cell.
+    """
+    if not (isinstance(cls, type) and issubclass(cls, Op)):
+        raise OpError(f"{cls!r} is no subclass of Op")
+    if not isinstance(cls.name, str) or not cls.name.isidentifier():
+        raise OpError(f'{cls.__name__}: an op needs a name that a rule can write, such as name = "scale_by"')
+    if "__dataclass_fields__" not in cls.__dict__:
+        cls = dataclass(frozen=True)(cls)
+    facts = {"name", "joins", "axis_role"} & {f.name for f in fields(cls)}
+    if facts:
+        raise OpError(f"{cls.__name__}: {', '.join(sorted(facts))} must stand without annotation: it is no argument")
+    taken = _OPS.get(cls.name)
+    if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise OpError(f"an op is called {cls.name!r} already: {taken.__module__}.{taken.__qualname__}")
+    _OPS[cls.name] = cls
+    return cls
+
+
+def make_op(
+    name: str,
+    args: tuple[Any, ...] = (),
+    keywords: Mapping[str, Any] | None = None,
+    dims: Mapping[str, Any] | None = None,
+) -> Op:
+    """The op of that name with these arguments, each checked against the type of its field.
+
+    >>> make_op("cast", ("bf16",))
+    Cast(dtype='BF16', floats=False, saturate=False)
+    >>> make_op("add", ("v",), {}, dims={"v": 64}).value
+    64
+
+    Args:
+        name: a built-in op, a registered one, or one that an entry point brings.
+        args, keywords: plain data as `parse_call` gives it: lists as tuples, tables as tuples of pairs.
+        dims: where a word is looked up that stands for a number; a field that takes text keeps the word.
+
+    Raises:
+        OpError: unknown op (with the closest names), or arguments that its signature does not take.
+    """
+    cls = _lookup(name)
+    given = _bind(cls, args, keywords or {})
+    hints = _hints(cls)
+    values = {key: _settle(cls, key, value, hints.get(key, Any), dims or {}) for key, value in given.items()}
+    try:
+        return cls(**values)
+    except OpError as error:
+        raise OpError(str(error) if str(error).startswith(name) else f"{name}: {error}") from None
+    except (TypeError, ValueError) as error:
+        raise OpError(f"{name}: {error}; it is written {op_signature(name)}") from error
+
+
+def op_names() -> tuple[str, ...]:
+    """All ops by name, those of installed packages included.
+
+    >>> {"cast", "add", "same"} <= set(op_names())
+    True
+    """
+    _load_entry_points(None)
+    return tuple(sorted(_OPS))
+
+
+def op_summary(name: str) -> str:
+    """The first line of an op's docstring.
+
+    >>> op_summary("same")
+    'Prove that tensors are equal, bit for bit, and pass one of them on.'
+    """
+    lines = (_lookup(name).__doc__ or "").strip().splitlines()
+    return lines[0] if lines else ""
+
+
+def op_signature(name: str) -> str:
+    """How an op is written, with its defaults.
+
+    >>> op_signature("cast")
+    'cast(dtype, floats=false, saturate=false)'
+    """
+    return _signature(_lookup(name))
+
+
+def _signature(cls: type[Op]) -> str:
+    parts = [f.name if f.default is MISSING else f"{f.name}={_argument(f.default)}" for f in fields(cls) if f.init]
+    return f"{cls.name}({', '.join(parts)})" if parts else cls.name
+
+
+def _lookup(name: str) -> type[Op]:
+    if name in _OPS:
+        return _OPS[name]
+    failures = _load_entry_points(name)
+    if name in _OPS:
+        return _OPS[name]
+    close = get_close_matches(name, _OPS, n=3)
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    text = f"no op is called {name!r}; {hint}ops: {', '.join(sorted(_OPS))}"
+    raise OpError("; ".join([text, *failures]))
+
+
+def _load_entry_points(name: str | None) -> list[str]:
+    """Load what installed packages bring: the entry point of that name, or else all. Says what could not be loaded."""
+    from importlib.metadata import entry_points
+
+    found = tuple(entry_points(group=GROUP))
+    failures: list[str] = []
+    for point in [p for p in found if p.name == name] or found:
+        failure = _load(point)
+        if failure:
+            failures.append(failure)
+    return failures
+
+
+def _load(point: EntryPoint) -> str | None:
+    try:
+        loaded = point.load()
+        if isinstance(loaded, type):
+            register(loaded)
+    except Exception as error:  # a broken package must not hide which op was asked for
+        return f"the entry point {point.name} = {point.value!r} failed: {error}"
+    return None
+
+
+def _bind(cls: type[Op], args: tuple[Any, ...], keywords: Mapping[str, Any]) -> dict[str, Any]:
+    parameters = [f for f in fields(cls) if f.init]
+    names = [f.name for f in parameters]
+    written = f"it is written {_signature(cls)}"
+    if len(args) > len(names):
+        raise OpError(f"{cls.name} takes {len(names) or 'no'} arguments, not {len(args)}; {written}")
+    given = dict(zip(names, args))
+    for key, value in keywords.items():
+        if key not in names:
+            close = get_close_matches(key, names, n=1)
+            hint = f", did you mean {close[0]!r}?" if close else ""
+            raise OpError(f"{cls.name} has no argument {key!r}{hint}; {written}")
+        if key in given:
+            raise OpError(f"{cls.name} is given {key!r} twice; {written}")
+        given[key] = value
+    missing = [f.name for f in parameters if f.name not in given and f.default is f.default_factory is MISSING]
+    if missing:
+        raise OpError(f"{cls.name} needs {' and '.join(missing)}; {written}")
+    return given
+
+
+def _hints(cls: type[Op]) -> dict[str, Any]:
+    try:
+        return get_type_hints(cls)
+    except (NameError, TypeError):
+        # A class defined inside a function may name types that only that function sees; its own __init__ must check.
+        return {}
+
+
+def _settle(cls: type[Op], key: str, value: Any, hint: Any, dims: Mapping[str, Any]) -> Any:
+    try:
+        return _coerce(value, hint, dims)
+    except _Mismatch:
+        wants = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+        unknown = isinstance(value, str) and value.isidentifier() and wants != "bool"
+        help = f", and dims do not name {str(value)!r}" if unknown and get_origin(hint) is not Literal else ""
+        raise OpError(
+            f"{cls.name}: {key} wants {wants}, not {_argument(value)}{help}; it is written {_signature(cls)}"
+        ) from None
+
+
+class _Mismatch(Exception):
+    pass
+
+
+def _coerce(value: Any, hint: Any, dims: Mapping[str, Any]) -> Any:
+    """`value` as the type `hint` wants it; a word where no text is wanted is looked up in `dims`."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        return _coerce_union(value, inner, dims)
+    if origin is Literal:
+        if value in inner:
+            return value
+    elif origin is tuple and isinstance(value, (tuple, list)):
+        return _coerce_tuple(tuple(value), inner, dims)
+    elif hint is str and isinstance(value, str):
+        return str(value)
+    elif hint is float and type(value) in (int, float):
+        return float(value)
+    elif hint is type(None):
+        if value is None:
+            return None
+    elif (isinstance(hint, type) and type(value) is hint) or (not isinstance(hint, type) and origin is not tuple):
+        return value
+    if isinstance(value, str) and value in dims and not isinstance(dims[value], str):
+        return _coerce(dims[value], hint, {})
+    raise _Mismatch
+
+
+def _coerce_union(value: Any, hints: tuple[Any, ...], dims: Mapping[str, Any]) -> Any:
+    exact = [h for h in hints if h is type(value)]
+    for lookup in ({}, dims):
+        for hint in (*exact, *hints):
+            try:
+                return _coerce(value, hint, lookup)
+            except _Mismatch:
+                continue
+    raise _Mismatch
+
+
+def _coerce_tuple(values: tuple[Any, ...], hints: tuple[Any, ...], dims: Mapping[str, Any]) -> tuple[Any, ...]:
+    if len(hints) == 2 and hints[1] is Ellipsis:
+        return tuple(_coerce(v, hints[0], dims) for v in values)
+    if len(values) != len(hints):
+        raise _Mismatch
+    return tuple(_coerce(v, h, dims) for v, h in zip(values, hints))
