@@ -1,0 +1,271 @@
+"""`Checkpoint`: a mapping from keys to tensors that are read when asked for, whatever the format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CheckpointError, Diagnostic
+from ..specs import DTYPES, TensorSpec
+from .contents import Contents, Entry, Extent
+from .files import OpenFiles
+from .text import close_keys, shown_bytes
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Checkpoint", "LazyTensor", "MissingKeyError", "Tie"]
+
+# Below this a plain read is cheaper than a mapping, and a process may hold only some 65,000 mappings.
+_MAP_FROM = 1 << 20
+
+
+class MissingKeyError(CheckpointError, KeyError):
+    """The checkpoint has no such key; also a `KeyError`, as a mapping's lookup must raise."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Tie:
+    """Names of one and the same tensor.
+
+    Args:
+        names: in the checkpoint's order.
+        kind: `"storage"` where the names share bytes, `"alias"` where the metadata declares them.
+    """
+
+    names: tuple[str, ...]
+    kind: str
+
+
+class Checkpoint(Mapping[str, "LazyTensor"]):
+    """A checkpoint's tensors by key; headers are known at once, data is read when a tensor is loaded.
+
+    >>> from ckptsurgery.storage.contents import Contents, Entry
+    >>> ckpt = Checkpoint(Contents({"w": Entry(TensorSpec([2, 3], "F32"), "/dev/null")}), "an example")
+    >>> ckpt["w"], len(ckpt), ckpt.nbytes
+    (LazyTensor('w', F32 [2, 3]), 1, 24)
+
+    Raises:
+        CheckpointError: on reading, when the file changed or ends early; `MissingKeyError` for a key that is not there.
+    """
+
+    def __init__(self, contents: Contents, source: str) -> None:
+        self.entries: dict[str, Entry] = contents.entries
+        self.aliases: dict[str, str] = contents.aliases
+        self.metadata: dict[str, str] = contents.metadata
+        self.extras: dict[str, Any] = contents.extras
+        self.config: Mapping[str, Any] | None = contents.config
+        self.source = source
+        self.files: tuple[str, ...] = tuple(
+            dict.fromkeys(e.file for e in contents.entries.values() if e.file is not None)
+        )
+        self._open_files = OpenFiles(self.files)
+        self._dense: tuple[str, memoryview] | None = None
+
+    @cached_property
+    def specs(self) -> dict[str, TensorSpec]:
+        """Shape and dtype of each key, in order."""
+        return {key: entry.spec for key, entry in self.entries.items()}
+
+    @cached_property
+    def ties(self) -> tuple[Tie, ...]:
+        """Groups of names that mean one tensor; disjoint or unequal views of one storage are none."""
+        groups: dict[tuple[object, ...], list[str]] = {}
+        for key, entry in self.entries.items():
+            if entry.spec.numel:
+                groups.setdefault(_place(entry), []).append(key)
+        return tuple(
+            Tie(tuple(names), "alias" if any(name in self.aliases for name in names) else "storage")
+            for names in groups.values()
+            if len(names) > 1
+        )
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of all tensors, tied ones counted once."""
+        repeated = sum(self.specs[name].nbytes for tie in self.ties for name in tie.names[1:])
+        return sum(spec.nbytes for spec in self.specs.values()) - repeated
+
+    def extent(self, key: str) -> Extent | None:
+        """The run of bytes in a file that is this tensor, or None when it must go through memory."""
+        return self._entry(key).extent
+
+    def load(self, key: str) -> torch.Tensor:
+        """The tensor, on the CPU: mapped privately or read, so that writing into it never reaches the file.
+
+        A tensor in memory is returned itself.
+        """
+        entry = self._entry(key)
+        if entry.file is None:
+            from .tensors import refuse_meta
+
+            refuse_meta(entry.tensor, key)
+            return entry.tensor  # type: ignore[no-any-return]
+        return self._load(key, entry)
+
+    def _load(self, key: str, entry: Entry) -> torch.Tensor:
+        from .tensors import span, swap_bytes, tensor_from, torch_shape
+
+        assert entry.file is not None
+        spec, files = entry.spec, self._open_files
+        itemsize = DTYPES[spec.dtype].itemsize
+        nbytes = spec.nbytes if entry.strides is None else span(torch_shape(spec, key), entry.strides) * itemsize
+        if nbytes >= _MAP_FROM and not entry.big_endian and entry.offset % itemsize == 0:
+            mapped = files.map(entry.file, entry.offset, nbytes)
+            if mapped is not None:
+                return tensor_from(*mapped, spec, key, entry.strides)
+        buffer = files.read(entry.file, entry.offset, nbytes)
+        if entry.big_endian:
+            buffer = swap_bytes(buffer, spec.dtype)
+        return tensor_from(buffer, 0, spec, key, entry.strides)
+
+    def read(self, key: str, start: int = 0, stop: int | None = None) -> bytearray | memoryview:
+        """Bytes `[start, stop)` of the tensor laid out densely in C order; from a file extent no more than these are read."""
+        entry = self._entry(key)
+        stop = entry.spec.nbytes if stop is None else stop
+        if not 0 <= start <= stop <= entry.spec.nbytes:
+            raise CheckpointError(
+                Diagnostic("bad-range", f"bytes {start} to {stop} are not within the tensor's {entry.spec.nbytes}", key)
+            )
+        extent = entry.extent
+        if extent is not None:
+            return self._open_files.read(extent.file, extent.offset + start, stop - start)
+        return self._dense_view(key, entry)[start:stop]
+
+    def read_into(self, key: str, start: int, buffer: memoryview) -> None:
+        """Fills `buffer` with the tensor's dense bytes from `start` on."""
+        entry = self._entry(key)
+        if entry.extent is None or start + len(buffer) > entry.spec.nbytes:
+            buffer[:] = self.read(key, start, start + len(buffer))
+        else:
+            self._open_files.read_into(entry.extent.file, entry.extent.offset + start, buffer)
+
+    def _dense_view(self, key: str, entry: Entry) -> memoryview:
+        # A strided tensor has to be gathered as a whole; the last one is kept, since ranges are asked for one after another.
+        from .tensors import dense_bytes
+
+        kept = self._dense
+        if kept is None or kept[0] != key:
+            kept = self._dense = key, dense_bytes(self.load(key), key)
+        return kept[1]
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """All tensors, contiguous, in order; tied names share one tensor."""
+        first = {name: tie.names[0] for tie in self.ties for name in tie.names[1:]}
+        tensors: dict[str, torch.Tensor] = {}
+        for key in self.entries:
+            tensors[key] = tensors[first[key]] if key in first else self.load(key).contiguous()
+        return tensors
+
+    def close(self) -> None:
+        """Closes the files; tensors that were loaded stay valid."""
+        self._dense = None
+        self._open_files.close()
+
+    def _entry(self, key: str) -> Entry:
+        try:
+            return self.entries[key]
+        except KeyError:
+            near = close_keys(str(key), self.entries)
+            help = "did you mean " + " or ".join(map(repr, near)) + "?" if near else "list(ckpt) has all keys"
+            raise MissingKeyError(Diagnostic("missing-key", f"{self.source} has no key {key!r}", help=help)) from None
+
+    def __getitem__(self, key: str) -> LazyTensor:
+        self._entry(key)
+        return LazyTensor(self, key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.entries
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The tensor of a key, or `default`."""
+        return LazyTensor(self, key) if key in self.entries else default
+
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other  # a mapping's == would compare lazy tensors, which says nothing of their values
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        parts = [f"{len(self)} tensors", shown_bytes(self.nbytes)]
+        if self.ties:
+            parts.append(f"{len(self.ties)} tied")
+        if len(self.files) > 1:
+            parts.append(f"{len(self.files)} files")
+        if self.extras:
+            parts.append(f"{len(self.extras)} extras")
+        return f"<Checkpoint {self.source}: {', '.join(parts)}>"
+
+
+class LazyTensor:
+    """One tensor of a checkpoint: its spec now, its data on `load()` or by rows on indexing."""
+
+    __slots__ = ("_checkpoint", "key", "spec")
+
+    def __init__(self, checkpoint: Checkpoint, key: str) -> None:
+        self._checkpoint = checkpoint
+        self.key = key
+        self.spec = checkpoint.entries[key].spec
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape, as the header has it."""
+        return self.spec.shape
+
+    @property
+    def dtype(self) -> str:
+        """safetensors' name of the dtype."""
+        return self.spec.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the dense tensor."""
+        return self.spec.nbytes
+
+    def load(self) -> torch.Tensor:
+        """The whole tensor, on the CPU."""
+        return self._checkpoint.load(self.key)
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        """The part that `load()[index]` would give; only the rows of dimension 0 that it touches are read."""
+        from .rows import load_rows
+
+        return load_rows(self._checkpoint, self.key, index)
+
+    def __len__(self) -> int:
+        if not self.spec.shape:
+            raise TypeError("len() of a tensor without dimensions")
+        return self.spec.shape[0]
+
+    def __repr__(self) -> str:
+        return f"LazyTensor({self.key!r}, {self.spec})"
+
+
+def _place(entry: Entry) -> tuple[object, ...]:
+    """Equal for two entries exactly when they are one tensor."""
+    spec = entry.spec
+    if entry.file is not None:
+        return entry.file, entry.offset, spec.dtype, spec.shape, entry.strides, entry.big_endian
+    from .tensors import memory_place
+
+    return memory_place(entry.tensor), spec

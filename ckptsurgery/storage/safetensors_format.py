@@ -1,0 +1,352 @@
+"""The safetensors format: a header of JSON, checked as strictly as the bytes that it points to deserve."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError, Diagnostic
+from ..specs import DTYPES, TensorSpec
+from .contents import Contents, Entry
+from .files import os_error
+from .text import shown_keys
+
+__all__ = ["MAX_HEADER", "aliases_in", "read_safetensors"]
+
+MAX_HEADER = 100_000_000
+_FIELDS = {"dtype", "shape", "data_offsets"}
+
+
+def read_safetensors(path: str, subtree: str | None = None) -> Contents:
+    """What a safetensors file holds, from its header alone.
+
+    Aliases that `save_model` wrote into the metadata come out as keys. `subtree` is a dotted prefix to enter.
+
+    Raises:
+        CheckpointError: the header is no such thing, or does not describe the file exactly.
+    """
+    from .subtree import enter
+
+    header = _Header.read(path)
+    rows, metadata, doubtful = _parse(header)
+    problems = _problems(rows, header) if doubtful else []
+    entries = None if problems else _entries(rows, header)
+    if entries is None:
+        found = problems or _problems(rows, header)
+        raise CheckpointError(found or [header.problem("bad-header", "the header is inconsistent")])
+    aliases = aliases_in(metadata, entries)
+    for alias, kept in aliases.items():
+        entries[alias] = entries[kept]
+    contents = Contents(entries, aliases, metadata)
+    return enter(contents, subtree, path) if subtree else contents
+
+
+def aliases_in(metadata: dict[str, str], entries: dict[str, Any]) -> dict[str, str]:
+    """The metadata's pairs that say "this name is another name of that tensor".
+
+    >>> aliases_in({"format": "pt", "head.weight": "embed.weight"}, {"embed.weight": ...})
+    {'head.weight': 'embed.weight'}
+    """
+    return {alias: kept for alias, kept in metadata.items() if kept in entries and alias not in entries}
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    path: str
+    text: str
+    start: int
+    size: int
+
+    @property
+    def data_size(self) -> int:
+        return self.size - self.start
+
+    def problem(self, code: str, headline: str, help: str | None = None, notes: tuple[str, ...] = ()) -> Diagnostic:
+        return Diagnostic(code, headline, self.path, notes=notes, help=help)
+
+    @classmethod
+    def read(cls, path: str) -> _Header:
+        try:
+            with Path(path).open("rb", buffering=0) as file:
+                size = os.fstat(file.fileno()).st_size
+                first = file.read(8)
+                length = int.from_bytes(first, "little")
+                _check_length(path, size, length)
+                raw = bytearray()
+                while len(raw) < length and (block := file.read(length - len(raw))):
+                    raw += block
+        except OSError as error:
+            raise os_error(error, path) from error
+        try:
+            return cls(path, raw.decode(), 8 + length, size)
+        except UnicodeDecodeError as error:
+            raise CheckpointError(
+                Diagnostic("bad-header", f"the header is not UTF-8: {error.reason} at byte {error.start}", path)
+            ) from None
+
+
+def _check_length(path: str, size: int, length: int) -> None:
+    if size < 8:
+        problem = Diagnostic(
+            "truncated-file", f"{size} bytes are no safetensors file", path, help="download or write the file again"
+        )
+    elif length > MAX_HEADER:
+        problem = Diagnostic(
+            "header-too-large",
+            f"the header says it is {length:,} bytes long; {MAX_HEADER:,} is the limit",
+            path,
+            help="is it a safetensors file at all?",
+        )
+    elif 8 + length > size:
+        problem = Diagnostic(
+            "truncated-file",
+            f"the header needs {8 + length:,} bytes, the file has {size:,}",
+            path,
+            help="download or write the file again",
+        )
+    elif length < 2:
+        problem = Diagnostic("bad-header", f"a header of {length} bytes cannot hold a JSON object", path)
+    else:
+        return
+    raise CheckpointError(problem)
+
+
+class _Duplicates(ValueError):
+    pass
+
+
+def _parse(header: _Header) -> tuple[dict[str, Any], dict[str, str], bool]:
+    """Rows by name, the metadata, and whether the rows need the slow, precise check."""
+    text, doubtful = header.text, True
+    try:
+        rows = json.loads(text)
+        if not isinstance(rows, dict):
+            raise CheckpointError(
+                header.problem("bad-header", f"the header is a JSON {type(rows).__name__}, not an object")
+            )
+        if _plainly_unique(text, rows):
+            doubtful = False
+        else:
+            rows = _unique_rows(header)
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(
+            header.problem("bad-header", f"the header is no JSON: {error}", "download or write the file again")
+        ) from None
+    metadata = rows.pop("__metadata__", {})
+    _check_metadata(header, metadata)
+    return rows, metadata, doubtful
+
+
+def _plainly_unique(text: str, rows: dict[str, Any]) -> bool:
+    """Proves in passing that nothing was given twice; where it cannot tell, it says False.
+
+    A row given twice, or a field given twice in a row, shows as one field name too many, as long as nothing is escaped.
+    """
+    if "\\" in text or "true" in text or "false" in text:
+        return False
+    tensors = len(rows)
+    if (at := text.find('"__metadata__"')) >= 0:
+        if text.count('"__metadata__"') != 1 or "__metadata__" not in rows:
+            return False
+        colon = text.index(":", at) + 1
+        while text[colon] in " \t\r\n":
+            colon += 1
+        try:
+            json.JSONDecoder(object_pairs_hook=_refuse_twice).raw_decode(text, colon)
+        except _Duplicates:
+            return False
+        tensors -= 1
+    return all(text.count(f'"{field}"') == tensors for field in _FIELDS)
+
+
+def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise _Duplicates
+    return found
+
+
+def _unique_rows(header: _Header) -> dict[str, Any]:
+    twice: list[tuple[set[str], list[str]]] = []
+
+    def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            seen: set[str] = set()
+            names = [name for name, _ in pairs if name in seen or seen.add(name)]  # type: ignore[func-returns-value]
+            twice.append((set(found), names))
+        return found
+
+    rows: dict[str, Any] = json.loads(header.text, object_pairs_hook=collect)
+    problems = []
+    for fields, names in twice:
+        if fields == set(rows):
+            text = (
+                f"{len(names)} tensor names are given twice in the header"
+                if len(names) > 1
+                else f"the tensor {names[0]!r} is given twice"
+            )
+            problems.append(
+                header.problem("duplicate-tensor", text, "write the file again, each name once", shown_keys(names))
+            )
+        elif fields & _FIELDS:
+            problems.append(
+                header.problem(
+                    "duplicate-field", f"a tensor gives {', '.join(names)} twice", notes=shown_keys(sorted(fields))
+                )
+            )
+        else:
+            problems.append(
+                header.problem("duplicate-metadata", "the metadata gives a key twice", notes=shown_keys(names))
+            )
+    if problems:
+        raise CheckpointError(problems)
+    return rows
+
+
+def _check_metadata(header: _Header, metadata: Any) -> None:
+    if not isinstance(metadata, dict):
+        raise CheckpointError(header.problem("bad-metadata", "__metadata__ is no JSON object of strings"))
+    if _FIELDS <= metadata.keys() and not all(isinstance(metadata[field], str) for field in _FIELDS):
+        raise CheckpointError(
+            header.problem(
+                "reserved-name",
+                "a tensor is called '__metadata__', which safetensors reserves",
+                "write the file again with another name",
+            )
+        )
+    wrong = [key for key, value in metadata.items() if not isinstance(value, str)]
+    if wrong:
+        raise CheckpointError(
+            header.problem("bad-metadata", "metadata values must be strings", notes=shown_keys(wrong))
+        )
+
+
+def _entries(rows: dict[str, Any], header: _Header) -> dict[str, Entry] | None:
+    """All entries, quickly; None when anything at all is off, and `_problems` then says what."""
+    path, start, position, in_order = header.path, header.start, 0, True
+    specs: dict[tuple[Any, ...], tuple[TensorSpec, int]] = {}
+    entries: dict[str, Entry] = {}
+    try:
+        for name, row in rows.items():
+            begin, end = row["data_offsets"]
+            known = specs.get(identity := (row["dtype"], *row["shape"]))
+            if known is None:
+                if _row_problem(row) is not None:
+                    return None
+                spec = TensorSpec(row["shape"], row["dtype"])
+                known = specs[identity] = spec, spec.nbytes
+            spec, nbytes = known
+            if type(begin) is not int or end - begin != nbytes or len(row) != 3:
+                return None
+            in_order = in_order and begin == position
+            position = end
+            entries[name] = Entry(spec, path, start + begin)
+    except (TypeError, KeyError, ValueError):
+        return None
+    if "" in entries:
+        return None
+    if not in_order:
+        position = 0
+        for begin, end in sorted(row["data_offsets"] for row in rows.values()):
+            if begin != position:
+                return None
+            position = end
+    return entries if position == header.data_size else None
+
+
+def _row_problem(row: Any) -> tuple[str, str] | None:
+    """(code, text) for what is wrong with one row on its own."""
+    if not isinstance(row, dict) or not _FIELDS <= row.keys():
+        return "bad-entry", "has not dtype, shape and data_offsets"
+    if len(row) != len(_FIELDS):
+        return "unknown-field", "has unknown fields: " + ", ".join(sorted(row.keys() - _FIELDS))
+    dtype, shape, offsets = row["dtype"], row["shape"], row["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES or not DTYPES[dtype].safetensors:
+        return "unknown-dtype", f"has the dtype {dtype!r}, which safetensors does not know"
+    if not isinstance(shape, list) or any(type(n) is not int or n < 0 for n in shape):
+        return "bad-shape", f"has the shape {shape!r}, which is none"
+    if not isinstance(offsets, list) or len(offsets) != 2 or any(type(n) is not int or n < 0 for n in offsets):
+        return "bad-offsets", f"has the offsets {offsets!r}; two non-negative integers are expected"
+    bits = math.prod(shape) * DTYPES[dtype].bits
+    # The reference reader multiplies from the left, so a zero at the end does not save an absurd shape.
+    partial = 1
+    for n in shape:
+        partial *= n
+        if partial >= 1 << 64:
+            return "shape-overflow", f"has the shape {shape}, whose product does not fit 64 bits"
+    if bits >= 1 << 64:
+        return "shape-overflow", f"has the shape {shape}, whose size in bits does not fit 64 bits"
+    if bits % 8:
+        return "bad-shape", f"is {dtype} {shape}, which does not fill whole bytes"
+    if offsets[1] - offsets[0] != bits // 8:
+        return (
+            "size-mismatch",
+            f"is {dtype} {shape}, {bits // 8:,} bytes, but its offsets {offsets} span {offsets[1] - offsets[0]:,}",
+        )
+    return None
+
+
+_HELP = {
+    "unknown-dtype": "it was written by a newer safetensors, or is damaged; known are "
+    + ", ".join(n for n, d in DTYPES.items() if d.safetensors),
+    "overlap": "the file is damaged or made to deceive; get it again from its source",
+    "hole": "the file is damaged or made to deceive; get it again from its source",
+}
+
+
+def _problems(rows: dict[str, Any], header: _Header) -> list[Diagnostic]:
+    """Every way in which the rows fail to describe the file, one diagnostic a kind."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    sound = []
+    for name, row in rows.items():
+        if not name or not name.isprintable() and not _encodable(name):
+            found.setdefault("bad-name", []).append((name, "is an empty name or no text"))
+        problem = _row_problem(row)
+        if problem:
+            found.setdefault(problem[0], []).append((name, problem[1]))
+        else:
+            sound.append((*row["data_offsets"], name))
+    position, last = 0, ""
+    for begin, end, name in sorted(sound) if len(sound) == len(rows) else []:
+        if begin < position:
+            found.setdefault("overlap", []).append(
+                (name, f"starts at byte {begin:,}, within {last!r}, which ends at {position:,}")
+            )
+        elif begin > position:
+            found.setdefault("hole", []).append(
+                (name, f"starts at byte {begin:,}, but the bytes from {position:,} on belong to no tensor")
+            )
+        position, last = max(position, end), name
+    diagnostics = [
+        header.problem(code, f"tensor {hits[0][0]!r} {hits[0][1]}", _HELP.get(code), _more(hits))
+        for code, hits in found.items()
+    ]
+    if not found and position > header.data_size:
+        text = f"the tensors end at byte {position:,} of the data, the file at {header.data_size:,}"
+        diagnostics.append(header.problem("truncated-file", text, "download or write the file again"))
+    elif not found and position < header.data_size:
+        text = f"{header.data_size - position:,} bytes at the end of the file belong to no tensor"
+        diagnostics.append(
+            header.problem("trailing-bytes", text, "the file is damaged, or two files run together; get it again")
+        )
+    return diagnostics
+
+
+def _more(hits: list[tuple[str, str]]) -> tuple[str, ...]:
+    lines = tuple(f"also {name!r} {text}" for name, text in hits[1:6])
+    return lines if len(hits) <= 6 else (*lines, f"and {len(hits) - 6} more")
+
+
+def _encodable(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

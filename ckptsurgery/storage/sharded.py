@@ -1,0 +1,211 @@
+"""Several files that are one checkpoint: an index that names them, or a folder of files without one."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError, Diagnostic
+from .contents import Contents, Entry
+from .files import os_error
+from .text import shown_keys
+
+__all__ = ["read_index", "read_together", "shard_names", "weight_map_of"]
+
+Reader = Callable[[str], Contents]
+
+
+def read_index(path: str, read: Reader) -> Contents:
+    """The checkpoint that an index file describes; its `weight_map` is an allow-list, in its order.
+
+    Aliases come from the index's metadata, where the hub and transformers put them, and from a shard's own metadata when
+    the `weight_map` lists the alias.
+
+    Raises:
+        CheckpointError: a shard or a key is missing, or the index points out of its folder; all problems at once.
+    """
+    weight_map, about = weight_map_of(path)
+    folder = Path(path).parent
+    problems: list[Diagnostic] = []
+    shards: dict[str, Contents] = {}
+    for name in dict.fromkeys(weight_map.values()):
+        shard = folder / name
+        if not shard.exists():
+            keys = [key for key, file in weight_map.items() if file == name]
+            text = f"the index names the shard {name!r}, which is not there ({len(keys)} keys)"
+            problems.append(
+                Diagnostic(
+                    "missing-shard", text, path, notes=shown_keys(keys), help="download or copy the missing file too"
+                )
+            )
+            continue
+        try:
+            shards[name] = read(str(shard))
+        except CheckpointError as error:
+            problems += error.diagnostics
+    if problems:
+        raise CheckpointError(problems)
+    entries: dict[str, Entry] = {}
+    aliases: dict[str, str] = {}
+    absent: dict[str, list[str]] = {}
+    for key, name in weight_map.items():
+        entry = shards[name].entries.get(key)
+        if entry is None:
+            absent.setdefault(name, []).append(key)
+            continue
+        entries[key] = entry
+    if absent:
+        raise CheckpointError(
+            Diagnostic(
+                "missing-key-in-shard",
+                f"the index says that {keys[0]!r} is in {name!r}, which does not hold it",
+                path,
+                notes=tuple(f"nor {key}" for key in shown_keys(keys[1:])),
+                help="index and shards belong to different checkpoints; get them again together",
+            )
+            for name, keys in absent.items()
+        )
+    for shard_contents in shards.values():
+        aliases |= {a: kept for a, kept in shard_contents.aliases.items() if a in entries and kept in entries}
+    metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
+    for alias, kept in about.items():
+        if isinstance(kept, str) and kept in entries and alias not in entries:
+            aliases[alias] = kept
+    for alias, kept in aliases.items():
+        entries.setdefault(alias, entries[kept])
+    for shard_contents in shards.values():
+        metadata = {**shard_contents.metadata, **metadata}
+    extras = {path: value for contents in shards.values() for path, value in contents.extras.items()}
+    return Contents(entries, aliases, metadata, extras)
+
+
+def weight_map_of(path: str) -> tuple[dict[str, str], dict[str, Any]]:
+    """An index's `weight_map`, checked to stay in its folder, and its metadata.
+
+    Raises:
+        CheckpointError: no such file, no JSON, a key given twice, or a file name that leaves the folder.
+    """
+    repeated: list[str] = []
+
+    def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            seen: set[str] = set()
+            repeated.extend(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        return found
+
+    try:
+        index = json.loads(Path(path).read_bytes(), object_pairs_hook=collect)
+    except OSError as error:
+        raise os_error(error, path) from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            Diagnostic("bad-index", f"the index is no JSON: {error}", path, help="download or write it again")
+        ) from None
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise CheckpointError(
+            Diagnostic(
+                "bad-index", "the index has no weight_map of keys to file names", path, help="is it an index at all?"
+            )
+        )
+    if repeated:
+        raise CheckpointError(
+            Diagnostic(
+                "duplicate-key",
+                "the index names a key twice",
+                path,
+                notes=shown_keys(repeated),
+                help="name each key once",
+            )
+        )
+    outside = [name for name in dict.fromkeys(weight_map.values()) if _leaves_folder(name)]
+    if outside:
+        raise CheckpointError(
+            Diagnostic(
+                "unsafe-index",
+                f"the index names a file outside its own folder: {outside[0]!r}",
+                path,
+                notes=shown_keys(outside[1:]),
+                help="shards lie beside their index; do not trust this one",
+            )
+        )
+    metadata = index.get("metadata")
+    return weight_map, metadata if isinstance(metadata, dict) else {}
+
+
+def _leaves_folder(name: str) -> bool:
+    # Judged by the name alone: the hub's cache is made of links that point elsewhere, and they are fine.
+    parts = re.split(r"[/\\]", name)
+    return (
+        not name
+        or "\0" in name
+        or ".." in parts
+        or parts[0] == ""
+        or parts[-1] in ("", ".")
+        or bool(re.match(r"[A-Za-z]:", name))
+    )
+
+
+_NUMBERED = re.compile(r"(?P<stem>.*)-(?P<number>\d+)-of-(?P<count>\d+)(?P<suffix>\.[^.]+)")
+
+
+def shard_names(name: str) -> list[str]:
+    """The names of all shards that a numbered file belongs to, itself included; empty for any other name.
+
+    >>> shard_names("model-00001-of-00002.safetensors")
+    ['model-00001-of-00002.safetensors', 'model-00002-of-00002.safetensors']
+    """
+    match = _NUMBERED.fullmatch(name)
+    if match is None or not 1 <= int(match["count"]) <= 100_000:
+        return []
+    width, count = len(match["number"]), int(match["count"])
+    first = 0 if int(match["number"]) == 0 else 1
+    return [f"{match['stem']}-{i:0{width}d}-of-{match['count']}{match['suffix']}" for i in range(first, count + first)]
+
+
+def read_together(folder: str, names: Sequence[str], read: Reader) -> Contents:
+    """The union of several files of one folder that no index joins.
+
+    Raises:
+        CheckpointError: two files hold the same key, or a numbered shard is missing.
+    """
+    missing = {name for known in names for name in shard_names(known)} - set(names)
+    missing -= {name for name in missing if name.replace("-00000-of-", "-") in names}
+    if missing:
+        raise CheckpointError(
+            Diagnostic(
+                "missing-shard",
+                f"{len(missing)} of the numbered shards are not there",
+                folder,
+                notes=shown_keys(sorted(missing)),
+            )
+        )
+    joined, owner = Contents({}), dict[str, str]()
+    twice: dict[tuple[str, str], list[str]] = {}
+    for name in names:
+        contents = read(str(Path(folder, name)))
+        for key in contents.entries:
+            if key in owner:
+                twice.setdefault((owner[key], name), []).append(key)
+            owner[key] = name
+        joined.entries |= contents.entries
+        joined.aliases |= contents.aliases
+        joined.metadata |= contents.metadata
+        joined.extras |= contents.extras
+    if twice:
+        raise CheckpointError(
+            Diagnostic(
+                "duplicate-key",
+                f"{first!r} and {second!r} both hold {keys[0]!r}"
+                + (f" and {len(keys) - 1} more keys" if len(keys) > 1 else ""),
+                folder,
+                notes=shown_keys(keys[1:]),
+                help='name one of the files, or open the folder with by_file=True ("file stem/" before keys)',
+            )
+            for (first, second), keys in twice.items()
+        )
+    return joined

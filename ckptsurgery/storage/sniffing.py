@@ -1,0 +1,195 @@
+"""What a file is, by its first bytes: a suffix is a hint for people only."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..errors import CheckpointError, Diagnostic
+from .contents import Contents
+from .files import os_error
+from .safetensors_format import MAX_HEADER, read_safetensors
+from .sharded import read_index
+from .subtree import enter
+from .text import close_keys
+
+__all__ = ["kind_of", "read_file"]
+
+_HEAD = 1024
+_LEGACY_TORCH = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"  # the pickled number that opens every legacy torch file
+_LFS = b"version https://git-lfs.github.com/spec/"
+_HTML = (b"<!doctype", b"<html", b"<?xml", b"<head", b"<!--")
+
+# magic bytes -> (code, what it is, what to do)
+_FOREIGN: dict[bytes, tuple[str, str, str]] = {
+    b"GGUF": ("gguf", "a GGUF file (llama.cpp)", "use the checkpoint that it was converted from, or the gguf package"),
+    b"\x89HDF\r\n\x1a\n": (
+        "hdf5",
+        "an HDF5 file (Keras, h5py)",
+        "read it with h5py and open the tensors: open({name: tensor})",
+    ),
+    b"\x1f\x8b": ("gzip", "a gzip archive", "unpack it first: tar -xzf or gunzip"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "a zstd archive", "unpack it first: zstd -d"),
+    b"BZh": ("bzip2", "a bzip2 archive", "unpack it first: bunzip2"),
+    b"\xfd7zXZ\x00": ("xz", "an xz archive", "unpack it first: unxz"),
+    b"\x93NUMPY": ("numpy", "a single numpy array", "open({name: torch.from_numpy(numpy.load(path))})"),
+    b"\xde": (
+        "msgpack",
+        "a msgpack file (Flax)",
+        "read it with flax.serialization and open the tensors: open({name: tensor})",
+    ),
+    b"\xdf": (
+        "msgpack",
+        "a msgpack file (Flax)",
+        "read it with flax.serialization and open the tensors: open({name: tensor})",
+    ),
+    b"%PDF": ("pdf", "a PDF document", "check what was downloaded"),
+}
+
+
+def read_file(path: str, subtree: str | None = None) -> Contents:
+    """What one file holds, whatever its suffix says.
+
+    Raises:
+        CheckpointError: the file is missing, empty, damaged, no checkpoint, or of a format that is not read here.
+    """
+    head, size = _first_bytes(path)
+    kind = kind_of(head, size)
+    if kind == "zip":
+        from .torch_zip import read_torch_zip
+
+        return read_torch_zip(path, subtree)
+    if kind == "legacy":
+        from .torch_legacy import read_torch_legacy
+
+        return read_torch_legacy(path, subtree)
+    if kind == "pickle":
+        from .unpickle import read_pickle
+
+        return read_pickle(path, subtree)
+    if kind == "json" and _names_shards(path):
+        contents = read_index(path, read_file)
+        return enter(contents, subtree, path) if subtree else contents
+    if kind == "safetensors" or (kind == "unknown" and path.endswith(".safetensors")):
+        return read_safetensors(path, subtree)
+    raise CheckpointError(_refusal(path, kind, head))
+
+
+def kind_of(head: bytes, size: int) -> str:
+    """The kind of a file from its first kilobyte.
+
+    >>> kind_of(b"PK\\x03\\x04archive/data.pkl", 1000), kind_of(b"\\x10" + bytes(7) + b'{"w":{"dtype"', 1000), kind_of(b"", 0)
+    ('zip', 'safetensors', 'empty')
+    """
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if size == 0:
+        return "empty"
+    # Before the magic numbers: a header of 640 bytes makes a safetensors file begin like a pickle.
+    if int.from_bytes(head[:8], "little") <= MAX_HEADER and head[8:].lstrip(b" \t\r\n").startswith(b"{"):
+        return "safetensors"
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return "zip"
+    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        return "legacy" if _LEGACY_TORCH in head[:24] else "pickle"
+    if head.startswith(_LFS):
+        return "lfs"
+    if text[:9].lower().startswith(_HTML):
+        return "html"
+    if text.startswith((b"{", b"[")):
+        return "json"
+    if head[257:262] == b"ustar":
+        return "tar"
+    for magic in _FOREIGN:
+        if head.startswith(magic):
+            return _FOREIGN[magic][0]
+    return "text" if text.isascii() and all(byte >= 9 for byte in text) else "unknown"
+
+
+def _first_bytes(path: str) -> tuple[bytes, int]:
+    try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise CheckpointError(
+                Diagnostic(
+                    "not-a-file", f"{path!r} is neither a file nor a folder", path, help="copy it into a file first"
+                )
+            )
+        with Path(path).open("rb", buffering=0) as file:
+            return file.read(_HEAD), os.fstat(file.fileno()).st_size
+    except FileNotFoundError:
+        raise CheckpointError(_missing(path)) from None
+    except OSError as error:
+        raise os_error(error, path) from error
+    except ValueError as error:
+        raise CheckpointError(Diagnostic("bad-path", f"{path!r} is no path: {error}", help="check the path")) from None
+
+
+def _missing(path: str) -> Diagnostic:
+    folder, name = str(Path(path).parent), Path(path).name
+    help = "check the path"
+    if Path(path).is_symlink():
+        return Diagnostic(
+            "missing-file",
+            f"{path!r} is a link to a file that does not exist",
+            path,
+            help="download or copy the file itself",
+        )
+    if Path(folder).is_dir():
+        near = close_keys(name, sorted(file.name for file in Path(folder).iterdir()))
+        if near:
+            help = f"did you mean {str(Path(folder, near[0]))!r}?"
+        elif path.count("/") == 1 and not path.startswith((".", "~")):
+            help = f"for a repository of the hub write 'hf://{path}'"
+    elif path.count("/") == 1 and not path.startswith((".", "~")):
+        help = f"for a repository of the hub write 'hf://{path}'"
+    else:
+        help = f"the folder {folder!r} does not exist either"
+    return Diagnostic("missing-file", f"no such file or folder: {path!r}", path, help=help)
+
+
+def _names_shards(path: str) -> bool:
+    try:
+        with Path(path).open("rb") as file:
+            return b'"weight_map"' in file.read(MAX_HEADER)
+    except OSError as error:
+        raise os_error(error, path) from error
+
+
+def _refusal(path: str, kind: str, head: bytes) -> Diagnostic:
+    for code, text, help in _FOREIGN.values():
+        if kind == code:
+            return Diagnostic("unsupported-format", f"{path!r} is {text}, which is not read here", path, help=help)
+    shown = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:80].decode("utf-8", "replace").replace("\n", " ")
+    if kind == "empty":
+        return Diagnostic("empty-file", f"{path!r} is empty", path, help="download or write the file again")
+    if kind == "lfs":
+        return Diagnostic(
+            "lfs-pointer", f"{path!r} is a Git LFS pointer, not the file itself", path, help="git lfs pull"
+        )
+    if kind == "html":
+        text = f"{path!r} is an HTML page, not a checkpoint"
+        return Diagnostic(
+            "html-page",
+            text,
+            path,
+            (f"begins {shown!r}",),
+            help="download the file itself: its link has /resolve/, not /blob/",
+        )
+    if kind == "json":
+        text = f"{path!r} is JSON text, not a checkpoint"
+        help = "an error page was saved in its place? download the file again, signed in if need be"
+        return Diagnostic("json-page", text, path, (f"begins {shown!r}",), help=help)
+    if kind == "tar":
+        text = f"{path!r} is a tar archive, which is not read here"
+        return Diagnostic(
+            "unsupported-format",
+            text,
+            path,
+            help="unpack it: tar -xf; a torch 0.1 checkpoint: torch.load and torch.save it",
+        )
+    if kind == "text":
+        text = f"{path!r} is a text file, not a checkpoint"
+        return Diagnostic("text-file", text, path, (f"begins {shown!r}",), help="check what was downloaded")
+    text = f"{path!r} is of no format known here; it begins with the bytes {head[:8].hex(' ')}"
+    return Diagnostic(
+        "unknown-format", text, path, help="safetensors files, torch files and indices of shards are read"
+    )

@@ -1,0 +1,39 @@
+"""Entering a part of a checkpoint by a dotted prefix."""
+
+from __future__ import annotations
+
+from ..errors import CheckpointError, Diagnostic
+from .contents import Contents
+from .text import shown_keys
+
+__all__ = ["enter"]
+
+
+def enter(contents: Contents, subtree: str, source: str) -> Contents:
+    """The contents below a prefix, with the prefix stripped; what lies beside it is left out.
+
+    Raises:
+        CheckpointError: no key lies below it.
+    """
+    prefix = subtree if subtree.endswith((".", "/")) else subtree + "."
+    entries = {
+        key[len(prefix) :]: entry for key, entry in contents.entries.items() if key.startswith(prefix) and key != prefix
+    }
+    if not entries:
+        tops = dict.fromkeys(key.partition(".")[0] for key in contents.entries)
+        raise CheckpointError(
+            Diagnostic(
+                "missing-subtree",
+                f"no key lies below {subtree!r}",
+                source,
+                notes=shown_keys(tops),
+                help="the notes list what lies at the top",
+            )
+        )
+    aliases = {
+        alias[len(prefix) :]: kept[len(prefix) :]
+        for alias, kept in contents.aliases.items()
+        if alias.startswith(prefix) and kept.startswith(prefix)
+    }
+    extras = {path[len(prefix) :]: value for path, value in contents.extras.items() if path.startswith(prefix)}
+    return Contents(entries, aliases, contents.metadata, extras, contents.config)
