@@ -1,0 +1,62 @@
+"""`recipes`: the built-in ones, listed, shown, matched."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import ckptsurgery as cs
+
+from . import options as o
+from .output import show, width
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    invoke_without_command=True, rich_markup_mode=None, help="List, show and match the built-in recipes."
+)
+
+
+@app.callback()
+def recipes(context: typer.Context, json: o.Json = False) -> None:
+    """List the built-in recipes.
+
+    \b
+    ckptsurgery recipes
+    ckptsurgery recipes show NAME
+    ckptsurgery recipes match model.safetensors
+    """
+    from ..reporting.tables import table
+
+    if context.invoked_subcommand is None:
+        found = {name: cs.load_recipe(name).summary for name in cs.list_recipes()}
+        show(found if json else "\n".join(table(list(found.items()), "<<", width())), json)
+
+
+@app.command("show")
+def show_recipe(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A built-in recipe, or a TOML file.")],
+    inverse: o.Inverse = False,
+) -> None:
+    """Print a recipe as TOML.
+
+    \b
+    ckptsurgery recipes show mine.toml --inverse
+    """
+    recipe = cs.load_recipe(name)
+    show((recipe.inverse() if inverse else recipe).dumps().rstrip())
+
+
+@app.command("match")
+def match(source: o.Source, subtree: o.Subtree = None, config: o.Config = None, json: o.Json = False) -> None:
+    """Name the built-in recipes whose rules fit a checkpoint, by its headers alone.
+
+    \b
+    ckptsurgery recipes match model.safetensors
+    """
+    from .recipe import config_from
+
+    with cs.open(source, subtree=subtree) as checkpoint:
+        found = cs.match_recipes(checkpoint, config=config_from(config))
+    show(list(found) if json else "\n".join(found) or "no built-in recipe fits", json)

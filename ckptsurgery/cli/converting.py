@@ -1,0 +1,92 @@
+"""Commands that plan: `plan` shows what would be done, `convert` does it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import ckptsurgery as cs
+
+from . import options as o
+from .output import show
+from .recipe import config_from, recipe_from
+
+__all__ = ["convert", "plan"]
+
+
+def plan(
+    source: o.Source,
+    recipe: o.RecipeNames = None,
+    rule: o.Rules = None,
+    inverse: o.Inverse = False,
+    target: o.Target = None,
+    config: o.Config = None,
+    dim: o.Dim = None,
+    drop: o.Drop = None,
+    rest: o.Rest = None,
+    tie: o.Tie = None,
+    dtype: o.DType = None,
+    subtree: o.Subtree = None,
+    by_file: o.ByFile = False,
+    explain: Annotated[str | None, typer.Option(metavar="KEY", help="Tell how one key comes about.")] = None,
+    json: o.Json = False,
+) -> None:
+    """Show what a conversion would do.
+
+    From headers alone, and with every problem at once.
+
+    \b
+    ckptsurgery plan old.bin --rule 'module.{rest...} -> {rest...}'
+    ckptsurgery plan old.bin --recipe mine.toml --target new.safetensors
+    ckptsurgery plan old.bin --recipe mine.toml --explain layers.0.weight
+    """
+    said = recipe_from(recipe, rule, inverse=inverse, drop=drop, rest=rest, tie=tie, dim=dim)
+    with cs.open(source, subtree=subtree, by_file=by_file) as checkpoint:
+        made = cs.plan(checkpoint, said, target=target, config=config_from(config), dtype=dtype)
+        show(made if explain is None else made.explain(explain), json)
+
+
+def convert(
+    source: o.Source,
+    destination: o.Destination,
+    recipe: o.RecipeNames = None,
+    rule: o.Rules = None,
+    inverse: o.Inverse = False,
+    target: o.Target = None,
+    config: o.Config = None,
+    dim: o.Dim = None,
+    drop: o.Drop = None,
+    rest: o.Rest = None,
+    tie: o.Tie = None,
+    dtype: o.DType = None,
+    subtree: o.Subtree = None,
+    by_file: o.ByFile = False,
+    max_shard_size: o.MaxShardSize = None,
+    max_memory: o.MaxMemory = None,
+    dry_run: o.DryRun = False,
+    overwrite: o.Overwrite = False,
+    resume: o.Resume = False,
+    check: o.Check = False,
+    companions: o.Companions = False,
+    json: o.Json = False,
+) -> None:
+    """Convert a checkpoint.
+
+    Other names, other shapes, another format, other shards: in one pass, streamed.
+
+    \b
+    ckptsurgery convert old.bin new.safetensors
+    ckptsurgery convert old.bin out/ --recipe mine.toml --max-shard-size 5GB --check
+    ckptsurgery convert new.safetensors back.safetensors --recipe mine.toml --inverse
+    """
+    said = recipe_from(recipe, rule, inverse=inverse, drop=drop, rest=rest, tie=tie, dim=dim)
+    with cs.open(source, subtree=subtree, by_file=by_file) as checkpoint:
+        made = cs.plan(checkpoint, said, target=target, config=config_from(config), dtype=dtype)
+        if dry_run:
+            return show(made, json)
+        report = made.save(
+            destination, max_shard_size=max_shard_size, max_memory=max_memory, overwrite=overwrite, resume=resume,
+            check=check, companions=companions,
+        )  # fmt: skip
+    return show(report, json)

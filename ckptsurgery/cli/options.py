@@ -1,0 +1,94 @@
+"""The options that commands share, each said once: `looking`, `converting` and `catalog` use them as `o.Name`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"ckptsurgery {version('ckptsurgery')}")
+        raise typer.Exit
+
+
+Version = Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")]
+
+Source = Annotated[str, typer.Argument(metavar="SRC", help="A file, a folder, or hf://org/repo[@rev][/file].")]
+Destination = Annotated[str, typer.Argument(metavar="DST", help="The file or folder to write.")]
+Subtree = Annotated[
+    str | None, typer.Option(metavar="PATH", help="Where the tensors lie inside a training checkpoint: 'state_dict'.")
+]
+ByFile = Annotated[bool, typer.Option("--by-file", help="Put each file's name before its keys: 'rank0/layers.0.w'.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Filter = Annotated[
+    str | None, typer.Option("--filter", metavar="PATTERN", help="Only these keys: a key pattern, or a module's path.")
+]
+
+_RECIPE = "Recipe"
+RecipeNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--recipe", "-r", metavar="R", rich_help_panel=_RECIPE,
+        help="A TOML file, or the name of a built-in one; given twice, the second goes on from the first one's result.",
+    ),
+]  # fmt: skip
+Rules = Annotated[
+    list[str] | None,
+    typer.Option("--rule", metavar="RULE", rich_help_panel=_RECIPE, help="One rule: 'SOURCE -> TARGET'. Repeatable."),
+]
+Inverse = Annotated[bool, typer.Option("--inverse", rich_help_panel=_RECIPE, help="Run the recipe backwards.")]
+Drop = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PATTERN", rich_help_panel=_RECIPE, help="Source keys to leave out. Repeatable."),
+]
+Rest = Annotated[
+    str | None,
+    typer.Option(
+        metavar="error|keep|drop|RULE", rich_help_panel=_RECIPE,
+        help="What becomes of the keys that nothing names: an error, unless no recipe and no rule is given.",
+    ),
+]  # fmt: skip
+Tie = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=OF", rich_help_panel=_RECIPE, help="Target key NAME shares OF's tensor. Repeatable."),
+]
+Dim = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=SIZE", rich_help_panel=_RECIPE,
+        help="A size: 12, [2,2,6,2], or 'config.num_heads * config.head_dim'. Repeatable.",
+    ),
+]  # fmt: skip
+Config = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", rich_help_panel=_RECIPE, help="The config.json that sizes are taken from."),
+]
+Target = Annotated[
+    str | None,
+    typer.Option(metavar="CKPT", rich_help_panel=_RECIPE, help="A checkpoint whose headers must result."),
+]
+DType = Annotated[
+    str | None,
+    typer.Option("--dtype", metavar="DTYPE", rich_help_panel=_RECIPE, help="Cast floating-point tensors: bf16."),
+]
+
+_OUTPUT = "Output"
+MaxShardSize = Annotated[
+    str | None, typer.Option(metavar="SIZE", rich_help_panel=_OUTPUT, help="Start a new file at this size: 5GB, 4GiB.")
+]
+MaxMemory = Annotated[
+    str | None, typer.Option(metavar="SIZE", rich_help_panel=_OUTPUT, help="Refuse a plan that needs more at once.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", rich_help_panel=_OUTPUT, help="Print the plan, write nothing.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", rich_help_panel=_OUTPUT, help="Replace what is there.")]
+Resume = Annotated[bool, typer.Option("--resume", rich_help_panel=_OUTPUT, help="Go on with an interrupted run.")]
+Check = Annotated[
+    bool, typer.Option("--check", rich_help_panel=_OUTPUT, help="Read the output back and prove that it is the plan's.")
+]
+Companions = Annotated[
+    bool, typer.Option("--companions", rich_help_panel=_OUTPUT, help="Copy config and tokenizer files along.")
+]

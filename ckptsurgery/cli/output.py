@@ -1,0 +1,63 @@
+"""What reaches the terminal: results on stdout, complaints on stderr, colours only where a person looks."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+from typing import Any, TextIO
+
+import typer
+
+from ..errors import CkptSurgeryError, Diagnostic
+
+__all__ = ["complain", "show", "width"]
+
+# Keys and metadata come from files: they must not steer the terminal.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_COLOURS = {"error": typer.colors.RED, "warning": typer.colors.YELLOW, "note": typer.colors.BLUE}
+
+
+def width() -> int:
+    """Columns of the terminal; 100 where there is none."""
+    return shutil.get_terminal_size((100, 24)).columns
+
+
+def show(result: Any, as_json: bool = False) -> None:
+    """Print a result: its text, or with `as_json` its `to_json()`."""
+    if as_json:
+        data = result.to_json() if hasattr(result, "to_json") else result
+        _write(json.dumps(data, indent=2, default=str), sys.stdout)
+    else:
+        _write(_printable(str(result)), sys.stdout)
+
+
+def complain(error: CkptSurgeryError, as_json: bool = False) -> None:
+    """Print all of an error's diagnostics on stderr."""
+    if as_json:
+        found = [diagnostic.to_json() for diagnostic in error.diagnostics]
+        _write(json.dumps({"diagnostics": found}, indent=2, default=str), sys.stderr)
+        return
+    coloured = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    _write("\n\n".join(_styled(d) if coloured else _printable(str(d)) for d in error.diagnostics), sys.stderr)
+
+
+def _styled(diagnostic: Diagnostic) -> str:
+    head, *lines = _printable(str(diagnostic)).split("\n")
+    mark = f"{diagnostic.severity}[{diagnostic.code}]"
+    colour = _COLOURS.get(diagnostic.severity, typer.colors.RED)
+    styled = typer.style(mark, fg=colour, bold=True) + typer.style(head.removeprefix(mark), bold=True)
+    helped = (typer.style(line, fg=typer.colors.CYAN) if line.startswith(" = help") else line for line in lines)
+    return "\n".join([styled, *helped])
+
+
+def _printable(text: str) -> str:
+    return _CONTROL.sub(lambda match: match.group().encode("unicode_escape").decode(), text)
+
+
+def _write(text: str, stream: TextIO) -> None:
+    encoding = stream.encoding or "utf-8"
+    stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+    stream.flush()

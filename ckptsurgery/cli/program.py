@@ -1,0 +1,64 @@
+"""The program: its commands, and what becomes of an error."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from ..errors import CkptSurgeryError
+from . import catalog, converting, looking, showing
+from .options import Version
+from .output import complain
+
+__all__ = ["app"]
+
+_INTERRUPTED = 130  # 128 + SIGINT and 128 + SIGPIPE, as a shell reports them
+_PIPE_CLOSED = 141
+
+
+class _Program(TyperGroup):
+    """Turns what a command raises into a message and an exit code; only a defect of the library leaves a traceback."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except CkptSurgeryError as error:
+            complain(error, as_json="--json" in sys.argv)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            raise typer.Exit(_INTERRUPTED) from None
+        except BrokenPipeError:
+            # Whoever reads us has gone; without this the interpreter would complain again when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(_PIPE_CLOSED) from None
+        return result
+
+
+app = typer.Typer(
+    cls=_Program,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
+
+
+@app.callback()
+def program(version: Version = False) -> None:
+    """Checkpoint surgery for PyTorch: inspect, plan, convert and prove, by one-line rules.
+
+    \b
+    ckptsurgery inspect model.safetensors
+    ckptsurgery convert old.bin new.safetensors --rule 'module.{rest...} -> {rest...}'
+    """
+
+
+for command in (looking.inspect, converting.plan, converting.convert, looking.diff, looking.ties, showing.demo):
+    app.command()(command)
+app.add_typer(catalog.app, name="recipes")

@@ -1,0 +1,88 @@
+"""From options to one recipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import reduce
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+import ckptsurgery as cs
+
+if TYPE_CHECKING:
+    from ..language.recipe import Recipe
+
+__all__ = ["config_from", "dims_from", "pairs_from", "recipe_from"]
+
+
+def recipe_from(
+    names: Sequence[str] | None,
+    rules: Sequence[str] | None,
+    *,
+    inverse: bool = False,
+    drop: Sequence[str] | None = None,
+    rest: str | None = None,
+    tie: Sequence[str] | None = None,
+    dim: Sequence[str] | None = None,
+) -> Recipe:
+    """The recipe that the options of `plan` and `convert` spell.
+
+    Each of `names` goes on from the one before; `rules` join the first. `inverse` turns all of these around. The other
+    options speak of this run: drops of its source's keys, ties of its target's, dims and `rest` of every stage.
+    """
+    parts = [cs.load_recipe(name) for name in names or ()]
+    given = cs.Recipe(rules=list(rules or ()))
+    parts = [parts[0] + given, *parts[1:]] if parts and rules else parts or [given]
+    if inverse:
+        parts = [part.inverse() for part in reversed(parts)]
+    whole: Recipe = reduce(lambda done, part: done.then(part), parts)
+    stages = [whole.but(stages=()), *whole.stages]
+    stages[0] = stages[0].but(drop=(*stages[0].drop, *(drop or ())))
+    stages[-1] = stages[-1].but(tie={**stages[-1].tie, **pairs_from(tie, "--tie", "lm_head.weight=embed.weight")})
+    if rest is None and not names and not rules:
+        rest = "keep"
+    changes: dict[str, Any] = {} if rest is None else {"rest": rest}
+    stages = [stage.but(dims={**stage.dims, **dims_from(dim)}, **changes) for stage in stages]
+    return stages[0].but(stages=tuple(stages[1:]))
+
+
+def pairs_from(texts: Sequence[str] | None, option: str, example: str) -> dict[str, str]:
+    """`NAME=VALUE` options as a mapping; what is no pair is wrong usage."""
+    pairs: dict[str, str] = {}
+    for text in texts or ():
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not name or not equals or not value or name in pairs:
+            raise typer.BadParameter(f"{text!r} should read like {example!r}, each name once", param_hint=option)
+        pairs[name] = value
+    return pairs
+
+
+def dims_from(texts: Sequence[str] | None) -> dict[str, Any]:
+    """`--dim` options: numbers, lists and tables as JSON, everything else an expression over the config.
+
+    >>> dims_from(["heads=12", "depths=[2, 2]", "rows=config.hidden // 2"])
+    {'heads': 12, 'depths': [2, 2], 'rows': 'config.hidden // 2'}
+    """
+    found: dict[str, Any] = {}
+    for name, text in pairs_from(texts, "--dim", "heads=12").items():
+        try:
+            found[name] = json.loads(text)
+        except ValueError:
+            found[name] = text
+    return found
+
+
+def config_from(path: str | None) -> dict[str, Any] | None:
+    """The config in a JSON file; a file that holds none is wrong usage."""
+    if path is None:
+        return None
+    try:
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"{path}: {error}", param_hint="--config") from None
+    if not isinstance(config, dict):
+        raise typer.BadParameter(f"{path} holds no JSON object", param_hint="--config")
+    return config
