@@ -126,7 +126,7 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
         return tensor_from(buffer, 0, spec, key, entry.strides)
 
     def read(self, key: str, start: int = 0, stop: int | None = None) -> bytearray | memoryview:
-        """Bytes `[start, stop)` of the tensor laid out densely in C order; from a file extent no more than these are read."""
+        """Bytes `[start, stop)` of the tensor laid out densely in C order; a file extent gives just these."""
         entry = self._entry(key)
         stop = entry.spec.nbytes if stop is None else stop
         if not 0 <= start <= stop <= entry.spec.nbytes:
@@ -147,7 +147,7 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
             self._open_files.read_into(entry.extent.file, entry.extent.offset + start, buffer)
 
     def _dense_view(self, key: str, entry: Entry) -> memoryview:
-        # A strided tensor has to be gathered as a whole; the last one is kept, since ranges are asked for one after another.
+        # A strided tensor is gathered as a whole; the last one is kept, since ranges come one after another.
         from .tensors import dense_bytes
 
         kept = self._dense

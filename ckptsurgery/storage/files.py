@@ -1,4 +1,4 @@
-"""Reading byte ranges: each file is opened once, checked to be the one whose header was read, and kept until the end."""
+"""Reading byte ranges: each file is opened once, checked to be the one whose header was read, and kept open."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class OpenFiles:
             done += count
 
     def map(self, path: str, offset: int, nbytes: int) -> tuple[mmap.mmap, int] | None:
-        """A private, writable mapping that holds the range, and where in it the range starts; None where it cannot be had."""
+        """A private, writable mapping that holds the range, and where the range starts in it; None if there is none."""
         page = mmap.ALLOCATIONGRANULARITY
         start = offset // page * page
         descriptor = self.descriptor(path)

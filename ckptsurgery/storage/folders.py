@@ -102,7 +102,7 @@ def _ambiguous(path: str, found: Sequence[str]) -> CheckpointError:
             f"the folder {path!r} holds several checkpoints",
             path,
             notes=tuple(found),
-            help=f'name one: {str(Path(path, found[0]))!r}, or open them side by side: by_file=True ("file stem/" before keys)',
+            help=f'name one: {str(Path(path, found[0]))!r}, or open all: by_file=True ("file stem/" before keys)',
         )
     )
 

@@ -22,7 +22,7 @@ def is_module(source: object) -> bool:
 
 
 def read_mapping(source: Mapping[Any, Any], subtree: str | None = None) -> Contents:
-    """A state_dict, or a training checkpoint that holds one: nested mappings are joined by dots, the rest goes to extras."""
+    """A state_dict, or a training checkpoint around one: nested paths are joined by dots, the rest goes to extras."""
     from .subtree import enter
 
     contents = Contents({})

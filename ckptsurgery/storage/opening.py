@@ -30,8 +30,8 @@ def open_checkpoint(source: Any, subtree: str | None = None, by_file: bool = Fal
     ...
 
     Args:
-        source: a path, `"hf://org/repo[@rev][/file]"`, a state_dict, an `nn.Module`, a `Checkpoint` (given back as it is),
-            or `{prefix: source}`, which puts each prefix before its source's keys.
+        source: a path, `"hf://org/repo[@rev][/file]"`, a state_dict, an `nn.Module`, a `Checkpoint` (given back as
+            it is), or `{prefix: source}`, which puts each prefix before its source's keys.
         subtree: a dotted path to what should be read, such as `"ema.module"`.
         by_file: for a folder: read each file on its own, with "file stem/" before its keys.
 
@@ -104,7 +104,7 @@ def _config_in(folder: Path) -> Mapping[str, Any] | None:
 
 @contextmanager
 def _without_collection() -> Iterator[None]:
-    """Pauses the cyclic garbage collector, which takes half of the time when 100,000 entries are made and none is garbage."""
+    """Pauses the cyclic garbage collector, which takes half of the time when 100,000 entries are made to stay."""
     if not gc.isenabled():
         yield
         return

@@ -47,7 +47,7 @@ def load_rows(checkpoint: Checkpoint, key: str, index: Any) -> torch.Tensor:
 
 def _by_rows(spec: TensorSpec) -> bool:
     """Whether a row is a whole number of bytes, and torch counts rows as the header does."""
-    return bool(spec.shape) and (DTYPES[spec.dtype].bits >= 8 or len(spec.shape) > 1 and spec.shape[-1] % 2 == 0)
+    return bool(spec.shape) and (DTYPES[spec.dtype].bits >= 8 or (len(spec.shape) > 1 and spec.shape[-1] % 2 == 0))
 
 
 def _part(entry: Entry, lo: int, hi: int) -> Entry:

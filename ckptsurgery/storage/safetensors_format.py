@@ -213,7 +213,7 @@ def _unique_rows(header: _Header) -> dict[str, Any]:
 def _check_metadata(header: _Header, metadata: Any) -> None:
     if not isinstance(metadata, dict):
         raise CheckpointError(header.problem("bad-metadata", "__metadata__ is no JSON object of strings"))
-    if _FIELDS <= metadata.keys() and not all(isinstance(metadata[field], str) for field in _FIELDS):
+    if metadata.keys() >= _FIELDS and not all(isinstance(metadata[field], str) for field in _FIELDS):
         raise CheckpointError(
             header.problem(
                 "reserved-name",
@@ -263,7 +263,7 @@ def _entries(rows: dict[str, Any], header: _Header) -> dict[str, Entry] | None:
 
 def _row_problem(row: Any) -> tuple[str, str] | None:
     """(code, text) for what is wrong with one row on its own."""
-    if not isinstance(row, dict) or not _FIELDS <= row.keys():
+    if not isinstance(row, dict) or not row.keys() >= _FIELDS:
         return "bad-entry", "has not dtype, shape and data_offsets"
     if len(row) != len(_FIELDS):
         return "unknown-field", "has unknown fields: " + ", ".join(sorted(row.keys() - _FIELDS))
@@ -306,7 +306,7 @@ def _problems(rows: dict[str, Any], header: _Header) -> list[Diagnostic]:
     found: dict[str, list[tuple[str, str]]] = {}
     sound = []
     for name, row in rows.items():
-        if not name or not name.isprintable() and not _encodable(name):
+        if not name or (not name.isprintable() and not _encodable(name)):
             found.setdefault("bad-name", []).append((name, "is an empty name or no text"))
         problem = _row_problem(row)
         if problem:

@@ -21,8 +21,7 @@ Reader = Callable[[str], Contents]
 def read_index(path: str, read: Reader) -> Contents:
     """The checkpoint that an index file describes; its `weight_map` is an allow-list, in its order.
 
-    Aliases come from the index's metadata, where the hub and transformers put them, and from a shard's own metadata when
-    the `weight_map` lists the alias.
+    Aliases come from the index's metadata, where the hub and transformers put them, and from a shard's own metadata.
 
     Raises:
         CheckpointError: a shard or a key is missing, or the index points out of its folder; all problems at once.

@@ -83,7 +83,7 @@ def span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
 def tensor_from(
     buffer: Any, start: int, spec: TensorSpec, key: str, strides: tuple[int, ...] | None = None
 ) -> torch.Tensor:
-    """A tensor over a writable buffer's bytes from `start` on; a strided one comes out contiguous, in memory of its own."""
+    """A tensor over a writable buffer's bytes from `start` on; a strided one comes out contiguous, as a copy."""
     import torch
 
     dtype, shape = torch_dtype(spec.dtype, key), torch_shape(spec, key)

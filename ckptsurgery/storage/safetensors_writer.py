@@ -1,0 +1,168 @@
+"""Writing safetensors: where each tensor goes, in one file or in shards with an index, before any data is there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import CheckpointError, Diagnostic
+from ..specs import DTYPES, TensorSpec
+from .contents import Extent
+from .safetensors_format import MAX_HEADER
+from .sharded import weight_map_of
+from .staging import Output, Writer, beside
+from .text import shown_keys
+
+__all__ = ["file_writer", "folder_writer"]
+
+INDEX = "model.safetensors.index.json"
+
+
+def file_writer(
+    path: Path, specs: Mapping[str, TensorSpec], aliases: Mapping[str, str], metadata: Mapping[str, str]
+) -> Writer:
+    """A writer of one safetensors file; aliases go into its metadata, as `save_model` puts them there."""
+    _check(specs, aliases, metadata, str(path))
+    layout = _lay_out(path, specs, {**metadata, **aliases})
+    temporary = beside(path)
+    return Writer([layout.output(path, temporary)], layout.places(temporary))
+
+
+def folder_writer(
+    path: Path,
+    specs: Mapping[str, TensorSpec],
+    aliases: Mapping[str, str],
+    metadata: Mapping[str, str],
+    max_shard_size: int | None,
+) -> Writer:
+    """A writer of a folder that `from_pretrained` loads: `model.safetensors`, or numbered shards and their index.
+
+    A folder that does not exist yet appears as a whole. In one that does, each file is replaced atomically, the index
+    last; what the former checkpoint's index named and the new one does not is removed, other files stay.
+    """
+    _check(specs, aliases, metadata, str(path))
+    shards = _split(specs, max_shard_size)
+    if len(shards) == 1:
+        names = ["model.safetensors"]
+    else:
+        names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    new_folder = None if path.exists() else (beside(path), path)
+    outputs: list[Output] = []
+    places: dict[str, Extent] = {}
+    for name, keys in zip(names, shards):
+        own = {**metadata, **aliases} if len(shards) == 1 else metadata
+        layout = _lay_out(path / name, {key: specs[key] for key in keys}, own)
+        temporary = new_folder[0] / name if new_folder else beside(path / name)
+        outputs.append(layout.output(path / name, temporary))
+        places |= layout.places(temporary)
+    if len(shards) > 1:
+        index = _index(specs, names, shards, aliases)
+        temporary = new_folder[0] / INDEX if new_folder else beside(path / INDEX)
+        outputs.append(Output(path / INDEX, temporary, len(index), index))
+    if new_folder:
+        return Writer(outputs, places, new_folder=new_folder)
+    indices, former = _former(path)
+    return Writer(outputs, places, set_aside=indices, stale=sorted(former - {output.final for output in outputs}))
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    header: bytes
+    spans: dict[str, tuple[int, int]]  # key -> offset in the data, bytes
+    data_size: int
+
+    def output(self, final: Path, temporary: Path) -> Output:
+        return Output(final, temporary, len(self.header) + self.data_size, self.header)
+
+    def places(self, temporary: Path) -> dict[str, Extent]:
+        return {
+            key: Extent(str(temporary), len(self.header) + offset, nbytes)
+            for key, (offset, nbytes) in self.spans.items()
+        }
+
+
+def _lay_out(path: Path, specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> _Layout:
+    # Wide elements first keeps every tensor aligned to its element size without padding, which the format has not.
+    order = sorted(specs, key=lambda key: -DTYPES[specs[key].dtype].bits)
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
+    spans: dict[str, tuple[int, int]] = {}
+    offset = 0
+    for key in order:
+        spec = specs[key]
+        nbytes = spec.nbytes
+        header[key] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [offset, offset + nbytes]}
+        spans[key] = offset, nbytes
+        offset += nbytes
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER:
+        headline = f"the header would take {len(text):,} bytes, and readers accept {MAX_HEADER:,}"
+        raise CheckpointError(
+            Diagnostic("header-too-large", headline, str(path), help='write a folder of shards: max_shard_size="5GB"')
+        )
+    return _Layout(len(text).to_bytes(8, "little") + text, spans, offset)
+
+
+def _split(specs: Mapping[str, TensorSpec], limit: int | None) -> list[list[str]]:
+    """Keys by shard, in the given order; a tensor above the limit has a shard of its own."""
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for key, spec in specs.items():
+        nbytes = spec.nbytes
+        if limit is not None and shards[-1] and filled + nbytes > limit:
+            shards.append([])
+            filled = 0
+        shards[-1].append(key)
+        filled += nbytes
+    return shards
+
+
+def _index(
+    specs: Mapping[str, TensorSpec], names: list[str], shards: list[list[str]], aliases: Mapping[str, str]
+) -> bytes:
+    metadata: dict[str, object] = {"total_size": sum(spec.nbytes for spec in specs.values()), **aliases}
+    weight_map = {key: name for name, keys in zip(names, shards) for key in keys}
+    return (json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _former(folder: Path) -> tuple[list[Path], set[Path]]:
+    """The safetensors indices that lie in a folder, and the files of the checkpoint that is being replaced."""
+    indices = sorted(folder.glob("*.safetensors.index.json"))
+    files = {folder / "model.safetensors"} if (folder / "model.safetensors").exists() else set()
+    for index in indices:
+        try:
+            weight_map, _ = weight_map_of(str(index))
+        except CheckpointError:
+            continue  # a broken index, or one that points elsewhere, is replaced, and nothing is removed on its word
+        files |= {folder / name for name in weight_map.values()}
+    return indices, {file for file in files if file.exists()}
+
+
+def _check(
+    specs: Mapping[str, TensorSpec], aliases: Mapping[str, str], metadata: Mapping[str, str], place: str
+) -> None:
+    """Everything that the format cannot hold, at once."""
+    problems = []
+
+    def refuse(code: str, headline: str, keys: Iterable[str], help: str) -> None:
+        if names := list(keys):
+            problems.append(Diagnostic(code, headline, place, notes=shown_keys(names), help=help))
+
+    unheld = [f"{key}  {spec}" for key, spec in specs.items() if not DTYPES[spec.dtype].safetensors]
+    refuse("dtype-not-in-safetensors", "safetensors cannot hold these dtypes", unheld, "cast them, or write a .pt file")
+    packed = [f"{key}  {spec}" for key, spec in specs.items() if spec.numel * DTYPES[spec.dtype].bits % 8]
+    refuse("odd-packed-shape", "these tensors do not fill whole bytes", packed, "pad their last axis")
+    names = [repr(name) for name in (*specs, *aliases) if name in ("", "__metadata__")]
+    refuse("reserved-name", "safetensors has no place for these names", names, "rename them, or write a .pt file")
+    both = [key for key in aliases if key in specs or key in metadata]
+    refuse("alias-clash", "these aliases are names of tensors or of metadata already", both, "give each name once")
+    lost = [f"{alias} -> {kept}" for alias, kept in aliases.items() if kept not in specs]
+    refuse(
+        "alias-of-nothing", "these aliases stand for tensors that are not written", lost, "alias a key that is written"
+    )
+    wrong = [key for key, value in metadata.items() if not isinstance(value, str)]
+    refuse("bad-metadata", "metadata values must be strings", wrong, "json.dumps() them")
+    if problems:
+        raise CheckpointError(problems)

@@ -1,0 +1,222 @@
+"""Output that appears whole or not at all: written beside its final name, synced, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ..errors import CheckpointError, Diagnostic
+from .contents import Extent
+from .files import os_error
+from .text import shown_bytes
+
+__all__ = ["MARK", "Output", "Writer", "beside"]
+
+MARK = ".ckptsurgery-tmp-"
+
+
+def beside(path: Path) -> Path:
+    """A temporary name in the same folder that no reader takes for a checkpoint."""
+    return path.with_name(f".{path.name}{MARK}{os.getpid()}-{secrets.token_hex(4)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One file to come.
+
+    Args:
+        final: its name once everything is written.
+        temporary: the file that is written until then.
+        size: in bytes.
+        head: the bytes at its start that are known already, such as a header.
+    """
+
+    final: Path
+    temporary: Path
+    size: int
+    head: bytes = b""
+
+
+class Writer:
+    """Takes tensors' bytes in any order, from any thread; a context manager: a clean exit commits, any other aborts.
+
+    `places` says for each key in which (temporary) file and at which offset its bytes go, `order` lists the keys in file
+    order, `files` the names that the output will have.
+
+    Args:
+        outputs: the files, in the order in which they are to appear; the one that makes the others valid comes last.
+        places: key -> where its bytes go.
+        new_folder: `(temporary, final)` when all outputs lie in a folder of their own that is renamed as a whole.
+        set_aside: what must not be seen while the outputs take their names, such as an index of the files replaced.
+        stale: files of the checkpoint replaced that are removed at the end.
+
+    Raises:
+        CheckpointError: on entering and on writing: no permission, no space, and so on; nothing is left behind.
+    """
+
+    def __init__(
+        self,
+        outputs: Sequence[Output],
+        places: dict[str, Extent],
+        *,
+        new_folder: tuple[Path, Path] | None = None,
+        set_aside: Sequence[Path] = (),
+        stale: Sequence[Path] = (),
+    ) -> None:
+        self.places = places
+        self.order = list(places)
+        self.files = [str(output.final) for output in outputs]
+        self._outputs = list(outputs)
+        self._new_folder, self._set_aside, self._stale = new_folder, list(set_aside), list(stale)
+        self._descriptors: dict[str, int] = {}
+        self._sizes = {str(output.temporary): output.size for output in outputs}
+        self._made: list[Path] = []
+        self._awaited = sum(place.nbytes for place in places.values())
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Writer:
+        try:
+            self._create()
+        except OSError as error:
+            self.abort()
+            raise os_error(error, error.filename or self.files[0], "write") from error
+        except BaseException:
+            self.abort()
+            raise
+        return self
+
+    def _create(self) -> None:
+        folder = self._outputs[0].temporary.parent
+        missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+        for parent in reversed(missing):
+            parent.mkdir()
+            self._made.append(parent)
+        needed, space = sum(self._sizes.values()), os.statvfs(folder)
+        if space.f_blocks and needed > space.f_bavail * space.f_frsize:
+            free = shown_bytes(space.f_bavail * space.f_frsize)
+            text = f"the output takes {shown_bytes(needed)}, {free} are free"
+            raise CheckpointError(
+                Diagnostic(
+                    "disk-full",
+                    text,
+                    str(folder),
+                    help="free some space, or choose another folder; nothing was written",
+                )
+            )
+        for output in self._outputs:
+            name = str(output.temporary)
+            # Mode 0666 less the umask, as for any file that a program writes.
+            self._descriptors[name] = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            os.ftruncate(self._descriptors[name], output.size)
+            self._pwrite(name, 0, memoryview(output.head))
+
+    def write(self, file: str, offset: int, data: Any) -> None:
+        """Writes a buffer at an offset of one of the files that `places` names.
+
+        Raises:
+            CheckpointError: the disk is full, and the like.
+        """
+        view = memoryview(data).cast("B") if memoryview(data).nbytes else memoryview(b"")
+        if offset < 0 or offset + len(view) > self._sizes[file]:
+            raise CheckpointError(
+                Diagnostic(
+                    "write-out-of-range", f"bytes {offset} to {offset + len(view)} lie outside of the file", file
+                )
+            )
+        try:
+            self._pwrite(file, offset, view)
+        except OSError as error:
+            raise os_error(error, file, "write") from error
+        with self._lock:
+            self._awaited -= len(view)
+
+    def _pwrite(self, file: str, offset: int, view: memoryview) -> None:
+        descriptor, done = self._descriptors[file], 0
+        while done < len(view):
+            done += os.pwrite(descriptor, view[done:], offset + done)
+
+    def commit(self) -> None:
+        """Makes the output durable and gives the files their names, the last one last.
+
+        Raises:
+            CheckpointError: not every byte of every tensor was written, or the file system refuses.
+        """
+        if self._awaited:
+            self.abort()
+            raise CheckpointError(
+                Diagnostic(
+                    "incomplete-output", f"{self._awaited:,} bytes of the output were not written", self.files[0]
+                )
+            )
+        try:
+            for output in self._outputs:
+                os.fsync(self._descriptors[str(output.temporary)])
+            self._close()
+            self._appear()
+        except OSError as error:
+            self.abort()
+            raise os_error(error, error.filename or self.files[0], "write") from error
+
+    def _appear(self) -> None:
+        folder = self._outputs[0].final.parent
+        if self._new_folder is not None:
+            temporary, final = self._new_folder
+            _sync_folder(temporary)
+            temporary.rename(final)
+            _sync_folder(final.parent)
+            return
+        # While old and new shards lie side by side, no index may join them.
+        aside = {index: index.rename(beside(index)) for index in self._set_aside}
+        if aside:
+            _sync_folder(folder)
+        replaced = 0
+        try:
+            for output in self._outputs:
+                output.temporary.replace(output.final)
+                replaced += 1
+        finally:
+            if not replaced:
+                for index, hidden in aside.items():
+                    hidden.replace(index)
+        _sync_folder(folder)
+        for path in (*aside.values(), *self._stale):
+            path.unlink(missing_ok=True)
+        if aside or self._stale:
+            _sync_folder(folder)
+
+    def abort(self) -> None:
+        """Removes everything temporary; a second call does nothing."""
+        self._close()
+        for output in self._outputs:
+            with contextlib.suppress(OSError):
+                output.temporary.unlink(missing_ok=True)
+        while self._made:
+            with contextlib.suppress(OSError):
+                self._made.pop().rmdir()  # refuses, rightly, where somebody else put something in
+
+    def _close(self) -> None:
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1])
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.commit()
+        else:
+            self.abort()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,146 @@
+"""`open_writer`: which format an output path asks for, and what must not be overwritten."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError, Diagnostic
+from ..specs import TensorSpec
+from .files import os_error
+from .safetensors_writer import file_writer, folder_writer
+from .staging import Writer
+from .text import shown_keys
+
+__all__ = ["Writer", "open_writer", "parse_size"]
+
+_TORCH = (".pt", ".pth", ".bin", ".ckpt")
+_UNWRITTEN = (
+    ".gguf",
+    ".h5",
+    ".hdf5",
+    ".keras",
+    ".npz",
+    ".npy",
+    ".msgpack",
+    ".onnx",
+    ".pdparams",
+    ".pkl",
+    ".tar",
+    ".zip",
+    ".json",
+)
+_WEIGHTS = (".safetensors", ".safetensors.index.json", *_TORCH, ".bin.index.json")
+
+
+def open_writer(
+    path: str | os.PathLike[str],
+    specs: Mapping[str, TensorSpec],
+    *,
+    aliases: Mapping[str, str] = {},
+    metadata: Mapping[str, str] = {},
+    extras: Mapping[str, Any] = {},
+    max_shard_size: int | str | None = None,
+    overwrite: bool = False,
+    sources: Iterable[str] = (),
+) -> Writer:
+    """A writer for the tensors announced by `specs`, in the format that the path asks for.
+
+    `x.safetensors` is one file; `x.pt`, `x.pth`, `x.bin`, `x.ckpt` a torch zip; any other name is a folder with
+    `model.safetensors`, or with shards and their index. Nothing is written before the writer is entered.
+
+    Args:
+        specs: key -> spec of every tensor, in the order that a reader should see.
+        aliases: other name -> key, for tied tensors that are stored once.
+        metadata: string metadata to keep.
+        extras: what is no tensor; a torch file holds it, safetensors cannot.
+        max_shard_size: bytes of tensors in a shard, as a number or like `"5GB"`, `"5GiB"`; for folders.
+        overwrite: replace what is there.
+        sources: files that are being read; replacing one is safe, since it is renamed over and its readers keep it.
+
+    Raises:
+        CheckpointError: the output exists, the format cannot hold a tensor, or a size is none.
+    """
+    target = Path(path).expanduser()
+    limit = None if max_shard_size is None else parse_size(max_shard_size)
+    suffix = target.suffix.lower()
+    as_folder = os.fspath(path).endswith("/") or target.is_dir()
+    if suffix in _UNWRITTEN and not as_folder:
+        help = f"write {str(target.with_suffix('.safetensors'))!r} instead"
+        raise CheckpointError(
+            Diagnostic("unsupported-output", f"{suffix} files are not written here", str(target), help=help)
+        )
+    if suffix not in (".safetensors", *_TORCH) or as_folder:
+        _check_folder(target, overwrite)
+        return folder_writer(target, specs, aliases, metadata, limit)
+    if limit is not None:
+        help = f"name a folder: {str(target.with_suffix(''))!r}"
+        raise CheckpointError(
+            Diagnostic(
+                "shards-need-a-folder",
+                "max_shard_size makes several files, and a file was named",
+                str(target),
+                help=help,
+            )
+        )
+    if target.exists() and not overwrite:
+        raise _exists(target, ())
+    if suffix == ".safetensors":
+        return file_writer(target, specs, aliases, metadata)
+    from .torch_writer import TorchZipWriter
+
+    return TorchZipWriter(target, specs, aliases=aliases, metadata=metadata, extras=extras)
+
+
+def _check_folder(target: Path, overwrite: bool) -> None:
+    try:
+        if target.exists() and not target.is_dir():
+            text = f"{str(target)!r} is a file, and a folder of that name should be written"
+            raise CheckpointError(
+                Diagnostic(
+                    "output-exists", text, str(target), help="name another folder, or end the name in .safetensors"
+                )
+            )
+        found = (
+            sorted(file.name for file in target.iterdir() if file.name.endswith(_WEIGHTS)) if target.exists() else []
+        )
+    except OSError as error:
+        raise os_error(error, str(target), "write") from error
+    if found and not overwrite:
+        raise _exists(target, found)
+
+
+def _exists(target: Path, found: Iterable[str]) -> CheckpointError:
+    text = f"{str(target)!r} exists already" if not found else f"the folder {str(target)!r} holds a checkpoint already"
+    help = "overwrite=True (--overwrite) replaces it, or choose another name"
+    return CheckpointError(Diagnostic("output-exists", text, str(target), notes=shown_keys(found), help=help))
+
+
+def parse_size(size: int | str) -> int:
+    """Bytes, from a number or from text with a decimal or a binary unit.
+
+    >>> parse_size("5GB"), parse_size("5GiB"), parse_size("500 MB"), parse_size("1.5kB"), parse_size(4096)
+    (5000000000, 5368709120, 500000000, 1500, 4096)
+
+    Raises:
+        CheckpointError: no size, or one below a byte.
+    """
+    if isinstance(size, int) and not isinstance(size, bool):
+        found = size
+    else:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", str(size).strip(), re.IGNORECASE)
+        known = match is not None and bool(match[2] or not match[3])
+        power = "KMGT".index(match[2].upper()) + 1 if match and match[2] else 0
+        found = int(float(match[1]) * (1024 if match[3] else 1000) ** power) if match and known else 0
+    if found < 1:
+        raise CheckpointError(
+            Diagnostic(
+                "bad-size",
+                f"{size!r} is no size",
+                help='such as "5GB" (decimal), "5GiB" (binary), or a number of bytes',
+            )
+        )
+    return found
