@@ -1,0 +1,413 @@
+"""Which of the tensors in a training checkpoint are the model's, decided by how they are nested.
+
+The rules, for a tree of mappings, lists and tensors:
+
+1. A *branch* is a mapping or list with tensors in it. An optimizer is recognised by its shape (`state` beside
+   `param_groups`) or by its name (`optim…`) and is never the model; neither is a mapping of scalars and integers alone (a
+   scheduler, a random state, the scores of a callback) while there is something with weights in it.
+2. A mapping with tensors directly in it is a *state_dict*. Where one branch alone has any, that is the model, however
+   deep: `{"checkpoint": {"model": {…}, "epoch": 3}}` gives `checkpoint.model`. Tensors that lie loose beside a
+   state_dict with dotted keys (a mean, a loss) stay with the rest.
+3. A Lightning file (`pytorch-lightning_version`) names its model: `state_dict`.
+4. Several side by side are parts of one model where a node that is called after a model (`model`, `params`, `module`, …)
+   holds them all and no two of them have the same keys: its tree is flattened with dots. Elsewhere (student and
+   teacher, EMA, encoder and decoder at the top) it is for the caller to say, and the error lists them.
+5. `subtree="a.b"` takes that node, and `subtree=""` the whole file, flattened with dots; nothing is left to judgement.
+   Where no node has that path, keys that begin with it do.
+6. A pickled `nn.Module` counts as its state_dict: `_parameters`, `_buffers` and `_modules` of the inert record are
+   walked. A TorchScript module is walked by its attributes. A file that is one bare tensor gives the key `tensor`.
+
+Everything else is `extras`, under the dotted path of the largest part that is none of the model's: `epoch`, `optimizer`
+(a tree with tensors as leaves), `checkpoint.args`; the state_dict's own `_metadata`; its keys whose values are no tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from ..errors import CheckpointError, Diagnostic
+from .inert import Array, Opaque, Ordered, Tensor
+from .pickle_calls import POWERFUL
+
+__all__ = ["children", "flatten", "is_tensor", "locate", "settle"]
+
+_MODEL_NAMES = frozenset(
+    {"model", "models", "module", "net", "network", "params", "parameters", "state_dict", "model_state_dict",
+     "model_state", "weights", "variables", "target"}
+)  # fmt: skip
+_DEPTH = 64
+_NODES = 4_000_000
+_SHOWN = 12  # candidates that an error lists
+_INTEGER = ("U", "I", "B")  # BOOL, U8, I64: first letters; BF16 is set apart below
+
+
+def locate(tree: Any, subtree: str | None, source: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The model's tensors by key, and all else that the tree holds by dotted path.
+
+    >>> from .inert import Storage, Tensor
+    >>> w = Tensor(Storage("0", "F32", 2), 0, (2,), (1,), "F32")
+    >>> locate({"model": {"a.weight": w}, "epoch": 3}, None, "x.pt")
+    ({'a.weight': <tensor F32 [2]>}, {'epoch': 3})
+
+    Args:
+        tree: the file's value, as the unpickler leaves it.
+        subtree: dotted path of the node to take, `""` for all; None decides by the rules above.
+        source: the file's name in errors.
+
+    Raises:
+        CheckpointError: no tensors; several candidates; a `subtree` that is not there; a tensor that only running the
+            file's code would give.
+    """
+    if is_tensor(tree):
+        return {"tensor": tree}, {}
+    if subtree is None:
+        chosen = _decide(tree, source)
+    else:
+        chosen, tree = _descend(tree, subtree, source)
+    node = _at(tree, chosen)
+    leaves, extras = flatten(node, source)
+    if not leaves:
+        _no_tensors(tree, source)
+    _refuse_code(extras, source)
+    metadata = node.attributes.get("_metadata") if isinstance(node, Ordered) else None
+    if isinstance(metadata, Mapping):
+        extras["_metadata"] = metadata
+    return leaves, _rest(tree, chosen) | extras
+
+
+def settle(extras: Mapping[str, Any], place: Callable[[Any], Any]) -> dict[str, Any]:
+    """`extras` with every tensor replaced by what `place` makes of it, or by an opaque note where that fails."""
+    budget = [_NODES]
+
+    def settled(value: Any, above: tuple[int, ...]) -> Any:
+        budget[0] -= 1
+        if is_tensor(value):
+            try:
+                return place(value)
+            except CheckpointError as error:
+                return Opaque("torch", "Tensor", (), error.diagnostics[0].headline)
+        if not isinstance(value, (dict, list, tuple)):
+            return value
+        if id(value) in above or len(above) > _DEPTH or budget[0] < 0:
+            return Opaque("builtins", type(value).__name__, (), "nested too deep")
+        inner = (*above, id(value))
+        if isinstance(value, Ordered):
+            made = Ordered()
+            made.update((k, settled(v, inner)) for k, v in value.items())
+            made.attributes = settled(value.attributes, inner)
+            return made
+        if isinstance(value, dict):
+            return {k: settled(v, inner) for k, v in value.items()}
+        items = [settled(v, inner) for v in value]
+        return items if isinstance(value, list) else tuple(items)
+
+    return {path: settled(value, ()) for path, value in extras.items()}
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether `value` is a leaf with data: a tensor, or a numpy array of numbers."""
+    return type(value) is Tensor or (type(value) is Array and value.type is not None and value.type.dtype is not None)
+
+
+def children(node: Any) -> Iterator[tuple[Any, Any]] | None:
+    """The keyed parts of a mapping, list or pickled module; None for a leaf."""
+    if isinstance(node, dict):
+        return iter(node.items())
+    if type(node) in (list, tuple):
+        return enumerate(node)
+    if type(node) is Opaque:
+        return _module_parts(node)
+    return None
+
+
+def _module_parts(node: Opaque) -> Iterator[tuple[Any, Any]] | None:
+    state = node.state[0] if type(node.state) is tuple and node.state else node.state
+    if isinstance(state, dict):
+        if isinstance(state.get("_modules"), dict) and isinstance(state.get("_parameters"), dict):
+            hidden = state.get("_non_persistent_buffers_set") or ()
+            buffers = state.get("_buffers")
+            buffers = buffers if isinstance(buffers, dict) else {}
+            return iter(
+                [(k, v) for k, v in state["_parameters"].items() if v is not None]
+                + [(k, v) for k, v in buffers.items() if v is not None and k not in hidden]
+                + [(k, v) for k, v in state["_modules"].items() if v is not None]
+            )
+        if node.module.startswith("__torch__"):
+            return ((k, v) for k, v in state.items() if is_tensor(v) or children(v) is not None)
+    return iter(node.pairs.items()) if node.pairs else None
+
+
+def flatten(node: Any, source: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All tensors below `node` by dotted key, and what is none."""
+    leaves: dict[str, Any] = {}
+    rest: dict[str, Any] = {}
+    budget = _NODES
+    waiting: list[tuple[str, Any, tuple[int, ...]]] = [("", node, ())]
+    while waiting:
+        prefix, value, above = waiting.pop()
+        budget -= 1
+        if id(value) in above or len(above) > _DEPTH or budget < 0:
+            raise _error("nested-too-deep", f"{source!r} nests without end at {prefix!r}", source)
+        parts = None if _is_state(prefix) else children(value)
+        if is_tensor(value):
+            if prefix in leaves:
+                raise _error("duplicate-key", f"{source!r} holds two tensors that flatten to {prefix!r}", source)
+            leaves[prefix] = value
+        elif parts is None or not _holds_tensor(value, parts, prefix):
+            if prefix:
+                rest[prefix] = value
+        else:
+            below = [(f"{prefix}.{k}" if prefix else str(k), v, (*above, id(value))) for k, v in children(value) or ()]
+            waiting += reversed(below)
+    return leaves, rest
+
+
+def _is_state(key: str) -> bool:
+    return key == "_extra_state" or key.endswith("._extra_state")
+
+
+def _holds_tensor(value: Any, parts: Iterator[tuple[Any, Any]], prefix: str) -> bool:
+    # the top is always walked, so that loose values get their own paths
+    return not prefix or _survey(value).tensors > 0
+
+
+@dataclass(slots=True)
+class _Survey:
+    """What lies in a node: all tensors below, and the state_dicts that could be the model."""
+
+    tensors: int = 0
+    direct: int = 0
+    weights: int = 0  # direct tensors of floats with a dimension
+    dotted: bool = False
+    parts: dict[str, _Survey] = field(default_factory=dict)
+
+    @property
+    def strong(self) -> bool:
+        return self.weights > 0 or any(part.strong for part in self.parts.values())
+
+
+def _survey(node: Any, memo: dict[int, _Survey] | None = None, depth: int = 0) -> _Survey:
+    memo = {} if memo is None else memo
+    known = memo.get(id(node))
+    if known is not None:
+        return known
+    found = memo[id(node)] = _Survey()
+    parts = children(node)
+    if parts is None or depth > _DEPTH:
+        return found
+    for key, value in parts:
+        if is_tensor(value):
+            found.direct += 1
+            found.weights += _is_weight(value)
+            found.dotted |= type(key) is str and "." in key
+        elif type(value) is not Tensor and children(value) is not None:
+            part = _survey(value, memo, depth + 1)
+            if part.tensors:
+                found.parts[str(key)] = part
+    # counted with repeats, cut off: a graph of shared lists has exponentially many paths
+    found.tensors = min(found.direct + sum(p.tensors for p in found.parts.values()), _NODES)
+    return found
+
+
+def _is_weight(leaf: Any) -> bool:
+    dtype = leaf.dtype if type(leaf) is Tensor else leaf.type.dtype
+    return bool(leaf.shape) and (dtype == "BF16" or not dtype.startswith(_INTEGER) or type(leaf) is Array)
+
+
+def _is_optimizer(key: str, node: Any) -> bool:
+    return "optim" in key.lower() or (isinstance(node, dict) and "state" in node and "param_groups" in node)
+
+
+Path = tuple[str, ...]
+
+
+def _decide(tree: Any, source: str) -> Path:
+    """The path of the one node that is the model."""
+    if isinstance(tree, dict) and "pytorch-lightning_version" in tree and children(tree.get("state_dict")) is not None:
+        return ("state_dict",)
+    memo: dict[int, _Survey] = {}
+    survey = _survey(tree, memo)
+    if not survey.tensors:
+        _no_tensors(tree, source)
+    budget = [100_000]
+    found = list(_candidates(tree, (), memo, survey.strong, budget))
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        return ()
+    above = _common(found)
+    named = next((above[: i + 1] for i in range(len(above)) if above[i] in _MODEL_NAMES), None)
+    if named is not None and () not in found and not _copies(tree, found):
+        return above
+    return _ambiguous(tree, found, above, source)
+
+
+def _candidates(
+    node: Any, path: Path, memo: dict[int, _Survey], strong: bool, budget: list[int]
+) -> Iterator[Path]:
+    """Paths of the state_dicts below `node`, the outermost each."""
+    survey = memo.get(id(node))
+    budget[0] -= 1
+    if survey is None or budget[0] < 0 or len(path) > _DEPTH:
+        return
+    inside: list[Path] = []
+    for key, value in children(node) or ():
+        name = str(key)
+        part = survey.parts.get(name)
+        if part is None or _is_optimizer(name, value) or _is_state(name) or (strong and not part.strong):
+            continue
+        inside += _candidates(value, (*path, name), memo, strong, budget)
+    own = survey.weights if strong else survey.direct
+    if type(node) is Opaque and node.state is not None and survey.tensors:
+        yield path  # a pickled module is one model, whatever its layers hold
+    elif not own:
+        yield from inside
+    elif not inside:
+        yield path
+    elif survey.dotted or not any(_at(node, p[len(path) :], memo_dotted=memo) for p in inside):
+        yield path
+        yield from inside
+    else:
+        yield from inside
+
+
+def _at(node: Any, path: Path, memo_dotted: dict[int, _Survey] | None = None) -> Any:
+    """The node at `path`; with surveys, whether that node has dotted keys."""
+    for name in path:
+        node = next(v for k, v in children(node) or () if str(k) == name)
+    if memo_dotted is not None:
+        found = memo_dotted.get(id(node))
+        return found is not None and (found.dotted or type(node) is Opaque)
+    return node
+
+
+def _common(paths: list[Path]) -> Path:
+    first, last = min(paths), max(paths)
+    length = next((i for i, (a, b) in enumerate(zip(first, last)) if a != b), min(len(first), len(last)))
+    return first[:length]
+
+
+def _copies(tree: Any, paths: list[Path]) -> bool:
+    seen: set[frozenset[str]] = set()
+    for path in paths[:1000]:
+        keys = frozenset(str(k) for k, v in children(_at(tree, path)) or () if is_tensor(v))
+        # layers of one kind all hold weight and bias: only whole models have dotted keys
+        if any("." in key for key in keys):
+            if keys in seen:
+                return True
+            seen.add(keys)
+    return False
+
+
+def _ambiguous(tree: Any, found: list[Path], above: Path, source: str) -> NoReturn:
+    shown = found if len(found) <= _SHOWN else sorted({p[: len(above) + 1] for p in found})
+    lines = []
+    for path in shown[:_SHOWN]:
+        count = _survey(_at(tree, path)).tensors
+        name = ".".join(path)
+        lines.append(f'subtree="{name}"  {count} tensors' + ("" if path else " (the whole file, flattened)"))
+    if len(shown) > _SHOWN:
+        lines.append(f"… and {len(shown) - _SHOWN} more")
+    whole = ".".join(above)
+    if above not in shown:
+        count = _survey(_at(tree, above)).tensors
+        lines.append(f'subtree="{whole}"  {count} tensors (all of them, flattened with dots)')
+    names = ", ".join(repr(".".join(p)) for p in shown[:_SHOWN] if p)
+    raise CheckpointError(
+        Diagnostic("ambiguous-subtree", f"{source!r} holds tensors in several places: {names}", source, tuple(lines),
+                   help=f'say which: subtree="{".".join(next(p for p in shown if p))}"')
+    )  # fmt: skip
+
+
+def _descend(tree: Any, subtree: str, source: str) -> tuple[Path, Any]:
+    """The node that `subtree` names; keys may themselves contain dots."""
+    if not subtree:
+        return (), tree
+    path = _resolve(tree, subtree, _DEPTH)
+    if path is not None:
+        node = _at(tree, path)
+        if is_tensor(node):
+            raise _error("unknown-subtree", f"subtree {subtree!r} of {source!r} is one tensor", source)
+        return path, tree
+    start = subtree + "."
+    cut = {k[len(start) :]: v for k, v in children(tree) or () if type(k) is str and k.startswith(start)}
+    if cut:
+        return (), cut
+    names = [str(k) for k, v in children(tree) or () if children(v) is not None][:_SHOWN]
+    help = "there are: " + ", ".join(names) if names else 'there are no subtrees; leave `subtree` out'
+    raise _error("unknown-subtree", f"{source!r} has no subtree {subtree!r}", source, help)
+
+
+def _resolve(node: Any, subtree: str, depth: int) -> Path | None:
+    if depth <= 0:
+        return None
+    for key, value in children(node) or ():
+        name = str(key)
+        if name == subtree:
+            return (name,)
+        if subtree.startswith(name + "."):
+            rest = _resolve(value, subtree[len(name) + 1 :], depth - 1)
+            if rest is not None:
+                return (name, *rest)
+    return None
+
+
+def _rest(tree: Any, chosen: Path) -> dict[str, Any]:
+    """Dotted path -> value of everything beside the way to the chosen node."""
+    rest: dict[str, Any] = {}
+    node = tree
+    for i, name in enumerate(chosen):
+        following = None
+        for key, value in children(node) or ():
+            if str(key) == name:
+                following = value
+            else:
+                rest[".".join((*chosen[:i], str(key)))] = value
+        node = following
+    return rest
+
+
+def _refuse_code(extras: Mapping[str, Any], source: str) -> None:
+    problems = []
+    for key, value in extras.items():
+        function = _powerful(value, 6)
+        if function is not None:
+            problems.append(
+                Diagnostic("unsafe-pickle", f"{key!r} would be made by running {function}, which is never done",
+                           place=source, help=f"save it again as a plain tensor where {source!r} was written")
+            )  # fmt: skip
+    if problems:
+        raise CheckpointError(problems)
+
+
+def _powerful(value: Any, depth: int) -> str | None:
+    """The function of the outside world that `value` is the result of, if any."""
+    if depth <= 0 or type(value) is not Opaque or value.args is None:
+        return None
+    if value.module in POWERFUL and value.note is None:
+        return value.path
+    if type(value.args) is tuple:
+        for arg in value.args[:8]:
+            found = _powerful(arg, depth - 1)
+            if found is not None:
+                return found
+    return None
+
+
+def _no_tensors(tree: Any, source: str) -> NoReturn:
+    function = _powerful(tree, 6)
+    if function is not None:
+        raise _error("unsafe-pickle", f"{source!r} is a pickle that would run {function}; it was not run", source)
+    held = children(tree)
+    if held is None:
+        what = f"it is a {tree!r}" if type(tree) is Opaque else f"it is a {type(tree).__name__}"
+    else:
+        what = "it holds " + (", ".join(str(k) for k, _ in list(held)[:_SHOWN]) or "nothing")
+    _refuse_code({str(k): v for k, v in children(tree) or ()}, source)
+    raise _error("no-tensors", f"{source!r} holds no tensors: {what}", source)
+
+
+def _error(code: str, headline: str, source: str, help: str | None = None) -> CheckpointError:
+    return CheckpointError(Diagnostic(code, headline, place=source, help=help))

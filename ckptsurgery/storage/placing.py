@@ -1,0 +1,149 @@
+"""From a tensor as the pickle describes it to the bytes it has in a file.
+
+A description is not to be trusted: a view may reach outside of its storage, an array may announce more than it holds.
+Both are refused by key.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ..errors import CheckpointError, Diagnostic
+from ..specs import DTYPES, TensorSpec
+from .contents import Entry
+from .inert import Array, Blob, Storage, Tensor
+
+__all__ = ["LateTensor", "Region", "contiguous_strides", "place_all", "place_array", "place_tensor"]
+
+
+class Region(NamedTuple):
+    """Where the bytes of a storage lie."""
+
+    file: str
+    offset: int
+    nbytes: int
+    big_endian: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LateTensor:
+    """A tensor whose bytes do not lie in one run of a file: built when it is called, with torch.
+
+    Args:
+        spec: what comes out.
+        pieces: `bytes`, or `(file, offset, nbytes)` to read; joined in order, little-endian.
+        fortran: whether the elements come in column-major order.
+    """
+
+    spec: TensorSpec
+    pieces: tuple[bytes | tuple[str, int, int], ...]
+    fortran: bool = False
+
+    def __call__(self) -> Any:
+        import torch
+
+        data = bytearray()
+        for piece in self.pieces:
+            if isinstance(piece, bytes):
+                data += piece
+                continue
+            name, offset, nbytes = piece
+            with open(name, "rb") as file:  # noqa: PTH123 - a path from Entry.file, opened as it is
+                file.seek(offset)
+                data += file.read(nbytes)
+        dtype = getattr(torch, DTYPES[self.spec.dtype].torch or "")
+        shape = self.spec.shape[::-1] if self.fortran else self.spec.shape
+        if not self.spec.numel:
+            return torch.empty(self.spec.shape, dtype=dtype)
+        flat = torch.frombuffer(data, dtype=dtype).reshape(shape)
+        return flat.permute(tuple(range(len(shape)))[::-1]) if self.fortran else flat
+
+
+def contiguous_strides(shape: Iterable[int]) -> tuple[int, ...]:
+    """The strides, in elements, of a C-contiguous tensor.
+
+    >>> contiguous_strides([2, 3, 4])
+    (12, 4, 1)
+    """
+    strides, step = [], 1
+    for n in reversed(tuple(shape)):
+        strides.append(step)
+        step *= max(n, 1)
+    return tuple(reversed(strides))
+
+
+def place_tensor(tensor: Tensor, region: Region) -> Entry:
+    """The entry of a view of a storage; a `ValueError` says why there is none."""
+    spec = TensorSpec(tensor.shape, tensor.dtype)
+    size = DTYPES[tensor.dtype].itemsize
+    start = (tensor.offset + tensor.storage.shift) * size
+    last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.strides)) if spec.numel else -1
+    if start > region.nbytes or start + (last + 1) * size > region.nbytes:
+        raise ValueError(
+            f"{spec} at element {tensor.offset} with strides {list(tensor.strides)} reaches outside its storage of "
+            f"{region.nbytes} bytes"
+        )
+    step = 1
+    strides: tuple[int, ...] | None = None
+    if spec.numel:
+        for n, stride in zip(reversed(tensor.shape), reversed(tensor.strides)):
+            if n != 1:
+                if stride != step:
+                    strides = tensor.strides
+                    break
+                step *= n
+    return Entry(spec, region.file, region.offset + start, strides, region.big_endian and size > 1)
+
+
+def place_array(array: Array, file: str, dtype: str | None = None) -> Entry:
+    """The entry of a numpy array; a `ValueError` says why there is none."""
+    kind = array.type
+    name = dtype or (kind.dtype if kind else None)
+    if kind is None or name is None or array.data is None:
+        raise ValueError(f"an array of {kind.code if kind else 'unknown'} elements is no tensor")
+    spec = TensorSpec(array.shape, name)
+    held = array.data.nbytes if isinstance(array.data, Blob) else len(array.data)
+    if held != spec.nbytes:
+        raise ValueError(f"{spec} needs {spec.nbytes} bytes, the file holds {held}")
+    swap = kind.big_endian and DTYPES[name].itemsize > 1
+    if isinstance(array.data, Blob):
+        strides = contiguous_strides(array.shape[::-1])[::-1] if array.fortran and spec.numel else None
+        strides = None if strides == contiguous_strides(array.shape) else strides
+        return Entry(spec, file, array.data.offset, strides, swap)
+    data = array.data
+    if swap:
+        width = DTYPES[name].itemsize // (2 if DTYPES[name].kind == "complex" else 1)
+        swapped = bytearray(len(data))
+        for i in range(width):
+            swapped[i::width] = data[width - 1 - i :: width]
+        data = bytes(swapped)
+    return Entry(spec, tensor=LateTensor(spec, (data,), array.fortran and math.prod(array.shape) > 0))
+
+
+def place_all(
+    leaves: Mapping[str, Any],
+    regions: Callable[[Storage], Region],
+    source: str,
+    array_dtypes: Mapping[str, str] | None = None,
+) -> dict[str, Entry]:
+    """The entries of all tensors and arrays, or one error with every key that has none."""
+    entries: dict[str, Entry] = {}
+    problems: list[Diagnostic] = []
+    for key, leaf in leaves.items():
+        try:
+            if isinstance(leaf, Tensor):
+                entries[key] = place_tensor(leaf, regions(leaf.storage))
+            elif isinstance(leaf, Array):
+                entries[key] = place_array(leaf, source, (array_dtypes or {}).get(key))
+            else:
+                entries[key] = leaf
+        except ValueError as error:
+            problems.append(Diagnostic("damaged-tensor", f"{key!r} cannot be read: {error}", place=source))
+        except CheckpointError as error:
+            problems += error.diagnostics
+    if problems:
+        raise CheckpointError(dict.fromkeys(problems))
+    return entries
