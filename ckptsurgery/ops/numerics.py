@@ -79,7 +79,7 @@ def narrow(
     """A float tensor in another float dtype, never past its range.
 
     Args:
-        was_finite: where `wide` was made of finite values, so that an infinity is refused; asked only when there is one.
+        was_finite: where `wide` was made of finite values, so that an infinity is refused; called only when needed.
         saturate: values past the range become its ends.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..specs import DTYPES, TensorSpec
 from .base import Op, OpError, Specs
 
-__all__ = ["arithmetic_float", "integer_range", "operands", "whole_elements"]
+__all__ = ["arithmetic_float", "integer_range", "operands", "pair", "whole_elements"]
 
 _NO_ARITHMETIC = {"F4", "F6_E2M3", "F6_E3M2", "F8_E8M0"}
 
@@ -42,3 +42,11 @@ def integer_range(dtype: str) -> tuple[int, int]:
     if row.kind == "int":
         return -(1 << (row.bits - 1)), (1 << (row.bits - 1)) - 1
     return 0, 1 if row.kind == "bool" else (1 << row.bits) - 1
+
+
+def pair(op: Op, value: int | tuple[int, int], what: str) -> tuple[int, int]:
+    """[rows, columns], where one number stands for both."""
+    rows, columns = (value, value) if isinstance(value, int) else value
+    if rows < 1 or columns < 1:
+        raise OpError(f"{op.name}: {what} wants 1 or more each way, not {rows} x {columns}")
+    return rows, columns

@@ -1,0 +1,242 @@
+"""Ops that join what belongs together: `fp8_dequant`, `lora_merge`, `fold_weight_norm` and `unfold_weight_norm`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..errors import CheckpointError
+from ..specs import TensorSpec, dtype_name
+from .base import Op, OpError, Specs, Tensors
+from .numerics import has_data, narrow, specs_of, torch_dtype, widen
+from .operands import arithmetic_float, operands, pair
+from .registry import register
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["FoldWeightNorm", "Fp8Dequant", "LoraMerge", "UnfoldWeightNorm"]
+
+
+@register
+@dataclass(frozen=True)
+class Fp8Dequant(Op):
+    """Multiply blocks of a quantised weight by their scales; sources: weight, scale_inv.
+
+    >>> specs = TensorSpec([300, 256], "F8_E4M3"), TensorSpec([3, 2], "F32")
+    >>> Fp8Dequant().infer(specs)
+    (TensorSpec(shape=(300, 256), dtype='BF16'),)
+
+    W[r, c] = q[r, c] · s[r // block, c // block], with s of ceil(rows / block) x ceil(columns / block), as
+    DeepSeek-V3 stores its `weight_scale_inv`. Dims in front (experts) are equal on both.
+
+    Args:
+        block: rows and columns of a block, [rows, columns], or one number for a square.
+        dtype: of the result.
+
+    Each product is taken in float32 (float64 for a float64 scale) and rounded once. Blocks could be cut in more than
+    one way, so there is no inverse.
+
+    Raises:
+        OpError: shapes that do not belong together; at run time a value past the range of `dtype`.
+    """
+
+    name = "fp8_dequant"
+    joins = True
+    block: int | tuple[int, int] = 128
+    dtype: str = "BF16"
+
+    def __post_init__(self) -> None:
+        pair(self, self.block, "block")
+        try:
+            object.__setattr__(self, "dtype", dtype_name(self.dtype))
+        except CheckpointError as error:
+            raise OpError(f"{self.name}: {error.diagnostics[0].headline}") from None
+        arithmetic_float(self, TensorSpec((), self.dtype), "the result")
+
+    def infer(self, specs: Specs) -> Specs:
+        weight, scale = operands(self, specs, "weight", "scale_inv")
+        arithmetic_float(self, weight, "weight")
+        if scale.dtype != "F8_E8M0":
+            arithmetic_float(self, scale, "scale_inv")
+        if len(weight.shape) < 2:
+            raise OpError(f"{self.name} wants a weight of 2 dims or more, not {weight}")
+        rows, columns = pair(self, self.block, "block")
+        wants = (*weight.shape[:-2], -(-weight.shape[-2] // rows), -(-weight.shape[-1] // columns))
+        if scale.shape != wants:
+            blocks = f"blocks of {rows} x {columns} of weight {weight}"
+            raise OpError(f"{self.name}: {blocks} have scales {list(wants)}, and scale_inv is {scale}")
+        return (TensorSpec(weight.shape, self.dtype),)
+
+    def run(self, tensors: Tensors) -> Tensors:
+        import torch
+
+        (weight, scale), (spec,) = tensors, self.infer(specs_of(tensors))
+        rows, columns = pair(self, self.block, "block")
+        result = torch.empty(spec.shape, dtype=torch_dtype(self.dtype), device=weight.device)
+        # A band of blocks at a time: float32 copies of the whole weight would be four times its size.
+        for number in range(scale.shape[-2]):
+            band = slice(number * rows, (number + 1) * rows)
+            scales = widen(scale[..., number : number + 1, :]).repeat_interleave(columns, -1)[..., : weight.shape[-1]]
+            result[..., band, :] = narrow(widen(weight[..., band, :]) * scales, self.dtype, str(self))
+        return (result,)
+
+
+@register
+@dataclass(frozen=True)
+class LoraMerge(Op):
+    """Add a low-rank update to a weight; sources: weight, A, B.
+
+    >>> specs = TensorSpec([8, 6], "BF16"), TensorSpec([2, 6], "F32"), TensorSpec([8, 2], "F32")
+    >>> LoraMerge(16).infer(specs), str(LoraMerge(16, r=2))
+    ((TensorSpec(shape=(8, 6), dtype='BF16'),), 'lora_merge(alpha=16, r=2)')
+
+    W + (alpha / r) · B·A, with W [out, in], A [r, in] and B [out, r] (Hu et al., "LoRA", 2021). A convolution has W
+    [out, in, h, w], A [r, in, h, w] and B [out, r, 1, 1].
+
+    Args:
+        alpha: the scaling's numerator.
+        r: the rank; A's rows where left out, and checked against them where given.
+        fan_in_fan_out: W is stored as [in, out].
+        rslora: scale by alpha / sqrt(r) (Kalajdzievski, 2023).
+
+    Computed in float32 (float64 for a float64 weight) and rounded once, to the weight's dtype. The three parts cannot
+    be told apart again: there is no inverse.
+
+    Raises:
+        OpError: shapes that do not belong together.
+    """
+
+    name = "lora_merge"
+    joins = True
+    alpha: int | float
+    r: int | None = None
+    fan_in_fan_out: bool = False
+    rslora: bool = False
+
+    def infer(self, specs: Specs) -> Specs:
+        weight, a, b = operands(self, specs, "weight", "A", "B")
+        for spec, what in ((weight, "weight"), (a, "A"), (b, "B")):
+            arithmetic_float(self, spec, what)
+        if len(weight.shape) < 2 or (self.fan_in_fan_out and len(weight.shape) != 2):
+            raise OpError(f"{self.name} wants a weight [out, in, ...] (fan_in_fan_out: [in, out]), not {weight}")
+        out, *inner = reversed(weight.shape) if self.fan_in_fan_out else weight.shape
+        rank = a.shape[0] if a.shape else 0
+        if rank == 0 or self.r not in (None, rank):
+            raise OpError(f"{self.name}: A {a} has rank {rank}{f', not {self.r}' if self.r is not None else ''}")
+        ones = [1] * (len(weight.shape) - 2)
+        if a.shape != (rank, *inner) or b.shape != (out, rank, *ones):
+            raise OpError(
+                f"{self.name}: beside weight {list(weight.shape)} and rank {rank}, A is {[rank, *inner]} and B is "
+                f"{[out, rank, *ones]}; they are {list(a.shape)} and {list(b.shape)}"
+                + ("; in the order B, A?" if a.shape == (out, rank, *ones) and b.shape == (rank, *inner) else "")
+            )
+        return (weight,)
+
+    def run(self, tensors: Tensors) -> Tensors:
+        (weight, a, b), (spec,) = tensors, self.infer(specs_of(tensors))
+        wide = widen(weight)
+        update = widen(b).to(wide.dtype).flatten(1) @ widen(a).to(wide.dtype).flatten(1)
+        rank = a.shape[0]
+        scale = float(self.alpha) / (math.sqrt(rank) if self.rslora else rank)
+        update = update.t() if self.fan_in_fan_out else update.reshape(weight.shape)
+        return (narrow(wide + scale * update, spec.dtype, str(self)),)
+
+
+@register
+@dataclass(frozen=True)
+class FoldWeightNorm(Op):
+    """Multiply a direction by its magnitude, into a plain weight; sources: g, v.
+
+    >>> FoldWeightNorm().infer((TensorSpec([8, 1, 1], "F32"), TensorSpec([8, 4, 3], "F32")))
+    (TensorSpec(shape=(8, 4, 3), dtype='F32'),)
+
+    w = g · v / ‖v‖, with the norm over all dims but `dim`, no epsilon (Salimans and Kingma, 2016). g and v are
+    `weight_g` and `weight_v` of torch's `weight_norm`, `original0` and `original1` of its parametrization.
+
+    Args:
+        dim: the dim that g spans, or none for one norm over all, where g is a scalar.
+
+    Computed in float32 (float64 for float64) and rounded once. The inverse, but for rounding, is
+    `unfold_weight_norm(dim)`.
+
+    Raises:
+        OpError: shapes that do not belong together; at run time a direction of norm 0.
+    """
+
+    name = "fold_weight_norm"
+    joins = True
+    dim: int | None = 0
+
+    def infer(self, specs: Specs) -> Specs:
+        g, v = operands(self, specs, "g", "v")
+        arithmetic_float(self, v, "v")
+        wants = _magnitude(self, v, self.dim)
+        if g.shape != wants.shape or g.dtype != v.dtype:
+            raise OpError(f"{self.name}: beside v {v}, g is {wants}, not {g}")
+        return (v,)
+
+    def run(self, tensors: Tensors) -> Tensors:
+        (g, v), (spec,) = tensors, self.infer(specs_of(tensors))
+        norm = _norm(widen(v), self.dim)
+        if has_data(v) and not norm.all():
+            raise OpError(f"{self}: {int((norm == 0).sum())} of {norm.numel()} directions of v have norm 0")
+        return (narrow(widen(v) * (widen(g) / norm), spec.dtype, str(self)),)
+
+    def inverse(self, inputs: Specs | None = None) -> Op | None:
+        return UnfoldWeightNorm(self.dim) if inputs is None else None
+
+
+@register
+@dataclass(frozen=True)
+class UnfoldWeightNorm(Op):
+    """Take a weight apart into magnitude and direction, as weight norm begins; targets: g, v.
+
+    >>> UnfoldWeightNorm().infer((TensorSpec([8, 4, 3], "F32"),))
+    (TensorSpec(shape=(8, 1, 1), dtype='F32'), TensorSpec(shape=(8, 4, 3), dtype='F32'))
+
+    g = ‖w‖, with the norm over all dims but `dim`, and v = w, untouched. One tensor becomes two, hence `joins`: the
+    op owns its side of the rule, and its results go to the targets in order.
+
+    Args:
+        dim: the dim that g spans, or none for one norm over all, where g is a scalar.
+
+    The norm is computed in float32 (float64 for float64) and rounded once. The inverse, but for rounding, is
+    `fold_weight_norm(dim)`.
+
+    Raises:
+        OpError: no such dim, or no floats.
+    """
+
+    name = "unfold_weight_norm"
+    joins = True
+    dim: int | None = 0
+
+    def infer(self, specs: Specs) -> Specs:
+        (spec,) = operands(self, specs, "one tensor")
+        arithmetic_float(self, spec)
+        return _magnitude(self, spec, self.dim), spec
+
+    def run(self, tensors: Tensors) -> Tensors:
+        g, _ = self.infer(specs_of(tensors))
+        return narrow(_norm(widen(tensors[0]), self.dim), g.dtype, str(self)), tensors[0]
+
+    def inverse(self, inputs: Specs | None = None) -> Op | None:
+        return FoldWeightNorm(self.dim) if inputs is None else None
+
+
+def _magnitude(op: Op, spec: TensorSpec, dim: int | None) -> TensorSpec:
+    if dim is None:
+        return TensorSpec((), spec.dtype)
+    if not 0 <= dim < len(spec.shape):
+        raise OpError(f"{op}: {spec} has no dim {dim}; dim=none takes one norm over all")
+    return TensorSpec([n if i == dim else 1 for i, n in enumerate(spec.shape)], spec.dtype)
+
+
+def _norm(tensor: Tensor, dim: int | None) -> Tensor:
+    import torch
+
+    over = [i for i in range(tensor.dim()) if i != dim]
+    # An empty list of dims would mean all of them.
+    return torch.linalg.vector_norm(tensor, dim=over, keepdim=dim is not None) if over else tensor.abs()
