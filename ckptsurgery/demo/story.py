@@ -89,7 +89,7 @@ def _pretrain(where: Path, seed: int, say: Say) -> tuple[Pretrained, Path, float
     path = where / "last.pt"
     state = {f"module.{key}": tensor for key, tensor in model.state_dict().items()}
     torch.save({"step": OLD_STEPS, "model": state, "optimizer": optimizer.state_dict()}, path)
-    say(f"   Trained on {len(train_set)} images, it reads {known:.1%} of {len(test_set)} others right. Saved as {path.name}.")
+    say(f"   After {len(train_set)} images it reads {known:.1%} of {len(test_set)} others right. Saved as {path.name}.")
     return model, path, known
 
 
