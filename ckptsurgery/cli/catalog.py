@@ -13,14 +13,12 @@ from .output import show, width
 
 __all__ = ["app"]
 
-app = typer.Typer(
-    invoke_without_command=True, rich_markup_mode=None, help="List, show and match the built-in recipes."
-)
+app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 
 
 @app.callback()
 def recipes(context: typer.Context, json: o.Json = False) -> None:
-    """List the built-in recipes.
+    """List, show and match the built-in recipes.
 
     \b
     ckptsurgery recipes
@@ -50,7 +48,9 @@ def show_recipe(
 
 @app.command("match")
 def match(source: o.Source, subtree: o.Subtree = None, config: o.Config = None, json: o.Json = False) -> None:
-    """Name the built-in recipes whose rules fit a checkpoint, by its headers alone.
+    """Name the recipes that fit a checkpoint.
+
+    By its headers alone.
 
     \b
     ckptsurgery recipes match model.safetensors

@@ -32,7 +32,7 @@ summary = "the first authors' layout -> ours"
 source = "module."          # what DistributedDataParallel puts before every key
 rules = [
   "pos [1 n d] -> embed.positions.weight [n d]",
-  "{m:patch,norm}.{l} -> {m:embed.patches,encoder.norm}.{l}",
+  "{e:patch,norm}.{l} -> {e:embed.patches,encoder.norm}.{l}",
   "blocks.{n}.attn.qkv.{l} [(p d) ...] -> encoder.layers.{n}.attention.{p:query,key,value}.{l} [d ...]",
   "blocks.{n}.{m}.{l} -> encoder.layers.{n}.{m}.{l}",
 ]

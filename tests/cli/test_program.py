@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from ckptsurgery.cli.output import complain, show
+from ckptsurgery.cli.program import app
+from ckptsurgery.cli.recipe import dims_from, pairs_from
+from ckptsurgery.errors import CheckpointError, Diagnostic
+
+COMMANDS = ["inspect", "plan", "convert", "diff", "ties", "recipes", "recipes show", "recipes match", "demo"]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The program in a process of its own, as a person starts it."""
+    return subprocess.run(
+        [sys.executable, "-m", "ckptsurgery", *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+
+
+def test_the_version_is_the_package_s() -> None:
+    from importlib.metadata import version
+
+    assert run("--version").stdout == f"ckptsurgery {version('ckptsurgery')}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_s_help_has_an_example(command: str) -> None:
+    result = CliRunner().invoke(app, [*command.split(), "--help"], prog_name="ckptsurgery")
+    assert result.exit_code == 0
+    assert f"\n  ckptsurgery {command}" in result.output
+
+
+def test_every_command_is_in_the_overview() -> None:
+    overview = run("--help").stdout
+    assert all(f"\n  {command} " in overview for command in COMMANDS if " " not in command)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["inspect"], ["convert", "a"], ["nothing"], ["ties", "a", "--nothing"], ["recipes", "show"]]
+)
+def test_wrong_usage_exits_with_2_and_says_how_to_ask(arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "Error: " in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_start_up_imports_nothing_heavy() -> None:
+    code = "import sys, ckptsurgery.cli.program; print([m for m in sys.argv[1:] if m in sys.modules])"
+    heavy = ["torch", "numpy", "tqdm", "huggingface_hub", "rich", "transformers"]
+    assert subprocess.check_output([sys.executable, "-c", code, *heavy], text=True) == "[]\n"
+
+
+def test_name_value_options_are_read_or_refused() -> None:
+    assert pairs_from(["a = b.c", "d=e=f"], "--tie", "x=y") == {"a": "b.c", "d": "e=f"}
+    for wrong in (["a"], ["=b"], ["a="], ["a=b", "a=c"]):
+        with pytest.raises(typer.BadParameter):
+            pairs_from(wrong, "--tie", "x=y")
+
+
+def test_dims_are_numbers_lists_tables_or_expressions() -> None:
+    texts = ["n=4", "b=[2, 2]", 'rows={"q": 8, "k": 2}', "g=config.kv ?? 1"]
+    assert dims_from(texts) == {"n": 4, "b": [2, 2], "rows": {"q": 8, "k": 2}, "g": "config.kv ?? 1"}
+
+
+def test_a_checkpoint_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    show("key\x1b[2Jname \u202egnp")
+    complain(CheckpointError(Diagnostic("bad-key", "a key with \x07 in it")))
+    captured = capsys.readouterr()
+    assert captured.out == "key\\x1b[2Jname \\u202egnp\n"
+    assert captured.err == "error[bad-key]: a key with \\x07 in it\n"
+
+
+def test_what_the_terminal_cannot_spell_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    show("├ w")
+    stream.seek(0)
+    assert stream.read() == "\\u251c w\n"
