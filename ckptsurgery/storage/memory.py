@@ -1,4 +1,4 @@
-"""Tensors in memory as a checkpoint: a state_dict, however nested, or a live module."""
+"""Tensors in memory as a checkpoint: a state_dict, a training checkpoint around one, or a live module."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, Diagnostic
 from .contents import Contents, Entry
+from .inert import Ordered, Storage, Tensor
+from .nesting import locate, settle
 
 if TYPE_CHECKING:
     import torch
@@ -22,15 +24,21 @@ def is_module(source: object) -> bool:
 
 
 def read_mapping(source: Mapping[Any, Any], subtree: str | None = None) -> Contents:
-    """A state_dict, or a training checkpoint around one: nested paths are joined by dots, the rest goes to extras."""
-    from .subtree import enter
+    """A state_dict, or a training checkpoint around one; `nesting` finds the model's tensors, the rest goes to extras.
 
-    contents = Contents({})
-    _walk(source, "", contents, set())
-    metadata = getattr(source, "_metadata", None)
-    if metadata is not None:
-        contents.extras["_metadata"] = metadata
-    return enter(contents, subtree, "state_dict") if subtree else contents
+    Raises:
+        CheckpointError: no tensors, several state_dicts side by side, or a tensor of a dtype that no file format holds.
+    """
+    if not source and not subtree:
+        return Contents({})
+    tensors: list[torch.Tensor] = []
+    leaves, extras = locate(_mirror(source, tensors, ()), subtree, "state_dict")
+
+    def tensor_of(leaf: Any) -> torch.Tensor:
+        return tensors[int(leaf.storage.key)]
+
+    entries = {key: _entry(tensor_of(leaf), key) for key, leaf in leaves.items()}
+    return Contents(entries, extras=settle(extras, tensor_of))
 
 
 def read_module(module: torch.nn.Module) -> Contents:
@@ -39,7 +47,7 @@ def read_module(module: torch.nn.Module) -> Contents:
     contents = Contents({})
     for key, value in state.items():
         if _is_tensor(value) and not key.endswith("_extra_state"):
-            contents.entries[key] = _entry(value.detach(), key)
+            contents.entries[key] = _entry(value, key)
         else:
             contents.extras[key] = value
     metadata = getattr(state, "_metadata", None)
@@ -51,23 +59,25 @@ def read_module(module: torch.nn.Module) -> Contents:
     return contents
 
 
-def _walk(source: Mapping[Any, Any], prefix: str, contents: Contents, within: set[int]) -> None:
-    if id(source) in within:
-        raise CheckpointError(Diagnostic("bad-source", f"the mapping at {prefix or 'the top'!r} contains itself"))
-    for name, value in source.items():
-        key = f"{prefix}{name}"
-        if _is_tensor(value):
-            if key in contents.entries:
-                raise CheckpointError(
-                    Diagnostic(
-                        "duplicate-key", f"two tensors are both called {key!r} once their paths are joined by dots"
-                    )
-                )
-            contents.entries[key] = _entry(value.detach(), key)
-        elif isinstance(value, Mapping) and value:
-            _walk(value, key + ".", contents, within | {id(source)})
-        else:
-            contents.extras[key] = value
+def _mirror(value: Any, tensors: list[torch.Tensor], above: tuple[int, ...]) -> Any:
+    """The same tree with a record in the place of each tensor, as the readers of files make it."""
+    if _is_tensor(value):
+        tensors.append(value)
+        spec = _entry(value, "a tensor").spec
+        return Tensor(Storage(str(len(tensors) - 1), spec.dtype, spec.numel), 0, spec.shape, (), spec.dtype)
+    if not isinstance(value, Mapping | list | tuple):
+        return value
+    if id(value) in above:
+        raise CheckpointError(Diagnostic("nested-too-deep", "the state_dict contains itself"))
+    inner = (*above, id(value))
+    if not isinstance(value, Mapping):
+        return [_mirror(item, tensors, inner) for item in value]
+    mirrored = Ordered()
+    mirrored.update((key, _mirror(item, tensors, inner)) for key, item in value.items())
+    metadata = getattr(value, "_metadata", None)
+    if metadata is not None:
+        mirrored.attributes = {"_metadata": metadata}
+    return mirrored
 
 
 def _is_tensor(value: object) -> bool:
@@ -79,9 +89,8 @@ def _entry(tensor: torch.Tensor, key: str) -> Entry:
     from .tensors import spec_of
 
     try:
-        return Entry(spec_of(tensor), tensor=tensor)
+        return Entry(spec_of(tensor), tensor=tensor.detach())
     except CheckpointError as error:
         problem = error.diagnostics[0]
-        raise CheckpointError(
-            Diagnostic(problem.code, f"{key!r}: {problem.headline}", key, help="dequantise or convert it first")
-        ) from None
+        text = f"{key!r}: {problem.headline}"
+        raise CheckpointError(Diagnostic(problem.code, text, help="dequantise or convert it first")) from None

@@ -41,7 +41,7 @@ def read_safetensors(path: str, subtree: str | None = None) -> Contents:
     aliases = aliases_in(metadata, entries)
     for alias, kept in aliases.items():
         entries[alias] = entries[kept]
-    contents = Contents(entries, aliases, metadata)
+    contents = Contents(entries, aliases, {name: text for name, text in metadata.items() if name not in aliases})
     return enter(contents, subtree, path) if subtree else contents
 
 

@@ -69,14 +69,17 @@ def read_index(path: str, read: Reader) -> Contents:
         )
     for shard_contents in shards.values():
         aliases |= {a: kept for a, kept in shard_contents.aliases.items() if a in entries and kept in entries}
-    metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
     for alias, kept in about.items():
         if isinstance(kept, str) and kept in entries and alias not in entries:
             aliases[alias] = kept
     for alias, kept in aliases.items():
         entries.setdefault(alias, entries[kept])
+    metadata: dict[str, str] = {}
     for shard_contents in shards.values():
-        metadata = {**shard_contents.metadata, **metadata}
+        metadata |= shard_contents.metadata
+    # Sizes are facts of these files, not of the tensors: a copy that is sharded otherwise must not repeat them.
+    own = {name: value for name, value in about.items() if name not in aliases and not name.startswith("total_")}
+    metadata |= {name: value if isinstance(value, str) else json.dumps(value) for name, value in own.items()}
     extras = {path: value for contents in shards.values() for path, value in contents.extras.items()}
     return Contents(entries, aliases, metadata, extras)
 

@@ -45,10 +45,10 @@ class Output:
 
 
 class Writer:
-    """Takes tensors' bytes in any order, from any thread; a context manager: a clean exit commits, any other aborts.
+    """Takes tensors' bytes in any order, from any thread; leaving its context commits or aborts.
 
-    `places` says for each key in which (temporary) file and at which offset its bytes go, `order` lists the keys in file
-    order, `files` the names that the output will have.
+    `places` says for each key in which (temporary) file and at which offset its bytes go, `order` lists the keys in
+    file order, `files` the names that the output will have.
 
     Args:
         outputs: the files, in the order in which they are to appear; the one that makes the others valid comes last.
@@ -82,14 +82,13 @@ class Writer:
         self._lock = threading.Lock()
 
     def __enter__(self) -> Writer:
-        try:
-            self._create()
-        except OSError as error:
-            self.abort()
-            raise os_error(error, error.filename or self.files[0], "write") from error
-        except BaseException:
-            self.abort()
-            raise
+        with contextlib.ExitStack() as cleanup:
+            cleanup.callback(self.abort)
+            try:
+                self._create()
+            except OSError as error:
+                raise os_error(error, error.filename or self.files[0], "write") from error
+            cleanup.pop_all()
         return self
 
     def _create(self) -> None:

@@ -1,0 +1,143 @@
+"""The hub, on loopback, in a process of its own: huggingface_hub reads its settings when it is imported."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hub_server import Hub, serving
+from safetensors.torch import save
+
+PROGRAM = """
+import json, sys
+from ckptsurgery.errors import CheckpointError
+from ckptsurgery.storage import open_checkpoint
+try:
+    with open_checkpoint(sys.argv[1], by_file=len(sys.argv) > 2) as ckpt:
+        sums = {key: sum(ckpt.read(key)) for key in ckpt}
+        print(json.dumps({"keys": list(ckpt), "sums": sums, "config": ckpt.config, "source": ckpt.source,
+                          "ties": [tie.names for tie in ckpt.ties], "torch": "torch" in sys.modules}))
+except CheckpointError as error:
+    print(json.dumps({"codes": [d.code for d in error.diagnostics], "help": error.diagnostics[0].help,
+                      "text": str(error)}))
+"""
+
+A, B = torch.arange(6.0).reshape(2, 3), torch.ones(4)
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with serving() as running:
+        running.repos["org/single"] = {
+            "model.safetensors": save({"a": A}),
+            "pytorch_model.bin": b"never fetched",
+            "config.json": b'{"hidden_size": 3}',
+        }
+        running.repos["org/sharded"] = {
+            "model-00001-of-00002.safetensors": save({"a": A}),
+            "model-00002-of-00002.safetensors": save({"b": B}),
+            "model.safetensors.index.json": json.dumps(
+                {
+                    "metadata": {"total_size": 40, "head": "a"},
+                    "weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"},
+                }
+            ).encode(),
+        }
+        running.repos["org/nested"] = {
+            "unet/diffusion_model.safetensors": save({"u": A}),
+            "unet/config.json": b'{"unet": true}',
+            "vae/model.safetensors": save({"v": B}),
+        }
+        yield running
+
+
+def opened(hub: Hub, source: str, home: Path, *options: str, **env: str) -> dict[str, Any]:
+    settings = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_PROGRESS_BARS": "1", **env}
+    command = [sys.executable, "-c", PROGRAM, source, *options]
+    done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def asked_for(hub: Hub) -> set[str]:
+    return {path.rpartition("/")[2] for method, path in hub.requests if method == "GET"}
+
+
+def test_a_single_file_comes_with_its_config_and_without_the_pickle(hub: Hub, tmp_path: Path) -> None:
+    found = opened(hub, "hf://org/single", tmp_path)
+    assert found["keys"] == ["a"]
+    assert found["config"] == {"hidden_size": 3}
+    assert found["source"] == "hf://org/single"
+    assert found["torch"] is False
+    assert asked_for(hub) == {"model.safetensors", "config.json"}
+
+
+def test_shards_come_with_their_index_and_their_aliases(hub: Hub, tmp_path: Path) -> None:
+    found = opened(hub, "hf://org/sharded@v1", tmp_path)
+    assert found["keys"] == ["a", "b", "head"]
+    assert found["ties"] == [["a", "head"]]
+    assert found["sums"]["head"] == sum(A.numpy().tobytes())
+
+
+def test_a_file_and_a_folder_inside_of_a_repository_can_be_named(hub: Hub, tmp_path: Path) -> None:
+    file = opened(hub, "hf://org/nested/unet/diffusion_model.safetensors", tmp_path)
+    folder = opened(hub, "hf://org/nested/unet", tmp_path)
+    assert file["keys"] == folder["keys"] == ["u"]
+    assert file["config"] == folder["config"] == {"unet": True}
+    assert opened(hub, "hf://org/nested@main/vae", tmp_path)["keys"] == ["v"]
+
+
+def test_by_file_mounts_every_file_of_a_folder(hub: Hub, tmp_path: Path) -> None:
+    hub.repos["org/parts"] = {f"rank{i}.safetensors": save({"w": B}) for i in range(2)}
+    assert opened(hub, "hf://org/parts", tmp_path, "by_file")["keys"] == ["rank0/w", "rank1/w"]
+
+
+def test_offline_the_cache_is_enough(hub: Hub, tmp_path: Path) -> None:
+    online = opened(hub, "hf://org/sharded", tmp_path)
+    asked = len(hub.requests)
+    offline = opened(hub, "hf://org/sharded", tmp_path, HF_HUB_OFFLINE="1")
+    assert offline == online
+    assert len(hub.requests) == asked
+
+
+def test_a_hub_that_went_away_leaves_the_cache(hub: Hub, tmp_path: Path) -> None:
+    online = opened(hub, "hf://org/sharded/model.safetensors.index.json", tmp_path)
+    source = "hf://org/sharded/model.safetensors.index.json"
+    assert opened(hub, source, tmp_path, HF_ENDPOINT="http://127.0.0.1:9") == online | {"source": source}
+
+
+@pytest.mark.parametrize(
+    ("source", "env", "code"),
+    [
+        ("hf://org/nothing", {}, "missing-repository"),
+        ("hf://org/single@v2", {}, "missing-revision"),
+        ("hf://org/single/other.safetensors", {}, "missing-file"),
+        ("hf://org/secret", {}, "gated-repository"),
+        ("hf://org/single", {"HF_HUB_OFFLINE": "1"}, "offline"),
+        ("hf://org/single", {"HF_ENDPOINT": "http://127.0.0.1:9"}, "hub-unreachable"),
+        ("hf://org/nested", {}, "ambiguous-folder"),
+        ("hf://org/readme", {}, "nothing-to-read"),
+        ("hf://", {}, "bad-hub-path"),
+        ("hf://-bad-/--name", {}, "bad-hub-path"),
+        ("hf://org/evil", {}, "unsafe-index"),
+        ("hf://org/torn", {}, "missing-shard"),
+    ],
+)
+def test_what_cannot_be_fetched_says_why_and_what_to_do(
+    hub: Hub, tmp_path: Path, source: str, env: dict[str, str], code: str
+) -> None:
+    hub.gated.add("org/secret")
+    hub.repos["org/readme"] = {"README.md": b"hello"}
+    for repo, shard in (("org/evil", "../../x.safetensors"), ("org/torn", "model-00001-of-00001.safetensors")):
+        hub.repos[repo] = {"model.safetensors.index.json": json.dumps({"weight_map": {"a": shard}}).encode()}
+    found = opened(hub, source, tmp_path, **env)
+    assert found["codes"] == [code], found
+    assert found["help"]
