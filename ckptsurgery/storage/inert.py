@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["Array", "Blob", "Fields", "NumpyType", "Opaque", "Ordered", "Storage", "Tensor"]
+__all__ = ["Array", "Blob", "Fields", "FileBytes", "Joined", "NumpyType", "Opaque", "Ordered", "Storage", "Tensor"]
 
 
 class Opaque:
@@ -66,6 +66,12 @@ class Blob:
 
     def __repr__(self) -> str:
         return f"<{self.nbytes} bytes>"
+
+
+class FileBytes(bytes):
+    """A short byte string that also knows where it lies in its file."""
+
+    at: int
 
 
 class Storage:
@@ -142,8 +148,24 @@ class Array:
         self.fortran = False
         self.data: bytes | Blob | None = None
 
+    @property
+    def dtype(self) -> str | None:
+        """The safetensors name, or None where the elements are no numbers."""
+        return self.type.dtype if self.type is not None and self.data is not None else None
+
     def __repr__(self) -> str:
         return f"<array {self.type.code if self.type else '?'} {list(self.shape)}>"
+
+
+class Joined:
+    """An array that its file holds in slices: the flat parts in order, and the shape of the whole."""
+
+    __slots__ = ("dtype", "parts", "shape")
+
+    def __init__(self, parts: list[Array], shape: tuple[int, ...], dtype: str) -> None:
+        self.parts = parts
+        self.shape = shape
+        self.dtype = dtype
 
 
 _NUMPY = {

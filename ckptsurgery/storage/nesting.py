@@ -3,13 +3,13 @@
 The rules, for a tree of mappings, lists and tensors:
 
 1. A *branch* is a mapping or list with tensors in it. An optimizer is recognised by its shape (`state` beside
-   `param_groups`) or by its name (`optim…`) and is never the model; neither is a mapping of scalars and integers alone (a
-   scheduler, a random state, the scores of a callback) while there is something with weights in it.
+   `param_groups`) or by its name (`optim…`) and is never the model; neither is a mapping of scalars and integers
+   alone (a scheduler, a random state, the scores of a callback) while there is something with weights in it.
 2. A mapping with tensors directly in it is a *state_dict*. Where one branch alone has any, that is the model, however
    deep: `{"checkpoint": {"model": {…}, "epoch": 3}}` gives `checkpoint.model`. Tensors that lie loose beside a
    state_dict with dotted keys (a mean, a loss) stay with the rest.
 3. A Lightning file (`pytorch-lightning_version`) names its model: `state_dict`.
-4. Several side by side are parts of one model where a node that is called after a model (`model`, `params`, `module`, …)
+4. Several side by side are parts of one model where a node that is called after a model (`model`, `params`, `module`)
    holds them all and no two of them have the same keys: its tree is flattened with dots. Elsewhere (student and
    teacher, EMA, encoder and decoder at the top) it is for the caller to say, and the error lists them.
 5. `subtree="a.b"` takes that node, and `subtree=""` the whole file, flattened with dots; nothing is left to judgement.
@@ -17,8 +17,9 @@ The rules, for a tree of mappings, lists and tensors:
 6. A pickled `nn.Module` counts as its state_dict: `_parameters`, `_buffers` and `_modules` of the inert record are
    walked. A TorchScript module is walked by its attributes. A file that is one bare tensor gives the key `tensor`.
 
-Everything else is `extras`, under the dotted path of the largest part that is none of the model's: `epoch`, `optimizer`
-(a tree with tensors as leaves), `checkpoint.args`; the state_dict's own `_metadata`; its keys whose values are no tensors.
+Everything else is `extras`, under the dotted path of the largest part that is none of the model's: `epoch`,
+`optimizer` (a tree with tensors as leaves), `checkpoint.args`; the state_dict's own `_metadata`; its keys whose values
+are no tensors.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from ..errors import CheckpointError, Diagnostic
-from .inert import Array, Opaque, Ordered, Tensor
+from .inert import Array, FileBytes, Joined, Opaque, Ordered, Tensor
 from .pickle_calls import POWERFUL
 
 __all__ = ["children", "flatten", "is_tensor", "locate", "settle"]
@@ -88,6 +89,8 @@ def settle(extras: Mapping[str, Any], place: Callable[[Any], Any]) -> dict[str, 
                 return place(value)
             except CheckpointError as error:
                 return Opaque("torch", "Tensor", (), error.diagnostics[0].headline)
+        if isinstance(value, FileBytes):
+            return bytes(value)
         if not isinstance(value, (dict, list, tuple)):
             return value
         if id(value) in above or len(above) > _DEPTH or budget[0] < 0:
@@ -108,7 +111,8 @@ def settle(extras: Mapping[str, Any], place: Callable[[Any], Any]) -> dict[str, 
 
 def is_tensor(value: Any) -> bool:
     """Whether `value` is a leaf with data: a tensor, or a numpy array of numbers."""
-    return type(value) is Tensor or (type(value) is Array and value.type is not None and value.type.dtype is not None)
+    kind = type(value)
+    return kind is Tensor or kind is Joined or (kind is Array and value.dtype is not None)
 
 
 def children(node: Any) -> Iterator[tuple[Any, Any]] | None:
@@ -202,7 +206,7 @@ def _survey(node: Any, memo: dict[int, _Survey] | None = None, depth: int = 0) -
             found.direct += 1
             found.weights += _is_weight(value)
             found.dotted |= type(key) is str and "." in key
-        elif type(value) is not Tensor and children(value) is not None:
+        elif children(value) is not None:
             part = _survey(value, memo, depth + 1)
             if part.tensors:
                 found.parts[str(key)] = part
@@ -212,8 +216,7 @@ def _survey(node: Any, memo: dict[int, _Survey] | None = None, depth: int = 0) -
 
 
 def _is_weight(leaf: Any) -> bool:
-    dtype = leaf.dtype if type(leaf) is Tensor else leaf.type.dtype
-    return bool(leaf.shape) and (dtype == "BF16" or not dtype.startswith(_INTEGER) or type(leaf) is Array)
+    return bool(leaf.shape) and (leaf.dtype == "BF16" or not leaf.dtype.startswith(_INTEGER))
 
 
 def _is_optimizer(key: str, node: Any) -> bool:
@@ -404,9 +407,14 @@ def _no_tensors(tree: Any, source: str) -> NoReturn:
     if held is None:
         what = f"it is a {tree!r}" if type(tree) is Opaque else f"it is a {type(tree).__name__}"
     else:
-        what = "it holds " + (", ".join(str(k) for k, _ in list(held)[:_SHOWN]) or "nothing")
+        shown = list(held)[:_SHOWN]
+        what = "it holds " + (", ".join(repr(v) if _is_noted(v) else str(k) for k, v in shown) or "nothing")
     _refuse_code({str(k): v for k, v in children(tree) or ()}, source)
     raise _error("no-tensors", f"{source!r} holds no tensors: {what}", source)
+
+
+def _is_noted(value: Any) -> bool:
+    return type(value) is Opaque and value.note is not None
 
 
 def _error(code: str, headline: str, source: str, help: str | None = None) -> CheckpointError:

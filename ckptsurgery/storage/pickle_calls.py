@@ -11,13 +11,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError
-from ..specs import dtype_name
-from .inert import Array, Blob, Fields, NumpyType, Opaque, Ordered, Storage, Tensor
+from ..specs import DTYPES, dtype_name
+from .inert import Array, Blob, Fields, FileBytes, NumpyType, Opaque, Ordered, Storage, Tensor
 
 if TYPE_CHECKING:
     from .pickle_machine import Unpickler
 
-__all__ = ["CALLS", "POWERFUL", "set_array_state", "set_type_state", "storage_dtype"]
+__all__ = ["CALLS", "POWERFUL", "set_array_state", "set_type_state", "storage_dtype", "storage_width"]
 
 Meaning = Callable[["Unpickler", tuple[Any, ...]], Any]
 
@@ -26,8 +26,8 @@ CALLS: dict[str, Meaning] = {}
 # Modules whose functions reach out of a pickle: a tensor that is built by one is refused by that name.
 POWERFUL = frozenset({
     "__builtin__", "builtins", "os", "posix", "nt", "subprocess", "sys", "shutil", "socket", "pty", "runpy",
-    "importlib", "ctypes", "pickle", "_pickle", "code", "commands", "popen2", "webbrowser", "operator", "types", "marshal",
-    "multiprocessing", "asyncio", "pdb", "timeit", "cProfile", "profile",
+    "importlib", "ctypes", "pickle", "_pickle", "code", "commands", "popen2", "webbrowser", "operator", "types",
+    "marshal", "multiprocessing", "asyncio", "pdb", "timeit", "cProfile", "profile",
 })  # fmt: skip
 
 _STORAGES = {
@@ -36,6 +36,13 @@ _STORAGES = {
     "ByteStorage": "U8", "BoolStorage": "BOOL",
     "ComplexFloatStorage": "C64", "ComplexDoubleStorage": "C128", "UntypedStorage": "U8", "_UntypedStorage": "U8",
 }  # fmt: skip
+
+
+def storage_width(kind: Any) -> int:
+    """Bytes an element of a storage class takes; quantised ones included."""
+    dtype = storage_dtype(kind)
+    name = kind.name if type(kind) is Opaque else ""
+    return DTYPES[dtype].itemsize if dtype else 4 if name == "QInt32Storage" else 1
 
 
 def storage_dtype(kind: Any) -> str | None:
@@ -78,6 +85,8 @@ def _view(
 
 
 def _called(thing: Any) -> str:
+    if type(thing) is Opaque and thing.note:
+        return f"{thing.path} ({thing.note})"
     return thing.path if type(thing) is Opaque else f"a {type(thing).__name__}"
 
 
@@ -126,7 +135,7 @@ def _parameter(vm: Unpickler, args: tuple[Any, ...]) -> Any:
           "torch._utils._rebuild_xla_tensor")  # fmt: skip
 def _from_device(vm: Unpickler, args: tuple[Any, ...]) -> Any:
     data, dtype, *_ = args
-    held = data.dtype if type(data) is Tensor else data.type.dtype if type(data) is Array and data.type else None
+    held = data.dtype if type(data) in (Tensor, Array) else None
     if held is None or held != _torch_dtype(dtype):
         return Opaque("torch._utils", "_rebuild_device_tensor", (), f"its data would have to be cast to {dtype!r}")
     return data
@@ -158,6 +167,14 @@ for _path, _note in {
     "torch._utils._rebuild_wrapper_subclass": "a tensor of a class that knows its data alone",
 }.items():
     _no_plain_tensor(_path, _note)
+
+
+@_meaning("torch.storage._load_from_bytes")
+def _nested_storage(vm: Unpickler, args: tuple[Any, ...]) -> Any:
+    # how a storage is pickled without torch.save: a legacy torch file in a byte string
+    if vm.nested is not None and isinstance(args[0], (FileBytes, Blob)):
+        return vm.nested(args[0])
+    return Opaque("torch.storage", "_load_from_bytes", (), "bytes spelt as text, by protocol 2: use torch.save")
 
 
 # plain values
@@ -237,7 +254,7 @@ def _bytes(vm: Unpickler, args: tuple[Any, ...]) -> Any:
         return b""
     if type(args[0]) is Blob:
         return args[0]
-    if type(args[0]) is bytes:
+    if isinstance(args[0], bytes):
         vm.spend(len(args[0]))
         return args[0]
     return _encoded(vm, args) if len(args) == 2 else None
@@ -307,7 +324,7 @@ def set_array_state(vm: Unpickler, target: Array, state: Any) -> None:
     shape, kind, fortran, data = state[-4:]
     if type(data) is str:
         data = data.encode("latin-1")  # a Python 2 string that happens to be ASCII
-    if type(kind) is NumpyType and type(data) in (bytes, Blob):
+    if type(kind) is NumpyType and isinstance(data, (bytes, Blob)):
         target.type, target.shape, target.fortran, target.data = kind, tuple(shape), bool(fortran), data
     if not all(type(n) is int and n >= 0 for n in target.shape):
         raise ValueError("no shape")
@@ -327,7 +344,7 @@ def _scalar(vm: Unpickler, args: tuple[Any, ...]) -> Any:
     if type(data) is str:
         data = data.encode("latin-1")
     layout = _SCALARS.get(kind.code) if type(kind) is NumpyType else None
-    if layout is None or type(data) is not bytes:
+    if layout is None or not isinstance(data, bytes):
         return None
     return struct.unpack((">" if kind.big_endian else "<") + layout, data)[0]
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from ..errors import CheckpointError, Diagnostic
-from .inert import Array, Blob, Fields, NumpyType, Opaque, Ordered, Tensor
+from .inert import Array, Blob, Fields, FileBytes, NumpyType, Opaque, Ordered, Tensor
 from .pickle_calls import CALLS, set_array_state, set_type_state
 
 __all__ = ["Unpickler", "damaged"]
@@ -65,6 +65,7 @@ class Unpickler:
         source: the file's name in errors.
         persistent: what a persistent id stands for; without it a pickle that has some is refused.
         base: added to the positions in `Blob`s, when `file` is a part of a larger one.
+        nested: what a torch file in a byte string of the pickle holds; without it such strings stay opaque.
 
     Raises:
         CheckpointError: truncated, damaged or hostile input; never another exception.
@@ -77,6 +78,7 @@ class Unpickler:
         source: str,
         persistent: Callable[[Any], Any] | None = None,
         base: int = 0,
+        nested: Callable[[FileBytes | Blob], Any] | None = None,
     ) -> None:
         self.file = file
         self.read = file.read
@@ -84,6 +86,7 @@ class Unpickler:
         self.source = source
         self.persistent = persistent
         self.base = base
+        self.nested = nested
         self.stack: list[Any] = []
         self.outer: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
@@ -127,9 +130,11 @@ class Unpickler:
 
     def blob(self, count: int) -> bytes | Blob:
         """The next `count` bytes, or where they lie when they are many."""
-        if count <= _LARGE:
-            return self.take(count)
         at = self.file.tell()
+        if count <= _LARGE:
+            data = FileBytes(self.take(count))
+            data.at = at + self.base
+            return data
         if count > self.end - at:
             raise EOFError
         self.file.seek(count, 1)
@@ -153,7 +158,7 @@ class Unpickler:
         kind = type(key)
         if kind is str or kind is int:
             return key
-        if kind is bytes:
+        if kind is bytes or kind is FileBytes:
             # Python 2 strings that are not ASCII
             return key.decode("utf-8", "replace")
         if kind is tuple:

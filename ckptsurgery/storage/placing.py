@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from ..errors import CheckpointError, Diagnostic
 from ..specs import DTYPES, TensorSpec
 from .contents import Entry
-from .inert import Array, Blob, Storage, Tensor
+from .inert import Array, Blob, FileBytes, Joined, Storage, Tensor
 
 __all__ = ["LateTensor", "Region", "contiguous_strides", "place_all", "place_array", "place_tensor"]
 
@@ -78,6 +78,8 @@ def contiguous_strides(shape: Iterable[int]) -> tuple[int, ...]:
 def place_tensor(tensor: Tensor, region: Region) -> Entry:
     """The entry of a view of a storage; a `ValueError` says why there is none."""
     spec = TensorSpec(tensor.shape, tensor.dtype)
+    if DTYPES[tensor.dtype].bits < 8:
+        return _place_packed(tensor, region)
     size = DTYPES[tensor.dtype].itemsize
     start = (tensor.offset + tensor.storage.shift) * size
     last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.strides)) if spec.numel else -1
@@ -98,10 +100,33 @@ def place_tensor(tensor: Tensor, region: Region) -> Entry:
     return Entry(spec, region.file, region.offset + start, strides, region.big_endian and size > 1)
 
 
-def place_array(array: Array, file: str, dtype: str | None = None) -> Entry:
+def _place_packed(tensor: Tensor, region: Region) -> Entry:
+    # torch counts elements of two values each
+    if not tensor.shape or tensor.strides != contiguous_strides(tensor.shape):
+        raise ValueError(f"a view of packed {tensor.dtype} values that is not contiguous")
+    if tensor.offset + math.prod(tensor.shape) > region.nbytes:
+        raise ValueError(f"it reaches outside its storage of {region.nbytes} bytes")
+    spec = TensorSpec((*tensor.shape[:-1], tensor.shape[-1] * 2), tensor.dtype)
+    return Entry(spec, region.file, region.offset + tensor.offset)
+
+
+def place_joined(joined: Joined, file: str) -> Entry:
+    """The entry of an array that lies in slices, which are joined when it is loaded."""
+    spec = TensorSpec(joined.shape, joined.dtype)
+    pieces: list[bytes | tuple[str, int, int]] = []
+    for part in joined.parts:
+        entry = place_array(part, file)
+        if entry.spec.dtype != spec.dtype or entry.strides or entry.big_endian:
+            raise ValueError("its slices are not of one kind")
+        pieces += [(file, entry.offset, entry.spec.nbytes)] if entry.tensor is None else entry.tensor.pieces
+    if sum(place_array(part, file).spec.nbytes for part in joined.parts) != spec.nbytes:
+        raise ValueError(f"its slices do not add up to {spec}")
+    return Entry(spec, tensor=LateTensor(spec, tuple(pieces)))
+
+
+def place_array(array: Array, file: str) -> Entry:
     """The entry of a numpy array; a `ValueError` says why there is none."""
-    kind = array.type
-    name = dtype or (kind.dtype if kind else None)
+    kind, name = array.type, array.dtype
     if kind is None or name is None or array.data is None:
         raise ValueError(f"an array of {kind.code if kind else 'unknown'} elements is no tensor")
     spec = TensorSpec(array.shape, name)
@@ -109,10 +134,11 @@ def place_array(array: Array, file: str, dtype: str | None = None) -> Entry:
     if held != spec.nbytes:
         raise ValueError(f"{spec} needs {spec.nbytes} bytes, the file holds {held}")
     swap = kind.big_endian and DTYPES[name].itemsize > 1
-    if isinstance(array.data, Blob):
+    if isinstance(array.data, (Blob, FileBytes)):
+        offset = array.data.offset if isinstance(array.data, Blob) else array.data.at
         strides = contiguous_strides(array.shape[::-1])[::-1] if array.fortran and spec.numel else None
         strides = None if strides == contiguous_strides(array.shape) else strides
-        return Entry(spec, file, array.data.offset, strides, swap)
+        return Entry(spec, file, offset, strides, swap)
     data = array.data
     if swap:
         width = DTYPES[name].itemsize // (2 if DTYPES[name].kind == "complex" else 1)
@@ -127,7 +153,6 @@ def place_all(
     leaves: Mapping[str, Any],
     regions: Callable[[Storage], Region],
     source: str,
-    array_dtypes: Mapping[str, str] | None = None,
 ) -> dict[str, Entry]:
     """The entries of all tensors and arrays, or one error with every key that has none."""
     entries: dict[str, Entry] = {}
@@ -137,9 +162,9 @@ def place_all(
             if isinstance(leaf, Tensor):
                 entries[key] = place_tensor(leaf, regions(leaf.storage))
             elif isinstance(leaf, Array):
-                entries[key] = place_array(leaf, source, (array_dtypes or {}).get(key))
+                entries[key] = place_array(leaf, source)
             else:
-                entries[key] = leaf
+                entries[key] = place_joined(leaf, source)
         except ValueError as error:
             problems.append(Diagnostic("damaged-tensor", f"{key!r} cannot be read: {error}", place=source))
         except CheckpointError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import os
 import struct
 import zipfile
@@ -17,13 +18,16 @@ from typing import Any, BinaryIO, NamedTuple
 from ..errors import CheckpointError, Diagnostic
 from ..specs import DTYPES
 from .contents import Contents
+from .files import os_error
 from .inert import Opaque, Storage
 from .nesting import locate, settle
 from .pickle_calls import storage_dtype
 from .pickle_machine import Unpickler, damaged
 from .placing import Region, place_all
 
-__all__ = ["Record", "TorchArchive", "read_torch_zip"]
+__all__ = ["METADATA_RECORD", "Record", "TorchArchive", "read_torch_zip"]
+
+METADATA_RECORD = ".metadata.json"  # string metadata that torch has no place for and passes over
 
 _LOCAL = struct.Struct("<4s5H3I2H")
 _IN_MEMORY = 1 << 26  # bytes; a longer data.pkl is read through the file
@@ -132,11 +136,14 @@ def read_torch_zip(path: str | os.PathLike[str], subtree: str | None = None) -> 
         CheckpointError: not a torch zip file, damaged, compressed, or no single state_dict in it.
     """
     source = os.fspath(path)
-    with open(source, "rb") as file:  # noqa: PTH123 - the path is kept as the caller spells it
-        archive = TorchArchive(file, source)
-        root = _root(archive)
-        tree = _unpickled(archive, root)
-        big = _big_endian(archive, root)
+    try:
+        with open(source, "rb") as file:  # noqa: PTH123 - the path is kept as the caller spells it
+            archive = TorchArchive(file, source)
+            root = _root(archive)
+            tree = _unpickled(archive, root)
+            big, metadata = _big_endian(archive, root), _metadata(archive, root)
+    except OSError as error:
+        raise os_error(error, source) from error
     leaves, extras = locate(tree, subtree, source)
 
     def region(storage: Storage) -> Region:
@@ -148,7 +155,11 @@ def read_torch_zip(path: str | os.PathLike[str], subtree: str | None = None) -> 
         return Region(source, record.offset, record.nbytes, big)
 
     entries = place_all(leaves, region, source)
-    return Contents(entries, extras=settle(extras, lambda leaf: place_all({"": leaf}, region, source)[""]))
+    return Contents(
+        entries,
+        metadata=metadata,
+        extras=settle(extras, lambda leaf: place_all({"": leaf}, region, source)[""]),
+    )
 
 
 def _root(archive: TorchArchive) -> str:
@@ -193,6 +204,18 @@ def _unpickled(archive: TorchArchive, root: str) -> Any:
         return Unpickler(io.BytesIO(data), len(data), source, persistent, record.offset).load()
     archive.file.seek(record.offset)
     return Unpickler(archive.file, record.offset + record.nbytes, source, persistent).load()
+
+
+def _metadata(archive: TorchArchive, root: str) -> dict[str, str]:
+    """What `TorchZipWriter` keeps of another format's metadata."""
+    name = root + METADATA_RECORD
+    if name not in archive.records:
+        return {}
+    try:
+        noted = json.loads(archive.bytes_of(name, at_most=1 << 26))
+    except (ValueError, RecursionError):
+        return {}
+    return {k: v for k, v in noted.items() if isinstance(v, str)} if isinstance(noted, dict) else {}
 
 
 def _big_endian(archive: TorchArchive, root: str) -> bool:

@@ -1,0 +1,237 @@
+"""Writes `data.pkl` of a torch zip file, opcode by opcode, without torch.
+
+Only what `torch.load(weights_only=True)` reads back is written: plain values, `OrderedDict`s and tensors. Everything
+else is left out, and listed.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ..specs import DTYPES, TensorSpec
+from .contents import Entry
+from .inert import Ordered
+from .placing import contiguous_strides
+
+__all__ = ["OMITTED", "Pickle", "StoredTensor", "writable"]
+
+_DEPTH = 64
+_STORAGES = {
+    "F64": "DoubleStorage", "F32": "FloatStorage", "F16": "HalfStorage", "BF16": "BFloat16Storage",
+    "I64": "LongStorage", "I32": "IntStorage", "I16": "ShortStorage", "I8": "CharStorage", "U8": "ByteStorage",
+    "BOOL": "BoolStorage", "C64": "ComplexFloatStorage", "C128": "ComplexDoubleStorage",
+}  # fmt: skip
+OMITTED = object()
+
+
+class StoredTensor:
+    """A tensor whose elements are the record `data/<key>` of the archive.
+
+    Args:
+        key: the record's name.
+        spec: shape and dtype.
+        strides: in elements; None where the tensor is C-contiguous.
+        nbytes: of the record.
+    """
+
+    __slots__ = ("key", "nbytes", "spec", "strides")
+
+    def __init__(self, key: str, spec: TensorSpec, strides: tuple[int, ...] | None, nbytes: int) -> None:
+        self.key = key
+        self.spec = spec
+        self.strides = strides
+        self.nbytes = nbytes
+
+
+def writable(value: Any, path: str, store: Callable[[Any], StoredTensor | None], left_out: list[str]) -> Any:
+    """`value` with its tensors stored by `store` and with nothing in it that weights_only would refuse.
+
+    What has to go leaves a None in a list or tuple and nothing in a mapping; its path is added to `left_out`. `OMITTED`
+    comes back where nothing is left.
+    """
+    return _writable(value, path, store, left_out, ())
+
+
+def _writable(
+    value: Any, path: str, store: Callable[[Any], StoredTensor | None], left_out: list[str], above: tuple[int, ...]
+) -> Any:
+    if value is None or type(value) in (bool, int, float, str, bytes, complex):
+        return value
+    stored = store(value)
+    if stored is not None:
+        return stored
+    if type(value).__module__ == "numpy" and getattr(value, "shape", None) == () and hasattr(value, "item"):
+        return _writable(value.item(), path, store, left_out, above)
+    if id(value) in above or len(above) > _DEPTH or isinstance(value, Entry):
+        left_out.append(path)
+        return OMITTED
+    inner = (*above, id(value))
+
+    def below(part: Any, name: object) -> Any:
+        return _writable(part, f"{path}.{name}", store, left_out, inner)
+
+    if isinstance(value, Mapping):
+        return _writable_mapping(value, path, below, left_out)
+    if isinstance(value, (list, tuple)):
+        items = [below(item, i) for i, item in enumerate(value)]
+        items = [None if item is OMITTED else item for item in items]
+        return items if isinstance(value, list) else tuple(items)
+    if isinstance(value, (set, frozenset)) and all(type(item) in (bool, int, float, str) for item in value):
+        return dict.fromkeys(value).keys()
+    if isinstance(value, (int, float, str)):  # an IntEnum, a numpy float64: the plain value is what can be kept
+        return int(value) if isinstance(value, int) else float(value) if isinstance(value, float) else str(value)
+    left_out.append(path)
+    return OMITTED
+
+
+def _writable_mapping(
+    value: Mapping[Any, Any], path: str, below: Callable[[Any, object], Any], left_out: list[str]
+) -> Any:
+    ordered = isinstance(value, (Ordered, OrderedDict))
+    made: dict[Any, Any] = Ordered() if ordered else {}
+    for name, part in value.items():
+        if not (type(name) in (bool, int, float, str) or name is None):
+            left_out.append(f"{path}.{name}" if type(name) is tuple else f"{path}.{type(name).__name__}")
+            continue
+        kept = below(part, name)
+        if kept is not OMITTED:
+            made[name] = kept
+    attributes = value.attributes if isinstance(value, Ordered) else getattr(value, "__dict__", {}) if ordered else {}
+    if isinstance(made, Ordered) and attributes:
+        made.attributes = {k: v for k in attributes if (v := below(attributes[k], k)) is not OMITTED}
+    return made
+
+
+class Pickle:
+    """A pickle of protocol 2 in the making.
+
+    >>> import pickle
+    >>> pickle.loads(Pickle().dumps({"epoch": 3, "lr": 1e-3, "betas": (0.9, 0.999), "big": 1 << 70}))
+    {'epoch': 3, 'lr': 0.001, 'betas': (0.9, 0.999), 'big': 1180591620717411303424}
+    """
+
+    def __init__(self) -> None:
+        self._out = bytearray(b"\x80\x02")
+        self._memo: dict[tuple[str, str], int] = {}
+
+    def dumps(self, value: Any) -> bytes:
+        """The pickle of a value that `writable` has passed."""
+        self._value(value)
+        return bytes(self._out + b".")
+
+    def _value(self, value: Any) -> None:
+        kind = type(value)
+        if kind is str:
+            self._text(value)
+        elif kind is StoredTensor:
+            self._tensor(value)
+        elif value is None:
+            self._out += b"N"
+        elif kind is bool:
+            self._out += b"\x88" if value else b"\x89"
+        elif kind is int:
+            self._int(value)
+        elif kind is float:
+            self._out += b"G" + struct.pack(">d", value)
+        elif isinstance(value, dict):
+            self._mapping(value)
+        elif kind is tuple:
+            self._sequence(b"(", value, b"t")
+        elif kind is list:
+            self._sequence(b"](", value, b"e")
+        elif kind is bytes:
+            self._call("_codecs", "encode", (value.decode("latin-1"), "latin1"))
+        elif kind is complex:
+            self._call("builtins", "complex", (value.real, value.imag))
+        else:
+            self._call("builtins", "set", (list(value),))
+
+    def _sequence(self, start: bytes, items: Sequence[Any], end: bytes) -> None:
+        self._out += start
+        for item in items:
+            self._value(item)
+        self._out += end
+
+    def _call(self, module: str, name: str, args: tuple[Any, ...]) -> None:
+        self._global(module, name)
+        self._sequence(b"(", args, b"t")
+        self._out += b"R"
+
+    def _mapping(self, value: dict[Any, Any]) -> None:
+        if isinstance(value, Ordered):
+            self._call("collections", "OrderedDict", ())
+        else:
+            self._out += b"}"
+        if value:
+            self._out += b"("
+            for name, part in value.items():
+                self._value(name)
+                self._value(part)
+            self._out += b"u"
+        if isinstance(value, Ordered) and value.attributes:
+            self._mapping(value.attributes)
+            self._out += b"b"
+
+    def _tensor(self, tensor: StoredTensor) -> None:
+        spec = tensor.spec
+        kind = _STORAGES.get(spec.dtype)
+        shape = spec.shape
+        if DTYPES[spec.dtype].bits == 4:
+            shape = (*shape[:-1], shape[-1] // 2)  # torch counts pairs
+        strides = contiguous_strides(shape) if tensor.strides is None else tensor.strides
+        self._global("torch._utils", "_rebuild_tensor_v2" if kind else "_rebuild_tensor_v3")
+        self._out += b"(("
+        self._text("storage")
+        if kind:
+            self._global("torch", kind)
+        else:
+            self._global("torch.storage", "UntypedStorage")
+        self._text(tensor.key, memo=False)
+        self._text("cpu")
+        self._int(tensor.nbytes // DTYPES[spec.dtype].itemsize if kind else tensor.nbytes)
+        self._out += b"tQK\x00"
+        self._sequence(b"(", shape, b"t")
+        self._sequence(b"(", strides, b"t")
+        self._out += b"\x89"
+        self._call("collections", "OrderedDict", ())
+        if not kind:
+            self._global("torch", DTYPES[spec.dtype].torch or "")
+        self._out += b"tR"
+
+    def _int(self, value: int) -> None:
+        if 0 <= value < 256:
+            self._out += b"K" + bytes((value,))
+        elif -(1 << 31) <= value < 1 << 31:
+            self._out += b"J" + struct.pack("<i", value)
+        else:
+            data = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+            length = bytes((len(data),)) if len(data) < 256 else struct.pack("<i", len(data))
+            self._out += (b"\x8a" if len(data) < 256 else b"\x8b") + length + data
+
+    def _text(self, value: str, memo: bool = True) -> None:
+        known = self._memo.get(("", value)) if memo else None
+        if known is not None:
+            self._get(known)
+            return
+        data = value.encode("utf-8", "surrogatepass")
+        self._out += b"X" + struct.pack("<I", len(data)) + data
+        if memo:
+            self._put("", value)
+
+    def _global(self, module: str, name: str) -> None:
+        known = self._memo.get((module, name))
+        if known is not None:
+            self._get(known)
+        else:
+            self._out += f"c{module}\n{name}\n".encode()
+            self._put(module, name)
+
+    def _put(self, module: str, name: str) -> None:
+        index = self._memo[module, name] = len(self._memo)
+        self._out += b"q" + bytes((index,)) if index < 256 else b"r" + struct.pack("<I", index)
+
+    def _get(self, index: int) -> None:
+        self._out += b"h" + bytes((index,)) if index < 256 else b"j" + struct.pack("<I", index)
