@@ -84,11 +84,12 @@ class AdaptInputConv(Op):
             return kernel.mean(1, keepdim=True)
         if self.mode == "sum" or (self.mode == "timm" and new == 1):
             return kernel.sum(1, keepdim=True) / new
-        turn = torch.arange(new, device=kernel.device) % old
+        turn = [i % old for i in range(new)]
+        repeated = kernel.index_select(1, torch.tensor(turn, device=kernel.device))
         if self.mode == "timm":
-            return kernel.index_select(1, turn) * (old / new)
-        copies = torch.bincount(turn, minlength=old).to(kernel)[turn]
-        return kernel.index_select(1, turn) / copies.reshape(1, new, *[1] * (kernel.dim() - 2))
+            return repeated * (old / new)
+        copies = torch.tensor([turn.count(i) for i in turn], dtype=kernel.dtype, device=kernel.device)
+        return repeated / copies.reshape(1, new, *[1] * (kernel.dim() - 2))
 
     def _zero_new(self, kernel: Tensor, spec: TensorSpec) -> Tensor:
         kept = min(kernel.shape[1], self.channels)

@@ -122,16 +122,17 @@ class LoraMerge(Op):
         if len(weight.shape) < 2 or (self.fan_in_fan_out and len(weight.shape) != 2):
             raise OpError(f"{self.name} wants a weight [out, in, ...] (fan_in_fan_out: [in, out]), not {weight}")
         out, *inner = reversed(weight.shape) if self.fan_in_fan_out else weight.shape
-        rank = a.shape[0] if a.shape else 0
-        if rank == 0 or self.r not in (None, rank):
-            raise OpError(f"{self.name}: A {a} has rank {rank}{f', not {self.r}' if self.r is not None else ''}")
         ones = [1] * (len(weight.shape) - 2)
-        if a.shape != (rank, *inner) or b.shape != (out, rank, *ones):
+        rank = a.shape[0] if a.shape else 0
+        if rank == 0 or a.shape != (rank, *inner) or b.shape != (out, rank, *ones):
+            swapped = a.shape[:1] == (out,) and b.shape[1:] == tuple(inner)
             raise OpError(
-                f"{self.name}: beside weight {list(weight.shape)} and rank {rank}, A is {[rank, *inner]} and B is "
-                f"{[out, rank, *ones]}; they are {list(a.shape)} and {list(b.shape)}"
-                + ("; in the order B, A?" if a.shape == (out, rank, *ones) and b.shape == (rank, *inner) else "")
+                f"{self.name}: beside weight {list(weight.shape)}, A is {_dims('r', *inner)} and B is "
+                f"{_dims(out, 'r', *ones)}, with r of 1 or more; they are {list(a.shape)} and {list(b.shape)}"
+                + ("; write the sources as weight, A, B" if swapped else "")
             )
+        if self.r not in (None, rank):
+            raise OpError(f"{self.name}: A {a} has rank {rank}, not {self.r}")
         return (weight,)
 
     def run(self, tensors: Tensors) -> Tensors:
@@ -224,6 +225,10 @@ class UnfoldWeightNorm(Op):
 
     def inverse(self, inputs: Specs | None = None) -> Op | None:
         return FoldWeightNorm(self.dim) if inputs is None else None
+
+
+def _dims(*dims: int | str) -> str:
+    return "[" + ", ".join(map(str, dims)) + "]"
 
 
 def _magnitude(op: Op, spec: TensorSpec, dim: int | None) -> TensorSpec:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..specs import DTYPES, TensorSpec, dtype_name
 from .base import OpError, Specs, Tensors
-from .operands import integer_range
+from .operands import integer_range, largest_float
 
 if TYPE_CHECKING:
     import torch
@@ -90,7 +90,7 @@ def narrow(
     target = torch_dtype(dtype)
     if not has_data(wide):
         return wide.to(target)
-    limit = float(torch.finfo(target).max)
+    limit = largest_float(dtype)
     low, high = (float(v) for v in torch.aminmax(widen(wide)))
     if -limit <= low and high <= limit:
         return wide.to(target)

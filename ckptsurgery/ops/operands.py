@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..specs import DTYPES, TensorSpec
 from .base import Op, OpError, Specs
 
-__all__ = ["arithmetic_float", "integer_range", "operands", "pair", "whole_elements"]
+__all__ = ["arithmetic_float", "integer_range", "largest_float", "operands", "pair", "whole_elements"]
 
 _NO_ARITHMETIC = {"F4", "F6_E2M3", "F6_E3M2", "F8_E8M0"}
 
@@ -42,6 +42,19 @@ def integer_range(dtype: str) -> tuple[int, int]:
     if row.kind == "int":
         return -(1 << (row.bits - 1)), (1 << (row.bits - 1)) - 1
     return 0, 1 if row.kind == "bool" else (1 << row.bits) - 1
+
+
+def largest_float(dtype: str) -> float:
+    """The largest finite value of a float dtype.
+
+    >>> largest_float("F16"), largest_float("F8_E5M2"), largest_float("F8_E4M3")
+    (65504.0, 57344.0, 448.0)
+    """
+    if dtype == "F8_E4M3":
+        # Of the values with the highest exponent only one stands for NaN, so the range ends later than IEEE's would.
+        return 448.0
+    row = DTYPES[dtype]
+    return (2 - 2.0 ** (1 - row.significand)) * 2.0 ** ((1 << (row.exponent - 1)) - 1)
 
 
 def pair(op: Op, value: int | tuple[int, int], what: str) -> tuple[int, int]:

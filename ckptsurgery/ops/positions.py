@@ -83,7 +83,7 @@ class ResizePosEmbed(Op):
             return tensors
         table = tensor.reshape(tensor.shape[-2:])
         image = widen(table[self.prefix :]).reshape(1, *old, table.shape[1]).permute(0, 3, 1, 2)
-        resized = self._resample(image, old, new).permute(0, 2, 3, 1).reshape(-1, table.shape[1])
+        resized = self._resample(image, old, new).permute(0, 2, 3, 1).reshape(new[0] * new[1], table.shape[1])
         rows = torch.cat([table[: self.prefix], narrow(resized, spec.dtype, str(self))])
         return (rows.reshape(spec.shape),)
 

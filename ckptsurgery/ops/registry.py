@@ -208,12 +208,17 @@ def _settle(cls: type[Op], key: str, value: Any, hint: Any, dims: Mapping[str, A
     try:
         return _coerce(value, hint, dims)
     except _Mismatch:
-        wants = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
-        unknown = isinstance(value, str) and value.isidentifier() and wants != "bool"
-        help = f", and dims do not name {str(value)!r}" if unknown and get_origin(hint) is not Literal else ""
-        raise OpError(
-            f"{cls.name}: {key} wants {wants}, not {_argument(value)}{help}; it is written {_signature(cls)}"
-        ) from None
+        # A word is taken for a name of `dims` only where a number could stand.
+        word = isinstance(value, str) and value.isidentifier() and "int" in str(hint)
+        help = f", and dims do not name {str(value)!r}" if word else ""
+        text = f"{cls.name}: {key} wants {_wanted(hint)}, not {_argument(value)}{help}"
+        raise OpError(f"{text}; it is written {_signature(cls)}") from None
+
+
+def _wanted(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(_argument(choice) for choice in get_args(hint))
+    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")
 
 
 class _Mismatch(Exception):

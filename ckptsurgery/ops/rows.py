@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from ..specs import DTYPES, TensorSpec
 from .base import Op, OpError, Specs, Tensors
 from .numerics import narrow, specs_of, torch_dtype, widen
-from .operands import arithmetic_float, integer_range, operands, whole_elements
+from .operands import arithmetic_float, integer_range, largest_float, operands, whole_elements
 from .registry import register
 
 if TYPE_CHECKING:
@@ -226,12 +226,12 @@ def _rows(op: Op, specs: Specs) -> TensorSpec:
 
 def _holds(op: Op, spec: TensorSpec, value: int | float) -> None:
     kind = DTYPES[spec.dtype].kind
-    if kind == "float":
-        if value and math.isfinite(value):
-            arithmetic_float(op, spec)
-    elif kind == "complex":
-        return
-    elif not isinstance(value, int) or not integer_range(spec.dtype)[0] <= value <= integer_range(spec.dtype)[1]:
+    if kind in ("float", "complex"):
+        fits = abs(value) <= largest_float(spec.dtype) and spec.dtype != "F8_E8M0"
+    else:
+        low, high = integer_range(spec.dtype)
+        fits = isinstance(value, int) and low <= value <= high
+    if not fits:
         raise OpError(f"{op.name}: {spec.dtype} cannot hold the value {value}")
 
 
