@@ -66,7 +66,7 @@ class Op:
 def _argument(value: object) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(_argument, value)) + "]"
-    if isinstance(value, bool):
+    if isinstance(value, bool) or value is None:
         return str(value).lower()
     if isinstance(value, str):
         return value if value.isidentifier() else '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -41,18 +41,18 @@ def register(cls: type[_T]) -> type[_T]:
 
     >>> from ckptsurgery.ops import Op, Specs, Tensors, make_op, register
     >>> @register
-    ... class ScaleBy(Op):
+    ... class ScaleEach(Op):
     ...     "Multiply by a factor."
-    ...     name = "scale_by"
+    ...     name = "scale_each"
     ...     factor: float
     ...     def infer(self, specs: Specs) -> Specs:
     ...         return specs
     ...     def run(self, tensors: Tensors) -> Tensors:
     ...         return tuple(t * self.factor for t in tensors)
     ...     def inverse(self, inputs=None):
-    ...         return ScaleBy(1 / self.factor) if inputs is None else None
-    >>> str(make_op("scale_by", (2,), {}).inverse())
-    'scale_by(factor=0.5)'
+    ...         return ScaleEach(1 / self.factor) if inputs is None else None
+    >>> str(make_op("scale_each", (2,), {}).inverse())
+    'scale_each(factor=0.5)'
 
     Raises:
         OpError: no name, or one that another op has. The same class may be defined again, as in a notebook's cell.
@@ -60,7 +60,7 @@ def register(cls: type[_T]) -> type[_T]:
     if not (isinstance(cls, type) and issubclass(cls, Op)):
         raise OpError(f"{cls!r} is no subclass of Op")
     if not isinstance(cls.name, str) or not cls.name.isidentifier():
-        raise OpError(f'{cls.__name__}: an op needs a name that a rule can write, such as name = "scale_by"')
+        raise OpError(f'{cls.__name__}: an op needs a name that a rule can write, such as name = "scale_each"')
     if "__dataclass_fields__" not in cls.__dict__:
         cls = dataclass(frozen=True)(cls)
     facts = {"name", "joins", "axis_role"} & {f.name for f in fields(cls)}

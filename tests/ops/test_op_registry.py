@@ -34,7 +34,7 @@ WRITTEN = {
     "resize_pos_embed(grid=[16, 16], prefix=1)": "resize_pos_embed(grid=[16, 16], prefix=1)",
     "resize_rows(5, rows={0=7, 3=2})": 'resize_rows(n=5, rows=[["0", 7], ["3", 2]])',
     "resize_rows(5, rows=[7, 2], fill=zeros)": "resize_rows(n=5, fill=zeros, rows=[7, 2])",
-    "unfold_weight_norm(none)": "unfold_weight_norm(dim=None)",
+    "unfold_weight_norm(none)": "unfold_weight_norm(dim=none)",
     "fp8_dequant(block=[1, 32], dtype=f32)": "fp8_dequant(block=[1, 32], dtype=F32)",
 }
 
