@@ -1,0 +1,345 @@
+"""From a group of sources to a program: sizes solved, axes turned into pieces, ops inferred.
+
+Programs know no keys: groups of equal shapes (all layers, usually) share one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+
+from ..errors import Diagnostic
+from ..language.axes import Axis, AxisList
+from ..language.keys import is_index
+from ..language.rules import Term
+from ..ops.base import Op, OpError, Specs
+from ..specs import TensorSpec
+from .expanding import BoundRule
+from .joining import Group
+from .layout import Layout, Piece, Side, arrange
+from .solving import ConcreteDims, Equations, SizeError, concrete, extent, settle, whole
+from .steps import Fork, Instruction, Move, Program, Run
+
+__all__ = ["Built", "ProgramBuilder", "RuleOps"]
+
+
+@dataclass(frozen=True)
+class RuleOps:
+    """The ops of a rule, made from their calls."""
+
+    before: tuple[Op, ...]
+    after: tuple[Op, ...]
+
+    @property
+    def joined_before(self) -> bool:
+        """Whether the sources meet in an op before the rearrangement."""
+        return any(op.joins for op in self.before)
+
+    @property
+    def joined_after(self) -> bool:
+        """Whether the arrivals meet in an op after it."""
+        return any(op.joins for op in self.after)
+
+    def over(self, role: str) -> tuple[Op, ...]:
+        """The ops over an axis, in order."""
+        return tuple(op for op in (*self.before, *self.after) if op.axis_role == role)
+
+
+@dataclass(frozen=True)
+class Built:
+    """A program, with the grid of scattered indices of each target term and what was only assumed.
+
+    Args:
+        program: the work.
+        grids: for each target term its scattered names and, in the order of the program's outputs, their indices.
+        interleaved: whether outputs go index by index over all terms, rather than term by term.
+        assumed: splits that nothing but divisibility supports.
+    """
+
+    program: Program
+    grids: tuple[tuple[tuple[str, ...], tuple[tuple[int, ...], ...]], ...]
+    interleaved: bool
+    assumed: tuple[str, ...]
+
+
+@dataclass
+class Arrival:
+    """One tensor per row, on its way to the target."""
+
+    dims: AxisList | None
+    bound: tuple[str, ...]
+    indices: tuple[tuple[int, ...], ...]
+    specs: Specs
+
+
+@dataclass
+class ProgramBuilder:
+    """Builds the programs of one rule."""
+
+    bound: BoundRule
+    ops: RuleOps
+    targets: Mapping[str, TensorSpec] | None
+    _assumed: list[str] = field(default_factory=list)
+
+    def build(self, group: Group, inputs: Specs, target_shapes: Sequence[Mapping[tuple[int, ...], TensorSpec]]) -> Built:
+        """The program of one group.
+
+        Args:
+            inputs: specs of the group's sources, in order.
+            target_shapes: for each target term the specs that the target has, by scattered index.
+
+        Raises:
+            SizeError, OpError: what does not fit.
+        """
+        self._assumed = []
+        instructions: list[Instruction] = []
+        arrivals = self._before(group, inputs, instructions)
+        env = self._env(group)
+        terms = self.bound.rule.targets
+        # ways[n] is one (arrival, target term) pair whose tensors the move makes
+        if self.ops.joined_after:
+            ways = [(a, 0) for a in range(len(arrivals))]
+        elif len(arrivals) == 1:
+            if len(terms) > 1:
+                instructions.append(Fork(len(terms)))
+            ways = [(0, t) for t in range(len(terms))]
+        elif len(arrivals) == len(terms):
+            ways = [(n, n) for n in range(len(terms))]
+        else:
+            raise OpError(f"{len(arrivals)} sources arrive at {len(terms)} targets: an op has to join them")
+        layouts, grids = [], []
+        for arrival, term in ways:
+            layout, grid = self._layout(arrivals[arrival], terms[term], group, env, target_shapes[term])
+            layouts.append(layout)
+            grids.append(grid)
+        dtypes = self._dtypes(layouts, [arrivals[a] for a, _ in ways])
+        instructions.append(Move(_side_by_side(layouts), dtypes))
+        grids = self._after(len(ways), grids, instructions)
+        return Built(Program.of(inputs, instructions), tuple(grids), self.ops.joined_after, tuple(self._assumed))
+
+    def _before(self, group: Group, inputs: Specs, instructions: list[Instruction]) -> list[Arrival]:
+        specs = inputs
+        width = [len(rows[0].keys) for rows in group.rows]
+        starts = [0]
+        for rows, w in zip(group.rows, width):
+            starts.append(starts[-1] + len(rows) * w)
+        units = [[tuple(range(s + r * w, s + (r + 1) * w)) for r in range(len(rows))]
+                 for s, rows, w in zip(starts, group.rows, width)]  # fmt: skip
+        for op in self.ops.before:
+            if op.axis_role is not None:
+                continue
+            flat = [unit for term in units for unit in term]
+            groups = tuple(flat) if op.joins else tuple((i,) for unit in flat for i in unit)
+            run = Run(op, groups)
+            made = [len(op.infer(tuple(specs[i] for i in g))) for g in groups]
+            specs = run.after(specs)
+            instructions.append(run)
+            if op.joins:
+                numbers = iter(range(len(specs)))
+                counts = iter(made)
+                units = [[tuple(next(numbers) for _ in range(next(counts))) for _ in term] for term in units]
+        return self._arrivals(group, units, specs)
+
+    def _arrivals(self, group: Group, units: list[list[tuple[int, ...]]], specs: Specs) -> list[Arrival]:
+        sources = self.bound.rule.sources
+        joined = self.ops.joined_before
+        arrivals = []
+        for number, term in enumerate(units):
+            axes = next((t.axes for t in sources if t.axes), None) if joined else sources[number].axes
+            indices = tuple(tuple(int(row.values[n]) for n in group.bound[number]) for row in group.rows[number])
+            if len(term[0]) > 1 and len(term) > 1:
+                raise OpError("an op that gives several tensors cannot be gathered over")
+            for output in range(len(term[0])):
+                own = tuple(specs[unit[output]] for unit in term)
+                arrivals.append(Arrival(axes, group.bound[number], indices, own))
+        return arrivals
+
+    def _dtypes(self, layouts: Sequence[Layout], arrivals: Sequence[Arrival]) -> tuple[str, ...]:
+        dtypes: list[str] = []
+        for layout, arrival in zip(layouts, arrivals):
+            found = {s.dtype for s in arrival.specs}
+            if len(found) > 1:
+                raise OpError(f"sources of different dtypes become one tensor: {', '.join(sorted(found))}")
+            dtypes += [found.pop()] * len(layout.targets)
+        return tuple(dtypes)
+
+    def _after(self, ways: int, grids: list[Grid], instructions: list[Instruction]) -> list[Grid]:
+        """Append the ops after the move; `grids` is left with one grid for each target term."""
+        count = sum(len(indices) for _, indices in grids)
+        singles = tuple((i,) for i in range(count))
+        instructions += [Run(op, singles) for op in self.ops.over("reduce")]
+        joined = False
+        for op in self.ops.after:
+            if op.axis_role is not None:
+                continue
+            if op.joins and not joined:
+                size = len(grids[0][1])
+                instructions.append(Run(op, tuple(tuple(w * size + s for w in range(ways)) for s in range(size))))
+                terms = len(self.bound.rule.targets)
+                grids = [grids[0]] * terms
+                count, joined = size * terms, True
+            else:
+                instructions.append(Run(op, tuple((i,) for i in range(count))))
+        return grids
+
+    def _env(self, group: Group) -> dict[str, int]:
+        return {n: int(v) for n, v in group.values.items() if is_index(str(v))}
+
+    def _layout(
+        self, arrival: Arrival, term: Term, group: Group, env: Mapping[str, int], wanted: Mapping[tuple[int, ...], TensorSpec]
+    ) -> tuple[Layout, Grid]:  # fmt: skip
+        ranks = {len(s.shape) for s in arrival.specs}
+        if len(ranks) > 1:
+            raise SizeError(Diagnostic("rank-mismatch", "the tensors that are gathered have different numbers of dimensions"))
+        rank = ranks.pop()
+        dims, left_alone, present = concrete(arrival.dims if arrival.dims is not None else whole(rank), rank)
+        reduced = tuple(str(getattr(op, "axis")) for op in self.ops.over("reduce"))  # noqa: B009 - a field of such ops
+        arrived = dims if term.axes is None else settle(term.axes, left_alone, present)
+        target_dims = (*((Axis(n),) for n in reduced), *arrived)
+        scattered = tuple(n for n in self.bound.signature.scattered if n in term.pattern.names)
+        equations = Equations(lambda name, value: self._given(name, value, group, scattered, wanted))
+        self._check_markers(dims, target_dims, {*env, *arrival.bound}, {*env, *scattered})
+        sources = [
+            (dims, {**env, **dict(zip(arrival.bound, i))}, s.shape) for i, s in zip(arrival.indices, arrival.specs)
+        ]
+        equations.solve(sources, certain=False)
+        grid = self._grid(scattered, term, equations, wanted)
+        if wanted and not self.ops.after:
+            self._ask_target(equations, dims, target_dims, env, scattered, grid, wanted, reduced)
+        markers = self._markers(dims, target_dims, arrival.bound, scattered, equations, env)
+        layout = arrange(
+            Side(dims, arrival.bound, arrival.indices), Side(target_dims, scattered, grid), markers, env, equations
+        )
+        self._note_assumptions(equations, dims, scattered, bool(wanted))
+        return layout, (scattered, grid)
+
+    def _ask_target(
+        self, equations: Equations, dims: ConcreteDims, target_dims: ConcreteDims, env: Mapping[str, int],
+        scattered: Sequence[str], grid: Sequence[tuple[int, ...]], wanted: Mapping[tuple[int, ...], TensorSpec],
+        reduced: Sequence[str],
+    ) -> None:  # fmt: skip
+        """Take sizes from the target's shapes, but only where the source leaves them open: a mismatch is told later."""
+        try:
+            for axes in (*dims, *target_dims):
+                for index in grid:
+                    extent(equations, axes, {**env, **dict(zip(scattered, index))})
+        except SizeError:
+            shapes = [
+                (target_dims[len(reduced) :], {**env, **dict(zip(scattered, i))}, wanted[i].shape)
+                for i in grid if i in wanted and len(wanted[i].shape) == len(target_dims) - len(reduced)
+            ]  # fmt: skip
+            equations.solve(shapes, certain=True)
+
+    def _given(
+        self, name: str, value: int | None, group: Group, scattered: Sequence[str], wanted: Mapping[tuple[int, ...], TensorSpec]
+    ) -> int | None:  # fmt: skip
+        signature = self.bound.signature
+        if value is None and name in signature.counts:
+            return signature.counts[name]
+        if name in group.extents:
+            return group.extents[name]
+        known = self.bound.dims.get(name)
+        if isinstance(known, int):
+            return known
+        if isinstance(known, tuple) and value is not None and value < len(known):
+            return known[value]
+        if isinstance(known, dict) and value is not None:
+            return self._by_choice(known, name, value)
+        if name in scattered and value is None:
+            return self._span(name)
+        return None
+
+    def _by_choice(self, table: Mapping[str, int], name: str, value: int) -> int | None:
+        markers = {a.marker for t in (*self.bound.rule.sources, *self.bound.rule.targets) if t.axes for a in t.axes.axes
+                   if a.name == name and a.marker}  # fmt: skip
+        for marker in markers:
+            for spelling in self._spellings(str(marker)):
+                if value < len(spelling) and spelling[value] in table:
+                    return table[spelling[value]]
+        return None
+
+    def _spellings(self, name: str) -> list[tuple[str, ...]]:
+        found = []
+        for term in (*self.bound.rule.sources, *self.bound.rule.targets):
+            found += [c.choices for c in term.pattern.captures if c.name == name and c.choices is not None]
+            found += [a.choices for a in (term.axes.axes if term.axes else ()) if a.name == name and a.choices is not None]
+        return found
+
+    def _span(self, name: str) -> int | None:
+        for term in self.bound.rule.targets:
+            for capture in term.pattern.captures:
+                if capture.name == name and capture.span is not None:
+                    return int(capture.span.last) - int(capture.span.first) + 1
+        return None
+
+    def _grid(
+        self, scattered: Sequence[str], term: Term, equations: Equations, wanted: Mapping[tuple[int, ...], TensorSpec]
+    ) -> tuple[tuple[int, ...], ...]:  # fmt: skip
+        extents = []
+        for at, name in enumerate(scattered):
+            size = equations.size(Axis(name), {})
+            if size.unknown is not None and wanted:
+                extents.append(max(index[at] for index in wanted) + 1)
+                equations.solved[(name, None)] = extents[-1]
+                continue
+            extents.append(extent(equations, (Axis(name),), {}))
+        return tuple(product(*map(range, extents)))
+
+    def _markers(
+        self, dims: ConcreteDims, target_dims: ConcreteDims, gathered: Sequence[str], scattered: Sequence[str],
+        equations: Equations, env: Mapping[str, int],
+    ) -> dict[str, int]:  # fmt: skip
+        """Axes that some size depends on and that no key binds, with their extents."""
+        both = (*dims, *target_dims)
+        marks = {a.marker for axes in both for a in axes if a.marker} - {*env}
+        names = {a.name for axes in both for a in axes}
+        free = sorted(m for m in marks if m in names and m not in gathered and m not in scattered)
+        return {m: extent(equations, (Axis(m),), env) for m in free}
+
+    def _check_markers(self, dims: ConcreteDims, target_dims: ConcreteDims, left: set[str], right: set[str]) -> None:
+        for side, keyed in ((dims, left), (target_dims, right)):
+            for axes in side:
+                for at, axis in enumerate(axes):
+                    if axis.marker and axis.marker not in keyed and axis.marker not in {a.name for a in axes[:at]}:
+                        raise SizeError(
+                            Diagnostic("ragged-axis", f"{axis} has no one size: {axis.marker!r} is neither in the key nor "
+                                       "before it in the same group", help=f"({axis.marker} {axis})")
+                        )  # fmt: skip
+
+    def _note_assumptions(self, equations: Equations, dims: ConcreteDims, scattered: Sequence[str], checked: bool) -> None:
+        if checked:
+            return
+        counts = self.bound.signature.counts
+        for name, value in equations.by_division:
+            for axes in dims:
+                others = [a for a in axes if a.name != name and a.size != 1]
+                if any(a.name == name for a in axes) and others and all(a.name in counts for a in others):
+                    split = " ".join(map(str, axes))
+                    self._assumed.append(f"({split}): {len(self._choices(others[0].name))} equal parts of {name} = "
+                                         f"{equations.solved[(name, value)]}, because it divides")  # fmt: skip
+
+    def _choices(self, name: str) -> range:
+        return range(self.bound.signature.counts[name])
+
+
+Grid = tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]
+
+
+def _side_by_side(layouts: Sequence[Layout]) -> Layout:
+    """Several rearrangements of tensors that stand next to each other, as one."""
+    if len(layouts) == 1:
+        return layouts[0]
+    sources: list[tuple[int, ...]] = []
+    targets: list[tuple[int, ...]] = []
+    pieces: list[Piece] = []
+    for layout in layouts:
+        a, b = len(sources), len(targets)
+        pieces += [
+            Piece(p.source + a, p.target + b, p.shape, p.source_offset, p.source_strides, p.target_offset, p.target_strides)
+            for p in layout.pieces
+        ]
+        sources += layout.sources
+        targets += layout.targets
+    return Layout(tuple(sources), tuple(targets), tuple(pieces))
+

@@ -1,0 +1,214 @@
+"""Which rule takes which source key: every key once, and what is left over."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from ..errors import Diagnostic, RecipeError
+from ..language.folding import fold, fold_groups
+from ..language.keys import KeyPattern
+from ..specs import TensorSpec
+from .expanding import BoundPattern, BoundRule, Rest, Stage
+from .matching import KeyGroup, Matches, group_keys, match_group, spelled_numbers
+
+__all__ = ["Claims", "claim", "near_rules", "unexpected"]
+
+_DIGITS = "0123456789"
+
+
+@dataclass
+class Claims:
+    """Who takes what.
+
+    Args:
+        terms: for each rule and each of its source terms, what it matched.
+        dropped: source key -> text of the drop that took it.
+        same: source key that is left out -> the key it must equal.
+        rests: what the fallbacks took: (rule, matches).
+        leftover: keys that nothing names.
+    """
+
+    terms: list[list[list[Matches]]]
+    dropped: dict[str, str] = field(default_factory=dict)
+    same: dict[str, str] = field(default_factory=dict)
+    rests: list[tuple[BoundRule, Matches]] = field(default_factory=list)
+    leftover: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    pattern: KeyPattern
+    text: str
+    place: str | None
+    rule: int | None = None
+    term: int = 0
+    said: BoundPattern | None = None
+    same: bool = False
+
+
+def claim(stage: Stage, specs: Iterable[str], problems: list[Diagnostic]) -> Claims:
+    """Hand out the keys of a checkpoint to the rules, drops and fallbacks of a stage."""
+    candidates = [
+        *(_Candidate(t.pattern, b.text, b.rule.place, n, k) for n, b in enumerate(stage.rules) for k, t in enumerate(b.rule.sources)),
+        *(_Candidate(d.pattern, f"drop {d.text}", d.place, said=d) for d in stage.drops),
+        *(_Candidate(d.pattern, f"same {d.text}", d.place, said=d, same=True) for d in stage.sames),
+    ]  # fmt: skip
+    rests = [r.rule.rule.sources[0].pattern for r in stage.rests if r.rule]
+    groups = group_keys(specs, spelled_numbers([*(c.pattern for c in candidates), *rests]))
+    claims = Claims([[[] for _ in b.rule.sources] for b in stage.rules])
+    used: set[int] = set()
+    twice: dict[tuple[int, int], list[str]] = {}
+    for group in groups:
+        _claim_group(group, candidates, claims, used, twice, problems)
+    for (a, b), keys in twice.items():
+        problems.append(_claimed_twice(candidates[a], candidates[b], keys))
+    _check_unused(stage, candidates, used, problems)
+    if claims.leftover and stage.rests:
+        _give_rest(stage.rests, claims)
+    return claims
+
+
+def _claim_group(
+    group: KeyGroup, candidates: Sequence[_Candidate], claims: Claims, used: set[int],
+    twice: dict[tuple[int, int], list[str]], problems: list[Diagnostic],
+) -> None:  # fmt: skip
+    first, hits = group.keys[0], []
+    for number, candidate in enumerate(candidates):
+        pattern = candidate.pattern
+        # most pairs end here; the numbers of a group differ, but those that a pattern spells are the same in all of its keys
+        if not (first.startswith(pattern.prefix.rstrip(_DIGITS)) and first.endswith(pattern.suffix.lstrip(_DIGITS))):
+            continue
+        found = _matched(group, pattern, candidate, problems)
+        if found is not None:
+            hits.append((number, found))
+    whole = [(n, m) for n, m in hits if len(m.keys) == len(group.keys)]
+    if len(hits) == 1 and whole:
+        _take(candidates[hits[0][0]], hits[0][1], claims)
+        used.add(hits[0][0])
+        return
+    owner: dict[str, int] = {}
+    for number, matches in hits:
+        used.add(number)
+        for key in matches.keys:
+            if key in owner:
+                twice.setdefault((owner[key], number), []).append(key)
+            owner[key] = number
+        _take(candidates[number], matches, claims)
+    claims.leftover += [key for key in group.keys if key not in owner] if hits else group.keys
+
+
+def _matched(group: KeyGroup, pattern: KeyPattern, candidate: _Candidate, problems: list[Diagnostic]) -> Matches | None:
+    try:
+        return match_group(group, pattern)
+    except RecipeError as error:
+        problems += [Diagnostic(d.code, d.headline, candidate.place, d.notes, d.facts, d.help) for d in error.diagnostics]
+        return None
+
+
+def _take(candidate: _Candidate, matches: Matches, claims: Claims) -> None:
+    if candidate.rule is not None:
+        claims.terms[candidate.rule][candidate.term].append(matches)
+    elif candidate.said is not None and candidate.same:
+        for key, values in matches.rows():
+            claims.same[key] = candidate.said.value.spell(values)
+    elif candidate.said is not None:
+        claims.dropped.update(dict.fromkeys(matches.keys, candidate.said.text))
+
+
+def _give_rest(rests: Sequence[Rest], claims: Claims) -> None:
+    """Keys that nothing names go to the innermost rest whose scope holds them; an inner "error" keeps them from outer ones."""
+    left, blocked = claims.leftover, []
+    for rest in rests:
+        mine = [k for k in left if rest.prefix is None or _under(rest.prefix, k)]
+        taken = set(mine)
+        if rest.kind == "error":
+            blocked += mine
+        elif rest.rule is None:
+            claims.dropped.update(dict.fromkeys(mine, f'rest = "{rest.kind}"'))
+        elif mine:
+            taken = set()
+            pattern = rest.rule.rule.sources[0].pattern
+            for group in group_keys(mine, spelled_numbers([pattern])):
+                matches = match_group(group, pattern)
+                if matches is not None:
+                    claims.rests.append((rest.rule, matches))
+                    taken.update(matches.keys)
+        left = [k for k in left if k not in taken]
+    claims.leftover = blocked + left
+
+
+def _under(prefix: KeyPattern, key: str) -> bool:
+    return bool(KeyPattern.parse("{rest...}").prefixed(prefix).readings(key))
+
+
+def _claimed_twice(a: _Candidate, b: _Candidate, keys: list[str]) -> Diagnostic:
+    folded = [text for text, _ in fold(keys)]
+    return Diagnostic(
+        "claimed-twice", f"{_count(keys, 'source key')} {'is' if len(keys) == 1 else 'are'} claimed by two rules: {folded[0]}",
+        place=b.place or a.place, notes=(a.text, b.text, *folded[1:6]),
+        help="each source key is claimed once: give a capture its choices, or make one of the two the fallback (rest = …)",
+    )  # fmt: skip
+
+
+def _check_unused(stage: Stage, candidates: Sequence[_Candidate], used: set[int], problems: list[Diagnostic]) -> None:
+    for number, candidate in enumerate(candidates):
+        if number in used:
+            continue
+        optional = stage.rules[candidate.rule].rule.optional if candidate.rule is not None else bool(candidate.said and candidate.said.optional)
+        if optional:
+            continue
+        what = "rule" if candidate.rule is not None else "drop" if not candidate.same else "[same]"
+        notes = () if candidate.text.endswith(str(candidate.pattern)) else (candidate.text,)
+        problems.append(
+            Diagnostic(f"unused-{what.strip('[]')}", f"'{candidate.pattern}' matches no source key", place=candidate.place,
+                       notes=notes, help=f'"? {candidate.text.removeprefix("drop ").removeprefix("same ")}" may match nothing')
+        )  # fmt: skip
+
+
+def unexpected(keys: Sequence[str], specs: dict[str, TensorSpec]) -> list[Diagnostic]:
+    """The diagnostic for keys that nothing names, folded, with the line that drops them."""
+    folded = fold_groups(keys, label=lambda k: specs.get(k))
+    notes = tuple(f"{f.text}  {specs[f.first]}" if f.first in specs else f.text for f in folded[:12])
+    more = (f"… and {len(folded) - 12} more patterns",) if len(folded) > 12 else ()
+    drops = ", ".join(f'"{f.pattern}"' for f in folded[:4]) + (", …" if len(folded) > 4 else "")
+    verb = "matches" if len(keys) == 1 else "match"
+    return [Diagnostic("unexpected-keys", f"{_count(keys, 'source key')} {verb} no rule", notes=notes + more, help=f"drop = [{drops}]")]
+
+
+def _count(items: Sequence[object], noun: str) -> str:
+    return f"{len(items)} {noun}" + ("" if len(items) == 1 else "s")
+
+
+def near_rules(key: str, patterns: Iterable[tuple[str, KeyPattern]], most: int = 3) -> list[tuple[str, str]]:
+    """Rules that nearly matched a key, nearest first, each with where they part.
+
+    >>> near_rules("h.0.attn.w", [("a -> b", KeyPattern.parse("h.{i}.mlp.w")), ("c -> d", KeyPattern.parse("x"))])
+    [('a -> b', "segment 3 is 'attn', the rule wants 'mlp'")]
+    """
+    found = []
+    segments = re.split(r"[./]", key)
+    for text, pattern in patterns:
+        wanted = [s for s in re.split(r"[./]+(?![^{]*\})", str(pattern)) if s]
+        ahead = sum(_fits(w, s) for w, s in zip(wanted, segments))
+        behind = sum(_fits(w, s) for w, s in zip(wanted[::-1], segments[::-1]))
+        score = (ahead + behind) / (len(wanted) + len(segments))
+        if score >= 0.5:
+            found.append((score, text, _parting(wanted, segments)))
+    found.sort(key=lambda f: -f[0])
+    return [(text, why) for _, text, why in found[:most]]
+
+
+def _fits(wanted: str, segment: str) -> bool:
+    try:
+        return bool(KeyPattern.parse(wanted).readings(segment))
+    except RecipeError:
+        return wanted == segment
+
+
+def _parting(wanted: Sequence[str], segments: Sequence[str]) -> str:
+    for at, (w, s) in enumerate(zip(wanted, segments)):
+        if not _fits(w, s):
+            return f"segment {at + 1} is {s!r}, the rule wants {w!r}"
+    return f"the key has {len(segments)} segments, the rule {len(wanted)}"

@@ -1,0 +1,234 @@
+"""From a recipe to flat stages: scopes dissolved into prefixes, used recipes read, names and dims bound.
+
+What comes out knows no nesting any more: a stage is a list of whole-key rules, each with the sizes it may ask for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..errors import CkptSurgeryError, Diagnostic, RecipeError
+from ..language.dims import Dims, DimValue
+from ..language.keys import KeyPattern
+from ..language.law import Signature, normalise, signature
+from ..language.recipe import Recipe, Scope
+from ..language.rules import Rule, Term, parse_pattern
+
+__all__ = ["BoundPattern", "BoundRule", "Rest", "Stage", "expand"]
+
+Resolve = Callable[[str], Recipe]
+
+
+@dataclass(frozen=True)
+class BoundRule:
+    """A rule over whole keys, with the roles of its names and the sizes it may ask for."""
+
+    rule: Rule
+    signature: Signature
+    dims: Dims
+    text: str
+    lists: frozenset[str] = frozenset()
+    """Names whose choices come from a table that several rules may share."""
+
+
+@dataclass(frozen=True)
+class BoundPattern:
+    """A pattern of `drop`, `[init]`, `[tie]` or `[same]`, with what is said of it."""
+
+    pattern: KeyPattern
+    optional: bool
+    text: str
+    value: Any = None
+    place: str | None = None
+
+
+@dataclass(frozen=True)
+class Rest:
+    """What becomes of keys under `prefix` that nothing names: `"error"`, `"drop"`, or a rule."""
+
+    prefix: KeyPattern | None
+    kind: str
+    rule: BoundRule | None = None
+
+
+@dataclass
+class Stage:
+    """One pass of rules over the keys that the stage before left."""
+
+    rules: list[BoundRule] = field(default_factory=list)
+    drops: list[BoundPattern] = field(default_factory=list)
+    inits: list[BoundPattern] = field(default_factory=list)
+    ties: list[BoundPattern] = field(default_factory=list)
+    sames: list[BoundPattern] = field(default_factory=list)
+    rests: list[Rest] = field(default_factory=list)
+
+
+def expand(
+    recipe: Recipe, resolve: Resolve, config: Mapping[str, Any] | None = None, dims: Mapping[str, DimValue] | None = None
+) -> list[Stage]:  # fmt: skip
+    """The stages of a recipe.
+
+    Args:
+        resolve: finds a recipe by the name that `use` gives.
+        config: what `config.` refers to.
+        dims: sizes that go before the recipe's own.
+
+    Raises:
+        RecipeError: all rules that break the law, unknown recipes, names without their numbers.
+    """
+    stages, problems = [], []
+    for part in (recipe.but(stages=()), *recipe.stages):
+        expansion = _Expansion(resolve, dict(dims or {}), problems)
+        expansion.add(part, Frame(config=config), depth=0)
+        expansion.stage.rests.sort(key=lambda r: -len(str(r.prefix or "")))
+        stages.append(expansion.stage)
+    if problems:
+        raise RecipeError(problems)
+    return stages
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What surrounds a part of a recipe."""
+
+    source: KeyPattern | None = None
+    target: KeyPattern | None = None
+    names: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    dims: Dims | None = None
+    config: Mapping[str, Any] | None = None
+
+
+class _Expansion:
+    def __init__(self, resolve: Resolve, overrides: dict[str, DimValue], problems: list[Diagnostic]) -> None:
+        self.resolve, self.overrides, self.problems = resolve, overrides, problems
+        self.stage = Stage()
+        self.open: list[str] = []
+
+    def add(self, recipe: Recipe, frame: Frame, depth: int) -> None:
+        if recipe.stages:
+            self.problems.append(Diagnostic("bad-scope", "a recipe with stages cannot stand in a scope", place=recipe.place,
+                                            help="scope its parts, then chain them"))  # fmt: skip
+            return
+        dims = Dims({**recipe.dims, **self.overrides}, frame.config, frame.dims)
+        frame = replace(frame, names={**frame.names, **recipe.names}, dims=dims)
+        for rule in recipe.rules:
+            bound = self.bound(rule, frame, dims)
+            if bound is not None:
+                self.stage.rules.append(bound)
+        self.patterns(recipe, frame)
+        self.rest(recipe, frame, dims, depth)
+        for scope in recipe.scopes:
+            self.scope(scope, frame, depth + 1)
+
+    def scope(self, scope: Scope, frame: Frame, depth: int) -> None:
+        inner = replace(
+            frame,
+            source=_joined(frame.source, scope.source),
+            target=_joined(frame.target, scope.target),
+            config=_rooted(frame.config, scope.config),
+        )
+        self.add(scope.recipe, inner, depth)
+        if scope.use is None:
+            return
+        if scope.use in self.open or len(self.open) > 16:
+            self.problems.append(Diagnostic("circular-use", f"{' -> '.join((*self.open, scope.use))} goes round in a circle"))
+            return
+        try:
+            used = self.resolve(scope.use)
+            used = used.inverse() if scope.inverse else used
+        except CkptSurgeryError as error:
+            self.problems.extend(error.diagnostics)
+            return
+        self.open.append(scope.use)
+        # the scope's own dims are the arguments of the used recipe: they go before its defaults
+        self.add(used.but(dims={**used.dims, **scope.recipe.dims}), inner, depth)
+        self.open.pop()
+
+    def bound(self, rule: Rule, frame: Frame, dims: Dims) -> BoundRule | None:
+        try:
+            prefixed = replace(
+                rule,
+                sources=tuple(_prefixed(t, frame.source) for t in rule.sources),
+                targets=tuple(_prefixed(t, frame.target) for t in rule.targets),
+            )
+            spelled = normalise(prefixed, _used(prefixed, frame.names))
+            numbers = dims.numbers if _asks(spelled) else {}
+            terms = ((replace(t, pattern=t.pattern.bind(numbers)) for t in side) for side in (spelled.sources, spelled.targets))
+            sources, targets = map(tuple, terms)
+            final = replace(spelled, sources=sources, targets=targets)
+            shared = frozenset(frame.names.keys() & set(rule.names))
+            return BoundRule(final, signature(final), dims, str(rule), shared)
+        except RecipeError as error:
+            self.problems.extend(replace(d, place=d.place or rule.place) for d in error.diagnostics)
+            return None
+
+    def patterns(self, recipe: Recipe, frame: Frame) -> None:
+        stage, place = self.stage, recipe.place
+        for text in recipe.drop:
+            stage.drops.append(self.pattern(text, frame, place, frame.source, left=True))
+        for text, value in recipe.init.items():
+            stage.inits.append(self.pattern(text, frame, place, frame.target, value=value))
+        for mapping, found, prefix, left in (
+            (recipe.tie, stage.ties, frame.target, False),
+            (recipe.same, stage.sames, frame.source, True),
+        ):
+            for text, other in mapping.items():
+                base = self.pattern(other, frame, place, prefix, left=left).pattern
+                found.append(self.pattern(text, frame, place, prefix, left=left, value=base))
+
+    def pattern(
+        self, text: str, frame: Frame, place: str | None, prefix: KeyPattern | None, *, left: bool = False, value: Any = None
+    ) -> BoundPattern:  # fmt: skip
+        optional, parsed = parse_pattern(text, place)
+        whole = parsed.prefixed(prefix) if prefix else parsed
+        term = Rule((Term(whole),), (Term(whole),))
+        spelled = normalise(term, _used(term, frame.names))
+        side = spelled.sources if left else spelled.targets
+        numbers = frame.dims.numbers if frame.dims and _asks(spelled) else {}
+        try:
+            return BoundPattern(side[0].pattern.bind(numbers), optional, text, value, place)
+        except RecipeError as error:
+            self.problems.extend(replace(d, place=place) for d in error.diagnostics)
+            return BoundPattern(whole, optional, text, value, place)
+
+    def rest(self, recipe: Recipe, frame: Frame, dims: Dims, depth: int) -> None:
+        if recipe.rest is None or (recipe.rest == "error" and frame.source is None):
+            return
+        if recipe.rest in ("error", "drop"):
+            self.stage.rests.append(Rest(frame.source, recipe.rest))
+            return
+        rule = recipe.fallback or Rule.parse("{rest...} -> {rest...}")
+        bound = self.bound(rule, frame, dims)
+        if bound is not None:
+            kind = "keep" if recipe.rest == "keep" else "rule"
+            self.stage.rests.append(Rest(frame.source, kind, bound))
+
+
+def _prefixed(term: Term, prefix: KeyPattern | None) -> Term:
+    return replace(term, pattern=term.pattern.prefixed(prefix)) if prefix is not None else term
+
+
+def _joined(outer: KeyPattern | None, prefix: str) -> KeyPattern | None:
+    if not prefix:
+        return outer
+    inner = KeyPattern.parse(prefix)
+    return inner.prefixed(outer) if outer is not None else inner
+
+
+def _rooted(config: Mapping[str, Any] | None, path: str | None) -> Mapping[str, Any] | None:
+    node: Any = config
+    for part in path.split(".") if path else ():
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node if isinstance(node, Mapping) else None
+
+
+def _used(rule: Rule, names: Mapping[str, Mapping[str, str]]) -> dict[str, Mapping[str, str]]:
+    """Those tables of `[names]` that the rule captures without choices of its own."""
+    wanted = set(rule.names)
+    return {n: pairs for n, pairs in names.items() if n in wanted}
+
+
+def _asks(rule: Rule) -> bool:
+    return any(c.terms or c.span for t in (*rule.sources, *rule.targets) for c in t.pattern.captures)

@@ -1,0 +1,215 @@
+"""A rearrangement as affine pieces: which elements of which source go where in which target.
+
+Every move that the language can say (split, concatenate, stack, transpose, interleave, regroup, ragged or not) is a list
+of pieces, each a box of elements with an offset and strides on both sides. Pieces say what a slice of a target needs, they
+invert by swapping sides, and a piece whose elements lie in one run on both sides is a copy of bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+
+from .solving import ConcreteDims, Equations, extent
+
+__all__ = ["Layout", "Piece", "View", "arrange", "view"]
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A box of elements that moves as one.
+
+    Args:
+        source, target: which tensor on each side.
+        shape: extents of the box, largest target stride first; neighbours that run on are merged, ones are left out.
+        source_offset, source_strides, target_offset, target_strides: where the box lies, in elements.
+    """
+
+    source: int
+    target: int
+    shape: Shape
+    source_offset: int
+    source_strides: Shape
+    target_offset: int
+    target_strides: Shape
+
+    @property
+    def numel(self) -> int:
+        """Elements in the box."""
+        return math.prod(self.shape)
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether the box is one run of elements on both sides."""
+        return not self.shape or (self.source_strides == (1,) and self.target_strides == (1,))
+
+    def inverse(self) -> Piece:
+        """The same box, moved back."""
+        boxes = sorted(zip(self.source_strides, self.shape, self.target_strides), reverse=True)
+        strides, shape, back = zip(*boxes) if boxes else ((), (), ())
+        return Piece(self.target, self.source, shape, self.target_offset, back, self.source_offset, strides)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A rearrangement of tensors of one dtype.
+
+    Args:
+        sources, targets: shapes on both sides.
+        pieces: what moves; together they fill every target exactly once.
+    """
+
+    sources: tuple[Shape, ...]
+    targets: tuple[Shape, ...]
+    pieces: tuple[Piece, ...]
+
+    @cached_property
+    def copies(self) -> tuple[int, ...] | None:
+        """For each target the source that it is byte for byte (its shape may differ), or None."""
+        found = {n: 0 for n, shape in enumerate(self.targets) if not math.prod(shape)}
+        for piece in self.pieces:
+            whole = piece.contiguous and piece.numel == math.prod(self.targets[piece.target])
+            same = piece.numel == math.prod(self.sources[piece.source])
+            if not (whole and same):
+                return None
+            found[piece.target] = piece.source
+        if len(found) == len(self.targets):
+            return tuple(found[t] for t in range(len(self.targets)))
+        return None
+
+    @cached_property
+    def contiguous(self) -> bool:
+        """Whether every piece is one run on both sides, so that moving bytes is enough."""
+        return all(p.contiguous for p in self.pieces)
+
+    def into(self, target: int) -> list[Piece]:
+        """The pieces of one target, in the order of their first element."""
+        return sorted((p for p in self.pieces if p.target == target), key=lambda p: p.target_offset)
+
+    def inverse(self) -> Layout:
+        """The rearrangement back; it fills every source, unless elements were repeated or left out."""
+        return Layout(self.targets, self.sources, tuple(p.inverse() for p in self.pieces))
+
+    @property
+    def invertible(self) -> bool:
+        """Whether every source element goes to exactly one place."""
+        moved = sum(p.numel for p in self.pieces)
+        repeats = any(0 in p.source_strides for p in self.pieces)
+        return not repeats and moved == sum(map(math.prod, self.sources))
+
+    @classmethod
+    def identity(cls, shapes: Sequence[Shape]) -> Layout:
+        """Tensors that stay as they are."""
+        pieces = tuple(_run(i, i, math.prod(s)) for i, s in enumerate(shapes))
+        return cls(tuple(shapes), tuple(shapes), pieces)
+
+
+def _run(source: int, target: int, numel: int) -> Piece:
+    return Piece(source, target, (numel,), 0, (1,), 0, (1,)) if numel != 1 else Piece(source, target, (), 0, (), 0, ())
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One tensor as its elementary axes: shape, offset of the fixed ones, (size, stride) of the free ones."""
+
+    shape: Shape
+    offset: int
+    axes: Mapping[str, tuple[int, int]]
+
+
+def view(dims: ConcreteDims, fixed: Mapping[str, int], known: Mapping[str, int], sizes: Equations) -> View:
+    """How a tensor lies, with the axes in `fixed` held at one index and the others free.
+
+    Args:
+        known: the value of every marker here, whether the key fixes it or `fixed` does.
+
+    Raises:
+        SizeError: a size that is not known.
+    """
+    shape = tuple(extent(sizes, axes, known) for axes in dims)
+    offset, free = 0, {}
+    step = math.prod(shape)
+    for axes, size in zip(dims, shape):
+        step = step // size if size else 0
+        for at, axis in enumerate(axes):
+            inner = axes[at + 1 :]
+            if axis.name in fixed and axis.size is None:
+                before = (extent(sizes, inner, {**known, axis.name: v}) for v in range(fixed[axis.name]))
+                offset += step * sum(before)
+            elif axis.size != 1:
+                free[axis.name] = (extent(sizes, (axis,), known), step * extent(sizes, inner, known))
+    return View(shape, offset, free)
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """The tensors of one side of a group: their dimensions and, for each, the index of every key-bound axis."""
+
+    dims: ConcreteDims
+    bound: tuple[str, ...]
+    indices: tuple[tuple[int, ...], ...]
+
+
+def arrange(
+    source: Side, target: Side, markers: Mapping[str, int], env: Mapping[str, int], sizes: Equations
+) -> Layout:  # fmt: skip
+    """The pieces that take the tensors of one side to the other.
+
+    Args:
+        markers: axes on both sides that some axis' size depends on, with their extents: they are held fixed, one by one.
+        env: marker values that the group fixes.
+    """
+    places = {index: n for n, index in enumerate(target.indices)}
+    scattered = sorted(set(target.bound) - set(source.bound))
+    ranges = [sorted({i[target.bound.index(n)] for i in target.indices}) for n in scattered]
+    loose = [n for n in markers if n not in source.bound and n not in scattered]
+    pieces: list[Piece] = []
+    shapes: dict[int, Shape] = {}
+    target_shapes: dict[int, Shape] = {}
+    for number, index in enumerate(source.indices):
+        here = dict(zip(source.bound, index))
+        for values in product(*ranges, *(range(markers[n]) for n in loose)):
+            fixed = {**here, **dict(zip((*scattered, *loose), values))}
+            where = places[tuple(fixed[n] for n in target.bound)]
+            a, b = (_seen(side, fixed, env, sizes) for side in (source, target))
+            shapes[number], target_shapes[where] = a.shape, b.shape
+            pieces.append(_piece(number, where, a, b))
+    return Layout(
+        tuple(shapes[n] for n in range(len(source.indices))),
+        tuple(target_shapes[n] for n in range(len(target.indices))),
+        tuple(p for p in pieces if p.numel),
+    )
+
+
+def _seen(side: Side, fixed: Mapping[str, int], env: Mapping[str, int], sizes: Equations) -> View:
+    names = {axis.name for axes in side.dims for axis in axes}
+    return view(side.dims, {n: v for n, v in fixed.items() if n in names}, {**env, **fixed}, sizes)
+
+
+def _piece(source: int, target: int, a: View, b: View) -> Piece:
+    boxes = []
+    for name, (size, stride) in b.axes.items():
+        if size != 1:
+            boxes.append((stride, size, a.axes[name][1] if name in a.axes else 0))
+    merged = list(_merged(sorted(boxes, reverse=True)))
+    shape = tuple(size for _, size, _ in merged)
+    return Piece(source, target, shape, a.offset, tuple(s for _, _, s in merged), b.offset, tuple(t for t, _, _ in merged))
+
+
+def _merged(boxes: Sequence[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
+    """Neighbouring extents that run on, on both sides, become one."""
+    open_box: tuple[int, int, int] | None = None
+    for stride, size, back in boxes:
+        if open_box and open_box[0] == stride * size and open_box[2] == back * size:
+            open_box = (stride, open_box[1] * size, back)
+        else:
+            if open_box:
+                yield open_box
+            open_box = (stride, size, back)
+    if open_box:
+        yield open_box

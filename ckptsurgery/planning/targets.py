@@ -1,0 +1,237 @@
+"""What a target wants, and how a plan is held against it: keys, shapes, dtypes, ties and initialisers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from ..errors import Diagnostic
+from ..language.folding import fold, fold_groups
+from ..ops.base import OpError
+from ..ops.registry import make_op
+from ..specs import TensorSpec, is_lossless
+from .expanding import BoundPattern, Stage
+from .plan import Plan
+from .steps import Program, Run, Step
+
+__all__ = ["DTYPE_POLICIES", "Target", "fit"]
+
+DTYPE_POLICIES = ("lossless", "error", "model", "source")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is to be filled.
+
+    Args:
+        specs: key -> spec, in the target's order.
+        ties: groups of keys that are one tensor.
+        name: what messages call it.
+    """
+
+    specs: Mapping[str, TensorSpec]
+    ties: Sequence[Sequence[str]] = ()
+    name: str = "target"
+
+
+def fit(plan: Plan, stage: Stage, target: Target | None, dtype: str, problems: list[Diagnostic]) -> Plan:
+    """Hold a plan against its target; the plan with inits, ties and casts settled."""
+    fitting = _Fitting(plan, target, problems)
+    fitting.recipe_ties(stage.ties)
+    if target is None:
+        fitting.inits_without_target(stage.inits)
+        return fitting.result()
+    fitting.inits(stage.inits)
+    fitting.target_ties()
+    fitting.coverage()
+    fitting.shapes()
+    fitting.dtypes(dtype)
+    return fitting.result()
+
+
+@dataclass
+class _Fitting:
+    plan: Plan
+    target: Target | None
+    problems: list[Diagnostic]
+    ties: dict[str, str] = field(default_factory=dict)
+    chosen: dict[str, object] = field(default_factory=dict)
+    proofs: list[tuple[str, str]] = field(default_factory=list)
+    steps: list[Step] | None = None
+    casts: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    @property
+    def wanted(self) -> Mapping[str, TensorSpec]:
+        return self.target.specs if self.target is not None else {}
+
+    def result(self) -> Plan:
+        steps = tuple(self.steps) if self.steps is not None else self.plan.steps
+        specs = {k: s for step in steps for k, s in zip(step.targets, step.program.outputs)}
+        return replace(
+            self.plan, steps=steps, specs=specs, ties=self.ties, tie_proofs=tuple(self.proofs), inits=self.chosen,
+            casts=self.casts, target=self.target,
+        )  # fmt: skip
+
+    def recipe_ties(self, ties: Sequence[BoundPattern]) -> None:
+        for tie in ties:
+            found = False
+            for key in (*self.plan.specs, *self.ties):
+                values = tie.value.match(key)
+                if values is None:
+                    continue
+                found = True
+                alias = tie.pattern.spell(values)
+                if alias in self.plan.specs:
+                    self.problem("tied-and-made", f"{alias!r} is tied to {key!r}, but a rule makes it too", tie,
+                                 "drop its source, or prove them equal: a, b -> c | same")  # fmt: skip
+                self.ties[alias] = self.ties.get(key, key)
+            if not found and not tie.optional:
+                self.problem("unused-tie", f"nothing makes '{tie.value}', to which '{tie.pattern}' is tied", tie,
+                             f'"? {tie.text}" may find nothing')  # fmt: skip
+
+    def inits_without_target(self, inits: Sequence[BoundPattern]) -> None:
+        for init in inits:
+            if not init.optional:
+                self.problem("init-needs-target", f"[init] '{init.pattern}' needs a target, which says shape and dtype", init,
+                             "plan(source, recipe, target=model)")  # fmt: skip
+
+    def inits(self, inits: Sequence[BoundPattern]) -> None:
+        for init in inits:
+            found = False
+            for key in self.wanted:
+                if init.pattern.match(key) is None:
+                    continue
+                found = True
+                if key in self.plan.specs:
+                    self.problem("init-and-made", f"{key!r} is initialised, but a rule makes it too", init,
+                                 "drop its source, or leave it out of [init]")  # fmt: skip
+                elif key in self.chosen and self.chosen[key] != init.value:
+                    self.problem("init-twice", f"{key!r} is initialised in two ways", init, None)
+                self.chosen[key] = init.value
+            if not found and not init.optional:
+                self.problem("unused-init", f"[init] '{init.pattern}' matches no target key", init,
+                             f'"? {init.text}" may match nothing')  # fmt: skip
+
+    def target_ties(self) -> None:
+        """Names that are one tensor in the target are filled from one; where several are made, they must be equal."""
+        assert self.target is not None
+        for names in self.target.ties:
+            made = [n for n in names if n in self.plan.specs]
+            held = made or [n for n in names if n in self.chosen]
+            if not held:
+                continue
+            for name in names:
+                if name != held[0]:
+                    self.ties.setdefault(name, held[0])
+                    self.chosen.pop(name, None)
+            self.proofs += [(other, made[0]) for other in made[1:]]
+
+    def coverage(self) -> None:
+        known = self.wanted.keys()
+        extra = [k for k in (*self.plan.specs, *self.ties) if k not in known]
+        if extra:
+            folded = fold_groups(extra, label=self.plan.specs.get)
+            notes = tuple(f"{f.text}  {self.plan.specs[f.first]}" if f.first in self.plan.specs else f.text for f in folded[:12])
+            verb = "is" if len(extra) == 1 else "are"
+            self.problems.append(
+                Diagnostic("unexpected-targets", f"{len(extra)} key{'s' * (len(extra) > 1)} that the plan makes {verb} not in "
+                           f"the {self.name}", notes=notes, facts=self.near(extra), help=self.drop_help(extra))
+            )  # fmt: skip
+        missing = [k for k in known if k not in self.plan.specs and k not in self.chosen and k not in self.ties]
+        if missing:
+            folded = fold_groups(missing, label=known and self.wanted.get)
+            notes = tuple(f"{f.text}  {self.wanted[f.first]}" for f in folded[:12])
+            notes += (f"… and {len(folded) - 12} more patterns",) if len(folded) > 12 else ()
+            inits = "\n".join(f'"{f.pattern}" = "default"' for f in folded[:1])
+            verb = "is" if len(missing) == 1 else "are"
+            self.problems.append(
+                Diagnostic("missing-keys", f"{len(missing)} {self.name} key{'s' * (len(missing) > 1)} {verb} made by no rule",
+                           notes=notes, help=f"a rule that makes them, or [init] {inits}")
+            )  # fmt: skip
+
+    @property
+    def name(self) -> str:
+        return self.target.name if self.target is not None else "target"
+
+    def near(self, keys: Sequence[str]) -> tuple[tuple[str, str], ...]:
+        sample = [text for text, _ in fold([k for k in self.wanted if k not in self.plan.specs])[:3]]
+        return ((f"the {self.name} lacks", ", ".join(sample)),) if sample else ()
+
+    def drop_help(self, keys: Sequence[str]) -> str:
+        makers = {k: step for step in self.plan.steps for k in step.targets}
+        sources = [k for key in keys if key in makers for k in makers[key].sources]
+        folded = fold_groups(sources)
+        return f"drop = [{', '.join(repr(f.pattern).replace(chr(39), chr(34)) for f in folded[:3])}], or correct the rule"
+
+    def shapes(self) -> None:
+        wrong: dict[int, list[tuple[str, TensorSpec, Step]]] = {}
+        for step in self.plan.steps:
+            for key, spec in zip(step.targets, step.program.outputs):
+                want = self.wanted.get(key)
+                if want is not None and want.shape != spec.shape:
+                    wrong.setdefault(step.rules[-1], []).append((key, spec, step))
+        for number, cases in wrong.items():
+            key, spec, step = cases[0]
+            use = self.plan.uses[number]
+            reads = ", ".join(f"{k} {list(s.shape)}" for k, s in zip(step.sources[:4], step.program.inputs[:4]))
+            others = [text for text, _ in fold([k for k, _, _ in cases[1:]])]
+            self.problems.append(
+                Diagnostic("shape-mismatch", f"rule makes {key!r} {list(spec.shape)}; {self.name} wants "
+                           f"{list(self.wanted[key].shape)}", place=use.place, notes=(use.text, *others[:6]),
+                           facts=(("reads", reads),), help=_shape_help(spec, self.wanted[key], key))
+            )  # fmt: skip
+
+    def dtypes(self, policy: str) -> None:
+        if policy == "source":
+            return
+        steps: list[Step] = []
+        refused: dict[tuple[str, str], list[str]] = {}
+        changed: dict[tuple[int, tuple[str, ...]], Program | None] = {}
+        for step in self.plan.steps:
+            outputs = step.program.outputs
+            wants = tuple(self.wanted[k].dtype if k in self.wanted else s.dtype for k, s in zip(step.targets, outputs))
+            if all(w == s.dtype for w, s in zip(wants, outputs)):
+                steps.append(step)
+                continue
+            for key, spec, want in zip(step.targets, outputs, wants):
+                if want != spec.dtype:
+                    self.casts[key] = (spec.dtype, want)
+                    if policy == "error" or (policy == "lossless" and not is_lossless(spec.dtype, want)):
+                        refused.setdefault((spec.dtype, want), []).append(key)
+            place = (id(step.program), wants)
+            if place not in changed:
+                changed[place] = self.cast(step.program, wants)
+            program = changed[place]
+            steps.append(replace(step, program=program) if program is not None else step)
+        for (have, want), keys in refused.items():
+            folded = [text for text, _ in fold(keys)]
+            lossy = "" if is_lossless(have, want) else ", which can lose bits"
+            self.problems.append(
+                Diagnostic("dtype-mismatch", f"{len(keys)} tensors are {have}, the {self.name} wants {want}{lossy}",
+                           notes=tuple(folded[:8]), help='dtype="model" casts them, dtype="source" keeps them; or | cast(…)')
+            )  # fmt: skip
+        self.steps = steps
+
+    def cast(self, program: Program, wants: Sequence[str]) -> Program | None:
+        for want in dict.fromkeys(wants):
+            groups = tuple((n,) for n, w in enumerate(wants) if w == want and program.outputs[n].dtype != want)
+            if groups:
+                try:
+                    program = program.then(Run(make_op("cast", (want,), {}), groups))
+                except OpError as error:
+                    self.problems.append(Diagnostic("dtype-mismatch", str(error)))
+                    return None
+        return program
+
+    def problem(self, code: str, headline: str, said: BoundPattern, help: str | None) -> None:
+        self.problems.append(Diagnostic(code, headline, place=said.place, help=help))
+
+
+def _shape_help(spec: TensorSpec, want: TensorSpec, key: str) -> str | None:
+    if spec.shape[::-1] == want.shape and len(spec.shape) > 1:
+        return "transposed? name the axes: [x y] -> [y x]"
+    if spec.numel == want.numel:
+        return "the same number of elements: name the axes on both sides"
+    if len(spec.shape) == len(want.shape) and spec.shape[1:] == want.shape[1:]:
+        return f"{spec.shape[0]} rows against {want.shape[0]}: another number of classes, a padded vocabulary, or grouped heads?"
+    return None
