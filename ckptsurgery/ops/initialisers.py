@@ -106,11 +106,11 @@ class Initialiser:
         least, most = _DIMENSIONS.get(self.name, (0, 99))
         if not least <= len(spec.shape) <= most:
             wanted = f"at least {least}" if most == 99 else " to ".join(str(n) for n in sorted({least, most}))
-            raise OpError(f"{self} needs {wanted} dimensions, and the tensor is {spec}")
+            raise OpError(f"{self} needs {wanted} dimensions, and {spec} has {len(spec.shape)}")
         kind = DTYPES[spec.dtype].kind
         given = dict(self.arguments)
         if self.name not in _ANY_DTYPE and kind != "float" and not (kind == "complex" and self.name == "normal"):
-            raise OpError(f"{self} draws floating point numbers, and the tensor is {spec}")
+            raise OpError(f"{self} draws floating point numbers, and not {spec.dtype}")
         if self.name == "constant" and kind in ("int", "uint", "bool") and given["val"] != int(given["val"]):
             raise OpError(f"{self} cannot be held by {spec.dtype}")
         if self.name == "dirac" and spec.shape[0] % given.get("groups", 1):

@@ -1,0 +1,88 @@
+"""Warnings about values that cannot train: all zero, all alike, not finite, or of a scale that dies out or blows up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING
+
+from ..errors import Diagnostic
+from .places import Place, places, require_module
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["check_init"]
+
+# std · √fan_in is what a layer multiplies the size of its input by; sound initialisations lie between 0.1 and 2.
+_VANISHING, _EXPLODING = 1e-3, 30.0
+
+
+def check_init(model: nn.Module, names: Collection[str] | None = None) -> tuple[Diagnostic, ...]:
+    """Warnings about trainable tensors that cannot train as they stand; nothing is changed.
+
+    >>> import torch
+    >>> model = torch.nn.Linear(4, 2)
+    >>> check_init(model)
+    ()
+    >>> _ = torch.nn.init.zeros_(model.weight)
+    >>> print(check_init(model)[0])
+    warning[zero-weights]: 'weight' [2, 4] is all zeros
+     = help: fine where a partner is not zero (a residual's last layer, a low-rank factor); initialise it otherwise
+
+    Codes: `not-finite`; for matrices and kernels `zero-weights` and `equal-weights` (units that start alike stay so);
+    for those of linear layers and convolutions `vanishing-scale` and `exploding-scale`, by std · √fan_in. Frozen and
+    meta tensors are passed over, and a tensor under several names is looked at once.
+
+    Args:
+        names: only these.
+    """
+    require_module(model)
+    seen: set[int] = set()
+    found: list[Diagnostic] = []
+    for place in places(model):
+        tensor = place.tensor
+        wanted = (names is None or place.name in names) and tensor.requires_grad and not tensor.is_meta
+        if wanted and id(tensor) not in seen and tensor.numel():
+            seen.add(id(tensor))
+            found += _warnings(place)
+    return tuple(found)
+
+
+def _warnings(place: Place) -> Iterator[Diagnostic]:
+    tensor = place.tensor.detach()
+    shown = f"{place.name!r} {list(tensor.shape)}"
+    bad = int((~tensor.isfinite()).sum()) if tensor.is_floating_point() else 0
+    if bad:
+        yield _warning("not-finite", f"{shown} holds {bad} values that are not finite", "initialise it")
+        return
+    if tensor.ndim < 2 or tensor.numel() == 1:
+        return
+    if not tensor.any():
+        help = "fine where a partner is not zero (a residual's last layer, a low-rank factor); initialise it otherwise"
+        yield _warning("zero-weights", f"{shown} is all zeros", help)
+    elif bool((tensor == tensor.flatten()[0]).all()):
+        yield _warning("equal-weights", f"{shown} holds one value only: its units stay alike", "a random initialiser")
+    else:
+        gain = _gain(place)
+        if gain is not None and not _VANISHING <= gain <= _EXPLODING:
+            small = gain < _VANISHING
+            code, fate = ("vanishing-scale", "die out") if small else ("exploding-scale", "blow up")
+            said = f"{shown} multiplies the size of its input by {gain:.1e}: signals {fate}"
+            yield _warning(code, said, "xavier_uniform, kaiming_normal or default")
+
+
+def _gain(place: Place) -> float | None:
+    """Output size over input size of a linear layer or convolution, for inputs of independent entries."""
+    from torch import nn
+    from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+    if not isinstance(place.owner, nn.Linear | _ConvNd) or place.leaf != "weight":
+        return None
+    weight = place.tensor.detach().float()
+    shape = weight.transpose(0, 1).shape if isinstance(place.owner, _ConvTransposeNd) else weight.shape
+    return float(weight.std(correction=0)) * math.sqrt(math.prod(shape[1:]))
+
+
+def _warning(code: str, headline: str, help: str) -> Diagnostic:
+    return Diagnostic(code, headline, help=help, severity="warning")

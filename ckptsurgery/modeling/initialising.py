@@ -1,0 +1,275 @@
+"""First values for tensors of a live model: by a formula, by the model's own hooks, or as it was built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..errors import Diagnostic, LoadError
+from ..language.calls import Call, parse_call
+from ..language.folding import fold
+from ..ops.base import OpError
+from ..ops.initialisers import Initialiser
+from ..ops.seeding import generator_for, key_seed, seeded_globals
+from ..specs import TensorSpec
+from .assigning import set_tensor
+from .defaults import Stage
+from .matching import matching_names
+from .places import named_tensors, place_of, places, require_module
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+__all__ = ["Initialised", "What", "initialise", "materialise_buffers", "read_initialiser"]
+
+What = str | Call | Initialiser | Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Initialised:
+    """One line of the ledger.
+
+    Args:
+        name: the tensor's name; of a tied one each name has a line.
+        spec: its shape and dtype.
+        initialiser: what was asked for, such as `"trunc_normal(std=0.02)"`.
+        by: what gave the values: `"formula"`, `"callable"`, `"as built"`, `"tied to …"`, or the method of the model.
+        seed: the seed of the whole; the key's own is derived from it and the name.
+    """
+
+    name: str
+    spec: TensorSpec
+    initialiser: str
+    by: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.name}  {self.spec}  {self.initialiser} ({self.by}, seed {self.seed})"
+
+
+def read_initialiser(what: What) -> Initialiser:
+    """An initialiser from its text, from a parsed call, or from a callable.
+
+    >>> read_initialiser("trunc_normal(std=0.02)")
+    Initialiser('trunc_normal(std=0.02)')
+
+    Raises:
+        RecipeError: the text does not parse.
+        LoadError: unknown name or bad arguments.
+    """
+    if isinstance(what, Initialiser):
+        return what
+    try:
+        if isinstance(what, str | Call):
+            call = parse_call(what) if isinstance(what, str) else what
+            return Initialiser.of(call.name, call.args, dict(call.keywords))
+        return Initialiser.wrap(what)
+    except OpError as error:
+        raise LoadError(Diagnostic("bad-initialiser", f"{what}: {error}")) from error
+
+
+def initialise(
+    model: nn.Module, what: Mapping[str, What], seed: int = 0, device: torch.device | str = "cpu"
+) -> tuple[Initialised, ...]:
+    """Give tensors first values, and return one line for each.
+
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.LayerNorm(3))
+    >>> for row in initialise(model, {"0.weight": "xavier_uniform", "1": "default"}):
+    ...     print(row)
+    0.weight  F32 [3, 2]  xavier_uniform (formula, seed 0)
+    1.weight  F32 [3]  default (LayerNorm.reset_parameters, seed 0)
+    1.bias  F32 [3]  default (LayerNorm.reset_parameters, seed 0)
+
+    Each tensor has a stream of its own, from `seed` and its first name: neither the order nor what else is initialised
+    changes its values, and the global generators stay as they were. `default` is what construction gives: the layer's
+    `reset_parameters`, and over it the model's hook, `_init_weights` or `init_weights`; tensors that were not named
+    keep every bit. `own` leaves what the constructor built. Tied names are filled once. On a meta model the named
+    tensors become real.
+
+    Args:
+        what: names, key patterns or module paths, each with an initialiser: a name, the text of a call, or a callable
+            of tensor and generator. Module paths and patterns include buffers for `default` and `own` only.
+        device: where meta tensors become real.
+
+    Raises:
+        LoadError: all problems at once, before anything is changed: names that match nothing, two initialisers for one
+            tensor, an initialiser that cannot fill the shape or dtype, a tensor for which there is no default.
+    """
+    require_module(model)
+    tensors = named_tensors(model)
+    rules, problems = _assign_rules(model, what, tensors)
+    first_names = _first_names(tensors)
+    scratch: dict[str, tuple[Tensor, str]] = {}
+    by_default = [n for n, rule in rules.items() if rule.by_module and rule.name == "default"]
+    with Stage(model, device) as stage:
+        for name in by_default:
+            try:
+                scratch[name] = stage.draw(name, seed)
+            except LoadError as error:
+                problems += error.diagnostics
+    if problems:
+        raise LoadError(problems)
+    for name, rule in rules.items():
+        if rule.function is not None:
+            scratch[name] = _called(name, rule, tensors[name], seed, device), "callable"
+    done = {name: _fill(model, name, rule, scratch.get(name), seed, device) for name, rule in rules.items()}
+    return tuple(_rows(tensors, first_names, rules, done, seed))
+
+
+def _assign_rules(
+    model: nn.Module, what: Mapping[str, What], tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, Initialiser], list[Diagnostic]]:
+    """First name of each tensor -> its initialiser, in state_dict order, and what stands against it."""
+    problems: list[Diagnostic] = []
+    rules: dict[str, Initialiser] = {}
+    asked: dict[str, str] = {}
+    first_names = _first_names(tensors)
+    for key, value in what.items():
+        try:
+            rule = read_initialiser(value)
+            names = matching_names(model, key, buffers=rule.by_module or key in tensors)
+        except LoadError as error:
+            problems += error.diagnostics
+            continue
+        for name in dict.fromkeys(first_names[n] for n in names):
+            if rules.setdefault(name, rule) != rule:
+                problems.append(
+                    Diagnostic(
+                        "initialised-twice",
+                        f"{name!r} is given {rules[name]} by {asked[name]!r} and {rule} by {key!r}",
+                        help="name each tensor once",
+                    )
+                )
+            asked.setdefault(name, key)
+    problems += _misfits(rules, tensors)
+    return {n: rules[n] for n in tensors if n in rules}, problems
+
+
+def _first_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    seen: dict[int, str] = {}
+    return {name: seen.setdefault(id(tensor), name) for name, tensor in tensors.items()}
+
+
+def _misfits(rules: Mapping[str, Initialiser], tensors: Mapping[str, Tensor]) -> list[Diagnostic]:
+    """One diagnostic for each initialiser that cannot fill some of its tensors, with all of their names."""
+    against: dict[tuple[str, str, str], list[str]] = {}
+    for name, rule in rules.items():
+        reason = _misfit(rule, tensors[name])
+        if reason is not None:
+            against.setdefault((str(rule), *reason), []).append(name)
+    return [
+        Diagnostic(
+            "cannot-initialise",
+            f"{rule} cannot fill {repr(names[0]) if len(names) == 1 else f'{len(names)} of the tensors'}: {reason}",
+            notes=tuple(text for text, _ in fold(names)) if len(names) > 1 else (),
+            help=help,
+        )
+        for (rule, reason, help), names in against.items()
+    ]
+
+
+def _misfit(rule: Initialiser, tensor: Tensor) -> tuple[str, str] | None:
+    """Why the tensor cannot be filled, and what to do; None where it can."""
+    from torch.nn.parameter import is_lazy
+
+    if is_lazy(tensor):
+        return "it has no shape yet", "run the model on one batch first"
+    if rule.by_module and rule.name == "own" and tensor.is_meta:
+        return "on a meta model nothing was built that could be left", "default, or an initialiser"
+    try:
+        rule.check(TensorSpec(tuple(tensor.shape), tensor.dtype))
+    except OpError as error:
+        return str(
+            error
+        ), "name the weights alone, as 'blocks.{rest...}.weight' does, and give the others zeros or ones"
+    return None
+
+
+def _called(name: str, rule: Initialiser, tensor: Tensor, seed: int, device: torch.device | str) -> Tensor:
+    """What a user's callable makes of a copy: should it raise, the model is still whole."""
+    import torch
+
+    at = torch.device(device) if tensor.is_meta else tensor.device
+    copy = torch.zeros(tensor.shape, dtype=tensor.dtype, device=at) if tensor.is_meta else tensor.detach().clone()
+    try:
+        with seeded_globals(key_seed(seed, name), at):
+            return rule.apply(copy, generator_for(seed, name, at))
+    except OpError as error:
+        raise LoadError(Diagnostic("cannot-initialise", f"{name!r}: {error}")) from error
+
+
+def _fill(
+    model: nn.Module,
+    name: str,
+    rule: Initialiser,
+    drawn: tuple[Tensor, str] | None,
+    seed: int,
+    device: torch.device | str,
+) -> str:
+    """Write the values, and say what gave them."""
+    import torch
+
+    tensor = place_of(model, name).tensor
+    if drawn is not None:
+        values, by = drawn
+        set_tensor(model, name, values, assign=tensor.is_meta)
+        return by
+    if rule.by_module:
+        return "as built"
+    if tensor.is_meta:
+        set_tensor(model, name, torch.empty(tensor.shape, dtype=tensor.dtype, device=device), assign=True)
+        tensor = place_of(model, name).tensor
+    rule.apply(tensor, generator_for(seed, name, tensor.device))
+    return "formula"
+
+
+def _rows(
+    tensors: Mapping[str, Tensor],
+    first_names: Mapping[str, str],
+    rules: Mapping[str, Initialiser],
+    done: Mapping[str, str],
+    seed: int,
+) -> list[Initialised]:
+    rows = []
+    for name, tensor in tensors.items():
+        first = first_names[name]
+        if first in done:
+            by = done[name] if name == first else f"tied to {first}"
+            rows.append(Initialised(name, TensorSpec(tuple(tensor.shape), tensor.dtype), str(rules[first]), by, seed))
+    return rows
+
+
+def materialise_buffers(model: nn.Module, device: torch.device | str = "cpu") -> tuple[str, ...]:
+    """Compute the buffers that no state_dict holds and that are still meta, and return their names.
+
+    Their modules' hooks are asked: `init_non_persistent_buffers`, `reset_buffers`, `reset_parameters`, then the model's
+    `_init_weights` or `init_weights`.
+
+    Raises:
+        LoadError: buffers that none of these fills, each by name; nothing is changed.
+    """
+    require_module(model)
+    wanted = [p.name for p in places(model) if p.is_buffer and not p.persistent and p.tensor.is_meta]
+    drawn: dict[str, Tensor] = {}
+    problems: list[Diagnostic] = []
+    with Stage(model, device) as stage:
+        for name in wanted:
+            try:
+                drawn[name], _ = stage.draw(name, 0)
+            except LoadError as error:
+                problems += error.diagnostics
+    if problems:
+        raise LoadError(
+            Diagnostic(
+                "meta-buffers",
+                f"{len(problems)} non-persistent buffers of the meta model have no values, and no hook computes them",
+                notes=tuple(d.headline for d in problems),
+                help="build the model by skeleton(factory), which keeps buffers real",
+            )
+        )
+    for name, tensor in drawn.items():
+        set_tensor(model, name, tensor, assign=True)
+    return tuple(wanted)

@@ -1,0 +1,276 @@
+"""Selections: named tensors of a live model as a value, to be combined, counted, looked at, frozen, filled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ..errors import Diagnostic, LoadError
+from ..language.folding import fold
+from ..specs import TensorSpec, is_lossless
+from .initialising import What, initialise
+from .matching import matching_names
+from .places import named_tensors, place_of, require_module
+from .statistics import Stats, stats_of
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["Selection", "select"]
+
+
+def select(model: nn.Module, *what: object, buffers: bool = False, allow_empty: bool = False) -> Selection:
+    """The tensors of a model that any of `what` means; all of them when nothing is said.
+
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Linear(4, 5), nn.Sequential(nn.Linear(5, 3), nn.LayerNorm(3)))
+    >>> select(model, "{rest...}.bias").names
+    ('0.bias', '1.0.bias', '1.1.bias')
+    >>> select(model, "1", nn.LayerNorm).names
+    ('1.0.weight', '1.0.bias', '1.1.weight', '1.1.bias')
+    >>> (select(model, nn.Linear) - select(model, lambda name, p: p.ndim < 2)).freeze().numel
+    35
+
+    Args:
+        what: the full name of a parameter (`"0.bias"`); the path of a module, for its whole subtree (`"1"`); a key
+            pattern over whole names; a module or a parameter of the model; a module type or a tuple of types, for all
+            that such modules hold; a predicate of name and tensor; another selection.
+        buffers: whether buffers count, here and in the complement.
+        allow_empty: whether a selection may be empty.
+
+    Raises:
+        LoadError: one of `what` matches nothing; the names that come close are listed.
+        RecipeError: a pattern does not parse.
+    """
+    require_module(model)
+    if not what:
+        return Selection(model, tuple(named_tensors(model, buffers)), buffers)
+    problems: list[Diagnostic] = []
+    found: set[str] = set()
+    for one in what:
+        try:
+            found.update(matching_names(model, one, buffers, allow_empty))
+        except LoadError as error:
+            problems += error.diagnostics
+    if problems:
+        raise LoadError(problems)
+    return Selection(model, tuple(n for n in named_tensors(model, buffers) if n in found), buffers)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Selection(Mapping[str, "Tensor"]):
+    """Names of one model's tensors, and by them the tensors as they are at the time of asking.
+
+    A mapping from names to live parameters (and buffers), in state_dict order. Combining selections (`|`, `&`, `-`,
+    `^`, `~`) makes new ones; only methods that end in an underscore and `freeze` and `unfreeze` change the model.
+
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    >>> sel = select(model, "0")
+    >>> sel, len(sel | select(model, "1.bias")), (~sel).names
+    (Selection(2 tensors, 6 elements: 0.weight, 0.bias), 3, ('1.weight', '1.bias'))
+    """
+
+    model: nn.Module
+    names: tuple[str, ...]
+    buffers: bool = False
+    _known: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_known", frozenset(self.names))
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._known:
+            raise KeyError(name)
+        return place_of(self.model, name).tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._known
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Selection) and self.model is other.model and self.names == other.names
+
+    def __hash__(self) -> int:
+        return hash((id(self.model), self.names))
+
+    def __or__(self, other: Selection) -> Selection:
+        return self._combine(other, self._known | other._known)
+
+    def __and__(self, other: Selection) -> Selection:
+        return self._combine(other, self._known & other._known)
+
+    def __sub__(self, other: Selection) -> Selection:
+        return self._combine(other, self._known - other._known)
+
+    def __xor__(self, other: Selection) -> Selection:
+        return self._combine(other, self._known ^ other._known)
+
+    def __invert__(self) -> Selection:
+        everything = named_tensors(self.model, self.buffers)
+        return Selection(self.model, tuple(n for n in everything if n not in self._known), self.buffers)
+
+    def _combine(self, other: Selection, names: frozenset[str]) -> Selection:
+        if self.model is not other.model:
+            raise LoadError(Diagnostic("two-models", "the two selections are of different models"))
+        return Selection(
+            self.model, tuple(n for n in named_tensors(self.model) if n in names), self.buffers or other.buffers
+        )
+
+    @property
+    def numel(self) -> int:
+        """How many elements there are, those of a shared tensor counted once."""
+        return sum(tensor.numel() for tensor in self._distinct().values())
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes they take, those of a shared tensor counted once."""
+        return sum(TensorSpec(tuple(t.shape), t.dtype).nbytes for t in self._distinct().values())
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Name -> the parameter objects themselves; buffers are left out."""
+        from torch import nn
+
+        return {name: tensor for name, tensor in self.items() if isinstance(tensor, nn.Parameter)}
+
+    def data(self) -> dict[str, Tensor]:
+        """Name -> the values, detached from the graph but sharing memory with the model."""
+        return {name: tensor.detach() for name, tensor in self.items()}
+
+    def grads(self) -> dict[str, Tensor | None]:
+        """Name -> the gradient, or None where there is none."""
+        return {name: tensor.grad for name, tensor in self.items()}
+
+    def stats(self) -> Stats:
+        """Mean, std, min, max, norm, fraction of zeros and count of non-finite values of each tensor.
+
+        Raises:
+            LoadError: tensors are meta, and have no values.
+        """
+        meta = [name for name, tensor in self.items() if tensor.is_meta]
+        if meta:
+            raise LoadError(Diagnostic("no-values", f"{len(meta)} tensors are meta", notes=_folded(meta)))
+        return stats_of(self)
+
+    def assert_count(self, count: int) -> Selection:
+        """This selection, if it holds `count` names.
+
+        Raises:
+            LoadError: it does not; its names are listed.
+        """
+        if len(self) != count:
+            raise LoadError(
+                Diagnostic(
+                    "wrong-count", f"{count} tensors were expected, {len(self)} are selected", notes=_folded(self)
+                )
+            )
+        return self
+
+    def freeze(self) -> Selection:
+        """Take the parameters out of training (`requires_grad = False`); a tied one is frozen under all its names.
+
+        Running statistics of norms are no matter of gradients: put such modules in eval mode.
+        """
+        for parameter in self.parameters().values():
+            parameter.requires_grad_(False)
+        return self
+
+    def unfreeze(self) -> Selection:
+        """Put the parameters into training.
+
+        Raises:
+            LoadError: some hold integers, which cannot be trained; nothing is changed.
+        """
+        parameters = self.parameters()
+        fixed = [n for n, p in parameters.items() if not (p.is_floating_point() or p.is_complex())]
+        if fixed:
+            raise LoadError(
+                Diagnostic(
+                    "integer-parameter", f"{len(fixed)} parameters hold integers, which cannot be trained",
+                    notes=_folded(fixed), help="sel & select(model, lambda name, p: p.is_floating_point())",
+                )
+            )  # fmt: skip
+        for parameter in parameters.values():
+            parameter.requires_grad_(True)
+        return self
+
+    def init_(self, what: What, seed: int = 0) -> Selection:
+        """Initialise every tensor, by a name, a call (`"normal(std=0.02)"`) or a callable of tensor and generator.
+
+        The values depend on seed and name alone; the global generators stay as they were. Where nothing is selected,
+        nothing happens.
+
+        Raises:
+            LoadError: the initialiser does not fit some of them; all are named, and nothing is changed.
+        """
+        initialise(self.model, dict.fromkeys(self.names, what), seed)
+        return self
+
+    def assign_(self, name: str, value: Tensor | float, index: Any = None) -> Selection:
+        """Set the tensor `name`, or the part of it at `index`, to a number or to a tensor of exactly its shape.
+
+        >>> from torch import nn
+        >>> sel = select(nn.Linear(2, 2))
+        >>> sel.assign_("weight", 0.5, index=(0, 1))["weight"][0, 1].item()
+        0.5
+
+        Raises:
+            LoadError: not selected, another shape, an index out of range, or a value that its dtype cannot hold.
+        """
+        if name not in self._known:
+            raise LoadError(Diagnostic("not-selected", f"{name!r} is not selected", notes=_folded(self)))
+        _assign(name, place_of(self.model, name).tensor, value, index)
+        return self
+
+    def _distinct(self) -> dict[int, Tensor]:
+        return {id(tensor): tensor for tensor in self.values()}
+
+    def __repr__(self) -> str:
+        shown = _folded(self)
+        more = f", … {len(shown) - 6} more" if len(shown) > 6 else ""
+        return f"Selection({len(self)} tensors, {self.numel:,} elements: {', '.join(shown[:6])}{more})"
+
+
+def _folded(names: Mapping[str, Any] | list[str]) -> tuple[str, ...]:
+    return tuple(text for text, _ in fold(names))
+
+
+def _assign(name: str, tensor: Tensor, value: Tensor | float, index: Any) -> None:
+    import torch
+
+    target = tensor.detach()
+    where = name if index is None else f"{name}[{index}]"
+    try:
+        part = target if index is None else target[index]
+    except (IndexError, TypeError) as error:
+        raise LoadError(Diagnostic("bad-index", f"{where}: {error}")) from error
+    if isinstance(value, torch.Tensor):
+        mine, given = (TensorSpec(tuple(t.shape), t.dtype) for t in (part, value))
+        if mine.shape != given.shape:
+            raise LoadError(Diagnostic("shape-mismatch", f"{where} is {mine}, and {given} is offered"))
+        if not is_lossless(given.dtype, mine.dtype):
+            help = f"cast it yourself: value.to({tensor.dtype})"
+            raise LoadError(Diagnostic("lossy-cast", f"{where} is {mine}, and {given} may not fit", help=help))
+    elif not _holds(target.dtype, value):
+        raise LoadError(Diagnostic("lossy-cast", f"{where} is {target.dtype}, which cannot hold {value}"))
+    with torch.no_grad():
+        target.__setitem__(... if index is None else index, value)
+
+
+def _holds(dtype: Any, value: float) -> bool:
+    """Whether a number goes into the dtype with no more than rounding."""
+    import torch
+
+    if dtype.is_complex or dtype.is_floating_point:
+        # inf and nan are values that one may well want; what overflows to them is not.
+        return value != value or abs(value) == float("inf") or abs(value) <= torch.finfo(dtype).max
+    if dtype == torch.bool:
+        return value in (0, 1)
+    limits = torch.iinfo(dtype)
+    return value == value and abs(value) != float("inf") and int(value) == value and limits.min <= value <= limits.max
