@@ -102,12 +102,14 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
         A tensor in memory is returned itself.
         """
         entry = self._entry(key)
-        if entry.file is None:
-            from .tensors import refuse_meta
+        if entry.file is not None:
+            return self._load(key, entry)
+        from .tensors import refuse_meta
 
-            refuse_meta(entry.tensor, key)
-            return entry.tensor  # type: ignore[no-any-return]
-        return self._load(key, entry)
+        # Tensors that a file holds in pieces, or not as plain bytes, are built when they are asked for.
+        tensor: torch.Tensor = entry.tensor() if callable(entry.tensor) else entry.tensor
+        refuse_meta(tensor, key)
+        return tensor
 
     def _load(self, key: str, entry: Entry) -> torch.Tensor:
         from .tensors import span, swap_bytes, tensor_from, torch_shape
@@ -126,7 +128,7 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
         return tensor_from(buffer, 0, spec, key, entry.strides)
 
     def read(self, key: str, start: int = 0, stop: int | None = None) -> bytearray | memoryview:
-        """Bytes `[start, stop)` of the tensor laid out densely in C order; a file extent gives just these."""
+        """Bytes `[start, stop)` of the tensor laid out densely in C order; of a file just these are read."""
         entry = self._entry(key)
         stop = entry.spec.nbytes if stop is None else stop
         if not 0 <= start <= stop <= entry.spec.nbytes:
@@ -145,6 +147,10 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
             buffer[:] = self.read(key, start, start + len(buffer))
         else:
             self._open_files.read_into(entry.extent.file, entry.extent.offset + start, buffer)
+
+    def read_file_into(self, file: str, offset: int, buffer: memoryview) -> None:
+        """Fills `buffer` with bytes of one of `files` from `offset` on: for runs that cover neighbouring tensors."""
+        self._open_files.read_into(file, offset, buffer)
 
     def _dense_view(self, key: str, entry: Entry) -> memoryview:
         # A strided tensor is gathered as a whole; the last one is kept, since ranges come one after another.
@@ -266,6 +272,8 @@ def _place(entry: Entry) -> tuple[object, ...]:
     spec = entry.spec
     if entry.file is not None:
         return entry.file, entry.offset, spec.dtype, spec.shape, entry.strides, entry.big_endian
+    if callable(entry.tensor):
+        return (id(entry.tensor),)
     from .tensors import memory_place
 
     return memory_place(entry.tensor), spec

@@ -145,6 +145,7 @@ _HELP = {
     errno.EISDIR: ("is-a-folder", "a folder where a file is expected", "name the file in it"),
     errno.ENOTDIR: ("not-a-folder", "a part of the path is a file, not a folder", "check the path"),
     errno.EMFILE: ("too-many-files", "too many open files", "ulimit -n 4096"),
+    errno.EINVAL: ("bad-path", "this is no path", "check the path"),
     errno.ENAMETOOLONG: ("bad-path", "the file name is too long", "choose a shorter name"),
 }
 

@@ -11,6 +11,7 @@ from .files import os_error
 from .mounts import join_mounts
 from .sharded import read_together, shard_names
 from .sniffing import read_file
+from .staging import MARK
 from .subtree import enter
 from .text import shown_keys
 
@@ -26,9 +27,10 @@ def read_folder(path: str, subtree: str | None = None, by_file: bool = False) ->
         CheckpointError: there is nothing to read, or several checkpoints lie side by side.
     """
     try:
-        names = sorted(file.name for file in Path(path).iterdir() if not file.name.startswith("."))
+        everything = [file.name for file in Path(path).iterdir()]
     except OSError as error:
         raise os_error(error, path) from error
+    names = sorted(name for name in everything if not name.startswith("."))
     if by_file:
         return _by_file(path, subtree, names)
     for suffixes, common in (((".safetensors",), "model.safetensors"), (_PICKLES, "pytorch_model.bin")):
@@ -36,6 +38,7 @@ def read_folder(path: str, subtree: str | None = None, by_file: bool = False) ->
         indices = [name for name in names if name.endswith(tuple(f"{suffix}.index.json" for suffix in suffixes))]
         if indices:
             return _indexed(path, subtree, indices, weights, common)
+        _refuse_interrupted(path, everything)
         if weights:
             return _loose(path, subtree, weights, common)
     raise CheckpointError(
@@ -47,6 +50,14 @@ def read_folder(path: str, subtree: str | None = None, by_file: bool = False) ->
             help="name the file, or another folder",
         )
     )
+
+
+def _refuse_interrupted(path: str, names: Sequence[str]) -> None:
+    hidden = [name for name in names if MARK in name and ".index.json" in name]
+    if hidden:
+        text = f"a save into {path!r} was interrupted while files took their names; old and new shards may be mixed"
+        help = f"save it again with overwrite=True, then remove {hidden[0]!r}"
+        raise CheckpointError(Diagnostic("interrupted-save", text, path, notes=tuple(hidden), help=help))
 
 
 def _indexed(path: str, subtree: str | None, indices: Sequence[str], weights: Sequence[str], common: str) -> Contents:
@@ -61,7 +72,7 @@ def _indexed(path: str, subtree: str | None, indices: Sequence[str], weights: Se
 
 
 def _loose(path: str, subtree: str | None, weights: Sequence[str], common: str) -> Contents:
-    if len(weights) == 1:
+    if len(weights) == 1 and len(shard_names(weights[0])) < 2:
         return read_file(str(Path(path, weights[0])), subtree)
     numbered = all(name in shard_names(name) for name in weights)
     if common.endswith(".safetensors") or numbered:

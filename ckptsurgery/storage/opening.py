@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import CheckpointError, Diagnostic
 from .checkpoint import Checkpoint
 from .contents import Contents
+from .files import os_error
 from .folders import read_folder
 from .sniffing import read_file
 from .subtree import enter
@@ -55,7 +56,10 @@ def _open_path(path: str | bytes, subtree: str | None, by_file: bool) -> Checkpo
         from .hub import fetch
 
         return Checkpoint(_read_path(fetch(path, by_file), subtree, by_file), path)
-    return Checkpoint(_read_path(str(Path(path).expanduser()), subtree, by_file), path)
+    try:
+        return Checkpoint(_read_path(str(Path(path).expanduser()), subtree, by_file), path)
+    except (OSError, RuntimeError) as error:
+        raise os_error(error if isinstance(error, OSError) else OSError(str(error)), path) from error
 
 
 def _read_path(path: str, subtree: str | None, by_file: bool) -> Contents:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +23,19 @@ MAX_HEADER = 100_000_000
 _FIELDS = {"dtype", "shape", "data_offsets"}
 
 
-def read_safetensors(path: str, subtree: str | None = None) -> Contents:
+def read_safetensors(path: str, subtree: str | None = None, file: FileIO | None = None) -> Contents:
     """What a safetensors file holds, from its header alone.
 
-    Aliases that `save_model` wrote into the metadata come out as keys. `subtree` is a dotted prefix to enter.
+    Aliases that `save_model` wrote into the metadata come out as keys. `subtree` is a dotted prefix to enter,
+    `file` the file where it is open already.
 
     Raises:
         CheckpointError: the header is no such thing, or does not describe the file exactly.
     """
     from .subtree import enter
 
-    header = _Header.read(path)
+    with nullcontext(file) if file else Path(path).open("rb", buffering=0) as opened:
+        header = _Header.read(path, opened)
     rows, metadata, doubtful = _parse(header)
     problems = _problems(rows, header) if doubtful else []
     entries = None if problems else _entries(rows, header)
@@ -69,16 +73,15 @@ class _Header:
         return Diagnostic(code, headline, self.path, notes=notes, help=help)
 
     @classmethod
-    def read(cls, path: str) -> _Header:
+    def read(cls, path: str, file: FileIO) -> _Header:
         try:
-            with Path(path).open("rb", buffering=0) as file:
-                size = os.fstat(file.fileno()).st_size
-                first = file.read(8)
-                length = int.from_bytes(first, "little")
-                _check_length(path, size, length)
-                raw = bytearray()
-                while len(raw) < length and (block := file.read(length - len(raw))):
-                    raw += block
+            size = os.fstat(file.fileno()).st_size
+            file.seek(0)
+            length = int.from_bytes(file.read(8), "little")
+            _check_length(path, size, length)
+            raw = bytearray()
+            while len(raw) < length and (block := file.read(length - len(raw))):
+                raw += block
         except OSError as error:
             raise os_error(error, path) from error
         try:

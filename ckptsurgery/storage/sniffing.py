@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 
 from ..errors import CheckpointError, Diagnostic
@@ -53,8 +56,11 @@ def read_file(path: str, subtree: str | None = None) -> Contents:
     Raises:
         CheckpointError: the file is missing, empty, damaged, no checkpoint, or of a format that is not read here.
     """
-    head, size = _first_bytes(path)
-    kind = kind_of(head, size)
+    with _opened(path) as file:
+        head = file.read(_HEAD)
+        kind = kind_of(head, os.fstat(file.fileno()).st_size)
+        if kind == "safetensors" or (kind == "unknown" and path.endswith(".safetensors")):
+            return read_safetensors(path, subtree, file)
     if kind == "zip":
         from .torch_zip import read_torch_zip
 
@@ -70,8 +76,6 @@ def read_file(path: str, subtree: str | None = None) -> Contents:
     if kind == "json" and _names_shards(path):
         contents = read_index(path, read_file)
         return enter(contents, subtree, path) if subtree else contents
-    if kind == "safetensors" or (kind == "unknown" and path.endswith(".safetensors")):
-        return read_safetensors(path, subtree)
     raise CheckpointError(_refusal(path, kind, head))
 
 
@@ -102,10 +106,12 @@ def kind_of(head: bytes, size: int) -> str:
     for magic in _FOREIGN:
         if head.startswith(magic):
             return _FOREIGN[magic][0]
-    return "text" if text.isascii() and all(byte >= 9 for byte in text) else "unknown"
+    return "text" if size >= 8 and text.isascii() and all(byte >= 9 for byte in text) else "unknown"
 
 
-def _first_bytes(path: str) -> tuple[bytes, int]:
+@contextmanager
+def _opened(path: str) -> Iterator[FileIO]:
+    """The file, opened once for all that its header needs."""
     try:
         if Path(path).exists() and not Path(path).is_file():
             raise CheckpointError(
@@ -114,7 +120,7 @@ def _first_bytes(path: str) -> tuple[bytes, int]:
                 )
             )
         with Path(path).open("rb", buffering=0) as file:
-            return file.read(_HEAD), os.fstat(file.fileno()).st_size
+            yield file
     except FileNotFoundError:
         raise CheckpointError(_missing(path)) from None
     except OSError as error:

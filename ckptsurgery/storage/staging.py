@@ -24,7 +24,7 @@ MARK = ".ckptsurgery-tmp-"
 
 def beside(path: Path) -> Path:
     """A temporary name in the same folder that no reader takes for a checkpoint."""
-    return path.with_name(f".{path.name}{MARK}{os.getpid()}-{secrets.token_hex(4)}")
+    return path.with_name(f".{path.name[:120]}{MARK}{os.getpid()}-{secrets.token_hex(4)}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -67,7 +68,12 @@ def open_writer(
     target = Path(path).expanduser()
     limit = None if max_shard_size is None else parse_size(max_shard_size)
     suffix = target.suffix.lower()
-    as_folder = os.fspath(path).endswith("/") or target.is_dir()
+    try:
+        if "\0" in os.fspath(path):
+            raise OSError(errno.EINVAL, "a NUL character")
+        as_folder = os.fspath(path).endswith("/") or target.is_dir()
+    except OSError as error:
+        raise os_error(error, str(target), "write") from error
     if suffix in _UNWRITTEN and not as_folder:
         help = f"write {str(target.with_suffix('.safetensors'))!r} instead"
         raise CheckpointError(

@@ -62,7 +62,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, data, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}, body)
 
     def _api(self, path: str) -> None:
-        repo, _, rest = path.partition("/revision/")
+        repo = path.partition("/revision/")[0]
         if "/tree/" in path:
             repo = path.partition("/tree/")[0]
         files = self.server.repos.get(repo)
