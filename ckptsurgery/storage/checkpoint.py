@@ -76,10 +76,12 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
     @cached_property
     def ties(self) -> tuple[Tie, ...]:
         """Groups of names that mean one tensor; disjoint or unequal views of one storage are none."""
+        full = {key: entry for key, entry in self.entries.items() if entry.spec.numel}
+        if len({(entry.file, entry.offset) for entry in full.values()}) == len(full):
+            return ()  # what starts at different places of files is never one tensor, and mostly that is all there is
         groups: dict[tuple[object, ...], list[str]] = {}
-        for key, entry in self.entries.items():
-            if entry.spec.numel:
-                groups.setdefault(_place(entry), []).append(key)
+        for key, entry in full.items():
+            groups.setdefault(_place(entry), []).append(key)
         return tuple(
             Tie(tuple(names), "alias" if any(name in self.aliases for name in names) else "storage")
             for names in groups.values()

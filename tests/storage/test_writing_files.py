@@ -126,6 +126,17 @@ def test_a_folder_is_one_file_until_a_limit_makes_shards(tmp_path: Path) -> None
         assert list(state) == [*STATE, "tied"]
 
 
+@pytest.mark.parametrize("suffix", ["pt", "pth", "bin", "ckpt"])
+def test_a_torch_suffix_makes_a_file_that_torch_loads(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"x.{suffix}"
+    save(path, aliases={"tied": "f32"})
+    loaded = torch.load(path, weights_only=True)
+    assert list(loaded) == [*STATE, "tied"]
+    assert loaded["tied"].data_ptr() == loaded["f32"].data_ptr()
+    assert_holds(path, {**STATE, "tied": STATE["f32"]})
+    assert refused(path) == ["output-exists"]
+
+
 def test_transformers_loads_sharded_tied_output(tmp_path: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
