@@ -4,14 +4,14 @@ The rules, for a tree of mappings, lists and tensors:
 
 1. A *branch* is a mapping or list with tensors in it. An optimizer is recognised by its shape (`state` beside
    `param_groups`) or by its name (`optim…`) and is never the model; neither is a mapping of scalars and integers
-   alone (a scheduler, a random state, the scores of a callback) while there is something with weights in it.
+   alone (a scheduler, a random state, the scores of a callback) or a bare list while something else has weights in it.
 2. A mapping with tensors directly in it is a *state_dict*. Where one branch alone has any, that is the model, however
    deep: `{"checkpoint": {"model": {…}, "epoch": 3}}` gives `checkpoint.model`. Tensors that lie loose beside a
    state_dict with dotted keys (a mean, a loss) stay with the rest.
 3. A Lightning file (`pytorch-lightning_version`) names its model: `state_dict`.
 4. Several side by side are parts of one model where a node that is called after a model (`model`, `params`, `module`)
-   holds them all and no two of them have the same keys: its tree is flattened with dots. Elsewhere (student and
-   teacher, EMA, encoder and decoder at the top) it is for the caller to say, and the error lists them.
+   holds them all, the innermost such, and no two of them have the same keys: its tree is flattened with dots. Elsewhere
+   (student and teacher, EMA, encoder and decoder at the top) it is for the caller to say, and the error lists them.
 5. `subtree="a.b"` takes that node, and `subtree=""` the whole file, flattened with dots; nothing is left to judgement.
    Where no node has that path, keys that begin with it do.
 6. A pickled `nn.Module` counts as its state_dict: `_parameters`, `_buffers` and `_modules` of the inert record are
@@ -183,7 +183,7 @@ class _Survey:
 
     tensors: int = 0
     direct: int = 0
-    weights: int = 0  # direct tensors of floats with a dimension
+    weights: int = 0  # direct tensors of floats with a dimension, under names
     dotted: bool = False
     parts: dict[str, _Survey] = field(default_factory=dict)
 
@@ -204,7 +204,7 @@ def _survey(node: Any, memo: dict[int, _Survey] | None = None, depth: int = 0) -
     for key, value in parts:
         if is_tensor(value):
             found.direct += 1
-            found.weights += _is_weight(value)
+            found.weights += type(node) not in (list, tuple) and _is_weight(value)
             found.dotted |= type(key) is str and "." in key
         elif children(value) is not None:
             part = _survey(value, memo, depth + 1)
@@ -241,9 +241,9 @@ def _decide(tree: Any, source: str) -> Path:
     if not found:
         return ()
     above = _common(found)
-    named = next((above[: i + 1] for i in range(len(above)) if above[i] in _MODEL_NAMES), None)
+    named = next((above[:i] for i in range(len(above), 0, -1) if above[i - 1] in _MODEL_NAMES), None)
     if named is not None and () not in found and not _copies(tree, found):
-        return above
+        return named
     return _ambiguous(tree, found, above, source)
 
 

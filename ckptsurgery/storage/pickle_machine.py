@@ -9,20 +9,19 @@ and become `Blob`s. Time and memory are linear in the size of the pickle.
 
 from __future__ import annotations
 
-import codecs
 import struct
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from ..errors import CheckpointError, Diagnostic
+from ..errors import CheckpointError
 from .inert import Array, Blob, Fields, FileBytes, NumpyType, Opaque, Ordered, Tensor
 from .pickle_calls import CALLS, set_array_state, set_type_state
+from .pickle_opcodes import OPCODES, Stop, damaged
 
 __all__ = ["Unpickler", "damaged"]
 
 _LARGE = 4096  # bytes; a longer byte string stays in the file
 _LINE = 4096  # the longest text argument of an opcode that is read (module names, numbers)
-_MAX_PROTOCOL = 5
 _FAILURES = (
     ArithmeticError,
     AttributeError,
@@ -34,18 +33,6 @@ _FAILURES = (
     ValueError,
     struct.error,
 )
-
-
-def damaged(source: str, why: str) -> CheckpointError:
-    """The error for a pickle that ends early or makes no sense."""
-    return CheckpointError(
-        Diagnostic("damaged-pickle", f"the pickle in {source!r} cannot be read: {why}", place=source,
-                   help="the file is truncated or damaged, or no checkpoint: copy or download it again")
-    )  # fmt: skip
-
-
-class _Stop(Exception):
-    """The pickle's end; not an error."""
 
 
 class Unpickler:
@@ -81,7 +68,7 @@ class Unpickler:
         nested: Callable[[FileBytes | Blob], Any] | None = None,
     ) -> None:
         self.file = file
-        self.read = file.read
+        self.read: Callable[[int], bytes] = file.read
         self.end = end
         self.source = source
         self.persistent = persistent
@@ -94,11 +81,11 @@ class Unpickler:
 
     def load(self) -> Any:
         """The pickle's value, of plain Python values and the records in `inert`."""
-        read, opcodes = self.read, _OPCODES
+        read, opcodes = self.read, OPCODES
         try:
             while True:
                 opcodes[read(1)](self)
-        except _Stop:
+        except Stop:
             pass
         except CheckpointError:
             raise
@@ -234,284 +221,3 @@ class Unpickler:
 
 _MISFITS = (AttributeError, LookupError, OverflowError, TypeError, ValueError, struct.error)
 _SIMPLE = frozenset({str, int, float, bool, complex, bytes, type(None)})
-
-
-def _unpack(layout: str) -> Callable[[Unpickler], Any]:
-    read = struct.Struct(layout)
-    size, unpack = read.size, read.unpack
-
-    def value(vm: Unpickler) -> Any:
-        return unpack(vm.take(size))[0]
-
-    return value
-
-
-_u1, _u2, _u4, _u8 = _unpack("<B"), _unpack("<H"), _unpack("<I"), _unpack("<Q")
-_i4, _f8 = _unpack("<i"), _unpack(">d")
-
-
-def _push(value: Callable[[Unpickler], Any]) -> Callable[[Unpickler], None]:
-    def handler(vm: Unpickler) -> None:
-        vm.stack.append(value(vm))
-
-    return handler
-
-
-def _proto(vm: Unpickler) -> None:
-    if vm.take(1)[0] > _MAX_PROTOCOL:
-        raise ValueError("unknown protocol")
-
-
-def _stop(vm: Unpickler) -> None:
-    raise _Stop
-
-
-def _mark(vm: Unpickler) -> None:
-    vm.outer.append(vm.stack)
-    vm.stack = []
-
-
-def _pop(vm: Unpickler) -> None:
-    if vm.stack:
-        vm.stack.pop()
-    else:
-        vm.mark()
-
-
-def _pop_mark(vm: Unpickler) -> None:
-    vm.mark()
-
-
-def _frame(vm: Unpickler) -> None:
-    vm.take(8)  # frames only help streaming
-
-
-def _int(vm: Unpickler) -> Any:
-    text = vm.line()
-    return {b"00": False, b"01": True}[text] if text in (b"00", b"01") else int(text)
-
-
-def _long(size: Callable[[Unpickler], int]) -> Callable[[Unpickler], int]:
-    return lambda vm: int.from_bytes(vm.take(size(vm)), "little", signed=True)
-
-
-def _string(vm: Unpickler) -> Any:
-    text = vm.line().strip()
-    if len(text) < 2 or text[:1] != text[-1:] or text[:1] not in b"\"'":
-        raise ValueError("not a string")
-    return _old_string(codecs.escape_decode(text[1:-1])[0])
-
-
-def _old_string(data: bytes | Blob) -> Any:
-    # a Python 2 str is text or bytes, nobody knows; ASCII is both
-    return data.decode("ascii") if isinstance(data, bytes) and data.isascii() else data
-
-
-def _signed(vm: Unpickler) -> int:
-    size = int(_i4(vm))
-    if size < 0:
-        raise ValueError("negative size")
-    return size
-
-
-def _unicode(vm: Unpickler) -> None:
-    # the most frequent opcode of a state_dict: written out
-    size = int.from_bytes(vm.read(4), "little")
-    vm.stack.append(vm.take(size).decode("utf-8", "surrogatepass"))
-
-
-def _memoize(vm: Unpickler) -> None:
-    vm.memo[len(vm.memo)] = vm.stack[-1]
-
-
-def _binput(vm: Unpickler) -> None:
-    vm.memo[vm.read(1)[0]] = vm.stack[-1]
-
-
-def _long_binput(vm: Unpickler) -> None:
-    vm.memo[int.from_bytes(vm.take(4), "little")] = vm.stack[-1]
-
-
-def _put(vm: Unpickler) -> None:
-    vm.memo[int(vm.line())] = vm.stack[-1]
-
-
-def _binget(vm: Unpickler) -> None:
-    vm.stack.append(vm.memo[vm.read(1)[0]])
-
-
-def _tuple(vm: Unpickler) -> None:
-    items = tuple(vm.stack)
-    vm.stack = vm.outer.pop()
-    vm.stack.append(items)
-
-
-def _tuple_of(count: int) -> Callable[[Unpickler], None]:
-    def handler(vm: Unpickler) -> None:
-        stack = vm.stack
-        if len(stack) < count:
-            raise IndexError
-        stack[-count:] = (tuple(stack[-count:]),)
-
-    return handler
-
-
-def _dict(vm: Unpickler) -> dict[Any, Any]:
-    made: dict[Any, Any] = {}
-    vm.update(made, vm.mark())
-    return made
-
-
-def _setitem(vm: Unpickler) -> None:
-    value, key = vm.stack.pop(), vm.stack.pop()
-    vm.update(vm.stack[-1], [key, value])
-
-
-def _setitems(vm: Unpickler) -> None:
-    items = vm.mark()
-    vm.update(vm.stack[-1], items)
-
-
-def _append(vm: Unpickler) -> None:
-    item = vm.stack.pop()
-    vm.extend(vm.stack[-1], [item])
-
-
-def _appends(vm: Unpickler) -> None:
-    items = vm.mark()
-    vm.extend(vm.stack[-1], items)
-
-
-def _frozenset(vm: Unpickler) -> frozenset[Any]:
-    return frozenset([vm.key(item) for item in vm.mark()])
-
-
-def _global(vm: Unpickler) -> Opaque:
-    return Opaque(vm.line().decode(), vm.line().decode())
-
-
-def _stack_global(vm: Unpickler) -> None:
-    name, module = vm.stack.pop(), vm.stack.pop()
-    if type(name) is not str or type(module) is not str:
-        raise ValueError("not a name")
-    vm.stack.append(Opaque(module, name))
-
-
-def _extension(size: Callable[[Unpickler], int]) -> Callable[[Unpickler], Opaque]:
-    # the registry behind these numbers lives in the process that wrote the file
-    return lambda vm: Opaque("copyreg", f"extension_{size(vm)}")
-
-
-def _reduce(vm: Unpickler) -> None:
-    args = vm.stack.pop()
-    vm.stack[-1] = vm.call(vm.stack[-1], args)
-
-
-def _newobj_ex(vm: Unpickler) -> None:
-    named, args = vm.stack.pop(), vm.stack.pop()
-    if named:
-        made = vm.stack[-1]
-        vm.stack[-1] = Opaque(getattr(made, "module", ""), getattr(made, "name", ""), (args, named))
-    else:
-        vm.stack[-1] = vm.call(vm.stack[-1], args)
-
-
-def _inst(vm: Unpickler) -> Any:
-    made = _global(vm)
-    return vm.call(made, tuple(vm.mark()))
-
-
-def _obj(vm: Unpickler) -> Any:
-    made, *args = vm.mark()
-    return vm.call(made, tuple(args))
-
-
-def _build(vm: Unpickler) -> None:
-    state = vm.stack.pop()
-    vm.build(vm.stack[-1], state)
-
-
-def _persistent(vm: Unpickler) -> None:
-    vm.stack[-1] = _stands_for(vm, vm.stack[-1])
-
-
-def _stands_for(vm: Unpickler, identity: Any) -> Any:
-    if vm.persistent is None:
-        raise damaged(vm.source, "it refers to things outside of it (persistent ids)")
-    return vm.persistent(identity)
-
-
-def _outside(vm: Unpickler) -> None:
-    raise damaged(vm.source, "it keeps its buffers outside (protocol 5, out of band)")
-
-
-_OPCODES: dict[bytes, Callable[[Unpickler], None]] = {
-    b"\x80": _proto,
-    b"\x95": _frame,
-    b".": _stop,
-    b"(": _mark,
-    b"0": _pop,
-    b"1": _pop_mark,
-    b"2": lambda vm: vm.stack.append(vm.stack[-1]),
-    b"N": lambda vm: vm.stack.append(None),
-    b"\x88": lambda vm: vm.stack.append(True),
-    b"\x89": lambda vm: vm.stack.append(False),
-    b"I": _push(_int),
-    b"L": _push(lambda vm: int(vm.line().removesuffix(b"L"))),
-    b"J": _push(_i4),
-    b"K": lambda vm: vm.stack.append(vm.read(1)[0]),
-    b"M": _push(_u2),
-    b"\x8a": _push(_long(_u1)),
-    b"\x8b": _push(_long(_signed)),
-    b"F": _push(lambda vm: float(vm.line())),
-    b"G": _push(_f8),
-    b"S": _push(_string),
-    b"T": _push(lambda vm: _old_string(vm.blob(_signed(vm)))),
-    b"U": _push(lambda vm: _old_string(vm.blob(_u1(vm)))),
-    b"B": _push(lambda vm: vm.blob(_u4(vm))),
-    b"C": _push(lambda vm: vm.blob(_u1(vm))),
-    b"\x8e": _push(lambda vm: vm.blob(_u8(vm))),
-    b"\x96": _push(lambda vm: vm.blob(_u8(vm))),
-    b"V": _push(lambda vm: vm.line().decode("raw-unicode-escape")),
-    b"X": _unicode,
-    b"\x8c": _push(lambda vm: vm.take(_u1(vm)).decode("utf-8", "surrogatepass")),
-    b"\x8d": _push(lambda vm: vm.take(_u8(vm)).decode("utf-8", "surrogatepass")),
-    b")": lambda vm: vm.stack.append(()),
-    b"t": _tuple,
-    b"\x85": _tuple_of(1),
-    b"\x86": _tuple_of(2),
-    b"\x87": _tuple_of(3),
-    b"]": lambda vm: vm.stack.append([]),
-    b"l": _push(lambda vm: vm.mark()),
-    b"}": lambda vm: vm.stack.append({}),
-    b"d": _push(_dict),
-    b"\x8f": lambda vm: vm.stack.append(set()),
-    b"\x91": _push(_frozenset),
-    b"a": _append,
-    b"e": _appends,
-    b"\x90": _appends,
-    b"s": _setitem,
-    b"u": _setitems,
-    b"p": _put,
-    b"q": _binput,
-    b"r": _long_binput,
-    b"\x94": _memoize,
-    b"g": _push(lambda vm: vm.memo[int(vm.line())]),
-    b"h": _binget,
-    b"j": _push(lambda vm: vm.memo[_u4(vm)]),
-    b"c": _push(_global),
-    b"\x93": _stack_global,
-    b"\x82": _push(_extension(_u1)),
-    b"\x83": _push(_extension(_u2)),
-    b"\x84": _push(_extension(_u4)),
-    b"R": _reduce,
-    b"\x81": _reduce,
-    b"\x92": _newobj_ex,
-    b"i": _push(_inst),
-    b"o": _push(_obj),
-    b"b": _build,
-    b"P": _push(lambda vm: _stands_for(vm, vm.line().decode())),
-    b"Q": _persistent,
-    b"\x97": _outside,
-    b"\x98": _outside,
-}
