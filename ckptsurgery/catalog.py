@@ -1,0 +1,83 @@
+"""Recipes by name: the files that ship with the package, and any path."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import Diagnostic, RecipeError
+from .language.recipe import Recipe
+from .language.toml import loads
+
+__all__ = ["RecipeLike", "as_recipe", "list_recipes", "load_recipe"]
+
+RecipeLike = Recipe | str | os.PathLike[str] | Sequence[str]
+_SUFFIX = ".toml"
+
+
+def shelf() -> Path:
+    """The folder of the recipes that ship: inside the installed package, or beside it in a checkout."""
+    here = Path(__file__).parent
+    return here / "_recipes" if (here / "_recipes").is_dir() else here.parent / "recipes"
+
+
+def list_recipes() -> list[str]:
+    """Names of the recipes that ship, `family/name`, sorted.
+
+    >>> all("/" in name for name in list_recipes())
+    True
+    """
+    root = shelf()
+    return sorted(p.relative_to(root).with_suffix("").as_posix() for p in root.glob(f"*/*{_SUFFIX}"))
+
+
+def load_recipe(name: str | os.PathLike[str]) -> Recipe:
+    """Read a recipe: a path that ends in `.toml`, or the name of one that ships.
+
+    >>> load_recipe("no/such")
+    Traceback (most recent call last):
+        ...
+    ckptsurgery.errors.RecipeError: error[unknown-recipe]: no recipe is called 'no/such'
+    ...
+
+    Raises:
+        RecipeError: no such file or name, or a text that is no recipe; all its problems at once.
+    """
+    text = os.fspath(name)
+    path = Path(text).expanduser()
+    if not text.endswith(_SUFFIX):
+        shipped = shelf() / f"{text}{_SUFFIX}"
+        if text not in list_recipes():
+            near = difflib.get_close_matches(text, list_recipes(), 3, 0.4)
+            help = "did you mean " + " or ".join(map(repr, near)) + "?" if near else "ckptsurgery recipes lists them; a file ends in .toml"
+            raise RecipeError(Diagnostic("unknown-recipe", f"no recipe is called {text!r}", help=help))
+        return loads(_read(shipped), f"recipes/{text}{_SUFFIX}")
+    return loads(_read(path), str(path))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(Diagnostic("missing-recipe", f"no such file: {str(path)!r}")) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(Diagnostic("unreadable-recipe", f"{str(path)!r} cannot be read: {error}")) from None
+
+
+def as_recipe(what: RecipeLike) -> Recipe:
+    """A recipe from itself, from its path or name, from one rule, or from several.
+
+    >>> as_recipe("a -> b") == as_recipe(["a -> b"]) == Recipe(["a -> b"])
+    True
+    """
+    if isinstance(what, Recipe):
+        return what
+    if isinstance(what, str) and "->" in what:
+        return Recipe([what])
+    if isinstance(what, str | os.PathLike):
+        return load_recipe(what)
+    if isinstance(what, Sequence):
+        return Recipe(list(what))
+    raise RecipeError(Diagnostic("bad-recipe", f"a {type(what).__name__} is no recipe", help="a Recipe, a name, a path or rules"))

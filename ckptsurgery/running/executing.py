@@ -1,0 +1,73 @@
+"""Running the program of a step on tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from ..errors import CheckpointError, Diagnostic
+from ..ops.base import OpError
+from ..planning.layout import Layout
+from ..planning.steps import Fork, Move, Program, Run, Step
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["execute", "rearrange", "run_step"]
+
+Load = Callable[[str], "Tensor"]
+
+
+def run_step(step: Step, load: Load) -> tuple[Tensor, ...]:
+    """The tensors that a step makes, in the order of its targets; contiguous, and views of its sources where it may.
+
+    Args:
+        load: gives the tensor of a source key.
+
+    Raises:
+        CheckpointError: an op refused the values it met.
+    """
+    made: dict[str, Tensor] = {}
+    for upstream in dict.fromkeys(step.upstream.values()) if step.upstream else ():
+        made.update(zip(upstream.targets, run_step(upstream, load)))
+    tensors = tuple(made[k] if k in step.upstream else load(k) for k in step.sources)
+    try:
+        return execute(step.program, tensors)
+    except OpError as error:
+        raise CheckpointError(
+            Diagnostic("op-failed", str(error), place=step.targets[0], facts=(("sources", ", ".join(step.sources[:6])),))
+        ) from error
+
+
+def execute(program: Program, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """What a program makes of tensors."""
+    current = tuple(tensors)
+    for instruction in program.instructions:
+        match instruction:
+            case Fork(times):
+                current = current * times
+            case Move(layout):
+                current = rearrange(layout, current)
+            case Run(op):
+                current = instruction.applied(current, op.run)
+    return tuple(t.contiguous() for t in current)
+
+
+def rearrange(layout: Layout, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The targets of a rearrangement; a whole source that only changes its shape is passed on as a view."""
+    copies = layout.copies
+    if copies is not None:
+        return tuple(tensors[s].contiguous().reshape(shape) for s, shape in zip(copies, layout.targets))
+    flat = {piece.source: tensors[piece.source].detach().contiguous() for piece in layout.pieces}
+    made = []
+    for number, shape in enumerate(layout.targets):
+        pieces = layout.into(number)
+        like = flat[pieces[0].source] if pieces else tensors[0]
+        target = like.new_empty(shape)
+        for p in pieces:
+            box = flat[p.source].as_strided(p.shape, p.source_strides, flat[p.source].storage_offset() + p.source_offset)
+            target.as_strided(p.shape, p.target_strides, p.target_offset).copy_(box)
+        made.append(target)
+    return tuple(made)
+
+

@@ -1,0 +1,178 @@
+"""Putting a plan's result into a model: by copy or by assignment, ties and buffers whole, with a ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CheckpointError, Diagnostic, LoadError
+from ..modeling.assigning import set_tensor, shared_places
+from ..modeling.initialising import initialise, materialise_buffers
+from ..modeling.places import named_tensors
+from ..modeling.ties import TieGroup, find_ties, restore_ties
+from ..planning.plan import Plan
+from ..planning.steps import Step
+from ..planning.targets import Target
+from ..specs import TensorSpec
+from ..storage.checkpoint import Checkpoint
+from .executing import run_step
+from .progress import ByteBar
+from .proving import prove
+from .report import Entry, Report
+from .saving import ledger
+from .streaming import Loads
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["load_plan", "target_of"]
+
+_KEEPS = ("own", "own()")
+
+
+def target_of(model: nn.Module) -> Target:
+    """What a model wants: its state_dict's keys in order, and which of them are one tensor."""
+    from ..storage.tensors import spec_of
+
+    persistent = model.state_dict()
+    specs = {k: spec_of(t) for k, t in persistent.items() if hasattr(t, "shape") and hasattr(t, "dtype")}
+    ties = [[n for n in g.names if n in specs] for g in find_ties(model)]
+    return Target(specs, [names for names in ties if len(names) > 1], "model")
+
+
+def load_plan(
+    plan: Plan, checkpoint: Checkpoint, model: nn.Module, *, assign: bool = False, seed: int = 0,
+    check_values: bool = False, progress: bool | None = None, notes: Sequence[str] = (),
+) -> Report:  # fmt: skip
+    """Carry a plan out on a model.
+
+    Args:
+        assign: put new parameters in place of the old ones, which a meta model needs; else copy into them.
+        seed: of the initialisers; each key has a stream of its own.
+        check_values: look for NaN and Inf in what is loaded, before anything is written.
+
+    Raises:
+        PlanError: values that must be equal differ. LoadError: the model cannot take the result; after an I/O failure
+            in the middle, `.written` and `.untouched` tell which keys hold what.
+    """
+    prove(plan, checkpoint)
+    inits = {k: v for k, v in plan.inits.items() if v not in _KEEPS}
+    kept = [k for k, v in plan.inits.items() if v in _KEEPS]
+    _refuse_meta(plan, model, kept, assign)
+    if check_values:
+        _check_values(plan, checkpoint)
+    ties = find_ties(model)
+    made = [k for step in plan.steps for k in step.targets]
+    skipped = {other for other, _ in plan.tie_proofs}
+    with ByteBar(sum(s.nbytes for s in plan.specs.values()), "loading", progress) as bar:
+        _fill(plan, checkpoint, model, assign, skipped, bar)
+    rows = initialise(model, inits, seed) if inits else ()
+    _restore(model, ties, {*made, *inits}, plan)
+    _buffers(model)
+    entries = _entries(plan, rows, kept, model)
+    scanned = () if check_values else ("values were not scanned for NaN and Inf: check_values=True does",)
+    return Report(
+        entries, checkpoint.source, type(model).__name__, (*notes, *scanned), plan.warnings,
+        bytes_read=plan.cost.bytes_read, bytes_written=bar.done,
+    )  # fmt: skip
+
+
+def _fill(
+    plan: Plan, checkpoint: Checkpoint, model: nn.Module, assign: bool, skipped: Collection[str], bar: ByteBar
+) -> None:  # fmt: skip
+    places = shared_places(model) if assign else {}
+    loads = Loads(checkpoint, plan.steps)
+    written: list[str] = []
+    try:
+        for step in plan.steps:
+            wanted = [k for k in step.targets if k not in skipped]
+            if wanted:
+                for key, tensor in zip(step.targets, run_step(step, loads)):
+                    if key not in skipped:
+                        value = _own(tensor, step, checkpoint) if assign else tensor
+                        set_tensor(model, key, value, assign=assign, partners=places.get(key))
+                        written.append(key)
+                        bar(value.numel() * value.element_size())
+            loads.done(step)
+    except (OSError, CheckpointError) as error:
+        untouched = [k for step in plan.steps for k in step.targets if k not in set(written)]
+        first = error.diagnostics if isinstance(error, CheckpointError) else (Diagnostic("read-failed", str(error)),)
+        half = Diagnostic("half-loaded", f"the load broke off: {len(written)} keys hold new values, {len(untouched)} old ones",
+                          help="load again, or build the model anew")  # fmt: skip
+        raise LoadError([*first, half], written, untouched) from error
+
+
+def _own(tensor: Tensor, step: Step, checkpoint: Checkpoint) -> Tensor:
+    """A tensor that the model may keep: not one that the caller's state_dict still holds."""
+    in_memory = any(checkpoint.entries[k].tensor is not None for k in step.sources if k in checkpoint.entries)
+    return tensor.clone() if in_memory else tensor
+
+
+def _refuse_meta(plan: Plan, model: nn.Module, kept: Sequence[str], assign: bool) -> None:
+    tensors = named_tensors(model)
+    meta = {n for n, t in tensors.items() if t.is_meta}
+    if not meta:
+        return
+    targets = [k for k in plan.specs if k in meta]
+    if targets and not assign:
+        raise LoadError(Diagnostic("meta-target", f"{len(targets)} parameters of the model are on the meta device, nothing can "
+                                   "be copied into them", notes=tuple(targets[:6]), help="assign=True"))  # fmt: skip
+    empty = [k for k in kept if k in meta]
+    if empty:
+        raise LoadError(Diagnostic("meta-kept", f"{len(empty)} keys would be kept as built, but they are on the meta device",
+                                   notes=tuple(empty[:12]), help='init="default" gives them first values'))  # fmt: skip
+
+
+def _check_values(plan: Plan, checkpoint: Checkpoint) -> None:
+    import torch
+
+    bad: list[str] = []
+    for step in plan.steps:
+        for key, tensor in zip(step.targets, run_step(step, checkpoint.load)):
+            if (tensor.is_floating_point() or tensor.is_complex()) and tensor.numel():
+                wide = tensor if tensor.element_size() > 1 else tensor.float()
+                count = int((~torch.isfinite(wide)).sum())
+                if count:
+                    bad.append(f"{key}  {count} of {tensor.numel()} elements")
+    if bad:
+        raise LoadError(Diagnostic("non-finite", f"{len(bad)} tensors of the source hold NaN or Inf; nothing was loaded",
+                                   notes=tuple(bad[:12]), help="check_values=False loads them all the same"))  # fmt: skip
+
+
+def _restore(model: nn.Module, ties: Sequence[TieGroup], filled: Collection[str], plan: Plan) -> None:
+    groups = list(ties)
+    known = {n for g in groups for n in g.names}
+    wanted: dict[str, list[str]] = {}
+    for alias, base in plan.ties.items():
+        if alias not in known:
+            wanted.setdefault(base, [base]).append(alias)
+    groups += [TieGroup(tuple(names), "declared") for names in wanted.values()]
+    if groups:
+        restore_ties(model, groups, prefer=filled)
+
+
+def _buffers(model: nn.Module) -> None:
+    if any(t.is_meta for t in named_tensors(model).values()):
+        materialise_buffers(model)
+    left = [n for n, t in named_tensors(model).items() if t.is_meta]
+    if left:
+        raise LoadError(Diagnostic("meta-left", f"{len(left)} tensors of the model are still on the meta device",
+                                   notes=tuple(left[:12]), help="load or initialise them"))  # fmt: skip
+
+
+def _entries(plan: Plan, rows: Sequence[Any], kept: Sequence[str], model: nn.Module) -> tuple[Entry, ...]:
+    by_key: dict[str, Entry] = {}
+    target: Mapping[str, TensorSpec] = plan.target.specs if plan.target else {}
+    for entry in ledger(plan, plan.ties, lambda rule: plan.uses[rule].text):
+        if entry.action == "tied" and entry.spec is None:
+            entry = replace(entry, spec=target.get(entry.key))
+        by_key[("source:" if entry.action == "dropped" else "") + entry.key] = entry
+    said = {row.name: f"{row.initialiser} ({row.by}, seed {row.seed})" for row in rows}
+    for key, what in plan.inits.items():
+        if key in kept:
+            by_key[key] = Entry(key, "kept", target.get(key), by="as the model built it")
+        else:
+            by_key[key] = Entry(key, "initialised", target.get(key), by=said.get(key, str(what)))
+    order = [*target, *(k for k in by_key if k not in target)]
+    return tuple(by_key[k] for k in order if k in by_key)

@@ -1,0 +1,153 @@
+"""The plan that a caller holds: what planning found out, together with the source it was found in, ready to run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from ..catalog import RecipeLike, as_recipe, load_recipe
+from ..errors import Diagnostic, PlanError
+from ..language.dims import DimValue
+from ..language.recipe import Recipe
+from ..planning.plan import Plan
+from ..planning.planner import make_plan
+from ..planning.reversing import reversed_plan
+from ..planning.targets import DTYPE_POLICIES, Target
+from ..specs import TensorSpec
+from ..storage.checkpoint import Checkpoint
+from ..storage.opening import open_checkpoint
+from .report import Report
+from .saving import save_plan, state_dict_of
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["RunnablePlan", "as_target", "plan"]
+
+
+@dataclass(frozen=True)
+class RunnablePlan(Plan):
+    """A checked plan over one source: look at it, then save it, load it or take its state_dict.
+
+    >>> import torch
+    >>> p = plan({"a.w": torch.ones(2, 1)}, ["a.w [x y] -> w [y x]"])
+    >>> p.cost.bytes_read, list(p.state_dict()), p.state_dict()["w"].shape
+    (8, ['w'], torch.Size([1, 2]))
+    """
+
+    checkpoint: Checkpoint = field(default_factory=lambda: open_checkpoint({}), repr=False, compare=False)
+
+    def save(
+        self, path: str | os.PathLike[str], max_shard_size: int | str | None = None, overwrite: bool = False, *,
+        max_memory: int | str | None = None, companions: bool = False, progress: bool | None = None,
+    ) -> Report:  # fmt: skip
+        """Stream the result into a file or a folder, which appears whole or not at all.
+
+        Args:
+            path: `x.safetensors`, `x.pt` (or `.pth`, `.bin`, `.ckpt`), or a folder, by its suffix.
+            max_shard_size: bytes, or "5GB", "5GiB"; for folders.
+            overwrite: replace what is there; the source itself may be it.
+            max_memory: refuse before starting when the largest step would hold more.
+            companions: config and tokenizer files go along into the folder.
+            progress: True or False to insist on a bar or on none.
+        """
+        return save_plan(
+            self, self.checkpoint, path, max_shard_size=max_shard_size, overwrite=overwrite, max_memory=max_memory,
+            companions=companions, progress=progress,
+        )  # fmt: skip
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The result in memory: contiguous tensors in the target's order, tied names sharing one."""
+        return state_dict_of(self, self.checkpoint)
+
+    def load_into(
+        self, model: nn.Module, *, assign: bool = False, seed: int = 0, check_values: bool = False,
+        progress: bool | None = None,
+    ) -> Report:  # fmt: skip
+        """Put the result into a model, by copy or by assignment; ties are restored, nothing is left on the meta device.
+
+        A plan that was made without a target is held against this model first.
+        """
+        from .loading import load_plan, target_of
+
+        ready: RunnablePlan = self
+        if self.target is None:
+            if self.recipe is None:
+                raise PlanError(Diagnostic("no-target", "a reversed plan loads into no model", help="plan.state_dict() or .save()"))
+            ready = _planned(self.checkpoint, self.recipe, target_of(model), None, "lossless", None)
+        return load_plan(ready, self.checkpoint, model, assign=assign, seed=seed, check_values=check_values, progress=progress)
+
+    def inverse(self, converted: Any) -> RunnablePlan:
+        """The plan that turns the converted checkpoint back, with this plan's keys and sizes.
+
+        Args:
+            converted: what this plan made: a path, a state_dict, a model.
+
+        Raises:
+            PlanError: what was converted is not what this plan makes, or a step loses something; each is listed.
+        """
+        checkpoint = open_checkpoint(converted)
+        return _runnable(reversed_plan(self, checkpoint.specs, {a for t in checkpoint.ties for a in t.names}), checkpoint)
+
+
+def _runnable(found: Plan, checkpoint: Checkpoint) -> RunnablePlan:
+    return RunnablePlan(**{f.name: getattr(found, f.name) for f in fields(Plan)}, checkpoint=checkpoint)
+
+
+def _planned(
+    checkpoint: Checkpoint, recipe: Recipe, target: Target | None, config: Mapping[str, Any] | None, dtype: str,
+    dims: Mapping[str, DimValue] | None,
+) -> RunnablePlan:  # fmt: skip
+    found = make_plan(
+        checkpoint.specs, recipe, load_recipe, target=target, config=config if config is not None else checkpoint.config,
+        dims=dims, dtype=dtype,
+    )  # fmt: skip
+    return _runnable(found, checkpoint)
+
+
+def plan(
+    source: Any, recipe: RecipeLike, target: Any = None, config: Mapping[str, Any] | None = None, *,
+    dtype: str = "lossless", dims: Mapping[str, DimValue] | None = None, subtree: str | None = None,
+) -> RunnablePlan:  # fmt: skip
+    """Plan what a recipe makes of a source, from headers alone.
+
+    >>> import torch
+    >>> print(plan({"h.0.w": torch.ones(2), "h.1.w": torch.ones(2)}, "h.{i}.w -> layers.{i}.w"))
+    plan: 2 source keys -> 2 target keys (2 copy)
+      h.{i}.w -> layers.{i}.w
+        2 -> 2 copy  h.0.w -> layers.0.w F32 [2]
+      cost: reads 16 B, writes 16 B, holds at most 8 B; 2 copies, 0 moves, 0 computed
+
+    Args:
+        source: whatever `open` takes.
+        recipe: a `Recipe`, its name or path, or rules.
+        target: what is to be filled: a model, a checkpoint or its path, or `{key: TensorSpec}`.
+        config: what `config.` means in dims; the source's own by default.
+        dtype: what a difference to the target's dtype means: "lossless" (cast where no bit is lost, else an error),
+            "error", "model" (always cast) or "source" (leave it).
+        dims: sizes that go before the recipe's own.
+        subtree: where in a training checkpoint the tensors are.
+
+    Raises:
+        RecipeError, CheckpointError, PlanError: with all problems at once.
+    """
+    if dtype not in DTYPE_POLICIES:
+        raise PlanError(Diagnostic("bad-argument", f"dtype={dtype!r}", help="one of " + ", ".join(map(repr, DTYPE_POLICIES))))
+    checkpoint = open_checkpoint(source, subtree=subtree)
+    return _planned(checkpoint, as_recipe(recipe), as_target(target), config, dtype, dims)
+
+
+def as_target(target: Any) -> Target | None:
+    """What is to be filled, from a model, a checkpoint or its path, or specs."""
+    if target is None or isinstance(target, Target):
+        return target
+    if hasattr(target, "state_dict") and hasattr(target, "named_parameters"):
+        from .loading import target_of
+
+        return target_of(target)
+    if isinstance(target, Mapping) and target and all(isinstance(v, TensorSpec) for v in target.values()):
+        return Target(dict(target))
+    checkpoint = open_checkpoint(target)
+    return Target(checkpoint.specs, [t.names for t in checkpoint.ties])

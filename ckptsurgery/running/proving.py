@@ -1,0 +1,69 @@
+"""What only data can show, shown before anything is written: that names which must be one tensor hold equal bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..errors import Diagnostic, PlanError
+from ..planning.costing import CHUNK
+from ..planning.plan import Plan
+from ..planning.steps import Step
+from ..storage.checkpoint import Checkpoint
+from .executing import run_step
+
+__all__ = ["prove"]
+
+
+def prove(plan: Plan, checkpoint: Checkpoint) -> None:
+    """Check every pair of the plan that must be equal.
+
+    Raises:
+        PlanError: all pairs that differ, each with the line that settles it.
+    """
+    if not plan.proofs and not plan.tie_proofs:
+        return
+    makers = {key: step for step in plan.steps for key in step.targets}
+    problems = [_differ(a, b) for a, b in plan.proofs if not same_bytes(checkpoint, a, b)]
+    problems += [_tied(a, b) for a, b in plan.tie_proofs if not _made_equal(makers, a, b, checkpoint)]
+    if problems:
+        raise PlanError(problems)
+
+
+def same_bytes(checkpoint: Checkpoint, a: str, b: str) -> bool:
+    """Whether two keys hold equal bytes, read in blocks."""
+    if checkpoint.specs[a] != checkpoint.specs[b]:
+        return False
+    extent = checkpoint.extent(a)
+    if extent is not None and extent == checkpoint.extent(b):
+        return True
+    total = checkpoint.specs[a].nbytes
+    for start in range(0, total, CHUNK):
+        stop = min(start + CHUNK, total)
+        if bytes(checkpoint.read(a, start, stop)) != bytes(checkpoint.read(b, start, stop)):
+            return False
+    return True
+
+
+def _made_equal(makers: Mapping[str, Step], a: str, b: str, checkpoint: Checkpoint) -> bool:
+    first, second = makers[a], makers[b]
+    if first.kind == second.kind == "copy" and len(first.sources) == len(second.sources) == 1:
+        return same_bytes(checkpoint, first.sources[0], second.sources[0])
+    import torch
+
+    x = run_step(first, checkpoint.load)[first.targets.index(a)]
+    y = run_step(second, checkpoint.load)[second.targets.index(b)]
+    if x.shape != y.shape or x.dtype != y.dtype:
+        return False
+    return torch.equal(*(t.contiguous().flatten().view(torch.uint8) for t in (x, y)))
+
+
+def _differ(alias: str, base: str) -> Diagnostic:
+    return Diagnostic("tied-values-differ", f"{alias!r} and {base!r} must be equal, and their values differ",
+                      help=f'one of them is meant: drop = ["{alias}"], or give it a rule of its own')  # fmt: skip
+
+
+def _tied(alias: str, base: str) -> Diagnostic:
+    return Diagnostic("tied-values-differ", f"the target ties {alias!r} and {base!r}, and the source gives them different values",
+                      help=f'say which one is meant (drop = ["…"] for the other), or cs.untie(model, "{alias}") first')  # fmt: skip
+
+

@@ -1,0 +1,170 @@
+"""The ledger of a run: one line for every tensor of either side, and a summary that a person reads."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from ..errors import Diagnostic
+from ..language.folding import fold_groups
+from ..specs import TensorSpec
+
+__all__ = ["Entry", "Report"]
+
+ACTIONS = ("loaded", "initialised", "kept", "tied", "missing", "dropped", "unexpected")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the ledger.
+
+    Args:
+        key: of the target; of the source for what was dropped or unexpected.
+        action: one of "loaded", "initialised", "kept", "tied", "missing", "dropped", "unexpected".
+        spec: shape and dtype after the action.
+        sources: the source keys behind it.
+        by: the rule, initialiser, tie or line that decided it.
+        cast: `(from, to)` where the dtype changed.
+    """
+
+    key: str
+    action: str
+    spec: TensorSpec | None = None
+    sources: tuple[str, ...] = ()
+    by: str = ""
+    cast: tuple[str, str] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The line as plain data."""
+        return {
+            "key": self.key, "action": self.action, "shape": list(self.spec.shape) if self.spec else None,
+            "dtype": self.spec.dtype if self.spec else None, "sources": list(self.sources), "by": self.by,
+            "cast": list(self.cast) if self.cast else None,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was done, tensor by tensor.
+
+    Args:
+        ledger: one entry for each tensor.
+        source, target: what was read and what was filled, for people.
+        notes: what a person should know besides: prefixes stripped, values not scanned, assumed splits.
+        files: what was written.
+        bytes_read, bytes_written: as they happened.
+    """
+
+    ledger: tuple[Entry, ...]
+    source: str = ""
+    target: str = ""
+    notes: tuple[str, ...] = ()
+    warnings: tuple[Diagnostic, ...] = ()
+    files: tuple[str, ...] = ()
+    bytes_read: int = 0
+    bytes_written: int = 0
+
+    def keys(self, action: str) -> tuple[str, ...]:
+        """The keys of one action, in the ledger's order."""
+        return tuple(e.key for e in self.ledger if e.action == action)
+
+    @cached_property
+    def loaded(self) -> tuple[str, ...]:
+        """Target keys that hold values of the source."""
+        return self.keys("loaded")
+
+    @cached_property
+    def initialised(self) -> tuple[str, ...]:
+        """Target keys that were initialised anew."""
+        return self.keys("initialised")
+
+    @cached_property
+    def kept(self) -> tuple[str, ...]:
+        """Target keys that stay as the model built them."""
+        return self.keys("kept")
+
+    @cached_property
+    def tied(self) -> tuple[str, ...]:
+        """Target keys that share the tensor of another one."""
+        return self.keys("tied")
+
+    @cached_property
+    def cast(self) -> tuple[str, ...]:
+        """Target keys whose dtype changed on the way."""
+        return tuple(e.key for e in self.ledger if e.cast)
+
+    @cached_property
+    def dropped(self) -> tuple[str, ...]:
+        """Source keys left out on purpose."""
+        return self.keys("dropped")
+
+    @cached_property
+    def missing_keys(self) -> tuple[str, ...]:
+        """Target keys that nothing filled."""
+        return self.keys("missing")
+
+    @cached_property
+    def unexpected_keys(self) -> tuple[str, ...]:
+        """Source keys that found no place."""
+        return self.keys("unexpected")
+
+    @cached_property
+    def coverage(self) -> float:
+        """Share of the target's elements that hold values of the source, tied ones counted once; 0 to 1."""
+        sides = [e for e in self.ledger if e.action in ("loaded", "initialised", "kept", "missing") and e.spec]
+        total = sum(e.spec.numel for e in sides if e.spec)
+        loaded = sum(e.spec.numel for e in sides if e.spec and e.action == "loaded")
+        return loaded / total if total else 1.0
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain data."""
+        return {
+            "source": self.source, "target": self.target, "coverage": self.coverage,
+            "counts": {action: len(self.keys(action)) for action in ACTIONS} | {"cast": len(self.cast)},
+            "notes": list(self.notes), "warnings": [w.to_json() for w in self.warnings], "files": list(self.files),
+            "bytes_read": self.bytes_read, "bytes_written": self.bytes_written,
+            "ledger": [e.to_json() for e in self.ledger],
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
+
+    def _lines(self) -> Iterable[str]:
+        name = f"{self.source} -> {self.target}" if self.target else self.source
+        yield f"{name}: {self.coverage:.1%} of the target's elements loaded"
+        for action in ACTIONS:
+            entries = [e for e in self.ledger if e.action == action]
+            if not entries:
+                continue
+            numel = sum(e.spec.numel for e in entries if e.spec)
+            yield f"  {action:<12} {len(entries):>6,} tensors  {numel:>15,} elements"
+            if action != "loaded":
+                yield from self._folded(entries)
+        if self.cast:
+            kinds: dict[str, int] = {}
+            for e in self.ledger:
+                if e.cast:
+                    kinds[" -> ".join(e.cast)] = kinds.get(" -> ".join(e.cast), 0) + 1
+            yield f"  {'cast':<12} {len(self.cast):>6,} tensors  " + ", ".join(f"{k} ({n})" for k, n in kinds.items())
+        for note in self.notes:
+            yield f"  note: {note}"
+        for warning in self.warnings:
+            yield f"  {warning.severity}: {warning.headline}"
+        if self.files:
+            yield f"  wrote {len(self.files)} file{'s' * (len(self.files) > 1)}, {self.bytes_written:,} bytes: {self.files[0]}" + (
+                ", …" if len(self.files) > 1 else "")  # fmt: skip
+
+    def _folded(self, entries: list[Entry]) -> Iterable[str]:
+        by_key = {e.key: e for e in entries}
+        folded = fold_groups(by_key, label=lambda k: (by_key[k].spec, by_key[k].by))
+        for group in folded[:16]:
+            entry = by_key[group.first]
+            yield "    " + "  ".join(t for t in (group.text, str(entry.spec or ""), entry.by) if t)
+        if len(folded) > 16:
+            yield f"    … and {len(folded) - 16} more patterns"
