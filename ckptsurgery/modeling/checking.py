@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 from ..errors import Diagnostic
-from .places import Place, places, require_module
+from .places import Place, places, require_module, size_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,7 +43,7 @@ def check_init(model: nn.Module, names: Collection[str] | None = None) -> tuple[
     for place in places(model):
         tensor = place.tensor
         wanted = (names is None or place.name in names) and tensor.requires_grad and not tensor.is_meta
-        if wanted and id(tensor) not in seen and tensor.numel():
+        if wanted and id(tensor) not in seen and size_of(tensor)[0]:
             seen.add(id(tensor))
             found += _warnings(place)
     return tuple(found)

@@ -226,7 +226,10 @@ def _sample(tensor: Tensor) -> Tensor:
 
 def _stand_in(tensor: Tensor, copy_to: torch.device | str | None) -> Tensor:
     import torch
+    from torch.nn.parameter import is_lazy
 
+    if is_lazy(tensor):
+        return tensor
     if copy_to is None:
         return _dressed(tensor, torch.empty(tensor.shape, dtype=tensor.dtype, device="meta"))
     if tensor.is_meta:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -104,12 +104,9 @@ def initialise(
     first_names = _first_names(tensors)
     scratch: dict[str, tuple[Tensor, str]] = {}
     by_default = [n for n, rule in rules.items() if rule.by_module and rule.name == "default"]
-    with Stage(model, device) as stage:
-        for name in by_default:
-            try:
-                scratch[name] = stage.draw(name, seed)
-            except LoadError as error:
-                problems += error.diagnostics
+    if by_default:
+        scratch, missing = _drawn(model, by_default, seed, device)
+        problems += missing
     if problems:
         raise LoadError(problems)
     for name, rule in rules.items():
@@ -117,6 +114,21 @@ def initialise(
             scratch[name] = _called(name, rule, tensors[name], seed, device), "callable"
     done = {name: _fill(model, name, rule, scratch.get(name), seed, device) for name, rule in rules.items()}
     return tuple(_rows(tensors, first_names, rules, done, seed))
+
+
+def _drawn(
+    model: nn.Module, names: Sequence[str], seed: int, device: torch.device | str
+) -> tuple[dict[str, tuple[Tensor, str]], list[Diagnostic]]:
+    """Name -> what the model itself gives it and by what, and the names for which it gives nothing."""
+    drawn: dict[str, tuple[Tensor, str]] = {}
+    problems: list[Diagnostic] = []
+    with Stage(model, device) as stage:
+        for name in names:
+            try:
+                drawn[name] = stage.draw(name, seed)
+            except LoadError as error:
+                problems += error.diagnostics
+    return drawn, problems
 
 
 def _assign_rules(
@@ -253,14 +265,7 @@ def materialise_buffers(model: nn.Module, device: torch.device | str = "cpu") ->
     """
     require_module(model)
     wanted = [p.name for p in places(model) if p.is_buffer and not p.persistent and p.tensor.is_meta]
-    drawn: dict[str, Tensor] = {}
-    problems: list[Diagnostic] = []
-    with Stage(model, device) as stage:
-        for name in wanted:
-            try:
-                drawn[name], _ = stage.draw(name, 0)
-            except LoadError as error:
-                problems += error.diagnostics
+    drawn, problems = _drawn(model, wanted, 0, device)
     if problems:
         raise LoadError(
             Diagnostic(
@@ -270,6 +275,6 @@ def materialise_buffers(model: nn.Module, device: torch.device | str = "cpu") ->
                 help="build the model by skeleton(factory), which keeps buffers real",
             )
         )
-    for name, tensor in drawn.items():
+    for name, (tensor, _) in drawn.items():
         set_tensor(model, name, tensor, assign=True)
     return tuple(wanted)

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import Diagnostic, LoadError
+from ..specs import TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["Place", "close_names", "named_tensors", "place_of", "places", "places_of", "require_module"]
+__all__ = ["Place", "close_names", "named_tensors", "place_of", "places", "places_of", "require_module", "size_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +73,16 @@ def places(model: nn.Module) -> Iterator[Place]:
 def named_tensors(model: nn.Module, buffers: bool = True) -> dict[str, Tensor]:
     """Name -> parameter or buffer, in state_dict order, each shared tensor under each of its names."""
     return {p.name: p.tensor for p in places(model) if buffers or not p.is_buffer}
+
+
+def size_of(tensor: Tensor) -> tuple[int, int]:
+    """Elements and bytes; a lazy parameter has none yet."""
+    from torch.nn.parameter import is_lazy
+
+    if is_lazy(tensor):
+        return 0, 0
+    spec = TensorSpec(tuple(tensor.shape), tensor.dtype)
+    return spec.numel, spec.nbytes
 
 
 def places_of(model: nn.Module, tensor: Tensor) -> list[Place]:

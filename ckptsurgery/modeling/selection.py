@@ -11,7 +11,7 @@ from ..language.folding import fold
 from ..specs import TensorSpec, is_lossless
 from .initialising import What, initialise
 from .matching import matching_names
-from .places import named_tensors, place_of, require_module
+from .places import named_tensors, place_of, require_module, size_of
 from .statistics import Stats, stats_of
 
 if TYPE_CHECKING:
@@ -126,12 +126,12 @@ class Selection(Mapping[str, "Tensor"]):
     @property
     def numel(self) -> int:
         """How many elements there are, those of a shared tensor counted once."""
-        return sum(tensor.numel() for tensor in self._distinct().values())
+        return sum(size_of(tensor)[0] for tensor in self._distinct().values())
 
     @property
     def nbytes(self) -> int:
         """How many bytes they take, those of a shared tensor counted once."""
-        return sum(TensorSpec(tuple(t.shape), t.dtype).nbytes for t in self._distinct().values())
+        return sum(size_of(tensor)[1] for tensor in self._distinct().values())
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Name -> the parameter objects themselves; buffers are left out."""
@@ -151,11 +151,13 @@ class Selection(Mapping[str, "Tensor"]):
         """Mean, std, min, max, norm, fraction of zeros and count of non-finite values of each tensor.
 
         Raises:
-            LoadError: tensors are meta, and have no values.
+            LoadError: tensors are meta or lazy, and have no values.
         """
-        meta = [name for name, tensor in self.items() if tensor.is_meta]
-        if meta:
-            raise LoadError(Diagnostic("no-values", f"{len(meta)} tensors are meta", notes=_folded(meta)))
+        from torch.nn.parameter import is_lazy
+
+        empty = [name for name, tensor in self.items() if tensor.is_meta or is_lazy(tensor)]
+        if empty:
+            raise LoadError(Diagnostic("no-values", f"{len(empty)} tensors are meta or lazy", notes=_folded(empty)))
         return stats_of(self)
 
     def assert_count(self, count: int) -> Selection:

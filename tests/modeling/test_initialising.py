@@ -411,3 +411,11 @@ def test_warnings_pass_over_what_is_frozen_meta_or_not_asked_for() -> None:
     assert [d.headline for d in check_init(model)] == ["'1.weight' [4, 4] is all zeros"]
     assert check_init(model, names={"2.weight"}) == ()
     assert check_init(model.to("meta")) == ()
+
+
+def test_lazy_modules_stand_aside() -> None:
+    model = nn.Sequential(nn.LazyLinear(2), nn.Linear(2, 2))
+    initialise(model, {"1": "default"})
+    assert check_init(model) == () and find_ties(model) == ()
+    with pytest.raises(LoadError, match="no shape yet"):
+        initialise(model, {"0": "default"})

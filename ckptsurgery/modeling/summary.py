@@ -1,0 +1,284 @@
+"""A model at a glance: its modules as a tree, with output shapes, parameters and bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..errors import Diagnostic, LoadError
+from ..ops.seeding import seeded_globals
+from .places import places, require_module, size_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+__all__ = ["ModuleRow", "Summary", "summarise"]
+
+Shapes = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleRow:
+    """One module.
+
+    Args:
+        name: its path, `""` for the model.
+        type: the name of its class.
+        depth: how deep it lies.
+        output: the shapes of the tensors that it returned at its first call; empty where it was not run.
+        params: how many parameters it holds itself, those that an earlier row holds left out.
+        trainable: how many of these take a gradient.
+        nbytes: the bytes of its parameters and buffers, counted as `params`.
+        repeated: whether the same module stands in an earlier row.
+    """
+
+    name: str
+    type: str
+    depth: int
+    output: Shapes
+    params: int
+    trainable: int
+    nbytes: int
+    repeated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Rows and totals; `str` is a table, and shared parameters count once.
+
+    Args:
+        rows: the modules, parents before children.
+        params, trainable: how many parameters there are, and how many of them take a gradient.
+        buffers: how many elements the buffers have.
+        nbytes: bytes of parameters and buffers.
+        input: the shapes that the model was run on.
+    """
+
+    rows: tuple[ModuleRow, ...]
+    params: int
+    trainable: int
+    buffers: int
+    nbytes: int
+    input: Shapes = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The summary as plain data."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [("Layer (type:depth-idx)", "Output Shape", "Param #"), *_lines(self.rows)]
+        wide, middle, _ = (max(len(line[at]) for line in lines) for at in range(3))
+        table = [f"{a.ljust(wide)}    {b.ljust(middle)}    {c}".rstrip() for a, b, c in lines]
+        rule = "=" * max(60, *map(len, table))
+        totals = [
+            f"Total params: {self.params:,}",
+            f"Trainable params: {self.trainable:,}",
+            f"Non-trainable params: {self.params - self.trainable:,}",
+            f"Buffer elements: {self.buffers:,}",
+            f"Size: {_size(self.nbytes)}",
+        ]
+        return "\n".join([rule, table[0], rule, *table[1:], rule, *totals, rule])
+
+
+def summarise(
+    model: nn.Module,
+    input_size: Sequence[int] | Sequence[Sequence[int]] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Summary:
+    """Count what a model holds and, with `input_size`, run it once to see the shapes that its modules return.
+
+    >>> from torch import nn
+    >>> print(summarise(nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3), nn.Linear(3, 2)), (1, 4)))
+    ============================================================
+    Layer (type:depth-idx)    Output Shape    Param #
+    ============================================================
+    Sequential                [1, 2]          --
+    ├─Linear: 1-1             [1, 5]          25
+    ├─Linear: 1-2             [1, 3]          18
+    └─Linear: 1-3             [1, 2]          8
+    ============================================================
+    Total params: 51
+    Trainable params: 51
+    Non-trainable params: 0
+    Buffer elements: 0
+    Size: 204 B
+    ============================================================
+
+    The run is in eval mode, on zeros, without gradients; hooks, modes, buffers and generators are afterwards as they
+    were. A meta model is run on the meta device, at no cost.
+
+    Args:
+        input_size: the shape of the input, batch included, or a list of shapes for several inputs.
+        dtype: of the inputs; by default int64 where the first module with weights is an embedding, else the dtype of
+            the first parameter.
+
+    Raises:
+        LoadError: the model cannot run on such inputs.
+    """
+    require_module(model)
+    sizes = _sizes(input_size)
+    outputs = _run(model, sizes, dtype) if sizes else {}
+    seen: set[int] = set()
+    rows = tuple(_rows(model, outputs, seen))
+    distinct = {id(p.tensor): p for p in reversed(list(places(model)))}.values()
+    parameters = [p.tensor for p in distinct if not p.is_buffer]
+    return Summary(
+        rows,
+        params=sum(size_of(p)[0] for p in parameters),
+        trainable=sum(size_of(p)[0] for p in parameters if p.requires_grad),
+        buffers=sum(size_of(p.tensor)[0] for p in distinct if p.is_buffer),
+        nbytes=sum(size_of(p.tensor)[1] for p in distinct),
+        input=sizes,
+    )
+
+
+def _sizes(input_size: Sequence[int] | Sequence[Sequence[int]] | None) -> Shapes:
+    if input_size is None:
+        return ()
+    given: list[Any] = list(input_size)
+    shapes = [given] if all(isinstance(n, int) for n in given) else given
+    sound = all(isinstance(shape, list | tuple) for shape in shapes)
+    if not given or not sound or not all(isinstance(n, int) and n >= 0 for shape in shapes for n in shape):
+        raise LoadError(
+            Diagnostic(
+                "bad-input-size", f"{input_size!r} is no shape", help="input_size=(1, 3, 224, 224), batch included"
+            )
+        )
+    return tuple(tuple(shape) for shape in shapes)
+
+
+def _rows(model: nn.Module, outputs: dict[int, Shapes], seen: set[int]) -> Iterator[ModuleRow]:
+    modules: set[int] = set()
+    for path, module in model.named_modules(remove_duplicate=False):
+        own = [
+            t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None and id(t) not in seen
+        ]
+        parameters = [t for t in module._parameters.values() if t is not None and id(t) not in seen]
+        yield ModuleRow(
+            path,
+            type(module).__name__,
+            path.count(".") + 1 if path else 0,
+            outputs.get(id(module), ()),
+            params=sum(size_of(p)[0] for p in parameters),
+            trainable=sum(size_of(p)[0] for p in parameters if p.requires_grad),
+            nbytes=sum(size_of(t)[1] for t in own),
+            repeated=id(module) in modules,
+        )
+        modules.add(id(module))
+        seen.update(id(t) for t in own)
+
+
+def _run(model: nn.Module, sizes: Shapes, dtype: torch.dtype | None) -> dict[int, Shapes]:
+    import torch
+    from torch.nn.parameter import is_lazy
+
+    lazy = next((p.name for p in places(model) if is_lazy(p.tensor)), None)
+    if lazy is not None:
+        raise LoadError(
+            Diagnostic(
+                "lazy-parameter", f"{lazy!r} has no shape yet, and a run would give it one", help="run the model first"
+            )
+        )
+    outputs: dict[int, Shapes] = {}
+    first = next((p.tensor for p in places(model)), torch.empty(0))
+    kind = dtype if dtype is not None else _input_dtype(model, first)
+    inputs = [torch.zeros(size, dtype=kind, device=first.device) for size in sizes]
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        outputs.setdefault(id(module), tuple(_shapes(output)))
+
+    with _untouched(model), torch.no_grad():
+        handles = [module.register_forward_hook(note) for module in model.modules()]
+        try:
+            model(*inputs)
+        except Exception as error:
+            shown = ", ".join(f"{kind} {list(size)}".removeprefix("torch.") for size in sizes)
+            raise LoadError(
+                Diagnostic(
+                    "cannot-run",
+                    f"the model cannot run on {shown}: {type(error).__name__}: {error}",
+                    help="input_size has the batch dimension; dtype=torch.int64 is for token ids",
+                )
+            ) from error
+        finally:
+            for handle in handles:
+                handle.remove()
+    return outputs
+
+
+def _input_dtype(model: nn.Module, first: Tensor) -> torch.dtype:
+    import torch
+    from torch import nn
+
+    holder = next((m for m in model.modules() if m._parameters and not m._modules), None)
+    if isinstance(holder, nn.Embedding | nn.EmbeddingBag):
+        return torch.int64
+    return first.dtype if first.is_floating_point() else torch.get_default_dtype()
+
+
+@contextmanager
+def _untouched(model: nn.Module) -> Iterator[None]:
+    """Modes, buffers and generators as they were, whatever a run does."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(place, place.tensor, place.tensor.clone()) for place in places(model) if place.is_buffer]
+    try:
+        with seeded_globals(0, next((p.tensor.device for p in places(model)), "cpu")):
+            model.eval()
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for place, buffer, values in buffers:
+            if not buffer.is_meta:
+                buffer.copy_(values)
+            if place.tensor is not buffer:
+                place.put(buffer)
+
+
+def _shapes(output: Any) -> Iterator[tuple[int, ...]]:
+    import torch
+
+    if isinstance(output, torch.Tensor):
+        yield tuple(output.shape)
+    elif isinstance(output, dict):
+        for value in output.values():
+            yield from _shapes(value)
+    elif isinstance(output, list | tuple):
+        for value in output:
+            yield from _shapes(value)
+
+
+def _lines(rows: Sequence[ModuleRow]) -> Iterator[tuple[str, str, str]]:
+    """The tree: bars for what goes on below, an elbow for the last child, depth and number as torchinfo counts them."""
+    numbers: dict[int, int] = {}
+    for at, row in enumerate(rows):
+        numbers[row.depth] = numbers.get(row.depth, 0) + 1
+        bars = ["│    " if _goes_on(rows, at, depth) else "     " for depth in range(1, row.depth)]
+        elbow = ("├─" if _goes_on(rows, at, row.depth) else "└─") if row.depth else ""
+        label = f"{row.type}: {row.depth}-{numbers[row.depth]}" if row.depth else row.type
+        shape = ", ".join(map(str, map(list, row.output[:1]))) or "--"
+        yield (
+            "".join(bars) + elbow + label,
+            shape,
+            "(shared)" if row.repeated else f"{row.params:,}" if row.params else "--",
+        )
+
+
+def _goes_on(rows: Sequence[ModuleRow], at: int, depth: int) -> bool:
+    """Whether a later row lies at `depth` before one lies above it."""
+    for row in rows[at + 1 :]:
+        if row.depth <= depth:
+            return row.depth == depth
+    return False
+
+
+def _size(nbytes: int) -> str:
+    size, unit = float(nbytes), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if size < 1000 or unit == "TB":
+            break
+        size /= 1000
+    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.2f} {unit}"
