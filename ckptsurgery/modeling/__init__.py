@@ -1,5 +1,5 @@
 """What concerns a live model: selections, ties, initialisation, freezing, skeletons, summaries. No files here.
 
 `places` says where the tensors live, `matching` which ones a word means; `selection`, `ties`, `initialising`, `groups`,
-`skeleton` and `summary` hold what the facade shows; `assigning` and `facts` are what a load is made of.
+`skeletons` and `summary` hold what the facade shows; `assigning` and `facts` are what a load is made of.
 """

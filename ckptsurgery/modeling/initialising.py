@@ -108,7 +108,7 @@ def initialise(
         scratch, missing = _drawn(model, by_default, seed, device)
         problems += missing
     if problems:
-        raise LoadError(problems)
+        raise LoadError(dict.fromkeys(problems))
     for name, rule in rules.items():
         if rule.function is not None:
             scratch[name] = _called(name, rule, tensors[name], seed, device), "callable"

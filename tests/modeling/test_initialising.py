@@ -419,3 +419,9 @@ def test_lazy_modules_stand_aside() -> None:
     assert check_init(model) == () and find_ties(model) == ()
     with pytest.raises(LoadError, match="no shape yet"):
         initialise(model, {"0": "default"})
+
+
+def test_one_mistake_is_told_once_for_all_tensors_it_concerns() -> None:
+    with pytest.raises(LoadError) as caught:
+        initialise(plain(), {"0.weight": "xavir_normal", "2.weight": "xavir_normal"})
+    assert codes(caught) == ["bad-initialiser"]

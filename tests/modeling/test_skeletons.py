@@ -16,7 +16,7 @@ from ckptsurgery.errors import LoadError
 from ckptsurgery.modeling.assigning import set_tensor
 from ckptsurgery.modeling.facts import target_of
 from ckptsurgery.modeling.places import places
-from ckptsurgery.modeling.skeleton import skeleton
+from ckptsurgery.modeling.skeletons import skeleton
 from ckptsurgery.modeling.ties import find_ties
 from ckptsurgery.specs import TensorSpec
 
