@@ -58,11 +58,21 @@ class Fields(dict[Any, Any]):
 class Blob:
     """A long byte string that was left in its file: where it lies."""
 
-    __slots__ = ("nbytes", "offset")
+    __slots__ = ("file", "nbytes", "offset")
 
-    def __init__(self, offset: int, nbytes: int) -> None:
+    def __init__(self, offset: int, nbytes: int, file: str) -> None:
         self.offset = offset
         self.nbytes = nbytes
+        self.file = file
+
+    def read(self) -> bytes | Blob:
+        """The bytes themselves, or the record where the file does not give them."""
+        try:
+            with open(self.file, "rb") as file:  # noqa: PTH123 - the path is kept as the caller spells it
+                file.seek(self.offset)
+                return file.read(self.nbytes)
+        except OSError:
+            return self
 
     def __repr__(self) -> str:
         return f"<{self.nbytes} bytes>"

@@ -13,7 +13,7 @@ The rules, for a tree of mappings, lists and tensors:
    holds them all, the innermost such, and no two of them have the same keys: its tree is flattened with dots. Elsewhere
    (student and teacher, EMA, encoder and decoder at the top) it is for the caller to say, and the error lists them.
 5. `subtree="a.b"` takes that node, and `subtree=""` the whole file, flattened with dots; nothing is left to judgement.
-   Where no node has that path, keys that begin with it do.
+   Where no node has that path, keys that begin with it are cut out, and the others left out.
 6. A pickled `nn.Module` counts as its state_dict: `_parameters`, `_buffers` and `_modules` of the inert record are
    walked. A TorchScript module is walked by its attributes. A file that is one bare tensor gives the key `tensor`.
 
@@ -24,22 +24,25 @@ are no tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from ..errors import CheckpointError, Diagnostic
-from .inert import Array, FileBytes, Joined, Opaque, Ordered, Tensor
+from .inert import Opaque, Ordered
+from .nodes import DEPTH, children, is_tensor, settle
 from .pickle_calls import POWERFUL
 
-__all__ = ["children", "flatten", "is_tensor", "locate", "settle"]
+__all__ = ["flatten", "locate", "settle"]
 
 _MODEL_NAMES = frozenset(
     {"model", "models", "module", "net", "network", "params", "parameters", "state_dict", "model_state_dict",
      "model_state", "weights", "variables", "target"}
 )  # fmt: skip
-_DEPTH = 64
-_NODES = 4_000_000
+_HARMLESS = frozenset(
+    {"slice", "range", "xrange", "object", "type", "bytes", "bytearray", "complex", "SimpleNamespace"}
+)
+_NODES = 1_000_000
 _SHOWN = 12  # candidates that an error lists
 _INTEGER = ("U", "I", "B")  # BOOL, U8, I64: first letters; BF16 is set apart below
 
@@ -78,88 +81,24 @@ def locate(tree: Any, subtree: str | None, source: str) -> tuple[dict[str, Any],
     return leaves, _rest(tree, chosen) | extras
 
 
-def settle(extras: Mapping[str, Any], place: Callable[[Any], Any]) -> dict[str, Any]:
-    """`extras` with every tensor replaced by what `place` makes of it, or by an opaque note where that fails."""
-    budget = [_NODES]
-
-    def settled(value: Any, above: tuple[int, ...]) -> Any:
-        budget[0] -= 1
-        if is_tensor(value):
-            try:
-                return place(value)
-            except CheckpointError as error:
-                return Opaque("torch", "Tensor", (), error.diagnostics[0].headline)
-        if isinstance(value, FileBytes):
-            return bytes(value)
-        if not isinstance(value, (dict, list, tuple)):
-            return value
-        if id(value) in above or len(above) > _DEPTH or budget[0] < 0:
-            return Opaque("builtins", type(value).__name__, (), "nested too deep")
-        inner = (*above, id(value))
-        if isinstance(value, Ordered):
-            made = Ordered()
-            made.update((k, settled(v, inner)) for k, v in value.items())
-            made.attributes = settled(value.attributes, inner)
-            return made
-        if isinstance(value, dict):
-            return {k: settled(v, inner) for k, v in value.items()}
-        items = [settled(v, inner) for v in value]
-        return items if isinstance(value, list) else tuple(items)
-
-    return {path: settled(value, ()) for path, value in extras.items()}
-
-
-def is_tensor(value: Any) -> bool:
-    """Whether `value` is a leaf with data: a tensor, or a numpy array of numbers."""
-    kind = type(value)
-    return kind is Tensor or kind is Joined or (kind is Array and value.dtype is not None)
-
-
-def children(node: Any) -> Iterator[tuple[Any, Any]] | None:
-    """The keyed parts of a mapping, list or pickled module; None for a leaf."""
-    if isinstance(node, dict):
-        return iter(node.items())
-    if type(node) in (list, tuple):
-        return enumerate(node)
-    if type(node) is Opaque:
-        return _module_parts(node)
-    return None
-
-
-def _module_parts(node: Opaque) -> Iterator[tuple[Any, Any]] | None:
-    state = node.state[0] if type(node.state) is tuple and node.state else node.state
-    if isinstance(state, dict):
-        if isinstance(state.get("_modules"), dict) and isinstance(state.get("_parameters"), dict):
-            hidden = state.get("_non_persistent_buffers_set") or ()
-            buffers = state.get("_buffers")
-            buffers = buffers if isinstance(buffers, dict) else {}
-            return iter(
-                [(k, v) for k, v in state["_parameters"].items() if v is not None]
-                + [(k, v) for k, v in buffers.items() if v is not None and k not in hidden]
-                + [(k, v) for k, v in state["_modules"].items() if v is not None]
-            )
-        if node.module.startswith("__torch__"):
-            return ((k, v) for k, v in state.items() if is_tensor(v) or children(v) is not None)
-    return iter(node.pairs.items()) if node.pairs else None
-
-
 def flatten(node: Any, source: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """All tensors below `node` by dotted key, and what is none."""
     leaves: dict[str, Any] = {}
     rest: dict[str, Any] = {}
+    surveys: dict[int, _Survey] = {}
     budget = _NODES
     waiting: list[tuple[str, Any, tuple[int, ...]]] = [("", node, ())]
     while waiting:
         prefix, value, above = waiting.pop()
         budget -= 1
-        if id(value) in above or len(above) > _DEPTH or budget < 0:
+        if id(value) in above or len(above) > DEPTH or budget < 0:
             raise _error("nested-too-deep", f"{source!r} nests without end at {prefix!r}", source)
         parts = None if _is_state(prefix) else children(value)
         if is_tensor(value):
             if prefix in leaves:
                 raise _error("duplicate-key", f"{source!r} holds two tensors that flatten to {prefix!r}", source)
             leaves[prefix] = value
-        elif parts is None or not _holds_tensor(value, parts, prefix):
+        elif parts is None or (prefix and not _survey(value, surveys).tensors):
             if prefix:
                 rest[prefix] = value
         else:
@@ -170,11 +109,6 @@ def flatten(node: Any, source: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _is_state(key: str) -> bool:
     return key == "_extra_state" or key.endswith("._extra_state")
-
-
-def _holds_tensor(value: Any, parts: Iterator[tuple[Any, Any]], prefix: str) -> bool:
-    # the top is always walked, so that loose values get their own paths
-    return not prefix or _survey(value).tensors > 0
 
 
 @dataclass(slots=True)
@@ -199,7 +133,7 @@ def _survey(node: Any, memo: dict[int, _Survey] | None = None, depth: int = 0) -
         return known
     found = memo[id(node)] = _Survey()
     parts = children(node)
-    if parts is None or depth > _DEPTH:
+    if parts is None or depth > DEPTH:
         return found
     for key, value in parts:
         if is_tensor(value):
@@ -253,7 +187,7 @@ def _candidates(
     """Paths of the state_dicts below `node`, the outermost each."""
     survey = memo.get(id(node))
     budget[0] -= 1
-    if survey is None or budget[0] < 0 or len(path) > _DEPTH:
+    if survey is None or budget[0] < 0 or len(path) > DEPTH:
         return
     inside: list[Path] = []
     for key, value in children(node) or ():
@@ -325,36 +259,53 @@ def _ambiguous(tree: Any, found: list[Path], above: Path, source: str) -> NoRetu
 
 
 def _descend(tree: Any, subtree: str, source: str) -> tuple[Path, Any]:
-    """The node that `subtree` names; keys may themselves contain dots."""
+    """The path of the node that `subtree` names, in `tree` or in what is cut out of it; keys may contain dots."""
     if not subtree:
         return (), tree
-    path = _resolve(tree, subtree, _DEPTH)
-    if path is not None:
-        node = _at(tree, path)
-        if is_tensor(node):
-            raise _error("unknown-subtree", f"subtree {subtree!r} of {source!r} is one tensor", source)
-        return path, tree
-    start = subtree + "."
-    cut = {k[len(start) :]: v for k, v in children(tree) or () if type(k) is str and k.startswith(start)}
+    for cut_keys in (False, True):
+        path = _resolve(tree, subtree, cut_keys, DEPTH)
+        if path is not None and not cut_keys:
+            if is_tensor(_at(tree, path)):
+                raise _error("missing-subtree", f"subtree {subtree!r} of {source!r} is one tensor", source)
+            return path, tree
+        if path is not None:
+            return (), _cut(_at(tree, path[:-1]), path[-1] + ".")
+    try:
+        inner = _at(tree, _decide(tree, source))
+    except CheckpointError:
+        inner = None
+    cut = _cut(inner, subtree + ".")
     if cut:
         return (), cut
     names = [str(k) for k, v in children(tree) or () if children(v) is not None][:_SHOWN]
-    help = "there are: " + ", ".join(names) if names else 'there are no subtrees; leave `subtree` out'
-    raise _error("unknown-subtree", f"{source!r} has no subtree {subtree!r}", source, help)
+    help = "there are: " + ", ".join(names) if names else "there are no subtrees; leave `subtree` out"
+    raise _error("missing-subtree", f"{source!r} has no subtree {subtree!r}", source, help)
 
 
-def _resolve(node: Any, subtree: str, depth: int) -> Path | None:
+def _resolve(node: Any, subtree: str, cut_keys: bool, depth: int) -> Path | None:
+    """The path that spells `subtree`; with `cut_keys` its last part may be the beginning of keys."""
     if depth <= 0:
         return None
     for key, value in children(node) or ():
         name = str(key)
-        if name == subtree:
-            return (name,)
+        if name == subtree or (cut_keys and name.startswith(subtree + ".")):
+            return (subtree,)
         if subtree.startswith(name + "."):
-            rest = _resolve(value, subtree[len(name) + 1 :], depth - 1)
+            rest = _resolve(value, subtree[len(name) + 1 :], cut_keys, depth - 1)
             if rest is not None:
                 return (name, *rest)
     return None
+
+
+def _cut(node: Any, start: str) -> Ordered:
+    """The entries below a prefix of the keys, with the `_metadata` that belongs to them."""
+    cut = Ordered()
+    cut.update((k[len(start) :], v) for k, v in children(node) or () if type(k) is str and k.startswith(start))
+    metadata = node.attributes.get("_metadata") if isinstance(node, Ordered) else None
+    if isinstance(metadata, Mapping):
+        below = {k: v for k, v in metadata.items() if type(k) is str and (k + ".").startswith(start)}
+        cut.attributes["_metadata"] = {k[len(start) :]: v for k, v in below.items()}
+    return cut
 
 
 def _rest(tree: Any, chosen: Path) -> dict[str, Any]:
@@ -389,7 +340,7 @@ def _powerful(value: Any, depth: int) -> str | None:
     """The function of the outside world that `value` is the result of, if any."""
     if depth <= 0 or type(value) is not Opaque or value.args is None:
         return None
-    if value.module in POWERFUL and value.note is None:
+    if value.module in POWERFUL and value.note is None and value.name not in _HARMLESS:
         return value.path
     if type(value.args) is tuple:
         for arg in value.args[:8]:

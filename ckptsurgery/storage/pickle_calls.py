@@ -74,7 +74,8 @@ def _view(
     if dtype is None:
         return Opaque("torch._utils", name, (), "its dtype is unknown here")
     lists = type(shape) in (tuple, list) and type(strides) in (tuple, list) and len(shape) == len(strides)
-    if not lists or not all(type(n) is int and n >= 0 for n in (offset, *shape, *strides)):
+    numbers = (offset, *shape, *strides) if lists else ()
+    if not numbers or set(map(type, numbers)) != {int} or min(numbers) < 0:
         return Opaque("torch._utils", name, (), "its shape, strides or offset make no sense")
     if storage.location == "meta":
         return Opaque("torch._utils", name, (), "a meta tensor, which has no data")

@@ -107,7 +107,7 @@ class Unpickler:
 
     def take(self, count: int) -> bytes:
         """Exactly the next `count` bytes."""
-        # checked first: reading allocates what it is asked for
+        # checked first, since reading allocates what it is asked for
         if count > _LARGE and count > self.end - self.file.tell():
             raise EOFError
         data = self.read(count)
@@ -125,7 +125,7 @@ class Unpickler:
         if count > self.end - at:
             raise EOFError
         self.file.seek(count, 1)
-        return Blob(at + self.base, count)
+        return Blob(at + self.base, count, self.source)
 
     def line(self) -> bytes:
         """The text up to the next newline, without it."""

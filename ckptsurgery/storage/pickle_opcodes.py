@@ -124,7 +124,7 @@ def _binput(vm: Unpickler) -> None:
 
 
 def _long_binput(vm: Unpickler) -> None:
-    vm.memo[int.from_bytes(vm.take(4), "little")] = vm.stack[-1]
+    vm.memo[int.from_bytes(vm.read(4), "little")] = vm.stack[-1]
 
 
 def _put(vm: Unpickler) -> None:
@@ -133,6 +133,10 @@ def _put(vm: Unpickler) -> None:
 
 def _binget(vm: Unpickler) -> None:
     vm.stack.append(vm.memo[vm.read(1)[0]])
+
+
+def _long_binget(vm: Unpickler) -> None:
+    vm.stack.append(vm.memo[int.from_bytes(vm.read(4), "little")])
 
 
 def _tuple(vm: Unpickler) -> None:
@@ -293,7 +297,7 @@ OPCODES: dict[bytes, Callable[[Unpickler], None]] = {
     b"\x94": _memoize,
     b"g": _push(lambda vm: vm.memo[int(vm.line())]),
     b"h": _binget,
-    b"j": _push(lambda vm: vm.memo[_u4(vm)]),
+    b"j": _long_binget,
     b"c": _push(_global),
     b"\x93": _stack_global,
     b"\x82": _push(_extension(_u1)),

@@ -50,10 +50,10 @@ class LateTensor:
             if isinstance(piece, bytes):
                 data += piece
                 continue
-            name, offset, nbytes = piece
-            with open(name, "rb") as file:  # noqa: PTH123 - a path from Entry.file, opened as it is
-                file.seek(offset)
-                data += file.read(nbytes)
+            read = Blob(piece[1], piece[2], piece[0]).read()
+            if not isinstance(read, bytes) or len(read) != piece[2]:
+                raise CheckpointError(Diagnostic("truncated-file", f"{piece[0]!r} ends early, or is gone", piece[0]))
+            data += read
         dtype = getattr(torch, DTYPES[self.spec.dtype].torch or "")
         shape = self.spec.shape[::-1] if self.fortran else self.spec.shape
         if not self.spec.numel:

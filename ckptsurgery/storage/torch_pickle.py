@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..specs import DTYPES, TensorSpec
-from .contents import Entry
 from .inert import Ordered
 from .placing import contiguous_strides
 
@@ -52,57 +51,62 @@ def writable(value: Any, path: str, store: Callable[[Any], StoredTensor | None],
     What has to go leaves a None in a list or tuple and nothing in a mapping; its path is added to `left_out`. `OMITTED`
     comes back where nothing is left.
     """
-    return _writable(value, path, store, left_out, ())
+    return _Pruning(store, left_out).value(value, path, 0)
 
 
-def _writable(
-    value: Any, path: str, store: Callable[[Any], StoredTensor | None], left_out: list[str], above: tuple[int, ...]
-) -> Any:
-    if value is None or type(value) in (bool, int, float, str, bytes, complex):
-        return value
-    stored = store(value)
-    if stored is not None:
-        return stored
-    if type(value).__module__ == "numpy" and getattr(value, "shape", None) == () and hasattr(value, "item"):
-        return _writable(value.item(), path, store, left_out, above)
-    if id(value) in above or len(above) > _DEPTH or isinstance(value, Entry):
-        left_out.append(path)
+class _Pruning:
+    """Goes through a value once; parts that are shared stay shared."""
+
+    def __init__(self, store: Callable[[Any], StoredTensor | None], left_out: list[str]) -> None:
+        self.store = store
+        self.left_out = left_out
+        self.known: dict[int, Any] = {}
+
+    def value(self, value: Any, path: str, depth: int) -> Any:
+        if value is None or type(value) in (bool, int, float, str, bytes, complex):
+            return value
+        if id(value) in self.known:
+            made = self.known[id(value)]
+        else:
+            self.known[id(value)] = OMITTED  # what contains itself cannot be written
+            made = self.known[id(value)] = self.part(value, path, depth) if depth < _DEPTH else OMITTED
+        if made is OMITTED:
+            self.left_out.append(path)
+        return made
+
+    def part(self, value: Any, path: str, depth: int) -> Any:
+        stored = self.store(value)
+        if stored is not None:
+            return stored
+        if type(value).__module__ == "numpy" and getattr(value, "shape", None) == () and hasattr(value, "item"):
+            return self.value(value.item(), path, depth)
+        if isinstance(value, Mapping):
+            return self.mapping(value, path, depth)
+        if isinstance(value, (list, tuple)):
+            items = [self.value(item, f"{path}.{i}", depth + 1) for i, item in enumerate(value)]
+            items = [None if item is OMITTED else item for item in items]
+            return items if isinstance(value, list) else tuple(items)
+        if isinstance(value, (set, frozenset)) and all(type(item) in (bool, int, float, str) for item in value):
+            return dict.fromkeys(value).keys()
+        if isinstance(value, (int, float, str)):  # an IntEnum, a numpy float64: the plain value is what can be kept
+            return int(value) if isinstance(value, int) else float(value) if isinstance(value, float) else str(value)
         return OMITTED
-    inner = (*above, id(value))
 
-    def below(part: Any, name: object) -> Any:
-        return _writable(part, f"{path}.{name}", store, left_out, inner)
-
-    if isinstance(value, Mapping):
-        return _writable_mapping(value, path, below, left_out)
-    if isinstance(value, (list, tuple)):
-        items = [below(item, i) for i, item in enumerate(value)]
-        items = [None if item is OMITTED else item for item in items]
-        return items if isinstance(value, list) else tuple(items)
-    if isinstance(value, (set, frozenset)) and all(type(item) in (bool, int, float, str) for item in value):
-        return dict.fromkeys(value).keys()
-    if isinstance(value, (int, float, str)):  # an IntEnum, a numpy float64: the plain value is what can be kept
-        return int(value) if isinstance(value, int) else float(value) if isinstance(value, float) else str(value)
-    left_out.append(path)
-    return OMITTED
-
-
-def _writable_mapping(
-    value: Mapping[Any, Any], path: str, below: Callable[[Any, object], Any], left_out: list[str]
-) -> Any:
-    ordered = isinstance(value, (Ordered, OrderedDict))
-    made: dict[Any, Any] = Ordered() if ordered else {}
-    for name, part in value.items():
-        if not (type(name) in (bool, int, float, str) or name is None):
-            left_out.append(f"{path}.{name}" if type(name) is tuple else f"{path}.{type(name).__name__}")
-            continue
-        kept = below(part, name)
-        if kept is not OMITTED:
-            made[name] = kept
-    attributes = value.attributes if isinstance(value, Ordered) else getattr(value, "__dict__", {}) if ordered else {}
-    if isinstance(made, Ordered) and attributes:
-        made.attributes = {k: v for k in attributes if (v := below(attributes[k], k)) is not OMITTED}
-    return made
+    def mapping(self, value: Mapping[Any, Any], path: str, depth: int) -> dict[Any, Any]:
+        ordered = isinstance(value, (Ordered, OrderedDict))
+        made: dict[Any, Any] = Ordered() if ordered else {}
+        for name, part in value.items():
+            if not (type(name) in (bool, int, float, str) or name is None):
+                self.left_out.append(f"{path}.{name!r}")
+                continue
+            kept = self.value(part, f"{path}.{name}", depth + 1)
+            if kept is not OMITTED:
+                made[name] = kept
+        if isinstance(made, Ordered):
+            attributes = value.attributes if isinstance(value, Ordered) else vars(value)
+            kept = {name: self.value(part, f"{path}.{name}", depth + 1) for name, part in attributes.items()}
+            made.attributes = {name: part for name, part in kept.items() if part is not OMITTED}
+        return made
 
 
 class Pickle:
@@ -116,6 +120,7 @@ class Pickle:
     def __init__(self) -> None:
         self._out = bytearray(b"\x80\x02")
         self._memo: dict[tuple[str, str], int] = {}
+        self._shared: dict[int, int] = {}  # id of a container -> its place in the memo
 
     def dumps(self, value: Any) -> bytes:
         """The pickle of a value that `writable` has passed."""
@@ -136,18 +141,25 @@ class Pickle:
             self._int(value)
         elif kind is float:
             self._out += b"G" + struct.pack(">d", value)
-        elif isinstance(value, dict):
-            self._mapping(value)
-        elif kind is tuple:
-            self._sequence(b"(", value, b"t")
-        elif kind is list:
-            self._sequence(b"](", value, b"e")
+        elif id(value) in self._shared:
+            self._get(self._shared[id(value)])
+        elif isinstance(value, dict) or kind in (list, tuple):
+            self._container(value)
+            self._shared[id(value)] = self._put("#", str(id(value)))
         elif kind is bytes:
             self._call("_codecs", "encode", (value.decode("latin-1"), "latin1"))
         elif kind is complex:
             self._call("builtins", "complex", (value.real, value.imag))
         else:
             self._call("builtins", "set", (list(value),))
+
+    def _container(self, value: Any) -> None:
+        if isinstance(value, dict):
+            self._mapping(value)
+        elif type(value) is tuple:
+            self._sequence(b"(", value, b"t")
+        else:
+            self._sequence(b"](", value, b"e")
 
     def _sequence(self, start: bytes, items: Sequence[Any], end: bytes) -> None:
         self._out += start
@@ -229,9 +241,10 @@ class Pickle:
             self._out += f"c{module}\n{name}\n".encode()
             self._put(module, name)
 
-    def _put(self, module: str, name: str) -> None:
+    def _put(self, module: str, name: str) -> int:
         index = self._memo[module, name] = len(self._memo)
         self._out += b"q" + bytes((index,)) if index < 256 else b"r" + struct.pack("<I", index)
+        return index
 
     def _get(self, index: int) -> None:
         self._out += b"h" + bytes((index,)) if index < 256 else b"j" + struct.pack("<I", index)

@@ -125,6 +125,7 @@ class TorchZipWriter(Writer):
         final = Path(path)
         _check(specs, aliases, str(final))
         self.left_out: list[str] = []
+        self._numbers: dict[object, StoredTensor] = {}
         self._kept: list[tuple[int, Any]] = []  # storage number, and the tensor among the extras that fills it
         self._sizes_of = [spec.nbytes for spec in specs.values()]
         pickled = Pickle().dumps(self._tree(specs, aliases, extras))
@@ -187,10 +188,15 @@ class TorchZipWriter(Writer):
             nbytes = spec.nbytes
         else:
             return None
-        number = len(self._sizes_of)
-        self._sizes_of.append(nbytes)
-        self._kept.append((number, value))
-        return StoredTensor(str(number), spec, strides, nbytes)
+        # one tensor twice, such as an optimizer's view of tied weights, is stored once
+        place = (value.file, value.offset, spec, strides, value.big_endian) if isinstance(value, Entry) else id(value)
+        known = self._numbers.get(place)
+        if known is None:
+            number = len(self._sizes_of)
+            self._sizes_of.append(nbytes)
+            self._kept.append((number, value))
+            known = self._numbers[place] = StoredTensor(str(number), spec, strides, nbytes)
+        return known
 
     def _lay_out(self, pickled: bytes, metadata: Mapping[str, str]) -> dict[str, bytes]:
         """Places every record; gives back those whose bytes are known already and that come first."""

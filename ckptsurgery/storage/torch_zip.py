@@ -32,6 +32,7 @@ METADATA_RECORD = ".metadata.json"  # string metadata that torch has no place fo
 _LOCAL = struct.Struct("<4s5H3I2H")
 _IN_MEMORY = 1 << 26  # bytes; a longer data.pkl is read through the file
 _ENCRYPTED, _DESCRIPTOR = 1, 8
+_SCRIPTED = "torch.save(torch.jit.load(path).state_dict(), new_path)"
 _REMEDY = "torch.save(torch.load(path, weights_only=True), new_path) writes the records uncompressed"
 
 
@@ -144,7 +145,12 @@ def read_torch_zip(path: str | os.PathLike[str], subtree: str | None = None) -> 
             big, metadata = _big_endian(archive, root), _metadata(archive, root)
     except OSError as error:
         raise os_error(error, source) from error
-    leaves, extras = locate(tree, subtree, source)
+    try:
+        leaves, extras = locate(tree, subtree, source)
+    except CheckpointError as error:
+        if f"{root}constants.pkl" in archive.records and error.diagnostics[0].code == "no-tensors":
+            raise _refused(source, "torchscript", "is a TorchScript archive without plain tensors", _SCRIPTED) from None
+        raise
 
     def region(storage: Storage) -> Region:
         if storage.place is not None:
@@ -172,8 +178,7 @@ def _root(archive: TorchArchive) -> str:
         raise _refused(archive.source, "damaged-zip", "holds more than one data.pkl")
     if any(n.endswith("model.json") for n in names):
         why = "is a TorchScript archive of an old version (model.json)"
-        help = "torch.save(torch.jit.load(path).state_dict(), new_path)"
-        raise _refused(archive.source, "torchscript", why, help)
+        raise _refused(archive.source, "torchscript", why, _SCRIPTED)
     if names and all(n.endswith(".npy") for n in names):
         help = "torch.save({k: torch.from_numpy(v) for k, v in numpy.load(path).items()}, new_path)"
         raise _refused(archive.source, "not-a-checkpoint", "is a numpy archive (.npz), not a torch file", help)

@@ -100,6 +100,9 @@ def test_a_subtree_is_taken_as_it_is():
 def test_a_subtree_may_have_dots_in_its_names_or_be_a_prefix_of_keys():
     assert list(locate({"a.b": {"c": {"w": W}}, "a": {"x": W}}, "a.b.c", "x.pt")[0]) == ["w"]
     assert list(locate({"enc.a.w": W, "dec.w": W}, "enc", "x.pt")[0]) == ["a.w"]
+    nested = {"state_dict": {"student.a.w": W, "teacher.a.w": W}, "epoch": 1}
+    assert list(locate(nested, "state_dict.student", "x.pt")[0]) == ["a.w"]
+    assert list(locate(nested, "teacher", "x.pt")[0]) == ["a.w"]
     assert list(locate([{"m": SD}, {"m": OTHER}], "1.m", "x.pt")[0]) == list(OTHER)
 
 
@@ -117,6 +120,21 @@ def test_metadata_comes_with_the_state_dict_that_has_it():
     sd.update(SD)
     sd.attributes["_metadata"] = {"": {"version": 1}}
     assert locate({"model": sd}, None, "x.pt")[1] == {"_metadata": {"": {"version": 1}}}
+
+
+def test_a_prefix_cuts_the_metadata_with_the_keys():
+    sd = Ordered()
+    sd.update({"enc.bn.w": W, "dec.w": W})
+    sd.attributes["_metadata"] = {"": {}, "enc": {"v": 1}, "enc.bn": {"v": 2}, "encoder": {}, "dec": {}}
+    assert locate(sd, "enc", "x.pt")[1] == {"_metadata": {"": {"v": 1}, "bn": {"v": 2}}}
+
+
+def test_slices_and_dict_subclasses_are_harmless():
+    kind = Opaque("omegaconf", "DictConfig", ())
+    kind.pairs = {"lr": 0.1, "layers": (1, 2)}
+    _, rest = locate({"a.w": W, "s": Opaque("builtins", "slice", (1, 2)), "c": kind}, None, "x.pt")
+    extras = settle(rest, lambda leaf: leaf)
+    assert extras["c"] == {"lr": 0.1, "layers": (1, 2)} and repr(extras["s"]) == "<builtins.slice>"
 
 
 def test_two_paths_of_one_name_are_an_error():
