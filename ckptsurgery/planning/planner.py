@@ -25,7 +25,7 @@ from .stages import chained
 from .steps import Program, Step
 from .targets import Target, fit
 
-__all__ = ["make_plan"]
+__all__ = ["draft_plan", "fitted", "make_plan"]
 
 
 def make_plan(
@@ -39,10 +39,36 @@ def make_plan(
         resolve: finds recipes by name, for `use`.
         target: what the target wants, where there is one: shapes and dtypes are held against it, ties are followed.
         config: what `config.` means in dims; dims: sizes that go before the recipe's own.
-        dtype: what a difference in dtype means: "lossless", "error", "model" or "source".
+        dtype: what a difference in dtype means: "lossless", "error", "model" or "source"; or a dtype to cast floats to.
 
     Raises:
         RecipeError: the recipe breaks its law. PlanError: it does not fit the headers; all problems at once.
+    """
+    drafted, stage = draft_plan(specs, recipe, resolve, target=target, config=config, dims=dims)
+    return fitted(drafted, stage, target, dtype)
+
+
+def fitted(drafted: Plan, stage: Stage, target: Target | None, dtype: str) -> Plan:
+    """A draft held against its target.
+
+    Raises:
+        PlanError: what does not fit.
+    """
+    problems: list[Diagnostic] = []
+    plan = fit(drafted, stage, target, dtype, problems)
+    if problems:
+        raise PlanError([*problems, *drafted.warnings])
+    return plan
+
+
+def draft_plan(
+    specs: Mapping[str, TensorSpec], recipe: Recipe, resolve: Resolve, *, target: Target | None = None,
+    config: Mapping[str, Any] | None = None, dims: Mapping[str, DimValue] | None = None,
+) -> tuple[Plan, Stage]:  # fmt: skip
+    """What the rules make, before it is held against the target; with the last stage, whose inits and ties are still open.
+
+    Raises:
+        RecipeError, PlanError: as for `make_plan`.
     """
     problems: list[Diagnostic] = []
     notes: list[Diagnostic] = []
@@ -52,16 +78,16 @@ def make_plan(
     for number, stage in enumerate(stages):
         last = number == len(stages) - 1
         planned = _Stage(stage, current, target if last else None, problems, notes).plan()
+        if not last and not problems:
+            planned = fit(planned, stage, None, "lossless", problems)
         plan = planned if plan is None else chained(plan, planned)
-        current = planned.specs
+        current = {**planned.specs, **{alias: planned.specs[base] for alias, base in plan.ties.items()}}
         if problems:
             break
     assert plan is not None
-    if not problems:
-        plan = fit(plan, stages[-1], target, dtype, problems)
     if problems:
         raise PlanError([*problems, *notes])
-    return replace(plan, warnings=tuple(notes), source=dict(specs), recipe=recipe)
+    return replace(plan, warnings=tuple(notes), source=dict(specs), recipe=recipe), stages[-1]
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ..errors import Diagnostic, PlanError
@@ -19,16 +19,32 @@ def chained(first: Plan, second: Plan) -> Plan:
         PlanError: `second` compares keys that the first computes.
     """
     makers = {key: step for step in first.steps for key in step.targets}
+    makers.update({alias: _named(makers[base], base, alias) for alias, base in first.ties.items()})
     offset = len(first.uses)
     fused: dict[tuple[int, int], Program] = {}
-    steps = tuple(_follow(step, makers, offset, fused) for step in second.steps)
+    ties = _still_tied(first.ties, second.steps)
+    steps = tuple(_follow(step, makers, offset, fused) for step in second.steps if step.targets[0] not in ties)
     return replace(
         second,
         steps=steps,
+        specs={key: spec for key, spec in second.specs.items() if key not in ties},
+        ties={**ties, **{alias: ties.get(base, base) for alias, base in second.ties.items()}},
         uses=(*first.uses, *second.uses),
         dropped={**first.dropped, **_dropped(first, second)},
         proofs=(*first.proofs, *_proofs(second, makers)),
     )
+
+
+def _named(step: Step, key: str, alias: str) -> Step:
+    """The step with another name for one of its targets."""
+    return replace(step, targets=tuple(alias if k == key else k for k in step.targets))
+
+
+def _still_tied(ties: Mapping[str, str], steps: Sequence[Step]) -> dict[str, str]:
+    """Ties of the first plan that the second keeps: it does the same to both names, each alone."""
+    alone = {s.sources[0]: s for s in steps if len(s.sources) == len(s.targets) == 1}
+    pairs = ((alone.get(alias), alone.get(base)) for alias, base in ties.items())
+    return {a.targets[0]: b.targets[0] for a, b in pairs if a and b and a.program == b.program}
 
 
 def _follow(step: Step, makers: Mapping[str, Step], offset: int, fused: dict[tuple[int, int], Program]) -> Step:
@@ -71,5 +87,7 @@ def _proofs(second: Plan, makers: Mapping[str, Step]) -> tuple[tuple[str, str], 
             raise PlanError(Diagnostic("not-the-same", f"{pair[0]!r} and {pair[1]!r} are computed by an earlier stage; they "
                                        "can be proved equal only where they are copies",
                                        help=f"{pair[0]}, {pair[1]} -> … | same"))  # fmt: skip
-        proofs.append((steps[0].sources[0], steps[1].sources[0]))
+        pair = steps[0].sources[0], steps[1].sources[0]
+        if pair[0] != pair[1]:
+            proofs.append(pair)
     return tuple(proofs)

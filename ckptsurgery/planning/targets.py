@@ -9,7 +9,7 @@ from ..errors import Diagnostic
 from ..language.folding import fold, fold_groups
 from ..ops.base import OpError
 from ..ops.registry import make_op
-from ..specs import TensorSpec, is_lossless
+from ..specs import DTYPES, TensorSpec, dtype_name, is_lossless
 from .expanding import BoundPattern, Stage
 from .plan import Plan
 from .steps import Program, Run, Step
@@ -35,11 +35,17 @@ class Target:
 
 
 def fit(plan: Plan, stage: Stage, target: Target | None, dtype: str, problems: list[Diagnostic]) -> Plan:
-    """Hold a plan against its target; the plan with inits, ties and casts settled."""
-    fitting = _Fitting(plan, target, problems)
+    """Hold a plan against its target; the plan with inits, ties and casts settled.
+
+    Args:
+        dtype: one of `DTYPE_POLICIES`, or the dtype that every floating-point tensor gets.
+    """
+    fitting = _Fitting(plan, target, problems, dict(plan.ties))
     fitting.recipe_ties(stage.ties)
     if target is None:
         fitting.inits_without_target(stage.inits)
+        if dtype not in DTYPE_POLICIES:
+            fitting.dtypes(dtype)
         return fitting.result()
     fitting.inits(stage.inits)
     fitting.target_ties()
@@ -189,7 +195,7 @@ class _Fitting:
         changed: dict[tuple[int, tuple[str, ...]], Program | None] = {}
         for step in self.plan.steps:
             outputs = step.program.outputs
-            wants = tuple(self.wanted[k].dtype if k in self.wanted else s.dtype for k, s in zip(step.targets, outputs))
+            wants = tuple(self.wanted_dtype(k, s, policy) for k, s in zip(step.targets, outputs))
             if all(w == s.dtype for w, s in zip(wants, outputs)):
                 steps.append(step)
                 continue
@@ -211,6 +217,11 @@ class _Fitting:
                            notes=tuple(folded[:8]), help='dtype="model" casts them, dtype="source" keeps them; or | cast(…)')
             )  # fmt: skip
         self.steps = steps
+
+    def wanted_dtype(self, key: str, spec: TensorSpec, policy: str) -> str:
+        if policy not in DTYPE_POLICIES and DTYPES[spec.dtype].kind == "float":
+            return dtype_name(policy)
+        return self.wanted[key].dtype if key in self.wanted else spec.dtype
 
     def cast(self, program: Program, wants: Sequence[str]) -> Program | None:
         for want in dict.fromkeys(wants):

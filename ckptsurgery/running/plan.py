@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from ..catalog import RecipeLike, as_recipe, load_recipe
-from ..errors import Diagnostic, PlanError
+from ..errors import CheckpointError, Diagnostic, PlanError
 from ..language.dims import DimValue
 from ..language.recipe import Recipe
 from ..planning.plan import Plan
 from ..planning.planner import make_plan
 from ..planning.reversing import reversed_plan
 from ..planning.targets import DTYPE_POLICIES, Target
-from ..specs import TensorSpec
+from ..specs import DTYPES, TensorSpec, dtype_name
 from ..storage.checkpoint import Checkpoint
 from ..storage.opening import open_checkpoint
 from .report import Report
@@ -126,17 +126,31 @@ def plan(
         target: what is to be filled: a model, a checkpoint or its path, or `{key: TensorSpec}`.
         config: what `config.` means in dims; the source's own by default.
         dtype: what a difference to the target's dtype means: "lossless" (cast where no bit is lost, else an error),
-            "error", "model" (always cast) or "source" (leave it).
+            "error", "model" (always cast) or "source" (leave it); or a dtype such as "bf16", which every floating-point
+            tensor is cast to.
         dims: sizes that go before the recipe's own.
         subtree: where in a training checkpoint the tensors are.
 
     Raises:
         RecipeError, CheckpointError, PlanError: with all problems at once.
     """
-    if dtype not in DTYPE_POLICIES:
-        raise PlanError(Diagnostic("bad-argument", f"dtype={dtype!r}", help="one of " + ", ".join(map(repr, DTYPE_POLICIES))))
+    _check_dtype(dtype)
     checkpoint = open_checkpoint(source, subtree=subtree)
     return _planned(checkpoint, as_recipe(recipe), as_target(target), config, dtype, dims)
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype in DTYPE_POLICIES:
+        return
+    try:
+        wanted = DTYPES[dtype_name(dtype)]
+    except CheckpointError:
+        wanted = None
+    if wanted is None or wanted.kind != "float":
+        raise PlanError(
+            Diagnostic("bad-argument", f"dtype={dtype!r} is neither a policy nor a floating-point dtype",
+                       help="one of " + ", ".join(map(repr, DTYPE_POLICIES)) + ', or a dtype such as "bf16"')
+        )  # fmt: skip
 
 
 def as_target(target: Any) -> Target | None:
