@@ -1,4 +1,4 @@
-"""The nodes of a checkpoint's tree: what is a tensor, what has parts, and what the rest becomes for a reader of extras."""
+"""The nodes of a checkpoint's tree: what is a tensor, what has parts, and what the rest becomes as extras."""
 
 from __future__ import annotations
 

@@ -245,14 +245,16 @@ class TorchZipWriter(Writer):
 
     def commit(self) -> None:
         """Copies the extras' tensors, writes headers, checksums and directory, then makes the file appear."""
-        if not self._awaited:
-            try:
+        finished = bool(self._awaited)  # then the rest is not worth the trouble: `Writer.commit` refuses
+        try:
+            if not finished:
                 self._finish()
-            except BaseException as error:
+                finished = True
+        except OSError as error:
+            raise os_error(error, error.filename or self.files[0], "write") from error
+        finally:
+            if not finished:
                 self.abort()
-                if isinstance(error, OSError):
-                    raise os_error(error, error.filename or self.files[0], "write") from error
-                raise
         super().commit()
 
     def _finish(self) -> None:

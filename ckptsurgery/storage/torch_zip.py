@@ -89,6 +89,8 @@ class TorchArchive:
             raise _refused(self.source, "damaged-zip", f"holds a record outside of its folder: {name!r}")
         if info.flag_bits & _ENCRYPTED:
             raise _refused(self.source, "damaged-zip", f"is encrypted ({name!r})")
+        if not 0 <= info.header_offset < self.size or info.compress_size > self.size:
+            raise _refused(self.source, "damaged-zip", f"is truncated: {name!r} reaches past its end")
         head = os.pread(self.file.fileno(), _LOCAL.size + len(name.encode()) + 64, info.header_offset)
         if len(head) < _LOCAL.size:
             raise _refused(self.source, "damaged-zip", f"is truncated before {name!r}")

@@ -264,6 +264,18 @@ def test_nothing_is_seen_before_the_commit_and_nothing_is_left_after_an_abort(tm
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
 
 
+def test_extras_whose_file_is_gone_leave_nothing_behind(tmp_path):
+    source, out = tmp_path / "source.pt", tmp_path / "out"
+    torch.save({"model": {"a.w": torch.ones(2)}, "moments": [torch.ones(3000)]}, source)
+    extras = read_torch_zip(source).extras
+    out.mkdir()
+    for spoil in (lambda: os.truncate(source, 2000), source.unlink):
+        spoil()
+        with pytest.raises(CheckpointError, match=r"became shorter|no such file"):
+            write(out / "x.pt", {"w": torch.ones(2)}, extras=extras)
+        assert list(out.iterdir()) == []
+
+
 def test_what_torch_cannot_hold_is_refused_at_once(tmp_path):
     specs = {"six": TensorSpec([4], "F6_E2M3"), "odd": TensorSpec([3], "F4"), "fine": TensorSpec([2], "F32")}
     with pytest.raises(CheckpointError) as caught:

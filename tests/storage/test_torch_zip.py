@@ -289,6 +289,28 @@ def test_archives_that_are_not_sound_are_refused(tmp_path):
         read_torch_zip(bad)
 
 
+def test_absurd_offsets_in_the_directory_are_refused(tmp_path):
+    path = tmp_path / "x.pt"
+    torch.save({"a": torch.ones(3)}, path)
+    raw = path.read_bytes()
+    entry = raw.rindex(b"PK\x01\x02")
+    name = int.from_bytes(raw[entry + 28 : entry + 30], "little")
+    extra = struct.pack("<HHQ", 1, 8, (1 << 64) - 5)
+    head = bytearray(raw[entry : entry + 46])
+    head[30:32], head[42:46] = len(extra).to_bytes(2, "little"), b"\xff" * 4
+    inserted = raw[:entry] + head + raw[entry + 46 : entry + 46 + name] + extra + raw[entry + 46 + name :]
+    end = inserted.rindex(b"PK\x05\x06")
+    wide = inserted.rindex(b"PK\x06\x06")
+    size = int.from_bytes(raw[raw.rindex(b"PK\x05\x06") + 12 :][:4], "little") + len(extra)
+    patched = bytearray(inserted)
+    patched[wide + 40 : wide + 48] = size.to_bytes(8, "little")
+    patched[wide + 56 + 8 : wide + 56 + 16] = wide.to_bytes(8, "little")
+    patched[end + 12 : end + 16] = size.to_bytes(4, "little")
+    path.write_bytes(patched)
+    with pytest.raises(CheckpointError, match=r"truncated|no readable zip"):
+        read_torch_zip(path)
+
+
 def test_views_that_reach_outside_of_their_storage_are_refused_by_key(tmp_path):
     path = tmp_path / "x.pt"
     torch.save({"a": torch.ones(3), "b": torch.ones(200)}, path)
