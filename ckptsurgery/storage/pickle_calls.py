@@ -174,6 +174,7 @@ for _path, _note in {
 def _nested_storage(vm: Unpickler, args: tuple[Any, ...]) -> Any:
     # how a storage is pickled without torch.save: a legacy torch file in a byte string
     if vm.nested is not None and isinstance(args[0], (FileBytes, Blob)):
+        vm.spend(args[0].nbytes if isinstance(args[0], Blob) else len(args[0]))  # it is parsed anew each time
         return vm.nested(args[0])
     return Opaque("torch.storage", "_load_from_bytes", (), "bytes spelt as text, by protocol 2: use torch.save")
 

@@ -168,6 +168,26 @@ def test_what_is_no_plain_tensor_is_an_opaque_extra_with_the_reason(saved):
     assert "conj" in notes["conjugate"] and "meta" in notes["meta"]
 
 
+class Named(torch.nn.Parameter):
+    pass
+
+
+class Wrapped(torch.Tensor):
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+
+def test_tensor_subclasses_with_plain_data_are_read_and_wrappers_are_not(saved):
+    parameter = torch.nn.Parameter(torch.randn(3))
+    parameter.note = "an attribute"
+    wrapper = torch.Tensor._make_wrapper_subclass(Wrapped, (2,), dtype=torch.float32)
+    contents = saved({"named": Named(torch.randn(2)), "noted": parameter, "wrapped": wrapper})()
+    assert list(contents.entries) == ["named", "noted"]
+    assert "class that knows its data alone" in contents.extras["wrapped"].note
+    assert torch.equal(state_dict(contents)["noted"], parameter.data)
+
+
 class Reduces:
     def __init__(self, function, *args):
         self.parts = function, args
