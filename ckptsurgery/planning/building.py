@@ -16,6 +16,7 @@ from ..language.rules import Term
 from ..ops.base import Op, OpError, Specs
 from ..specs import TensorSpec
 from .expanding import BoundRule
+from .fusing import fused
 from .joining import Group
 from .layout import Layout, Piece, Side, arrange
 from .solving import ConcreteDims, Equations, SizeError, concrete, extent, settle, whole
@@ -198,6 +199,23 @@ class ProgramBuilder:
         arrived = dims if term.axes is None else settle(term.axes, left_alone, present)
         target_dims = (*((Axis(n),) for n in reduced), *arrived)
         scattered = tuple(n for n in self.bound.signature.scattered if n in term.pattern.names)
+        try:
+            return self._arranged(arrival, dims, target_dims, term, scattered, reduced, group, env, wanted)
+        except SizeError as open_axis:
+            apart = {*env, *arrival.bound, *scattered, *reduced, *self.bound.signature.counts, *self.bound.signature.over}
+            apart |= {str(a.marker) for axes in (*dims, *target_dims) for a in axes if a.marker}
+            together = fused(dims, target_dims, apart)
+            if open_axis.diagnostic.code != "unsolved-axis" or together == (dims, target_dims):
+                raise
+            try:
+                return self._arranged(arrival, *together, term, scattered, reduced, group, env, wanted)
+            except SizeError:
+                raise open_axis from None
+
+    def _arranged(
+        self, arrival: Arrival, dims: ConcreteDims, target_dims: ConcreteDims, term: Term, scattered: tuple[str, ...],
+        reduced: tuple[str, ...], group: Group, env: Mapping[str, int], wanted: Mapping[tuple[int, ...], TensorSpec],
+    ) -> tuple[Layout, Grid]:  # fmt: skip
         equations = Equations(lambda name, value: self._given(name, value, group, scattered, wanted))
         self._check_markers(dims, target_dims, {*env, *arrival.bound}, {*env, *scattered})
         sources = [
