@@ -135,7 +135,7 @@ def _dims(text: str) -> Iterator[Dim]:
 
 
 def _axis(token: str, text: str) -> Axis:
-    if token.isdigit():
+    if token.isdecimal():
         return Axis(str(int(token)), size=int(token))
     match = _AXIS.match(token)
     if match is None:

@@ -27,6 +27,7 @@ SEPARATORS = "./"
 _SPECIAL = re.compile(r"->|[{}\[\],|?\\]")
 _NAME = re.compile(r"[^\W\d]\w*\Z")
 _INDEX = re.compile(r"(0|[1-9][0-9]*)\Z")
+_SUM = re.compile(r"\s*[+-]?\s*(\d+|[^\W\d]\w*)(\s*[+-]\s*(\d+|[^\W\d]\w*))*\s*")
 _MOST_READINGS = 4096
 
 
@@ -87,7 +88,7 @@ class Literal:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """An inclusive range of integers, `first..last`; ends may be names from `dims` until they are bound."""
+    """An inclusive range of integers, `first..last`; ends may be sums over names from `dims` until they are bound."""
 
     first: int | str
     last: int | str
@@ -171,10 +172,9 @@ class Capture:
         """The capture with names from `dims` replaced by their numbers, in sums and ranges."""
         capture = self
         if capture.span is not None:
-            first, last = (numbers.get(e, e) if isinstance(e, str) else e for e in (capture.span.first, capture.span.last))
-            for end in (first, last):
-                if isinstance(end, str):
-                    raise RecipeError(Diagnostic("unknown-dim", f"{{{self}}}: {end!r} is not in dims", help=f"--dim {end}=…"))
+            first, last = (self._end(e, numbers) for e in (capture.span.first, capture.span.last))
+            if first > last:
+                raise RecipeError(Diagnostic("bad-pattern", f"{{{self}}}: the range {first}..{last} is empty"))
             capture = replace(capture, span=Span(first, last))
         if capture.terms is not None:
             names = [a for _, a in capture.terms if isinstance(a, str)]
@@ -187,6 +187,14 @@ class Capture:
             terms = tuple((s, a if a == free[0] else numbers.get(str(a), a)) for s, a in capture.terms)
             capture = replace(capture, name=free[0], terms=terms)
         return capture
+
+    def _end(self, end: int | str, numbers: Mapping[str, int]) -> int:
+        total = 0
+        for sign, atom in _atoms(str(end)):
+            if isinstance(atom, str) and atom not in numbers:
+                raise RecipeError(Diagnostic("unknown-dim", f"{{{self}}}: {atom!r} is not in dims", help=f"--dim {atom}=…"))
+            total += sign * int(numbers.get(str(atom), atom))
+        return total
 
     def __str__(self) -> str:
         if self.flat:
@@ -430,9 +438,8 @@ def _capture(body: str, text: str, at: int) -> Capture:
     name, colon, domain = inner.partition(":")
     if colon and _NAME.match(name.strip()):
         return _restricted(name.strip(), domain, text, at)
-    terms = re.findall(r"\s*([+-]?)\s*(\d+|[^\W\d]\w*)", inner)
-    if terms and re.fullmatch(r"\s*[+-]?\s*\w+(\s*[+-]\s*\w+)*\s*", inner):
-        atoms = tuple((-1 if s == "-" else 1, int(a) if a.isdigit() else a) for s, a in terms)
+    if _SUM.fullmatch(inner):
+        atoms = _atoms(inner)
         named = [str(a) for s, a in atoms if isinstance(a, str)]
         if named:
             # which name is the capture and which a number is known once dims are; until then, the last minus or the first
@@ -441,13 +448,21 @@ def _capture(body: str, text: str, at: int) -> Capture:
     raise _error(text, at, f"{{{body}}} is no capture", "{i}, {p:q,k,v}, {i:0..7}, {i+16}, {3-i}, {(s b)} or {rest...}")
 
 
+def _atoms(text: str) -> tuple[tuple[int, int | str], ...]:
+    """The signed integers and names of a sum."""
+    found = re.findall(r"([+-]?)\s*(\w+)", text)
+    return tuple((-1 if sign == "-" else 1, int(atom) if atom.isdecimal() else atom) for sign, atom in found)
+
+
 def _restricted(name: str, domain: str, text: str, at: int) -> Capture:
-    span = re.fullmatch(r"\s*(\w+)\.\.(\w+)\s*", domain)
-    if span:
-        first, last = (int(e) if e.isdigit() else e for e in span.groups())
+    ends = [e.strip() for e in domain.split("..")]
+    if len(ends) == 2 and all(map(_SUM.fullmatch, ends)):
+        first, last = (int(e) if e.isdecimal() else e for e in ends)
         if isinstance(first, int) and isinstance(last, int) and first > last:
             raise _error(text, at, f"the range {domain} is empty")
         return Capture(name, span=Span(first, last))
+    if ".." in domain:
+        raise _error(text, at, f"{domain!r} is no range", "two integers, or sums over names from dims: {i:0..n-1}")
     choices = tuple(unescape(c.strip()) for c in split_unescaped(domain, ",", ""))
     if len(set(choices)) < len(choices):
         raise _error(text, at, f"a choice stands twice in {{{name}:{domain}}}")

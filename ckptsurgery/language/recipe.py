@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import Diagnostic, RecipeError
 from .dims import DimValue
 from .keys import KeyPattern
-from .rules import OpAlgebra, Rule, optional_text, parse_pattern
+from .rules import OpAlgebra, Rule, parse_pattern
 
 __all__ = ["Recipe", "Scope"]
 
@@ -143,12 +143,16 @@ class Recipe:
             raise RecipeError(Diagnostic("bad-union", f"two different rests: {self.rest!r} and {other.rest!r}"))
         rest = rests.pop() if rests else "error"
         summary = " + ".join(s for s in (self.summary, other.summary) if s)
-        if _disagree(self.dims, other.dims) or _disagree(self.names, other.names):
+        for table in ("init", "tie", "same"):
+            for key in _disagreements(getattr(self, table), getattr(other, table)):
+                raise RecipeError(Diagnostic("bad-union", f"[{table}] says two things of {key!r}: "
+                                             f"{getattr(self, table)[key]!r} and {getattr(other, table)[key]!r}"))  # fmt: skip
+        if _disagreements(self.dims, other.dims) or _disagreements(self.names, other.names):
             parts = (Scope(self.but(rest=None, summary="")), Scope(other.but(rest=None, summary="")))
             return Recipe(scopes=parts, rest=rest, summary=summary)
         return Recipe(
             rules=(*self.rules, *other.rules),
-            drop=(*self.drop, *other.drop),
+            drop=tuple(dict.fromkeys((*self.drop, *other.drop))),
             init={**self.init, **other.init},
             tie={**self.tie, **other.tie},
             same={**self.same, **other.same},
@@ -246,10 +250,5 @@ def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _disagree(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    return any(a[name] != b[name] for name in a.keys() & b.keys())
-
-
-def strip_optional(text: str) -> str:
-    """A pattern's text without its `?`."""
-    return optional_text(text)[1]
+def _disagreements(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    return [name for name in a if name in b and a[name] != b[name]]
