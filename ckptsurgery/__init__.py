@@ -14,60 +14,90 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .catalog import list_recipes as list_recipes
-    from .catalog import load_recipe as load_recipe
-    from .errors import CheckpointError as CheckpointError
-    from .errors import CkptSurgeryError as CkptSurgeryError
-    from .errors import Diagnostic as Diagnostic
-    from .errors import LoadError as LoadError
-    from .errors import PlanError as PlanError
-    from .errors import RecipeError as RecipeError
-    from .language.recipe import Recipe as Recipe
-    from .language.recipe import Scope as Scope
-    from .language.rules import Rule as Rule
-    from .modeling.groups import param_groups as param_groups
-    from .modeling.selection import Selection as Selection
-    from .modeling.selection import select as select
-    from .modeling.skeletons import skeleton as skeleton
-    from .modeling.ties import tie as tie
-    from .modeling.ties import untie as untie
-    from .ops.base import Op as Op
+    from .catalog import list_recipes, load_recipe
+    from .comparing.diffing import Diff, diff
+    from .errors import CheckpointError, CkptSurgeryError, Diagnostic, LoadError, PlanError, RecipeError
+    from .language.recipe import Recipe, Scope
+    from .language.rules import Rule
+    from .modeling.groups import param_groups
+    from .modeling.selection import Selection, select
+    from .modeling.skeletons import skeleton
+    from .modeling.ties import tie, untie
+    from .ops.base import Op
     from .ops.registry import register as op
+    from .reporting.overview import summary, ties
     from .running.plan import RunnablePlan as Plan
-    from .running.plan import plan as plan
-    from .running.report import Report as Report
-    from .specs import TensorSpec as TensorSpec
-    from .storage.checkpoint import Checkpoint as Checkpoint
+    from .running.plan import plan, save
+    from .running.report import Report
+    from .specs import TensorSpec
+    from .storage.checkpoint import Checkpoint
     from .storage.opening import open_checkpoint as open
-    from .transfer.loading import load_into as load_into
+    from .transfer.loading import load_into
+    from .transfer.recipes import match_recipes
 
 __version__ = "0.1.0"
 
-_HOMES = {
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "CkptSurgeryError",
+    "Diagnostic",
+    "Diff",
+    "LoadError",
+    "Op",
+    "Plan",
+    "PlanError",
+    "Recipe",
+    "RecipeError",
+    "Report",
+    "Rule",
+    "Scope",
+    "Selection",
+    "TensorSpec",
+    "__version__",
+    "diff",
+    "list_recipes",
+    "load_into",
+    "load_recipe",
+    "match_recipes",
+    "op",
+    "open",
+    "param_groups",
+    "plan",
+    "save",
+    "select",
+    "skeleton",
+    "summary",
+    "tie",
+    "ties",
+    "untie",
+]
+
+_HOMES: dict[str, tuple[str, ...]] = {
     "catalog": ("list_recipes", "load_recipe"),
+    "comparing.diffing": ("Diff", "diff"),
     "errors": ("CheckpointError", "CkptSurgeryError", "Diagnostic", "LoadError", "PlanError", "RecipeError"),
     "language.recipe": ("Recipe", "Scope"),
     "language.rules": ("Rule",),
     "modeling.groups": ("param_groups",),
     "modeling.selection": ("Selection", "select"),
+    "modeling.skeletons": ("skeleton",),
     "modeling.ties": ("tie", "untie"),
     "ops.base": ("Op",),
-    "ops.registry": (("register", "op"),),
-    "running.plan": (("RunnablePlan", "Plan"), "plan"),
+    "reporting.overview": ("summary", "ties"),
+    "running.plan": ("plan", "save"),
     "running.report": ("Report",),
     "specs": ("TensorSpec",),
     "storage.checkpoint": ("Checkpoint",),
-    "storage.opening": (("open_checkpoint", "open"),),
     "transfer.loading": ("load_into",),
-    "modeling.skeletons": ("skeleton",),
+    "transfer.recipes": ("match_recipes",),
 }
-_PLACES = {
-    (name if isinstance(name, str) else name[1]): (module, name if isinstance(name, str) else name[0])
-    for module, names in _HOMES.items()
-    for name in names
+_PLACES = {name: (module, name) for module, names in _HOMES.items() for name in names}
+_PLACES |= {
+    "Plan": ("running.plan", "RunnablePlan"),
+    "op": ("ops.registry", "register"),
+    "open": ("storage.opening", "open_checkpoint"),
 }
-
-__all__ = sorted([*_PLACES, "__version__"])  # noqa: PLE0605
 
 
 def __getattr__(name: str) -> Any:

@@ -51,7 +51,11 @@ def load_recipe(name: str | os.PathLike[str]) -> Recipe:
         shipped = shelf() / f"{text}{_SUFFIX}"
         if text not in list_recipes():
             near = difflib.get_close_matches(text, list_recipes(), 3, 0.4)
-            help = "did you mean " + " or ".join(map(repr, near)) + "?" if near else "ckptsurgery recipes lists them; a file ends in .toml"
+            help = (
+                "did you mean " + " or ".join(map(repr, near)) + "?"
+                if near
+                else "ckptsurgery recipes lists them; a file ends in .toml"
+            )
             raise RecipeError(Diagnostic("unknown-recipe", f"no recipe is called {text!r}", help=help))
         return loads(_read(shipped), f"recipes/{text}{_SUFFIX}")
     return loads(_read(path), str(path))
@@ -80,4 +84,6 @@ def as_recipe(what: RecipeLike) -> Recipe:
         return load_recipe(what)
     if isinstance(what, Sequence):
         return Recipe(list(what))
-    raise RecipeError(Diagnostic("bad-recipe", f"a {type(what).__name__} is no recipe", help="a Recipe, a name, a path or rules"))
+    raise RecipeError(
+        Diagnostic("bad-recipe", f"a {type(what).__name__} is no recipe", help="a Recipe, a name, a path or rules")
+    )

@@ -1,10 +1,10 @@
 """The exception tree and the diagnostics it carries.
 
-    CkptSurgeryError
-    ├── CheckpointError     a file or a state_dict cannot be read, written or trusted
-    ├── RecipeError         a rule or a recipe does not parse, or contradicts itself
-    ├── PlanError           recipe and headers do not fit together
-    └── LoadError           a model cannot take what the plan would give it
+CkptSurgeryError
+├── CheckpointError     a file or a state_dict cannot be read, written or trusted
+├── RecipeError         a rule or a recipe does not parse, or contradicts itself
+├── PlanError           recipe and headers do not fit together
+└── LoadError           a model cannot take what the plan would give it
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from ..ops.axes import Same
 from ..ops.base import Specs
 from ..specs import TensorSpec
 from .plan import Plan
-from .steps import Fork, Instruction, Move, Program, Run, Step
+from .steps import Fork, Instruction, Move, Pick, Program, Run, Step
 
 __all__ = ["reversed_plan"]
 
@@ -100,6 +100,8 @@ def _undone(instruction: Instruction, inputs: Specs) -> Instruction:
             return Move(layout.inverse(), tuple(s.dtype for s in inputs))
         case Run(op, groups):
             return _op_undone(instruction, inputs)
+        case Pick():
+            raise Lossy("some of what it makes was left out")
     raise AssertionError(instruction)
 
 

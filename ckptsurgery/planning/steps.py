@@ -1,13 +1,13 @@
 """Steps: which sources make which targets, and by what program.
 
 A program knows shapes and dtypes but no keys, so that all layers share one. It is a list of instructions over a list of
-tensors: `Fork` gives each of several targets its own, `Move` rearranges, `Run` applies an op.
+tensors: `Fork` gives each of several targets its own, `Move` rearranges, `Run` applies an op, `Pick` leaves some out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeVar
 
@@ -15,7 +15,7 @@ from ..ops.base import Op, Specs
 from ..specs import TensorSpec
 from .layout import Layout, Piece
 
-__all__ = ["Fork", "Instruction", "Move", "Program", "Run", "Step", "compose_layouts"]
+__all__ = ["Fork", "Instruction", "Move", "Pick", "Program", "Run", "Step", "compose_layouts"]
 
 T = TypeVar("T")
 
@@ -70,7 +70,18 @@ class Run:
         return tuple(result)
 
 
-Instruction = Fork | Move | Run
+@dataclass(frozen=True)
+class Pick:
+    """Some of the tensors, in this order; the others go nowhere."""
+
+    indices: tuple[int, ...]
+
+    def after(self, specs: Specs) -> Specs:
+        """Specs after the instruction."""
+        return tuple(specs[i] for i in self.indices)
+
+
+Instruction = Fork | Move | Run | Pick
 
 
 @dataclass(frozen=True)
@@ -116,6 +127,8 @@ class Program:
                     if composed is None:
                         return None
                     layout = composed
+                case Pick(indices):
+                    layout = _picked(layout, indices)
                 case Run():
                     return None
         return layout
@@ -148,6 +161,11 @@ def _forked(layout: Layout, times: int) -> Layout:
         for p in layout.pieces
     ]
     return Layout(layout.sources, layout.targets * times, tuple(pieces))
+
+
+def _picked(layout: Layout, indices: tuple[int, ...]) -> Layout:
+    pieces = tuple(replace(p, target=n) for n, i in enumerate(indices) for p in layout.pieces if p.target == i)
+    return Layout(layout.sources, tuple(layout.targets[i] for i in indices), pieces)
 
 
 def compose_layouts(first: Layout, second: Layout) -> Layout | None:

@@ -40,7 +40,7 @@ def fit(plan: Plan, stage: Stage, target: Target | None, dtype: str, problems: l
     Args:
         dtype: one of `DTYPE_POLICIES`, or the dtype that every floating-point tensor gets.
     """
-    fitting = _Fitting(plan, target, problems, dict(plan.ties))
+    fitting = _Fitting(plan, target, problems, dict(plan.ties), dict(plan.inits))
     fitting.recipe_ties(stage.ties)
     if target is None:
         fitting.inits_without_target(stage.inits)

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..errors import CheckpointError, Diagnostic
 
-__all__ = ["companions_of", "copy_companions"]
+__all__ = ["companions_of", "copy_companions", "refuse_file"]
 
-_NAMES = ("config", "generation_config", "tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "preprocessor",
-          "processor", "chat_template", "spiece", "sentencepiece", "README", "LICENSE", "NOTICE", "USE_POLICY")  # fmt: skip
+_NAMES = (
+    "config",
+    "generation_config",
+    "tokenizer",
+    "special_tokens",
+    "added_tokens",
+    "vocab",
+    "merges",
+    "preprocessor",
+    "processor",
+    "chat_template",
+    "spiece",
+    "sentencepiece",
+    "README",
+    "LICENSE",
+    "NOTICE",
+    "USE_POLICY",
+)
 _SUFFIXES = (".json", ".txt", ".model", ".jinja", ".md", ".vocab", ".tiktoken", "")
 
 
@@ -24,19 +40,29 @@ def companions_of(files: tuple[str, ...]) -> Iterator[Path]:
                 yield path
 
 
-def copy_companions(files: tuple[str, ...], folder: Path) -> tuple[str, ...]:
-    """Copy the companions of a checkpoint's files into a folder, over none that is there.
+def refuse_file(path: Path, outputs: Sequence[str]) -> None:
+    """Refuse an output that is one file, before it is written.
 
     Raises:
-        CheckpointError: the output is no folder.
+        CheckpointError: there is no folder for the companions.
     """
-    if not folder.is_dir():
-        raise CheckpointError(Diagnostic("companions-need-a-folder", "config and tokenizer files go along into a folder",
-                                         str(folder), help="name a folder as the output"))  # fmt: skip
+    if [str(path.expanduser())] == list(outputs):
+        raise CheckpointError(
+            Diagnostic(
+                "companions-need-a-folder",
+                "config and tokenizer files go along into a folder, and the output is one file",
+                str(path),
+                help=f"name a folder: {str(path.with_suffix(''))!r}",
+            )
+        )
+
+
+def copy_companions(files: tuple[str, ...], folder: Path) -> tuple[str, ...]:
+    """Copy the companions of a checkpoint's files into a folder, over none that is there; the names copied."""
     copied = []
     for path in companions_of(files):
         target = folder / path.name
         if not target.exists():
             shutil.copyfile(path, target)
-            copied.append(str(target))
+            copied.append(path.name)
     return tuple(copied)

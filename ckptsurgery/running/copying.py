@@ -32,7 +32,9 @@ class ByteRun(NamedTuple):
     nbytes: int
 
 
-def runs_of(layout: Layout, dtypes: Sequence[str], sources: Sequence[Extent], targets: Sequence[Extent]) -> list[ByteRun] | None:
+def runs_of(
+    layout: Layout, dtypes: Sequence[str], sources: Sequence[Extent], targets: Sequence[Extent]
+) -> list[ByteRun] | None:
     """The byte runs of a rearrangement, or None where they are so many and so short that a tensor is the better way.
 
     Args:
@@ -43,8 +45,11 @@ def runs_of(layout: Layout, dtypes: Sequence[str], sources: Sequence[Extent], ta
     if any(b % 8 for b in bits) and layout.copies is None:
         return None
     if layout.copies is not None:
-        return [ByteRun(t.file, t.offset, sources[s].file, sources[s].offset, t.nbytes)
-                for s, t in zip(layout.copies, targets) if t.nbytes]  # fmt: skip
+        return [
+            ByteRun(t.file, t.offset, sources[s].file, sources[s].offset, t.nbytes)
+            for s, t in zip(layout.copies, targets)
+            if t.nbytes
+        ]
     count = sum(_run_count(p) for p in layout.pieces)
     total = sum(t.nbytes for t in targets)
     if count == 0 or (count > _MANY_RUNS and total // count < _SHORT_RUN):
@@ -54,7 +59,9 @@ def runs_of(layout: Layout, dtypes: Sequence[str], sources: Sequence[Extent], ta
         size = bits[piece.target] // 8
         source, target = sources[piece.source], targets[piece.target]
         for a, b, length in _elements(piece):
-            runs.append(ByteRun(target.file, target.offset + b * size, source.file, source.offset + a * size, length * size))
+            runs.append(
+                ByteRun(target.file, target.offset + b * size, source.file, source.offset + a * size, length * size)
+            )
     return runs
 
 
@@ -107,5 +114,3 @@ def copy_runs(runs: Iterable[ByteRun], checkpoint: Checkpoint, writer: Writer, m
             writer.write(run.target_file, run.target_offset + done, part)
             done += len(part)
             moved(len(part))
-
-

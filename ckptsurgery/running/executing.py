@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..errors import CheckpointError, Diagnostic
 from ..ops.base import OpError
 from ..planning.layout import Layout
-from ..planning.steps import Fork, Move, Program, Run, Step
+from ..planning.steps import Fork, Move, Pick, Program, Run, Step
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +35,9 @@ def run_step(step: Step, load: Load) -> tuple[Tensor, ...]:
         return execute(step.program, tensors)
     except OpError as error:
         raise CheckpointError(
-            Diagnostic("op-failed", str(error), place=step.targets[0], facts=(("sources", ", ".join(step.sources[:6])),))
+            Diagnostic(
+                "op-failed", str(error), place=step.targets[0], facts=(("sources", ", ".join(step.sources[:6])),)
+            )
         ) from error
 
 
@@ -48,6 +50,8 @@ def execute(program: Program, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
                 current = current * times
             case Move(layout):
                 current = rearrange(layout, current)
+            case Pick(indices):
+                current = tuple(current[i] for i in indices)
             case Run(op):
                 current = instruction.applied(current, op.run)
     return tuple(t.contiguous() for t in current)
@@ -65,9 +69,9 @@ def rearrange(layout: Layout, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         like = flat[pieces[0].source] if pieces else tensors[0]
         target = like.new_empty(shape)
         for p in pieces:
-            box = flat[p.source].as_strided(p.shape, p.source_strides, flat[p.source].storage_offset() + p.source_offset)
+            box = flat[p.source].as_strided(
+                p.shape, p.source_strides, flat[p.source].storage_offset() + p.source_offset
+            )
             target.as_strided(p.shape, p.target_strides, p.target_offset).copy_(box)
         made.append(target)
     return tuple(made)
-
-

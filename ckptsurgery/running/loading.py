@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, Diagnostic, LoadError
 from ..modeling.assigning import set_tensor, shared_places
+from ..modeling.facts import target_of
 from ..modeling.initialising import initialise, materialise_buffers
 from ..modeling.places import named_tensors
 from ..modeling.ties import TieGroup, find_ties, restore_ties
@@ -26,31 +27,47 @@ from .streaming import Loads
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["load_plan", "target_of"]
+__all__ = ["load_plan", "model_target"]
 
 _KEEPS = ("own", "own()")
 
 
-def target_of(model: nn.Module) -> Target:
+def model_target(model: nn.Module) -> Target:
     """What a model wants: its state_dict's keys in order, and which of them are one tensor."""
-    from ..storage.tensors import spec_of
-
-    persistent = model.state_dict()
-    specs = {k: spec_of(t) for k, t in persistent.items() if hasattr(t, "shape") and hasattr(t, "dtype")}
-    ties = [[n for n in g.names if n in specs] for g in find_ties(model)]
-    return Target(specs, [names for names in ties if len(names) > 1], "model")
+    facts = target_of(model)
+    if facts.lazy:
+        raise LoadError(
+            Diagnostic(
+                "lazy-parameter",
+                f"{len(facts.lazy)} parameters have no shape yet",
+                notes=facts.lazy[:6],
+                help="run the model on one batch first",
+            )
+        )
+    ties = [[n for n in g.names if n in facts.specs] for g in facts.ties]
+    return Target(facts.specs, [names for names in ties if len(names) > 1], "model")
 
 
 def load_plan(
-    plan: Plan, checkpoint: Checkpoint, model: nn.Module, *, assign: bool = False, seed: int = 0,
-    check_values: bool = False, progress: bool | None = None, notes: Sequence[str] = (),
-) -> Report:  # fmt: skip
+    plan: Plan,
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    *,
+    assign: bool = False,
+    seed: int = 0,
+    check_values: bool = False,
+    progress: bool | None = None,
+    notes: Sequence[str] = (),
+    also: Callable[[], object] | None = None,
+) -> Report:
     """Carry a plan out on a model.
 
     Args:
         assign: put new parameters in place of the old ones, which a meta model needs; else copy into them.
         seed: of the initialisers; each key has a stream of its own.
         check_values: look for NaN and Inf in what is loaded, before anything is written.
+        notes: what the report should say besides.
+        also: further work on the model, after the plan's own and before ties and buffers are made whole.
 
     Raises:
         PlanError: values that must be equal differ. LoadError: the model cannot take the result; after an I/O failure
@@ -67,20 +84,27 @@ def load_plan(
     skipped = {other for other, _ in plan.tie_proofs}
     with ByteBar(sum(s.nbytes for s in plan.specs.values()), "loading", progress) as bar:
         _fill(plan, checkpoint, model, assign, skipped, bar)
+    if also is not None:
+        also()
     rows = initialise(model, inits, seed) if inits else ()
     _restore(model, ties, {*made, *inits}, plan)
     _buffers(model)
     entries = _entries(plan, rows, kept, model)
     scanned = () if check_values else ("values were not scanned for NaN and Inf: check_values=True does",)
     return Report(
-        entries, checkpoint.source, type(model).__name__, (*notes, *scanned), plan.warnings,
-        bytes_read=plan.cost.bytes_read, bytes_written=bar.done,
-    )  # fmt: skip
+        entries,
+        checkpoint.source,
+        type(model).__name__,
+        (*notes, *scanned),
+        plan.warnings,
+        bytes_read=plan.cost.bytes_read,
+        bytes_written=bar.done,
+    )
 
 
 def _fill(
     plan: Plan, checkpoint: Checkpoint, model: nn.Module, assign: bool, skipped: Collection[str], bar: ByteBar
-) -> None:  # fmt: skip
+) -> None:
     places = shared_places(model) if assign else {}
     loads = Loads(checkpoint, plan.steps)
     written: list[str] = []
@@ -98,8 +122,11 @@ def _fill(
     except (OSError, CheckpointError) as error:
         untouched = [k for step in plan.steps for k in step.targets if k not in set(written)]
         first = error.diagnostics if isinstance(error, CheckpointError) else (Diagnostic("read-failed", str(error)),)
-        half = Diagnostic("half-loaded", f"the load broke off: {len(written)} keys hold new values, {len(untouched)} old ones",
-                          help="load again, or build the model anew")  # fmt: skip
+        half = Diagnostic(
+            "half-loaded",
+            f"the load broke off: {len(written)} keys hold new values, {len(untouched)} old ones",
+            help="load again, or build the model anew",
+        )
         raise LoadError([*first, half], written, untouched) from error
 
 
@@ -116,12 +143,24 @@ def _refuse_meta(plan: Plan, model: nn.Module, kept: Sequence[str], assign: bool
         return
     targets = [k for k in plan.specs if k in meta]
     if targets and not assign:
-        raise LoadError(Diagnostic("meta-target", f"{len(targets)} parameters of the model are on the meta device, nothing can "
-                                   "be copied into them", notes=tuple(targets[:6]), help="assign=True"))  # fmt: skip
+        raise LoadError(
+            Diagnostic(
+                "meta-target",
+                f"{len(targets)} parameters of the model are on the meta device, nothing can be copied into them",
+                notes=tuple(targets[:6]),
+                help="assign=True",
+            )
+        )
     empty = [k for k in kept if k in meta]
     if empty:
-        raise LoadError(Diagnostic("meta-kept", f"{len(empty)} keys would be kept as built, but they are on the meta device",
-                                   notes=tuple(empty[:12]), help='init="default" gives them first values'))  # fmt: skip
+        raise LoadError(
+            Diagnostic(
+                "meta-kept",
+                f"{len(empty)} keys would be kept as built, but they are on the meta device",
+                notes=tuple(empty[:12]),
+                help='init="default" gives them first values',
+            )
+        )
 
 
 def _check_values(plan: Plan, checkpoint: Checkpoint) -> None:
@@ -136,8 +175,14 @@ def _check_values(plan: Plan, checkpoint: Checkpoint) -> None:
                 if count:
                     bad.append(f"{key}  {count} of {tensor.numel()} elements")
     if bad:
-        raise LoadError(Diagnostic("non-finite", f"{len(bad)} tensors of the source hold NaN or Inf; nothing was loaded",
-                                   notes=tuple(bad[:12]), help="check_values=False loads them all the same"))  # fmt: skip
+        raise LoadError(
+            Diagnostic(
+                "non-finite",
+                f"{len(bad)} tensors of the source hold NaN or Inf; nothing was loaded",
+                notes=tuple(bad[:12]),
+                help="check_values=False loads them all the same",
+            )
+        )
 
 
 def _restore(model: nn.Module, ties: Sequence[TieGroup], filled: Collection[str], plan: Plan) -> None:
@@ -157,8 +202,14 @@ def _buffers(model: nn.Module) -> None:
         materialise_buffers(model)
     left = [n for n, t in named_tensors(model).items() if t.is_meta]
     if left:
-        raise LoadError(Diagnostic("meta-left", f"{len(left)} tensors of the model are still on the meta device",
-                                   notes=tuple(left[:12]), help="load or initialise them"))  # fmt: skip
+        raise LoadError(
+            Diagnostic(
+                "meta-left",
+                f"{len(left)} tensors of the model are still on the meta device",
+                notes=tuple(left[:12]),
+                help="load or initialise them",
+            )
+        )
 
 
 def _entries(plan: Plan, rows: Sequence[Any], kept: Sequence[str], model: nn.Module) -> tuple[Entry, ...]:

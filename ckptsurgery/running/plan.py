@@ -24,7 +24,7 @@ from .saving import save_plan, state_dict_of
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["RunnablePlan", "as_target", "plan"]
+__all__ = ["RunnablePlan", "as_target", "plan", "save"]
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,16 @@ class RunnablePlan(Plan):
     checkpoint: Checkpoint = field(default_factory=lambda: open_checkpoint({}), repr=False, compare=False)
 
     def save(
-        self, path: str | os.PathLike[str], max_shard_size: int | str | None = None, overwrite: bool = False, *,
-        max_memory: int | str | None = None, companions: bool = False, progress: bool | None = None,
-    ) -> Report:  # fmt: skip
+        self,
+        path: str | os.PathLike[str],
+        max_shard_size: int | str | None = None,
+        overwrite: bool = False,
+        *,
+        max_memory: int | str | None = None,
+        companions: bool = False,
+        check: bool = False,
+        progress: bool | None = None,
+    ) -> Report:
         """Stream the result into a file or a folder, which appears whole or not at all.
 
         Args:
@@ -51,33 +58,50 @@ class RunnablePlan(Plan):
             overwrite: replace what is there; the source itself may be it.
             max_memory: refuse before starting when the largest step would hold more.
             companions: config and tokenizer files go along into the folder.
+            check: read the output back and prove that it is what the plan makes.
             progress: True or False to insist on a bar or on none.
         """
         return save_plan(
-            self, self.checkpoint, path, max_shard_size=max_shard_size, overwrite=overwrite, max_memory=max_memory,
-            companions=companions, progress=progress,
-        )  # fmt: skip
+            self,
+            self.checkpoint,
+            path,
+            max_shard_size=max_shard_size,
+            overwrite=overwrite,
+            max_memory=max_memory,
+            companions=companions,
+            check=check,
+            progress=progress,
+        )
 
     def state_dict(self) -> dict[str, Tensor]:
         """The result in memory: contiguous tensors in the target's order, tied names sharing one."""
         return state_dict_of(self, self.checkpoint)
 
     def load_into(
-        self, model: nn.Module, *, assign: bool = False, seed: int = 0, check_values: bool = False,
+        self,
+        model: nn.Module,
+        *,
+        assign: bool = False,
+        seed: int = 0,
+        check_values: bool = False,
         progress: bool | None = None,
-    ) -> Report:  # fmt: skip
+    ) -> Report:
         """Put the result into a model, by copy or by assignment; ties are restored, nothing is left on the meta device.
 
         A plan that was made without a target is held against this model first.
         """
-        from .loading import load_plan, target_of
+        from .loading import load_plan, model_target
 
         ready: RunnablePlan = self
         if self.target is None:
             if self.recipe is None:
-                raise PlanError(Diagnostic("no-target", "a reversed plan loads into no model", help="plan.state_dict() or .save()"))
-            ready = _planned(self.checkpoint, self.recipe, target_of(model), None, "lossless", None)
-        return load_plan(ready, self.checkpoint, model, assign=assign, seed=seed, check_values=check_values, progress=progress)
+                raise PlanError(
+                    Diagnostic("no-target", "a reversed plan loads into no model", help="plan.state_dict() or .save()")
+                )
+            ready = _planned(self.checkpoint, self.recipe, model_target(model), None, "lossless", None)
+        return load_plan(
+            ready, self.checkpoint, model, assign=assign, seed=seed, check_values=check_values, progress=progress
+        )
 
     def inverse(self, converted: Any) -> RunnablePlan:
         """The plan that turns the converted checkpoint back, with this plan's keys and sizes.
@@ -89,7 +113,9 @@ class RunnablePlan(Plan):
             PlanError: what was converted is not what this plan makes, or a step loses something; each is listed.
         """
         checkpoint = open_checkpoint(converted)
-        return _runnable(reversed_plan(self, checkpoint.specs, {a for t in checkpoint.ties for a in t.names}), checkpoint)
+        return _runnable(
+            reversed_plan(self, checkpoint.specs, {a for t in checkpoint.ties for a in t.names}), checkpoint
+        )
 
 
 def _runnable(found: Plan, checkpoint: Checkpoint) -> RunnablePlan:
@@ -97,20 +123,35 @@ def _runnable(found: Plan, checkpoint: Checkpoint) -> RunnablePlan:
 
 
 def _planned(
-    checkpoint: Checkpoint, recipe: Recipe, target: Target | None, config: Mapping[str, Any] | None, dtype: str,
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    target: Target | None,
+    config: Mapping[str, Any] | None,
+    dtype: str,
     dims: Mapping[str, DimValue] | None,
-) -> RunnablePlan:  # fmt: skip
+) -> RunnablePlan:
     found = make_plan(
-        checkpoint.specs, recipe, load_recipe, target=target, config=config if config is not None else checkpoint.config,
-        dims=dims, dtype=dtype,
-    )  # fmt: skip
+        checkpoint.specs,
+        recipe,
+        load_recipe,
+        target=target,
+        config=config if config is not None else checkpoint.config,
+        dims=dims,
+        dtype=dtype,
+    )
     return _runnable(found, checkpoint)
 
 
 def plan(
-    source: Any, recipe: RecipeLike, target: Any = None, config: Mapping[str, Any] | None = None, *,
-    dtype: str = "lossless", dims: Mapping[str, DimValue] | None = None, subtree: str | None = None,
-) -> RunnablePlan:  # fmt: skip
+    source: Any,
+    recipe: RecipeLike,
+    target: Any = None,
+    config: Mapping[str, Any] | None = None,
+    *,
+    dtype: str = "lossless",
+    dims: Mapping[str, DimValue] | None = None,
+    subtree: str | None = None,
+) -> RunnablePlan:
     """Plan what a recipe makes of a source, from headers alone.
 
     >>> import torch
@@ -139,6 +180,38 @@ def plan(
     return _planned(checkpoint, as_recipe(recipe), as_target(target), config, dtype, dims)
 
 
+def save(
+    source: Any,
+    path: str | os.PathLike[str],
+    max_shard_size: int | str | None = None,
+    overwrite: bool = False,
+    *,
+    check: bool = False,
+    progress: bool | None = None,
+) -> Report:
+    """Write a state_dict, a model or a checkpoint to a file or a folder; tied tensors are stored once and come back tied.
+
+    >>> import tempfile, torch
+    >>> w = torch.ones(2, 2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     report = save({"embed.weight": w, "head.weight": w}, folder + "/model.safetensors")
+    ...     open_checkpoint(report.files[0]).ties[0].names, report.bytes_written
+    (('embed.weight', 'head.weight'), 16)
+
+    Args:
+        source: whatever `open` takes.
+        path: `x.safetensors`, `x.pt` (or `.pth`, `.bin`, `.ckpt`), or a folder, by its suffix.
+        max_shard_size: bytes, or "5GB", "5GiB"; for folders.
+        overwrite: replace what is there.
+        check: read the output back and prove that it is the source.
+
+    Raises:
+        CheckpointError: the source cannot be read, or the output not be written; nothing is left half-written.
+    """
+    whole = plan(source, Recipe(rest="keep"))
+    return whole.save(path, max_shard_size, overwrite, check=check, progress=progress)
+
+
 def _check_dtype(dtype: str) -> None:
     if dtype in DTYPE_POLICIES:
         return
@@ -148,9 +221,12 @@ def _check_dtype(dtype: str) -> None:
         wanted = None
     if wanted is None or wanted.kind != "float":
         raise PlanError(
-            Diagnostic("bad-argument", f"dtype={dtype!r} is neither a policy nor a floating-point dtype",
-                       help="one of " + ", ".join(map(repr, DTYPE_POLICIES)) + ', or a dtype such as "bf16"')
-        )  # fmt: skip
+            Diagnostic(
+                "bad-argument",
+                f"dtype={dtype!r} is neither a policy nor a floating-point dtype",
+                help="one of " + ", ".join(map(repr, DTYPE_POLICIES)) + ', or a dtype such as "bf16"',
+            )
+        )
 
 
 def as_target(target: Any) -> Target | None:
@@ -158,9 +234,9 @@ def as_target(target: Any) -> Target | None:
     if target is None or isinstance(target, Target):
         return target
     if hasattr(target, "state_dict") and hasattr(target, "named_parameters"):
-        from .loading import target_of
+        from .loading import model_target
 
-        return target_of(target)
+        return model_target(target)
     if isinstance(target, Mapping) and target and all(isinstance(v, TensorSpec) for v in target.values()):
         return Target(dict(target))
     checkpoint = open_checkpoint(target)

@@ -58,12 +58,16 @@ def _made_equal(makers: Mapping[str, Step], a: str, b: str, checkpoint: Checkpoi
 
 
 def _differ(alias: str, base: str) -> Diagnostic:
-    return Diagnostic("tied-values-differ", f"{alias!r} and {base!r} must be equal, and their values differ",
-                      help=f'one of them is meant: drop = ["{alias}"], or give it a rule of its own')  # fmt: skip
+    return Diagnostic(
+        "tied-values-differ",
+        f"{alias!r} and {base!r} must be equal, and their values differ",
+        help=f'one of them is meant: drop = ["{alias}"], or give it a rule of its own',
+    )
 
 
 def _tied(alias: str, base: str) -> Diagnostic:
-    return Diagnostic("tied-values-differ", f"the target ties {alias!r} and {base!r}, and the source gives them different values",
-                      help=f'say which one is meant (drop = ["…"] for the other), or cs.untie(model, "{alias}") first')  # fmt: skip
-
-
+    return Diagnostic(
+        "tied-values-differ",
+        f"the target ties {alias!r} and {base!r}, and the source gives them different values",
+        help=f'say which one is meant (drop = ["…"] for the other), or cs.untie(model, "{alias}") first',
+    )

@@ -40,10 +40,14 @@ class Entry:
     def to_json(self) -> dict[str, Any]:
         """The line as plain data."""
         return {
-            "key": self.key, "action": self.action, "shape": list(self.spec.shape) if self.spec else None,
-            "dtype": self.spec.dtype if self.spec else None, "sources": list(self.sources), "by": self.by,
+            "key": self.key,
+            "action": self.action,
+            "shape": list(self.spec.shape) if self.spec else None,
+            "dtype": self.spec.dtype if self.spec else None,
+            "sources": list(self.sources),
+            "by": self.by,
             "cast": list(self.cast) if self.cast else None,
-        }  # fmt: skip
+        }
 
 
 @dataclass(frozen=True)
@@ -122,12 +126,17 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """The report as plain data."""
         return {
-            "source": self.source, "target": self.target, "coverage": self.coverage,
+            "source": self.source,
+            "target": self.target,
+            "coverage": self.coverage,
             "counts": {action: len(self.keys(action)) for action in ACTIONS} | {"cast": len(self.cast)},
-            "notes": list(self.notes), "warnings": [w.to_json() for w in self.warnings], "files": list(self.files),
-            "bytes_read": self.bytes_read, "bytes_written": self.bytes_written,
+            "notes": list(self.notes),
+            "warnings": [w.to_json() for w in self.warnings],
+            "files": list(self.files),
+            "bytes_read": self.bytes_read,
+            "bytes_written": self.bytes_written,
             "ledger": [e.to_json() for e in self.ledger],
-        }  # fmt: skip
+        }
 
     def __str__(self) -> str:
         return "\n".join(self._lines())
@@ -157,8 +166,10 @@ class Report:
         for warning in self.warnings:
             yield f"  {warning.severity}: {warning.headline}"
         if self.files:
-            yield f"  wrote {len(self.files)} file{'s' * (len(self.files) > 1)}, {self.bytes_written:,} bytes: {self.files[0]}" + (
-                ", …" if len(self.files) > 1 else "")  # fmt: skip
+            yield (
+                f"  wrote {len(self.files)} file(s), {self.bytes_written:,} bytes: {self.files[0]}"
+                + (", …" if len(self.files) > 1 else "")
+            )
 
     def _folded(self, entries: list[Entry]) -> Iterable[str]:
         by_key = {e.key: e for e in entries}

@@ -11,7 +11,8 @@ from ..errors import Diagnostic, PlanError
 from ..planning.plan import Plan
 from ..storage.checkpoint import Checkpoint
 from ..storage.writing import open_writer, parse_size
-from .companions import copy_companions
+from .checking import check_output
+from .companions import copy_companions, refuse_file
 from .progress import ByteBar
 from .proving import prove
 from .report import Entry, Report
@@ -23,34 +24,60 @@ PathLike = str | os.PathLike[str]
 
 
 def save_plan(
-    plan: Plan, checkpoint: Checkpoint, path: PathLike, *, max_shard_size: int | str | None = None, overwrite: bool = False,
-    max_memory: int | str | None = None, companions: bool = False, progress: bool | None = None,
-) -> Report:  # fmt: skip
+    plan: Plan,
+    checkpoint: Checkpoint,
+    path: PathLike,
+    *,
+    max_shard_size: int | str | None = None,
+    overwrite: bool = False,
+    max_memory: int | str | None = None,
+    companions: bool = False,
+    check: bool = False,
+    progress: bool | None = None,
+) -> Report:
     """Stream a plan into a file or a folder; it appears whole or not at all.
 
     Raises:
         PlanError: values that must be equal differ, the plan initialises what a file cannot, or memory would not do.
-        CheckpointError: the output exists, cannot be written, or the source cannot be read.
+        CheckpointError: the output exists, cannot be written, or the source cannot be read; with `check`, what was
+            written is not what was meant.
     """
     _refuse_inits(plan)
     if max_memory is not None and plan.cost.peak_memory > parse_size(max_memory):
-        raise PlanError(Diagnostic("too-much-memory", f"the largest step holds {plan.cost.peak_memory:,} bytes, more than "
-                                   f"--max-memory {max_memory}", help="allow more, or split the rule that gathers most"))  # fmt: skip
+        raise PlanError(
+            Diagnostic(
+                "too-much-memory",
+                f"the largest step holds {plan.cost.peak_memory:,} bytes, more than --max-memory {max_memory}",
+                help="allow more, or split the rule that gathers most",
+            )
+        )
     prove(plan, checkpoint)
     aliases = output_aliases(plan, checkpoint)
     specs = {key: plan.specs[key] for key in plan.keys if key in plan.specs and key not in aliases}
     metadata = {k: v for k, v in checkpoint.metadata.items() if k != "format" and k not in checkpoint.aliases}
     writer = open_writer(
-        path, specs, aliases=aliases, metadata=metadata, extras=_extras(plan, checkpoint), max_shard_size=max_shard_size,
-        overwrite=overwrite, sources=checkpoint.files,
-    )  # fmt: skip
+        path,
+        specs,
+        aliases=aliases,
+        metadata=metadata,
+        extras=_extras(plan, checkpoint),
+        max_shard_size=max_shard_size,
+        overwrite=overwrite,
+        sources=checkpoint.files,
+    )
+    if companions:
+        refuse_file(Path(path), writer.files)
     total = sum(s.nbytes for s in specs.values())
     with writer, ByteBar(total, f"writing {Path(path).name}", progress) as bar:
         stream(plan, checkpoint, writer, bar)
+    notes = list(_left_out(checkpoint, writer))
     if companions:
-        copy_companions(checkpoint.files, Path(path))
-    notes = _left_out(checkpoint, writer)
-    return _report(plan, checkpoint, str(path), aliases, tuple(writer.files), bar.done, notes)
+        copied = copy_companions(checkpoint.files, Path(path).expanduser())
+        notes.append(f"copied along: {', '.join(copied) or 'nothing, the source has no companions'}")
+    if check:
+        compared = check_output(plan, checkpoint, path, writer.files, aliases, progress)
+        notes.append(f"checked: {compared:,} bytes were read back and are what the plan makes")
+    return _report(plan, checkpoint, str(path), aliases, tuple(writer.files), bar.done, tuple(notes))
 
 
 def state_dict_of(plan: Plan, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -81,9 +108,13 @@ def state_dict_of(plan: Plan, checkpoint: Checkpoint) -> dict[str, Any]:
 def _refuse_inits(plan: Plan) -> None:
     if plan.inits:
         raise PlanError(
-            Diagnostic("init-needs-model", f"{len(plan.inits)} keys are to be initialised, which a model does and a file does not",
-                       notes=tuple(plan.inits)[:8], help="plan.load_into(model), then cs.save(model.state_dict(), path)")
-        )  # fmt: skip
+            Diagnostic(
+                "init-needs-model",
+                f"{len(plan.inits)} keys are to be initialised, which a model does and a file does not",
+                notes=tuple(plan.inits)[:8],
+                help="plan.load_into(model), then cs.save(model.state_dict(), path)",
+            )
+        )
 
 
 def _extras(plan: Plan, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -99,27 +130,39 @@ def _left_out(checkpoint: Checkpoint, writer: object) -> tuple[str, ...]:
 
 
 def _report(
-    plan: Plan, checkpoint: Checkpoint, path: str, aliases: Mapping[str, str], files: tuple[str, ...], written: int,
+    plan: Plan,
+    checkpoint: Checkpoint,
+    path: str,
+    aliases: Mapping[str, str],
+    files: tuple[str, ...],
+    written: int,
     notes: tuple[str, ...],
-) -> Report:  # fmt: skip
+) -> Report:
     return Report(
-        ledger(plan, aliases, lambda rule: plan.uses[rule].text), source=checkpoint.source, target=path, notes=notes,
-        warnings=plan.warnings, files=files, bytes_read=plan.cost.bytes_read, bytes_written=written,
-    )  # fmt: skip
+        ledger(plan, aliases, lambda rule: plan.uses[rule].text),
+        source=checkpoint.source,
+        target=path,
+        notes=notes,
+        warnings=plan.warnings,
+        files=files,
+        bytes_read=plan.cost.bytes_read,
+        bytes_written=written,
+    )
 
 
 def ledger(plan: Plan, aliases: Mapping[str, str], text: Callable[[int], str]) -> tuple[Entry, ...]:
     """One entry for every key of either side."""
     entries = [
-        Entry(key, "tied", spec, step.sources, aliases[key]) if key in aliases
+        Entry(key, "tied", spec, step.sources, aliases[key])
+        if key in aliases
         else Entry(key, "loaded", spec, step.sources, text(step.rules[-1]), plan.casts.get(key))
         for step in plan.steps
         for key, spec in zip(step.targets, step.program.outputs)
-    ]  # fmt: skip
+    ]
     made = {e.key for e in entries}
-    entries += [Entry(alias, "tied", plan.specs.get(base), (), base) for alias, base in plan.ties.items() if alias not in made]
+    entries += [
+        Entry(alias, "tied", plan.specs.get(base), (), base) for alias, base in plan.ties.items() if alias not in made
+    ]
     entries += [Entry(key, "dropped", plan.source.get(key), (key,), line) for key, line in plan.dropped.items()]
     entries += [Entry(key, "dropped", plan.source.get(key), (key,), f"equal to {kept}") for key, kept in plan.proofs]
     return tuple(entries)
-
-

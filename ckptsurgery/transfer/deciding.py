@@ -1,0 +1,271 @@
+"""Every key of both sides settled: loaded, initialised, kept, tied, dropped; or an error that names the argument."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any
+
+from ..errors import Diagnostic, RecipeError
+from ..language.folding import fold, fold_groups
+from ..language.keys import KeyPattern
+from ..specs import TensorSpec
+
+__all__ = ["Decision", "Wishes", "decide"]
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the caller said of single parts.
+
+    Args:
+        init: module path, key or pattern of the model -> initialiser.
+        keep: what stays as constructed. drop: what the source holds in vain.
+        mismatch: "error", "init" or "keep". partial: whether what is missing or unexpected is only listed.
+    """
+
+    init: Mapping[str, Any] = field(default_factory=dict)
+    keep: Sequence[str] = ()
+    drop: Sequence[str] = ()
+    mismatch: str = "error"
+    partial: bool = False
+
+
+@dataclass
+class Decision:
+    """The outcome for each key.
+
+    Args:
+        load: target keys that take what the source makes for them.
+        inits: target key -> initialiser; `own` keeps what is there.
+        missing: target keys that nothing fills, kept as built.
+        aside: made keys that were set aside -> why.
+        unexpected: made keys that the model has no place for.
+        problems: what stands against the load.
+    """
+
+    load: list[str] = field(default_factory=list)
+    inits: dict[str, Any] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    aside: dict[str, str] = field(default_factory=dict)
+    unexpected: list[str] = field(default_factory=list)
+    problems: list[Diagnostic] = field(default_factory=list)
+
+
+def decide(
+    made: Mapping[str, TensorSpec],
+    origins: Mapping[str, tuple[str, ...]],
+    target: Mapping[str, TensorSpec],
+    ties: Sequence[Sequence[str]],
+    wishes: Wishes,
+    tolerated: Iterable[str] = (),
+    inits: Mapping[str, Any] | None = None,
+) -> Decision:
+    """Settle every key.
+
+    Args:
+        made: target-side key -> spec, of all that the source offers.
+        origins: made key -> the source keys behind it.
+        target: what the model wants. ties: which of its keys are one tensor.
+        tolerated: target keys that may be missing without a word from the caller, such as counters.
+        inits: target keys that the recipe initialises.
+    """
+    out = Decision()
+    tied = {n: group for group in ties for n in group}
+    init_keys = {k: v for path, v in wishes.init.items() for k in _named(path, target, "init", out)}
+    keep_keys = {k for path in wishes.keep for k in _named(path, target, "keep", out)}
+    _check_both(init_keys, keep_keys, tied, made, out)
+    dropped = _dropped(wishes.drop, made, origins, out)
+    mismatched: dict[str, TensorSpec] = {}
+    for key, spec in made.items():
+        if key in dropped:
+            out.aside[key] = f"drop = {dropped[key]!r}"
+        elif key in init_keys or key in keep_keys:
+            out.aside[key] = "set aside: the model's own is " + ("initialised" if key in init_keys else "kept")
+        elif key not in target:
+            out.unexpected.append(key)
+        elif target[key].shape != spec.shape:
+            mismatched[key] = spec
+        else:
+            out.load.append(key)
+    _mismatches(mismatched, target, wishes, origins, out)
+    out.inits.update(inits or {})
+    out.inits.update(init_keys)
+    out.inits.update(dict.fromkeys(keep_keys, "own"))
+    _missing(target, tied, wishes, set(tolerated), mismatched.keys(), out)
+    if out.unexpected and not wishes.partial:
+        out.problems.append(_unexpected(out.unexpected, made, origins))
+    return out
+
+
+def _named(path: str, keys: Mapping[str, TensorSpec], argument: str, out: Decision) -> list[str]:
+    """Keys that a module path, a key or a pattern names."""
+    found = [k for k in keys if k == path or k.startswith(path + ".")]
+    if not found and "{" in path:
+        try:
+            pattern = KeyPattern.parse(path)
+            found = [k for k in keys if pattern.match(k) is not None]
+        except RecipeError as error:
+            out.problems += error.diagnostics
+            return []
+    if not found:
+        modules = sorted({k.rpartition(".")[0] for k in keys} | {k.partition(".")[0] for k in keys} | set(keys))
+        near = get_close_matches(path, modules, 3)
+        out.problems.append(
+            Diagnostic(
+                "no-such-module",
+                f"{argument}={path!r} names nothing here",
+                help="did you mean " + " or ".join(map(repr, near)) + "?"
+                if near
+                else "there are: " + ", ".join(sorted({k.partition(".")[0] for k in keys})[:8]),
+            )
+        )
+    return found
+
+
+def _dropped(
+    paths: Sequence[str], made: Mapping[str, TensorSpec], origins: Mapping[str, tuple[str, ...]], out: Decision
+) -> dict[str, str]:
+    """Made keys that a `drop` names, by their own name or by that of a source key."""
+    dropped: dict[str, str] = {}
+    for path in paths:
+        by_source = {s: m for m, keys in origins.items() for s in keys}
+        pool = {**dict.fromkeys(by_source, TensorSpec((), "F32")), **made}
+        dropped.update({by_source.get(k, k): path for k in _named(path, pool, "drop", out)})
+    return dropped
+
+
+def _check_both(
+    inits: Mapping[str, Any],
+    keeps: set[str],
+    tied: Mapping[str, Sequence[str]],
+    made: Mapping[str, TensorSpec],
+    out: Decision,
+) -> None:
+    both = sorted(inits.keys() & keeps)
+    if both:
+        out.problems.append(
+            Diagnostic("init-and-keep", f"{len(both)} keys are named by init= and by keep=", notes=tuple(both[:6]))
+        )
+    for key in inits:
+        others = [n for n in tied.get(key, ()) if n not in inits and n in made]
+        if others:
+            out.problems.append(
+                Diagnostic(
+                    "init-of-tied",
+                    f"{key!r} is tied to {others[0]!r}, which the source fills: to initialise one is to lose the other",
+                    help=f'cs.untie(model, "{key}") first, or leave it out of init=',
+                )
+            )
+
+
+def _mismatches(
+    wrong: Mapping[str, TensorSpec],
+    target: Mapping[str, TensorSpec],
+    wishes: Wishes,
+    origins: Mapping[str, tuple[str, ...]],
+    out: Decision,
+) -> None:
+    if wishes.mismatch != "error":
+        for key in wrong:
+            out.aside[key] = f"mismatch={wishes.mismatch!r}: {list(wrong[key].shape)} against {list(target[key].shape)}"
+            out.inits[key] = "default" if wishes.mismatch == "init" else "own"
+        return
+    if not wrong:
+        return
+    lines = []
+    for group in fold_groups(wrong, label=lambda k: (wrong[k].shape, target[k].shape)):
+        first = group.first
+        lines.append(f"{group.text}  source {list(wrong[first].shape)}, model {list(target[first].shape)}")
+    modules = list(dict.fromkeys(k.rpartition(".")[0] or k for k in wrong))
+    shown = ", ".join(f'"{m}"' for m in modules[:6]) + (", …" if len(modules) > 6 else "")
+    tips = list(dict.fromkeys(t for k in wrong if (t := _tip(k, wrong[k].shape, target[k].shape))))
+    out.problems.append(
+        Diagnostic(
+            "shape-mismatch",
+            f"{len(wrong)} tensors have another shape in the model",
+            notes=tuple(lines[:16]),
+            facts=tuple(("fits", t) for t in tips[:3]),
+            help=f'init=[{shown}] initialises these, keep=[…] leaves them, mismatch="init" or "keep" does so for all',
+        )
+    )
+
+
+def _tip(key: str, have: tuple[int, ...], want: tuple[int, ...]) -> str | None:
+    """An op that could turn one shape into the other, by the form of the shapes alone."""
+    if len(have) == len(want) == 4 and have[:1] + have[2:] == want[:1] + want[2:]:
+        return f"a recipe with '{key} -> {key} | adapt_input_conv({want[1]})'"
+    if len(have) == len(want) == 4 and have[:2] == want[:2]:
+        return f"a recipe with '{key} -> {key} | resize_patch_embed([{want[2]}, {want[3]}])'"
+    if len(have) == len(want) == 3 and have[0] == want[0] == 1 and have[2] == want[2]:
+        return f"a recipe with '{key} -> {key} | resize_pos_embed(grid=[h, w], prefix=n)'"
+    if len(have) == len(want) and have[1:] == want[1:] and have[0] != want[0]:
+        return f"a recipe with '{key} -> {key} | resize_rows({want[0]})'"
+    return None
+
+
+def _missing(
+    target: Mapping[str, TensorSpec],
+    tied: Mapping[str, Sequence[str]],
+    wishes: Wishes,
+    tolerated: set[str],
+    told: Collection[str],
+    out: Decision,
+) -> None:
+    """What nothing fills stays as built; it is a problem unless tolerated, or told already."""
+    filled = {*out.load, *out.inits, *told}
+    missing = [k for k in target if k not in filled and not any(n in filled for n in tied.get(k, ()))]
+    out.inits.update(dict.fromkeys(missing, "own"))
+    firm = out.missing = [k for k in missing if k not in tolerated]
+    if firm and not wishes.partial:
+        modules = list(dict.fromkeys(_roots(firm, filled)))
+        lines = tuple(f"{g.text}  {target[g.first]}" for g in fold_groups(firm, label=target.get)[:16])
+        shown = ", ".join(f'"{m}"' for m in modules[:6]) + (", …" if len(modules) > 6 else "")
+        verb = "is" if len(firm) == 1 else "are"
+        out.problems.append(
+            Diagnostic(
+                "missing-keys",
+                f"{len(firm)} tensors of the model {verb} not in the source",
+                notes=lines,
+                help=f"init=[{shown}] initialises them, keep=[{shown}] leaves them as built, partial=True loads the rest",
+            )
+        )
+
+
+def _roots(keys: Sequence[str], filled: set[str]) -> Iterable[str]:
+    """The shortest module path above each key under which nothing is filled: what a person would name."""
+    above = {k[:at] for k in filled for at, c in enumerate(k) if c == "."}
+    for key in keys:
+        segments = key.split(".")
+        for n in range(1, len(segments)):
+            path = ".".join(segments[:n])
+            if path not in above:
+                yield path
+                break
+        else:
+            yield key
+
+
+def _unexpected(
+    keys: Sequence[str], made: Mapping[str, TensorSpec], origins: Mapping[str, tuple[str, ...]]
+) -> Diagnostic:
+    sources = list(dict.fromkeys(s for k in keys for s in origins.get(k, (k,))))
+    specs = {s: made[k] for k in keys for s in origins.get(k, (k,))}
+    folded = fold_groups(sources, label=specs.get)
+    lines = tuple(f"{g.text}  {specs[g.first]}" for g in folded[:12])
+    modules = list(dict.fromkeys(s.rpartition(".")[0] or s for s in sources))
+    top = modules if len(modules) <= 4 else list(dict.fromkeys(s.partition(".")[0] for s in sources))
+    shown = ", ".join(f'"{m}"' for m in top[:6]) + (", …" if len(top) > 6 else "")
+    return Diagnostic(
+        "unexpected-keys",
+        f"{len(sources)} tensors of the source have no place in the model",
+        notes=lines,
+        help=f"drop=[{shown}] leaves them out, partial=True loads what fits",
+    )
+
+
+def samples(keys: Iterable[str], most: int = 4) -> str:
+    """A few keys, folded, for a message."""
+    texts = [text for text, _ in fold(list(keys))]
+    return ", ".join(texts[:most]) + (", …" if len(texts) > most else "")

@@ -1,0 +1,357 @@
+"""`load_into`: the one call that most people come for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from ..catalog import RecipeLike, as_recipe, load_recipe
+from ..errors import Diagnostic, LoadError
+from ..language.keys import escape
+from ..language.recipe import Recipe, Scope
+from ..planning.expanding import Stage
+from ..planning.plan import Plan
+from ..planning.planner import draft_plan, fitted
+from ..planning.steps import Pick, Step
+from ..planning.targets import DTYPE_POLICIES, Target
+from ..running.loading import load_plan, model_target
+from ..running.report import Entry, Report
+from ..specs import TensorSpec
+from ..storage.checkpoint import Checkpoint
+from ..storage.opening import open_checkpoint
+from .aligning import Alignment, align
+from .deciding import Decision, Wishes, decide, samples
+from .fitting import fitting_recipes
+from .handing import Handing, own_loaders
+from .spelling import respelled
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["load_into"]
+
+Named = str | Sequence[str] | Mapping[str, Any]
+
+
+def load_into(
+    model: nn.Module,
+    source: Any,
+    recipe: RecipeLike | None = None,
+    *,
+    init: Named = (),
+    keep: str | Sequence[str] = (),
+    drop: str | Sequence[str] = (),
+    mismatch: str = "error",
+    dtype: str = "lossless",
+    partial: bool = False,
+    subtree: str | None = None,
+    assign: bool = False,
+    check_values: bool = False,
+    seed: int = 0,
+) -> Report:
+    """Load a checkpoint into a model, and account for every tensor of both.
+
+    >>> import torch, ckptsurgery as cs
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 5))
+    >>> backbone = {"module.0.weight": torch.ones(3, 2), "module.0.bias": torch.zeros(3)}
+    >>> report = cs.load_into(model, backbone, init="1")
+    >>> print(report)
+    state_dict -> Sequential: 31.0% of the target's elements loaded
+      loaded            2 tensors                9 elements
+      initialised       2 tensors               20 elements
+        1.weight  F32 [5, 3]  default (Linear.reset_parameters, seed 0)
+        1.bias  F32 [5]  default (Linear.reset_parameters, seed 0)
+      note: prefix 'module.' taken off
+      note: values were not scanned for NaN and Inf: check_values=True does
+
+    Args:
+        model: any `nn.Module`; one on the meta device wants `assign=True`.
+        source: whatever `open` takes; the tensors are found inside a training checkpoint.
+        recipe: rules, a recipe, its name or path; without one, wrapper prefixes and PyTorch's own respellings are
+            settled where the model shows them.
+        init: module paths, keys or patterns of the model to initialise anew, or `{path: initialiser}`.
+        keep: what stays as constructed. drop: what the source holds in vain. Each path means its whole subtree.
+        mismatch: of shapes: "error", "init" or "keep".
+        dtype: "lossless" casts where no bit is lost, "error" never, "model" always, "source" takes the source's dtype
+            (with `assign=True`).
+        partial: load what fits, and list what did not.
+        subtree: where in a training checkpoint the tensors are.
+        assign: put new parameters in place of the old ones, instead of copying into them.
+        check_values: look for NaN and Inf first.
+        seed: of the initialisers.
+
+    Raises:
+        CheckpointError, RecipeError, PlanError, LoadError: everything that headers and tied bytes can show, before the
+            model is touched; each problem names the argument that settles it.
+    """
+    _check_arguments(model, mismatch, dtype, assign)
+    checkpoint = open_checkpoint(source, subtree=subtree)
+    inits = dict(init) if isinstance(init, Mapping) else dict.fromkeys(_listed(init), "default")
+    wishes = Wishes(inits, _listed(keep), _listed(drop), mismatch, partial)
+    transfer = _Transfer(model, checkpoint, model_target(model), wishes, dtype)
+    transfer.draft(as_recipe(recipe) if recipe is not None else None)
+    return transfer.load(assign=assign, check_values=check_values, seed=seed)
+
+
+def _listed(what: Any) -> tuple[str, ...]:
+    return (what,) if isinstance(what, str) else tuple(what)
+
+
+def _check_arguments(model: Any, mismatch: str, dtype: str, assign: bool) -> None:
+    from ..modeling.places import require_module
+
+    require_module(model)
+    for name, value, known in (("mismatch", mismatch, ("error", "init", "keep")), ("dtype", dtype, DTYPE_POLICIES)):
+        if value not in known:
+            raise LoadError(
+                Diagnostic("bad-argument", f"{name}={value!r}", help="one of " + ", ".join(map(repr, known)))
+            )
+    if dtype == "source" and not assign:
+        raise LoadError(
+            Diagnostic(
+                "bad-argument", 'dtype="source" keeps the source\'s dtype, which a copy cannot', help="assign=True"
+            )
+        )
+
+
+@dataclass
+class _Transfer:
+    """One load, from draft to report."""
+
+    model: nn.Module
+    checkpoint: Checkpoint
+    target: Target
+    wishes: Wishes
+    dtype: str
+    plan: Plan = field(init=False)
+    stage: Stage = field(init=False)
+    notes: list[str] = field(default_factory=list)
+    by_recipe: bool = False
+    handed: list[Handing] = field(default_factory=list)
+
+    def draft(self, recipe: Recipe | None) -> None:
+        """What the source would make in the model's names, before anything is decided."""
+        self.by_recipe = recipe is not None
+        config = self.checkpoint.config
+        if config is None and hasattr(getattr(self.model, "config", None), "to_dict"):
+            config = self.model.config.to_dict()  # type: ignore[union-attr, operator]
+        written = recipe if recipe is not None else self.write_recipe()
+        self.plan, self.stage = draft_plan(
+            self.checkpoint.specs, written, load_recipe, target=self.target, config=config
+        )
+
+    def write_recipe(self) -> Recipe:
+        """The recipe for a source in the model's own layout: prefixes and respellings, no more."""
+        source, target = self.checkpoint.specs, self.target.specs
+        best, rivals = align(source, target)
+        if rivals:
+            raise _ambiguous(best, rivals)
+        if best.source or best.target:
+            self.notes.append(str(best))
+        plain = {k: best.target + k[len(best.source) :] if k.startswith(best.source) else k for k in source}
+        # a key that the model has under its own name stays, whatever prefix the others carry
+        names = {k: k if k not in best.matched and k in target else n for k, n in plain.items()}
+        free = {k: s for k, s in target.items() if k not in set(names.values())}
+        other = respelled({n: source[k] for k, n in names.items() if n not in target}, free)
+        if other:
+            one, two = next(iter(other.items()))
+            self.notes.append(f"{len(other)} keys in another spelling, such as {one!r} for {two!r}")
+        final = {k: other.get(n, n) for k, n in names.items()}
+        rules = [f"{escape(k)} -> {escape(n)}" for k, n in final.items() if n != plain[k]]
+        if not best.source:
+            return Recipe(rules, rest=f"{{k...}} -> {escape(best.target)}{{k...}}" if best.target else "keep")
+        inside = Scope(Recipe(rest="keep"), escape(best.source), escape(best.target))
+        return Recipe(rules, rest="keep", scopes=[inside])
+
+    def load(self, *, assign: bool, check_values: bool, seed: int) -> Report:
+        self.hand_over()
+        made = dict(self.plan.specs)
+        origins = {k: step.sources for step in self.plan.steps for k in step.targets}
+        theirs = {k for h in self.handed for k in self.under(h.path)}
+        target = {k: s for k, s in self.target.specs.items() if k not in theirs}
+        decision = decide(
+            made, origins, target, self.target.ties, self.wishes, self.tolerated(), self.recipe_inits(target)
+        )
+        self.check_handed(decision)
+        self.check(decision, made)
+        plan = self.settled(decision)
+        plan = fitted(plan, Stage(ties=self.stage.ties), Target(target, self.target.ties, "model"), self.dtype)
+        report = load_plan(
+            plan,
+            self.checkpoint,
+            self.model,
+            assign=assign,
+            seed=seed,
+            check_values=check_values,
+            notes=self.notes,
+            also=(lambda: self.load_handed(assign)) if self.handed else None,
+        )
+        self.set_extra_state()
+        return self.completed(report, decision)
+
+    def under(self, path: str) -> list[str]:
+        return [k for k in self.target.specs if path == "" or k.startswith(path + ".")]
+
+    def hand_over(self) -> None:
+        """Set apart what modules with loading of their own shall have."""
+        from ..running.executing import run_step
+
+        for path in own_loaders(self.model):
+            prefix = path + "." if path else ""
+            steps = [s for s in self.plan.steps if any(k.startswith(prefix) for k in s.targets)]
+            if not steps:
+                continue
+            tensors = {
+                k[len(prefix) :]: t
+                for s in steps
+                for k, t in zip(s.targets, run_step(s, self.checkpoint.load))
+                if k.startswith(prefix)
+            }
+            self.handed.append(Handing(path, tensors))
+            self.notes.append(f"{path or 'the model'} loads in its own way: {len(tensors)} tensors handed over")
+            gone = {id(s) for s in steps}
+            kept = tuple(s for s in self.plan.steps if id(s) not in gone)
+            self.plan = replace(
+                self.plan, steps=kept, specs={k: s for k, s in self.plan.specs.items() if not k.startswith(prefix)}
+            )
+
+    def check_handed(self, decision: Decision) -> None:
+        for handing in self.handed:
+            decision.problems += handing.trial(self.model)
+            if handing.missing and not self.wishes.partial:
+                decision.problems.append(
+                    Diagnostic(
+                        "missing-keys",
+                        f"{len(handing.missing)} tensors of {handing.path or 'the model'!r} are not in the source",
+                        notes=tuple(handing.missing[:8]),
+                        help="partial=True",
+                    )
+                )
+
+    def load_handed(self, assign: bool) -> None:
+        for handing in self.handed:
+            handing.load(self.model, assign)
+
+    def tolerated(self) -> set[str]:
+        """Counters that files written before they existed do not have."""
+        metadata = self.checkpoint.extras.get("_metadata")
+        versions = metadata if isinstance(metadata, Mapping) else {}
+        modern = any(isinstance(v, Mapping) and (v.get("version") or 0) >= 2 for k, v in versions.items() if k)
+        has_counter = any(k.endswith("num_batches_tracked") for k in self.checkpoint.specs)
+        if modern or has_counter:
+            return set()
+        return {k for k in self.target.specs if k.rpartition(".")[2] == "num_batches_tracked"}
+
+    def recipe_inits(self, target: Mapping[str, TensorSpec]) -> dict[str, Any]:
+        found = {}
+        for said in self.stage.inits:
+            for key in target:
+                if said.pattern.match(key) is not None:
+                    found[key] = said.value
+        return found
+
+    def check(self, decision: Decision, made: Mapping[str, TensorSpec]) -> None:
+        handed = sum(len(h.tensors) for h in self.handed)
+        if not decision.load and not handed:
+            codes = {p.code for p in decision.problems}
+            if not codes - {"missing-keys", "unexpected-keys"}:
+                decision.problems = [self.nothing_fits(made)]
+        if not decision.problems:
+            return
+        codes = {p.code for p in decision.problems}
+        if not self.by_recipe and codes & {"missing-keys", "unexpected-keys", "shape-mismatch", "nothing-fits"}:
+            config = getattr(self.model, "config", None)
+            names = fitting_recipes(
+                self.checkpoint, self.target, config.to_dict() if hasattr(config, "to_dict") else None
+            )
+            if names:
+                decision.problems.append(
+                    Diagnostic(
+                        "recipe-fits",
+                        "a recipe that ships turns this source into this model",
+                        help=f'recipe="{names[0]}"',
+                        severity="note",
+                    )
+                )
+        raise LoadError(decision.problems)
+
+    def nothing_fits(self, made: Mapping[str, TensorSpec]) -> Diagnostic:
+        return Diagnostic(
+            "nothing-fits",
+            f"nothing of {self.checkpoint.source} was loaded: no key fits the model in name and shape",
+            facts=(("source", samples(self.checkpoint.specs)), ("model", samples(self.target.specs))),
+            help="recipe=[…] says what becomes of the keys, subtree=… where they are",
+        )
+
+    def settled(self, decision: Decision) -> Plan:
+        """The draft with its steps cut down to what is loaded, and its inits decided."""
+        load = set(decision.load)
+        steps: list[Step] = []
+        for step in self.plan.steps:
+            wanted = tuple(n for n, k in enumerate(step.targets) if k in load)
+            if len(wanted) == len(step.targets):
+                steps.append(step)
+            elif wanted:
+                targets = tuple(step.targets[n] for n in wanted)
+                steps.append(replace(step, targets=targets, program=step.program.then(Pick(wanted))))
+        specs = {k: s for k, s in self.plan.specs.items() if k in load}
+        return replace(self.plan, steps=tuple(steps), specs=specs, inits=decision.inits)
+
+    def set_extra_state(self) -> None:
+        """Hand modules the extra state that the source holds under their own name."""
+        for name, module in self.model.named_modules():
+            key = f"{name}._extra_state" if name else "_extra_state"
+            state = self.checkpoint.extras.get(key)
+            if state is not None and type(module).set_extra_state is not _plain_extra_state():
+                module.set_extra_state(state)
+                self.notes.append(f"extra state of {name or 'the model'} set")
+
+    def completed(self, report: Report, decision: Decision) -> Report:
+        """The report with what was missing, unexpected and set aside."""
+        missing = set(decision.missing)
+        entries = [
+            replace(e, action="missing", by="not in the source, as the model built it")
+            if e.key in missing and e.action == "kept"
+            else e
+            for e in report.ledger
+        ]
+        origins = {
+            k: (step.sources, spec) for step in self.plan.steps for k, spec in zip(step.targets, step.program.outputs)
+        }
+        for key in decision.unexpected:
+            sources, spec = origins[key]
+            entries += [Entry(s, "unexpected", spec, (s,), "no place in the model") for s in sources]
+        for key, why in decision.aside.items():
+            sources, spec = origins[key]
+            entries += [Entry(s, "dropped", spec, (s,), why) for s in sources]
+        for handing in self.handed:
+            for key in self.under(handing.path):
+                if key not in handing.missing:
+                    entries.append(
+                        Entry(
+                            key, "loaded", self.target.specs[key], (), f"{handing.path or 'the model'} in its own way"
+                        )
+                    )
+        return replace(report, ledger=tuple(entries), notes=tuple(dict.fromkeys((*report.notes, *self.notes))))
+
+
+def _plain_extra_state() -> Any:
+    from torch import nn
+
+    return nn.Module.set_extra_state
+
+
+def _ambiguous(best: Alignment, rivals: Sequence[Alignment]) -> LoadError:
+    found = [best, *rivals]
+    notes = tuple(
+        f"{f.source or f.target or '(no prefix)'}  {len(f.matched)} keys match, {f.equal} with equal shapes"
+        for f in found
+    )
+    source = [f.source.rstrip(".") for f in found if f.source]
+    help = f'subtree="{source[0]}"' if source else "load into the submodule that is meant: load_into(model.part, …)"
+    return LoadError(
+        Diagnostic(
+            "ambiguous-prefix", f"{len(found)} parts fit equally well: which one is meant?", notes=notes, help=help
+        )
+    )

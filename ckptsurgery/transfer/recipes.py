@@ -1,0 +1,78 @@
+"""Which of the recipes that ship fit a checkpoint, by its headers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..catalog import list_recipes, load_recipe
+from ..errors import PlanError, RecipeError
+from ..language.recipe import Recipe
+from ..planning.plan import Plan
+from ..planning.planner import make_plan
+from ..planning.targets import Target
+from ..running.plan import as_target
+from ..storage.checkpoint import Checkpoint
+from ..storage.opening import open_checkpoint
+
+__all__ = ["match_recipes"]
+
+_ENOUGH = 0.5
+
+
+def match_recipes(source: Any, target: Any = None, config: Mapping[str, Any] | None = None) -> tuple[str, ...]:
+    """Names of the recipes that ship and fit a checkpoint, best first.
+
+    >>> import torch
+    >>> match_recipes({"nobody.calls.it.so": torch.ones(1)})
+    ()
+
+    First those that plan without an error, then those that do once the keys they do not name are dropped and that name
+    at least half of them; among equals the one whose rules claim most keys. Only headers are read.
+
+    Args:
+        source: whatever `open` takes.
+        target: what is to be filled, where that is known: a model, a checkpoint, specs.
+        config: what `config.` means in the recipes; the source's own by default.
+    """
+    checkpoint = open_checkpoint(source)
+    wanted = as_target(target)
+    found: list[tuple[bool, float, str]] = []
+    for name in list_recipes():
+        recipe = load_recipe(name)
+        for whole in (True, False):
+            plan = _planned(checkpoint, recipe if whole else recipe.but(rest="drop"), wanted, config)
+            share = _share(plan) if plan is not None else 0.0
+            if share > (0.0 if whole else _ENOUGH):
+                found.append((not whole, -share, name))
+                break
+    return tuple(name for _, _, name in sorted(found))
+
+
+def _planned(
+    checkpoint: Checkpoint, recipe: Recipe, target: Target | None, config: Mapping[str, Any] | None
+) -> Plan | None:
+    try:
+        return make_plan(
+            checkpoint.specs,
+            recipe if target is not None else _without_inits(recipe),
+            load_recipe,
+            target=target,
+            config=config if config is not None else checkpoint.config,
+        )
+    except (PlanError, RecipeError):
+        return None
+
+
+def _without_inits(recipe: Recipe) -> Recipe:
+    """The recipe for a question that no target is there to answer: what is to be initialised does not count."""
+    scopes = [type(s)(_without_inits(s.recipe), s.source, s.target, s.use, s.inverse, s.config) for s in recipe.scopes]
+    return recipe.but(init={}, scopes=scopes, stages=[_without_inits(stage) for stage in recipe.stages])
+
+
+def _share(plan: Plan) -> float:
+    """The share of the source's keys that a rule names; what falls to a `rest` does not count."""
+    named = {key for step in plan.steps if not plan.uses[step.rules[0]].is_rest for key in step.sources}
+    named |= {key for key, line in plan.dropped.items() if not line.startswith("rest")}
+    named |= {key for key, _ in plan.proofs}
+    return len(named & plan.source.keys()) / len(plan.source) if plan.source else 0.0
