@@ -108,6 +108,7 @@ class Recipe:
             _try(text, place, problems)
         for text in (*(init or {}), *(tie or {}), *(tie or {}).values(), *(same or {}), *(same or {}).values()):
             _try(text, place, problems)
+        problems += [] if problems else [*_unbound(tie or {}, place, "tie"), *_unbound(same or {}, place, "same")]
         if rest not in ("error", "keep", "drop", None):
             _parsed(rest, place, problems) if "->" in rest else problems.append(_bad_rest(rest, place))
         if problems:
@@ -240,6 +241,19 @@ def _try(text: str, place: str | None, problems: list[Diagnostic]) -> None:
         parse_pattern(text, place)
     except RecipeError as error:
         problems.extend(error.diagnostics)
+
+
+def _unbound(pairs: Mapping[str, str], place: str | None, table: str) -> list[Diagnostic]:
+    """Captures of a [tie] or [same] that the key which is looked for does not bind."""
+    found = []
+    for alias, base in pairs.items():
+        looked_for, spelled = (base, alias) if table == "tie" else (alias, base)
+        names = [parse_pattern(text, place)[1].names for text in (looked_for, spelled)]
+        for name in names[1]:
+            if name not in names[0]:
+                found.append(Diagnostic("unbound-capture", f"[{table}] '{alias}' = '{base}': nothing binds {{{name}}}", place=place,
+                                        help=f"the captures of {spelled!r} stand in {looked_for!r} too"))  # fmt: skip
+    return found
 
 
 def _bad_rest(rest: str | None, place: str | None) -> Diagnostic:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..errors import Diagnostic, RecipeError
 from ..language.folding import fold, fold_groups
@@ -66,7 +66,7 @@ def claim(stage: Stage, specs: Iterable[str], problems: list[Diagnostic]) -> Cla
         problems.append(_claimed_twice(candidates[a], candidates[b], keys))
     _check_unused(stage, candidates, used, problems)
     if claims.leftover and stage.rests:
-        _give_rest(stage.rests, claims)
+        _give_rest(stage.rests, claims, problems)
     return claims
 
 
@@ -74,15 +74,24 @@ def _claim_group(
     group: KeyGroup, candidates: Sequence[_Candidate], claims: Claims, used: set[int],
     twice: dict[tuple[int, int], list[str]], problems: list[Diagnostic],
 ) -> None:  # fmt: skip
-    first, hits = group.keys[0], []
+    first, hits, unclear = group.keys[0], [], []
     for number, candidate in enumerate(candidates):
         pattern = candidate.pattern
         # most pairs end here; the numbers of a group differ, but those that a pattern spells are the same in all of its keys
         if not (first.startswith(pattern.prefix.rstrip(_DIGITS)) and first.endswith(pattern.suffix.lstrip(_DIGITS))):
             continue
-        found = _matched(group, pattern, candidate, problems)
+        try:
+            found = match_group(group, pattern)
+        except RecipeError as error:
+            problems += _in_rule(error, candidate.text, candidate.place)
+            unclear.append(number)
+            continue
         if found is not None:
             hits.append((number, found))
+    if unclear:
+        # which rule takes these keys is not known, so nothing is said of who else may or may not
+        used.update(unclear, (number for number, _ in hits))
+        return
     whole = [(n, m) for n, m in hits if len(m.keys) == len(group.keys)]
     if len(hits) == 1 and whole:
         _take(candidates[hits[0][0]], hits[0][1], claims)
@@ -99,12 +108,8 @@ def _claim_group(
     claims.leftover += [key for key in group.keys if key not in owner] if hits else group.keys
 
 
-def _matched(group: KeyGroup, pattern: KeyPattern, candidate: _Candidate, problems: list[Diagnostic]) -> Matches | None:
-    try:
-        return match_group(group, pattern)
-    except RecipeError as error:
-        problems += [Diagnostic(d.code, d.headline, candidate.place, d.notes, d.facts, d.help) for d in error.diagnostics]
-        return None
+def _in_rule(error: RecipeError, text: str, place: str | None) -> list[Diagnostic]:
+    return [replace(d, place=place, notes=(text, *d.notes)) for d in error.diagnostics]
 
 
 def _take(candidate: _Candidate, matches: Matches, claims: Claims) -> None:
@@ -117,7 +122,7 @@ def _take(candidate: _Candidate, matches: Matches, claims: Claims) -> None:
         claims.dropped.update(dict.fromkeys(matches.keys, candidate.said.text))
 
 
-def _give_rest(rests: Sequence[Rest], claims: Claims) -> None:
+def _give_rest(rests: Sequence[Rest], claims: Claims, problems: list[Diagnostic]) -> None:
     """Keys that nothing names go to the innermost rest whose scope holds them; an inner "error" keeps them from outer ones."""
     left, blocked = claims.leftover, []
     for rest in rests:
@@ -131,7 +136,12 @@ def _give_rest(rests: Sequence[Rest], claims: Claims) -> None:
             taken = set()
             pattern = rest.rule.rule.sources[0].pattern
             for group in group_keys(mine, spelled_numbers([pattern])):
-                matches = match_group(group, pattern)
+                try:
+                    matches = match_group(group, pattern)
+                except RecipeError as error:
+                    problems += _in_rule(error, rest.rule.text, rest.rule.rule.place)
+                    taken.update(group.keys)
+                    continue
                 if matches is not None:
                     claims.rests.append((rest.rule, matches))
                     taken.update(matches.keys)

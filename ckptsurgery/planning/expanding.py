@@ -118,9 +118,18 @@ class _Expansion:
             if bound is not None:
                 self.stage.rules.append(bound)
         self.patterns(recipe, frame)
+        self.names(recipe)
         self.rest(recipe, frame, dims, depth)
         for scope in recipe.scopes:
             self.scope(scope, frame, depth + 1)
+
+    def names(self, recipe: Recipe) -> None:
+        """A table of `[names]` that nothing captures is a misspelling, after which a bare capture would take any text."""
+        for name in recipe.names.keys() - _captured(recipe):
+            self.problems.append(
+                Diagnostic("unused-names", f"[names.{name}]: no pattern captures {{{name}}}", place=recipe.place,
+                           help=f"{{{name}}} in a rule, or leave the table out")
+            )  # fmt: skip
 
     def scope(self, scope: Scope, frame: Frame, depth: int) -> None:
         inner = replace(
@@ -161,7 +170,11 @@ class _Expansion:
             shared = frozenset(frame.names.keys() & set(rule.names))
             return BoundRule(final, signature(final), dims, str(rule), shared)
         except RecipeError as error:
-            self.problems.extend(replace(d, place=d.place or rule.place) for d in error.diagnostics)
+            text = str(rule)
+            self.problems.extend(
+                replace(d, place=d.place or rule.place, notes=d.notes if text in d.notes else (text, *d.notes))
+                for d in error.diagnostics
+            )
             return None
 
     def patterns(self, recipe: Recipe, frame: Frame) -> None:
@@ -204,6 +217,17 @@ class _Expansion:
         if bound is not None:
             kind = "keep" if recipe.rest == "keep" else "rule"
             self.stage.rests.append(Rest(frame.source, kind, bound))
+
+
+def _captured(recipe: Recipe) -> set[str]:
+    """All names that the patterns of a recipe bind; those of its scopes too."""
+    texts = (*recipe.drop, *recipe.init, *recipe.tie, *recipe.tie.values(), *recipe.same, *recipe.same.values())
+    rules = (*recipe.rules, *((recipe.fallback,) if recipe.fallback else ()))
+    found = {n for rule in rules for n in rule.names} | {n for text in texts for n in parse_pattern(text)[1].names}
+    for scope in recipe.scopes:
+        prefixes = (p for p in (scope.source, scope.target) if p)
+        found |= _captured(scope.recipe) | {n for p in prefixes for n in KeyPattern.parse(p).names}
+    return found
 
 
 def _prefixed(term: Term, prefix: KeyPattern | None) -> Term:

@@ -108,6 +108,8 @@ def match_group(group: KeyGroup, pattern: KeyPattern) -> Matches | None:
         return _one_by_one(group, pattern)
     loose = _loose(pattern)
     readings = loose.readings(first)
+    if len(readings) > 1 and loose is not pattern:
+        return _one_by_one(group, pattern)
     if len(readings) > 1:
         raise RecipeError(pattern.ambiguity(first, readings))
     if not readings:
