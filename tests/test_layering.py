@@ -30,6 +30,7 @@ FLOORS = {
     "catalog": 2,
     "running": 3,
     "transfer": 4,
+    "comparing": 4,
     "inference": 4,
     "reporting": 4,
     "": 5,  # the facade, ckptsurgery/__init__.py

@@ -1,0 +1,214 @@
+"""`diff`: what two checkpoints have in common, and what not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from ..catalog import RecipeLike
+from ..language.folding import fold, fold_groups
+from ..running.plan import plan
+from ..running.progress import ByteBar
+from ..specs import TensorSpec
+from ..storage.checkpoint import Checkpoint
+from ..storage.opening import open_checkpoint
+from .numbers import Difference, difference
+from .sides import Groups, Made, Side, Stored
+
+__all__ = ["Diff", "diff"]
+
+_SHOWN = 16
+_DIGITS = re.compile("[0-9]+")
+
+
+@dataclass(frozen=True)
+class Diff:
+    """How two checkpoints differ; `str` of it is for people.
+
+    Args:
+        a, b: what was compared.
+        common: how many keys both have.
+        only_a, only_b: keys of one alone, with their specs.
+        shapes, dtypes: keys of both that differ there, with both specs.
+        values: keys of one shape whose values differ, and by how much.
+        ties_a, ties_b: groups of common keys that are one tensor in one alone.
+        values_compared: whether values were looked at.
+    """
+
+    a: str
+    b: str
+    common: int
+    only_a: Mapping[str, TensorSpec]
+    only_b: Mapping[str, TensorSpec]
+    shapes: Mapping[str, tuple[TensorSpec, TensorSpec]]
+    dtypes: Mapping[str, tuple[TensorSpec, TensorSpec]]
+    values: Mapping[str, Difference]
+    ties_a: Groups = ()
+    ties_b: Groups = ()
+    values_compared: bool = True
+
+    @property
+    def identical(self) -> bool:
+        """Whether nothing differs: the same keys, shapes, dtypes, ties and, where they were compared, bytes."""
+        return not (
+            self.only_a or self.only_b or self.shapes or self.dtypes or self.values or self.ties_a or self.ties_b
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The difference as plain data."""
+
+        def both(pairs: Mapping[str, tuple[TensorSpec, TensorSpec]]) -> dict[str, list[object]]:
+            return {key: [_spec_json(one), _spec_json(other)] for key, (one, other) in pairs.items()}
+
+        return {
+            "a": self.a,
+            "b": self.b,
+            "identical": self.identical,
+            "common": self.common,
+            "only_a": {key: _spec_json(spec) for key, spec in self.only_a.items()},
+            "only_b": {key: _spec_json(spec) for key, spec in self.only_b.items()},
+            "shapes": both(self.shapes),
+            "dtypes": both(self.dtypes),
+            "values": {key: found.to_json() for key, found in self.values.items()} if self.values_compared else None,
+            "ties_a": [list(names) for names in self.ties_a],
+            "ties_b": [list(names) for names in self.ties_b],
+        }
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        yield f"a  {self.a}"
+        yield f"b  {self.b}"
+        if self.identical:
+            what = "keys, shapes, dtypes, ties and bytes" if self.values_compared else "keys, shapes, dtypes and ties"
+            yield f"identical: {what} of all {self.common:,} tensors"
+            return
+        yield f"keys: {self.common:,} in common, {len(self.only_a):,} in a alone, {len(self.only_b):,} in b alone"
+        yield from _section("in a alone", self.only_a, str)
+        yield from _section("in b alone", self.only_b, str)
+        yield from _section("shapes", self.shapes, lambda pair: f"{list(pair[0].shape)} -> {list(pair[1].shape)}")
+        yield from _section("dtypes", self.dtypes, lambda pair: f"{pair[0].dtype} -> {pair[1].dtype}")
+        yield from self._value_lines()
+        for title, groups in (("tied in a alone", self.ties_a), ("tied in b alone", self.ties_b)):
+            if groups:
+                yield title
+                yield from (f"  {' = '.join(names)}" for names in groups[:_SHOWN])
+
+    def _value_lines(self) -> Iterator[str]:
+        comparable = self.common - len(self.shapes)
+        if not self.values_compared:
+            yield "values were not compared"
+        elif not self.values:
+            yield f"values: equal in all {comparable:,} tensors of equal shape"
+        else:
+            yield f"values: {len(self.values):,} of {comparable:,} tensors differ"
+            families: dict[str, list[str]] = {}
+            for key in self.values:
+                families.setdefault(_DIGITS.sub("0", key), []).append(key)
+            for keys in list(families.values())[:_SHOWN]:
+                yield f"  {', '.join(text for text, _ in fold(keys)[:4])}"
+                yield f"    {_said([self.values[key] for key in keys])}"
+            if len(families) > _SHOWN:
+                yield f"  … and {len(families) - _SHOWN} more patterns"
+
+
+def diff(a: Any, b: Any, recipe: RecipeLike | None = None, *, values: bool = True, progress: bool | None = None) -> Diff:
+    """Compare two checkpoints, or what a recipe makes of the first with the second.
+
+    >>> import torch
+    >>> found = diff({"w": torch.ones(2, 2)}, {"w": torch.tensor([[1.0, 1.0], [1.0, 1.5]])})
+    >>> found.identical, found.values["w"].max_abs, found.values["w"].differing
+    (False, 0.5, 1)
+    >>> diff({"w": torch.ones(2, 1)}, {"x": torch.ones(1, 2)}, "w [o i] -> x [i o]").identical
+    True
+
+    Headers are compared first; values are read block by block, so memory does not grow with the checkpoints.
+
+    Args:
+        a, b: whatever `open` takes.
+        recipe: what becomes of `a` before the comparison.
+        values: False compares headers and ties alone.
+        progress: True or False to insist on a bar or on none.
+
+    Raises:
+        CheckpointError: one of them cannot be read. RecipeError, PlanError: the recipe does not fit `a`.
+    """
+    with ExitStack() as opened:
+        first, second = (_opened(source, opened) for source in (a, b))
+        one: Side = Stored(first) if recipe is None else Made(plan(first, recipe))
+        return _compared(one, Stored(second), values, progress)
+
+
+def _opened(source: Any, opened: ExitStack) -> Checkpoint:
+    checkpoint = open_checkpoint(source)
+    if checkpoint is not source:
+        opened.enter_context(checkpoint)
+    return checkpoint
+
+
+def _compared(a: Side, b: Side, values: bool, progress: bool | None) -> Diff:
+    common = [key for key in a.specs if key in b.specs]
+    pairs = {key: (a.specs[key], b.specs[key]) for key in common}
+    alike = [key for key, (one, other) in pairs.items() if one.shape == other.shape]
+    found: dict[str, Difference] = {}
+    with ByteBar(sum(a.specs[key].nbytes for key in alike), "comparing", progress) as bar:
+        for key in alike if values else ():
+            apart = difference(a, b, key)
+            if apart is not None:
+                found[key] = apart
+            bar(a.specs[key].nbytes)
+    ties_a, ties_b = (_within(side.ties, pairs) for side in (a, b))
+    return Diff(
+        a.name,
+        b.name,
+        len(common),
+        {key: spec for key, spec in a.specs.items() if key not in b.specs},
+        {key: spec for key, spec in b.specs.items() if key not in a.specs},
+        {key: pair for key, pair in pairs.items() if pair[0].shape != pair[1].shape},
+        {key: pair for key, pair in pairs.items() if pair[0].dtype != pair[1].dtype},
+        found,
+        tuple(sorted(ties_a - ties_b)),
+        tuple(sorted(ties_b - ties_a)),
+        values,
+    )
+
+
+def _within(ties: Groups, keys: Iterable[str]) -> set[tuple[str, ...]]:
+    known = set(keys)
+    groups = (tuple(sorted(name for name in names if name in known)) for names in ties)
+    return {names for names in groups if len(names) > 1}
+
+
+def _spec_json(spec: TensorSpec) -> dict[str, object]:
+    return {"dtype": spec.dtype, "shape": list(spec.shape)}
+
+
+def _section(title: str, items: Mapping[str, Any], said: Any) -> Iterator[str]:
+    if not items:
+        return
+    yield f"{title}: {len(items):,}"
+    folded = fold_groups(items, label=lambda key: said(items[key]))
+    for group in folded[:_SHOWN]:
+        yield f"  {group.text}  {said(items[group.first])}"
+    if len(folded) > _SHOWN:
+        yield f"  … and {len(folded) - _SHOWN} more patterns"
+
+
+def _said(found: list[Difference]) -> str:
+    """The worst of a run of tensors."""
+    if any(d.differing is None for d in found):
+        return "other bytes"
+    differing, numel = sum(d.differing or 0 for d in found), sum(d.numel for d in found)
+    if not differing:
+        return "other bits of equal values, such as the sign of a zero"
+    parts = [f"{differing:,} of {numel:,} elements", f"max |a - b| {max(d.max_abs for d in found):.3g}"]
+    parts.append(f"relative {max(d.max_rel for d in found):.3g}")
+    cosines = [d.cosine for d in found if d.cosine is not None]
+    parts += [f"cosine {min(cosines):.6f}"] if cosines else []
+    nonfinite = sum(d.nonfinite for d in found)
+    parts += [f"{nonfinite:,} with NaN or Inf"] if nonfinite else []
+    return ", ".join(parts)

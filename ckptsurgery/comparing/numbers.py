@@ -1,0 +1,122 @@
+"""How far two tensors of one shape are apart, in one pass over blocks of both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..specs import DTYPES, TensorSpec
+from ..storage.tensors import torch_dtype
+from .sides import Side
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Difference", "difference"]
+
+_BLOCK = 1 << 20
+"""Elements compared at a time; as float64 with what is computed from them some 50 MB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How two tensors differ.
+
+    Args:
+        numel: elements of each.
+        differing: how many elements differ in value; two NaNs do not. None where torch cannot read the dtype. 0 where
+            only bits differ that mean the same, as the sign of a zero.
+        nonfinite: how many of these are NaN or infinite on either side; the other numbers leave them out.
+        max_abs: the largest |a - b|.
+        max_rel: the largest |a - b| / max(|a|, |b|), from 0 to 2.
+        cosine: of the two tensors as vectors; None where one of them is zero.
+    """
+
+    numel: int
+    differing: int | None
+    nonfinite: int = 0
+    max_abs: float = 0.0
+    max_rel: float = 0.0
+    cosine: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The difference as plain data."""
+        return asdict(self)
+
+
+def difference(a: Side, b: Side, key: str) -> Difference | None:
+    """How a key differs between two sides, which have the same shape for it; None where it does not.
+
+    Bytes are compared first, so that equal tensors need no torch.
+    """
+    one, other = a.specs[key], b.specs[key]
+    if one.dtype == other.dtype and _same_bytes(a, b, key, one):
+        return None
+    if any(DTYPES[s.dtype].bits < 8 or DTYPES[s.dtype].torch is None for s in (one, other)):
+        return Difference(one.numel, None)
+    sums = _Sums()
+    for start in range(0, one.numel, _BLOCK):
+        stop = min(start + _BLOCK, one.numel)
+        sums.add(_block(a, key, one, start, stop), _block(b, key, other, start, stop))
+    found = sums.result(one.numel)
+    return None if one.dtype != other.dtype and not found.differing else found
+
+
+def _same_bytes(a: Side, b: Side, key: str, spec: TensorSpec) -> bool:
+    return all(bytes(a.read(key, *span)) == bytes(b.read(key, *span)) for span in _spans(spec.nbytes))
+
+
+def _spans(nbytes: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, nbytes, _BLOCK):
+        yield start, min(start + _BLOCK, nbytes)
+
+
+def _block(side: Side, key: str, spec: TensorSpec, start: int, stop: int) -> Tensor:
+    """Elements `[start, stop)`, flat."""
+    import torch
+
+    size = DTYPES[spec.dtype].itemsize
+    data = bytearray(side.read(key, start * size, stop * size))
+    return torch.frombuffer(data, dtype=torch.uint8).view(torch_dtype(spec.dtype, key))
+
+
+@dataclass(slots=True)
+class _Sums:
+    differing: int = 0
+    nonfinite: int = 0
+    max_abs: float = 0.0
+    max_rel: float = 0.0
+    dot: float = 0.0
+    squares_a: float = 0.0
+    squares_b: float = 0.0
+
+    def add(self, a: Tensor, b: Tensor) -> None:
+        x, y = _wide(a), _wide(b)
+        # Integers of 64 bits are compared as they are: float64 would round them.
+        exact = a.dtype == b.dtype and not a.dtype.is_floating_point
+        differ = a != b if exact else (x != y) & ~(x.isnan() & y.isnan())
+        finite = x.isfinite() & y.isfinite()
+        self.differing += int(differ.sum())
+        self.nonfinite += int((differ & ~finite).sum())
+        x, y = x[finite], y[finite]
+        if x.numel() == 0:
+            return
+        apart, size = (x - y).abs(), x.abs().maximum(y.abs())
+        self.max_abs = max(self.max_abs, float(apart.max()))
+        self.max_rel = max(self.max_rel, float((apart / size.clamp(min=5e-324)).max()))
+        self.dot += float((x.conj() * y).real.sum())
+        self.squares_a += float(x.abs().square().sum())
+        self.squares_b += float(y.abs().square().sum())
+
+    def result(self, numel: int) -> Difference:
+        norms = math.sqrt(self.squares_a) * math.sqrt(self.squares_b)
+        cosine = max(-1.0, min(1.0, self.dot / norms)) if norms and math.isfinite(norms) else None
+        return Difference(numel, self.differing, self.nonfinite, self.max_abs, self.max_rel, cosine)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    import torch
+
+    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)

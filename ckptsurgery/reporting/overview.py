@@ -1,0 +1,62 @@
+"""One question, whatever it is asked of: what is tied, and what is in there, of a model or of a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import CheckpointError, Diagnostic
+from ..modeling.summary import Summary, summarise
+from ..modeling.ties import TieGroup, find_ties
+from ..storage.checkpoint import Tie
+from ..storage.memory import is_module
+from ..storage.opening import open_checkpoint
+from .inspecting import Inspection, inspection
+
+__all__ = ["summary", "ties"]
+
+
+def ties(source: Any) -> tuple[TieGroup, ...] | tuple[Tie, ...]:
+    """Groups of names that are one tensor, each with `.names` and `.kind`.
+
+    >>> import torch
+    >>> w = torch.ones(2)
+    >>> [group.names for group in ties({"embed.weight": w, "head.weight": w, "other": w.clone()})]
+    [('embed.weight', 'head.weight')]
+
+    Args:
+        source: a model, or whatever `open` takes. Kinds are `"object"`, `"storage"` and `"declared"` in a model,
+            `"storage"` and `"alias"` in a checkpoint.
+    """
+    return find_ties(source) if is_module(source) else open_checkpoint(source).ties
+
+
+def summary(source: Any, input_size: Sequence[int] | Sequence[Sequence[int]] | None = None) -> Summary | Inspection:
+    """A model's modules or a checkpoint's tensors at a glance; `str` is a table, `to_json()` plain data.
+
+    >>> import torch
+    >>> summary(torch.nn.Linear(3, 2), (1, 3)).params
+    8
+    >>> print(summary({"w": torch.ones(2, 3)}))
+    state_dict
+    <BLANKLINE>
+    w  F32 [2, 3]  24 B
+    <BLANKLINE>
+    tensors   1 tensor, 6 numbers, 24 B
+    dtypes    F32: 1 tensor, 6 numbers, 24 B
+
+    Args:
+        source: a model, or whatever `open` takes.
+        input_size: for a model: the shape of an input, batch included, or a list of shapes; it is run once on zeros, and
+            the shapes that its modules return are shown.
+
+    Raises:
+        CheckpointError: an input size for a checkpoint, which cannot be run.
+    """
+    if is_module(source):
+        return summarise(source, input_size)
+    if input_size is not None:
+        raise CheckpointError(
+            Diagnostic("not-runnable", "a checkpoint cannot be run on an input", help="summary(model, input_size)")
+        )
+    return inspection(open_checkpoint(source))

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ckptsurgery as cs
+from ckptsurgery.comparing import numbers
+
+ONE = torch.tensor([1.0, -2.0, 3.0, 0.5])
+
+
+def only(a: torch.Tensor, b: torch.Tensor) -> numbers.Difference | None:
+    return cs.diff({"w": a}, {"w": b}).values.get("w")
+
+
+def test_a_checkpoint_is_identical_to_itself_in_every_format(tmp_path: Path) -> None:
+    source = {"a.w": ONE, "a.tied": ONE, "n": torch.tensor(3), "e": torch.zeros(0, 2)}
+    for name in ("x.safetensors", "x.pt", "folder"):
+        cs.save(source, tmp_path / name)
+        found = cs.diff(source, tmp_path / name)
+        assert found.identical, str(found)
+        assert "identical: " in str(found)
+
+
+def test_what_one_side_alone_has_is_named() -> None:
+    found = cs.diff({"a": ONE, "b": ONE.clone()}, {"b": ONE.clone(), "c": ONE.clone()})
+    assert (list(found.only_a), list(found.only_b), found.common, found.identical) == (["a"], ["c"], 1, False)
+
+
+def test_shapes_are_compared_before_values() -> None:
+    found = cs.diff({"w": ONE}, {"w": ONE.reshape(2, 2)})
+    assert {k: (a.shape, b.shape) for k, (a, b) in found.shapes.items()} == {"w": ((4,), (2, 2))}
+    assert not found.values
+
+
+def test_a_dtype_that_lost_nothing_is_a_difference_in_dtype_alone() -> None:
+    found = cs.diff({"w": ONE}, {"w": ONE.bfloat16()})
+    assert found.dtypes.keys() == {"w"}
+    assert not found.values
+    assert not found.identical
+
+
+def test_a_dtype_that_lost_bits_is_a_difference_in_values_too() -> None:
+    found = cs.diff({"w": ONE / 3}, {"w": (ONE / 3).bfloat16()})
+    assert 0 < found.values["w"].max_rel < 2**-8
+
+
+def test_ties_of_common_keys_are_compared() -> None:
+    found = cs.diff({"a": ONE, "b": ONE}, {"a": ONE, "b": ONE.clone()})
+    assert (found.ties_a, found.ties_b, found.identical) == ((("a", "b"),), (), False)
+
+
+@given(st.lists(st.tuples(st.floats(-9, 9), st.floats(-9, 9)), min_size=1, max_size=30), st.integers(1, 7))
+def test_the_numbers_are_what_torch_says_whatever_the_block(pairs: list[tuple[float, float]], block: int) -> None:
+    a, b = torch.tensor(pairs, dtype=torch.float64).T.contiguous()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(numbers, "_BLOCK", block)
+        found = only(a, b)
+    if found is None:
+        assert torch.equal(a, b)
+        return
+    assert found.differing == int((a != b).sum())
+    assert found.max_abs == float((a - b).abs().max())
+    if found.cosine is not None:
+        expected = torch.cosine_similarity(a, b, dim=0, eps=0.0)
+        assert found.cosine == pytest.approx(float(expected), abs=1e-9)
+
+
+def test_two_nans_are_equal_and_one_is_counted_apart() -> None:
+    nan, inf = float("nan"), float("inf")
+    found = only(torch.tensor([nan, nan, 1.0, inf]), torch.tensor([nan, 1.0, 1.0, -inf]))
+    assert found is not None
+    assert (found.differing, found.nonfinite, found.max_abs) == (2, 2, 0.0)
+
+
+def test_the_sign_of_a_zero_is_a_difference_in_bits_only() -> None:
+    found = only(torch.tensor([0.0]), torch.tensor([-0.0]))
+    assert found is not None
+    assert found.differing == 0
+
+
+def test_integers_too_large_for_a_double_are_compared_exactly() -> None:
+    found = only(torch.tensor([2**53]), torch.tensor([2**53 + 1]))
+    assert found is not None
+    assert found.differing == 1
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float8_e4m3fn, torch.float8_e8m0fnu, torch.uint16, torch.uint64, torch.bool, torch.complex64]
+)
+def test_unusual_dtypes_are_compared(dtype: torch.dtype) -> None:
+    found = only(torch.tensor([1.0, 1.0]).to(dtype), torch.tensor([1.0, 2.0 if dtype != torch.bool else 0.0]).to(dtype))
+    assert found is not None
+    assert (found.differing, found.max_abs) == (1, 1.0)
+
+
+def test_packed_dtypes_are_compared_by_their_bytes() -> None:
+    a, b = (torch.tensor([1, x], dtype=torch.uint8).view(torch.float4_e2m1fn_x2) for x in (2, 3))
+    assert only(a, a.clone()) is None
+    found = only(a, b)
+    assert found is not None
+    assert found.differing is None
+
+
+def test_a_recipe_is_applied_to_the_first_side(tmp_path: Path) -> None:
+    source = {f"h.{i}.qkv": torch.randn(6, 2) for i in range(2)} | {"x": ONE, "y": ONE}
+    recipe = cs.Recipe(["h.{i}.qkv [(p o) d] -> l.{i}.{p:q,k,v} [d o]"], rest="keep", tie={"z": "x"})
+    cs.plan(source, recipe).save(tmp_path / "made.safetensors")
+    assert cs.diff(source, tmp_path / "made.safetensors", recipe).identical
+    source["h.1.qkv"][0, 0] += 1
+    found = cs.diff(source, tmp_path / "made.safetensors", recipe)
+    assert {k: d.differing for k, d in found.values.items()} == {"l.1.q": 1}
+
+
+def test_headers_alone_say_nothing_of_values() -> None:
+    found = cs.diff({"w": ONE}, {"w": ONE + 1}, values=False)
+    assert found.identical
+    assert "bytes" not in str(found)
+    assert found.to_json()["values"] is None
+
+
+def test_layers_are_folded_and_the_worst_is_shown() -> None:
+    a = {f"l.{i}.w": torch.ones(2) for i in range(12)}
+    found = cs.diff(a, {k: t + 0.25 * n for n, (k, t) in enumerate(a.items())})
+    assert "  l.{1..11}.w\n    22 of 22 elements, max |a - b| 2.75, " in str(found)
+
+
+def test_the_difference_is_plain_data() -> None:
+    found = cs.diff({"w": ONE, "a": ONE, "s": ONE}, {"w": ONE + 1, "b": ONE, "s": ONE.half()})
+    assert json.loads(json.dumps(found.to_json()))["only_a"] == {"a": {"dtype": "F32", "shape": [4]}}
+
+
+def test_equal_files_are_compared_without_torch(tmp_path: Path) -> None:
+    cs.save({"w": ONE}, tmp_path / "a.safetensors")
+    code = (
+        "import sys, ckptsurgery as cs; f = sys.argv[1]; assert cs.diff(f, f).identical; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.safetensors")], check=True)
