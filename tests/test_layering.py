@@ -43,6 +43,8 @@ FLOORS = {
 NEIGHBOURS = {
     ("specs", "errors"),
     ("", "api"),
+    # to invert a recipe is to invert its ops; ops know nothing of the language
+    ("language", "ops"),
     ("cli", ""),
     ("demo", ""),
     ("cli", "demo"),

@@ -176,10 +176,12 @@ def _lecun_normal(tensor: Tensor, generator: torch.Generator | None) -> None:
 
 
 def of_module(tensor: Tensor, generator: torch.Generator | None) -> None:
+    """Refuse: what `default` and `own` mean is known to the model alone."""
     raise OpError("only the model can say what its default is: initialise the tensor in its model")
 
 
 def gain_of(gain: float | str) -> float:
+    """A gain by its number, or by the nonlinearity that torch's `calculate_gain` knows."""
     if not isinstance(gain, str):
         return gain
     from torch.nn import init

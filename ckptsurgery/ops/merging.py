@@ -29,7 +29,7 @@ class Fp8Dequant(Op):
     (TensorSpec(shape=(300, 256), dtype='BF16'),)
 
     W[r, c] = q[r, c] · s[r // block, c // block], with s of ceil(rows / block) x ceil(columns / block), as
-    DeepSeek-V3 stores its `weight_scale_inv`. Dims in front (experts) are equal on both.
+    blockwise FP8 checkpoints store their `weight_scale_inv`. Dims in front (experts) are equal on both.
 
     Args:
         block: rows and columns of a block, [rows, columns], or one number for a square.

@@ -135,8 +135,8 @@ class ResizeRelPosBias(Op):
 
     Args:
         window: the new window, [rows, columns], or one number for a square.
-        mode: `bicubic` (Swin; timm's `resize_rel_pos_bias_table_simple`) treats the table as an image. `geometric`
-            (BEiT's fine-tuning) places the old offsets on a geometric progression, dense near 0, and interpolates
+        mode: `bicubic` (timm's `resize_rel_pos_bias_table_simple`) treats the table as an image. `geometric`
+            (as fine-tuning at other sizes does) places the old offsets on a geometric progression, dense near 0, and interpolates
             with a cubic not-a-knot spline, in float64.
         extra: rows at the end that stand for no offset, and stay: 3 where a class token has its own.
         old_window: the old window; needed where it was no square.
@@ -231,7 +231,7 @@ def _geometric(image: Tensor, old: _Pair, new: _Pair) -> Tensor:
 
 
 def _progression(old: int, new: int) -> list[float]:
-    """Where BEiT puts the old offsets: 0, ±1, ±(1 + q), ±(1 + q + q²), ... with q such that the last is new // 2."""
+    """Where the geometric grid puts the old offsets: 0, ±1, ±(1 + q), ±(1 + q + q²), ... with q such that the last is new // 2."""
     low, high = 1.01, 1.5
     while high - low > 1e-6:
         ratio = (low + high) / 2
@@ -260,7 +260,7 @@ def _spline_matrix(at: list[float], reach: int) -> Tensor:
     left[0, :3] = torch.stack([h[1], -h[0] - h[1], h[0]])
     left[-1, -3:] = torch.stack([h[-1], -h[-2] - h[-1], h[-2]])
     seconds = torch.linalg.solve(left, right)
-    # Past the ends the end's value holds, as in FITPACK, which BEiT calls.
+    # Past the ends the end's value holds, as in FITPACK, which the reference calls.
     points = torch.arange(-reach, reach + 1, dtype=torch.float64).clamp(x[0], x[-1])
     cell = (torch.searchsorted(x, points, right=True) - 1).clamp(0, n - 2)
     b = ((points - x[cell]) / h[cell])[:, None]

@@ -105,7 +105,8 @@ def _named(path: str, keys: Mapping[str, TensorSpec], argument: str, out: Decisi
     if not found and "{" in path:
         try:
             pattern = KeyPattern.parse(path)
-            found = [k for k in keys if pattern.match(k) is not None]
+            below = KeyPattern.parse(path + ".{below...}")
+            found = [k for k in keys if pattern.match(k) is not None or below.readings(k)]
         except RecipeError as error:
             out.problems += error.diagnostics
             return []
@@ -178,8 +179,9 @@ def _mismatches(
     for group in fold_groups(wrong, label=lambda k: (wrong[k].shape, target[k].shape)):
         first = group.first
         lines.append(f"{group.text}  source {list(wrong[first].shape)}, model {list(target[first].shape)}")
-    modules = list(dict.fromkeys(k.rpartition(".")[0] or k for k in wrong))
-    shown = ", ".join(f'"{m}"' for m in modules[:6]) + (", …" if len(modules) > 6 else "")
+    modules = dict.fromkeys(k.rpartition(".")[0] or k for k in wrong)
+    found = fold_groups(modules)
+    shown = ", ".join(f'"{g.pattern}"' for g in found[:6]) + (", …" if len(found) > 6 else "")
     tips = list(dict.fromkeys(t for k in wrong if (t := _tip(k, wrong[k].shape, target[k].shape))))
     out.problems.append(
         Diagnostic(
@@ -219,9 +221,8 @@ def _missing(
     out.inits.update(dict.fromkeys(missing, "own"))
     firm = out.missing = [k for k in missing if k not in tolerated]
     if firm and not wishes.partial:
-        modules = list(dict.fromkeys(_roots(firm, filled)))
         lines = tuple(f"{g.text}  {target[g.first]}" for g in fold_groups(firm, label=target.get)[:16])
-        shown = ", ".join(f'"{m}"' for m in modules[:6]) + (", …" if len(modules) > 6 else "")
+        shown = _shown_roots(firm, filled)
         verb = "is" if len(firm) == 1 else "are"
         out.problems.append(
             Diagnostic(
@@ -233,18 +234,15 @@ def _missing(
         )
 
 
-def _roots(keys: Sequence[str], filled: set[str]) -> Iterable[str]:
-    """The shortest module path above each key under which nothing is filled: what a person would name."""
-    above = {k[:at] for k in filled for at, c in enumerate(k) if c == "."}
+def _shown_roots(keys: Iterable[str], others: Iterable[str]) -> str:
+    """What a person would name to mean these keys and none of the others: module paths, folded to patterns."""
+    above = {k[:at] for k in others for at, c in enumerate(k) if c == "."}
+    roots = []
     for key in keys:
-        segments = key.split(".")
-        for n in range(1, len(segments)):
-            path = ".".join(segments[:n])
-            if path not in above:
-                yield path
-                break
-        else:
-            yield key
+        ends = [at for at, c in enumerate(key) if c == "."] + [len(key)]
+        roots.append(next(key[:at] for at in ends if key[:at] not in above or at == len(key)))
+    found = fold_groups(dict.fromkeys(roots))
+    return ", ".join(f'"{g.pattern}"' for g in found[:6]) + (", …" if len(found) > 6 else "")
 
 
 def _unexpected(
@@ -254,9 +252,7 @@ def _unexpected(
     specs = {s: made[k] for k in keys for s in origins.get(k, (k,))}
     folded = fold_groups(sources, label=specs.get)
     lines = tuple(f"{g.text}  {specs[g.first]}" for g in folded[:12])
-    modules = list(dict.fromkeys(s.rpartition(".")[0] or s for s in sources))
-    top = modules if len(modules) <= 4 else list(dict.fromkeys(s.partition(".")[0] for s in sources))
-    shown = ", ".join(f'"{m}"' for m in top[:6]) + (", …" if len(top) > 6 else "")
+    shown = _shown_roots(sources, [s for k, found in origins.items() if k not in set(keys) for s in found])
     return Diagnostic(
         "unexpected-keys",
         f"{len(sources)} tensors of the source have no place in the model",
