@@ -5,7 +5,7 @@
             | name ":" choice ("," choice)* one of these, in this order
             | name ":" number ".." number   an integer in a range, both ends included
             | name "..."                    one segment or more, bounded by separators
-            | sum                           "i+16", "3-i": an integer, shifted or reflected
+            | sum                           "i+16", "3-i", "2*i+1": an integer, shifted, reflected or counted in steps
             | "(" name name+ ")"            one flat index over several
 
 Matching is by dynamic programming over (piece, position), never by regular expressions, so that no pattern is slow and
@@ -27,7 +27,8 @@ SEPARATORS = "./"
 _SPECIAL = re.compile(r"->|[{}\[\],|?\\]")
 _NAME = re.compile(r"[^\W\d]\w*\Z")
 _INDEX = re.compile(r"(0|[1-9][0-9]*)\Z")
-_SUM = re.compile(r"\s*[+-]?\s*(\d+|[^\W\d]\w*)(\s*[+-]\s*(\d+|[^\W\d]\w*))*\s*")
+_ATOM = r"(\d+|(\d+\s*\*\s*)?[^\W\d]\w*)"
+_SUM = re.compile(rf"\s*[+-]?\s*{_ATOM}(\s*[+-]\s*{_ATOM})*\s*")
 _MOST_READINGS = 4096
 
 
@@ -109,7 +110,8 @@ class Capture:
         choices: the texts it may have, in order.
         span: the range its value may have.
         rest: whether it takes whole segments, one or more.
-        terms: `(sign, atom)` pairs when it is a sum such as `{i+16}`; the atom that is no number and not in `dims` is `name`.
+        terms: `(coefficient, atom)` pairs when it is a sum such as `{i+16}` or `{2*i+1}`; the atom that is no number and
+            not in `dims` is `name`.
         flat: the names of a flat index, outermost first.
     """
 
@@ -138,9 +140,9 @@ class Capture:
             if not is_index(text):
                 return None
             if self.terms is not None:
-                sign, offset = self.affine
-                value = sign * (int(text) - offset)
-                if value < 0:
+                scale, offset = self.affine
+                value, over = divmod(int(text) - offset, scale)
+                if value < 0 or over:
                     return None
                 text = str(value)
             if self.span is not None and int(text) not in self.span:
@@ -151,22 +153,22 @@ class Capture:
         """The text in the key for a bound value."""
         if self.terms is None:
             return value
-        sign, offset = self.affine
-        number = sign * int(value) + offset
+        scale, offset = self.affine
+        number = scale * int(value) + offset
         if number < 0:
             raise RecipeError(Diagnostic("negative-index", f"{{{self}}} would be {number} for {self.name} = {value}"))
         return str(number)
 
     @property
     def affine(self) -> tuple[int, int]:
-        """`(sign, offset)` of a bound sum: the key shows `sign * value + offset`."""
-        sign, offset = 1, 0
+        """`(scale, offset)` of a bound sum: the key shows `scale * value + offset`."""
+        scale, offset = 1, 0
         for s, atom in self.terms or ():
             if atom == self.name:
-                sign = s
+                scale = s
             else:
                 offset += s * int(atom)
-        return sign, offset
+        return scale, offset
 
     def bind(self, numbers: Mapping[str, int]) -> Capture:
         """The capture with names from `dims` replaced by their numbers, in sums and ranges."""
@@ -184,7 +186,7 @@ class Capture:
                     Diagnostic("unknown-dim", f"{{{self}}} has {len(free)} unknowns: {', '.join(free)}",
                                help=f"dims say which of them is a number: --dim {free[-1]}=…")
                 )  # fmt: skip
-            terms = tuple((s, a if a == free[0] else numbers.get(str(a), a)) for s, a in capture.terms)
+            terms = tuple((s, a) if a == free[0] else _signed(s * int(numbers.get(str(a), a))) for s, a in capture.terms)
             capture = replace(capture, name=free[0], terms=terms)
         return capture
 
@@ -200,7 +202,7 @@ class Capture:
         if self.flat:
             return "(" + " ".join(self.flat) + ")"
         if self.terms is not None:
-            text = "".join(("+" if s > 0 else "-") + str(a) for s, a in self.terms)
+            text = "".join(("+" if s > 0 else "-") + (f"{abs(s)}*" if abs(s) > 1 else "") + str(a) for s, a in self.terms)
             return text.removeprefix("+")
         if self.rest:
             return self.name + "..."
@@ -441,17 +443,23 @@ def _capture(body: str, text: str, at: int) -> Capture:
     if _SUM.fullmatch(inner):
         atoms = _atoms(inner)
         named = [str(a) for s, a in atoms if isinstance(a, str)]
-        if named:
+        if named and all(s for s, _ in atoms):
             # which name is the capture and which a number is known once dims are; until then, the last minus or the first
             minus = [str(a) for s, a in atoms if isinstance(a, str) and s < 0]
             return Capture(minus[-1] if minus else named[0], terms=atoms)
-    raise _error(text, at, f"{{{body}}} is no capture", "{i}, {p:q,k,v}, {i:0..7}, {i+16}, {3-i}, {(s b)} or {rest...}")
+    raise _error(text, at, f"{{{body}}} is no capture", "{i}, {p:q,k,v}, {i:0..7}, {i+16}, {3-i}, {2*i+1}, {(s b)} or {rest...}")
 
 
 def _atoms(text: str) -> tuple[tuple[int, int | str], ...]:
-    """The signed integers and names of a sum."""
-    found = re.findall(r"([+-]?)\s*(\w+)", text)
-    return tuple((-1 if sign == "-" else 1, int(atom) if atom.isdecimal() else atom) for sign, atom in found)
+    """The signed integers and names of a sum, names with their factors."""
+    found = re.findall(r"([+-]?)\s*(?:(\d+)\s*\*\s*)?(\w+)", text)
+    return tuple(
+        (int(f"{sign}{factor or 1}"), int(atom) if atom.isdecimal() else atom) for sign, factor, atom in found
+    )  # fmt: skip
+
+
+def _signed(number: int) -> tuple[int, int]:
+    return (-1, -number) if number < 0 else (1, number)
 
 
 def _restricted(name: str, domain: str, text: str, at: int) -> Capture:

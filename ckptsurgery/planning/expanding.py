@@ -78,7 +78,8 @@ def expand(
     Raises:
         RecipeError: all rules that break the law, unknown recipes, names without their numbers.
     """
-    stages, problems = [], []
+    stages: list[Stage] = []
+    problems: list[Diagnostic] = []
     for part in (recipe.but(stages=()), *recipe.stages):
         expansion = _Expansion(resolve, dict(dims or {}), problems)
         expansion.add(part, Frame(config=config), depth=0)
@@ -162,13 +163,13 @@ class _Expansion:
                 sources=tuple(_prefixed(t, frame.source) for t in rule.sources),
                 targets=tuple(_prefixed(t, frame.target) for t in rule.targets),
             )
-            spelled = normalise(prefixed, _used(prefixed, frame.names))
+            tables = _used(prefixed, frame.names)
+            spelled = normalise(prefixed, tables)
             numbers = dims.numbers if _asks(spelled) else {}
             terms = ((replace(t, pattern=t.pattern.bind(numbers)) for t in side) for side in (spelled.sources, spelled.targets))
             sources, targets = map(tuple, terms)
             final = replace(spelled, sources=sources, targets=targets)
-            shared = frozenset(frame.names.keys() & set(rule.names))
-            return BoundRule(final, signature(final), dims, str(rule), shared)
+            return BoundRule(final, signature(final), dims, str(rule), frozenset(tables))
         except RecipeError as error:
             text = str(rule)
             self.problems.extend(
@@ -249,9 +250,11 @@ def _rooted(config: Mapping[str, Any] | None, path: str | None) -> Mapping[str, 
 
 
 def _used(rule: Rule, names: Mapping[str, Mapping[str, str]]) -> dict[str, Mapping[str, str]]:
-    """Those tables of `[names]` that the rule captures without choices of its own."""
-    wanted = set(rule.names)
-    return {n: pairs for n, pairs in names.items() if n in wanted}
+    """Those tables of `[names]` that the rule captures without choices of its own; a list in the rule goes before."""
+    terms = (*rule.sources, *rule.targets)
+    listed = {c.name for t in terms for c in t.pattern.captures if c.choices is not None}
+    listed |= {a.name for t in terms if t.axes for a in t.axes.axes if a.choices is not None}
+    return {n: pairs for n, pairs in names.items() if n in set(rule.names) - listed}
 
 
 def _asks(rule: Rule) -> bool:
