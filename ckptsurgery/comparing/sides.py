@@ -62,7 +62,7 @@ class Made:
         """Copied from the source where the plan copies, else from the step's tensors."""
         key = self._aliases.get(key, key)
         step = self._steps[key]
-        copies = None if step.upstream else step.program.copies
+        copies = step.program.copies
         if copies is not None:
             return self._checkpoint.read(step.sources[copies[step.targets.index(key)]], start, stop)
         if key not in self._held:

@@ -18,9 +18,9 @@ from ..specs import TensorSpec
 from .expanding import BoundRule
 from .fusing import fused
 from .joining import Group
-from .layout import Layout, Piece, Side, arrange
+from .layout import Layout, Side, arrange, side_by_side
 from .solving import ConcreteDims, Equations, SizeError, concrete, extent, settle, whole
-from .steps import Fork, Instruction, Move, Program, Run
+from .steps import Instruction, Move, Pick, Program, Run
 
 __all__ = ["Built", "ProgramBuilder", "RuleOps"]
 
@@ -103,7 +103,7 @@ class ProgramBuilder:
             ways = [(a, 0) for a in range(len(arrivals))]
         elif len(arrivals) == 1:
             if len(terms) > 1:
-                instructions.append(Fork(len(terms)))
+                instructions.append(Pick(tuple(range(len(arrivals[0].specs))) * len(terms)))
             ways = [(0, t) for t in range(len(terms))]
         elif len(arrivals) == len(terms):
             ways = [(n, n) for n in range(len(terms))]
@@ -115,7 +115,7 @@ class ProgramBuilder:
             layouts.append(layout)
             grids.append(grid)
         dtypes = self._dtypes(layouts, [arrivals[a] for a, _ in ways])
-        instructions.append(Move(_side_by_side(layouts), dtypes))
+        instructions.append(Move(side_by_side(layouts), dtypes))
         grids = self._after(len(ways), grids, instructions)
         return Built(Program.of(inputs, instructions), tuple(grids), self.ops.joined_after, tuple(self._assumed))
 
@@ -342,22 +342,3 @@ class ProgramBuilder:
 
 
 Grid = tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]
-
-
-def _side_by_side(layouts: Sequence[Layout]) -> Layout:
-    """Several rearrangements of tensors that stand next to each other, as one."""
-    if len(layouts) == 1:
-        return layouts[0]
-    sources: list[tuple[int, ...]] = []
-    targets: list[tuple[int, ...]] = []
-    pieces: list[Piece] = []
-    for layout in layouts:
-        a, b = len(sources), len(targets)
-        pieces += [
-            Piece(p.source + a, p.target + b, p.shape, p.source_offset, p.source_strides, p.target_offset, p.target_strides)
-            for p in layout.pieces
-        ]
-        sources += layout.sources
-        targets += layout.targets
-    return Layout(tuple(sources), tuple(targets), tuple(pieces))
-

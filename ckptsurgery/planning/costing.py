@@ -61,8 +61,7 @@ def cost_of(plan: Plan) -> Cost:
 def _held(step: Step) -> int:
     if step.kind == "copy":
         return min(CHUNK, max((s.nbytes for s in step.program.outputs), default=0))
-    held = sum(s.nbytes for s in step.program.inputs) + sum(s.nbytes for s in step.program.outputs)
-    return held + sum(_held(up) for up in step.upstream.values())
+    return sum(s.nbytes for s in step.program.inputs) + sum(s.nbytes for s in step.program.outputs)
 
 
 def _shown(count: int) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import Diagnostic, PlanError
 from ..ops.base import Specs
 from .claims import near_rules
-from .steps import Fork, Move, Run, Step
+from .steps import Beside, Move, Pick, Run, Step
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -65,7 +65,7 @@ def explain(plan: Plan, key: str) -> Explanation:
     if key in plan.inits:
         return Explanation(key, "initialised", (f"{key}", f"  initialised by {plan.inits[key]}"))
     for step in plan.steps:
-        if key in step.sources or any(key in up.sources for up in step.upstream.values()):
+        if key in step.sources:
             return _of_step(plan, key, step, "source")
     if key in plan.dropped:
         return Explanation(key, "dropped", (key, f"  dropped by {plan.dropped[key]}"))
@@ -111,12 +111,12 @@ def _listed(title: str, items: list[str]) -> list[str]:
 
 
 def _captures(plan: Plan, key: str, step: Step, role: str) -> tuple[tuple[str, str], ...]:
-    use = plan.uses[step.rules[0] if role == "source" else step.rules[-1]]
-    terms = use.bound.rule.sources if role == "source" else use.bound.rule.targets
-    for term in terms:
-        readings = term.pattern.readings(key)
-        if readings:
-            return tuple(readings[0].items())
+    for use in (plan.uses[n] for n in (step.rules if role == "source" else reversed(step.rules))):
+        rule = use.bound.rule
+        for term in rule.sources if role == "source" else rule.targets:
+            readings = term.pattern.readings(key)
+            if readings:
+                return tuple(readings[0].items())
     return ()
 
 
@@ -130,8 +130,11 @@ def _on_the_way(step: Step) -> Iterator[str]:
                 yield f"rearranged in {len(layout.pieces)} piece{'s' * (len(layout.pieces) > 1)} to {_shown(after)}"
             case Run(op):
                 yield f"{op} gives {_shown(after)}"
-            case Fork(times):
-                yield f"taken {times} times"
+            case Pick(indices):
+                kept = f", {len(set(indices))} of {len(before)} kept" if len(set(indices)) < len(before) else ""
+                yield f"handed on as {_shown(after)}{kept}"
+            case Beside(programs):
+                yield f"{len(programs)} programs side by side give {_shown(after)}"
 
 
 def _shown(specs: Specs) -> str:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 
 from .solving import ConcreteDims, Equations, extent
 
-__all__ = ["Layout", "Piece", "View", "arrange", "view"]
+__all__ = ["Layout", "Piece", "View", "arrange", "run_piece", "side_by_side", "view"]
 
 Shape = tuple[int, ...]
 
@@ -105,12 +105,29 @@ class Layout:
     @classmethod
     def identity(cls, shapes: Sequence[Shape]) -> Layout:
         """Tensors that stay as they are."""
-        pieces = tuple(_run(i, i, math.prod(s)) for i, s in enumerate(shapes))
+        pieces = tuple(run_piece(i, i, math.prod(s)) for i, s in enumerate(shapes) if math.prod(s))
         return cls(tuple(shapes), tuple(shapes), pieces)
 
 
-def _run(source: int, target: int, numel: int) -> Piece:
-    return Piece(source, target, (numel,), 0, (1,), 0, (1,)) if numel != 1 else Piece(source, target, (), 0, (), 0, ())
+def run_piece(source: int, target: int, numel: int, source_offset: int = 0, target_offset: int = 0) -> Piece:
+    """One run of elements."""
+    shape, strides = ((numel,), (1,)) if numel != 1 else ((), ())
+    return Piece(source, target, shape, source_offset, strides, target_offset, strides)
+
+
+def side_by_side(layouts: Sequence[Layout]) -> Layout:
+    """Rearrangements of tensors that stand next to each other, as one."""
+    if len(layouts) == 1:
+        return layouts[0]
+    sources: list[Shape] = []
+    targets: list[Shape] = []
+    pieces: list[Piece] = []
+    for layout in layouts:
+        a, b = len(sources), len(targets)
+        pieces += [replace(p, source=p.source + a, target=p.target + b) for p in layout.pieces]
+        sources += layout.sources
+        targets += layout.targets
+    return Layout(tuple(sources), tuple(targets), tuple(pieces))
 
 
 @dataclass(frozen=True, slots=True)

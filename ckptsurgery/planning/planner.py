@@ -80,7 +80,7 @@ def draft_plan(
         planned = _Stage(stage, current, target if last else None, problems, notes).plan()
         if not last and not problems:
             planned = fit(planned, stage, None, "lossless", problems)
-        plan = planned if plan is None else chained(plan, planned)
+        plan = planned if plan is None else chained(plan, planned, problems)
         current = {**planned.specs, **{alias: planned.specs[base] for alias, base in plan.ties.items()}}
         if problems:
             break

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from ..errors import Diagnostic, PlanError
@@ -11,7 +11,7 @@ from ..ops.axes import Same
 from ..ops.base import Specs
 from ..specs import TensorSpec
 from .plan import Plan
-from .steps import Fork, Instruction, Move, Pick, Program, Run, Step
+from .steps import Beside, Instruction, Move, Pick, Program, Run, Step
 
 __all__ = ["reversed_plan"]
 
@@ -39,9 +39,6 @@ def reversed_plan(plan: Plan, converted: Mapping[str, TensorSpec], tied: Collect
     programs: dict[int, Program | str] = {}
     steps = []
     for step in plan.steps:
-        if step.upstream:
-            problems.append(_lossy(step, plan, "several stages meet in it"))
-            continue
         if id(step.program) not in programs:
             try:
                 programs[id(step.program)] = _reversed(step.program)
@@ -82,39 +79,44 @@ def _reversed(program: Program) -> Program:
     before = program.specs_on_the_way()
     instructions: list[Instruction] = []
     for instruction, inputs in zip(reversed(program.instructions), reversed(before[:-1])):
-        instructions.append(_undone(instruction, inputs))
+        instructions += _undone(instruction, inputs)
     back = Program.of(program.outputs, instructions)
     if back.outputs != program.inputs:
         raise Lossy("its way back does not lead to the same shapes")
     return back
 
 
-def _undone(instruction: Instruction, inputs: Specs) -> Instruction:
+def _undone(instruction: Instruction, inputs: Specs) -> list[Instruction]:
     match instruction:
-        case Fork(times):
-            width = len(inputs)
-            return Run(Same(), tuple(tuple(n + t * width for t in range(times)) for n in range(width)))
         case Move(layout):
             if not layout.invertible:
                 raise Lossy("it repeats or leaves out elements")
-            return Move(layout.inverse(), tuple(s.dtype for s in inputs))
-        case Run(op, groups):
-            return _op_undone(instruction, inputs)
-        case Pick():
-            raise Lossy("some of what it makes was left out")
-    raise AssertionError(instruction)
+            return [Move(layout.inverse(), tuple(s.dtype for s in inputs))]
+        case Pick(indices):
+            return _unpicked(indices, len(inputs))
+        case Beside(programs):
+            return [Beside(tuple(map(_reversed, programs)))]
+        case Run(op, groups) if isinstance(op, Same) and op.joins:
+            head = {i: group[0] for group in groups for i in group}
+            kept = {i: n for n, i in enumerate(i for i in range(len(inputs)) if head.get(i, i) == i)}
+            return [Pick(tuple(kept[head.get(i, i)] for i in range(len(inputs))))]
+        case Run():
+            return [_op_undone(instruction, inputs)]
+
+
+def _unpicked(indices: Sequence[int], count: int) -> list[Instruction]:
+    """Back from a list that holds some tensors several times: the copies must be the same."""
+    places: list[list[int]] = [[] for _ in range(count)]
+    for place, index in enumerate(indices):
+        places[index].append(place)
+    if not all(places):
+        raise Lossy("some of what it makes was left out")
+    back: list[Instruction] = [Run(Same(), tuple(tuple(p) for p in places if len(p) > 1))] if len(indices) > count else []
+    rank = {first: n for n, first in enumerate(sorted(p[0] for p in places))}
+    return [*back, Pick(tuple(rank[p[0]] for p in places))]
 
 
 def _op_undone(run: Run, inputs: Specs) -> Instruction:
-    if isinstance(run.op, Same) and run.op.joins:
-        sizes = {len(g) for g in run.groups}
-        flat = [i for g in run.groups for i in g]
-        width = len(run.groups)
-        if len(sizes) == 1 and flat and sorted(flat) == list(range(len(inputs))):
-            times = sizes.pop()
-            if all(g == tuple(n + t * width for t in range(times)) for n, g in enumerate(run.groups)):
-                return Fork(times)
-        raise Lossy("its equal sources cannot be told apart")
     undone = {run.op.inverse(tuple(inputs[i] for i in g)) for g in run.groups}
     op = undone.pop() if len(undone) == 1 else None
     if op is None:

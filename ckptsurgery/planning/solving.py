@@ -231,10 +231,13 @@ def extent(equations: Equations, axes: Sequence[Axis], env: Env) -> int:
 
 
 def _open(equations: Equations, axes: Sequence[Axis], env: Env) -> Variable:
+    """The first size that is not known, a ragged one at the first value of its marker that lacks it."""
+    known: dict[str, int] = {}
     for axis in axes:
-        values = [env.get(axis.marker)] if axis.marker in env else [None]
+        values = range(known[axis.marker]) if axis.marker in known else [env.get(axis.marker or "", 0)]
         for value in values:
-            size = equations.size(axis, {**env, **({axis.marker: value} if axis.marker and value is not None else {})})
+            size = equations.size(axis, {**env, **({axis.marker: value} if axis.marker else {})})
             if size.unknown is not None:
                 return size.unknown
+            known[axis.name] = size.const
     return (axes[0].name, None)

@@ -1,34 +1,23 @@
 """Steps: which sources make which targets, and by what program.
 
 A program knows shapes and dtypes but no keys, so that all layers share one. It is a list of instructions over a list of
-tensors: `Fork` gives each of several targets its own, `Move` rearranges, `Run` applies an op, `Pick` leaves some out.
+tensors: `Move` rearranges, `Run` applies an op, `Pick` repeats, reorders or leaves out, `Beside` runs programs side by side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
 
 from ..ops.base import Op, Specs
 from ..specs import TensorSpec
-from .layout import Layout, Piece
+from .layout import Layout, Piece, run_piece, side_by_side
 
-__all__ = ["Fork", "Instruction", "Move", "Pick", "Program", "Run", "Step", "compose_layouts"]
+__all__ = ["Beside", "Instruction", "Move", "Pick", "Program", "Run", "Step", "compose_layouts"]
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Fork:
-    """The whole list of tensors, `times` over."""
-
-    times: int
-
-    def after(self, specs: Specs) -> Specs:
-        """Specs after the instruction."""
-        return specs * self.times
 
 
 @dataclass(frozen=True)
@@ -72,16 +61,39 @@ class Run:
 
 @dataclass(frozen=True)
 class Pick:
-    """Some of the tensors, in this order; the others go nowhere."""
+    """The list of tensors made anew: which of them, in which order, one of them several times if need be."""
 
     indices: tuple[int, ...]
 
     def after(self, specs: Specs) -> Specs:
         """Specs after the instruction."""
-        return tuple(specs[i] for i in self.indices)
+        return self.applied(specs)
+
+    def applied(self, items: Sequence[T]) -> tuple[T, ...]:
+        """What it makes of a list."""
+        return tuple(items[i] for i in self.indices)
 
 
-Instruction = Fork | Move | Run | Pick
+@dataclass(frozen=True)
+class Beside:
+    """Programs side by side, each on its own share of the list."""
+
+    programs: tuple[Program, ...]
+
+    def after(self, specs: Specs) -> Specs:
+        """Specs after the instruction."""
+        return tuple(spec for program in self.programs for spec in program.outputs)
+
+    def shares(self, items: Sequence[T]) -> Iterator[tuple[Program, tuple[T, ...]]]:
+        """Each program with its share of the list."""
+        at = 0
+        for program in self.programs:
+            end = at + len(program.inputs)
+            yield program, tuple(items[at:end])
+            at = end
+
+
+Instruction = Move | Run | Pick | Beside
 
 
 @dataclass(frozen=True)
@@ -116,22 +128,18 @@ class Program:
 
     @cached_property
     def moves(self) -> Layout | None:
-        """The one rearrangement that the program is, or None where an op changes values."""
-        layout = Layout.identity([s.shape for s in self.inputs])
+        """The one rearrangement that the program is, or None where an op changes values or one would not do."""
+        layout: Layout | None = Layout.identity([s.shape for s in self.inputs])
         for instruction in self.instructions:
-            match instruction:
-                case Fork(times):
-                    layout = _forked(layout, times)
-                case Move(move):
-                    composed = compose_layouts(layout, move)
-                    if composed is None:
-                        return None
-                    layout = composed
-                case Pick(indices):
-                    layout = _picked(layout, indices)
-                case Run():
-                    return None
+            layout = _moved(layout, instruction) if layout is not None else None
         return layout
+
+    @cached_property
+    def changes_values(self) -> bool:
+        """Whether an op runs in it; all else only moves data."""
+        return any(
+            isinstance(i, Run) or (isinstance(i, Beside) and any(p.changes_values for p in i.programs)) for i in self.instructions
+        )
 
     @cached_property
     def copies(self) -> tuple[int, ...] | None:
@@ -143,7 +151,7 @@ class Program:
         """`"copy"`, `"move"` or `"compute"`."""
         if self.copies is not None:
             return "copy"
-        return "move" if self.moves is not None else "compute"
+        return "compute" if self.changes_values else "move"
 
     def specs_on_the_way(self) -> list[Specs]:
         """Specs before the first instruction and after each."""
@@ -153,14 +161,18 @@ class Program:
         return stages
 
 
-def _forked(layout: Layout, times: int) -> Layout:
-    width = len(layout.targets)
-    pieces = [
-        Piece(p.source, p.target + n * width, p.shape, p.source_offset, p.source_strides, p.target_offset, p.target_strides)
-        for n in range(times)
-        for p in layout.pieces
-    ]
-    return Layout(layout.sources, layout.targets * times, tuple(pieces))
+def _moved(layout: Layout, instruction: Instruction) -> Layout | None:
+    match instruction:
+        case Move(move):
+            return compose_layouts(layout, move)
+        case Pick(indices):
+            return _picked(layout, indices)
+        case Beside(programs):
+            layouts = [p.moves for p in programs]
+            known = [one for one in layouts if one is not None]
+            return compose_layouts(layout, side_by_side(known)) if len(known) == len(layouts) else None
+        case Run():
+            return None
 
 
 def _picked(layout: Layout, indices: tuple[int, ...]) -> Layout:
@@ -169,15 +181,44 @@ def _picked(layout: Layout, indices: tuple[int, ...]) -> Layout:
 
 
 def compose_layouts(first: Layout, second: Layout) -> Layout | None:
-    """One rearrangement after another as one, where the first only hands whole tensors on; else None."""
+    """One rearrangement after another as one; None where it takes more than one.
+
+    It is one where either only hands whole tensors on, or where both move runs.
+    """
     copies = first.copies
-    if copies is None:
-        return None
-    pieces = tuple(
-        Piece(copies[p.source], p.target, p.shape, p.source_offset, p.source_strides, p.target_offset, p.target_strides)
-        for p in second.pieces
-    )
-    return Layout(first.sources, second.targets, pieces)
+    if copies is not None:
+        pieces = tuple(replace(p, source=copies[p.source]) for p in second.pieces)
+        return Layout(first.sources, second.targets, pieces)
+    copies = second.copies
+    if copies is not None:
+        return replace(_picked(first, copies), targets=second.targets)
+    return _runs_composed(first, second) if first.contiguous and second.contiguous else None
+
+
+def _runs_composed(first: Layout, second: Layout) -> Layout:
+    made = [first.into(n) for n in range(len(first.targets))]
+    pieces: list[Piece] = []
+    for later in sorted(second.pieces, key=lambda p: (p.target, p.target_offset)):
+        start, end = later.source_offset, later.source_offset + later.numel
+        for p in made[later.source]:
+            low, high = max(start, p.target_offset), min(end, p.target_offset + p.numel)
+            if low < high:
+                source, target = p.source_offset + low - p.target_offset, later.target_offset + low - start
+                pieces.append(run_piece(p.source, later.target, high - low, source, target))
+    return Layout(first.sources, second.targets, tuple(_joined(pieces)))
+
+
+def _joined(pieces: Sequence[Piece]) -> list[Piece]:
+    """Runs in the order of their targets, those that run on made one."""
+    result: list[Piece] = []
+    for piece in pieces:
+        last = result[-1] if result else None
+        runs_on = last is not None and (last.source, last.target) == (piece.source, piece.target)
+        if last and runs_on and last.source_offset + last.numel == piece.source_offset:
+            result[-1] = run_piece(last.source, last.target, last.numel + piece.numel, last.source_offset, last.target_offset)
+        else:
+            result.append(piece)
+    return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,20 +226,18 @@ class Step:
     """One unit of work: sources in, targets out.
 
     Args:
-        sources: keys of the checkpoint, or of what `upstream` makes, in the program's order.
+        sources: keys of the checkpoint, in the program's order.
         targets: keys made, in the program's order.
         program: what happens in between.
-        rules: numbers of the plan's rules that it comes from, one for each stage.
-        upstream: for keys that an earlier stage makes, the step that makes them.
+        rules: numbers of the plan's rules that it comes from, those of earlier stages first.
     """
 
     sources: tuple[str, ...]
     targets: tuple[str, ...]
     program: Program
     rules: tuple[int, ...]
-    upstream: Mapping[str, Step] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
         """`"copy"`, `"move"` or `"compute"`."""
-        return "compute" if self.upstream else self.program.kind
+        return self.program.kind

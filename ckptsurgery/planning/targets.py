@@ -145,7 +145,7 @@ class _Fitting:
             )  # fmt: skip
         missing = [k for k in known if k not in self.plan.specs and k not in self.chosen and k not in self.ties]
         if missing:
-            folded = fold_groups(missing, label=known and self.wanted.get)
+            folded = fold_groups(missing, label=self.wanted.get)
             notes = tuple(f"{f.text}  {self.wanted[f.first]}" for f in folded[:12])
             notes += (f"… and {len(folded) - 12} more patterns",) if len(folded) > 12 else ()
             inits = "\n".join(f'"{f.pattern}" = "default"' for f in folded[:1])

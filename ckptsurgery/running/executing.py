@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..errors import CheckpointError, Diagnostic
 from ..ops.base import OpError
 from ..planning.layout import Layout
-from ..planning.steps import Fork, Move, Pick, Program, Run, Step
+from ..planning.steps import Beside, Move, Pick, Program, Run, Step
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,10 +27,7 @@ def run_step(step: Step, load: Load) -> tuple[Tensor, ...]:
     Raises:
         CheckpointError: an op refused the values it met.
     """
-    made: dict[str, Tensor] = {}
-    for upstream in dict.fromkeys(step.upstream.values()) if step.upstream else ():
-        made.update(zip(upstream.targets, run_step(upstream, load)))
-    tensors = tuple(made[k] if k in step.upstream else load(k) for k in step.sources)
+    tensors = tuple(load(key) for key in step.sources)
     try:
         return execute(step.program, tensors)
     except OpError as error:
@@ -46,12 +43,12 @@ def execute(program: Program, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     current = tuple(tensors)
     for instruction in program.instructions:
         match instruction:
-            case Fork(times):
-                current = current * times
             case Move(layout):
                 current = rearrange(layout, current)
-            case Pick(indices):
-                current = tuple(current[i] for i in indices)
+            case Pick():
+                current = instruction.applied(current)
+            case Beside():
+                current = tuple(t for program, share in instruction.shares(current) for t in execute(program, share))
             case Run(op):
                 current = instruction.applied(current, op.run)
     return tuple(t.contiguous() for t in current)

@@ -59,7 +59,7 @@ def stream(plan: Plan, checkpoint: Checkpoint, writer: Writer, moved: Callable[[
 
 
 def _byte_runs(step: Step, checkpoint: Checkpoint, writer: Writer) -> list[ByteRun] | None:
-    layout = None if step.upstream else step.program.moves
+    layout = step.program.moves
     if layout is None:
         return None
     extents = [checkpoint.extent(key) for key in step.sources]
@@ -112,8 +112,7 @@ class Loads:
 
 
 def _reads(step: Step) -> set[str]:
-    own = {k for k in step.sources if k not in step.upstream}
-    return own.union(*(_reads(up) for up in step.upstream.values()))
+    return set(step.sources)
 
 
 def renamed_metadata(metadata: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
