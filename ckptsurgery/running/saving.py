@@ -102,16 +102,18 @@ def state_dict_of(plan: Plan, checkpoint: Checkpoint) -> dict[str, Any]:
                 made[key] = tensor.clone() if tensor.data_ptr() in taken and tensor.numel() else tensor
                 taken.add(made[key].data_ptr())
         loads.done(step)
-    return {key: made[aliases.get(key, key)] for key in plan.keys}
+    # what is left to the module that builds it ([init] own) is in no file either
+    return {key: made[at] for key in plan.keys if (at := aliases.get(key, key)) in made}
 
 
 def _refuse_inits(plan: Plan) -> None:
-    if plan.inits:
+    drawn = [key for key, how in plan.inits.items() if how not in ("own", "own()")]
+    if drawn:
         raise PlanError(
             Diagnostic(
                 "init-needs-model",
-                f"{len(plan.inits)} keys are to be initialised, which a model does and a file does not",
-                notes=tuple(plan.inits)[:8],
+                f"{len(drawn)} keys are to be initialised, which a model does and a file does not",
+                notes=tuple(drawn)[:8],
                 help="plan.load_into(model), then cs.save(model.state_dict(), path)",
             )
         )
@@ -162,6 +164,12 @@ def ledger(plan: Plan, aliases: Mapping[str, str], text: Callable[[int], str]) -
     made = {e.key for e in entries}
     entries += [
         Entry(alias, "tied", plan.specs.get(base), (), base) for alias, base in plan.ties.items() if alias not in made
+    ]
+    wanted = plan.target.specs if plan.target else {}
+    entries += [
+        Entry(key, "kept", wanted.get(key), by="left to the module that builds it")
+        for key, how in plan.inits.items()
+        if how in ("own", "own()")
     ]
     entries += [Entry(key, "dropped", plan.source.get(key), (key,), line) for key, line in plan.dropped.items()]
     entries += [Entry(key, "dropped", plan.source.get(key), (key,), f"equal to {kept}") for key, kept in plan.proofs]
