@@ -116,7 +116,9 @@ class Diff:
                 yield f"  … and {len(families) - _SHOWN} more patterns"
 
 
-def diff(a: Any, b: Any, recipe: RecipeLike | None = None, *, values: bool = True, progress: bool | None = None) -> Diff:
+def diff(
+    a: Any, b: Any, recipe: RecipeLike | None = None, *, values: bool = True, progress: bool | None = None
+) -> Diff:
     """Compare two checkpoints, or what a recipe makes of the first with the second.
 
     >>> import torch

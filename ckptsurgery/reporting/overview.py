@@ -47,8 +47,8 @@ def summary(source: Any, input_size: Sequence[int] | Sequence[Sequence[int]] | N
 
     Args:
         source: a model, or whatever `open` takes.
-        input_size: for a model: the shape of an input, batch included, or a list of shapes; it is run once on zeros, and
-            the shapes that its modules return are shown.
+        input_size: for a model: the shape of an input, batch included, or a list of shapes; it is run once on zeros,
+            and the shapes that its modules return are shown.
 
     Raises:
         CheckpointError: an input size for a checkpoint, which cannot be run.

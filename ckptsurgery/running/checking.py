@@ -1,4 +1,4 @@
-"""Proving an output by reading it back: what was copied is compared byte for byte, what was computed is computed again."""
+"""Proving an output by reading it back: copies are compared byte for byte, what was computed is computed again."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def check_output(
 ) -> int:
     """Prove that a written checkpoint is what the plan makes of its source; the number of bytes compared.
 
-    The files are dropped from the page cache first, where the system allows it, so that the disk answers. What only moves
-    is computed as tensors here, which is not the way it was written.
+    The files are dropped from the page cache first, where the system allows it, so that the disk answers. What only
+    moves is computed as tensors here, which is not the way it was written.
 
     Args:
         files: what was written. aliases: names that share the tensor of another.

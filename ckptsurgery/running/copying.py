@@ -110,6 +110,11 @@ def copy_runs(runs: Iterable[ByteRun], checkpoint: Checkpoint, writer: Writer, m
         done = 0
         while done < run.nbytes:
             part = buffer[: min(CHUNK, run.nbytes - done)]
+            if writer.has(run.target_file, run.target_offset + done, len(part)):
+                writer.skip(len(part))
+                moved(len(part))
+                done += len(part)
+                continue
             checkpoint.read_file_into(run.source_file, run.source_offset + done, part)
             writer.write(run.target_file, run.target_offset + done, part)
             done += len(part)

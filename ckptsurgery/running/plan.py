@@ -48,6 +48,7 @@ class RunnablePlan(Plan):
         max_memory: int | str | None = None,
         companions: bool = False,
         check: bool = False,
+        resume: bool = False,
         progress: bool | None = None,
     ) -> Report:
         """Stream the result into a file or a folder, which appears whole or not at all.
@@ -59,6 +60,8 @@ class RunnablePlan(Plan):
             max_memory: refuse before starting when the largest step would hold more.
             companions: config and tokenizer files go along into the folder.
             check: read the output back and prove that it is what the plan makes.
+            resume: keep what is written when the run is interrupted, and go on from what an interrupted run of this
+                very plan left; for safetensors.
             progress: True or False to insist on a bar or on none.
         """
         return save_plan(
@@ -70,6 +73,7 @@ class RunnablePlan(Plan):
             max_memory=max_memory,
             companions=companions,
             check=check,
+            resume=resume,
             progress=progress,
         )
 
@@ -189,7 +193,7 @@ def save(
     check: bool = False,
     progress: bool | None = None,
 ) -> Report:
-    """Write a state_dict, a model or a checkpoint to a file or a folder; tied tensors are stored once and come back tied.
+    """Write a state_dict, a model or a checkpoint to a file or a folder; tied tensors are stored once, and stay tied.
 
     >>> import tempfile, torch
     >>> w = torch.ones(2, 2)

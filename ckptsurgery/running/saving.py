@@ -10,12 +10,15 @@ from typing import Any
 from ..errors import Diagnostic, PlanError
 from ..planning.plan import Plan
 from ..storage.checkpoint import Checkpoint
+from ..storage.resuming import ResumableWriter
+from ..storage.staging import Writer
 from ..storage.writing import open_writer, parse_size
 from .checking import check_output
 from .companions import copy_companions, refuse_file
 from .progress import ByteBar
 from .proving import prove
 from .report import Entry, Report
+from .resuming import fingerprint
 from .streaming import output_aliases, renamed_metadata, stream
 
 __all__ = ["save_plan", "state_dict_of"]
@@ -33,6 +36,7 @@ def save_plan(
     max_memory: int | str | None = None,
     companions: bool = False,
     check: bool = False,
+    resume: bool = False,
     progress: bool | None = None,
 ) -> Report:
     """Stream a plan into a file or a folder; it appears whole or not at all.
@@ -64,13 +68,14 @@ def save_plan(
         max_shard_size=max_shard_size,
         overwrite=overwrite,
         sources=checkpoint.files,
+        resume=fingerprint(plan, checkpoint, aliases) if resume else None,
     )
     if companions:
         refuse_file(Path(path), writer.files)
     total = sum(s.nbytes for s in specs.values())
     with writer, ByteBar(total, f"writing {Path(path).name}", progress) as bar:
         stream(plan, checkpoint, writer, bar)
-    notes = list(_left_out(checkpoint, writer))
+    notes = [*_left_out(checkpoint, writer), *_resumed(writer)]
     if companions:
         copied = copy_companions(checkpoint.files, Path(path).expanduser())
         notes.append(f"copied along: {', '.join(copied) or 'nothing, the source has no companions'}")
@@ -129,6 +134,16 @@ def _extras(plan: Plan, checkpoint: Checkpoint) -> dict[str, Any]:
 def _left_out(checkpoint: Checkpoint, writer: object) -> tuple[str, ...]:
     left = getattr(writer, "left_out", tuple(checkpoint.extras))
     return (f"left out, as the format cannot hold it: {', '.join(map(str, left))}",) if left else ()
+
+
+def _resumed(writer: Writer) -> tuple[str, ...]:
+    if not isinstance(writer, ResumableWriter):
+        return ()
+    notes = [f"resumed: {writer.resumed:,} bytes were there from an interrupted run"] if writer.resumed else []
+    others = writer.journal.others()
+    if others:
+        notes.append(f"unfinished output of another run lies here, remove it if it is not wanted: {', '.join(others)}")
+    return tuple(notes)
 
 
 def _report(

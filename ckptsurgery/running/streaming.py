@@ -52,10 +52,22 @@ def stream(plan: Plan, checkpoint: Checkpoint, writer: Writer, moved: Callable[[
     copy_runs(merged(runs), checkpoint, writer, moved)
     loads = Loads(checkpoint, computed)
     for step in computed:
-        for key, tensor in zip(step.targets, run_step(step, loads)):
-            if key in writer.places:
-                _write(key, tensor, writer, moved)
+        if not _left_from_before(step, writer, moved):
+            for key, tensor in zip(step.targets, run_step(step, loads)):
+                if key in writer.places:
+                    _write(key, tensor, writer, moved)
         loads.done(step)
+
+
+def _left_from_before(step: Step, writer: Writer, moved: Callable[[int], object]) -> bool:
+    """Whether an interrupted run wrote all that the step makes."""
+    places = [writer.places[key] for key in step.targets if key in writer.places]
+    if not all(writer.has(place.file, place.offset, place.nbytes) for place in places):
+        return False
+    for place in places:
+        writer.skip(place.nbytes)
+        moved(place.nbytes)
+    return True
 
 
 def _byte_runs(step: Step, checkpoint: Checkpoint, writer: Writer) -> list[ByteRun] | None:

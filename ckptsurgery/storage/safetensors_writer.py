@@ -10,6 +10,7 @@ from pathlib import Path
 from ..errors import CheckpointError, Diagnostic
 from ..specs import DTYPES, TensorSpec
 from .contents import Extent
+from .resuming import Journal, ResumableWriter
 from .safetensors_format import MAX_HEADER
 from .sharded import weight_map_of
 from .staging import Output, Writer, beside
@@ -21,13 +22,18 @@ INDEX = "model.safetensors.index.json"
 
 
 def file_writer(
-    path: Path, specs: Mapping[str, TensorSpec], aliases: Mapping[str, str], metadata: Mapping[str, str]
+    path: Path,
+    specs: Mapping[str, TensorSpec],
+    aliases: Mapping[str, str],
+    metadata: Mapping[str, str],
+    resume: str | None = None,
 ) -> Writer:
     """A writer of one safetensors file; aliases go into its metadata, as `save_model` puts them there."""
     _check(specs, aliases, metadata, str(path))
     layout = _lay_out(path, specs, {**metadata, **aliases})
-    temporary = beside(path)
-    return Writer([layout.output(path, temporary)], layout.places(temporary))
+    temporary = beside(path, resume)
+    outputs, places = [layout.output(path, temporary)], layout.places(temporary)
+    return Writer(outputs, places) if resume is None else ResumableWriter(outputs, places, Journal(path, resume))
 
 
 def folder_writer(
@@ -36,6 +42,7 @@ def folder_writer(
     aliases: Mapping[str, str],
     metadata: Mapping[str, str],
     max_shard_size: int | None,
+    resume: str | None = None,
 ) -> Writer:
     """A writer of a folder that `from_pretrained` loads: `model.safetensors`, or numbered shards and their index.
 
@@ -48,23 +55,25 @@ def folder_writer(
         names = ["model.safetensors"]
     else:
         names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
-    new_folder = None if path.exists() else (beside(path), path)
+    new_folder = None if path.exists() else (beside(path, resume), path)
     outputs: list[Output] = []
     places: dict[str, Extent] = {}
     for name, keys in zip(names, shards):
         own = {**metadata, **aliases} if len(shards) == 1 else metadata
         layout = _lay_out(path / name, {key: specs[key] for key in keys}, own)
-        temporary = new_folder[0] / name if new_folder else beside(path / name)
+        temporary = new_folder[0] / name if new_folder else beside(path / name, resume)
         outputs.append(layout.output(path / name, temporary))
         places |= layout.places(temporary)
     if len(shards) > 1:
         index = _index(specs, names, shards, aliases)
-        temporary = new_folder[0] / INDEX if new_folder else beside(path / INDEX)
+        temporary = new_folder[0] / INDEX if new_folder else beside(path / INDEX, resume)
         outputs.append(Output(path / INDEX, temporary, len(index), index))
-    if new_folder:
-        return Writer(outputs, places, new_folder=new_folder)
-    indices, former = _former(path)
-    return Writer(outputs, places, set_aside=indices, stale=sorted(former - {output.final for output in outputs}))
+    indices, former = ([], set()) if new_folder else _former(path)
+    stale = sorted(former - {output.final for output in outputs})
+    if resume is None:
+        return Writer(outputs, places, new_folder=new_folder, set_aside=indices, stale=stale)
+    journal = Journal(path, resume)
+    return ResumableWriter(outputs, places, journal, new_folder=new_folder, set_aside=indices, stale=stale)
 
 
 @dataclass(frozen=True, slots=True)

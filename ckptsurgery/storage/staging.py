@@ -22,9 +22,9 @@ __all__ = ["MARK", "Output", "Writer", "beside"]
 MARK = ".ckptsurgery-tmp-"
 
 
-def beside(path: Path) -> Path:
-    """A temporary name in the same folder that no reader takes for a checkpoint."""
-    return path.with_name(f".{path.name[:120]}{MARK}{os.getpid()}-{secrets.token_hex(4)}")
+def beside(path: Path, tag: str | None = None) -> Path:
+    """A temporary name in the same folder that no reader takes for a checkpoint; a new one each time, but for a tag."""
+    return path.with_name(f".{path.name[:120]}{MARK}{tag or f'{os.getpid()}-{secrets.token_hex(4)}'}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +93,8 @@ class Writer:
 
     def _create(self) -> None:
         folder = self._outputs[0].temporary.parent
-        missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-        for parent in reversed(missing):
-            parent.mkdir()
-            self._made.append(parent)
-        needed, space = sum(self._sizes.values()), os.statvfs(folder)
+        self._make_folders(folder)
+        needed, space = sum(self._sizes.values()) - self._allocated(), os.statvfs(folder)
         if space.f_blocks and needed > space.f_bavail * space.f_frsize:
             free = shown_bytes(space.f_bavail * space.f_frsize)
             text = f"the output takes {shown_bytes(needed)}, {free} are free"
@@ -111,10 +108,37 @@ class Writer:
             )
         for output in self._outputs:
             name = str(output.temporary)
-            # Mode 0666 less the umask, as for any file that a program writes.
-            self._descriptors[name] = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            self._descriptors[name] = self._begin(output)
             os.ftruncate(self._descriptors[name], output.size)
             self._pwrite(name, 0, memoryview(output.head))
+
+    def _make_folders(self, folder: Path) -> None:
+        missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+        for parent in reversed(missing):
+            parent.mkdir()
+            self._made.append(parent)
+
+    def _remove_folders(self) -> None:
+        while self._made:
+            with contextlib.suppress(OSError):
+                self._made.pop().rmdir()  # refuses, rightly, where somebody else put something in
+
+    def _allocated(self) -> int:
+        """Bytes that the outputs take on the disk already."""
+        return 0
+
+    def _begin(self, output: Output) -> int:
+        # Mode 0666 less the umask, as for any file that a program writes.
+        return os.open(output.temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+
+    def has(self, file: str, offset: int, nbytes: int) -> bool:
+        """Whether a run of bytes need not be written, because an earlier run left it; then `skip` counts it."""
+        return False
+
+    def skip(self, nbytes: int) -> None:
+        """Count bytes as written that are there already."""
+        with self._lock:
+            self._awaited -= nbytes
 
     def write(self, file: str, offset: int, data: Any) -> None:
         """Writes a buffer at an offset of one of the files that `places` names.
@@ -133,8 +157,11 @@ class Writer:
             self._pwrite(file, offset, view)
         except OSError as error:
             raise os_error(error, file, "write") from error
-        with self._lock:
-            self._awaited -= len(view)
+        self.skip(len(view))
+        self._note(file, offset, len(view))
+
+    def _note(self, file: str, offset: int, nbytes: int) -> None:
+        """Hear of bytes that were written."""
 
     def _pwrite(self, file: str, offset: int, view: memoryview) -> None:
         descriptor, done = self._descriptors[file], 0
@@ -196,9 +223,7 @@ class Writer:
         for output in self._outputs:
             with contextlib.suppress(OSError):
                 output.temporary.unlink(missing_ok=True)
-        while self._made:
-            with contextlib.suppress(OSError):
-                self._made.pop().rmdir()  # refuses, rightly, where somebody else put something in
+        self._remove_folders()
 
     def _close(self) -> None:
         while self._descriptors:

@@ -47,6 +47,7 @@ def open_writer(
     max_shard_size: int | str | None = None,
     overwrite: bool = False,
     sources: Iterable[str] = (),
+    resume: str | None = None,
 ) -> Writer:
     """A writer for the tensors announced by `specs`, in the format that the path asks for.
 
@@ -61,6 +62,8 @@ def open_writer(
         max_shard_size: bytes of tensors in a shard, as a number or like `"5GB"`, `"5GiB"`; for folders.
         overwrite: replace what is there.
         sources: files that are being read; replacing one is safe, since it is renamed over and its readers keep it.
+        resume: a tag that tells this run's inputs and rules from all others; what an interrupted run with the same tag
+            left is not written again, and this one leaves its own when it is interrupted. For safetensors.
 
     Raises:
         CheckpointError: the output exists, the format cannot hold a tensor, or a size is none.
@@ -81,7 +84,7 @@ def open_writer(
         )
     if suffix not in (".safetensors", *_TORCH) or as_folder:
         _check_folder(target, overwrite)
-        return folder_writer(target, specs, aliases, metadata, limit)
+        return folder_writer(target, specs, aliases, metadata, limit, resume)
     if limit is not None:
         help = f"name a folder: {str(target.with_suffix(''))!r}"
         raise CheckpointError(
@@ -95,7 +98,12 @@ def open_writer(
     if target.exists() and not overwrite:
         raise _exists(target, ())
     if suffix == ".safetensors":
-        return file_writer(target, specs, aliases, metadata)
+        return file_writer(target, specs, aliases, metadata, resume)
+    if resume is not None:
+        help = f"write {str(target.with_suffix('.safetensors'))!r} instead, or do without resume"
+        raise CheckpointError(
+            Diagnostic("not-resumable", f"writing a {suffix} file cannot be resumed", str(target), help=help)
+        )
     from .torch_writer import TorchZipWriter
 
     return TorchZipWriter(target, specs, aliases=aliases, metadata=metadata, extras=extras)

@@ -1,0 +1,48 @@
+"""What tells one run from another: its source's files, its steps, and the library that carries them out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from ..errors import CheckpointError, Diagnostic
+from ..planning.plan import Plan
+from ..storage.checkpoint import Checkpoint
+
+__all__ = ["fingerprint"]
+
+
+def fingerprint(plan: Plan, checkpoint: Checkpoint, aliases: Mapping[str, str]) -> str:
+    """A tag of 16 hex digits: equal for two runs only when they would write the same bytes.
+
+    A file is known by its path, size and time of change, not by its content.
+
+    Raises:
+        CheckpointError: the source is not in files alone, so nothing says whether it is the same the next time.
+    """
+    if any(entry.file is None for entry in checkpoint.entries.values()):
+        raise CheckpointError(
+            Diagnostic("not-resumable", "only what is read straight from files can be resumed", checkpoint.source,
+                       help="save without resume")
+        )  # fmt: skip
+    digest = hashlib.sha256()
+    for part in _parts(plan, checkpoint, aliases):
+        digest.update(json.dumps(part, default=str).encode() + b"\n")
+    return digest.hexdigest()[:16]
+
+
+def _parts(plan: Plan, checkpoint: Checkpoint, aliases: Mapping[str, str]) -> Iterator[object]:
+    for file in checkpoint.files:
+        status = Path(file).stat()
+        yield [str(Path(file).absolute()), status.st_size, status.st_mtime_ns]
+    yield [(key, str(entry.spec), entry.file, entry.offset) for key, entry in checkpoint.entries.items()]
+    yield sorted(aliases.items())
+    # Programs are shared by many steps, and long: each is spelled once.
+    numbers: dict[int, int] = {}
+    for step in plan.steps:
+        if id(step.program) not in numbers:
+            numbers[id(step.program)] = len(numbers)
+            yield repr(step.program)
+        yield [numbers[id(step.program)], step.sources, step.targets]
