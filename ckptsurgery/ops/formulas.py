@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["FORMULAS", "of_module"]
+__all__ = ["CUT_STD", "FORMULAS", "gain_of", "of_module"]
 
 # std of the unit normal cut at two sigma: variance scaling divides by it so that the std comes out as asked.
-_CUT_STD = 0.87962566103423978
+CUT_STD = 0.87962566103423978
 
 
 def _normal(tensor: Tensor, generator: torch.Generator | None, mean: float = 0.0, std: float = 1.0) -> None:
@@ -163,7 +163,7 @@ def _variance_scaling(
     fan_in, fan_out = init._calculate_fan_in_and_fan_out(tensor)
     std = math.sqrt(scale / {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}[mode])
     if distribution == "truncated_normal":
-        _trunc_normal_tf(tensor, generator, std=std / _CUT_STD)
+        _trunc_normal_tf(tensor, generator, std=std / CUT_STD)
     elif distribution == "normal":
         _normal(tensor, generator, std=std)
     else:
@@ -180,13 +180,13 @@ def of_module(tensor: Tensor, generator: torch.Generator | None) -> None:
     raise OpError("only the model can say what its default is: initialise the tensor in its model")
 
 
-def gain_of(gain: float | str) -> float:
-    """A gain by its number, or by the nonlinearity that torch's `calculate_gain` knows."""
+def gain_of(gain: float | str, slope: float | None = None) -> float:
+    """A gain as it was written: a number, or the name of a nonlinearity, a leaky one with its slope."""
     if not isinstance(gain, str):
         return gain
     from torch.nn import init
 
-    return float(init.calculate_gain(gain))  # type: ignore[arg-type]
+    return float(init.calculate_gain(gain, slope))  # type: ignore[arg-type]
 
 
 FORMULAS: dict[str, Callable[..., None]] = {
