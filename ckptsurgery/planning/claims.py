@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..errors import Diagnostic, RecipeError
@@ -11,11 +11,9 @@ from ..language.folding import fold, fold_groups
 from ..language.keys import KeyPattern
 from ..specs import TensorSpec
 from .expanding import BoundPattern, BoundRule, Rest, Stage
-from .matching import KeyGroup, Matches, group_keys, match_group, spelled_numbers
+from .matching import KeyGroup, Matches, group_keys, match_group, template
 
 __all__ = ["Claims", "claim", "near_rules", "unexpected"]
-
-_DIGITS = "0123456789"
 
 
 @dataclass
@@ -47,6 +45,11 @@ class _Candidate:
     said: BoundPattern | None = None
     same: bool = False
 
+    @property
+    def edges(self) -> tuple[str, str]:
+        """How every template begins and ends whose keys may match; a number may run on into the next piece."""
+        return template(self.pattern.prefix).rstrip("0"), template(self.pattern.suffix).lstrip("0")
+
 
 def claim(stage: Stage, specs: Iterable[str], problems: list[Diagnostic]) -> Claims:
     """Hand out the keys of a checkpoint to the rules, drops and fallbacks of a stage."""
@@ -55,13 +58,21 @@ def claim(stage: Stage, specs: Iterable[str], problems: list[Diagnostic]) -> Cla
         *(_Candidate(d.pattern, f"drop {d.text}", d.place, said=d) for d in stage.drops),
         *(_Candidate(d.pattern, f"same {d.text}", d.place, said=d, same=True) for d in stage.sames),
     ]  # fmt: skip
-    rests = [r.rule.rule.sources[0].pattern for r in stage.rests if r.rule]
-    groups = group_keys(specs, spelled_numbers([*(c.pattern for c in candidates), *rests]))
+    exact: dict[str, list[int]] = {}
+    open_ones: list[tuple[int, str, str]] = []
+    for number, candidate in enumerate(candidates):
+        if candidate.pattern.captures:
+            open_ones.append((number, *candidate.edges))
+        else:
+            exact.setdefault(template(candidate.pattern.prefix), []).append(number)
     claims = Claims([[[] for _ in b.rule.sources] for b in stage.rules])
     used: set[int] = set()
     twice: dict[tuple[int, int], list[str]] = {}
-    for group in groups:
-        _claim_group(group, candidates, claims, used, twice, problems)
+    for group in group_keys(specs):
+        # most pairs of group and pattern end here
+        text = group.template
+        near = [n for n, head, tail in open_ones if text.startswith(head) and text.endswith(tail)]
+        _claim_group(group, {n: candidates[n] for n in sorted([*near, *exact.get(text, ())])}, claims, used, twice, problems)
     for (a, b), keys in twice.items():
         problems.append(_claimed_twice(candidates[a], candidates[b], keys))
     _check_unused(stage, candidates, used, problems)
@@ -71,17 +82,14 @@ def claim(stage: Stage, specs: Iterable[str], problems: list[Diagnostic]) -> Cla
 
 
 def _claim_group(
-    group: KeyGroup, candidates: Sequence[_Candidate], claims: Claims, used: set[int],
+    group: KeyGroup, candidates: Mapping[int, _Candidate], claims: Claims, used: set[int],
     twice: dict[tuple[int, int], list[str]], problems: list[Diagnostic],
 ) -> None:  # fmt: skip
-    first, hits, unclear = group.keys[0], [], []
-    for number, candidate in enumerate(candidates):
-        pattern = candidate.pattern
-        # most pairs end here; the numbers of a group differ, but those that a pattern spells are the same in all of its keys
-        if not (first.startswith(pattern.prefix.rstrip(_DIGITS)) and first.endswith(pattern.suffix.lstrip(_DIGITS))):
-            continue
+    hits: list[tuple[int, Matches]] = []
+    unclear: list[int] = []
+    for number, candidate in candidates.items():
         try:
-            found = match_group(group, pattern)
+            found = match_group(group, candidate.pattern)
         except RecipeError as error:
             problems += _in_rule(error, candidate.text, candidate.place)
             unclear.append(number)
@@ -135,7 +143,7 @@ def _give_rest(rests: Sequence[Rest], claims: Claims, problems: list[Diagnostic]
         elif mine:
             taken = set()
             pattern = rest.rule.rule.sources[0].pattern
-            for group in group_keys(mine, spelled_numbers([pattern])):
+            for group in group_keys(mine):
                 try:
                     matches = match_group(group, pattern)
                 except RecipeError as error:

@@ -1,36 +1,38 @@
 """Which keys a pattern matches, found once for each digit template instead of once for each key.
 
-Keys that differ in numbers only (`layers.0.w`, `layers.1.w`) form a group; a pattern is matched against one of them, and
-the captures of all others are read off by position, as columns. Numbers that patterns themselves spell (`w1`,
-`layers.0.`) stay in the template. A pattern whose captures may cut a number in two is matched key by key.
+Keys that differ in numbers only (`layers.0.w`, `layers.1.w`) form a group, and `layers.0.w`, every number written `0`, is
+its template. A pattern, its own numbers written `0` as well, is matched against the template; captures are read off by
+position, as columns over all keys, and the numbers that the pattern spells (`w1`, `layers.0.`) are compared column by
+column. A pattern whose pieces may cut a number in two is matched key by key.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from ..errors import RecipeError
 from ..language.keys import Capture, KeyPattern, Literal
 
-__all__ = ["Column", "KeyGroup", "Matches", "group_keys", "match_group", "spelled_numbers"]
+__all__ = ["Column", "KeyGroup", "Matches", "group_keys", "match_group", "template"]
 
-_DIGITS = re.compile(r"\d+")
+_DIGITS = re.compile(r"([0-9]+)")
 Column = str | list[str]
 """The values of one capture: one text for all keys, or one a key."""
 
 
 @dataclass(slots=True)
 class KeyGroup:
-    """Keys of one template, and where their numbers stand.
+    """Keys of one template, and their numbers.
 
     Args:
+        template: the keys with `0` for every number.
         keys: in the checkpoint's order.
-        slots: for each number that differs, its text in every key.
-        spans: position of each of these numbers in the first key.
+        slots: for each number of the template, its text in every key.
+        spans: where these numbers stand in the template.
     """
 
+    template: str
     keys: list[str]
     slots: list[list[str]]
     spans: list[tuple[int, int]]
@@ -50,48 +52,39 @@ class Matches:
         for key, *values in zip(self.keys, *wide):
             yield key, dict(zip(names, values))
 
-
-def spelled_numbers(patterns: Iterable[KeyPattern]) -> frozenset[str]:
-    """The numbers that stand in patterns as text."""
-    found: set[str] = set()
-    for pattern in patterns:
-        for piece in pattern.pieces:
-            texts = (piece.text,) if isinstance(piece, Literal) else piece.choices or ()
-            for text in texts:
-                found.update(_DIGITS.findall(text))
-    return frozenset(found)
+    def where(self, keep: Sequence[bool]) -> Matches:
+        """Those of the keys for which `keep` is true."""
+        if all(keep):
+            return self
+        columns = {n: c if isinstance(c, str) else [v for v, k in zip(c, keep) if k] for n, c in self.columns.items()}
+        return Matches([key for key, k in zip(self.keys, keep) if k], columns)
 
 
-def group_keys(keys: Iterable[str], numbers: frozenset[str]) -> list[KeyGroup]:
+def template(text: str) -> str:
+    """The text with `0` for every number.
+
+    >>> template("layers.12.w1")
+    'layers.0.w0'
+    """
+    return _DIGITS.sub("0", text)
+
+
+def group_keys(keys: Iterable[str]) -> list[KeyGroup]:
     """Group keys by their digit template.
 
-    >>> [(g.keys, g.slots) for g in group_keys(["a.0", "a.1", "b"], frozenset())]
-    [(['a.0', 'a.1'], [['0', '1']]), (['b'], [])]
-    >>> [g.keys for g in group_keys(["w1.0", "w1.5", "w2.5"], frozenset({"1", "2"}))]
-    [['w1.0', 'w1.5'], ['w2.5']]
+    >>> [(g.template, g.keys, g.slots) for g in group_keys(["a.7", "a.1", "b"])]
+    [('a.0', ['a.7', 'a.1'], [['7', '1']]), ('b', ['b'], [])]
     """
-    templates: dict[str, list[str]] = {}
+    found: dict[str, tuple[list[str], list[list[str]]]] = {}
     for key in keys:
-        templates.setdefault(_DIGITS.sub("\0", key), []).append(key)
-    groups: list[KeyGroup] = []
-    for members in templates.values():
-        found = [_DIGITS.findall(key) for key in members]
-        if not numbers or not any(numbers.intersection(row) for row in found):
-            groups.append(_group(members, found, [True] * len(found[0])))
-            continue
-        parts: dict[tuple[str | None, ...], list[int]] = {}
-        for index, row in enumerate(found):
-            parts.setdefault(tuple(n if n in numbers else None for n in row), []).append(index)
-        for fixed, indices in parts.items():
-            free = [f is None for f in fixed]
-            groups.append(_group([members[i] for i in indices], [found[i] for i in indices], free))
-    return groups
-
-
-def _group(keys: list[str], rows: list[list[str]], free: list[bool]) -> KeyGroup:
-    spans = [m.span() for m, f in zip(_DIGITS.finditer(keys[0]), free) if f]
-    columns = [list(c) for c, f in zip(zip(*rows), free) if f] if rows[0] else []
-    return KeyGroup(keys, columns, spans)
+        parts = _DIGITS.split(key)
+        members, numbers = found.setdefault("0".join(parts[::2]), ([], []))
+        members.append(key)
+        numbers.append(parts[1::2])
+    return [
+        KeyGroup(text, members, [list(slot) for slot in zip(*numbers)], [m.span() for m in _DIGITS.finditer(text)])
+        for text, (members, numbers) in found.items()
+    ]
 
 
 def match_group(group: KeyGroup, pattern: KeyPattern) -> Matches | None:
@@ -100,22 +93,29 @@ def match_group(group: KeyGroup, pattern: KeyPattern) -> Matches | None:
     Raises:
         RecipeError: a key can be read in two ways.
     """
-    first = group.keys[0]
     if not pattern.captures:
-        hits = [k for k in group.keys if k == pattern.prefix] if len(group.keys) > 1 else group.keys
-        return Matches(hits, {}) if hits and hits[0] == pattern.prefix else None
+        return Matches([pattern.prefix], {}) if pattern.prefix in group.keys else None
     if _cuts_numbers(pattern):
         return _one_by_one(group, pattern)
     loose = _loose(pattern)
-    readings = loose.readings(first)
-    if len(readings) > 1 and loose is not pattern:
-        return _one_by_one(group, pattern)
+    readings = loose.readings(group.template)
     if len(readings) > 1:
-        raise RecipeError(pattern.ambiguity(first, readings))
+        return _one_by_one(group, pattern)  # the numbers decide, or it is ambiguous indeed
     if not readings:
         return None
-    columns = {name: _column(group, span) for name, span in _spans(loose, readings[0]).items()}
-    return _restricted(Matches(group.keys, columns), pattern)
+    matches, keep = Matches(group.keys, {}), [True] * len(group.keys)
+    at = 0
+    for piece, open_piece in zip(pattern.pieces, loose.pieces):
+        start = at
+        at += len(open_piece.text) if isinstance(open_piece, Literal) else len(readings[0][open_piece.name])
+        if isinstance(piece, Capture):
+            matches.columns[piece.name] = _column(group, (start, at))
+            continue
+        spelled = _DIGITS.findall(piece.text)
+        slots = [slot for slot, (a, b) in zip(group.slots, group.spans) if start <= a and b <= at]
+        for number, slot in zip(spelled, slots):
+            keep = [k and text == number for k, text in zip(keep, slot)]
+    return _restricted(matches.where(keep), pattern)
 
 
 def _one_by_one(group: KeyGroup, pattern: KeyPattern) -> Matches | None:
@@ -134,14 +134,8 @@ def _cuts_numbers(pattern: KeyPattern) -> bool:
     names = [c.name for c in pattern.captures]
     if len(set(names)) < len(names):
         return True
-    for a, b in zip(pattern.pieces, pattern.pieces[1:]):
-        ends = _edge(a, -1)
-        starts = _edge(b, 0)
-        if (ends is None or starts is None) and not (ends is False or starts is False):
-            return True
-        if ends and starts:
-            return True
-    return False
+    edges = [(_edge(piece, 0), _edge(piece, -1)) for piece in pattern.pieces]
+    return any(ends is not False and starts is not False for (_, ends), (starts, _) in zip(edges, edges[1:]))
 
 
 def _edge(piece: Literal | Capture, at: int) -> bool | None:
@@ -154,39 +148,32 @@ def _edge(piece: Literal | Capture, at: int) -> bool | None:
 
 
 def _loose(pattern: KeyPattern) -> KeyPattern:
-    """The pattern without its conditions on numbers, which the first key of a group may fail and others meet."""
-    if not any(c.numeric for c in pattern.captures):
-        return pattern
-    return KeyPattern(
-        tuple(Capture(p.name) if isinstance(p, Capture) and p.numeric else p for p in pattern.pieces)
-    )
-
-
-def _spans(pattern: KeyPattern, values: dict[str, str]) -> dict[str, tuple[int, int]]:
-    spans, at = {}, 0
+    """The pattern over templates: numbers as `0`, and no conditions on numbers."""
+    pieces: list[Literal | Capture] = []
     for piece in pattern.pieces:
-        size = len(piece.text) if isinstance(piece, Literal) else len(values[piece.name])
-        if isinstance(piece, Capture):
-            spans[piece.name] = (at, at + size)
-        at += size
-    return spans
+        if isinstance(piece, Literal):
+            pieces.append(Literal(template(piece.text)))
+        elif piece.choices is not None:
+            pieces.append(replace(piece, choices=tuple(dict.fromkeys(map(template, piece.choices)))))
+        else:
+            pieces.append(Capture(piece.name, rest=piece.rest))
+    return KeyPattern(tuple(pieces))
 
 
 def _column(group: KeyGroup, span: tuple[int, int]) -> Column:
     start, end = span
-    first = group.keys[0]
     inside = [i for i, (a, b) in enumerate(group.spans) if a >= start and b <= end]
     if not inside:
-        return first[start:end]
+        return group.template[start:end]
     if len(inside) == 1 and group.spans[inside[0]] == span:
         return group.slots[inside[0]]
     parts: list[Column] = []
     at = start
     for i in inside:
         a, b = group.spans[i]
-        parts += [first[at:a], group.slots[i]]
+        parts += [group.template[at:a], group.slots[i]]
         at = b
-    parts.append(first[at:end])
+    parts.append(group.template[at:end])
     wide = [p if isinstance(p, list) else [p] * len(group.keys) for p in parts]
     return ["".join(row) for row in zip(*wide)]
 
@@ -194,15 +181,17 @@ def _column(group: KeyGroup, span: tuple[int, int]) -> Column:
 def _restricted(matches: Matches, pattern: KeyPattern) -> Matches | None:
     """The matches whose numbers meet the pattern's conditions, with sums solved for their captures."""
     for capture in pattern.captures:
-        if not capture.numeric:
-            continue
         column = matches.columns[capture.name]
-        wide = column if isinstance(column, list) else [column] * len(matches.keys)
-        values = [capture.value_of(text) for text in wide]
-        keep = [v is not None for v in values]
-        if not any(keep):
-            return None
-        columns = {n: [v for v, k in zip(c, keep) if k] if isinstance(c, list) else c for n, c in matches.columns.items()}
-        columns[capture.name] = [v for v in values if v is not None]
-        matches = replace(matches, keys=[k for k, ok in zip(matches.keys, keep) if ok], columns=columns)
-    return matches
+        if not matches.keys or (capture.choices is None and not capture.numeric):
+            continue
+        if isinstance(column, str):
+            value = capture.value_of(column)
+            if value is None:
+                return None
+            matches.columns[capture.name] = value
+            continue
+        meaning = {text: capture.value_of(text) for text in set(column)}
+        values = [meaning[text] for text in column]
+        matches = matches.where([v is not None for v in values])
+        matches.columns[capture.name] = [v for v in values if v is not None]
+    return matches if matches.keys else None
