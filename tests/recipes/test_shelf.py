@@ -1,0 +1,55 @@
+"""What holds for every recipe that ships: it is listed, it reads, it says what it is for, it stays data."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import ckptsurgery as cs
+from ckptsurgery.language.recipe import Recipe
+from ckptsurgery.language.toml import loads
+
+NAMES = cs.list_recipes()
+_LISTED = re.compile(r"^\| `([a-z0-9_]+/[a-z0-9_]+)` \| (.+) \|$", re.MULTILINE)
+
+
+def test_the_list_in_the_readme_is_the_shelf_with_its_summaries(repository: Path) -> None:
+    listed = dict(_LISTED.findall((repository / "recipes" / "README.md").read_text()))
+    assert listed == {name: cs.load_recipe(name).summary for name in NAMES}
+
+
+def test_the_shelf_holds_toml_alone(repository: Path) -> None:
+    files = [p for p in (repository / "recipes").rglob("*") if p.is_file()]
+    assert {p.name for p in files if p.suffix != ".toml"} == {"README.md"}
+    assert all(re.fullmatch(r"[a-z0-9_]+/[a-z0-9]+_to_[a-z0-9]+", name) for name in NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_text_and_objects_are_one(name: str) -> None:
+    recipe = cs.load_recipe(name)
+    assert recipe.summary
+    assert loads(recipe.dumps()) == recipe
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_inverting_twice_changes_no_rule(name: str) -> None:
+    recipe = cs.load_recipe(name)
+    assert _rules(recipe.inverse().inverse()) == _rules(recipe)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_line_is_too_long_to_read(name: str, repository: Path) -> None:
+    text = (repository / "recipes" / f"{name}.toml").read_text()
+    assert max(map(len, text.splitlines())) <= 160
+
+
+def test_the_best_known_one_fits_in_ten_lines(repository: Path) -> None:
+    text = (repository / "recipes/llama/hf_to_litgpt.toml").read_text()
+    assert len([line for line in text.splitlines() if line.strip()]) <= 10
+
+
+def _rules(recipe: Recipe) -> list[str]:
+    parts = [recipe, *recipe.stages, *(s.recipe for r in (recipe, *recipe.stages) for s in r.scopes)]
+    return [str(rule) for part in parts for rule in part.rules]
