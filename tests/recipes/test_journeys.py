@@ -1,4 +1,4 @@
-"""Any codebase to any other: recipes inverted and chained, planned and run as one pass, through layouts both sides know."""
+"""Any codebase to any other: recipes inverted and chained, run as one pass, through layouts that both sides know."""
 
 from __future__ import annotations
 
@@ -38,54 +38,81 @@ class Journey:
 
 JOURNEYS = {
     "litgpt -> hf -> torchtune": Journey(
-        "hf_llama__torchtune", "llama/hf_to_litgpt", "^llama/hf_to_litgpt llama/hf_to_torchtune"
+        proof="hf_llama__torchtune",
+        start="llama/hf_to_litgpt",
+        way="^llama/hf_to_litgpt llama/hf_to_torchtune",
     ),
     "torchtune -> hf -> curated": Journey(
-        "hf_llama__curated", "llama/hf_to_torchtune", "^llama/hf_to_torchtune llama/hf_to_curated"
+        proof="hf_llama__curated",
+        start="llama/hf_to_torchtune",
+        way="^llama/hf_to_torchtune llama/hf_to_curated",
     ),
     "curated -> hf -> litgpt": Journey(
-        "hf_llama__litgpt", "llama/hf_to_curated", "^llama/hf_to_curated llama/hf_to_litgpt"
+        proof="hf_llama__litgpt",
+        start="llama/hf_to_curated",
+        way="^llama/hf_to_curated llama/hf_to_litgpt",
     ),
-    "meta -> hf -> torchtune": Journey("meta_llama__torchtune", "", "llama/meta_to_hf llama/hf_to_torchtune"),
+    "meta -> hf -> torchtune": Journey(
+        proof="meta_llama__torchtune",
+        start="",
+        way="llama/meta_to_hf llama/hf_to_torchtune",
+    ),
     "gguf -> hf -> meta -> hf": Journey(
-        "hf_llama__gguf", "llama/hf_to_gguf", "^llama/hf_to_gguf ^llama/meta_to_hf llama/meta_to_hf", returns=True
+        proof="hf_llama__gguf",
+        start="llama/hf_to_gguf",
+        way="^llama/hf_to_gguf ^llama/meta_to_hf llama/meta_to_hf",
+        returns=True,
     ),
     "gguf -> hf -> litgpt -> hf -> gguf": Journey(
-        "hf_llama__gguf",
-        "llama/hf_to_gguf",
-        "^llama/hf_to_gguf llama/hf_to_litgpt ^llama/hf_to_litgpt llama/hf_to_gguf",
+        proof="hf_llama__gguf",
+        start="llama/hf_to_gguf",
+        way="^llama/hf_to_gguf llama/hf_to_litgpt ^llama/hf_to_litgpt llama/hf_to_gguf",
     ),
     "litgpt -> checkpoint -> transformers 5, Mixtral": Journey(
-        "hf4_mixtral__hf5", "mixtral/hf_to_litgpt", "^mixtral/hf_to_litgpt mixtral/hf4_to_hf5"
+        proof="hf4_mixtral__hf5",
+        start="mixtral/hf_to_litgpt",
+        way="^mixtral/hf_to_litgpt mixtral/hf4_to_hf5",
     ),
     "litgpt -> hub -> transformers 5, Qwen3-MoE": Journey(
-        "hub_qwen3_moe__hf5", "qwen3_moe/hf_to_litgpt", "^qwen3_moe/hf_to_litgpt moe/hub_to_hf5"
+        proof="hub_qwen3_moe__hf5",
+        start="qwen3_moe/hf_to_litgpt",
+        way="^qwen3_moe/hf_to_litgpt moe/hub_to_hf5",
     ),
     "litgpt -> hf -> curated, GPT-NeoX": Journey(
-        "hf_gptneox__curated", "gpt_neox/hf_to_litgpt", "^gpt_neox/hf_to_litgpt gpt_neox/hf_to_curated"
+        proof="hf_gptneox__curated",
+        start="gpt_neox/hf_to_litgpt",
+        way="^gpt_neox/hf_to_litgpt gpt_neox/hf_to_curated",
     ),
     "torchvision -> timm -> transformers 4 -> 5, ViT": Journey(
-        "tv_vit__hf5_vit", "", "vit/tv_to_timm vit/timm_to_hf vit/hf4_to_hf5"
+        proof="tv_vit__hf5_vit",
+        start="",
+        way="vit/tv_to_timm vit/timm_to_hf vit/hf4_to_hf5",
     ),
     "torchvision -> transformers 5 -> 4 -> timm, ViT": Journey(
-        "tv_vit__timm_vit", "", "vit/tv_to_hf5 ^vit/hf4_to_hf5 ^vit/timm_to_hf"
+        proof="tv_vit__timm_vit",
+        start="",
+        way="vit/tv_to_hf5 ^vit/hf4_to_hf5 ^vit/timm_to_hf",
     ),
     "torchvision -> timm -> transformers, Swin": Journey(
-        "timm_swin__hf4_swin", "^swin/tv_to_timm", "swin/tv_to_timm swin/timm_to_hf"
+        proof="timm_swin__hf4_swin",
+        start="^swin/tv_to_timm",
+        way="swin/tv_to_timm swin/timm_to_hf",
     ),
     "torchvision -> timm -> authors -> transformers, ConvNeXt": Journey(
-        "fb_convnext__hf4",
-        "convnext/fb_to_timm ^convnext/tv_to_timm",
-        "convnext/tv_to_timm ^convnext/fb_to_timm convnext/fb_to_hf",
+        proof="fb_convnext__hf4",
+        start="convnext/fb_to_timm ^convnext/tv_to_timm",
+        way="convnext/tv_to_timm ^convnext/fb_to_timm convnext/fb_to_hf",
     ),
     "lukemelas -> timm -> torchvision, EfficientNet": Journey(
-        "tv_efficientnet_b0__timm",
-        "efficientnet/tv_to_timm ^efficientnet/lukemelas_to_timm",
-        "efficientnet/lukemelas_to_timm ^efficientnet/tv_to_timm",
+        proof="tv_efficientnet_b0__timm",
+        start="efficientnet/tv_to_timm ^efficientnet/lukemelas_to_timm",
+        way="efficientnet/lukemelas_to_timm ^efficientnet/tv_to_timm",
         returns=True,
     ),
     "transformers -> timm -> paddle, ResNet": Journey(
-        "tv_resnet18__paddle", "resnet/timm_to_hf", "^resnet/timm_to_hf resnet/tv_to_paddle"
+        proof="tv_resnet18__paddle",
+        start="resnet/timm_to_hf",
+        way="^resnet/timm_to_hf resnet/tv_to_paddle",
     ),
 }
 
