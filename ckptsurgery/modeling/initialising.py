@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-__all__ = ["Initialised", "What", "initialise", "materialise_buffers", "read_initialiser"]
+__all__ = ["Initialised", "What", "Whats", "by_name", "initialise", "materialise_buffers", "read_initialiser"]
 
 What = str | Call | Initialiser | Callable[..., Any]
+Whats = What | Mapping[str, What]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +71,43 @@ def read_initialiser(what: What) -> Initialiser:
         raise LoadError(Diagnostic("bad-initialiser", f"{what}: {error}")) from error
 
 
+def by_name(names: Iterable[str], what: Whats) -> dict[str, What]:
+    """Each name with its initialiser: the same for all, or by the last part of the name.
+
+    >>> by_name(["0.weight", "0.bias"], {"weight": "normal(std=0.01)", "bias": "zeros"})
+    {'0.weight': 'normal(std=0.01)', '0.bias': 'zeros'}
+
+    Raises:
+        LoadError: a mapping leaves a name out, or has a part that no name ends in.
+    """
+    if not isinstance(what, Mapping):
+        return dict.fromkeys(names, what)
+    leaves = {name: name.rpartition(".")[2] for name in names}
+    problems = []
+    left = [name for name, leaf in leaves.items() if leaf not in what]
+    if left:
+        more = "".join(f', "{leaf}": "zeros"' for leaf in dict.fromkeys(leaves[name] for name in left))
+        problems.append(
+            Diagnostic(
+                "not-initialised",
+                f"{len(left)} of the selected tensors end in nothing that {sorted(what)} names",
+                notes=tuple(text for text, _ in fold(left)),
+                help=f"add{more[1:]}, or select less",
+            )
+        )
+    ends = ", ".join(dict.fromkeys(leaves.values()))
+    problems += [
+        Diagnostic("nothing-selected", f"no selected name ends in {leaf!r}", facts=(("they end in", ends),))
+        for leaf in what
+        if leaf not in leaves.values()
+    ]
+    if problems and leaves:
+        raise LoadError(problems)
+    return {name: what[leaf] for name, leaf in leaves.items()}
+
+
 def initialise(
-    model: nn.Module, what: Mapping[str, What], seed: int = 0, device: torch.device | str = "cpu"
+    model: nn.Module, what: Mapping[str, Whats], seed: int = 0, device: torch.device | str = "cpu"
 ) -> tuple[Initialised, ...]:
     """Give tensors first values, and return one line for each.
 
@@ -91,7 +127,8 @@ def initialise(
 
     Args:
         what: names, key patterns or module paths, each with an initialiser: a name, the text of a call, or a callable
-            of tensor and generator. Module paths and patterns include buffers for `default` and `own` only.
+            of tensor and generator; or with several, by the last part of the name. Module paths and patterns include
+            buffers for a single `default` or `own` only.
         device: where meta tensors become real.
 
     Raises:
@@ -132,7 +169,7 @@ def _drawn(
 
 
 def _assign_rules(
-    model: nn.Module, what: Mapping[str, What], tensors: Mapping[str, Tensor]
+    model: nn.Module, what: Mapping[str, Whats], tensors: Mapping[str, Tensor]
 ) -> tuple[dict[str, Initialiser], list[Diagnostic]]:
     """First name of each tensor -> its initialiser, in state_dict order, and what stands against it."""
     problems: list[Diagnostic] = []
@@ -141,12 +178,11 @@ def _assign_rules(
     first_names = _first_names(tensors)
     for key, value in what.items():
         try:
-            rule = read_initialiser(value)
-            names = matching_names(model, key, buffers=rule.by_module or key in tensors)
+            found = _rules_of(model, key, value, buffers=key in tensors)
         except LoadError as error:
             problems += error.diagnostics
             continue
-        for name in dict.fromkeys(first_names[n] for n in names):
+        for name, rule in {first_names[n]: rule for n, rule in found.items()}.items():
             if rules.setdefault(name, rule) != rule:
                 problems.append(
                     Diagnostic(
@@ -158,6 +194,16 @@ def _assign_rules(
             asked.setdefault(name, key)
     problems += _misfits(rules, tensors)
     return {n: rules[n] for n in tensors if n in rules}, problems
+
+
+def _rules_of(model: nn.Module, key: str, value: Whats, buffers: bool) -> dict[str, Initialiser]:
+    """Name -> initialiser for what one line means; buffers come along where a module fills them by itself."""
+    if not isinstance(value, Mapping):
+        rule = read_initialiser(value)
+        return dict.fromkeys(matching_names(model, key, buffers=rule.by_module or buffers), rule)
+    rules = {leaf: read_initialiser(one) for leaf, one in value.items()}
+    given = by_name(matching_names(model, key, buffers), rules)
+    return {name: read_initialiser(one) for name, one in given.items()}
 
 
 def _first_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
@@ -194,9 +240,7 @@ def _misfit(rule: Initialiser, tensor: Tensor) -> tuple[str, str] | None:
     try:
         rule.check(TensorSpec(tuple(tensor.shape), tensor.dtype))
     except OpError as error:
-        return str(
-            error
-        ), "name the weights alone, as 'blocks.{rest...}.weight' does, and give the others zeros or ones"
+        return str(error), f'by the last part of the name: {{"weight": "{rule}", "bias": "zeros"}}'
     return None
 
 

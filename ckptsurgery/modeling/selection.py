@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 from ..errors import Diagnostic, LoadError
 from ..language.folding import fold
 from ..specs import TensorSpec, is_lossless
-from .initialising import What, initialise
+from .initialising import Whats, by_name, initialise
 from .matching import matching_names
 from .places import named_tensors, place_of, require_module, size_of
+from .promises import promised, require_drawn
 from .statistics import Stats, stats_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from ..ops.moments import Moments
 
 __all__ = ["Selection", "select"]
 
@@ -202,16 +205,50 @@ class Selection(Mapping[str, "Tensor"]):
             parameter.requires_grad_(True)
         return self
 
-    def init_(self, what: What, seed: int = 0) -> Selection:
+    def init_(self, what: Whats, seed: int = 0) -> Selection:
         """Initialise every tensor, by a name, a call (`"normal(std=0.02)"`) or a callable of tensor and generator.
+
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+        >>> sel = select(net, nn.Linear).init_({"weight": "normal(std=0.01)", "bias": "zeros"})
+        >>> net[2].bias.item()
+        0.0
 
         The values depend on seed and name alone; the global generators stay as they were. Where nothing is selected,
         nothing happens.
 
+        Args:
+            what: one for all, or by the last part of the name, which must then name every tensor selected.
+
         Raises:
             LoadError: the initialiser does not fit some of them; all are named, and nothing is changed.
         """
-        initialise(self.model, dict.fromkeys(self.names, what), seed)
+        initialise(self.model, by_name(self.names, what), seed)
+        return self
+
+    def promised(self, what: Whats) -> dict[str, Moments]:
+        """Name -> the mean and the std that an initialiser promises, and what chance may make of them.
+
+        >>> from torch import nn
+        >>> print(select(nn.Linear(50, 100), "weight").promised("xavier_uniform")["weight"])
+        mean 0 ± 0.008, std 0.1155 ± 0.004, within [-0.2, 0.2]
+
+        Raises:
+            LoadError: it promises nothing (`default`, `own`, a callable), or cannot fill some of the tensors.
+        """
+        return promised(self, what)
+
+    def assert_drawn(self, what: Whats) -> Selection:
+        """This selection, if mean, std and bounds of each tensor are those that the initialiser promises.
+
+        They may be five standard errors off, for a tensor of that size. It says nothing of the shape of the
+        distribution, nor whether the entries are independent.
+
+        Raises:
+            LoadError: they are not; each is listed with what it has and what was promised.
+        """
+        self.stats()  # refuses tensors that hold no values
+        require_drawn(self, what)
         return self
 
     def assign_(self, name: str, value: Tensor | float, index: Any = None) -> Selection:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
-from ..errors import Diagnostic, RecipeError
+from ..errors import Diagnostic, LoadError, RecipeError
 from ..language.folding import fold, fold_groups
 from ..language.keys import KeyPattern
+from ..modeling.initialising import by_name
 from ..specs import TensorSpec
 
 __all__ = ["Decision", "Wishes", "decide"]
@@ -73,7 +74,9 @@ def decide(
     """
     out = Decision()
     tied = {n: group for group in ties for n in group}
-    init_keys = {k: v for path, v in wishes.init.items() for k in _named(path, target, "init", out)}
+    init_keys: dict[str, Any] = {}
+    for path, what in wishes.init.items():
+        init_keys.update(_initialisers(_named(path, target, "init", out), what, out))
     keep_keys = {k for path in wishes.keep for k in _named(path, target, "keep", out)}
     _check_both(init_keys, keep_keys, tied, made, out)
     dropped = _dropped(wishes.drop, made, origins, out)
@@ -97,6 +100,15 @@ def decide(
     if out.unexpected and not wishes.partial:
         out.problems.append(_unexpected(out.unexpected, made, origins))
     return out
+
+
+def _initialisers(keys: Sequence[str], what: Any, out: Decision) -> dict[str, Any]:
+    """Key -> initialiser, where one serves all or the last part of the key says which."""
+    try:
+        return dict(by_name(keys, what))
+    except LoadError as error:
+        out.problems += error.diagnostics
+        return dict.fromkeys(keys, "default")  # they are spoken for: one mistake is told once
 
 
 def _named(path: str, keys: Mapping[str, TensorSpec], argument: str, out: Decision) -> list[str]:

@@ -70,7 +70,8 @@ def load_into(
         source: whatever `open` takes; the tensors are found inside a training checkpoint.
         recipe: rules, a recipe, its name or path; without one, wrapper prefixes and PyTorch's own respellings are
             settled where the model shows them.
-        init: module paths, keys or patterns of the model to initialise anew, or `{path: initialiser}`.
+        init: module paths, keys or patterns of the model to initialise anew, or `{path: initialiser}`, or
+            `{path: {last part of the name: initialiser}}`.
         keep: what stays as constructed. drop: what the source holds in vain. Each path means its whole subtree.
         mismatch: of shapes: "error", "init" or "keep".
         dtype: "lossless" casts where no bit is lost, "error" never, "model" always, "source" takes the source's dtype
