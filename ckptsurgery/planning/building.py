@@ -121,7 +121,7 @@ class ProgramBuilder:
 
     def _before(self, group: Group, inputs: Specs, instructions: list[Instruction]) -> list[Arrival]:
         specs = inputs
-        width = [len(rows[0].keys) for rows in group.rows]
+        width = [len(rows[0]) for rows in group.rows]
         starts = [0]
         for rows, w in zip(group.rows, width):
             starts.append(starts[-1] + len(rows) * w)
@@ -148,12 +148,11 @@ class ProgramBuilder:
         arrivals = []
         for number, term in enumerate(units):
             axes = next((t.axes for t in sources if t.axes), None) if joined else sources[number].axes
-            indices = tuple(tuple(int(row.values[n]) for n in group.bound[number]) for row in group.rows[number])
             if len(term[0]) > 1 and len(term) > 1:
                 raise OpError("an op that gives several tensors cannot be gathered over")
             for output in range(len(term[0])):
                 own = tuple(specs[unit[output]] for unit in term)
-                arrivals.append(Arrival(axes, group.bound[number], indices, own))
+                arrivals.append(Arrival(axes, group.bound[number], group.indices[number], own))
         return arrivals
 
     def _dtypes(self, layouts: Sequence[Layout], arrivals: Sequence[Arrival]) -> tuple[str, ...]:

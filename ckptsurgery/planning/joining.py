@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice, product
+from itertools import product
 
 from ..errors import Diagnostic
 from ..language.dims import Dims
@@ -16,15 +16,28 @@ from .matching import Matches
 __all__ = ["FlatIndex", "Group", "Row", "Values", "canonical", "group_rows", "spell_columns"]
 
 Values = dict[str, int | str]
-"""Bound names: the position of a choice, else the captured text."""
+"""Bound names: the position of a choice as digits, else the captured text."""
+
+
+Row = tuple[tuple[str, ...], tuple[int | str, ...]]
+"""Source keys that meet before the rearrangement, and the values of the names that they bind."""
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """Source keys that meet before the rearrangement, and the index of every gathered name."""
+class Table:
+    """Rows that bind the same names, in the same order."""
 
-    keys: tuple[str, ...]
-    values: Values
+    names: tuple[str, ...]
+    rows: list[Row]
+
+    def by(self, names: Sequence[str]) -> dict[tuple[int | str, ...], list[Row]]:
+        """The rows for each value of some of the names."""
+        at = [self.names.index(n) for n in names]
+        found: dict[tuple[int | str, ...], list[Row]] = {}
+        for row in self.rows:
+            values = row[1]
+            found.setdefault(tuple([values[i] for i in at]), []).append(row)
+        return found
 
 
 @dataclass(slots=True)
@@ -33,20 +46,22 @@ class Group:
 
     Args:
         values: the loop variables.
-        rows: for each tensor that arrives at the target, its rows in the order of the gathered indices.
-        bound: the gathered names of each, in that order.
+        rows: for each tensor that arrives at the target the keys of its rows, in the order of the gathered indices.
+        bound: the gathered names of each.
+        indices: the values of these names, row by row.
         extents: gathered name -> how many.
     """
 
     values: Values
-    rows: list[list[Row]] = field(default_factory=list)
+    rows: list[list[tuple[str, ...]]] = field(default_factory=list)
     bound: list[tuple[str, ...]] = field(default_factory=list)
+    indices: list[tuple[tuple[int, ...], ...]] = field(default_factory=list)
     extents: dict[str, int] = field(default_factory=dict)
 
     @property
     def keys(self) -> tuple[str, ...]:
         """All source keys, in the order in which the program takes them."""
-        return tuple(k for rows in self.rows for row in rows for k in row.keys)
+        return tuple([key for rows in self.rows for keys in rows for key in keys])
 
 
 @dataclass(frozen=True)
@@ -134,7 +149,7 @@ def spell_columns(pattern: KeyPattern, matches: Matches, texts: Callable[[Captur
 
 
 def group_rows(
-    terms: Sequence[Term], matched: Sequence[Iterable[Matches]], loops: Sequence[str], gathered: Sequence[str], joined: bool
+    terms: Sequence[Term], matched: Sequence[Sequence[Matches]], loops: Sequence[str], gathered: Sequence[str], joined: bool
 ) -> tuple[list[Group], list[Diagnostic]]:  # fmt: skip
     """The groups of a rule: one for each value of its loop variables.
 
@@ -144,162 +159,190 @@ def group_rows(
         joined: whether the terms meet in an op before the rearrangement, row by row.
     """
     problems: list[Diagnostic] = []
-    tables = [[Row((key,), dict(values)) for m in found for key, values in m.rows()] for found in matched]
+    tables = [_table(found) for found in matched]
     if joined and len(terms) > 1:
         tables = [_join_all(terms, tables, problems)]
-    groups = _grouped(tables, loops, problems, terms)
-    names = [tuple(n for n in gathered if any(n in r.values for r in rows[:1])) for rows in tables]
-    for group in groups:
-        _gather(group, names, terms, problems)
-    _check_even(groups, problems)
-    return groups, problems
+    if not all(table.rows for table in tables):
+        return [], problems or [_alone([keys[0] for table in tables for keys, _ in table.rows], terms)]
+    gathering = _Gathering(terms, tables, tuple(gathered), problems)
+    groups = [gathering.group(values, rows) for values, rows in _grouped(tables, loops, problems, terms)]
+    gathering.report([g for g in groups if g is not None])
+    return [g for g in groups if g is not None], problems
 
 
-def _join_all(terms: Sequence[Term], tables: list[list[Row]], problems: list[Diagnostic]) -> list[Row]:
+def _table(found: Sequence[Matches]) -> Table:
+    names = tuple(found[0].columns) if found else ()
+    rows: list[Row] = []
+    for m in found:
+        wide = [c if isinstance(c, list) else [c] * len(m.keys) for c in (m.columns[n] for n in names)]
+        rows += zip(zip(m.keys), zip(*wide) if wide else [()] * len(m.keys))
+    return Table(names, rows)
+
+
+def _join_all(terms: Sequence[Term], tables: list[Table], problems: list[Diagnostic]) -> Table:
     current = tables[0]
-    for number, table in enumerate(tables[1:], 1):
-        shared = [n for n in terms[number].pattern.names if any(n in r.values for r in current[:1])]
-        index: dict[tuple[int | str, ...], list[Row]] = {}
-        for row in table:
-            index.setdefault(tuple(row.values[n] for n in shared), []).append(row)
-        merged, met = [], set()
-        alone = []
-        for row in current:
-            place = tuple(row.values[n] for n in shared)
-            partners = index.get(place, [])
-            met.add(place)
-            merged += [Row((*row.keys, *p.keys), {**row.values, **p.values}) for p in partners]
-            if not partners:
-                alone.append(row.keys[0])
-        alone += [r.keys[0] for place, rows in index.items() if place not in met for r in rows]
+    for table in tables[1:]:
+        shared = [n for n in table.names if n in current.names]
+        new = [i for i, n in enumerate(table.names) if n not in shared]
+        left, right = current.by(shared), table.by(shared)
+        alone = [keys[0] for place, rows in left.items() if place not in right for keys, _ in rows]
+        alone += [keys[0] for place, rows in right.items() if place not in left for keys, _ in rows]
         if alone:
             problems.append(_alone(alone, terms))
-        current = merged
+        at = [current.names.index(n) for n in shared]
+        merged = [
+            ((*keys, *others), (*values, *(more[i] for i in new)))
+            for keys, values in current.rows
+            for others, more in right.get(tuple(values[i] for i in at), ())
+        ]
+        current = Table((*current.names, *(table.names[i] for i in new)), merged)
     return current
 
 
 def _alone(keys: list[str], terms: Sequence[Term]) -> Diagnostic:
     folded = [text for text, _ in fold(keys)]
+    many = "source key has" if len(keys) == 1 else "source keys have"
     return Diagnostic(
-        "missing-partner", f"{len(keys)} source keys have no partner: {folded[0]}", notes=tuple(folded[1:8]),
+        "missing-partner", f"{len(keys)} {many} no partner: {folded[0]}", notes=tuple(folded[1:8]),
         facts=(("joins", ", ".join(str(t.pattern) for t in terms)),),
         help="name those without a partner by a rule of their own, or drop them",
     )  # fmt: skip
 
 
-def _grouped(tables: list[list[Row]], loops: Sequence[str], problems: list[Diagnostic], terms: Sequence[Term]) -> list[Group]:
-    first_loops = [[n for n in loops if rows and n in rows[0].values] for rows in tables]
-    leader = max(range(len(tables)), key=lambda t: len(first_loops[t]))
-    groups: dict[tuple[int | str, ...], Group] = {}
-    for row in tables[leader]:
-        place = tuple(row.values[n] for n in first_loops[leader])
-        if place not in groups:
-            groups[place] = Group(dict(zip(first_loops[leader], place)), [[] for _ in tables])
-        groups[place].rows[leader].append(row)
-    for number, rows in enumerate(tables):
-        if number == leader:
-            continue
-        index: dict[tuple[int | str, ...], list[Row]] = {}
-        for row in rows:
-            index.setdefault(tuple(row.values[n] for n in first_loops[number]), []).append(row)
-        met = set()
-        for group in groups.values():
-            place = tuple(group.values[n] for n in first_loops[number])
-            met.add(place)
-            group.rows[number] = index.get(place, [])
-        alone = [r.keys[0] for place, found in index.items() if place not in met for r in found]
-        alone += [g.keys[0] for g in groups.values() if not g.rows[number]]
-        if alone:
-            problems.append(_alone(alone, terms))
-    return [g for g in groups.values() if all(g.rows)]
+def _grouped(
+    tables: list[Table], loops: Sequence[str], problems: list[Diagnostic], terms: Sequence[Term]
+) -> list[tuple[Values, list[list[Row]]]]:  # fmt: skip
+    """The rows of every table for each value of the loop variables; a table that lacks some serves all of their values."""
+    own = [[n for n in loops if n in table.names] for table in tables]
+    leader = max(range(len(tables)), key=lambda t: len(own[t]))
+    by_place = [table.by(names) for table, names in zip(tables, own)]
+    groups = [(dict(zip(own[leader], place)), place) for place in by_place[leader]]
+    alone: list[str] = []
+    for number, found in enumerate(by_place):
+        at = [own[leader].index(n) for n in own[number] if n in own[leader]]
+        places = {tuple(place[i] for i in at) for _, place in groups}
+        alone += [keys[0] for place, rows in found.items() if place not in places for keys, _ in rows]
+        alone += [by_place[leader][p][0][0][0] for _, p in groups if tuple(p[i] for i in at) not in found]
+    if alone:
+        problems.append(_alone(list(dict.fromkeys(alone)), terms))
+        return []
+    return [
+        ({**values}, [found[tuple(values[n] for n in names)] for found, names in zip(by_place, own)]) for values, _ in groups
+    ]
 
 
-def _gather(group: Group, names: Sequence[tuple[str, ...]], terms: Sequence[Term], problems: list[Diagnostic]) -> None:
-    captures = {c.name: c for t in terms for c in t.pattern.captures}
-    for number, bound in enumerate(names):
-        group.bound.append(bound)
-        if not bound:
-            continue
-        rows: dict[tuple[int, ...], Row] = {}
-        for row in group.rows[number]:
-            index = _index(row, bound, captures, problems)
-            if index is None:
-                return
-            rows[index] = row
-        for at, name in enumerate(bound):
-            group.extents[name] = max(i[at] for i in rows) + 1
-        capture_count = {n: len(c.choices) for n, c in captures.items() if c.choices is not None}
-        full = [range(capture_count.get(n) or _span_size(captures.get(n)) or group.extents[n]) for n in bound]
-        missing = list(islice((i for i in product(*full) if i not in rows), 64))
-        if missing:
-            problems.append(_gap(missing, bound, group.rows[number][0], terms[min(number, len(terms) - 1)], captures, group))
-            return
-        group.rows[number] = [
-            replace(rows[i], values={**rows[i].values, **dict(zip(bound, i))}) for i in product(*full)
-        ]
-        group.extents.update({n: len(r) for n, r in zip(bound, full)})
+class _Gathering:
+    """Puts the rows of each group in the order of their indices; what is missing is told once for all groups."""
 
+    def __init__(self, terms: Sequence[Term], tables: Sequence[Table], gathered: tuple[str, ...], problems: list[Diagnostic]) -> None:
+        self.terms, self.tables, self.problems = terms, tables, problems
+        self.bound = [tuple(n for n in gathered if n in table.names) for table in tables]
+        self.captures = {c.name: c for t in terms for c in t.pattern.captures}
+        self.numbers: dict[str, dict[int | str, int | None]] = {n: {} for n in gathered}
+        self.missing: list[str] = []
+        self.no_numbers: dict[str, str] = {}
 
-def _index(
-    row: Row, bound: Sequence[str], captures: Mapping[str, Capture], problems: list[Diagnostic]
-) -> tuple[int, ...] | None:  # fmt: skip
-    index = []
-    for name in bound:
-        text = str(row.values[name])
-        if not is_index(text):
-            problems.append(
-                Diagnostic("not-a-number", f"{row.keys[0]!r}: {{{name}}} is gathered, but {text!r} is no number without "
-                           "leading zeros", help=f"give {{{name}}} its choices, in order: {{{name}:{text},…}}")
+    def group(self, values: Values, tables: list[list[Row]]) -> Group | None:
+        group = Group(values)
+        for table, bound, rows in zip(self.tables, self.bound, tables):
+            group.bound.append(bound)
+            if not bound:
+                group.rows.append([keys for keys, _ in rows])
+                group.indices.append(((),) * len(rows))
+                continue
+            at = [(table.names.index(n), n) for n in bound]
+            placed = {tuple([self.number(n, row[1][i], row) for i, n in at]): row[0] for row in rows}
+            if any(None in index for index in placed):
+                return None
+            extents = [self.extent(n) or max(index[k] or 0 for index in placed) + 1 for k, n in enumerate(bound)]
+            full = tuple(product(*map(range, extents)))
+            missing = [index for index in full if index not in placed]
+            if missing:
+                self.missing += [self.key(table, rows[0], bound, index) for index in missing]
+                return None
+            group.rows.append([placed[index] for index in full])
+            group.indices.append(full)
+            group.extents.update(zip(bound, extents))
+        return group
+
+    def number(self, name: str, value: int | str, row: Row) -> int | None:
+        """The index that a captured text stands for."""
+        known = self.numbers[name]
+        if value not in known:
+            capture = self.captures.get(name)
+            first = int(capture.span.first) if capture is not None and capture.span is not None else 0
+            known[value] = int(value) - first if is_index(str(value)) else None
+            if known[value] is None:
+                self.no_numbers.setdefault(name, row[0][0])
+        return known[value]
+
+    def extent(self, name: str) -> int | None:
+        """How many indices the pattern itself asks for."""
+        capture = self.captures.get(name)
+        if capture is None or capture.span is None:
+            return len(capture.choices) if capture is not None and capture.choices is not None else None
+        return int(capture.span.last) - int(capture.span.first) + 1
+
+    def key(self, table: Table, like: Row, bound: Sequence[str], index: Sequence[int]) -> str:
+        """The key that should stand at an index, spelled after one that does."""
+        values = {**dict(zip(table.names, like[1])), **dict(zip(bound, index))}
+        texts: dict[str, str] = {}
+        term = next((t for t in self.terms if set(bound) <= set(t.pattern.names)), self.terms[0])
+        for capture in term.pattern.captures:
+            if capture.flat:
+                return f"{term.pattern} at " + ", ".join(f"{n} = {values[n]}" for n in bound)
+            value = values[capture.name]
+            shift = int(capture.span.first) if capture.span is not None and capture.name in bound else 0
+            texts[capture.name] = capture.choices[int(value)] if capture.choices else str(int(value) + shift if shift else value)
+        return term.pattern.spell(texts)
+
+    def report(self, groups: Sequence[Group]) -> None:
+        """Say what is missing, and where the counts differ."""
+        for name, key in self.no_numbers.items():
+            self.problems.append(
+                Diagnostic("not-a-number", f"{{{name}}} is gathered, but in {key!r} it is no number without leading zeros",
+                           help=f"give {{{name}}} its choices, in their order: {{{name}:a,b,…}}")
             )  # fmt: skip
-            return None
-        capture = captures.get(name)
-        first = int(capture.span.first) if capture is not None and capture.span is not None else 0
-        index.append(int(text) - first)
-    return tuple(index)
+        if self.missing:
+            self.problems.append(_missing(self.missing, "and a gathered index runs without gaps"))
+        self.uneven(groups)
 
-
-def _span_size(capture: Capture | None) -> int | None:
-    if capture is None or capture.span is None:
-        return None
-    return int(capture.span.last) - int(capture.span.first) + 1
-
-
-def _gap(
-    missing: list[tuple[int, ...]], bound: Sequence[str], like: Row, term: Term, captures: Mapping[str, Capture], group: Group
-) -> Diagnostic:  # fmt: skip
-    keys = []
-    for index in missing:
-        values: dict[str, str] = {}
-        for name, value in {**like.values, **dict(zip(bound, index))}.items():
-            capture = captures.get(name)
-            if capture is not None and capture.choices is not None:
-                values[name] = capture.choices[int(value)]
-            else:
-                shift = int(capture.span.first) if capture is not None and capture.span and name in bound else 0
-                values[name] = str(int(value) + shift) if name in bound else str(value)
-        keys.append(term.pattern.spell(values))
-    folded = [text for text, _ in fold(keys)]
-    names = ", ".join(f"{{{n}}}" for n in bound)
-    return Diagnostic(
-        "missing-index", f"{names} is gathered, and {folded[0]} is missing", notes=tuple(folded[1:8]),
-        help=f"a gathered index runs without gaps; {{{bound[-1]}:0..n}} gathers fewer",
-    )  # fmt: skip
-
-
-def _check_even(groups: Sequence[Group], problems: list[Diagnostic]) -> None:
-    for name in {n for g in groups for n in g.extents}:
-        counts: dict[int, list[Group]] = {}
-        for group in groups:
-            if name in group.extents:
+    def uneven(self, groups: Sequence[Group]) -> None:
+        for name in dict.fromkeys(n for g in groups for n in g.extents):
+            counts: dict[int, list[Group]] = {}
+            for group in groups:
                 counts.setdefault(group.extents[name], []).append(group)
-        if len(counts) > 1:
+            if len(counts) < 2:
+                continue
             usual = max(counts, key=lambda n: len(counts[n]))
-            odd = [(n, g) for n, found in counts.items() if n != usual for g in found]
-            problems.append(
-                Diagnostic("uneven-gather", f"{{{name}}} runs over {usual} in most groups, but over {odd[0][0]} at "
-                           f"{odd[0][1].keys[0]!r}", notes=tuple(f"{n}: {g.keys[0]}" for n, g in odd[1:6]),
-                           help="a missing or a surplus index in one layer?")
+            odd = [g for n, found in counts.items() if n != usual for g in found]
+            keys = [key for g in odd if g.extents[name] < usual for key in self.lacking(g, name, usual)]
+            lines = tuple(f"{g.extents[name]} with {g.keys[0]!r}" for g in odd[1:6])
+            self.problems.append(
+                Diagnostic("uneven-gather", f"{{{name}}} runs over {usual} in most groups, but over {odd[0].extents[name]} with "
+                           f"{odd[0].keys[0]!r}", notes=lines,
+                           facts=(("missing", ", ".join(text for text, _ in fold(keys)[:6])),) if keys else (),
+                           help="all groups have as many; a group that differs wants a rule of its own")
             )  # fmt: skip
+
+    def lacking(self, group: Group, name: str, usual: int) -> list[str]:
+        """The keys that a group would have if it went as far as most."""
+        for table, bound, keys in zip(self.tables, self.bound, group.rows):
+            if name in bound:
+                like = next(row for row in table.rows if row[0] == keys[0])
+                sizes = [usual if n == name else group.extents[n] for n in bound]
+                at = bound.index(name)
+                return [self.key(table, like, bound, i) for i in product(*map(range, sizes)) if i[at] >= group.extents[name]]
+        return []
+
+
+def _missing(keys: list[str], why: str) -> Diagnostic:
+    folded = [text for text, _ in fold(keys)]
+    verb = "is" if len(keys) == 1 else "are"
+    return Diagnostic(
+        "missing-index", f"{folded[0]} {verb} missing, {why}", notes=tuple(folded[1:8]),
+        help="the checkpoint is incomplete, or a choice is misspelled; to gather fewer, give the capture its range: {e:0..3}",
+    )  # fmt: skip
 
 
 def flat_extents(flat: Sequence[str], dims: Dims, counted: Mapping[str, int | tuple[int, ...]]) -> FlatIndex | None:

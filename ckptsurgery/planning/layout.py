@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 
+from ..language.axes import Axis
 from .solving import ConcreteDims, Equations, extent
 
 __all__ = ["Layout", "Piece", "View", "arrange", "run_piece", "side_by_side", "view"]
@@ -156,11 +157,17 @@ def view(dims: ConcreteDims, fixed: Mapping[str, int], known: Mapping[str, int],
         for at, axis in enumerate(axes):
             inner = axes[at + 1 :]
             if axis.name in fixed and axis.size is None:
-                before = (extent(sizes, inner, {**known, axis.name: v}) for v in range(fixed[axis.name]))
-                offset += step * sum(before)
+                offset += step * _before(axis, inner, fixed[axis.name], known, sizes)
             elif axis.size != 1:
                 free[axis.name] = (extent(sizes, (axis,), known), step * extent(sizes, inner, known))
     return View(shape, offset, free)
+
+
+def _before(axis: Axis, inner: Sequence[Axis], value: int, known: Mapping[str, int], sizes: Equations) -> int:
+    """Elements of a dimension before this value of one of its axes."""
+    if not any(a.marker == axis.name for a in inner):
+        return value * extent(sizes, inner, known)
+    return sum(extent(sizes, inner, {**known, axis.name: v}) for v in range(value))
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,16 +75,18 @@ def group_keys(keys: Iterable[str]) -> list[KeyGroup]:
     >>> [(g.template, g.keys, g.slots) for g in group_keys(["a.7", "a.1", "b"])]
     [('a.0', ['a.7', 'a.1'], [['7', '1']]), ('b', ['b'], [])]
     """
-    found: dict[str, tuple[list[str], list[list[str]]]] = {}
+    found: dict[str, KeyGroup] = {}
     for key in keys:
         parts = _DIGITS.split(key)
-        members, numbers = found.setdefault("0".join(parts[::2]), ([], []))
-        members.append(key)
-        numbers.append(parts[1::2])
-    return [
-        KeyGroup(text, members, [list(slot) for slot in zip(*numbers)], [m.span() for m in _DIGITS.finditer(text)])
-        for text, (members, numbers) in found.items()
-    ]
+        text = "0".join(parts[::2])
+        group = found.get(text)
+        if group is None:
+            spans = [m.span() for m in _DIGITS.finditer(text)]
+            group = found[text] = KeyGroup(text, [], [[] for _ in spans], spans)
+        group.keys.append(key)
+        for slot, number in zip(group.slots, parts[1::2]):
+            slot.append(number)
+    return list(found.values())
 
 
 def match_group(group: KeyGroup, pattern: KeyPattern) -> Matches | None:

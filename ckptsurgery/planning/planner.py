@@ -17,7 +17,7 @@ from .building import Built, ProgramBuilder, RuleOps
 from .claims import claim, unexpected
 from .expanding import BoundPattern, BoundRule, Resolve, Stage, expand
 from .flattening import Flattening
-from .joining import Group, Row, canonical, group_rows, spell_columns
+from .joining import Group, canonical, group_rows, spell_columns
 from .matching import Matches
 from .plan import Plan, RuleUse
 from .solving import SizeError
@@ -272,7 +272,7 @@ class _Builder:
             place = (spec, tuple(m if isinstance(m, str) else m[at] for m in markers), target and target.specs.get(made))
             if place not in self.programs:
                 values = {n: c if isinstance(c, str) else c[at] for n, c in matches.columns.items()}
-                group = Group({**values}, [[Row((source,), {})]], [()])
+                group = Group({**values}, [[(source,)]], [()], [((),)])
                 self.programs[place] = self.build(group, (spec,), ({(): target.specs[made]} if target and made in target.specs else {},))
             built = self.programs[place]
             if built is not None:
@@ -287,7 +287,7 @@ class _Builder:
         wanted = [self.wanted(n, group) for n in range(len(self.bound.rule.targets))]
         place = (
             inputs,
-            tuple(tuple(tuple(r.values[n] for n in b) for r in rows) for rows, b in zip(group.rows, group.bound)),
+            tuple(group.extents.items()),
             tuple(group.values.get(n) for n in self.marker_names()),
             tuple(tuple(w.items()) for w in wanted),
         )
