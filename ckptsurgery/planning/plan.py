@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -137,10 +137,15 @@ class Plan:
             lines.append("  " + "  then  ".join(self.uses[n].text for n in numbers))
             sources, targets = len({k for s in steps for k in s.sources}), sum(len(s.targets) for s in steps)
             shown = steps[0]
-            example = f"{', '.join(shown.sources[:3])}{', …' if len(shown.sources) > 3 else ''}"
-            made = f"{', '.join(shown.targets[:3])}{', …' if len(shown.targets) > 3 else ''}"
+            example, made = _few(shown.sources), _few(shown.targets)
             lines.append(f"    {sources} -> {targets} {steps[0].kind}  {example} -> {made} {shown.program.outputs[0]}")
         return lines
+
+
+def _few(keys: Sequence[str]) -> str:
+    """The first keys, as many as a line can take."""
+    count = next((n for n in (3, 2) if n <= len(keys) and sum(map(len, keys[:n])) < 64), 1)
+    return ", ".join(keys[:count]) + (", …" if count < len(keys) else "")
 
 
 def _said(value: Any) -> str:

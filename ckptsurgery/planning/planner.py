@@ -17,7 +17,7 @@ from .building import Built, ProgramBuilder, RuleOps
 from .claims import claim, unexpected
 from .expanding import BoundPattern, BoundRule, Resolve, Stage, expand
 from .flattening import Flattening
-from .joining import Group, canonical, group_rows, spell_columns
+from .joining import Group, Values, canonical, group_rows, spell_columns
 from .matching import Matches
 from .plan import Plan, RuleUse
 from .solving import SizeError
@@ -225,6 +225,9 @@ def _texts(column: Any) -> set[str]:
     return {column} if isinstance(column, str) else set(column)
 
 
+UNBUILT = object()
+
+
 @dataclass
 class _Builder:
     """Turns the matches of one rule into steps."""
@@ -234,7 +237,7 @@ class _Builder:
     ops: RuleOps
     number: int
     flats: Flattening
-    programs: dict[Any, Built | None] = field(default_factory=dict)
+    programs: dict[Any, Any] = field(default_factory=dict)
 
     def run(self, matched: list[list[Matches]]) -> None:
         signature = self.bound.signature
@@ -264,17 +267,18 @@ class _Builder:
         """The quick way for rules that take one tensor to one: keys by column, programs by spec."""
         term = self.bound.rule.targets[0]
         keys = spell_columns(term.pattern, self.flats.join(term.pattern, matches), _spell)
-        markers = [matches.columns[n] for n in self.marker_names() if n in matches.columns]
-        specs, target = self.stage.specs, self.stage.target
-        steps, rules = self.stage.steps, (self.number,)
-        for at, (source, made) in enumerate(zip(matches.keys, keys)):
-            spec = specs[source]
-            place = (spec, tuple(m if isinstance(m, str) else m[at] for m in markers), target and target.specs.get(made))
-            if place not in self.programs:
-                values = {n: c if isinstance(c, str) else c[at] for n, c in matches.columns.items()}
-                group = Group({**values}, [[(source,)]], [()], [((),)])
-                self.programs[place] = self.build(group, (spec,), ({(): target.specs[made]} if target and made in target.specs else {},))
-            built = self.programs[place]
+        columns = [matches.columns[n] for n in self.marker_names() if n in matches.columns]
+        markers = list(zip(*(c if isinstance(c, list) else [c] * len(keys) for c in columns))) if columns else [()] * len(keys)
+        specs, wanted = self.stage.specs, self.stage.target.specs if self.stage.target else {}
+        steps, rules, programs = self.stage.steps, (self.number,), self.programs
+        for at, (source, made, marks) in enumerate(zip(matches.keys, keys, markers)):
+            spec, want = specs[source], wanted.get(made)
+            place = (spec.shape, spec.dtype, marks, want and (want.shape, want.dtype))
+            built = programs.get(place, UNBUILT)
+            if built is UNBUILT:
+                values: Values = {n: c if isinstance(c, str) else c[at] for n, c in matches.columns.items()}
+                group = Group(values, [[(source,)]], [()], [((),)])
+                built = programs[place] = self.build(group, (spec,), ({(): want} if want else {},))
             if built is not None:
                 steps.append(Step((source,), (made,), built.program, rules))
 
