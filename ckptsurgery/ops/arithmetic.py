@@ -45,6 +45,7 @@ class Cast(Op):
     """
 
     name = "cast"
+    elementwise = True
     dtype: str
     floats: bool = False
     saturate: bool = False
@@ -93,6 +94,7 @@ class Add(Op):
     """
 
     name = "add"
+    elementwise = True
     value: int | float
 
     def __post_init__(self) -> None:
@@ -133,6 +135,7 @@ class Mul(Op):
     """
 
     name = "mul"
+    elementwise = True
     value: int | float
 
     def __post_init__(self) -> None:

@@ -35,6 +35,8 @@ class Op:
     name: ClassVar[str] = ""
     joins: ClassVar[bool] = False
     axis_role: ClassVar[Literal["reduce", "repeat"] | None] = None
+    elementwise: ClassVar[bool] = False
+    """Whether each element of the result depends on the same element of one tensor alone: such ops run in chunks."""
 
     def infer(self, specs: Specs) -> Specs:
         """Specs after the op, from specs before it; no torch here.
