@@ -36,6 +36,7 @@ def recipes(context: typer.Context, json: o.Json = False) -> None:
 def show_recipe(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A built-in recipe, or a TOML file.")],
     inverse: o.Inverse = False,
+    json: o.Json = False,
 ) -> None:
     """Print a recipe as TOML.
 
@@ -43,7 +44,8 @@ def show_recipe(
     ckptsurgery recipes show mine.toml --inverse
     """
     recipe = cs.load_recipe(name)
-    show((recipe.inverse() if inverse else recipe).dumps().rstrip())
+    text = (recipe.inverse() if inverse else recipe).dumps().rstrip()
+    show({"name": name, "summary": recipe.summary, "toml": text} if json else text, json)
 
 
 @app.command("match")

@@ -11,6 +11,7 @@ import ckptsurgery as cs
 from . import options as o
 from .output import show
 from .recipe import config_from, recipe_from
+from .targets import target_from
 
 __all__ = ["convert", "plan"]
 
@@ -43,7 +44,7 @@ def plan(
     """
     said = recipe_from(recipe, rule, inverse=inverse, drop=drop, rest=rest, tie=tie, dim=dim)
     with cs.open(source, subtree=subtree, by_file=by_file) as checkpoint:
-        made = cs.plan(checkpoint, said, target=target, config=config_from(config), dtype=dtype)
+        made = cs.plan(checkpoint, said, target=target_from(target), config=config_from(config), dtype=dtype or "lossless")
         show(made if explain is None else made.explain(explain), json)
 
 
@@ -82,7 +83,7 @@ def convert(
     """
     said = recipe_from(recipe, rule, inverse=inverse, drop=drop, rest=rest, tie=tie, dim=dim)
     with cs.open(source, subtree=subtree, by_file=by_file) as checkpoint:
-        made = cs.plan(checkpoint, said, target=target, config=config_from(config), dtype=dtype)
+        made = cs.plan(checkpoint, said, target=target_from(target), config=config_from(config), dtype=dtype or "lossless")
         if dry_run:
             return show(made, json)
         report = made.save(

@@ -10,6 +10,7 @@ import ckptsurgery as cs
 
 from . import options as o
 from .output import show, width
+from .recipe import recipe_from
 
 __all__ = ["diff", "inspect", "ties"]
 
@@ -42,17 +43,27 @@ def inspect(
 def diff(
     a: Annotated[str, typer.Argument(metavar="A", help="A checkpoint.")],
     b: Annotated[str, typer.Argument(metavar="B", help="Another.")],
+    recipe: o.RecipeNames = None,
+    rule: o.Rules = None,
+    rest: o.Rest = None,
+    headers: Annotated[bool, typer.Option("--headers", help="Compare names, shapes and dtypes, no values.")] = False,
+    exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 1 where they differ.")] = False,
     json: o.Json = False,
 ) -> None:
     """Compare two checkpoints.
 
-    Keys, shapes, dtypes and values.
+    Keys, shapes, dtypes, ties and values; with a recipe, what it makes of A is compared with B.
 
     \b
     ckptsurgery diff before.safetensors after.safetensors
+    ckptsurgery diff old.bin new.safetensors --recipe mine.toml --exit-code
     """
+    said = recipe_from(recipe, rule, rest=rest) if recipe or rule or rest else None
     with cs.open(a) as first, cs.open(b) as second:
-        show(cs.diff(first, second), json)
+        found = cs.diff(first, second, said, values=not headers)
+    show(found, json)
+    if exit_code and not found.identical:
+        raise typer.Exit(1)
 
 
 def ties(source: o.Source, subtree: o.Subtree = None, json: o.Json = False) -> None:

@@ -60,7 +60,7 @@ Dim = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME=SIZE", rich_help_panel=_RECIPE,
-        help="A size: 12, [2,2,6,2], or 'config.num_heads * config.head_dim'. Repeatable.",
+        help="A size: 12, a list 2,2,6,2, one of a table rows.q=8, or 'config.heads * 2'. Repeatable.",
     ),
 ]  # fmt: skip
 Config = Annotated[
@@ -69,11 +69,14 @@ Config = Annotated[
 ]
 Target = Annotated[
     str | None,
-    typer.Option(metavar="CKPT", rich_help_panel=_RECIPE, help="A checkpoint whose headers must result."),
+    typer.Option(
+        metavar="WHAT", rich_help_panel=_RECIPE,
+        help="What must result: a checkpoint, module:callable that builds a model, or specs as `inspect --json` prints.",
+    ),
 ]
 DType = Annotated[
     str | None,
-    typer.Option("--dtype", metavar="DTYPE", rich_help_panel=_RECIPE, help="Cast floating-point tensors: bf16."),
+    typer.Option("--dtype", metavar="DTYPE", rich_help_panel=_RECIPE, help="Cast all floating-point tensors: bf16, f16, f32."),
 ]
 
 _OUTPUT = "Output"
@@ -85,7 +88,13 @@ MaxMemory = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", rich_help_panel=_OUTPUT, help="Print the plan, write nothing.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", rich_help_panel=_OUTPUT, help="Replace what is there.")]
-Resume = Annotated[bool, typer.Option("--resume", rich_help_panel=_OUTPUT, help="Go on with an interrupted run.")]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume", rich_help_panel=_OUTPUT,
+        help="Keep what is written when interrupted, and go on from it the next time; give it from the start on.",
+    ),
+]  # fmt: skip
 Check = Annotated[
     bool, typer.Option("--check", rich_help_panel=_OUTPUT, help="Read the output back and prove that it is the plan's.")
 ]

@@ -61,18 +61,29 @@ def pairs_from(texts: Sequence[str] | None, option: str, example: str) -> dict[s
 
 
 def dims_from(texts: Sequence[str] | None) -> dict[str, Any]:
-    """`--dim` options: numbers, lists and tables as JSON, everything else an expression over the config.
+    """`--dim` options: numbers, lists, tables by choice; everything else is an expression over the config.
 
-    >>> dims_from(["heads=12", "depths=[2, 2]", "rows=config.hidden // 2"])
-    {'heads': 12, 'depths': [2, 2], 'rows': 'config.hidden // 2'}
+    >>> dims_from(["heads=12", "depths=2,2,6,2", "rows.q=8", "rows.k=4", "g=config.hidden // 2"])
+    {'heads': 12, 'depths': [2, 2, 6, 2], 'rows': {'q': 8, 'k': 4}, 'g': 'config.hidden // 2'}
     """
     found: dict[str, Any] = {}
-    for name, text in pairs_from(texts, "--dim", "heads=12").items():
-        try:
-            found[name] = json.loads(text)
-        except ValueError:
-            found[name] = text
+    for path, text in pairs_from(texts, "--dim", "heads=12").items():
+        name, dot, choice = path.partition(".")
+        if not dot:
+            found[name] = _size(text)
+            continue
+        table = found.setdefault(name, {})
+        if not isinstance(table, dict):
+            raise typer.BadParameter(f"{name!r} is a size and a table: {path}={text}", param_hint="--dim")
+        table[choice] = _size(text)
     return found
+
+
+def _size(text: str) -> Any:
+    try:
+        return json.loads(f"[{text}]" if "," in text and text[0] not in "[{" else text)
+    except ValueError:
+        return text
 
 
 def config_from(path: str | None) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +17,10 @@ import ckptsurgery as cs
 from ..reporting.inspecting import inspection
 from .data import Digits, load_digits
 from .models import Pretrained, Student
-from .training import accuracy, seeded, train
+from .training import accuracy, one_thread, seeded, train
 
 if TYPE_CHECKING:
     from ..language.recipe import Recipe
-    from ..planning import Plan
 
 __all__ = ["RECIPE", "tell"]
 
@@ -67,14 +67,17 @@ def tell(folder: str | None = None, seed: int = 0, quiet: bool = False) -> dict[
     """
     say: Say = (lambda text: None) if quiet else (lambda text: print(text, flush=True))
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory() if folder is None else nullcontext(folder) as place:
+    with (
+        tempfile.TemporaryDirectory() if folder is None else nullcontext(folder) as place,
+        one_thread(),
+    ):
         where = Path(place)
         where.mkdir(parents=True, exist_ok=True)
         old, path, known = _pretrain(where, seed, say)
         _inspect(path, say)
-        plan = _plan(path, where, say)
-        difference = _load(plan, old, seed, say)
-        outcome = _compare(plan, seed, say)
+        recipe = _plan(path, where, say)
+        difference = _load(path, recipe, old, seed, say)
+        outcome = _compare(path, recipe, seed, say)
     outcome = {"pretrained_accuracy": known, "largest_difference": difference, **outcome}
     say(f"\n{time.perf_counter() - started:.0f} seconds in all.")
     return outcome
@@ -99,21 +102,21 @@ def _inspect(path: Path, say: Say) -> None:
         say(_indented(inspection(checkpoint).render(width=96)))
 
 
-def _plan(path: Path, where: Path, say: Say) -> Plan:
-    say("\n3. Our own model has other names, query, key and value apart, and another head. The recipe:\n")
+def _plan(path: Path, where: Path, say: Say) -> Recipe:
+    say("\n3. Our own model has other names, query, key and value apart, and another head. The recipe, ours.toml:\n")
     say(_indented(RECIPE))
     (where / "ours.toml").write_text(RECIPE, encoding="utf-8")
-    recipe: Recipe = cs.load_recipe(str(where / "ours.toml"))
-    plan = cs.plan(path, recipe, target=Student(len(NEW)))
-    say("   The plan, from headers alone:\n")
-    say(_indented(str(plan)))
-    return plan
+    recipe = cs.load_recipe(where / "ours.toml")
+    say("\n   The plan, from headers alone:\n")
+    say(_indented(str(cs.plan(path, recipe, target=Student(len(NEW))))))
+    return recipe
 
 
-def _load(plan: Plan, old: Pretrained, seed: int, say: Say) -> float:
-    say("\n4. Into the new architecture; what the head needs is drawn anew, and the report says so.\n")
+def _load(path: Path, recipe: Recipe, old: Pretrained, seed: int, say: Say) -> float:
+    say("\n4. Into the new architecture; what its head needs is drawn anew, and the report says so:\n")
+    say('   cs.load_into(model, "last.pt", "ours.toml")\n')
     model = seeded(lambda: Student(len(NEW)), seed)
-    say(_indented(str(plan.load_into(model))))
+    say(_indented(str(cs.load_into(model, path, recipe, seed=seed))))
     images = load_digits().images
     with torch.no_grad():
         difference = float((model.features(images) - old.eval().features(images)).abs().max())
@@ -121,7 +124,7 @@ def _load(plan: Plan, old: Pretrained, seed: int, say: Say) -> float:
     return difference
 
 
-def _compare(plan: Plan, seed: int, say: Say) -> dict[str, object]:
+def _compare(path: Path, recipe: Recipe, seed: int, say: Say) -> dict[str, object]:
     say(
         f"\n5. New task: the digits {NEW.start} to {NEW.stop - 1}, with {LABELS} labelled images of each. "
         f"{DRAWS} draws, {STEPS} steps each.\n"
@@ -131,8 +134,10 @@ def _compare(plan: Plan, seed: int, say: Say) -> dict[str, object]:
     scratch, transferred = [], []
     for draw in range(DRAWS):
         few = labelled.few(LABELS, torch.Generator().manual_seed(seed + draw))
-        scratch.append(_fine_tuned(None, few, test_set, seed + draw))
-        transferred.append(_fine_tuned(plan, few, test_set, seed + draw))
+        start = seeded(lambda: Student(len(NEW)), seed + draw)
+        scratch.append(_fine_tuned(deepcopy(start), few, test_set, seed + draw))
+        cs.load_into(start, path, recipe, seed=seed + draw)
+        transferred.append(_fine_tuned(start, few, test_set, seed + draw))
         say(f"   draw {draw + 1:<3}{scratch[-1]:>14.1%}{transferred[-1]:>14.1%}")
     means = sum(scratch) / DRAWS, sum(transferred) / DRAWS
     say(f"   {'mean':<8}{means[0]:>14.1%}{means[1]:>14.1%}")
@@ -144,11 +149,7 @@ def _compare(plan: Plan, seed: int, say: Say) -> dict[str, object]:
     }
 
 
-def _fine_tuned(plan: Plan | None, few: Digits, test_set: Digits, seed: int) -> float:
-    """Accuracy after the same training from the same start, but for the weights that the plan brings."""
-    model = seeded(lambda: Student(len(NEW)), seed)
-    if plan is not None:
-        plan.load_into(model)
+def _fine_tuned(model: Student, few: Digits, test_set: Digits, seed: int) -> float:
     train(model, few, STEPS, seed)
     return accuracy(model, test_set)
 

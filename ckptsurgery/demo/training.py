@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from .data import Digits
 
-__all__ = ["accuracy", "seeded", "train"]
+__all__ = ["accuracy", "one_thread", "seeded", "train"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -21,6 +22,17 @@ def seeded(build: Callable[[], Model], seed: int) -> Model:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one core: for a model this small, threads wait for each other longer than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def train(model: nn.Module, digits: Digits, steps: int, seed: int, rate: float = 2e-3) -> torch.optim.Optimizer:

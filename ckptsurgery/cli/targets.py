@@ -1,0 +1,75 @@
+"""From `--target` to what must result: a checkpoint, a model that a callable builds, or specs in JSON."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+import ckptsurgery as cs
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["built", "target_from"]
+
+_CALLABLE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+
+
+def target_from(text: str | None) -> Any:
+    """What `cs.plan` takes as a target."""
+    if text is None:
+        return None
+    if _CALLABLE.fullmatch(text) and not Path(text).exists():
+        return built(text)
+    if text.endswith(".json") and not text.endswith(".index.json"):
+        return _specs(Path(text))
+    return text
+
+
+def built(place: str) -> nn.Module:
+    """The model that `module:callable` builds, without weights where its constructor allows that.
+
+    A module beside the user, in the working directory, is found too.
+
+    Raises:
+        LoadError: what is there cannot be imported, called, or is no model.
+    """
+    from torch import nn
+
+    module, _, path = place.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        factory: Any = importlib.import_module(module)
+        for name in path.split("."):
+            factory = getattr(factory, name)
+    except (ImportError, AttributeError) as error:
+        raise typer.BadParameter(f"{place}: {error}", param_hint="--target") from None
+    try:
+        return cs.skeleton(factory)
+    except cs.LoadError:
+        pass
+    except Exception as error:  # whatever the user's own code raises
+        raise cs.LoadError(cs.Diagnostic("cannot-build", f"{place}() failed: {type(error).__name__}: {error}")) from error
+    model = factory()
+    if not isinstance(model, nn.Module):
+        raise cs.LoadError(cs.Diagnostic("cannot-build", f"{place}() gives a {type(model).__name__}, no nn.Module"))
+    return model
+
+
+def _specs(path: Path) -> dict[str, cs.TensorSpec]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        tensors = data.get("tensors", data)
+        return {key: cs.TensorSpec(said["shape"], said["dtype"]) for key, said in tensors.items()}
+    except OSError as error:
+        raise typer.BadParameter(f"{path}: {error.strerror}", param_hint="--target") from None
+    except (ValueError, AttributeError, KeyError, TypeError):
+        shape = '{"key": {"shape": [2, 3], "dtype": "F32"}}, or what `inspect --json` prints'
+        raise typer.BadParameter(f"{path} does not read like {shape}", param_hint="--target") from None
