@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .errors import CheckpointError, CkptSurgeryError, Diagnostic, LoadError, PlanError, RecipeError
     from .language.recipe import Recipe, Scope
     from .language.rules import Rule
+    from .modeling.checking import check_init
     from .modeling.groups import param_groups
     from .modeling.selection import Selection, select
     from .modeling.skeletons import skeleton
@@ -55,6 +56,7 @@ __all__ = [
     "Selection",
     "TensorSpec",
     "__version__",
+    "check_init",
     "diff",
     "list_recipes",
     "load_into",
@@ -79,6 +81,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "errors": ("CheckpointError", "CkptSurgeryError", "Diagnostic", "LoadError", "PlanError", "RecipeError"),
     "language.recipe": ("Recipe", "Scope"),
     "language.rules": ("Rule",),
+    "modeling.checking": ("check_init",),
     "modeling.groups": ("param_groups",),
     "modeling.selection": ("Selection", "select"),
     "modeling.skeletons": ("skeleton",),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 from ..errors import Diagnostic
+from .depths import depth_warnings, gain_of_layer
 from .places import Place, places, require_module, size_of
 
 if TYPE_CHECKING:
@@ -31,8 +31,10 @@ def check_init(model: nn.Module, names: Collection[str] | None = None) -> tuple[
      = help: fine where a partner is not zero (a residual's last layer, a low-rank factor); initialise it otherwise
 
     Codes: `not-finite`; for matrices and kernels `zero-weights` and `equal-weights` (units that start alike stay so);
-    for those of linear layers and convolutions `vanishing-scale` and `exploding-scale`, by std · √fan_in. Frozen and
-    meta tensors are passed over, and a tensor under several names is looked at once.
+    for those of linear layers and convolutions `vanishing-scale` and `exploding-scale`, by std · √fan_in; and for a
+    chain of layers, each sound alone, `vanishing-depth` and `exploding-depth`. A chain is what an `nn.Sequential` runs
+    one after another, up to a norm or to a module whose effect on the scale is not known. Frozen and meta tensors are
+    passed over, and a tensor under several names is looked at once.
 
     Args:
         names: only these.
@@ -40,13 +42,16 @@ def check_init(model: nn.Module, names: Collection[str] | None = None) -> tuple[
     require_module(model)
     seen: set[int] = set()
     found: list[Diagnostic] = []
+    faulty: set[int] = set()
     for place in places(model):
         tensor = place.tensor
         wanted = (names is None or place.name in names) and tensor.requires_grad and not tensor.is_meta
         if wanted and id(tensor) not in seen and size_of(tensor)[0]:
             seen.add(id(tensor))
-            found += _warnings(place)
-    return tuple(found)
+            told = list(_warnings(place))
+            found += told
+            faulty |= {id(tensor)} if told else set()
+    return (*found, *depth_warnings(model, seen, faulty))
 
 
 def _warnings(place: Place) -> Iterator[Diagnostic]:
@@ -64,24 +69,12 @@ def _warnings(place: Place) -> Iterator[Diagnostic]:
     elif bool((tensor == tensor.flatten()[0]).all()):
         yield _warning("equal-weights", f"{shown} holds one value only: its units stay alike", "a random initialiser")
     else:
-        gain = _gain(place)
+        gain = gain_of_layer(place.owner) if place.leaf == "weight" else None
         if gain is not None and not _VANISHING <= gain <= _EXPLODING:
             small = gain < _VANISHING
             code, fate = ("vanishing-scale", "die out") if small else ("exploding-scale", "blow up")
             said = f"{shown} multiplies the size of its input by {gain:.1e}: signals {fate}"
             yield _warning(code, said, "xavier_uniform, kaiming_normal or default")
-
-
-def _gain(place: Place) -> float | None:
-    """Output size over input size of a linear layer or convolution, for inputs of independent entries."""
-    from torch import nn
-    from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-
-    if not isinstance(place.owner, nn.Linear | _ConvNd) or place.leaf != "weight":
-        return None
-    weight = place.tensor.detach().float()
-    shape = weight.transpose(0, 1).shape if isinstance(place.owner, _ConvTransposeNd) else weight.shape
-    return float(weight.std(correction=0)) * math.sqrt(math.prod(shape[1:]))
 
 
 def _warning(code: str, headline: str, help: str) -> Diagnostic:
