@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class RMSNorm(nn.Module):
@@ -39,7 +39,7 @@ def rotate_halves(x: Tensor) -> Tensor:
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal attention with grouped keys and values; heads are merged again."""
     k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for t in (k, v))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+    return functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
 
 
 def heads(x: Tensor, count: int) -> Tensor:
@@ -75,7 +75,7 @@ class MetaFeedForward(nn.Module):
         self.w1, self.w2, self.w3 = linear(width, hidden), linear(hidden, width), linear(width, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+        return self.w2(functional.silu(self.w1(x)) * self.w3(x))
 
 
 class MetaBlock(nn.Module):
@@ -133,7 +133,7 @@ class GatedMLP(nn.Module):
         self.fc_1, self.fc_2, self.proj = linear(width, hidden), linear(width, hidden), linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(F.silu(self.fc_1(x)) * self.fc_2(x))
+        return self.proj(functional.silu(self.fc_1(x)) * self.fc_2(x))
 
 
 class Experts(nn.Module):
@@ -195,7 +195,7 @@ class NanoMLP(nn.Module):
         self.c_fc, self.c_proj = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+        return self.c_proj(functional.gelu(self.c_fc(x), approximate="tanh"))
 
 
 class NanoBlock(nn.Module):
@@ -253,7 +253,7 @@ class PaddleAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (heads(p(x), self.count) for p in (self.q_proj, self.k_proj, self.v_proj))
-        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.out_proj(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 class PaddleLayer(nn.Module):
@@ -267,7 +267,7 @@ class PaddleLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm1(x + self.self_attn(x))
-        return self.norm2(x + self.linear2(F.gelu(self.linear1(x))))
+        return self.norm2(x + self.linear2(functional.gelu(self.linear1(x))))
 
 
 class PaddleEncoder(nn.Module):
