@@ -113,9 +113,7 @@ class Basic(nn.Module):
 class ResNet(nn.Module):
     """A residual network; the stages after the first halve the image."""
 
-    def __init__(
-        self, block: type[Basic] | type[Bottleneck], stem: int, widths: list[int], depth: int, classes: int
-    ) -> None:
+    def __init__(self, block: type[nn.Module], stem: int, widths: list[int], depth: int, classes: int) -> None:
         super().__init__()
         self.conv1, self.bn1 = convolution(3, stem, 7, 2), nn.BatchNorm2d(stem)
         self.stages = len(widths)

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 import ckptsurgery as cs
+from ckptsurgery.language.toml import loads
 
 WORDS, WIDTH, HIDDEN, LAYERS, Q, KV = 61, 32, 48, 2, 4, 2
 HEADS = {"num_attention_heads": Q, "num_key_value_heads": KV}
@@ -42,6 +43,15 @@ def test_llama_from_pairs_to_halves(tokens: torch.Tensor) -> None:
     meta = noisy(MetaLlama(WORDS, WIDTH, HIDDEN, LAYERS, Q, KV))
     hf = convert(meta, cs.load_recipe("llama/meta_to_hf"), llama(), {"n_heads": Q, "n_kv_heads": KV})
     assert_parity(hf(tokens).logits, meta(tokens))
+
+
+@torch.no_grad()
+def test_rows_in_the_wrong_order_are_told_by_the_outputs(tokens: torch.Tensor) -> None:
+    meta = noisy(MetaLlama(WORDS, WIDTH, HIDDEN, LAYERS, Q, KV))
+    text = cs.load_recipe("llama/meta_to_hf").dumps().replace("half two", "two half")
+    hf = convert(meta, loads(text), llama(), {"n_heads": Q, "n_kv_heads": KV})
+    with pytest.raises(AssertionError):
+        assert_parity(hf(tokens).logits, meta(tokens))
 
 
 @torch.no_grad()
