@@ -5,6 +5,7 @@ What comes out knows no nesting any more: a stage is a list of whole-key rules, 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -165,7 +166,7 @@ class _Expansion:
             )
             tables = _used(prefixed, frame.names)
             spelled = normalise(prefixed, tables)
-            numbers = dims.numbers if _asks(spelled) else {}
+            numbers = _numbers(spelled, dims)
             terms = ((replace(t, pattern=t.pattern.bind(numbers)) for t in side) for side in (spelled.sources, spelled.targets))
             sources, targets = map(tuple, terms)
             final = replace(spelled, sources=sources, targets=targets)
@@ -255,6 +256,27 @@ def _used(rule: Rule, names: Mapping[str, Mapping[str, str]]) -> dict[str, Mappi
     listed = {c.name for t in terms for c in t.pattern.captures if c.choices is not None}
     listed |= {a.name for t in terms if t.axes for a in t.axes.axes if a.choices is not None}
     return {n: pairs for n, pairs in names.items() if n in set(rule.names) - listed}
+
+
+def _numbers(rule: Rule, dims: Dims) -> dict[str, int]:
+    """The numbers that sums and ranges in a rule's keys may stand for.
+
+    Raises:
+        RecipeError: dims name one that the config lacks.
+    """
+    if not _asks(rule):
+        return {}
+    for capture in (c for t in (*rule.sources, *rule.targets) for c in t.pattern.captures):
+        ends = (str(capture.span.first), str(capture.span.last)) if capture.span else ()
+        words = [str(a) for _, a in capture.terms or ()] + [w for end in ends for w in re.findall(r"[^\W\d]\w*", end)]
+        for name in words:
+            lacking = dims.missing(name)
+            if lacking is not None:
+                raise RecipeError(
+                    Diagnostic("unknown-dim", f"{{{capture}}}: nothing says what {name!r} is", help=f"--dim {name}=…",
+                               facts=(("config", f"lacks what {name} = {lacking!r} needs"),))
+                )  # fmt: skip
+    return dims.numbers
 
 
 def _asks(rule: Rule) -> bool:

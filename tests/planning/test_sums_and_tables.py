@@ -47,6 +47,16 @@ class TestSteps:
         assert made(recipe.inverse(), nested) == flat
 
 
+    @pytest.mark.parametrize("key", ["{top-i}", "{i:0..top}"])
+    def test_a_number_that_the_config_lacks_is_named(self, key: str) -> None:
+        recipe = Recipe([f"up.{{i}} -> blocks.{key}"], dims={"top": "config.levels - 1"})
+        with pytest.raises(RecipeError, match="nothing says what 'top' is") as caught:
+            made(recipe, {"up.0": (1,), "up.1": (2,)})
+        assert caught.value.diagnostics[0].help == "--dim top=…"
+        assert "config.levels - 1" in str(caught.value)
+        assert set(made(recipe, {"up.0": (1,), "up.1": (2,)}, config={"levels": 2})) == {"blocks.0", "blocks.1"}
+
+
 class TestTables:
     def test_a_rules_own_list_goes_before_a_table_of_that_name(self) -> None:
         recipe = Recipe(["a.{m} -> b.{m}", "{m:p,q}.w -> {m}.w"], names={"m": {"x": "y"}})
