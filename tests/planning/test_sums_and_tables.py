@@ -42,8 +42,8 @@ class TestSteps:
         recipe = Recipe(["f.0.w -> stem.w", "f.{2*s+2}.w -> stages.{s+1}.down", "f.{2*s+1}.{b}.w -> stages.{s}.b{b}"])
         flat = {"f.0.w": (1,), "f.1.0.w": (2,), "f.2.w": (3,), "f.3.0.w": (4,), "f.3.1.w": (5,), "f.4.w": (6,)}
         nested = made(recipe, flat)
-        assert nested == {"stem.w": (1,), "stages.0.b0": (2,), "stages.1.down": (3,), "stages.1.b0": (4,), "stages.1.b1": (5,),
-                          "stages.2.down": (6,)}  # fmt: skip
+        stages = {"stages.0.b0": (2,), "stages.1.down": (3,), "stages.1.b0": (4,), "stages.1.b1": (5,)}
+        assert nested == {"stem.w": (1,), **stages, "stages.2.down": (6,)}
         assert made(recipe.inverse(), nested) == flat
 
 
