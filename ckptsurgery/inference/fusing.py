@@ -1,0 +1,175 @@
+"""What one side holds apart and the other as one: query, key and value; gate and up; experts; found by counting shapes.
+
+A fusion is taken for all layers at once, and only if it makes the two sides' shapes more alike and the fused shape exists
+opposite. It is taken role by role: weights may be fused while biases stay apart.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from .roles import parent, part_of, with_roles
+from .units import Leaf, Unit, split_path
+
+__all__ = ["fused"]
+
+Shapes = Counter[tuple[str, tuple[int, ...]]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Units that may be one: `kind` is "concat", "stack" or "stack concat"; `name` is what the whole is called."""
+
+    kind: str
+    name: str
+    members: tuple[Unit, ...]
+    wide: int = 1  # how many are concatenated before stacking
+
+
+_Fusion = tuple[_Group, dict[str, Leaf]]
+
+
+def fused(source: Sequence[Unit], target: Sequence[Unit]) -> tuple[list[Unit], list[Unit]]:
+    """Both sides, with what must be one made one."""
+    sides = [with_roles(source), with_roles(target)]
+    for _ in range(6):
+        best: tuple[int, int, list[_Fusion]] | None = None
+        tables = [_shapes(s) for s in sides]
+        for side in (0, 1):
+            for groups in _candidates(sides[side]):
+                gain, chosen = _gain(groups, tables[side], tables[1 - side])
+                if gain > 0 and (best is None or gain > best[0]):
+                    best = gain, side, chosen
+        if best is None:
+            break
+        sides[best[1]] = _apply(sides[best[1]], best[2])
+    return sides[0], sides[1]
+
+
+def _canonical(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted(n for n in shape if n > 1))
+
+
+def _shapes(units: Sequence[Unit]) -> Shapes:
+    return Counter((role, _canonical(leaf.shape)) for u in units for role, leaf in u.leaves.items())
+
+
+def _candidates(units: Sequence[Unit]) -> Iterator[list[_Group]]:
+    """Groups that could be fused together, one list for each template."""
+    found: dict[tuple[str, str], list[_Group]] = {}
+    families: dict[tuple[str, object], dict[str, Unit]] = {}
+    gates: dict[str, dict[str, Unit]] = {}
+    for unit in units:
+        part = part_of(unit.path)
+        if part is not None and not unit.members:
+            families.setdefault((parent(unit.path), part[1]), {})[part[0]] = unit
+        for role in unit.roles & {"gate", "up"}:
+            gates.setdefault(parent(unit.path), {})[role] = unit
+    for (path, frame), by_role in families.items():
+        for wanted, short in ((("query", "key", "value"), "qkv"), (("key", "value"), "kv")):
+            if all(r in by_role for r in wanted):
+                name = path + "_".join(short if w == "*" else w for w in frame)  # type: ignore[attr-defined]
+                group = _Group("concat", name, tuple(by_role[r] for r in wanted))
+                found.setdefault((short, group.members[0].template), []).append(group)
+    pairs: dict[str, _Group] = {}
+    for path, by_role in gates.items():
+        if "gate" in by_role and "up" in by_role:
+            pairs[path] = _Group("concat", path + "gate_up_proj", (by_role["gate"], by_role["up"]))
+            found.setdefault(("gate", by_role["gate"].template), []).append(pairs[path])
+    yield from found.values()
+    yield from _stacks(units, pairs)
+
+
+def _stacks(units: Sequence[Unit], pairs: dict[str, _Group]) -> Iterator[list[_Group]]:
+    """Units that differ in one number, from 0 on: alone, or with gate and up beside each other."""
+    for wide in (1, 2):
+        found: dict[tuple[str, str], dict[str, list[tuple[int, tuple[Unit, ...]]]]] = {}
+        listed = [(u,) for u in units if not u.members] if wide == 1 else [g.members for g in pairs.values()]
+        for members in listed:
+            for frame, text, number in _numbers(members[0].path):
+                found.setdefault((frame[0], members[0].template), {}).setdefault(text, []).append((number, members))
+        for rows in found.values():
+            groups = []
+            for text, run in rows.items():
+                run.sort(key=lambda r: r[0])
+                if len(run) < 2 or [n for n, _ in run] != list(range(len(run))):
+                    continue
+                kind = "stack" if wide == 1 else "stack concat"
+                name = text if wide == 1 else split_path(text)[0] + "gate_up_proj"
+                groups.append(_Group(kind, name, tuple(u for _, members in run for u in members), wide))
+            if groups:
+                yield groups
+
+
+def _numbers(path: str) -> Iterator[tuple[tuple[str, str], str, int]]:
+    segments = path.split(".")
+    for i, segment in enumerate(segments):
+        if segment.isdigit():
+            yield (str(i), path), ".".join(segments[:i] + segments[i + 1 :]), int(segment)
+
+
+def _whole(group: _Group, role: str, opposite: Shapes) -> Leaf | None:
+    """The fused leaf in one role, None where the members do not fit or nothing opposite has its shape."""
+    leaves = [u.leaves.get(role) for u in group.members]
+    if any(leaf is None or leaf.fuse for leaf in leaves):
+        return None
+    present = [leaf for leaf in leaves if leaf is not None]
+    shapes = [leaf.shape for leaf in present]
+    if group.kind != "concat" and len(set(shapes)) > 1:
+        return None
+    for axis in range(len(shapes[0])):
+        row = shapes[: group.wide] if group.kind != "concat" else shapes
+        if any(s[:axis] + s[axis + 1 :] != row[0][:axis] + row[0][axis + 1 :] for s in row):
+            continue
+        shape = (*row[0][:axis], sum(s[axis] for s in row), *row[0][axis + 1 :])
+        if group.kind != "concat":
+            shape = (len(shapes) // group.wide, *(row[0] if group.wide == 1 else shape))
+        if opposite.get((role, _canonical(shape))):
+            parts = tuple(p for leaf in present for p in leaf.parts)
+            return Leaf(shape, present[0].kind, parts, group.kind)
+    return None
+
+
+def _gain(groups: list[_Group], own: Shapes, opposite: Shapes) -> tuple[int, list[_Fusion]]:
+    """By how much fusing brings the shapes together; which roles of which groups to fuse."""
+    total = 0
+    chosen: list[_Fusion] = []
+    after = Counter(own)
+    for group in groups:
+        roles: dict[str, Leaf] = {}
+        for role in group.members[0].leaves:
+            whole = _whole(group, role, opposite)
+            if whole is None:
+                continue
+            parts = Counter((role, _canonical(p.shape)) for p in whole.parts)
+            key = (role, _canonical(whole.shape))
+            step = sum(abs(after[k] - opposite[k]) - abs(after[k] - n - opposite[k]) for k, n in parts.items())
+            step += abs(after[key] - opposite[key]) - abs(after[key] + 1 - opposite[key])
+            if step > 0:
+                after.subtract(parts)
+                after[key] += 1
+                total += step
+                roles[role] = whole
+        if roles:
+            chosen.append((group, roles))
+    return total, chosen
+
+
+def _apply(units: list[Unit], chosen: list[_Fusion]) -> list[Unit]:
+    """The units with groups made one; what is not fused in a member stays where it was."""
+    taken: dict[str, set[str]] = {}
+    added = []
+    for group, leaves in chosen:
+        for unit in group.members:
+            taken.setdefault(unit.path, set()).update(leaves)
+        rank = min(u.order for u in group.members)
+        added.append(Unit(group.name, leaves, rank, tuple(u.path for u in group.members)))
+    kept = []
+    for unit in units:
+        left = {r: leaf for r, leaf in unit.leaves.items() if r not in taken.get(unit.path, ())}
+        if left:
+            kept.append(unit if len(left) == len(unit.leaves) else replace(unit, leaves=left))
+    return with_roles(sorted([*kept, *added], key=lambda u: u.order))
+

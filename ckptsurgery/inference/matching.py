@@ -1,0 +1,234 @@
+"""Rounds of soft matching in which neighbours vote, then an assignment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .scoring import Evidence
+from .sides import Side
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Matrix = np.ndarray[Any, np.dtype[np.float64]]
+
+__all__ = ["VOTES", "Solution", "Voters", "assign", "solve"]
+
+VOTES: Mapping[str, float] = {"inside": 3.0, "alike": 3.0, "beside": 0.8}
+_ROUNDS = 7
+_NEVER = -1e9
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What one run found.
+
+    Args:
+        pairs: (source unit, target unit) -> score.
+        score: the final scores of all pairs.
+        soft: how sure the last round was of each pair, 0 to 1.
+    """
+
+    pairs: dict[tuple[int, int], float]
+    score: Matrix
+    soft: Matrix
+
+
+@dataclass(frozen=True)
+class Voters:
+    """Who votes for whom: groups of units on both sides, the same for every round.
+
+    Args:
+        modules: for each side and each depth, the group of each unit, counted from the leaf outwards; -1 for none.
+        families: for each side, the family of each unit at several generalities.
+        beside: for each side, the units before and after each unit, -1 for none; None where order says nothing.
+    """
+
+    modules: tuple[Sequence[Any], Sequence[Any]]
+    families: tuple[Sequence[Any], Sequence[Any]]
+    beside: tuple[Any, Any] | None
+
+    @classmethod
+    def of(cls, a: Side, b: Side) -> Voters:
+        """The voters of two sides."""
+        beside = (_neighbours(a), _neighbours(b)) if a.ordered and b.ordered else None
+        return cls((_modules(a), _modules(b)), (_families(a), _families(b)), beside)
+
+
+def _grouped(rows: Sequence[str | None]) -> Any:
+    import numpy as np
+
+    names: dict[str, int] = {}
+    return np.array([-1 if r is None else names.setdefault(r, len(names)) for r in rows], dtype=int)
+
+
+def _modules(side: Side) -> list[Any]:
+    deepest = max((len(p) for p in side.prefixes), default=0)
+    return [_grouped([p[-d] if len(p) >= d else None for p in side.prefixes]) for d in range(1, min(deepest, 6) + 1)]
+
+
+def _families(side: Side) -> list[Any]:
+    tails = []
+    for family, slots in zip(side.families, side.slots):
+        cut = family.rfind("#") if slots else -1
+        tails.append(family[cut + 1 :] if 0 <= cut < len(family) - 1 else family)
+    return [_grouped(side.families), _grouped(tails), _grouped([u.template for u in side.units])]
+
+
+def _neighbours(side: Side) -> Any:
+    import numpy as np
+
+    order = sorted(range(len(side)), key=lambda i: side.units[i].order)
+    found = np.full((2, len(side)), -1)
+    for one, two in zip(order, order[1:]):
+        found[1, one], found[0, two] = two, one
+    return found
+
+
+def solve(evidence: Evidence, voters: Voters, weights: Mapping[str, float], votes: Mapping[str, float]) -> Solution:
+    """Match softly, let neighbours vote, again and again; then assign."""
+    import numpy as np
+
+    mask = evidence.mask > 0
+    base = evidence.total(weights)
+    score = np.where(mask, base, _NEVER)
+    if not mask.any():
+        return Solution({}, score, np.zeros(mask.shape))
+    soft = np.zeros(mask.shape)
+    for turn in range(_ROUNDS):
+        soft = _soften(score, mask, 1.0 - 0.6 * turn / _ROUNDS)
+        share = (turn + 1) / _ROUNDS
+        extra = votes.get("inside", 0.0) * _by_module(soft, voters) + votes.get("alike", 0.0) * _by_family(soft, voters)
+        if voters.beside is not None:
+            extra = extra + votes.get("beside", 0.0) * _by_neighbour(soft, voters.beside)
+        score = np.where(mask, base + (0.4 + 0.6 * share) * extra, _NEVER)
+    pairs = {(i, j): float(score[i, j]) for i, j in assign(score, mask)}
+    return Solution(pairs, score, _soften(score, mask, 0.4))
+
+
+def _soften(score: Matrix, mask: Any, heat: float) -> Matrix:
+    """Sinkhorn's scaling, a few rounds: rows and columns that sum to one at most."""
+    import numpy as np
+
+    top = score.max(axis=1, keepdims=True)
+    raw = np.where(mask, np.exp(np.clip((score - top) / heat, -40, 0)), 0.0)
+    for _ in range(6):
+        raw /= np.maximum(raw.sum(axis=0, keepdims=True), 1e-12)
+        raw /= np.maximum(raw.sum(axis=1, keepdims=True), 1e-12)
+    return np.minimum(raw, raw / np.maximum(raw.sum(axis=0, keepdims=True), 1e-12))
+
+
+def _votes(soft: Matrix, one: Any, two: Any) -> Matrix:
+    """For each pair, how much of its groups agrees without it."""
+    import numpy as np
+
+    rows, columns = int(one.max()) + 1, int(two.max()) + 1
+    if rows <= 0 or columns <= 0:
+        return np.zeros(soft.shape)
+    left = np.zeros((len(one), rows))
+    left[np.arange(len(one))[one >= 0], one[one >= 0]] = 1.0
+    right = np.zeros((len(two), columns))
+    right[np.arange(len(two))[two >= 0], two[two >= 0]] = 1.0
+    table = left.T @ soft @ right
+    size = np.maximum(left.sum(axis=0)[:, None], right.sum(axis=0)[None, :])
+    at = np.ix_(np.maximum(one, 0), np.maximum(two, 0))
+    share = (table[at] - soft) / np.maximum(size[at] - 1, 1.0)
+    # A group that is nearly everything says nothing.
+    special = 1.0 - size[at] / max(soft.shape)
+    return np.where((one >= 0)[:, None] & (two >= 0)[None, :] & (size[at] > 1), share * np.maximum(special, 0.0), 0.0)
+
+
+def _by_module(soft: Matrix, voters: Voters) -> Matrix:
+    import numpy as np
+
+    best = np.zeros(soft.shape)
+    total = np.zeros(soft.shape)
+    for one in voters.modules[0]:
+        along = np.zeros(soft.shape)
+        for two in voters.modules[1]:
+            along = np.maximum(along, _votes(soft, one, two))
+        best = np.maximum(best, along)
+        total += along
+    return 0.6 * best + 0.4 * np.minimum(total, 2.0)
+
+
+def _by_family(soft: Matrix, voters: Voters) -> Matrix:
+    import numpy as np
+
+    total = np.zeros(soft.shape)
+    for one, two in zip(*voters.families):
+        total += _votes(soft, one, two)
+    return total / max(1, len(voters.families[0]))
+
+
+def _by_neighbour(soft: Matrix, beside: tuple[Any, Any]) -> Matrix:
+    import numpy as np
+
+    total = np.zeros(soft.shape)
+    for way in (0, 1):
+        one, two = beside[0][way], beside[1][way]
+        voted = soft[np.ix_(np.maximum(one, 0), np.maximum(two, 0))]
+        total += np.where((one >= 0)[:, None] & (two >= 0)[None, :], voted, 0.0)
+    return total / 2
+
+
+def assign(score: Matrix, mask: Any) -> list[tuple[int, int]]:
+    """The pairs whose scores sum to most, each unit in one pair at most; components apart from each other."""
+    import numpy as np
+
+    found: list[tuple[int, int]] = []
+    left = set(range(score.shape[0]))
+    while left:
+        rows, columns, queue = set(), set(), [left.pop()]
+        while queue:
+            i = queue.pop()
+            rows.add(i)
+            fresh = set(np.flatnonzero(mask[i]).tolist()) - columns
+            columns |= fresh
+            for j in fresh:
+                more = set(np.flatnonzero(mask[:, j]).tolist()) & left
+                left -= more
+                queue += more
+        if columns:
+            one, two = sorted(rows), sorted(columns)
+            block = score[np.ix_(one, two)]
+            found += [(one[i], two[j]) for i, j in _hungarian(block) if mask[one[i], two[j]]]
+    return sorted(found)
+
+
+def _hungarian(score: Matrix) -> list[tuple[int, int]]:
+    """Kuhn and Munkres' assignment in the form of Jonker and Volgenant: shortest augmenting paths; O(n³)."""
+    import numpy as np
+
+    if score.shape[0] > score.shape[1]:
+        return [(i, j) for j, i in _hungarian(score.T)]
+    cost = -np.maximum(score, -1e6)
+    n, m = cost.shape
+    u, v = np.zeros(n + 1), np.zeros(m + 1)
+    match = np.zeros(m + 1, dtype=int)
+    for i in range(1, n + 1):
+        match[0], at = i, 0
+        least, way, used = np.full(m + 1, np.inf), np.zeros(m + 1, dtype=int), np.zeros(m + 1, dtype=bool)
+        while True:
+            used[at] = True
+            row = match[at]
+            reduced = cost[row - 1] - u[row] - v[1:]
+            better = ~used[1:] & (reduced < least[1:])
+            least[1:][better] = reduced[better]
+            way[1:][better] = at
+            open_ = np.where(used[1:], np.inf, least[1:])
+            step = int(open_.argmin()) + 1
+            delta = open_[step - 1]
+            u[match[used]] += delta
+            v[used] -= delta
+            least[~used] -= delta
+            at = step
+            if match[at] == 0:
+                break
+        while at:
+            before = int(way[at])
+            match[at] = match[before]
+            at = before
+    return [(int(match[j]) - 1, j - 1) for j in range(1, m + 1) if match[j]]

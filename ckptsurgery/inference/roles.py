@@ -1,0 +1,113 @@
+"""What a unit does in its module, from names and from the shapes beside it: query, key, value, out; gate, up, down."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import lru_cache
+
+from .units import Unit, split_path
+from .vocabulary import concepts, words
+
+__all__ = ["parent", "part_of", "with_roles"]
+
+_ATTENTION = ("query", "key", "value", "qkv", "kv")
+_FEED = ("gate", "up", "down")
+
+
+def parent(path: str) -> str:
+    """The path that a unit's siblings share."""
+    return split_path(path)[0]
+
+
+@lru_cache(maxsize=65536)
+def part_of(path: str) -> tuple[str, tuple[str, ...]] | None:
+    """Which of query, key and value a unit makes, with the words around it, by which it finds its siblings.
+
+    >>> part_of("h.0.attn.q_proj"), part_of("h.0.attn.to_k"), part_of("h.0.attn.q_norm"), part_of("h.0.wv")
+    (('query', ('*', 'proj')), ('key', ('to', '*')), None, ('value', ('*',)))
+    """
+    parts = words(split_path(path)[1])
+    if len(parts) > 4 or "norm" in parts or "ln" in parts or "layernorm" in parts:
+        return None
+    found = [(i, c) for i, w in enumerate(parts) for c, _ in concepts(w) if c in ("query", "key", "value")]
+    if len(found) != 1:
+        return None
+    place, role = found[0]
+    return role, (*parts[:place], "*", *parts[place + 1 :])
+
+
+def with_roles(units: Iterable[Unit]) -> list[Unit]:
+    """The units, each with the role that its name and its neighbours give it."""
+    listed = list(units)
+    families: dict[str, list[Unit]] = {}
+    for unit in listed:
+        families.setdefault(parent(unit.path), []).append(unit)
+    roles: dict[str, frozenset[str]] = {}
+    for path, members in families.items():
+        roles.update(_in_attention(path, members))
+        free = [u for u in members if u.path not in roles and _is_matrix(u)]
+        roles.update(_in_feed_forward(free))
+    # What a fused neighbour showed before it was fused is not forgotten.
+    return [replace(u, roles=roles.get(u.path, u.roles)) for u in listed]
+
+
+def _is_matrix(unit: Unit) -> bool:
+    weight = unit.leaves.get("weight")
+    return weight is not None and len([n for n in weight.shape if n > 1]) >= 2
+
+
+def _in_attention(path: str, members: Sequence[Unit]) -> dict[str, frozenset[str]]:
+    found: dict[str, frozenset[str]] = {}
+    context = {c for segment in path.replace("/", ".").split(".") for c, _ in concepts(segment)}
+    for unit in members:
+        part = part_of(unit.path)
+        named = {c for c, _ in concepts(split_path(unit.path)[1])}
+        if part is not None and (_is_matrix(unit) or len(unit.weight.shape) == 1):
+            found[unit.path] = frozenset({part[0]})
+        elif "qkv" in named and _is_matrix(unit):
+            found[unit.path] = frozenset({"qkv"})
+        elif "kv" in named and _is_matrix(unit):
+            found[unit.path] = frozenset({"kv"})
+        elif "attention" in named | context and "mlp" not in named and "out" in named | _last_two(unit.path) and _is_matrix(unit):
+            found[unit.path] = frozenset({"out"})
+    rest = [u for u in members if u.path not in found and _is_matrix(u)]
+    if len(rest) == 1 and any(r & set(_ATTENTION) for r in found.values()) and not any("out" in r for r in found.values()):
+        found[rest[0].path] = frozenset({"out"})
+    return found
+
+
+def _last_two(path: str) -> set[str]:
+    segments = path.replace("/", ".").split(".")[-2:]
+    return {c for s in segments for c, _ in concepts(s)}
+
+
+def _in_feed_forward(members: Sequence[Unit]) -> dict[str, frozenset[str]]:
+    """Two [I, H] and one [H, I] beside each other are a gated feed-forward; one and one are a plain one."""
+    by_shape: dict[tuple[int, ...], list[Unit]] = {}
+    for unit in members:
+        by_shape.setdefault(tuple(n for n in unit.leaves["weight"].shape if n > 1), []).append(unit)
+    found: dict[str, frozenset[str]] = {}
+    for shape, ins in by_shape.items():
+        outs = by_shape.get((*shape[:-2], shape[-1], shape[-2]), [])
+        if len(shape) not in (2, 3) or shape[-1] == shape[-2] or len(outs) != 1:
+            continue
+        if len(ins) == 2:
+            first, second = _gate_first(ins)
+            if first is not None and second is not None:
+                found[first.path], found[second.path] = frozenset({"gate"}), frozenset({"up"})
+            found[outs[0].path] = frozenset({"down"})
+        elif len(ins) == 1 and ins[0].order < outs[0].order and ins[0].path not in found:
+            found[ins[0].path], found[outs[0].path] = frozenset({"up"}), frozenset({"down"})
+    return found
+
+
+def _gate_first(pair: Sequence[Unit]) -> tuple[Unit | None, Unit | None]:
+    named = [u for u in pair if "gate" in words(split_path(u.path)[1]) or "gate" in split_path(u.path)[1]]
+    if len(named) == 1:
+        return named[0], next(u for u in pair if u is not named[0])
+    tails = [[int(w) for w in words(split_path(u.path)[1]) if w.isdigit()] for u in pair]
+    if tails[0] and tails[1] and tails[0] != tails[1]:
+        first, second = sorted(zip(tails, pair), key=lambda p: p[0])
+        return first[1], second[1]
+    return None, None

@@ -1,0 +1,325 @@
+"""How alike two units are before any context speaks: names, roles, ranks, sizes; as matrices, source by target."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from .shapes import relations
+from .sides import Side
+from .units import Unit
+from .vocabulary import EXCLUSIVE, STRUCTURAL
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Matrix = np.ndarray[Any, np.dtype[np.float64]]
+
+__all__ = ["WEIGHTS", "Evidence", "gather"]
+
+# What each kind of evidence is worth. Set by hand; `scripts/score_inference.py --ablate` shows what each one gives.
+WEIGHTS: Mapping[str, float] = {
+    "name": 5.0,
+    "spelling": 1.5,
+    "exclusive": 1.5,
+    "balance": 1.0,
+    "role": 1.5,
+    "leaves": 0.6,
+    "shape": 0.8,
+    "index": 1.2,
+    "loops": 1.5,
+    "order": 1.0,
+    "size": 1.2,
+    "norms": 1.5,
+}
+_FLOATS = ("weight", "bias", "mean", "var", "weight_g", "weight_v")
+
+
+@dataclass
+class Evidence:
+    """Which pairs are possible, and what speaks for each.
+
+    Args:
+        mask: pairs whose shapes agree up to a rearrangement.
+        features: kind of evidence -> matrix.
+    """
+
+    mask: Matrix
+    features: dict[str, Matrix] = field(default_factory=dict)
+
+    def total(self, weights: Mapping[str, float]) -> Matrix:
+        """The weighted sum."""
+        import numpy as np
+
+        total = np.zeros(self.mask.shape)
+        for name, matrix in self.features.items():
+            total += weights.get(name, 0.0) * matrix
+        return total
+
+
+def gather(a: Side, b: Side) -> Evidence:
+    """All evidence between two sides."""
+    mask, leaves, shape = _shapes(a, b)
+    aligned = _aligned(a, b)
+    a.backwards = frozenset(p for (p, _), (_, back) in aligned.items() if back)
+    found = Evidence(mask)
+    found.features = {
+        "name": _names(a, b),
+        "spelling": _spelling(a, b),
+        "exclusive": _exclusive(a, b),
+        "balance": _balance(a, b),
+        "role": _roles(a, b),
+        "leaves": leaves,
+        "shape": shape,
+        "index": _index(a, b, mask),
+        "loops": _loops(a, b, aligned),
+        "order": _order(a, b, mask),
+        "size": _sizes(a, b),
+        "norms": _norms(a, b),
+    }
+    return found
+
+
+def _spread(a: Sequence[Hashable], b: Sequence[Hashable], of: Any) -> Matrix:
+    """`of(x, y)` for every pair, asked once for each pair of distinct values."""
+    import numpy as np
+
+    rows, columns = list(dict.fromkeys(a)), list(dict.fromkeys(b))
+    table = np.array([[of(x, y) for y in columns] for x in rows], dtype=float).reshape(len(rows), len(columns))
+    at_row, at_column = {x: i for i, x in enumerate(rows)}, {y: j for j, y in enumerate(columns)}
+    return table[np.ix_([at_row[x] for x in a], [at_column[y] for y in b])]
+
+
+def _signature(unit: Unit) -> tuple[tuple[str, tuple[int, ...], str], ...]:
+    return tuple((role, leaf.shape, leaf.kind) for role, leaf in unit.leaves.items())
+
+
+def _shapes(a: Side, b: Side) -> tuple[Matrix, Matrix, Matrix]:
+    """The mask; how many leaves have no partner; how much rearranging it takes."""
+    one, two = [_signature(u) for u in a.units], [_signature(u) for u in b.units]
+    costs: dict[tuple[Any, Any], tuple[float, float, float]] = {}
+
+    def of(x: Any, y: Any) -> tuple[float, float, float]:
+        if (x, y) not in costs:
+            costs[x, y] = _fit({r: (s, k) for r, s, k in x}, {r: (s, k) for r, s, k in y})
+        return costs[x, y]
+
+    mask, leaves, shape = (_spread(one, two, lambda x, y, i=i: of(x, y)[i]) for i in range(3))
+    return mask, leaves, shape
+
+
+def _fit(x: Mapping[str, tuple[Any, str]], y: Mapping[str, tuple[Any, str]]) -> tuple[float, float, float]:
+    shared = [r for r in x if r in y]
+    if not shared or ("weight" in x) != ("weight" in y):
+        return 0.0, 0.0, 0.0
+    cost = 0.0
+    for role in shared:
+        ways = relations(x[role][0], y[role][0])
+        if not ways or x[role][1] != y[role][1]:
+            return 0.0, 0.0, 0.0
+        cost += ways[0].cost
+    apart = sum(r in _FLOATS for r in x.keys() ^ y.keys()) + 0.1 * len(x.keys() ^ y.keys())
+    return 1.0, -float(apart), -min(cost, 1.5)
+
+
+def _rarity(a: Side, b: Side) -> dict[str, float]:
+    """Concept -> what it is worth: more where it is rare, little where only one side has it."""
+    counts = [Counter(c for bag in side.bags for c in bag) for side in (a, b)]
+    worth = {}
+    for concept in counts[0].keys() | counts[1].keys():
+        shares = [counts[i][concept] / max(1, len(side)) for i, side in enumerate((a, b))]
+        if 0.0 in shares:
+            worth[concept] = 0.12
+        else:
+            worth[concept] = 0.25 + math.log(1.0 / math.sqrt(shares[0] * shares[1])) / math.log(2 + max(len(a), len(b)))
+    worth[STRUCTURAL] = 0.1
+    return worth
+
+
+def _frozen(bags: Sequence[Mapping[str, float]]) -> list[tuple[tuple[str, float], ...]]:
+    return [tuple(bag.items()) for bag in bags]
+
+
+def _names(a: Side, b: Side) -> Matrix:
+    worth = _rarity(a, b)
+
+    def of(x: Any, y: Any) -> float:
+        one, two = dict(x), dict(y)
+        both = sum(min(w, two[c]) * worth[c] for c, w in one.items() if c in two)
+        any_ = sum(max(one.get(c, 0.0), two.get(c, 0.0)) * worth[c] for c in one.keys() | two.keys())
+        return both / any_ if any_ else 0.0
+
+    return _spread(_frozen(a.bags), _frozen(b.bags), of)
+
+
+def _spelling(a: Side, b: Side) -> Matrix:
+    """Shared runs of three characters, the last segments counting most; the whole template being the same counts too."""
+
+    def grams(text: str) -> Counter[str]:
+        text = "^" + text.lower().replace("_", "") + "$"
+        return Counter(text[i : i + 3] for i in range(len(text) - 2))
+
+    table: dict[str, tuple[Counter[str], str]] = {}
+    for side in (a, b):
+        for family in side.families:
+            table.setdefault(family, (grams(".".join(family.replace("/", ".").split(".")[-3:])), family))
+
+    def of(x: str, y: str) -> float:
+        one, two = table[x][0], table[y][0]
+        union = (one | two).total()
+        return (one & two).total() / union + (0.5 if x == y else 0.0) if union else 0.0
+
+    return _spread(a.families, b.families, of)
+
+
+def _exclusive(a: Side, b: Side) -> Matrix:
+    def of(x: Any, y: Any) -> float:
+        total = 0.0
+        for group in EXCLUSIVE:
+            one, two = {c: w for c, w in x if c in group and w > 0.2}, {c: w for c, w in y if c in group and w > 0.2}
+            if one and two and not one.keys() & two.keys():
+                total -= min(max(one.values()), max(two.values())) ** 0.5
+        return max(total, -3.0)
+
+    return _spread(_frozen(a.bags), _frozen(b.bags), of)
+
+
+def _balance(a: Side, b: Side) -> Matrix:
+    """A concept that is as frequent on one side as on the other belongs to both units of a pair or to none."""
+    counts = [Counter(c for bag in side.bags for c in bag) for side in (a, b)]
+    balanced = {c for c, n in counts[0].items() if counts[1].get(c) == n and n < 0.9 * min(len(a), len(b))} - {STRUCTURAL}
+
+    def of(x: Any, y: Any) -> float:
+        one, two = dict(x), dict(y)
+        return -min(2.0, sum(max(one.get(c, 0.0), two.get(c, 0.0)) for c in (one.keys() ^ two.keys()) & balanced))
+
+    return _spread(_frozen(a.bags), _frozen(b.bags), of)
+
+
+def _roles(a: Side, b: Side) -> Matrix:
+    def of(x: frozenset[str], y: frozenset[str]) -> float:
+        if not x or not y:
+            return 0.0
+        return 1.0 if x & y else -2.0
+
+    return _spread([u.roles for u in a.units], [u.roles for u in b.units], of)
+
+
+def _ranks(side: Side, keys: Sequence[Hashable], by: Sequence[Any]) -> tuple[list[int], list[int]]:
+    """Each unit's rank among the units with the same key, and how many these are."""
+    groups: dict[Hashable, list[int]] = defaultdict(list)
+    for i, key in enumerate(keys):
+        groups[key].append(i)
+    rank, size = [0] * len(side), [0] * len(side)
+    for members in groups.values():
+        for position, i in enumerate(sorted(members, key=lambda i: by[i])):
+            rank[i], size[i] = position, len(members)
+    return rank, size
+
+
+def _canonical(unit: Unit) -> tuple[int, ...]:
+    return tuple(sorted(n for n in unit.weight.shape if n > 1))
+
+
+def _index(a: Side, b: Side, mask: Matrix) -> Matrix:
+    """Equally large numbered families of one shape: the first belongs to the first, the last to the last."""
+    import numpy as np
+
+    total = np.zeros(mask.shape)
+    for level in ("template", "family"):
+        rows = []
+        for side in (a, b):
+            names = [u.template for u in side.units] if level == "template" else side.families
+            keys = [(n, _canonical(u), tuple(sorted(u.leaves))) for n, u in zip(names, side.units)]
+            rows.append(_ranks(side, keys, side.numbers))
+        (rank_a, size_a), (rank_b, size_b) = (tuple(map(np.array, r)) for r in rows)
+        same_size = (size_a[:, None] == size_b[None, :]) & (size_a[:, None] > 1)
+        same_rank = rank_a[:, None] == rank_b[None, :]
+        total += same_size * np.where(same_rank, 0.5, -0.5)
+    return total * mask
+
+
+def _aligned(a: Side, b: Side) -> dict[tuple[str, str], tuple[float, bool]]:
+    """Loops that count the same things, told by the sizes under each value: how sure that is, and whether backwards."""
+    found: dict[tuple[str, str], tuple[float, bool]] = {}
+    best: dict[tuple[int, str], float] = defaultdict(float)
+    for (p, one), (q, two) in product(a.loops.items(), b.loops.items()):
+        if len(one.values) == len(two.values):
+            worth, back = found[p, q] = _alike(one.sizes, two.sizes)
+            best[0, p], best[1, q] = max(best[0, p], worth), max(best[1, q], worth)
+    return {(p, q): v for (p, q), v in found.items() if v[0] >= max(0.8, best[0, p] - 1e-9, best[1, q] - 1e-9)}
+
+
+def _loops(a: Side, b: Side, aligned: Mapping[tuple[str, str], tuple[float, bool]]) -> Matrix:
+    """Equal ranks in aligned loops, or reversed ones."""
+
+    def of(x: Any, y: Any) -> float:
+        total, count = 0.0, 0
+        for (p, i), (q, j) in product(x, y):
+            if (p, q) in aligned:
+                one, two = a.loops[p], b.loops[q]
+                there = two.rank(j)
+                total += 1.0 if one.rank(i) == (len(two.values) - 1 - there if aligned[p, q][1] else there) else -1.0
+                count += 1
+        return total / count if count else 0.0
+
+    return _spread(a.slots, b.slots, of)
+
+
+def _alike(one: Sequence[int], two: Sequence[int]) -> tuple[float, bool]:
+    """How well the sizes agree in order or, where that is clearly better, backwards."""
+    if not all(one) or not all(two):
+        return 0.0, False
+    forth = sum(min(x, y) / max(x, y) for x, y in zip(one, two)) / len(one)
+    back = sum(min(x, y) / max(x, y) for x, y in zip(one, reversed(two))) / len(one)
+    return (back, True) if back > forth + 0.02 else (forth, False)
+
+
+def _order(a: Side, b: Side, mask: Matrix) -> Matrix:
+    """Rank of definition among units of one shape; norms among norms of a block. Silent where a side is sorted by name."""
+    import numpy as np
+
+    if not (a.ordered and b.ordered):
+        return np.zeros(mask.shape)
+    rows = []
+    for side in (a, b):
+        keys = [(_canonical(u), "mean" in u.leaves, len(u.weight.shape) > 1) for u in side.units]
+        rows.append((keys, _ranks(side, keys, [u.order for u in side.units])))
+    (keys_a, (rank_a, size_a)), (keys_b, (rank_b, size_b)) = rows
+    ra, sa, rb, sb = (np.array(v, dtype=float) for v in (rank_a, size_a, rank_b, size_b))
+    turned = np.array([any(p in a.backwards for p, _ in row) for row in a.slots])
+    same = (sa[:, None] == sb[None, :]) * np.exp(-np.abs(ra[:, None] - rb[None, :]))
+    near = 0.5 * np.exp(-8.0 * np.abs(ra[:, None] / sa[:, None] - rb[None, :] / sb[None, :]))
+    return np.maximum(same, near) * mask * ~turned[:, None]
+
+
+def _norms(a: Side, b: Side) -> Matrix:
+    """The first norm of a block belongs to the first, the last to the last."""
+
+    def of(x: tuple[int, int] | None, y: tuple[int, int] | None) -> float:
+        if x is None or y is None or x[1] != y[1] or x[1] == 1:
+            return 0.0
+        return 1.0 if x[0] == y[0] else -1.0
+
+    return _spread(a.norm_ranks, b.norm_ranks, of)
+
+
+def _sizes(a: Side, b: Side) -> Matrix:
+    """Modules around both units that hold exactly the same number of elements."""
+    counts = [Counter(side.elements.values()) for side in (a, b)]
+
+    def rows(side: Side) -> list[tuple[int, ...]]:
+        total = max(side.elements.values(), default=1)
+        return [tuple(dict.fromkeys(side.elements[p] for p in row if side.elements[p] < 0.95 * total)) for row in side.prefixes]
+
+    def of(x: tuple[int, ...], y: tuple[int, ...]) -> float:
+        shared = [n for n in x if n in y]
+        if not shared:
+            return 0.0
+        return max(1.0 / math.sqrt(1 + abs(counts[0][n] - counts[1][n])) for n in shared)
+
+    return _spread(rows(a), rows(b), of)

@@ -1,0 +1,160 @@
+"""Which rearrangements could turn one shape into another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import permutations
+
+__all__ = ["Relation", "relations"]
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """One way from a shape to another: axes put in another order, ones dropped or added, neighbours merged or split.
+
+    Args:
+        cost: 0 for the same shape; less means likelier.
+        kind: `"same"`, `"squeeze"`, `"transpose"`, `"merge"` or `"split"`.
+        source, target: the axis lists, as a rule spells them; empty where the tensor moves as it is.
+    """
+
+    cost: float
+    kind: str
+    source: str = ""
+    target: str = ""
+
+
+_LETTERS = "abcdefgh"
+
+
+@lru_cache(maxsize=65536)
+def relations(source: Shape, target: Shape) -> tuple[Relation, ...]:
+    """All rearrangements between two shapes, the likeliest first.
+
+    >>> [(r.kind, r.source, r.target) for r in relations((2, 3), (3, 2))]
+    [('transpose', '[a b]', '[b a]')]
+    >>> [(r.kind, r.target) for r in relations((1, 4, 3), (4, 3))], relations((2, 3), (6, 2))
+    ([('squeeze', '[a b]')], ())
+    >>> [(r.kind, r.source, r.target) for r in relations((8, 2, 3), (6, 8))]
+    [('merge', '[a b c]', '[(b c) a]')]
+    """
+    if source == target:
+        if len(source) == 2 and source[0] == source[1] and source[0] > 1:
+            return (Relation(0.0, "same"), Relation(1.5, "transpose", "[a b]", "[b a]"))
+        return (Relation(0.0, "same"), *_same_permuted(source))
+    if _product(source) != _product(target) or len(source) > 6 or len(target) > 6:
+        return ()
+    return _ranked([*_permuted(source, target), *_merged(source, target), *_split(source, target)])
+
+
+def _product(shape: Shape) -> int:
+    result = 1
+    for n in shape:
+        result *= n
+    return result
+
+
+def _ranked(found: Sequence[Relation]) -> tuple[Relation, ...]:
+    best: dict[tuple[str, str], Relation] = {}
+    for relation in sorted(found, key=lambda r: r.cost):
+        best.setdefault((relation.source, relation.target), relation)
+    return tuple(best.values())
+
+
+def _same_permuted(shape: Shape) -> list[Relation]:
+    """Permutations that a shape does not show: a convolution whose channels are equal, say."""
+    if len(shape) < 3 or len(shape) > 5:
+        return []
+    return [r for r in _permuted(shape, shape) if r.kind == "transpose"][:4]
+
+
+def _names(shape: Shape) -> list[str]:
+    """A letter for each axis, `1` for a one."""
+    letters = iter(_LETTERS)
+    return ["1" if n == 1 else next(letters) for n in shape]
+
+
+def _permuted(source: Shape, target: Shape) -> list[Relation]:
+    """Ones dropped and added, the other axes in any order."""
+    names = _names(source)
+    real = [(n, c) for n, c in zip(source, names) if n != 1]
+    wanted = [n for n in target if n != 1]
+    if sorted(n for n, _ in real) != sorted(wanted):
+        return []
+    found = []
+    for order in permutations(range(len(real))):
+        if [real[i][0] for i in order] != wanted:
+            continue
+        picked = iter(real[i][1] for i in order)
+        right = ["1" if n == 1 else next(picked) for n in target]
+        left_text, right_text = _spelled(names, right)
+        if list(order) == list(range(len(order))):
+            if source == target:
+                continue
+            found.append(Relation(0.2, "squeeze", left_text, right_text))
+        else:
+            found.append(Relation(1.0 + _disorder(order), "transpose", left_text, right_text))
+    return found
+
+
+def _disorder(order: Sequence[int]) -> float:
+    """Small where the axes move in blocks that are usual: reversed matrices, trailing axes brought to the front."""
+    n = len(order)
+    if n == 2:
+        return 0.0
+    usual = {(n - 1, n - 2, *range(n - 2)): 0.0, (*range(2, n), 1, 0): 0.05}
+    if tuple(order) in usual:
+        return usual[tuple(order)]
+    return 0.3 + 0.05 * sum(a > b for i, a in enumerate(order) for b in order[i + 1 :])
+
+
+def _spelled(left: list[str], right: list[str]) -> tuple[str, str]:
+    """Both lists, a one that stands on both sides left out of neither: it may appear on one side only."""
+    if "1" not in left or "1" not in right:
+        return f"[{' '.join(left)}]", f"[{' '.join(right)}]"
+    spare = iter("xyzuvw")
+    left, right = list(left), list(right)
+    while "1" in left and "1" in right:
+        name = next(spare)
+        left[left.index("1")] = name
+        right[right.index("1")] = name
+    return f"[{' '.join(left)}]", f"[{' '.join(right)}]"
+
+
+def _merged(source: Shape, target: Shape) -> list[Relation]:
+    """Neighbouring axes of the source as one axis of the target, in any order of the groups."""
+    if not len(source) > len(target) >= 1 or len(source) > 4:
+        return []
+    names = _names(source)
+    found = []
+    for cuts in _groupings(len(source), len(target)):
+        sizes = [_product(source[a:b]) for a, b in cuts]
+        for order in permutations(range(len(cuts))):
+            if [sizes[i] for i in order] != list(target):
+                continue
+            groups = [names[cuts[i][0] : cuts[i][1]] for i in order]
+            if any("1" in g for g in groups):
+                continue
+            right = " ".join(g[0] if len(g) == 1 else f"({' '.join(g)})" for g in groups)
+            moved = list(order) != sorted(order)
+            found.append(Relation(1.2 + 0.4 * moved, "merge", f"[{' '.join(names)}]", f"[{right}]"))
+    return found
+
+
+def _split(source: Shape, target: Shape) -> list[Relation]:
+    return [Relation(r.cost, "split", r.target, r.source) for r in _merged(target, source)]
+
+
+def _groupings(n: int, parts: int) -> list[list[tuple[int, int]]]:
+    """All ways to cut n axes into runs."""
+    if parts == 1:
+        return [[(0, n)]]
+    found = []
+    for first in range(1, n - parts + 2):
+        for rest in _groupings(n - first, parts - 1):
+            found.append([(0, first), *((a + first, b + first) for a, b in rest)])
+    return found

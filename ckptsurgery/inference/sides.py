@@ -1,0 +1,205 @@
+"""One side as matching sees it: what each unit's name means, where it stands, which numbers count what."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from .norms import is_norm, stage
+from .units import Unit
+from .vocabulary import STRUCTURAL, concepts
+
+__all__ = ["Loop", "Side"]
+
+_NUMBER = re.compile(r"(\d+)")
+_FADE = 0.72  # what a concept is worth for each segment that it stands farther from the leaf
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A number that counts: all units under one prefix, under any outer numbers.
+
+    Args:
+        prefix: the template before the number.
+        values: its values, in order.
+        sizes: how many elements stand under each value, all outer numbers together.
+    """
+
+    prefix: str
+    values: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+    def rank(self, value: int) -> int:
+        """Where a value stands among them."""
+        return self.values.index(value)
+
+
+class Side:
+    """The units of one side and what is known of each.
+
+    Args:
+        units: after fusing.
+        ordered: whether the order of the keys is the order of definition, not of the alphabet.
+
+    Attributes:
+        backwards: prefixes of loops that the other side counts from the other end.
+    """
+
+    def __init__(self, units: Sequence[Unit], ordered: bool) -> None:
+        self.units = tuple(units)
+        self.ordered = ordered
+        self.backwards: frozenset[str] = frozenset()
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+    @cached_property
+    def bags(self) -> list[dict[str, float]]:
+        """For each unit: concept -> weight, nearer the leaf weighing more."""
+        seen: dict[str, dict[str, float]] = {}
+        return [seen.setdefault(u.template, _bag(u)) for u in self.units]
+
+    @cached_property
+    def splits(self) -> list[tuple[str, ...]]:
+        """For each unit, its path cut at its numbers: text, number, text, …"""
+        return [tuple(_NUMBER.split(u.path)) for u in self.units]
+
+    @cached_property
+    def loops(self) -> dict[str, Loop]:
+        """Prefix template -> the loop behind it: numbers under which more than one unit stands."""
+        under: dict[str, dict[int, Counter[str]]] = {}
+        sizes: dict[str, Counter[int]] = {}
+        for unit, split in zip(self.units, self.splits):
+            prefix = ""
+            for at in range(1, len(split), 2):
+                prefix += split[at - 1]
+                value = int(split[at])
+                under.setdefault(prefix, {}).setdefault(value, Counter())["".join(split[at + 1 :])] += 1
+                sizes.setdefault(prefix, Counter())[value] += _elements(unit)
+                prefix += "#"
+        found = {}
+        for prefix, values in under.items():
+            widths = sorted(len(v) for v in values.values())
+            if len(values) > 1 and (widths[len(widths) // 2] > 1 or len(values) > 6):
+                order = tuple(sorted(values))
+                found[prefix] = Loop(prefix, order, tuple(sizes[prefix][v] for v in order))
+        return found
+
+    @cached_property
+    def families(self) -> list[str]:
+        """For each unit: its path with the numbers of loops replaced by `#`, the others left."""
+        found = []
+        for split in self.splits:
+            text, prefix = "", ""
+            for at in range(0, len(split) - 1, 2):
+                prefix += split[at]
+                text += split[at] + ("#" if prefix in self.loops else split[at + 1])
+                prefix += "#"
+            found.append(text + split[-1])
+        return found
+
+    @cached_property
+    def slots(self) -> list[tuple[tuple[str, int], ...]]:
+        """For each unit: the loops that it stands in, outermost first, each with its value there."""
+        found = []
+        for split in self.splits:
+            row, prefix = [], ""
+            for at in range(1, len(split), 2):
+                prefix += split[at - 1]
+                if prefix in self.loops:
+                    row.append((prefix, int(split[at])))
+                prefix += "#"
+            found.append(tuple(row))
+        return found
+
+    @property
+    def numbers(self) -> list[tuple[int, ...]]:
+        """For each unit, its path's numbers as the other side counts."""
+        found = []
+        for split in self.splits:
+            row, prefix = [], ""
+            for at in range(1, len(split), 2):
+                prefix += split[at - 1]
+                row.append(-int(split[at]) if prefix in self.backwards else int(split[at]))
+                prefix += "#"
+            found.append(tuple(row))
+        return found
+
+    @cached_property
+    def prefixes(self) -> list[tuple[str, ...]]:
+        """For each unit: the modules around it, outermost first."""
+        found = []
+        for unit in self.units:
+            cuts = [m.start() for m in re.finditer(r"[./]", unit.path)]
+            found.append(tuple(unit.path[:c] for c in cuts))
+        return found
+
+    @cached_property
+    def norm_ranks(self) -> list[tuple[int, int] | None]:
+        """For each norm of a block, its rank there and how many there are; by definition, or by name where that is lost."""
+        blocks: dict[tuple[str, tuple[int, ...]], list[int]] = defaultdict(list)
+        for i, (unit, split, slots) in enumerate(zip(self.units, self.splits, self.slots)):
+            if slots and len(unit.weight.shape) == 1 and is_norm(unit.path):
+                blocks[_block(split, self.loops), unit.weight.shape].append(i)
+        found: list[tuple[int, int] | None] = [None] * len(self.units)
+        for members in blocks.values():
+            stages = {i: stage(self.families[i]) for i in members}
+            if self.ordered:
+                ranked = sorted(members, key=lambda i: self.units[i].order)
+            elif None in stages.values() or len(set(stages.values())) < len(members):
+                continue
+            else:
+                ranked = sorted(members, key=lambda i: stages[i] or 0.0)
+            for rank, i in enumerate(ranked):
+                found[i] = rank, len(members)
+        return found
+
+    @cached_property
+    def elements(self) -> dict[str, int]:
+        """Module path -> the elements of all floating-point tensors under it."""
+        total: Counter[str] = Counter()
+        for unit, prefixes in zip(self.units, self.prefixes):
+            size = _elements(unit)
+            for prefix in (*prefixes, unit.path):
+                total[prefix] += size
+        return total
+
+
+def _block(split: tuple[str, ...], loops: Mapping[str, Loop]) -> str:
+    """The path up to the innermost loop's number."""
+    text, prefix, found = "", "", ""
+    for at in range(0, len(split) - 1, 2):
+        prefix += split[at]
+        text += split[at] + split[at + 1]
+        if prefix in loops:
+            found = text
+        prefix += "#"
+    return found
+
+
+def _elements(unit: Unit) -> int:
+    total = 0
+    for leaf in unit.leaves.values():
+        size = 1 if leaf.kind == "float" else 0
+        for n in leaf.shape:
+            size *= n
+        total += size
+    return total
+
+
+def _bag(unit: Unit) -> dict[str, float]:
+    found: dict[str, float] = {}
+    weight = 1.0
+    for segment in reversed(unit.segments):
+        listed = concepts(segment)
+        for concept, worth in listed:
+            worth *= weight * (0.2 if concept == STRUCTURAL else 1.0)
+            found[concept] = max(found.get(concept, 0.0), worth)
+        if listed:
+            weight *= _FADE
+    for role in unit.roles:
+        found[role] = max(found.get(role, 0.0), 0.6)
+    return found
