@@ -135,6 +135,8 @@ def _dims(text: str) -> Iterator[Dim]:
 
 
 def _axis(token: str, text: str) -> Axis:
+    if token.isdecimal() and len(token) > 18:
+        raise _error(text, f"the size {token[:20]}… is too large")
     if token.isdecimal():
         return Axis(str(int(token)), size=int(token))
     match = _AXIS.match(token)

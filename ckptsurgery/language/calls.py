@@ -71,10 +71,14 @@ def parse_call(text: str) -> Call:
     return _Parser(text).call()
 
 
+_DEPTH = 32
+
+
 class _Parser:
     def __init__(self, text: str) -> None:
         self.text = text
         self.at = 0
+        self.depth = 0
 
     def call(self) -> Call:
         kind, name = self.next()
@@ -110,16 +114,24 @@ class _Parser:
     def value(self) -> Value:
         kind, token = self.next()
         if kind == "number":
-            return float(token) if any(c in token for c in ".eE") else int(token)
+            if len(token) > 400:
+                raise self.error("a number of so many digits was not expected")
+            number = float(token) if any(c in token for c in ".eE") else int(token)
+            if abs(number) == float("inf"):
+                raise self.error("a number that is not infinite was expected")
+            return number
         if kind == "name":
             return _WORDS[token] if token in _WORDS else Name(token)
         if kind == "string":
             return re.sub(r"\\(.)", r"\1", token[1:-1])
-        if token == "[":
-            return tuple(self.items("]"))
-        if token == "{":
-            return Table(self.pairs())
-        raise self.error("a value was expected")
+        if token not in ("[", "{"):
+            raise self.error("a value was expected")
+        self.depth += 1
+        if self.depth > _DEPTH:
+            raise self.error("lists are nested too deep")
+        made: Value = tuple(self.items("]")) if token == "[" else Table(self.pairs())
+        self.depth -= 1
+        return made
 
     def items(self, end: str) -> list[Value]:
         found: list[Value] = []

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from ..errors import Diagnostic, RecipeError
@@ -20,6 +20,9 @@ __all__ = ["Dims", "DimValue", "evaluate"]
 DimValue = int | str | Sequence["int | str"] | Mapping[str, "int | str"]
 Solved = int | tuple[int, ...] | dict[str, int]
 
+_MOST_DIGITS = 18
+_LARGEST = 1 << 63
+_DEPTH = 32
 _TOKEN = re.compile(r"\s*(\?\?|//|[-+*()]|\d+|[^\W\d]\w*(?:\.\w+)*)")
 
 
@@ -41,10 +44,10 @@ class _Expression:
         self.tokens = _TOKEN.findall(text)
         if _TOKEN.sub("", text).strip():
             raise self.error("not understood", "config.a.b, integers, names of dims, + - * // ?? and parentheses")
-        self.at = 0
+        self.at = self.depth = 0
 
     def value(self) -> Any:
-        if len(self.tokens) > 256:
+        if len(self.tokens) > 256 or any(len(token) > _MOST_DIGITS for token in self.tokens if token.isdecimal()):
             raise self.error("too long")
         value = self.choice()
         if self.at < len(self.tokens):
@@ -83,11 +86,15 @@ class _Expression:
     def atom(self) -> Any:
         token = self.take()
         if token == "(":
+            self.depth += 1
+            if self.depth > _DEPTH:
+                raise self.error("nested too deep")
             value = self.choice()
+            self.depth -= 1
             if self.take() != ")":
                 raise self.error("a parenthesis is never closed")
             return value
-        if token.isdigit():
+        if token.isdecimal():
             return int(token)
         if token.startswith("config."):
             return self.look_up(token.split(".")[1:])
@@ -100,16 +107,16 @@ class _Expression:
         for part in path:
             if isinstance(node, Mapping):
                 node = node.get(part)
-            elif isinstance(node, list | tuple) and part.isdigit() and int(part) < len(node):
+            elif isinstance(node, list | tuple) and part.isdecimal() and len(part) < 10 and int(part) < len(node):
                 node = node[int(part)]
             else:
                 return None
         if isinstance(node, list | tuple) and all(type(n) is int for n in node):
-            return tuple(node)
-        if node is None or type(node) is int:
-            return node
+            return tuple(map(self.bounded, node))
         if isinstance(node, float) and node.is_integer():
-            return int(node)
+            node = int(node)
+        if node is None or type(node) is int:
+            return node if node is None else self.bounded(node)
         raise self.error(f"config.{'.'.join(path)} is {node!r}, no integer")
 
     def apply(self, a: Any, b: Any, operation: Callable[[int, int], int]) -> Any:
@@ -121,8 +128,13 @@ class _Expression:
             right = b if isinstance(b, tuple) else (b,) * size
             if len(left) != len(right):
                 raise self.error("lists of different lengths")
-            return tuple(operation(x, y) for x, y in zip(left, right))
-        return operation(a, b)
+            return tuple(self.bounded(operation(x, y)) for x, y in zip(left, right))
+        return self.bounded(operation(a, b))
+
+    def bounded(self, number: int) -> int:
+        if abs(number) > _LARGEST:
+            raise self.error("a number beyond 64 bits")
+        return number
 
     @staticmethod
     def times(a: int, b: int) -> int:
@@ -154,6 +166,7 @@ class Dims:
     values: Mapping[str, DimValue]
     config: Mapping[str, Any] | None = None
     outer: Dims | None = None
+    _solved: dict[str, Solved | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def get(self, name: str) -> Solved | None:
         """The size of `name`; None where the recipe does not name it or the config lacks what it needs."""
@@ -179,6 +192,14 @@ class Dims:
         return {**(self.outer.numbers if self.outer else {}), **own}
 
     def _solve(self, name: str, open_names: tuple[str, ...]) -> Solved | None:
+        # Kept, since a name may stand twice in each of many expressions that refer to each other.
+        if name not in self._solved:
+            self._solved[name] = self._solve_anew(name, open_names)
+        return self._solved[name]
+
+    def _solve_anew(self, name: str, open_names: tuple[str, ...]) -> Solved | None:
+        if len(open_names) > _DEPTH:
+            raise RecipeError(Diagnostic("bad-dim", f"dims refer to each other over more than {_DEPTH} steps"))
         if name in open_names:
             raise RecipeError(Diagnostic("bad-dim", f"dims refer to each other in a circle: {' -> '.join((*open_names, name))}"))
         if name not in self.values:

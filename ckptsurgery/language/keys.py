@@ -26,10 +26,12 @@ __all__ = ["SEPARATORS", "Capture", "KeyPattern", "Literal", "Span", "escape", "
 SEPARATORS = "./"
 _SPECIAL = re.compile(r"->|[{}\[\],|?\\]")
 _NAME = re.compile(r"[^\W\d]\w*\Z")
-_INDEX = re.compile(r"(0|[1-9][0-9]*)\Z")
+_INDEX = re.compile(r"(0|[1-9][0-9]{0,17})\Z")  # longer runs of digits are names, such as hashes
 _ATOM = r"(\d+|(\d+\s*\*\s*)?[^\W\d]\w*)"
 _SUM = re.compile(rf"\s*[+-]?\s*{_ATOM}(\s*[+-]\s*{_ATOM})*\s*")
 _MOST_READINGS = 4096
+_MOST_CAPTURES = 64
+_MOST_DIGITS = 18
 
 
 def is_index(text: str) -> bool:
@@ -440,7 +442,7 @@ def _capture(body: str, text: str, at: int) -> Capture:
     name, colon, domain = inner.partition(":")
     if colon and _NAME.match(name.strip()):
         return _restricted(name.strip(), domain, text, at)
-    if _SUM.fullmatch(inner):
+    if _SUM.fullmatch(inner) and not _too_long(inner):
         atoms = _atoms(inner)
         named = [str(a) for s, a in atoms if isinstance(a, str)]
         if named and all(s for s, _ in atoms):
@@ -458,13 +460,17 @@ def _atoms(text: str) -> tuple[tuple[int, int | str], ...]:
     )  # fmt: skip
 
 
+def _too_long(text: str) -> bool:
+    return any(len(digits) > _MOST_DIGITS for digits in re.findall(r"\d+", text))
+
+
 def _signed(number: int) -> tuple[int, int]:
     return (-1, -number) if number < 0 else (1, number)
 
 
 def _restricted(name: str, domain: str, text: str, at: int) -> Capture:
     ends = [e.strip() for e in domain.split("..")]
-    if len(ends) == 2 and all(map(_SUM.fullmatch, ends)):
+    if len(ends) == 2 and all(map(_SUM.fullmatch, ends)) and not _too_long(domain):
         first, last = (int(e) if e.isdecimal() else e for e in ends)
         if isinstance(first, int) and isinstance(last, int) and first > last:
             raise _error(text, at, f"the range {domain} is empty")
@@ -492,6 +498,8 @@ def _check(pattern: KeyPattern, text: str) -> None:
                 raise _error(text, text.find(f"{{{piece}}}"), f"{{{piece}}} takes whole segments, but is glued to text",
                              "a '.' or '/' stands on both of its sides")  # fmt: skip
         before = piece
+    if len(pattern.captures) > _MOST_CAPTURES:
+        raise _error(text, 0, f"a pattern of {len(pattern.captures)} captures; {_MOST_CAPTURES} are the limit")
     if not pattern.pieces:
         raise RecipeError(Diagnostic("bad-pattern", "an empty key pattern"))
 

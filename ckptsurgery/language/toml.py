@@ -16,6 +16,7 @@ from .rules import Rule
 __all__ = ["SCHEMA", "dumps", "loads"]
 
 SCHEMA = 1
+_DEPTH = 64
 _RECIPE = {"rules": list, "drop": list, "init": dict, "tie": dict, "same": dict, "dims": dict, "names": dict,
            "rest": str, "scope": list, "then": list, "summary": str}  # fmt: skip
 _SCOPE = _RECIPE | {"source": str, "target": str, "use": str, "inverse": bool, "config": str}
@@ -32,8 +33,10 @@ def loads(text: str, place: str | None = None) -> Recipe:
     """
     try:
         data = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also an integer of thousands of digits
         raise RecipeError(Diagnostic("bad-toml", f"no TOML: {error}", place=place)) from None
+    if _deeper(data, _DEPTH):
+        raise RecipeError(Diagnostic("bad-toml", f"tables within tables, more than {_DEPTH} deep", place=place))
     schema = data.pop("schema", SCHEMA)
     if type(schema) is not int or not 1 <= schema <= SCHEMA:
         raise RecipeError(
@@ -45,6 +48,21 @@ def loads(text: str, place: str | None = None) -> Recipe:
     if problems:
         raise RecipeError(problems)
     return recipe
+
+
+def _deeper(data: Any, limit: int) -> bool:
+    """Whether tables and lists nest deeper than `limit`; what follows may then recurse."""
+    level = [data]
+    for _ in range(limit):
+        level = [part for node in level for part in _parts(node)]
+        if not level:
+            return False
+    return True
+
+
+def _parts(node: Any) -> list[Any]:
+    inside = node.values() if isinstance(node, dict) else node
+    return [part for part in inside if isinstance(part, dict | list)]
 
 
 class _Reader:

@@ -361,7 +361,8 @@ def _no_tensors(tree: Any, source: str) -> NoReturn:
         shown = list(held)[:_SHOWN]
         what = "it holds " + (", ".join(repr(v) if _is_noted(v) else str(k) for k, v in shown) or "nothing")
     _refuse_code({str(k): v for k, v in children(tree) or ()}, source)
-    raise _error("no-tensors", f"{source!r} holds no tensors: {what}", source)
+    help = "name another file; tensors and numpy arrays in dictionaries and lists are read"
+    raise _error("no-tensors", f"{source!r} holds no tensors: {what}", source, help)
 
 
 def _is_noted(value: Any) -> bool:
@@ -369,4 +370,5 @@ def _is_noted(value: Any) -> bool:
 
 
 def _error(code: str, headline: str, source: str, help: str | None = None) -> CheckpointError:
+    help = help or f"save the tensors as plain ones, in a dictionary, where {source!r} was written"
     return CheckpointError(Diagnostic(code, headline, place=source, help=help))

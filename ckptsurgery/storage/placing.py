@@ -166,7 +166,8 @@ def place_all(
             else:
                 entries[key] = place_joined(leaf, source)
         except ValueError as error:
-            problems.append(Diagnostic("damaged-tensor", f"{key!r} cannot be read: {error}", place=source))
+            help = "the file is damaged: copy or download it again"
+            problems.append(Diagnostic("damaged-tensor", f"{key!r} cannot be read: {error}", place=source, help=help))
         except CheckpointError as error:
             problems += error.diagnostics
     if problems:

@@ -15,12 +15,13 @@ from ..errors import CheckpointError, Diagnostic
 from ..specs import DTYPES, TensorSpec
 from .contents import Contents, Entry
 from .files import os_error
-from .text import shown_keys
+from .text import is_text, shown_keys
 
 __all__ = ["MAX_HEADER", "aliases_in", "read_safetensors"]
 
 MAX_HEADER = 100_000_000
 _FIELDS = {"dtype", "shape", "data_offsets"}
+_GET_AGAIN = "download or write the file again"
 
 
 def read_safetensors(path: str, subtree: str | None = None, file: FileIO | None = None) -> Contents:
@@ -70,7 +71,7 @@ class _Header:
         return self.size - self.start
 
     def problem(self, code: str, headline: str, help: str | None = None, notes: tuple[str, ...] = ()) -> Diagnostic:
-        return Diagnostic(code, headline, self.path, notes=notes, help=help)
+        return Diagnostic(code, headline, self.path, notes=notes, help=help or _GET_AGAIN)
 
     @classmethod
     def read(cls, path: str, file: FileIO) -> _Header:
@@ -88,7 +89,8 @@ class _Header:
             return cls(path, raw.decode(), 8 + length, size)
         except UnicodeDecodeError as error:
             raise CheckpointError(
-                Diagnostic("bad-header", f"the header is not UTF-8: {error.reason} at byte {error.start}", path)
+                Diagnostic("bad-header", f"the header is not UTF-8: {error.reason} at byte {error.start}", path,
+                           help=_GET_AGAIN)
             ) from None
 
 
@@ -112,7 +114,8 @@ def _check_length(path: str, size: int, length: int) -> None:
             help="download or write the file again",
         )
     elif length < 2:
-        problem = Diagnostic("bad-header", f"a header of {length} bytes cannot hold a JSON object", path)
+        text = f"a header of {length} bytes cannot hold a JSON object"
+        problem = Diagnostic("bad-header", text, path, help=_GET_AGAIN)
     else:
         return
     raise CheckpointError(problem)
@@ -126,7 +129,7 @@ def _parse(header: _Header) -> tuple[dict[str, Any], dict[str, str], bool]:
     """Rows by name, the metadata, and whether the rows need the slow, precise check."""
     text, doubtful = header.text, True
     try:
-        rows = json.loads(text)
+        rows = json.loads(text, parse_float=_NoInteger, parse_constant=_NoInteger)
         if not isinstance(rows, dict):
             raise CheckpointError(
                 header.problem("bad-header", f"the header is a JSON {type(rows).__name__}, not an object")
@@ -144,6 +147,16 @@ def _parse(header: _Header) -> tuple[dict[str, Any], dict[str, str], bool]:
     metadata = rows.pop("__metadata__", {})
     _check_metadata(header, metadata)
     return rows, metadata, doubtful
+
+
+class _NoInteger:
+    """A number that no header holds: to Python 2.0 equals 2, and would pass for a size."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text[:40]
 
 
 def _plainly_unique(text: str, rows: dict[str, Any]) -> bool:
@@ -186,7 +199,9 @@ def _unique_rows(header: _Header) -> dict[str, Any]:
             twice.append((set(found), names))
         return found
 
-    rows: dict[str, Any] = json.loads(header.text, object_pairs_hook=collect)
+    rows: dict[str, Any] = json.loads(
+        header.text, object_pairs_hook=collect, parse_float=_NoInteger, parse_constant=_NoInteger
+    )
     problems = []
     for fields, names in twice:
         if fields == set(rows):
@@ -309,7 +324,7 @@ def _problems(rows: dict[str, Any], header: _Header) -> list[Diagnostic]:
     found: dict[str, list[tuple[str, str]]] = {}
     sound = []
     for name, row in rows.items():
-        if not name or (not name.isprintable() and not _encodable(name)):
+        if not name or not is_text(name):
             found.setdefault("bad-name", []).append((name, "is an empty name or no text"))
         problem = _row_problem(row)
         if problem:
@@ -345,11 +360,3 @@ def _problems(rows: dict[str, Any], header: _Header) -> list[Diagnostic]:
 def _more(hits: list[tuple[str, str]]) -> tuple[str, ...]:
     lines = tuple(f"also {name!r} {text}" for name, text in hits[1:6])
     return lines if len(hits) <= 6 else (*lines, f"and {len(hits) - 6} more")
-
-
-def _encodable(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -14,7 +14,7 @@ from .resuming import Journal, ResumableWriter
 from .safetensors_format import MAX_HEADER
 from .sharded import weight_map_of
 from .staging import Output, Writer, beside
-from .text import shown_keys
+from .text import is_text, shown_keys
 
 __all__ = ["file_writer", "folder_writer"]
 
@@ -165,6 +165,8 @@ def _check(
     refuse("odd-packed-shape", "these tensors do not fill whole bytes", packed, "pad their last axis")
     names = [repr(name) for name in (*specs, *aliases) if name in ("", "__metadata__")]
     refuse("reserved-name", "safetensors has no place for these names", names, "rename them, or write a .pt file")
+    odd = [repr(text) for text in (*specs, *aliases, *metadata, *metadata.values()) if not is_text(text)]
+    refuse("bad-name", "these names or metadata are no text: they cannot be encoded as UTF-8", odd, "rename them")
     both = [key for key in aliases if key in specs or key in metadata]
     refuse("alias-clash", "these aliases are names of tensors or of metadata already", both, "give each name once")
     lost = [f"{alias} -> {kept}" for alias, kept in aliases.items() if kept not in specs]

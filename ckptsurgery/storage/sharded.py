@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -141,6 +142,10 @@ def weight_map_of(path: str) -> tuple[dict[str, str], dict[str, Any]]:
 
 def _leaves_folder(name: str) -> bool:
     # Judged by the name alone: the hub's cache is made of links that point elsewhere, and they are fine.
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return True
     parts = re.split(r"[/\\]", name)
     return (
         not name

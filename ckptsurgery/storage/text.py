@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Collection, Iterable
 
-__all__ = ["close_keys", "shown_bytes", "shown_keys"]
+__all__ = ["close_keys", "is_text", "shown_bytes", "shown_keys"]
 
 
 def shown_bytes(n: int) -> str:
@@ -23,6 +23,21 @@ def shown_bytes(n: int) -> str:
         if size < 999.95 or unit == "TB":
             break
     return f"{size:.1f} {unit}"
+
+
+def is_text(value: object) -> bool:
+    """Whether a string can be written as UTF-8; one with lone surrogates cannot. What is no string is not judged.
+
+    >>> is_text("größe"), is_text("\\ud800")
+    (True, False)
+    """
+    if not isinstance(value, str) or value.isascii():
+        return True
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def shown_keys(keys: Iterable[str], limit: int = 6) -> tuple[str, ...]:

@@ -139,4 +139,5 @@ def nested_reader(source: str) -> Any:
 
 
 def _refused(source: str, code: str, why: str) -> CheckpointError:
-    return CheckpointError(Diagnostic(code, f"{source!r} {why}", place=source))
+    help = "copy or download it again, or have it written again by torch.save"
+    return CheckpointError(Diagnostic(code, f"{source!r} {why}", place=source, help=help))

@@ -46,6 +46,7 @@ class Record(NamedTuple):
 
 
 def _refused(source: str, code: str, why: str, help: str | None = None) -> CheckpointError:
+    help = help or "copy or download it again, or have it written again by torch.save"
     return CheckpointError(Diagnostic(code, f"{source!r} {why}", place=source, help=help))
 
 
