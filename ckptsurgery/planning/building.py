@@ -14,7 +14,7 @@ from ..language.axes import Axis, AxisList
 from ..language.keys import is_index
 from ..language.rules import Term
 from ..ops.base import Op, OpError, Specs
-from ..specs import TensorSpec
+from ..specs import DTYPES, TensorSpec
 from .expanding import BoundRule
 from .fusing import fused
 from .joining import Group
@@ -115,7 +115,9 @@ class ProgramBuilder:
             layouts.append(layout)
             grids.append(grid)
         dtypes = self._dtypes(layouts, [arrivals[a] for a, _ in ways])
-        instructions.append(Move(side_by_side(layouts), dtypes))
+        move = Move(side_by_side(layouts), dtypes)
+        _check_packed(move)
+        instructions.append(move)
         grids = self._after(len(ways), grids, instructions)
         return Built(Program.of(inputs, instructions), tuple(grids), self.ops.joined_after, tuple(self._assumed))
 
@@ -160,7 +162,10 @@ class ProgramBuilder:
         for layout, arrival in zip(layouts, arrivals):
             found = {s.dtype for s in arrival.specs}
             if len(found) > 1:
-                raise OpError(f"sources of different dtypes become one tensor: {', '.join(sorted(found))}")
+                raise SizeError(
+                    Diagnostic("dtype-mismatch", f"sources of different dtypes become one tensor: {', '.join(sorted(found))}",
+                               help="cast them first: SOURCE | cast(f32) -> TARGET")
+                )  # fmt: skip
             dtypes += [found.pop()] * len(layout.targets)
         return tuple(dtypes)
 
@@ -338,6 +343,15 @@ class ProgramBuilder:
 
     def _choices(self, name: str) -> range:
         return range(self.bound.signature.counts[name])
+
+
+def _check_packed(move: Move) -> None:
+    """Elements that share a byte cannot be moved one by one; whole tensors can."""
+    copies = move.layout.copies
+    for number, (shape, dtype) in enumerate(zip(move.layout.targets, move.dtypes)):
+        if DTYPES[dtype].bits % 8 and (copies is None or move.layout.sources[copies[number]] != shape):
+            raise SizeError(Diagnostic("packed-dtype", f"{dtype} packs several elements into a byte, so it cannot be rearranged",
+                                       help="a rule without axes hands the tensor on as it is"))  # fmt: skip
 
 
 Grid = tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]

@@ -6,13 +6,13 @@ What comes out knows no nesting any more: a stage is a list of whole-key rules, 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import CkptSurgeryError, Diagnostic, RecipeError
 from ..language.dims import Dims, DimValue
-from ..language.keys import KeyPattern
+from ..language.keys import Capture, KeyPattern, Literal, Span
 from ..language.law import Signature, normalise, signature
 from ..language.recipe import Recipe, Scope
 from ..language.rules import Rule, Term, parse_pattern
@@ -32,6 +32,16 @@ class BoundRule:
     text: str
     lists: frozenset[str] = frozenset()
     """Names whose choices come from a table that several rules may share."""
+
+    def ragged(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """The axes whose size depends on a choice, with the spellings of the choices, those of either side."""
+        terms = (*self.rule.sources, *self.rule.targets)
+        axes = [a for t in terms if t.axes for a in t.axes.axes]
+        for marked in axes:
+            if marked.marker is not None:
+                yield from ((marked.name, a.choices) for a in axes if a.name == marked.marker and a.choices)
+                captures = (c for t in terms for c in t.pattern.captures if c.name == marked.marker)
+                yield from ((marked.name, c.choices) for c in captures if c.choices)
 
 
 @dataclass(frozen=True)
@@ -169,7 +179,7 @@ class _Expansion:
             numbers = _numbers(spelled, dims)
             terms = ((replace(t, pattern=t.pattern.bind(numbers)) for t in side) for side in (spelled.sources, spelled.targets))
             sources, targets = map(tuple, terms)
-            final = replace(spelled, sources=sources, targets=targets)
+            final = replace(spelled, sources=_within(sources, targets), targets=targets)
             return BoundRule(final, signature(final), dims, str(rule), frozenset(tables))
         except RecipeError as error:
             text = str(rule)
@@ -230,6 +240,23 @@ def _captured(recipe: Recipe) -> set[str]:
         prefixes = (p for p in (scope.source, scope.target) if p)
         found |= _captured(scope.recipe) | {n for p in prefixes for n in KeyPattern.parse(p).names}
     return found
+
+
+def _within(sources: tuple[Term, ...], targets: tuple[Term, ...]) -> tuple[Term, ...]:
+    """The sources with the ranges that the targets' keys give for the same names."""
+    spans = {c.name: c.span for t in targets for c in t.pattern.captures if c.span is not None}
+    if not spans:
+        return sources
+
+    def piece(found: Literal | Capture) -> Literal | Capture:
+        span = spans.get(found.name) if isinstance(found, Capture) else None
+        if span is None or not isinstance(found, Capture) or found.choices or found.rest or found.flat:
+            return found
+        own = found.span or span
+        both = Span(max(int(own.first), int(span.first)), min(int(own.last), int(span.last)))
+        return replace(found, span=both)
+
+    return tuple(replace(t, pattern=KeyPattern(tuple(map(piece, t.pattern.pieces)))) for t in sources)
 
 
 def _prefixed(term: Term, prefix: KeyPattern | None) -> Term:

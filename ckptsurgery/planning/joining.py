@@ -76,10 +76,26 @@ class FlatIndex:
     names: tuple[str, ...]
     extents: tuple[int | tuple[int, ...] | None, ...]
 
+    @property
+    def count(self) -> int | None:
+        """How many flat indices there are, None where the outermost has no end."""
+        return None if self.stages is None else sum(self._inner(o) or 0 for o in range(self.stages))
+
+    @property
+    def stages(self) -> int | None:
+        """How many outermost indices there are, None where nothing says so."""
+        known = [len(e) if isinstance(e, tuple) else e if n == 0 else None for n, e in enumerate(self.extents)]
+        return min((k for k in known if k is not None), default=None)
+
+    @property
+    def shown(self) -> str:
+        """The extents for a reader."""
+        return ", ".join(f"{n} {e if isinstance(e, int) else list(e)}" for n, e in zip(self.names, self.extents) if e is not None)
+
     def split(self, number: int) -> tuple[int, ...] | None:
         """The indices behind a flat one, None beyond its end."""
         outer = 0
-        while True:
+        while self.stages is None or outer < self.stages:
             size = self._inner(outer)
             if size is None or size < 1:
                 return None
@@ -87,9 +103,15 @@ class FlatIndex:
                 return (outer, *self._unravel(number, outer))
             number -= size
             outer += 1
+        return None
 
-    def join(self, indices: Sequence[int]) -> int:
-        """The flat index."""
+    def join(self, indices: Sequence[int]) -> int | None:
+        """The flat index, None where one of the indices lies beyond its extent."""
+        outer = indices[0]
+        if (self.stages is not None and outer >= self.stages) or any(
+            index >= self._extent(level, outer) for level, index in enumerate(indices[1:], 1)
+        ):
+            return None
         before = sum(self._inner(o) or 0 for o in range(indices[0]))
         inner = 0
         for level, index in enumerate(indices[1:], 1):
@@ -347,7 +369,8 @@ def _missing(keys: list[str], why: str) -> Diagnostic:
 
 def flat_extents(flat: Sequence[str], dims: Dims, counted: Mapping[str, int | tuple[int, ...]]) -> FlatIndex | None:
     """The flat index with its extents from `dims` or as counted in keys; None where one is unknown."""
-    extents: list[int | tuple[int, ...] | None] = [None]
+    outer = dims.get(flat[0])
+    extents: list[int | tuple[int, ...] | None] = [outer if isinstance(outer, int) else None]
     for name in flat[1:]:
         extent = dims.get(name)
         if extent is None or isinstance(extent, dict):

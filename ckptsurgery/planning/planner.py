@@ -7,22 +7,21 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import Diagnostic, PlanError, RecipeError
-from ..language.dims import DimValue
-from ..language.keys import Capture, is_index
+from ..language.dims import Dims, DimValue
+from ..language.folding import fold, fold_groups
 from ..language.recipe import Recipe
 from ..ops.base import OpError
 from ..ops.registry import make_op
 from ..specs import TensorSpec
-from .building import Built, ProgramBuilder, RuleOps
+from .assembling import Draft, RuleSteps
+from .building import RuleOps
 from .claims import claim, unexpected
 from .expanding import BoundPattern, BoundRule, Resolve, Stage, expand
-from .flattening import Flattening
-from .joining import Group, Values, canonical, group_rows, spell_columns
+from .flattening import Counted
+from .joining import canonical
 from .matching import Matches
 from .plan import Plan, RuleUse
-from .solving import SizeError
 from .stages import chained
-from .steps import Program, Step
 from .targets import Target, fit
 
 __all__ = ["draft_plan", "fitted", "make_plan"]
@@ -77,7 +76,9 @@ def draft_plan(
     current = specs
     for number, stage in enumerate(stages):
         last = number == len(stages) - 1
-        planned = _Stage(stage, current, target if last else None, problems, notes).plan()
+        planned = _Stage(current, target if last else None, problems, notes, stage=stage).plan()
+        if not last:
+            problems += [_homeless(init) for init in stage.inits]
         if not last and not problems:
             planned = fit(planned, stage, None, "lossless", problems)
         plan = planned if plan is None else chained(plan, planned, problems)
@@ -90,22 +91,22 @@ def draft_plan(
     return replace(plan, warnings=tuple(notes), source=dict(specs), recipe=recipe), stages[-1]
 
 
-@dataclass
-class _Stage:
-    """Plans one stage; problems are collected, never raised one by one."""
+def _homeless(init: BoundPattern) -> Diagnostic:
+    return Diagnostic("init-in-stage", f"[init] '{init.pattern}' stands in a stage that others follow, and nothing there says "
+                      "its shape", place=init.place, help="move it to the last stage, under its last name")  # fmt: skip
 
-    stage: Stage
-    specs: Mapping[str, TensorSpec]
-    target: Target | None
-    problems: list[Diagnostic]
-    notes: list[Diagnostic]
-    steps: list[Step] = field(default_factory=list)
-    uses: list[RuleUse] = field(default_factory=list)
+
+@dataclass
+class _Stage(Draft):
+    """Plans one stage."""
+
+    stage: Stage = field(default_factory=Stage)
 
     def plan(self) -> Plan:
         claims = claim(self.stage, self.specs, self.problems)
         if claims.leftover:
             self.problems += unexpected(claims.leftover, dict(self.specs))
+        self.flats = Counted.of(zip(self.stage.rules, claims.terms), self.target.specs if self.target else ())
         for bound, matched in zip(self.stage.rules, claims.terms):
             if all(matched) or (any(matched) and len(matched) > 1):
                 self.rule(bound, matched)
@@ -115,6 +116,7 @@ class _Stage:
         for bound, found in rests.values():
             self.rule(bound, [found], is_rest=True)
         self.check_choices(claims.terms)
+        self.check_tables()
         order = {key: n for n, key in enumerate(self.specs)}
         self.steps.sort(key=lambda s: order[s.sources[0]])
         return Plan(
@@ -142,12 +144,20 @@ class _Stage:
                     collisions.setdefault((maker[key], step.rules[0]), []).append(key)
                 made[key], maker[key] = spec, step.rules[0]
         for (a, b), keys in collisions.items():
-            rules = (self.uses[a].text, self.uses[b].text) if a != b else (self.uses[a].text,)
-            self.problems.append(
-                Diagnostic("made-twice", f"{len(keys)} target key{'s are' if len(keys) > 1 else ' is'} made twice: {keys[0]!r}",
-                           place=self.uses[b].place, notes=rules, help="keep apart what the captures keep apart, or drop one")
-            )  # fmt: skip
+            self.problems.append(self.made_twice(self.uses[a], self.uses[b], keys))
         return made
+
+    def made_twice(self, a: RuleUse, b: RuleUse, keys: Sequence[str]) -> Diagnostic:
+        folded = [text for text, _ in fold(keys)]
+        many = f"{len(keys)} target key{'s' * (len(keys) > 1)}"
+        rules = (a.text, b.text) if a is not b else (a.text,)
+        if a.is_rest != b.is_rest:
+            rest = a if a.is_rest else b
+            sources = [s.sources[0] for s in self.steps if self.uses[s.rules[0]] is rest and s.targets[0] in set(keys)]
+            return Diagnostic("made-twice", f"{many} that the rest keeps {'are' if len(keys) > 1 else 'is'} made by a rule too: "
+                              f"{folded[0]}", place=b.place, notes=(*rules, *folded[1:6]), help=_drop_line(sources))  # fmt: skip
+        return Diagnostic("made-twice", f"{many} {'are' if len(keys) > 1 else 'is'} made twice: {folded[0]}", place=b.place,
+                          notes=(*rules, *folded[1:6]), help="keep apart what the captures keep apart, or drop one")  # fmt: skip
 
     def rule(self, bound: BoundRule, matched: list[list[Matches]], *, is_rest: bool = False) -> None:
         number = len(self.uses)
@@ -160,9 +170,13 @@ class _Stage:
             self.problem("bad-op", str(error), bound)
             return
         found = [[canonical(term, m) for m in matches] for term, matches in zip(rule.sources, matched)]
-        flats = Flattening.of(bound, found, self.target.specs if self.target else {}, self.problems)
-        if flats is not None:
-            _Builder(self, bound, ops, number, flats).run([[flats.split(m) for m in matches] for matches in found])
+        try:
+            flats = self.flats.flattening(bound)
+            apart = [[flats.split(m) for m in matches] for matches in found]
+        except RecipeError as error:
+            self.problems += [replace(d, place=rule.place, notes=(bound.text, *d.notes)) for d in error.diagnostics]
+            return
+        RuleSteps(self, bound, ops, number, flats).run(apart)
 
     def op(self, call: Any, bound: BoundRule) -> Any:
         numbers: dict[str, Any] = _OpNumbers(bound)
@@ -180,25 +194,39 @@ class _Stage:
             for term, found in zip(bound.rule.sources, matched):
                 for capture in term.pattern.captures:
                     if capture.choices is None or bound.rule.optional or not found:
-                        continue
+                        continue  # of gathered choices a missing one is told with its keys
                     seen = {v for m in found for v in _texts(m.columns[capture.name])}
                     if capture.name in bound.lists:
                         shared.setdefault((capture.name, capture.choices), set()).update(seen)
                         places[(capture.name, capture.choices)] = bound
-                    else:
+                    elif capture.name not in bound.signature.gathered:
                         self.unused_choices(capture.name, capture.choices, seen, bound)
         for (name, choices), seen in shared.items():
             self.unused_choices(name, choices, seen, places[(name, choices)])
+
+    def check_tables(self) -> None:
+        """A table of dims that names no choice of any rule is a misspelling."""
+        tables: dict[tuple[int, str], tuple[BoundRule, Mapping[str, Any], set[str]]] = {}
+        for bound in self.stage.rules:
+            for name, choices in bound.ragged():
+                owner: Dims | None = bound.dims
+                while owner is not None and name not in owner.values:
+                    owner = owner.outer
+                table = owner.values[name] if owner is not None else None
+                if isinstance(table, Mapping):
+                    tables.setdefault((id(owner), name), (bound, table, set()))[2].update(choices)
+        for (_, name), (bound, table, known) in tables.items():
+            unknown = [c for c in table if c not in known]
+            if unknown and known:
+                near = ", ".join(sorted(known))
+                self.problem("unknown-choice", f"dims.{name} gives a size for {unknown[0]!r}, which is no choice of any rule",
+                             bound, help=f"one of: {near}")  # fmt: skip
 
     def unused_choices(self, name: str, choices: Sequence[str], seen: set[str], bound: BoundRule) -> None:
         for choice in choices:
             if choice not in seen:
                 self.problem("unused-choice", f"choice {choice!r} of {{{name}}} matches no source key", bound,
                              help="a misspelling? '?' in front of the rule lets it match less")  # fmt: skip
-
-    def problem(self, code: str, headline: str, bound: BoundRule, *, help: str | None = None, **more: Any) -> None:
-        notes = () if bound.text in headline else (bound.text,)
-        self.problems.append(Diagnostic(code, headline, place=bound.rule.place, notes=notes, help=help, **more))
 
 
 class _OpNumbers(dict[str, Any]):
@@ -225,169 +253,5 @@ def _texts(column: Any) -> set[str]:
     return {column} if isinstance(column, str) else set(column)
 
 
-UNBUILT = object()
-
-
-@dataclass
-class _Builder:
-    """Turns the matches of one rule into steps."""
-
-    stage: _Stage
-    bound: BoundRule
-    ops: RuleOps
-    number: int
-    flats: Flattening
-    programs: dict[Any, Any] = field(default_factory=dict)
-
-    def run(self, matched: list[list[Matches]]) -> None:
-        signature = self.bound.signature
-        single = len(self.bound.rule.sources) == len(self.bound.rule.targets) == 1
-        if single and not signature.gathered and not signature.scattered:
-            for matches in matched[0]:
-                self.one_by_one(matches)
-            return
-        groups, problems = group_rows(
-            self.bound.rule.sources, matched, signature.loops, signature.gathered, self.ops.joined_before
-        )
-        place = self.bound.rule.place
-        self.stage.problems += [replace(p, place=p.place or place) for p in problems]
-        if not problems:
-            self.check_extents(groups)
-            for group in groups:
-                self.step(group)
-
-    def check_extents(self, groups: Sequence[Group]) -> None:
-        for name in {n for g in groups for n in g.extents}:
-            known = self.bound.dims.get(name)
-            found = next(g.extents[name] for g in groups if name in g.extents)
-            if isinstance(known, int) and known != found:
-                self.stage.problem("wrong-extent", f"dims say {name} = {known}, the keys have {found}", self.bound)
-
-    def one_by_one(self, matches: Matches) -> None:
-        """The quick way for rules that take one tensor to one: keys by column, programs by spec."""
-        term = self.bound.rule.targets[0]
-        keys = spell_columns(term.pattern, self.flats.join(term.pattern, matches), _spell)
-        columns = [matches.columns[n] for n in self.marker_names() if n in matches.columns]
-        markers = list(zip(*(c if isinstance(c, list) else [c] * len(keys) for c in columns))) if columns else [()] * len(keys)
-        specs, wanted = self.stage.specs, self.stage.target.specs if self.stage.target else {}
-        steps, rules, programs = self.stage.steps, (self.number,), self.programs
-        for at, (source, made, marks) in enumerate(zip(matches.keys, keys, markers)):
-            spec, want = specs[source], wanted.get(made)
-            place = (spec.shape, spec.dtype, marks, want and (want.shape, want.dtype))
-            built = programs.get(place, UNBUILT)
-            if built is UNBUILT:
-                values: Values = {n: c if isinstance(c, str) else c[at] for n, c in matches.columns.items()}
-                group = Group(values, [[(source,)]], [()], [((),)])
-                built = programs[place] = self.build(group, (spec,), ({(): want} if want else {},))
-            if built is not None:
-                steps.append(Step((source,), (made,), built.program, rules))
-
-    def marker_names(self) -> list[str]:
-        terms = (*self.bound.rule.sources, *self.bound.rule.targets)
-        return sorted({a.marker for t in terms if t.axes for a in t.axes.axes if a.marker})
-
-    def step(self, group: Group) -> None:
-        inputs = tuple(self.stage.specs[k] for k in group.keys)
-        wanted = [self.wanted(n, group) for n in range(len(self.bound.rule.targets))]
-        place = (
-            inputs,
-            tuple(group.extents.items()),
-            tuple(group.values.get(n) for n in self.marker_names()),
-            tuple(tuple(w.items()) for w in wanted),
-        )
-        if place not in self.programs:
-            self.programs[place] = self.build(group, inputs, wanted)
-        built = self.programs[place]
-        if built is not None:
-            self.stage.steps.append(Step(group.keys, self.made(group, built), built.program, (self.number,)))
-
-    def build(self, group: Group, inputs: tuple[TensorSpec, ...], wanted: Sequence[Mapping[tuple[int, ...], TensorSpec]]) -> Built | None:
-        targets = self.stage.target.specs if self.stage.target else None
-        try:
-            built = ProgramBuilder(self.bound, self.ops, targets).build(group, inputs, wanted)
-        except SizeError as error:
-            d = error.diagnostic
-            reads = self.reads(group, inputs)
-            missing = self.lacking()
-            self.stage.problems.append(replace(d, place=self.bound.rule.place, notes=(self.bound.text, *d.notes),
-                                               facts=(("reads", reads), *missing, *d.facts)))  # fmt: skip
-            return None
-        except OpError as error:
-            self.stage.problem("bad-op", str(error), self.bound, facts=(("reads", self.reads(group, inputs)),))
-            return None
-        for text in built.assumed:
-            note = Diagnostic("assumed-split", text, place=self.bound.rule.place, severity="note", notes=(self.bound.text,))
-            if note not in self.stage.notes:
-                self.stage.notes.append(note)
-        return built
-
-    def lacking(self) -> tuple[tuple[str, str], ...]:
-        """Expressions over the config that stayed without a value."""
-        names = {a.name for t in (*self.bound.rule.sources, *self.bound.rule.targets) if t.axes for a in t.axes.axes}
-        missing = [(n, self.bound.dims.missing(n)) for n in sorted(names)]
-        return tuple(("config", f"lacks what {n} = {text!r} needs") for n, text in missing if text)
-
-    def reads(self, group: Group, inputs: Sequence[TensorSpec]) -> str:
-        pairs = [f"{k} {list(s.shape)}" for k, s in zip(group.keys, inputs)]
-        return ", ".join(pairs[:4]) + (f", … ({len(pairs)} in all)" if len(pairs) > 4 else "")
-
-    def wanted(self, number: int, group: Group) -> dict[tuple[int, ...], TensorSpec]:
-        """What the target wants of one term, by scattered index, as far as it has such keys without a gap."""
-        target = self.stage.target
-        if target is None:
-            return {}
-        term = self.bound.rule.targets[number]
-        names = [n for n in self.bound.signature.scattered if n in term.pattern.names]
-        found: dict[tuple[int, ...], TensorSpec] = {}
-        self._probe(names, (), term.pattern, group, target, found)
-        return found
-
-    def _probe(self, names: list[str], index: tuple[int, ...], pattern: Any, group: Group, target: Target,
-               found: dict[tuple[int, ...], TensorSpec]) -> bool:  # fmt: skip
-        if len(index) == len(names):
-            key = self.spelled(pattern, {**group.values, **dict(zip(names, index))}, names)
-            if key in target.specs:
-                found[index] = target.specs[key]
-            return key in target.specs
-        count = self.bound.signature.counts.get(names[len(index)])
-        any_found, value = False, 0
-        while count is None or value < count:
-            hit = self._probe(names, (*index, value), pattern, group, target, found)
-            any_found |= hit
-            if not hit and count is None:
-                break
-            value += 1
-        return any_found
-
-    def made(self, group: Group, built: Built) -> tuple[str, ...]:
-        terms = self.bound.rule.targets
-        keys = [
-            [self.spelled(t.pattern, {**group.values, **dict(zip(names, index))}, names) for index in indices]
-            for t, (names, indices) in zip(terms, built.grids)
-        ]
-        if built.interleaved:
-            return tuple(k for row in zip(*keys) for k in row)
-        return tuple(k for row in keys for k in row)
-
-    def spelled(self, pattern: Any, values: Mapping[str, int | str], scattered: Sequence[str]) -> str:
-        texts: dict[str, str] = {}
-        for capture in pattern.captures:
-            value = values.get(capture.name)
-            if capture.flat:
-                texts[capture.name] = self.flats.joined(capture.name, values)
-            elif capture.choices is not None:
-                texts[capture.name] = capture.choices[int(value or 0)]
-            elif capture.name in scattered and capture.span is not None:
-                texts[capture.name] = str(int(value or 0) + int(capture.span.first))
-            else:
-                texts[capture.name] = str(value)
-        return str(pattern.spell(texts))
-
-
-def _spell(capture: Capture, value: str) -> str:
-    if capture.choices is not None:
-        return capture.choices[int(value)]
-    if capture.terms is not None and not is_index(value):
-        raise RecipeError(Diagnostic("not-a-number", f"{{{capture}}} computes with {value!r}, which is no number"))
-    return capture.spell(value)
-
+def _drop_line(keys: Sequence[str]) -> str:
+    return f"drop = [{', '.join(chr(34) + f.pattern + chr(34) for f in fold_groups(keys)[:3])}]"

@@ -79,21 +79,31 @@ class _Fitting:
         )  # fmt: skip
 
     def recipe_ties(self, ties: Sequence[BoundPattern]) -> None:
-        for tie in ties:
-            found = False
-            for key in (*self.plan.specs, *self.ties):
-                values = tie.value.match(key)
-                if values is None:
-                    continue
-                found = True
-                alias = tie.pattern.spell(values)
-                if alias in self.plan.specs:
-                    self.problem("tied-and-made", f"{alias!r} is tied to {key!r}, but a rule makes it too", tie,
-                                 "drop its source, or prove them equal: a, b -> c | same")  # fmt: skip
-                self.ties[alias] = self.ties.get(key, key)
-            if not found and not tie.optional:
+        found: set[int] = set()
+        new = list(self.plan.specs)
+        while new:  # a tie may lead to a tied name, whichever was written first
+            tied: list[str] = []
+            for number, tie in enumerate(ties):
+                for key in new:
+                    values = tie.value.match(key)
+                    if values is not None:
+                        found.add(number)
+                        self.tie_up(tie, tie.pattern.spell(values), key, tied)
+            new = tied
+        for number, tie in enumerate(ties):
+            if number not in found and not tie.optional:
                 self.problem("unused-tie", f"nothing makes '{tie.value}', to which '{tie.pattern}' is tied", tie,
                              f'"? {tie.text}" may find nothing')  # fmt: skip
+
+    def tie_up(self, tie: BoundPattern, alias: str, key: str, tied: list[str]) -> None:
+        base = self.ties.get(key, key)
+        if alias in self.plan.specs:
+            self.problem("tied-and-made", f"{alias!r} is tied to {key!r}, but a rule makes it too", tie,
+                         "drop its source, or prove them equal: a, b -> c | same")  # fmt: skip
+        elif self.ties.setdefault(alias, base) != base:
+            self.problem("tied-twice", f"{alias!r} is tied to {self.ties[alias]!r} and to {base!r}", tie, "one of them")
+        else:
+            tied.append(alias)
 
     def inits_without_target(self, inits: Sequence[BoundPattern]) -> None:
         for init in inits:

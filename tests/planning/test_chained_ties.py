@@ -43,7 +43,7 @@ def test_a_tie_to_nothing_is_an_error_in_any_stage() -> None:
 
 
 def test_an_init_before_the_last_stage_is_an_error() -> None:
-    with pytest.raises(cs.PlanError, match="init-needs-target"):
+    with pytest.raises(cs.PlanError, match="init-in-stage"):
         cs.plan(SOURCE, cs.Recipe(["a -> b"], init={"c": "zeros"}).then(cs.Recipe(rest="keep")))
 
 

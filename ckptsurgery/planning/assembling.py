@@ -1,0 +1,225 @@
+"""From the matches of one rule to its steps: keys spelled, groups formed, a program for each kind of group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..errors import Diagnostic, RecipeError
+from ..language.keys import Capture, KeyPattern, is_index
+from ..ops.base import OpError
+from ..specs import TensorSpec
+from .building import Built, ProgramBuilder, RuleOps
+from .expanding import BoundRule
+from .flattening import Flattening
+from .joining import Group, Values, group_rows, spell_columns
+from .matching import Matches
+from .plan import RuleUse
+from .solving import SizeError
+from .steps import Step
+from .targets import Target
+
+__all__ = ["Draft", "RuleSteps"]
+
+UNBUILT = object()
+
+
+@dataclass
+class Draft:
+    """What planning one stage has found so far; problems are collected, never raised one by one."""
+
+    specs: Mapping[str, TensorSpec]
+    target: Target | None
+    problems: list[Diagnostic]
+    notes: list[Diagnostic]
+    steps: list[Step] = field(default_factory=list)
+    uses: list[RuleUse] = field(default_factory=list)
+
+    def problem(self, code: str, headline: str, bound: BoundRule, *, help: str | None = None, **more: Any) -> None:
+        """Note what is wrong with a rule."""
+        notes = () if bound.text in headline else (bound.text,)
+        self.problems.append(Diagnostic(code, headline, place=bound.rule.place, notes=notes, help=help, **more))
+
+
+@dataclass
+class RuleSteps:
+    """Turns the matches of one rule into steps of a draft."""
+
+    draft: Draft
+    bound: BoundRule
+    ops: RuleOps
+    number: int
+    flats: Flattening
+    programs: dict[Any, Any] = field(default_factory=dict)
+
+    def run(self, matched: list[list[Matches]]) -> None:
+        signature = self.bound.signature
+        single = len(self.bound.rule.sources) == len(self.bound.rule.targets) == 1
+        if single and not signature.gathered and not signature.scattered:
+            for matches in matched[0]:
+                self.one_by_one(matches)
+            return
+        groups, problems = group_rows(
+            self.bound.rule.sources, matched, signature.loops, signature.gathered, self.ops.joined_before
+        )
+        self.draft.problems += [self.in_rule(p) for p in problems]
+        if problems:
+            return
+        self.check_extents(groups)
+        for group in groups:
+            try:
+                self.step(group)
+            except RecipeError as error:  # a key that cannot be spelled; all groups would say so
+                self.draft.problems += [replace(self.in_rule(d), facts=(("at", group.keys[0]),)) for d in error.diagnostics]
+                return
+
+    def in_rule(self, problem: Diagnostic) -> Diagnostic:
+        """The problem with the rule's text and place."""
+        return replace(problem, place=problem.place or self.bound.rule.place, notes=(self.bound.text, *problem.notes))
+
+    def check_extents(self, groups: Sequence[Group]) -> None:
+        for name in {n for g in groups for n in g.extents}:
+            known = self.bound.dims.get(name)
+            found = next(g.extents[name] for g in groups if name in g.extents)
+            if isinstance(known, int) and known != found:
+                self.draft.problem("wrong-extent", f"dims say {name} = {known}, the keys have {found}", self.bound)
+
+    def one_by_one(self, matches: Matches) -> None:
+        """The quick way for rules that take one tensor to one: keys by column, programs by spec."""
+        term = self.bound.rule.targets[0]
+        try:
+            keys = spell_columns(term.pattern, self.flats.join(term.pattern, matches), _spell)
+        except RecipeError as error:
+            self.draft.problems += map(self.in_rule, error.diagnostics)
+            return
+        columns = [matches.columns[n] for n in self.marker_names() if n in matches.columns]
+        markers = list(zip(*(c if isinstance(c, list) else [c] * len(keys) for c in columns))) if columns else [()] * len(keys)
+        specs, wanted = self.draft.specs, self.draft.target.specs if self.draft.target else {}
+        steps, rules, programs = self.draft.steps, (self.number,), self.programs
+        for at, (source, made, marks) in enumerate(zip(matches.keys, keys, markers)):
+            spec, want = specs[source], wanted.get(made)
+            place = (spec.shape, spec.dtype, marks, want and (want.shape, want.dtype))
+            built = programs.get(place, UNBUILT)
+            if built is UNBUILT:
+                values: Values = {n: c if isinstance(c, str) else c[at] for n, c in matches.columns.items()}
+                group = Group(values, [[(source,)]], [()], [((),)])
+                built = programs[place] = self.build(group, (spec,), ({(): want} if want else {},))
+            if built is not None:
+                steps.append(Step((source,), (made,), built.program, rules))
+
+    def marker_names(self) -> list[str]:
+        terms = (*self.bound.rule.sources, *self.bound.rule.targets)
+        return sorted({a.marker for t in terms if t.axes for a in t.axes.axes if a.marker})
+
+    def step(self, group: Group) -> None:
+        inputs = tuple(self.draft.specs[k] for k in group.keys)
+        wanted = [self.wanted(n, group) for n in range(len(self.bound.rule.targets))]
+        place = (
+            inputs,
+            tuple(group.extents.items()),
+            tuple(group.values.get(n) for n in self.marker_names()),
+            tuple(tuple(w.items()) for w in wanted),
+        )
+        if place not in self.programs:
+            self.programs[place] = self.build(group, inputs, wanted)
+        built = self.programs[place]
+        if built is not None:
+            self.draft.steps.append(Step(group.keys, self.made(group, built), built.program, (self.number,)))
+
+    def build(self, group: Group, inputs: tuple[TensorSpec, ...], wanted: Sequence[Mapping[tuple[int, ...], TensorSpec]]) -> Built | None:
+        targets = self.draft.target.specs if self.draft.target else None
+        try:
+            built = ProgramBuilder(self.bound, self.ops, targets).build(group, inputs, wanted)
+        except SizeError as error:
+            d = self.in_rule(error.diagnostic)
+            said = {(p.code, p.headline, p.notes) for p in self.draft.problems}
+            if (d.code, d.headline, d.notes) not in said:
+                self.draft.problems.append(replace(d, facts=(("reads", self.reads(group, inputs)), *self.lacking(), *d.facts)))
+            return None
+        except OpError as error:
+            self.draft.problem("bad-op", str(error), self.bound, facts=(("reads", self.reads(group, inputs)),))
+            return None
+        for text in built.assumed:
+            note = Diagnostic("assumed-split", text, place=self.bound.rule.place, severity="note", notes=(self.bound.text,))
+            if note not in self.draft.notes:
+                self.draft.notes.append(note)
+        return built
+
+    def lacking(self) -> tuple[tuple[str, str], ...]:
+        """Expressions over the config that stayed without a value."""
+        names = {a.name for t in (*self.bound.rule.sources, *self.bound.rule.targets) if t.axes for a in t.axes.axes}
+        missing = [(n, self.bound.dims.missing(n)) for n in sorted(names)]
+        return tuple(("config", f"lacks what {n} = {text!r} needs") for n, text in missing if text)
+
+    def reads(self, group: Group, inputs: Sequence[TensorSpec]) -> str:
+        pairs = [f"{k} {list(s.shape)}" for k, s in zip(group.keys, inputs)]
+        return ", ".join(pairs[:4]) + (f", … ({len(pairs)} in all)" if len(pairs) > 4 else "")
+
+    def wanted(self, number: int, group: Group) -> dict[tuple[int, ...], TensorSpec]:
+        """What the target wants of one term, by scattered index, as far as it has such keys without a gap."""
+        target = self.draft.target
+        if target is None:
+            return {}
+        term = self.bound.rule.targets[number]
+        names = [n for n in self.bound.signature.scattered if n in term.pattern.names]
+        found: dict[tuple[int, ...], TensorSpec] = {}
+        self._probe(names, (), term.pattern, group, target, found)
+        return found
+
+    def _probe(self, names: list[str], index: tuple[int, ...], pattern: KeyPattern, group: Group, target: Target,
+               found: dict[tuple[int, ...], TensorSpec]) -> bool:  # fmt: skip
+        if len(index) == len(names):
+            key = self.spelled(pattern, {**group.values, **dict(zip(names, index))}, names)
+            if key in target.specs:
+                found[index] = target.specs[key]
+            return key in target.specs
+        count = self.bound.signature.counts.get(names[len(index)])
+        any_found, value = False, 0
+        while count is None or value < count:
+            hit = self._probe(names, (*index, value), pattern, group, target, found)
+            any_found |= hit
+            if not hit and count is None:
+                break
+            value += 1
+        return any_found
+
+    def made(self, group: Group, built: Built) -> tuple[str, ...]:
+        terms = self.bound.rule.targets
+        keys = [
+            [self.spelled(t.pattern, {**group.values, **dict(zip(names, index))}, names) for index in indices]
+            for t, (names, indices) in zip(terms, built.grids)
+        ]
+        if built.interleaved:
+            return tuple(k for row in zip(*keys) for k in row)
+        return tuple(k for row in keys for k in row)
+
+    def spelled(self, pattern: KeyPattern, values: Mapping[str, int | str], scattered: Sequence[str]) -> str:
+        texts: dict[str, str] = {}
+        for capture in pattern.captures:
+            value = values.get(capture.name)
+            if capture.flat:
+                texts[capture.name] = self.flats.joined(capture.name, values)
+            elif capture.choices is not None:
+                texts[capture.name] = capture.choices[int(value or 0)]
+            elif capture.name in scattered and capture.span is not None:
+                texts[capture.name] = str(int(value or 0) + int(capture.span.first))
+            else:
+                texts[capture.name] = _number(capture, str(value)) if capture.terms else str(value)
+        return pattern.spell(texts)
+
+
+def _spell(capture: Capture, value: str) -> str:
+    if capture.choices is not None:
+        return capture.choices[int(value)]
+    return capture.spell(_number(capture, value) if capture.terms else value)
+
+
+def _number(capture: Capture, value: str) -> str:
+    if not is_index(value):
+        raise RecipeError(
+            Diagnostic("not-a-number", f"{{{capture}}} computes with {value!r}, which is no number without leading zeros",
+                       help=f"{{{capture.name}}} alone hands any text on as it is")
+        )  # fmt: skip
+    return value
+
