@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import Diagnostic, RecipeError
 from .dims import DimValue
 from .keys import KeyPattern
+from .law import normalise, signature
 from .rules import OpAlgebra, Rule, parse_pattern
 
 __all__ = ["Recipe", "Scope"]
@@ -104,13 +105,15 @@ class Recipe:
     ) -> None:
         problems: list[Diagnostic] = []
         parsed = tuple(_parsed(r, place, problems) for r in ([rules] if isinstance(rules, str | Rule) else rules))
-        for text in ([drop] if isinstance(drop, str) else drop):
+        for text in [drop] if isinstance(drop, str) else drop:
             _try(text, place, problems)
         for text in (*(init or {}), *(tie or {}), *(tie or {}).values(), *(same or {}), *(same or {}).values()):
             _try(text, place, problems)
         problems += [] if problems else [*_unbound(tie or {}, place, "tie"), *_unbound(same or {}, place, "same")]
         if rest not in ("error", "keep", "drop", None):
             _parsed(rest, place, problems) if "->" in rest else problems.append(_bad_rest(rest, place))
+        if rest is not None:
+            problems += _law_breaks((r for r in parsed if r is not None), names or {}, dims or {})
         if problems:
             raise RecipeError(problems)
         put = object.__setattr__
@@ -257,7 +260,28 @@ def _unbound(pairs: Mapping[str, str], place: str | None, table: str) -> list[Di
 
 
 def _bad_rest(rest: str | None, place: str | None) -> Diagnostic:
-    return Diagnostic("bad-rest", f"rest = {rest!r}", place=place, help='"error", "keep", "drop", or "{k...} -> x.{k...}"')
+    return Diagnostic(
+        "bad-rest", f"rest = {rest!r}", place=place, help='"error", "keep", "drop", or "{k...} -> x.{k...}"'
+    )
+
+
+def _law_breaks(rules: Iterable[Rule], names: Names, dims: Mapping[str, DimValue]) -> list[Diagnostic]:
+    """What breaks the law of a rule whatever the checkpoint; a fragment (`rest=None`) is judged within its scope."""
+    found: list[Diagnostic] = []
+    numbers = dict.fromkeys(dims, 1)
+    for rule in rules:
+        try:
+            spelled = normalise(rule, {n: pairs for n, pairs in names.items() if n in rule.names})
+            sides = (
+                [replace(t, pattern=t.pattern.bind(numbers)) for t in side]
+                for side in (spelled.sources, spelled.targets)
+            )
+            sources, targets = map(tuple, sides)
+            signature(replace(spelled, sources=sources, targets=targets))
+        except RecipeError as error:
+            # a name that `--dim` may still settle is no contradiction yet
+            found += [d for d in error.diagnostics if d.code != "unknown-dim"]
+    return found
 
 
 def _frozen(value: Any) -> Any:

@@ -37,7 +37,7 @@ class ResizePosEmbed(Op):
         grid: the new grid, [rows, columns], or one number for a square.
         prefix: tokens in front that have no place in the grid.
         old_grid: the old grid; needed where it was no square.
-        mode: whose rule. `timm` (1.0, `resample_abs_pos_embed`): bicubic with antialias. `plain` (MAE, DeiT,
+        mode: whose rule. `timm` (1.0, `resample_abs_pos_embed`): bicubic with antialias. `plain` (most fine-tuning scripts,
             transformers 5): bicubic without. `dinov2` (its `interpolate_offset=0.1`; with registers it trains with 0
             and antialias, which is `timm`): bicubic by the scale factor (new + 0.1) / old. `torchvision`
             (`interpolate_embeddings`): bicubic, corners aligned. `big_vision` (`resample_posemb`, scipy's zoom of

@@ -25,7 +25,7 @@ _HTML = (b"<!doctype", b"<html", b"<?xml", b"<head", b"<!--")
 
 # magic bytes -> (code, what it is, what to do)
 _FOREIGN: dict[bytes, tuple[str, str, str]] = {
-    b"GGUF": ("gguf", "a GGUF file (llama.cpp)", "use the checkpoint that it was converted from, or the gguf package"),
+    b"GGUF": ("gguf", "a GGUF file", "use the checkpoint that it was converted from, or the gguf package"),
     b"\x89HDF\r\n\x1a\n": (
         "hdf5",
         "an HDF5 file (Keras, h5py)",
