@@ -1,0 +1,237 @@
+"""What is fuzzed: for each reader some sound inputs to start from, and a function that must keep the promise.
+
+The promise: a right result, or a CkptSurgeryError whose diagnostics say what is wrong, where, and what to do; never another
+exception. Hanging, memory, and reaching out of the folder are watched from outside (see `mutate.py`).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy
+import torch
+from safetensors.torch import save as safetensors_bytes
+
+import ckptsurgery as cs
+from ckptsurgery.catalog import load_recipe
+from ckptsurgery.language.calls import parse_call
+from ckptsurgery.language.dims import Dims
+from ckptsurgery.language.keys import KeyPattern
+from ckptsurgery.reporting.inspecting import inspection
+
+__all__ = ["TARGETS", "Target", "refusal", "walk"]
+
+_SMALL = 1 << 22
+
+
+class BrokenPromise(AssertionError):
+    """An input made a reader do what it promises not to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One reader: inputs that it accepts, and what to do with any input; `run` says whether it was accepted."""
+
+    name: str
+    seeds: tuple[bytes, ...]
+    run: Callable[[bytes, Path], bool]
+
+
+def refusal(error: cs.CkptSurgeryError, placed: bool = True) -> None:
+    """Check that an error tells what, where, and what to do."""
+    if not error.diagnostics:
+        raise BrokenPromise("an error without a diagnostic")
+    for diagnostic in error.diagnostics:
+        if not diagnostic.headline or not diagnostic.code or len(str(diagnostic)) > 200_000:
+            raise BrokenPromise(f"an unreadable diagnostic: {diagnostic.code}")
+        if placed and not (diagnostic.place and diagnostic.help):
+            raise BrokenPromise(f"no place or no remedy: {diagnostic}")
+
+
+def walk(path: Path, write: bool = True) -> None:
+    """Use a checkpoint as a user would: headers, ties, every tensor's bytes, a table of it, a copy."""
+    with cs.open(path) as checkpoint:
+        sizes = {file: os.path.getsize(file) for file in checkpoint.files}
+        for key, tensor in checkpoint.items():
+            extent = checkpoint.extent(key)
+            if extent is not None:
+                if not 0 <= extent.offset <= extent.offset + extent.nbytes <= sizes[extent.file]:
+                    raise BrokenPromise(f"{key!r} lies outside of its file: {extent}")
+                if extent.nbytes != tensor.nbytes:
+                    raise BrokenPromise(f"{key!r} has {tensor.nbytes} bytes and an extent of {extent.nbytes}")
+            if tensor.nbytes <= _SMALL and len(checkpoint.read(key)) != tensor.nbytes:
+                raise BrokenPromise(f"{key!r} reads short")
+        inspection(checkpoint).render()
+        json.dumps(inspection(checkpoint).to_json(), default=str)
+        if write and checkpoint.nbytes <= _SMALL:
+            copy = path.parent / "out" / "copy.safetensors"
+            cs.save(checkpoint, copy, overwrite=True)
+            os.unlink(copy)
+
+
+def _of_file(name: str) -> Callable[[bytes, Path], bool]:
+    def run(data: bytes, folder: Path) -> bool:
+        path = folder / name
+        path.write_bytes(data)
+        try:
+            walk(path)
+        except cs.CkptSurgeryError as error:
+            refusal(error)
+            return False
+        return True
+
+    return run
+
+
+def _of_text(use: Callable[[str], object]) -> Callable[[bytes, Path], bool]:
+    def run(data: bytes, folder: Path) -> bool:
+        try:
+            use(data.decode("utf-8", "surrogateescape"))
+        except cs.CkptSurgeryError as error:
+            refusal(error, placed=False)
+            return False
+        return True
+
+    return run
+
+
+def _index(data: bytes, folder: Path) -> bool:
+    for shard in ("a", "b"):
+        (folder / f"{shard}.safetensors").write_bytes(safetensors_bytes({f"{shard}.w": torch.ones(2)}))
+    return _of_file("model.safetensors.index.json")(data, folder)
+
+
+def _config(data: bytes, folder: Path) -> bool:
+    (folder / "config.json").write_bytes(data)
+    (folder / "model.safetensors").write_bytes(safetensors_bytes({"w": torch.ones(12, 2)}))
+    recipe = cs.Recipe(["w [(h r) d] -> {h}.w [r d]"], dims={"h": "config.a.b ?? config.heads * 2 // config.g"})
+    try:
+        with cs.open(folder) as checkpoint:
+            cs.plan(checkpoint, recipe)
+    except cs.CkptSurgeryError as error:
+        refusal(error, placed=False)
+        return False
+    return True
+
+
+def _recipe(data: bytes, folder: Path) -> bool:
+    path = folder / "recipe.toml"
+    path.write_bytes(data)
+    source = {f"h.{i}.{p}.weight": cs.TensorSpec([4, 4], "F32") for i in range(3) for p in ("q", "k", "fc")}
+    (folder / "s.safetensors").write_bytes(safetensors_bytes({k: torch.zeros(s.shape) for k, s in source.items()}))
+    try:
+        recipe = load_recipe(path)
+        text = recipe.dumps()
+        if cs.Recipe.loads(text) != recipe if hasattr(cs.Recipe, "loads") else False:
+            raise BrokenPromise("a recipe's text gives another recipe")
+        cs.plan(folder / "s.safetensors", recipe)
+    except cs.CkptSurgeryError as error:
+        refusal(error, placed=False)
+        return False
+    return True
+
+
+def _rule(text: str) -> None:
+    rule = cs.Rule.parse(text)
+    if cs.Rule.parse(str(rule)) != rule:
+        raise BrokenPromise(f"{text!r} is spelt {rule!s}, which is another rule")
+
+
+def _pattern(text: str) -> None:
+    pattern, _, keys = text.partition("\n")
+    parsed = KeyPattern.parse(pattern).bind({"n": 3, "three": 3})
+    for key in keys.split("\n"):
+        parsed.match(key)
+
+
+def _dims(text: str) -> None:
+    lines = [line.partition("=") for line in text.split("\n")]
+    dims = Dims({name.strip(): value.strip() for name, _, value in lines}, {"a": 3, "b": [2, 4], "c": {"d": None}})
+    for name, _, _ in lines:
+        dims.get(name.strip())
+
+
+def _torch_zip(value: object, **options: bool) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer, **options)
+    return buffer.getvalue()
+
+
+def _deflated(data: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as new:
+        for info in old.infolist():
+            new.writestr(info.filename, old.read(info))
+    return buffer.getvalue()
+
+
+def _tensors() -> dict[str, torch.Tensor]:
+    whole = torch.arange(6.0)
+    return {"a.w": whole.reshape(2, 3), "b": torch.tensor(1.5, dtype=torch.bfloat16), "t": whole[2:5], "e": torch.ones(0)}
+
+
+def _header(rows: dict[str, object], data: bytes) -> bytes:
+    text = json.dumps(rows).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+_STATE = _tensors()
+_TRAINING = {"model": OrderedDict(_STATE), "epoch": 3, "optimizer": {"state": {0: {"m": torch.ones(2)}}, "param_groups": []}}
+_ARRAYS = {"fc.weight": numpy.ones((2, 3), "f4"), "bn": ("bn_0", numpy.arange(4, dtype=">i8")), "StructuredToParameterName@@": {}}
+_RECIPE = """schema = 1
+summary = "x"
+rules = ["h.{i}.{p:q,k}.weight [(a b) c] -> l.{i}.{p}.weight [(b a) c] | cast(bf16)", "? x -> y"]
+drop = ["h.{i}.fc.weight"]
+[dims]
+a = 2
+[names.p]
+q = "query"
+k = "key"
+[[scope]]
+source = "m."
+target = "n."
+rules = ["? {r...} -> {r...}"]
+"""
+
+TARGETS = {
+    target.name: target
+    for target in (
+        Target(
+            "safetensors",
+            (
+                safetensors_bytes({k: v.contiguous() for k, v in _STATE.items() if k != "t"}, {"format": "pt", "tied": "b"}),
+                _header({"w": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}, b"\x12"),
+                _header({}, b""),
+            ),
+            _of_file("x.safetensors"),
+        ),
+        Target(
+            "index",
+            (json.dumps({"metadata": {"total_size": 16, "t": "a.w"},
+                         "weight_map": {"a.w": "a.safetensors", "b.w": "b.safetensors"}}).encode(),),
+            _index,
+        ),
+        Target("torch-zip", (_torch_zip(_STATE), _torch_zip(_TRAINING), _deflated(_torch_zip(_STATE))), _of_file("x.pt")),
+        Target("torch-legacy", (_torch_zip(_TRAINING, _use_new_zipfile_serialization=False),), _of_file("x.pth")),
+        Target("pickle", (pickle.dumps(_ARRAYS, 4), pickle.dumps(_ARRAYS, 2), pickle.dumps(_STATE, 4)), _of_file("x.pdparams")),
+        Target("recipe", (_RECIPE.encode(),), _recipe),
+        Target("config", (b'{"a": {"b": null}, "heads": 3, "g": 2, "l": [1, 2]}', b'{"a": {"b": 4}}'), _config),
+        Target("rule", (b"? a.{i}.{p:q,k} [(h:p d) x?], b.{i} | add(1) -> c.{i+1} [x? (d h:p)] | cast(bf16)",
+                        b"r{r}/x.{i:0..n-1}.{rest...} -> y.{(s b)}.{rest...} | f(a=[1, 2.5], b=\"x\", c={d=1})"),
+               _of_text(_rule)),
+        Target("call", (b"f(1, -2.5e3, 'x\\'', a=[b, [c]], d={e=1, f=none}, g=true)",), _of_text(parse_call)),
+        Target("pattern", (b"a.{i}.{p:q,k}_x.{rest...}.w\na.1.q_x.b.c.w\na.x.k_x.w.w",
+                           b"{i:0..3}.{j+2}.{3-k}\n1.4.2\n3.2.9", b"{a}x{b}x{c}\nxxxxxxxxxxxxxxxxxxx"), _of_text(_pattern)),
+        Target("dims", (b"g = config.c.d ?? config.a * 2\nh = g // 2 + (1 - 3)\nl = config.b * 2", b"a = b\nb = a"),
+               _of_text(_dims)),
+    )
+}  # fmt: skip
