@@ -23,7 +23,7 @@ def test_the_list_in_the_readme_is_the_shelf_with_its_summaries(repository: Path
 def test_the_shelf_holds_toml_and_pages_that_speak_of_it(repository: Path) -> None:
     shelf = repository / "recipes"
     files = [p.relative_to(shelf) for p in shelf.rglob("*") if p.is_file()]
-    assert all(p.suffix == ".toml" and len(p.parts) == 2 or p.suffix == ".md" and len(p.parts) == 1 for p in files)
+    assert all((p.suffix == ".toml" and len(p.parts) == 2) or (p.suffix == ".md" and len(p.parts) == 1) for p in files)
     assert all(re.fullmatch(r"[a-z0-9_]+/[a-z0-9]+_to_[a-z0-9]+", name) for name in NAMES)
 
 
