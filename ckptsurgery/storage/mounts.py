@@ -16,7 +16,7 @@ __all__ = ["is_mounts", "join_mounts", "read_mounts"]
 def is_mounts(source: Mapping[Any, Any]) -> bool:
     """Whether a mapping says `{prefix: source}`, and is no state_dict.
 
-    >>> is_mounts({"vision.": "a.safetensors", "llm.": "b/"}), is_mounts({"model": {}, "arch": "vit"}), is_mounts({})
+    >>> is_mounts({"vision.": "a.safetensors", "llm.": "b/"}), is_mounts({"model": {}, "arch": "small"}), is_mounts({})
     (True, False, False)
     """
     from .memory import is_module
