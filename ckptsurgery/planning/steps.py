@@ -6,7 +6,7 @@ tensors: `Move` rearranges, `Run` applies an op, `Pick` repeats, reorders or lea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
@@ -15,7 +15,7 @@ from ..ops.base import Op, Specs
 from ..specs import TensorSpec
 from .layout import Layout, Piece, run_piece, side_by_side
 
-__all__ = ["Beside", "Instruction", "Move", "Pick", "Program", "Run", "Step", "compose_layouts"]
+__all__ = ["Beside", "Instruction", "Move", "Pick", "Program", "Run", "Step", "compose_layouts", "cut"]
 
 T = TypeVar("T")
 
@@ -241,3 +241,14 @@ class Step:
     def kind(self) -> str:
         """`"copy"`, `"move"` or `"compute"`."""
         return self.program.kind
+
+
+def cut(step: Step, keys: Collection[str]) -> tuple[Step, ...]:
+    """The step that makes these targets alone; none where it makes none of them."""
+    wanted = tuple(n for n, k in enumerate(step.targets) if k in keys)
+    if len(wanted) == len(step.targets):
+        return (step,)
+    if not wanted:
+        return ()
+    targets = tuple(step.targets[n] for n in wanted)
+    return (replace(step, targets=targets, program=step.program.then(Pick(wanted))),)

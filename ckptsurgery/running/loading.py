@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, Diagnostic, LoadError
@@ -27,7 +28,7 @@ from .streaming import Loads
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["load_plan", "model_target"]
+__all__ = ["load_plan", "model_target", "refuse_non_finite"]
 
 _KEEPS = ("own", "own()")
 
@@ -59,6 +60,7 @@ def load_plan(
     progress: bool | None = None,
     notes: Sequence[str] = (),
     also: Callable[[], object] | None = None,
+    also_filled: Sequence[str] = (),
 ) -> Report:
     """Carry a plan out on a model.
 
@@ -68,6 +70,7 @@ def load_plan(
         check_values: look for NaN and Inf in what is loaded, before anything is written.
         notes: what the report should say besides.
         also: further work on the model, after the plan's own and before ties and buffers are made whole.
+        also_filled: the keys that this work fills.
 
     Raises:
         PlanError: values that must be equal differ. LoadError: the model cannot take the result; after an I/O failure
@@ -76,18 +79,19 @@ def load_plan(
     prove(plan, checkpoint)
     inits = {k: v for k, v in plan.inits.items() if v not in _KEEPS}
     kept = [k for k, v in plan.inits.items() if v in _KEEPS]
-    _refuse_meta(plan, model, kept, assign)
+    _refuse_meta((*plan.specs, *also_filled), model, kept, assign)
     if check_values:
-        _check_values(plan, checkpoint)
+        made = (zip(step.targets, run_step(step, checkpoint.load)) for step in plan.steps)
+        refuse_non_finite(chain.from_iterable(made))
     ties = find_ties(model)
-    made = [k for step in plan.steps for k in step.targets]
+    filled = {*also_filled, *inits, *(k for step in plan.steps for k in step.targets)}
     skipped = {other for other, _ in plan.tie_proofs}
     with ByteBar(sum(s.nbytes for s in plan.specs.values()), "loading", progress) as bar:
         _fill(plan, checkpoint, model, assign, skipped, bar)
     if also is not None:
         also()
     rows = initialise(model, inits, seed) if inits else ()
-    _restore(model, ties, {*made, *inits}, plan)
+    _restore(model, ties, filled, plan)
     _buffers(model)
     entries = _entries(plan, rows, kept, model)
     scanned = () if check_values else ("values were not scanned for NaN and Inf: check_values=True does",)
@@ -136,12 +140,12 @@ def _own(tensor: Tensor, step: Step, checkpoint: Checkpoint) -> Tensor:
     return tensor.clone() if in_memory else tensor
 
 
-def _refuse_meta(plan: Plan, model: nn.Module, kept: Sequence[str], assign: bool) -> None:
+def _refuse_meta(filled: Sequence[str], model: nn.Module, kept: Sequence[str], assign: bool) -> None:
     tensors = named_tensors(model)
     meta = {n for n, t in tensors.items() if t.is_meta}
     if not meta:
         return
-    targets = [k for k in plan.specs if k in meta]
+    targets = [k for k in filled if k in meta]
     if targets and not assign:
         raise LoadError(
             Diagnostic(
@@ -163,17 +167,21 @@ def _refuse_meta(plan: Plan, model: nn.Module, kept: Sequence[str], assign: bool
         )
 
 
-def _check_values(plan: Plan, checkpoint: Checkpoint) -> None:
+def refuse_non_finite(tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Look through what is about to be loaded.
+
+    Raises:
+        LoadError: some of it holds NaN or Inf.
+    """
     import torch
 
     bad: list[str] = []
-    for step in plan.steps:
-        for key, tensor in zip(step.targets, run_step(step, checkpoint.load)):
-            if (tensor.is_floating_point() or tensor.is_complex()) and tensor.numel():
-                wide = tensor if tensor.element_size() > 1 else tensor.float()
-                count = int((~torch.isfinite(wide)).sum())
-                if count:
-                    bad.append(f"{key}  {count} of {tensor.numel()} elements")
+    for key, tensor in tensors:
+        if (tensor.is_floating_point() or tensor.is_complex()) and tensor.numel() and not tensor.is_meta:
+            wide = tensor if tensor.element_size() > 1 else tensor.float()
+            count = int((~torch.isfinite(wide)).sum())
+            if count:
+                bad.append(f"{key}  {count} of {tensor.numel()} elements")
     if bad:
         raise LoadError(
             Diagnostic(

@@ -13,7 +13,7 @@ from ..language.keys import KeyPattern
 from ..modeling.initialising import by_name
 from ..specs import TensorSpec
 
-__all__ = ["Decision", "Wishes", "decide"]
+__all__ = ["Decision", "Wishes", "decide", "named_keys", "samples"]
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,19 @@ def _dropped(
     return dropped
 
 
+def named_keys(
+    wishes: Wishes,
+    made: Mapping[str, TensorSpec],
+    origins: Mapping[str, tuple[str, ...]],
+    target: Mapping[str, TensorSpec],
+) -> set[str]:
+    """All that `init`, `keep` or `drop` names of what is made; a name that names nothing is for `decide` to tell."""
+    scratch = Decision()
+    named = {k for path in wishes.init for k in _named(path, target, "init", scratch)}
+    named |= {k for path in wishes.keep for k in _named(path, target, "keep", scratch)}
+    return (named | _dropped(wishes.drop, made, origins, scratch).keys()) & made.keys()
+
+
 def _check_both(
     inits: Mapping[str, Any],
     keeps: set[str],
@@ -161,16 +174,13 @@ def _check_both(
         out.problems.append(
             Diagnostic("init-and-keep", f"{len(both)} keys are named by init= and by keep=", notes=tuple(both[:6]))
         )
-    for key in inits:
-        others = [n for n in tied.get(key, ()) if n not in inits and n in made]
-        if others:
-            out.problems.append(
-                Diagnostic(
-                    "init-of-tied",
-                    f"{key!r} is tied to {others[0]!r}, which the source fills: to initialise one is to lose the other",
-                    help=f'cs.untie(model, "{key}") first, or leave it out of init=',
-                )
-            )
+    for argument, named, verb in (("init", inits.keys(), "initialise"), ("keep", keeps, "keep")):
+        for key in sorted(named):
+            others = [n for n in tied.get(key, ()) if n not in named and n in made]
+            if others:
+                text = f"{key!r} is tied to {others[0]!r}, which the source fills: to {verb} one is to lose the other"
+                help = f'cs.untie(model, "{key}") first, or leave it out of {argument}='
+                out.problems.append(Diagnostic(f"{argument}-of-tied", text, help=help))
 
 
 def _mismatches(
@@ -241,7 +251,8 @@ def _missing(
                 "missing-keys",
                 f"{len(firm)} tensors of the model {verb} not in the source",
                 notes=lines,
-                help=f"init=[{shown}] initialises them, keep=[{shown}] leaves them as built, partial=True loads the rest",
+                help=f"init=[{shown}] initialises them, keep=[{shown}] leaves them as built, "
+                "partial=True loads the rest",
             )
         )
 
@@ -276,4 +287,4 @@ def _unexpected(
 def samples(keys: Iterable[str], most: int = 4) -> str:
     """A few keys, folded, for a message."""
     texts = [text for text, _ in fold(list(keys))]
-    return ", ".join(texts[:most]) + (", …" if len(texts) > most else "")
+    return ", ".join(texts[:most]) + (", …" if len(texts) > most else "") or "no tensors"

@@ -1,22 +1,30 @@
 """Modules whose loading is their own affair: what the source holds for them goes through torch's own machinery.
 
-A trial on a copy shows, before the model is touched, what the module takes, lacks or refuses.
+A trial on a copy shows, before the model is touched, what the module makes of it: which of its tensors it fills, from
+what, which it lacks, what it has no use for. The copy is on the meta device, and takes the tensors by assignment, so
+the trial costs no memory; only a module that will not be tried so is copied with its values.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import warnings
+from collections import OrderedDict
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import Diagnostic
-from ..modeling.assigning import hooked_modules
+from ..language.folding import fold
+from ..modeling.assigning import hooked_modules, parameter_like, set_tensor
+from ..modeling.places import places
+from ..specs import TensorSpec, dtype_name, is_lossless
+from ..storage.tensors import torch_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["Handing", "own_loaders"]
+__all__ = ["Handing", "own_loaders", "renamed_versions"]
 
 
 def own_loaders(model: nn.Module) -> tuple[str, ...]:
@@ -43,50 +51,175 @@ def _only_respells(module: nn.Module) -> bool:
 
 @dataclass
 class Handing:
-    """What one module is handed.
+    """What one module is handed, and what it makes of it.
 
     Args:
         path: where it stands in the model.
-        tensors: its part of the source, by its own names.
+        tensors: its part of the source, by its own names. sources: the source keys behind each.
+        versions: the `_metadata` of the source, by its own paths.
+        borrowed: names of tensors that the caller's own state_dict holds.
+        taken: target key -> what the trial left there. missing: target keys that it did not fill.
+        unused: names of `tensors` that it has no place for. strays: names that its hooks made up, and has no place for.
+        unfit: names of `tensors` that it refused, with their shape.
+        casts: target key -> (from, to). refused: whether it cannot be loaded so at all.
     """
 
     path: str
-    tensors: Mapping[str, Tensor]
+    tensors: dict[str, Tensor]
+    sources: Mapping[str, tuple[str, ...]]
+    versions: Mapping[str, Any] = field(default_factory=dict)
+    borrowed: Collection[str] = ()
+    taken: dict[str, Tensor] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+    strays: list[str] = field(default_factory=list)
+    unfit: dict[str, Tensor] = field(default_factory=dict)
+    casts: dict[str, tuple[str, str]] = field(default_factory=dict)
+    refused: bool = False
+
+    @property
+    def title(self) -> str:
+        """The module, for people."""
+        return repr(self.path) if self.path else "the model"
 
     def key(self, name: str) -> str:
         """The name in the model."""
         return f"{self.path}.{name}" if self.path else name
 
-    def trial(self, model: nn.Module) -> list[Diagnostic]:
-        """Load into a copy, and say what stands against it."""
-        twin = copy.deepcopy(model.get_submodule(self.path))
-        assign = any(t.is_meta for t in (*twin.parameters(), *twin.buffers()))
-        try:
-            found = twin.load_state_dict(dict(self.tensors), strict=False, assign=assign)
-        except Exception as error:  # a module's own code may raise anything
-            return [
-                Diagnostic(
-                    "own-loading-failed",
-                    f"{self.key('')[:-1] or 'the model'} loads in its own way, and refuses: "
-                    f"{str(error).splitlines()[0]}",
-                    notes=tuple(str(error).splitlines()[1:8]),
-                )
-            ]
-        self.missing = [self.key(k) for k in found.missing_keys]
-        extra = [self.key(k) for k in found.unexpected_keys]
-        if extra:
-            return [
-                Diagnostic(
-                    "unexpected-keys",
-                    f"{len(extra)} tensors of the source have no place in {self.path or 'the model'!r}, "
-                    "which loads in its own way",
-                    notes=tuple(extra[:8]),
-                    help="drop=[…] leaves them out",
-                )
-            ]
-        return []
+    def trial(self, model: nn.Module, target: Mapping[str, TensorSpec], policy: str) -> list[Diagnostic]:
+        """Load into a copy, and say what stands against it, but for what is missing, unused or unfit."""
+        module = model.get_submodule(self.path)
+        error = self._attempt(module)
+        odd = [n for n, t in self.tensors.items() if _shape(target.get(self.key(n)), t) != tuple(t.shape)]
+        if error is not None and odd:
+            self.unfit = {n: self.tensors.pop(n) for n in odd}
+            error = self._attempt(module)
+        if error is not None:
+            self.refused = True
+            lines = str(error).splitlines() or [type(error).__name__]
+            text = f"{self.title} loads in its own way, and refuses: {lines[0]}"
+            return [Diagnostic("own-loading-failed", text, notes=tuple(lines[1:8]))]
+        return self._dtypes(target, policy)
+
+    def _attempt(self, module: nn.Module) -> Exception | None:
+        error: Exception | None = None
+        for real in (False, True):
+            try:
+                twin = _twin(module, real)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of values that go nowhere, on the meta device
+                    result = twin.load_state_dict(self._state(), strict=False, assign=not real)
+            except Exception as raised:  # a module's own code may raise anything
+                error = raised
+                continue
+            missing = set(result.missing_keys)
+            self.missing = [self.key(k) for k in result.missing_keys]
+            self.unused = [k for k in result.unexpected_keys if k in self.tensors]
+            self.strays = [self.key(k) for k in result.unexpected_keys if k not in self.tensors]
+            self.taken = {self.key(p.name): p.tensor for p in places(twin) if p.persistent and p.name not in missing}
+            return None
+        return error
+
+    def _state(self) -> OrderedDict[str, Tensor]:
+        state = OrderedDict(self.tensors)
+        if self.versions:
+            state._metadata = OrderedDict(self.versions)  # type: ignore[attr-defined]
+        return state
+
+    def _dtypes(self, target: Mapping[str, TensorSpec], policy: str) -> list[Diagnostic]:
+        refused: dict[tuple[str, str], list[str]] = {}
+        for key, tensor in self.taken.items():
+            have = dtype_name((self.tensors.get(self.name(key), tensor)).dtype)
+            want = target[key].dtype if key in target else have
+            if have != want and policy != "source":
+                self.casts[key] = (have, want)
+                if policy == "error" or (policy == "lossless" and not is_lossless(have, want)):
+                    refused.setdefault((have, want), []).append(key)
+        return [
+            Diagnostic(
+                "dtype-mismatch",
+                f"{len(keys)} tensors are {have}, {self.title} wants {want}",
+                notes=tuple(text for text, _ in fold(keys)[:8]),
+                help='dtype="model" casts them',
+            )
+            for (have, want), keys in refused.items()
+        ]
+
+    def name(self, key: str) -> str:
+        """The module's own name of a key of the model."""
+        return key[len(self.path) + 1 :] if self.path else key
+
+    def behind(self, key: str) -> str | None:
+        """Which of `tensors` a key was taken from: told by the name, or by the memory it lies in."""
+        if self.name(key) in self.tensors:
+            return self.name(key)
+        tensor = self.taken[key]
+        if tensor.is_meta or not tensor.numel():
+            return None
+        return next((n for n, t in self.tensors.items() if t.data_ptr() == tensor.data_ptr()), None)
+
+    def origin(self, key: str) -> tuple[str, ...]:
+        """The source keys behind a key that the module took, where that can be told."""
+        name = self.behind(key)
+        return self.sources[name] if name is not None else ()
+
+    def withhold(self, keys: Collection[str]) -> list[Diagnostic]:
+        """Take back what would fill these keys; a problem for each that the module fills all the same."""
+        names = {k: self.behind(k) for k in keys}
+        for key, name in names.items():
+            if name is not None:
+                self.tensors.pop(name, None)
+                del self.taken[key]
+        return [
+            Diagnostic("own-loading-fills", f"{self.title} loads in its own way, and makes {key!r} of several tensors",
+                       help="drop=[…] names what it is made of in the source")
+            for key, name in names.items() if name is None and key in self.taken
+        ]  # fmt: skip
 
     def load(self, model: nn.Module, assign: bool) -> None:
         """Load for good."""
-        model.get_submodule(self.path).load_state_dict(dict(self.tensors), strict=False, assign=assign)
+        if assign:  # the model may not keep what the caller's state_dict holds
+            self.tensors.update((n, self.tensors[n].clone()) for n in self.borrowed if n in self.tensors)
+        state = self._state()
+        for name in self.unused:
+            del state[name]
+        model.get_submodule(self.path).load_state_dict(state, strict=False, assign=assign)
+        if assign and self.casts:
+            now = {p.name: p.tensor for p in places(model)}
+            for key, (_, want) in self.casts.items():
+                set_tensor(model, key, now[key].detach().to(torch_dtype(want, key)), assign=True)
+
+
+def _shape(spec: TensorSpec | None, tensor: Tensor) -> tuple[int, ...]:
+    return tuple(spec.shape) if spec is not None else tuple(tensor.shape)
+
+
+def _twin(module: nn.Module, real: bool) -> nn.Module:
+    """A copy to try on: with values of its own, or on the meta device."""
+    import torch
+
+    memo: dict[int, Any] = {}
+    for place in () if real else places(module):
+        empty = torch.empty_like(place.tensor.detach(), device="meta")
+        # without gradients, so that tensors of any dtype may be assigned: dtypes are judged afterwards
+        memo[id(place.tensor)] = empty if place.is_buffer else parameter_like(place.tensor, empty).requires_grad_(False)
+    return copy.deepcopy(module, memo)
+
+
+def renamed_versions(metadata: Mapping[Any, Any], sources: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
+    """A state_dict's `_metadata` under other names: those of the modules whose tensors came to be called so.
+
+    >>> renamed_versions({"module.fc": {"version": 2}, "module": {}}, {"fc.weight": ("module.fc.weight",)})
+    {'fc': {'version': 2}, '': {}}
+    """
+    found: dict[str, Any] = {}
+    for name, keys in sources.items():
+        theirs, mine = keys[0].split("."), name.split(".")
+        if len(keys) > 1 or theirs.pop() != mine.pop():
+            continue
+        while True:
+            if ".".join(theirs) in metadata:
+                found.setdefault(".".join(mine), metadata[".".join(theirs)])
+            if not (mine and theirs and mine.pop() == theirs.pop()):
+                break
+    return found

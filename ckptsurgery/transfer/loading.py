@@ -13,21 +13,21 @@ from ..language.recipe import Recipe, Scope
 from ..planning.expanding import Stage
 from ..planning.plan import Plan
 from ..planning.planner import draft_plan, fitted
-from ..planning.steps import Pick, Step
+from ..planning.steps import Step, cut
 from ..planning.targets import DTYPE_POLICIES, Target
-from ..running.loading import load_plan, model_target
+from ..running.loading import load_plan, model_target, refuse_non_finite
 from ..running.report import Entry, Report
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
 from ..storage.opening import open_checkpoint
 from .aligning import Alignment, align
-from .deciding import Decision, Wishes, decide, samples
+from .deciding import Decision, Wishes, decide, named_keys, samples
 from .fitting import fitting_recipes
-from .handing import Handing, own_loaders
+from .handing import Handing, own_loaders, renamed_versions
 from .spelling import respelled
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 __all__ = ["load_into"]
 
@@ -134,18 +134,22 @@ class _Transfer:
     def draft(self, recipe: Recipe | None) -> None:
         """What the source would make in the model's names, before anything is decided."""
         self.by_recipe = recipe is not None
-        config = self.checkpoint.config
-        if config is None and hasattr(getattr(self.model, "config", None), "to_dict"):
-            config = self.model.config.to_dict()  # type: ignore[union-attr, operator]
+        config = self.checkpoint.config if self.checkpoint.config is not None else self.own_config()
         written = recipe if recipe is not None else self.write_recipe()
         self.plan, self.stage = draft_plan(
             self.checkpoint.specs, written, load_recipe, target=self.target, config=config
         )
 
+    def own_config(self) -> Mapping[str, Any] | None:
+        """The model's own config, where it has one that can be read."""
+        to_dict: Any = getattr(getattr(self.model, "config", None), "to_dict", None)
+        return to_dict() if callable(to_dict) else None
+
     def write_recipe(self) -> Recipe:
         """The recipe for a source in the model's own layout: prefixes and respellings, no more."""
         source, target = self.checkpoint.specs, self.target.specs
-        best, rivals = align(source, target)
+        dropped = named_keys(Wishes(drop=self.wishes.drop), source, {k: (k,) for k in source}, target)
+        best, rivals = align({k: s for k, s in source.items() if k not in dropped}, target)
         if rivals:
             raise _ambiguous(best, rivals)
         if best.source or best.target:
@@ -166,18 +170,26 @@ class _Transfer:
         return Recipe(rules, rest="keep", scopes=[inside])
 
     def load(self, *, assign: bool, check_values: bool, seed: int) -> Report:
-        self.hand_over()
-        made = dict(self.plan.specs)
-        origins = {k: step.sources for step in self.plan.steps for k in step.targets}
-        theirs = {k for h in self.handed for k in self.under(h.path)}
-        target = {k: s for k, s in self.target.specs.items() if k not in theirs}
+        made, origins, problems = self.hand_over()
         decision = decide(
-            made, origins, target, self.target.ties, self.wishes, self.tolerated(), self.recipe_inits(target)
+            made,
+            origins,
+            self.target.specs,
+            self.target.ties,
+            self.wishes,
+            self.tolerated(),
+            self.recipe_inits(self.target.specs),
         )
-        self.check_handed(decision)
+        decision.problems += problems
+        for handing in self.handed:
+            decision.problems += handing.withhold(decision.aside.keys() & handing.taken.keys())
+        taken = {k: h for h in self.handed for k in h.taken}
+        decision.problems += self.prove_handed(decision, taken)
         self.check(decision, made)
+        if check_values:
+            refuse_non_finite((k, h.taken[k]) for k, h in taken.items())
         plan = self.settled(decision)
-        plan = fitted(plan, Stage(ties=self.stage.ties), Target(target, self.target.ties, "model"), self.dtype)
+        plan = fitted(plan, Stage(ties=self.stage.ties), self.others(decision, taken), self.dtype)
         report = load_plan(
             plan,
             self.checkpoint,
@@ -187,48 +199,92 @@ class _Transfer:
             check_values=check_values,
             notes=self.notes,
             also=(lambda: self.load_handed(assign)) if self.handed else None,
+            also_filled=tuple(taken),
         )
         self.set_extra_state()
-        return self.completed(report, decision)
+        return self.completed(report, decision, origins)
+
+    def hand_over(self) -> tuple[dict[str, TensorSpec], dict[str, tuple[str, ...]], list[Diagnostic]]:
+        """Set apart what modules with loading of their own shall have; what is made then, of what, and the problems."""
+        made = dict(self.plan.specs)
+        origins = {k: step.sources for step in self.plan.steps for k in step.targets}
+        aside = named_keys(self.wishes, made, origins, self.target.specs)
+        problems: list[Diagnostic] = []
+        for path in own_loaders(self.model):
+            prefix = path + "." if path else ""
+            theirs = {k for k in made if k.startswith(prefix)} - aside
+            if not theirs:
+                continue
+            handing = self.handing(path, theirs)
+            self.handed.append(handing)
+            problems += handing.trial(self.model, self.target.specs, self.dtype)
+            if handing.strays and not self.wishes.partial:
+                problems.append(
+                    Diagnostic(
+                        "unexpected-keys",
+                        f"{len(handing.strays)} tensors have no place in {handing.title}, whose hooks name them so",
+                        notes=tuple(handing.strays[:8]),
+                        help="partial=True loads what fits",
+                    )
+                )
+            left = {handing.key(n) for n in (*handing.unused, *handing.unfit)}
+            made = {k: s for k, s in made.items() if k not in theirs or k in left}
+            filled = self.under(path) if handing.refused else handing.taken
+            made |= {k: self.target.specs[k] for k in filled if k in self.target.specs}
+            origins |= {k: handing.origin(k) for k in handing.taken}
+            self.notes.append(f"{handing.title} loads in its own way: {len(handing.tensors)} tensors handed over")
+        return made, origins, problems
+
+    def handing(self, path: str, keys: set[str]) -> Handing:
+        """What one module is handed, taken out of the plan."""
+        from ..running.executing import run_step
+
+        prefix = path + "." if path else ""
+        tensors: dict[str, Tensor] = {}
+        sources: dict[str, tuple[str, ...]] = {}
+        steps: list[Step] = []
+        for step in self.plan.steps:
+            mine = [k for k in step.targets if k in keys]
+            if mine:
+                values = dict(zip(step.targets, run_step(step, self.checkpoint.load)))
+                tensors.update((k[len(prefix) :], values[k]) for k in mine)
+                sources.update((k[len(prefix) :], step.sources) for k in mine)
+            steps += cut(step, set(step.targets) - keys)
+        self.plan = replace(
+            self.plan, steps=tuple(steps), specs={k: s for k, s in self.plan.specs.items() if k not in keys}
+        )
+        entries = self.checkpoint.entries
+        in_memory = {k for k, e in entries.items() if e.tensor is not None}
+        borrowed = {n for n, behind in sources.items() if not in_memory.isdisjoint(behind)}
+        metadata = self.checkpoint.extras.get("_metadata")
+        versions = renamed_versions(metadata, sources) if isinstance(metadata, Mapping) else {}
+        return Handing(path, tensors, sources, versions, borrowed)
+
+    def prove_handed(self, decision: Decision, taken: Mapping[str, Handing]) -> list[Diagnostic]:
+        """Names that the plan fills, and that are tied to one that a module took: equal in value, then filled once."""
+        from ..running.executing import run_step
+
+        problems = []
+        for names in self.target.ties:
+            theirs = [n for n in names if n in taken]
+            for step in self.plan.steps if theirs else ():
+                for key in [k for k in step.targets if k in names and k in decision.load]:
+                    value = run_step(step, self.checkpoint.load)[step.targets.index(key)]
+                    other = taken[theirs[0]].taken[theirs[0]]
+                    if value.shape != other.shape or not bool((value == other).all()):
+                        text = f"{key!r} and {theirs[0]!r} are tied, and the source holds different values for them"
+                        problems.append(Diagnostic("tied-values-differ", text, help=f'drop=["{key}"] takes the other'))
+                    decision.load.remove(key)
+        return problems
+
+    def others(self, decision: Decision, taken: Mapping[str, Handing]) -> Target:
+        """The target without what modules take in their own way, and without what is tied to that."""
+        tied = {n for names in self.target.ties if any(n in taken for n in names) for n in names}
+        specs = {k: s for k, s in self.target.specs.items() if k not in taken and k not in tied}
+        return Target(specs, [names for names in self.target.ties if not tied.intersection(names)], "model")
 
     def under(self, path: str) -> list[str]:
         return [k for k in self.target.specs if path == "" or k.startswith(path + ".")]
-
-    def hand_over(self) -> None:
-        """Set apart what modules with loading of their own shall have."""
-        from ..running.executing import run_step
-
-        for path in own_loaders(self.model):
-            prefix = path + "." if path else ""
-            steps = [s for s in self.plan.steps if any(k.startswith(prefix) for k in s.targets)]
-            if not steps:
-                continue
-            tensors = {
-                k[len(prefix) :]: t
-                for s in steps
-                for k, t in zip(s.targets, run_step(s, self.checkpoint.load))
-                if k.startswith(prefix)
-            }
-            self.handed.append(Handing(path, tensors))
-            self.notes.append(f"{path or 'the model'} loads in its own way: {len(tensors)} tensors handed over")
-            gone = {id(s) for s in steps}
-            kept = tuple(s for s in self.plan.steps if id(s) not in gone)
-            self.plan = replace(
-                self.plan, steps=kept, specs={k: s for k, s in self.plan.specs.items() if not k.startswith(prefix)}
-            )
-
-    def check_handed(self, decision: Decision) -> None:
-        for handing in self.handed:
-            decision.problems += handing.trial(self.model)
-            if handing.missing and not self.wishes.partial:
-                decision.problems.append(
-                    Diagnostic(
-                        "missing-keys",
-                        f"{len(handing.missing)} tensors of {handing.path or 'the model'!r} are not in the source",
-                        notes=tuple(handing.missing[:8]),
-                        help="partial=True",
-                    )
-                )
 
     def load_handed(self, assign: bool) -> None:
         for handing in self.handed:
@@ -253,8 +309,7 @@ class _Transfer:
         return found
 
     def check(self, decision: Decision, made: Mapping[str, TensorSpec]) -> None:
-        handed = sum(len(h.tensors) for h in self.handed)
-        if not decision.load and not handed:
+        if not decision.load:
             codes = {p.code for p in decision.problems}
             if not codes - {"missing-keys", "unexpected-keys"}:
                 decision.problems = [self.nothing_fits(made)]
@@ -262,10 +317,7 @@ class _Transfer:
             return
         codes = {p.code for p in decision.problems}
         if not self.by_recipe and codes & {"missing-keys", "unexpected-keys", "shape-mismatch", "nothing-fits"}:
-            config = getattr(self.model, "config", None)
-            names = fitting_recipes(
-                self.checkpoint, self.target, config.to_dict() if hasattr(config, "to_dict") else None
-            )
+            names = fitting_recipes(self.checkpoint, self.target, self.own_config())
             if names:
                 decision.problems.append(
                     Diagnostic(
@@ -288,14 +340,7 @@ class _Transfer:
     def settled(self, decision: Decision) -> Plan:
         """The draft with its steps cut down to what is loaded, and its inits decided."""
         load = set(decision.load)
-        steps: list[Step] = []
-        for step in self.plan.steps:
-            wanted = tuple(n for n, k in enumerate(step.targets) if k in load)
-            if len(wanted) == len(step.targets):
-                steps.append(step)
-            elif wanted:
-                targets = tuple(step.targets[n] for n in wanted)
-                steps.append(replace(step, targets=targets, program=step.program.then(Pick(wanted))))
+        steps = [part for step in self.plan.steps for part in cut(step, load)]
         specs = {k: s for k, s in self.plan.specs.items() if k in load}
         return replace(self.plan, steps=tuple(steps), specs=specs, inits=decision.inits)
 
@@ -308,8 +353,8 @@ class _Transfer:
                 module.set_extra_state(state)
                 self.notes.append(f"extra state of {name or 'the model'} set")
 
-    def completed(self, report: Report, decision: Decision) -> Report:
-        """The report with what was missing, unexpected and set aside."""
+    def completed(self, report: Report, decision: Decision, origins: Mapping[str, tuple[str, ...]]) -> Report:
+        """The report with what was missing, unexpected and set aside, and with what modules took in their own way."""
         missing = set(decision.missing)
         entries = [
             replace(e, action="missing", by="not in the source, as the model built it")
@@ -317,24 +362,31 @@ class _Transfer:
             else e
             for e in report.ledger
         ]
-        origins = {
-            k: (step.sources, spec) for step in self.plan.steps for k, spec in zip(step.targets, step.program.outputs)
-        }
+        if self.handed:
+            entries += self.taken_entries(origins)
+            order = {k: n for n, k in enumerate(self.target.specs)}
+            entries.sort(key=lambda e: len(order) if e.action == "dropped" else order.get(e.key, len(order)))
+        specs = self.checkpoint.specs
         for key in decision.unexpected:
-            sources, spec = origins[key]
-            entries += [Entry(s, "unexpected", spec, (s,), "no place in the model") for s in sources]
+            entries += [Entry(s, "unexpected", specs[s], (s,), "no place in the model") for s in origins[key]]
         for key, why in decision.aside.items():
-            sources, spec = origins[key]
-            entries += [Entry(s, "dropped", spec, (s,), why) for s in sources]
-        for handing in self.handed:
-            for key in self.under(handing.path):
-                if key not in handing.missing:
-                    entries.append(
-                        Entry(
-                            key, "loaded", self.target.specs[key], (), f"{handing.path or 'the model'} in its own way"
-                        )
-                    )
+            entries += [Entry(s, "dropped", specs[s], (s,), why) for s in origins[key]]
         return replace(report, ledger=tuple(entries), notes=tuple(dict.fromkeys((*report.notes, *self.notes))))
+
+    def taken_entries(self, origins: Mapping[str, tuple[str, ...]]) -> list[Entry]:
+        entries: list[Entry] = []
+        first: dict[str, str] = {}
+        for handing in self.handed:
+            for key in handing.taken:
+                spec, by = self.target.specs.get(key), f"{handing.title} in its own way"
+                if key in first:
+                    entries.append(Entry(key, "tied", spec, (), first[key]))
+                    continue
+                entries.append(Entry(key, "loaded", spec, origins[key], by, handing.casts.get(key)))
+                for names in self.target.ties:
+                    first.update((n, key) for n in names if key in names and n != key)
+        known = {e.key for e in entries}
+        return entries + [Entry(k, "tied", self.target.specs.get(k), (), f) for k, f in first.items() if k not in known]
 
 
 def _plain_extra_state() -> Any:
