@@ -10,7 +10,7 @@ import ckptsurgery as cs
 
 from . import options as o
 from .output import show
-from .recipe import config_from, recipe_from
+from .recipe import config_from, dims_from, recipe_from
 from .targets import target_from
 
 __all__ = ["convert", "plan"]
@@ -42,9 +42,16 @@ def plan(
     ckptsurgery plan old.bin --recipe mine.toml --target new.safetensors
     ckptsurgery plan old.bin --recipe mine.toml --explain layers.0.weight
     """
-    said = recipe_from(recipe, rule, inverse=inverse, drop=drop, rest=rest, tie=tie, dim=dim)
+    said = recipe_from(recipe, rule, inverse=inverse, drop=drop, rest=rest, tie=tie)
     with cs.open(source, subtree=subtree, by_file=by_file) as checkpoint:
-        made = cs.plan(checkpoint, said, target=target_from(target), config=config_from(config), dtype=dtype or "lossless")
+        made = cs.plan(
+            checkpoint,
+            said,
+            target=target_from(target),
+            config=config_from(config),
+            dims=dims_from(dim),
+            dtype=dtype or "lossless",
+        )
         show(made if explain is None else made.explain(explain), json)
 
 
@@ -81,13 +88,25 @@ def convert(
     ckptsurgery convert old.bin out/ --recipe mine.toml --max-shard-size 5GB --check
     ckptsurgery convert new.safetensors back.safetensors --recipe mine.toml --inverse
     """
-    said = recipe_from(recipe, rule, inverse=inverse, drop=drop, rest=rest, tie=tie, dim=dim)
+    said = recipe_from(recipe, rule, inverse=inverse, drop=drop, rest=rest, tie=tie)
     with cs.open(source, subtree=subtree, by_file=by_file) as checkpoint:
-        made = cs.plan(checkpoint, said, target=target_from(target), config=config_from(config), dtype=dtype or "lossless")
+        made = cs.plan(
+            checkpoint,
+            said,
+            target=target_from(target),
+            config=config_from(config),
+            dims=dims_from(dim),
+            dtype=dtype or "lossless",
+        )
         if dry_run:
             return show(made, json)
         report = made.save(
-            destination, max_shard_size=max_shard_size, max_memory=max_memory, overwrite=overwrite, resume=resume,
-            check=check, companions=companions,
-        )  # fmt: skip
+            destination,
+            max_shard_size=max_shard_size,
+            max_memory=max_memory,
+            overwrite=overwrite,
+            resume=resume,
+            check=check,
+            companions=companions,
+        )
     return show(report, json)

@@ -32,10 +32,13 @@ _RECIPE = "Recipe"
 RecipeNames = Annotated[
     list[str] | None,
     typer.Option(
-        "--recipe", "-r", metavar="R", rich_help_panel=_RECIPE,
+        "--recipe",
+        "-r",
+        metavar="R",
+        rich_help_panel=_RECIPE,
         help="A TOML file, or the name of a built-in one; given twice, the second goes on from the first one's result.",
     ),
-]  # fmt: skip
+]
 Rules = Annotated[
     list[str] | None,
     typer.Option("--rule", metavar="RULE", rich_help_panel=_RECIPE, help="One rule: 'SOURCE -> TARGET'. Repeatable."),
@@ -48,10 +51,11 @@ Drop = Annotated[
 Rest = Annotated[
     str | None,
     typer.Option(
-        metavar="error|keep|drop|RULE", rich_help_panel=_RECIPE,
+        metavar="error|keep|drop|RULE",
+        rich_help_panel=_RECIPE,
         help="What becomes of the keys that nothing names: an error, unless no recipe and no rule is given.",
     ),
-]  # fmt: skip
+]
 Tie = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME=OF", rich_help_panel=_RECIPE, help="Target key NAME shares OF's tensor. Repeatable."),
@@ -59,10 +63,11 @@ Tie = Annotated[
 Dim = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="NAME=SIZE", rich_help_panel=_RECIPE,
+        metavar="NAME=SIZE",
+        rich_help_panel=_RECIPE,
         help="A size: 12, a list 2,2,6,2, one of a table rows.q=8, or 'config.heads * 2'. Repeatable.",
     ),
-]  # fmt: skip
+]
 Config = Annotated[
     str | None,
     typer.Option(metavar="FILE", rich_help_panel=_RECIPE, help="The config.json that sizes are taken from."),
@@ -70,13 +75,16 @@ Config = Annotated[
 Target = Annotated[
     str | None,
     typer.Option(
-        metavar="WHAT", rich_help_panel=_RECIPE,
-        help="What must result: a checkpoint, module:callable that builds a model, or specs as `inspect --json` prints.",
+        metavar="WHAT",
+        rich_help_panel=_RECIPE,
+        help="What must result: a checkpoint, module:callable that builds a model, or specs in JSON.",
     ),
 ]
 DType = Annotated[
     str | None,
-    typer.Option("--dtype", metavar="DTYPE", rich_help_panel=_RECIPE, help="Cast all floating-point tensors: bf16, f16, f32."),
+    typer.Option(
+        "--dtype", metavar="DTYPE", rich_help_panel=_RECIPE, help="Cast all floating-point tensors: bf16, f16, f32."
+    ),
 ]
 
 _OUTPUT = "Output"
@@ -91,10 +99,11 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", rich_help_panel=_OUTPUT,
 Resume = Annotated[
     bool,
     typer.Option(
-        "--resume", rich_help_panel=_OUTPUT,
+        "--resume",
+        rich_help_panel=_OUTPUT,
         help="Keep what is written when interrupted, and go on from it the next time; give it from the start on.",
     ),
-]  # fmt: skip
+]
 Check = Annotated[
     bool, typer.Option("--check", rich_help_panel=_OUTPUT, help="Read the output back and prove that it is the plan's.")
 ]

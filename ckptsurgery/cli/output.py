@@ -58,6 +58,8 @@ def _printable(text: str) -> str:
 
 
 def _write(text: str, stream: TextIO) -> None:
-    encoding = stream.encoding or "utf-8"
-    stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+    data = memoryview(f"{text}\n".encode(stream.encoding or "utf-8", "backslashreplace"))
+    stream.flush()
+    while data:  # an unbuffered stream may take a part, and says so instead of waiting
+        data = data[stream.buffer.write(data) :]
     stream.flush()

@@ -24,11 +24,12 @@ class _Program(TyperGroup):
     """Turns what a command raises into a message and an exit code; only a defect of the library leaves a traceback."""
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        as_json = "--json" in (*ctx._protected_args, *ctx.args)
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
         except CkptSurgeryError as error:
-            complain(error, as_json="--json" in sys.argv)
+            complain(error, as_json)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

@@ -26,12 +26,11 @@ def recipe_from(
     drop: Sequence[str] | None = None,
     rest: str | None = None,
     tie: Sequence[str] | None = None,
-    dim: Sequence[str] | None = None,
 ) -> Recipe:
     """The recipe that the options of `plan` and `convert` spell.
 
     Each of `names` goes on from the one before; `rules` join the first. `inverse` turns all of these around. The other
-    options speak of this run: drops of its source's keys, ties of its target's, dims and `rest` of every stage.
+    options speak of this run: drops of its source's keys, ties of its target's, `rest` of every stage.
     """
     parts = [cs.load_recipe(name) for name in names or ()]
     given = cs.Recipe(rules=list(rules or ()))
@@ -44,8 +43,8 @@ def recipe_from(
     stages[-1] = stages[-1].but(tie={**stages[-1].tie, **pairs_from(tie, "--tie", "lm_head.weight=embed.weight")})
     if rest is None and not names and not rules:
         rest = "keep"
-    changes: dict[str, Any] = {} if rest is None else {"rest": rest}
-    stages = [stage.but(dims={**stage.dims, **dims_from(dim)}, **changes) for stage in stages]
+    if rest is not None:
+        stages = [stage.but(rest=rest) for stage in stages]
     return stages[0].but(stages=tuple(stages[1:]))
 
 

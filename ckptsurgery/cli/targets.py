@@ -56,7 +56,8 @@ def built(place: str) -> nn.Module:
     except cs.LoadError:
         pass
     except Exception as error:  # whatever the user's own code raises
-        raise cs.LoadError(cs.Diagnostic("cannot-build", f"{place}() failed: {type(error).__name__}: {error}")) from error
+        text = f"{place}() failed: {type(error).__name__}: {error}"
+        raise cs.LoadError(cs.Diagnostic("cannot-build", text)) from error
     model = factory()
     if not isinstance(model, nn.Module):
         raise cs.LoadError(cs.Diagnostic("cannot-build", f"{place}() gives a {type(model).__name__}, no nn.Module"))

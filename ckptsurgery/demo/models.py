@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
-__all__ = ["Pretrained", "Student"]
+__all__ = ["Pretrained", "Speller", "Student"]
 
 _PATCHES, _PIXELS = 16, 4  # an 8 x 8 image is 4 x 4 patches of 2 x 2 pixels
 
@@ -120,3 +120,18 @@ class Student(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits `[n, classes]`."""
         return self.classifier(self.features(images))  # type: ignore[no-any-return]
+
+
+class Speller(nn.Module):
+    """A language model over letters whose head is its embedding: `head.weight is embed.weight`."""
+
+    def __init__(self, letters: int = 27, width: int = 32) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(letters, width)
+        self.mix = nn.GRU(width, width, batch_first=True)
+        self.head = nn.Linear(width, letters, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, text: Tensor) -> Tensor:
+        """Logits `[n, length, letters]` of `[n, length]` letters."""
+        return self.head(self.mix(self.embed(text))[0])  # type: ignore[no-any-return]

@@ -133,8 +133,9 @@ def _parse(text: str, place: str | None) -> Rule:
     optional, body = optional_text(text)
     sides = split_unescaped(body, "->")
     if len(sides) != 2:
+        inside = "; one stands within braces or brackets that are never closed" if body.count("->") >= len(sides) else ""
         raise RecipeError(
-            Diagnostic("bad-rule", f"a rule has one '->', this has {len(sides) - 1}", help="SOURCE -> TARGET")
+            Diagnostic("bad-rule", f"a rule has one '->', this has {len(sides) - 1}{inside}", help="SOURCE -> TARGET")
         )
     (sources, before), (targets, after) = map(_side, sides)
     return Rule(sources, targets, before, after, optional, place)

@@ -34,13 +34,25 @@ _WORDS = [
     b"PK\x03\x04", b"PK\x05\x06", b"cos\nsystem\n", b"cbuiltins\neval\n", b"cbuiltins\ngetattr\n", b"R", b"b", b"h\x00", b"(",
     b"ctorch\nload\n", b"->", b"|", b"{i}", b"...", b"?", b",", b"config.", b"??", b"//", b"[[scope]]\n", b"rest = 'keep'\n",
 ]  # fmt: skip
-_HARMLESS_EVENTS = frozenset({"object.__getattr__", "object.__setattr__", "sys._getframe", "marshal.loads", "builtins.id"})
+_HARMLESS_EVENTS = frozenset(
+    {"object.__getattr__", "object.__setattr__", "sys._getframe", "marshal.loads", "builtins.id"}
+)
 _FORBIDDEN = (
     "os.", "shutil.", "subprocess.", "socket.", "ctypes.dlopen", "ctypes.dlsym", "ctypes.call_function", "urllib.", "pty.",
     "exec", "webbrowser.", "pickle.find_class",
 )  # fmt: skip
 _INSTALLED = (sys.prefix, sys.base_prefix, str(Path(ckptsurgery.__file__).parent.parent))
-_CHANGING = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.chmod", "os.truncate", "os.utime"}
+_CHANGING = {
+    "os.rename",
+    "os.remove",
+    "os.mkdir",
+    "os.rmdir",
+    "os.link",
+    "os.symlink",
+    "os.chmod",
+    "os.truncate",
+    "os.utime",
+}
 
 
 def mutated(data: bytes, chance: random.Random) -> bytes:
@@ -85,7 +97,9 @@ class Watch:
             return
         if event == "open" or event in _CHANGING:
             paths = [os.fsdecode(a) for a in args[:2] if isinstance(a, str | bytes)]
-            outside = [p for p in paths[: 2 if event in _CHANGING else 1] if not os.path.abspath(p).startswith(self.root)]
+            outside = [
+                p for p in paths[: 2 if event in _CHANGING else 1] if not os.path.abspath(p).startswith(self.root)
+            ]
             if outside and not (event == "open" and _is_code(outside[0])):
                 self.seen.append(f"{event} {outside}")
         elif event == "exec" and (_is_code(getattr(args[0], "co_filename", "")) or _asks_for_types()):

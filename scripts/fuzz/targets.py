@@ -176,7 +176,12 @@ def _deflated(data: bytes) -> bytes:
 
 def _tensors() -> dict[str, torch.Tensor]:
     whole = torch.arange(6.0)
-    return {"a.w": whole.reshape(2, 3), "b": torch.tensor(1.5, dtype=torch.bfloat16), "t": whole[2:5], "e": torch.ones(0)}
+    return {
+        "a.w": whole.reshape(2, 3),
+        "b": torch.tensor(1.5, dtype=torch.bfloat16),
+        "t": whole[2:5],
+        "e": torch.ones(0),
+    }
 
 
 def _header(rows: dict[str, object], data: bytes) -> bytes:
@@ -185,8 +190,16 @@ def _header(rows: dict[str, object], data: bytes) -> bytes:
 
 
 _STATE = _tensors()
-_TRAINING = {"model": OrderedDict(_STATE), "epoch": 3, "optimizer": {"state": {0: {"m": torch.ones(2)}}, "param_groups": []}}
-_ARRAYS = {"fc.weight": numpy.ones((2, 3), "f4"), "bn": ("bn_0", numpy.arange(4, dtype=">i8")), "StructuredToParameterName@@": {}}
+_TRAINING = {
+    "model": OrderedDict(_STATE),
+    "epoch": 3,
+    "optimizer": {"state": {0: {"m": torch.ones(2)}}, "param_groups": []},
+}
+_ARRAYS = {
+    "fc.weight": numpy.ones((2, 3), "f4"),
+    "bn": ("bn_0", numpy.arange(4, dtype=">i8")),
+    "StructuredToParameterName@@": {},
+}
 _RECIPE = """schema = 1
 summary = "x"
 rules = ["h.{i}.{p:q,k}.weight [(a b) c] -> l.{i}.{p}.weight [(b a) c] | cast(bf16)", "? x -> y"]

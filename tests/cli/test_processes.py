@@ -1,0 +1,162 @@
+"""The program in processes of its own: what it imports, and what becomes of it when somebody pulls the plug."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+import ckptsurgery as cs
+
+PROGRAM = [sys.executable, "-m", "ckptsurgery"]
+MIB = 1 << 20
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    cs.save({f"h.{n}.w": torch.full((2, 2), float(n)) for n in range(3)}, tmp_path / "old.safetensors")
+    return tmp_path / "old.safetensors"
+
+
+@pytest.fixture
+def huge(tmp_path: Path) -> Path:
+    """A checkpoint that takes a while: 2 GiB of zeros that take no room on the disk."""
+    size = 64 * MIB
+    header: dict[str, object] = {
+        f"h.{n}.w": {"dtype": "F32", "shape": [size // 4], "data_offsets": [n * size, (n + 1) * size]}
+        for n in range(32)
+    }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with (tmp_path / "huge.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + 32 * size)
+    return tmp_path / "huge.safetensors"
+
+
+def modules_after(*arguments: str) -> set[str]:
+    """What is imported once the command is done."""
+    code = (
+        "import sys\nfrom ckptsurgery.cli import main\nsys.argv = ['ckptsurgery', *sys.argv[1:]]\n"
+        "try:\n    main()\nexcept SystemExit as e:\n    assert not e.code, e.code\n"
+        "print('\\n'.join(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    return set(done.stderr.split("\n"))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["inspect", "SRC"],
+        ["inspect", "SRC", "--json"],
+        ["ties", "SRC"],
+        ["plan", "SRC", "--rule", "h.{i}.w -> l.{i}.w"],
+        ["plan", "SRC", "--rule", "h.{i}.w [a b] -> l [i b a]"],
+        ["convert", "SRC", "OUT", "--rule", "h.{i}.w -> l.{i}.w", "--check"],
+        ["convert", "SRC", "OUT", "--rule", "h.{i}.w [a b] -> l [i a b]"],
+        ["convert", "SRC", "OUT", "--resume"],
+        ["diff", "SRC", "SRC"],
+        ["recipes"],
+        ["recipes", "match", "SRC"],
+    ],
+)
+def test_looking_planning_and_moving_bytes_import_no_torch(source: Path, command: list[str]) -> None:
+    names = {"SRC": str(source), "OUT": str(source.with_name("out.safetensors"))}
+    assert not modules_after(*(names.get(word, word) for word in command)) & {"torch", "numpy", "huggingface_hub"}
+
+
+@contextmanager
+def converting(source: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """A conversion in the middle of its writing; it is not left running."""
+    out = source.with_name("out.safetensors")
+    process = subprocess.Popen(
+        [*PROGRAM, "convert", str(source), str(out), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        while process.poll() is None and not any(wrote(path) for path in source.parent.iterdir()):
+            time.sleep(0.002)
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wrote(path: Path) -> bool:
+    try:
+        return ".ckptsurgery-tmp-" in path.name and path.stat().st_blocks * 512 > 4 * MIB
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_conversion_leaves_no_file_and_no_traceback(huge: Path, number: int, code: int) -> None:
+    with converting(huge) as process:
+        process.send_signal(number)
+        output, complaint = process.communicate()
+        assert (process.returncode, output) == (code, "")
+    assert "Traceback" not in complaint
+    assert [path.name for path in huge.parent.iterdir()] == [huge.name]
+
+
+def test_a_killed_conversion_is_resumed(huge: Path) -> None:
+    with converting(huge, "--resume") as process:
+        process.send_signal(signal.SIGINT)
+        process.communicate()
+        assert process.returncode == 130
+    assert not huge.with_name("out.safetensors").exists()
+    (journal,) = huge.parent.glob(".*.journal")
+    assert journal.read_text().count("\n") > 1
+    with converting(huge, "--resume") as process:
+        process.kill()
+    out = huge.with_name("out.safetensors")
+    done = subprocess.run(
+        [*PROGRAM, "convert", str(huge), str(out), "--resume"], capture_output=True, text=True, check=True
+    )
+    assert "resumed: " in done.stdout
+    assert cs.diff(huge, out).identical
+    assert sorted(path.name for path in huge.parent.iterdir()) == ["huge.safetensors", "out.safetensors"]
+    out.unlink()
+
+
+def test_who_stops_reading_is_not_complained_to(source: Path) -> None:
+    cs.save({f"key.number.{n}.{'x' * n}": torch.zeros(1) for n in range(900)}, source, overwrite=True)
+    process = subprocess.Popen(
+        [*PROGRAM, "inspect", str(source), "--all"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.read(1)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait() in (141, -signal.SIGPIPE)
+
+
+def test_results_go_to_stdout_and_problems_to_stderr(source: Path) -> None:
+    done = subprocess.run([*PROGRAM, "inspect", str(source), "--json"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(json.loads(done.stdout)["tensors"]) == 3
+    done = subprocess.run([*PROGRAM, "plan", str(source), "--rule", "x -> y"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error[")
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_help_fits_the_terminal(columns: int) -> None:
+    environment = {**os.environ, "COLUMNS": str(columns)}
+    for command in ("inspect", "plan", "convert", "diff", "ties", "recipes", "demo"):
+        done = subprocess.run([*PROGRAM, command, "--help"], capture_output=True, text=True, env=environment)
+        assert max(map(len, done.stdout.split("\n"))) <= max(columns, 86)
