@@ -71,12 +71,12 @@ JOURNEYS = {
     "litgpt -> checkpoint -> transformers 5, Mixtral": Journey(
         proof="hf4_mixtral__hf5",
         start="mixtral/hf_to_litgpt",
-        way="^mixtral/hf_to_litgpt mixtral/hf4_to_hf5",
+        way="^mixtral/hf_to_litgpt mixtral/hf_to_hf5",
     ),
     "litgpt -> hub -> transformers 5, Qwen3-MoE": Journey(
         proof="hub_qwen3_moe__hf5",
         start="qwen3_moe/hf_to_litgpt",
-        way="^qwen3_moe/hf_to_litgpt moe/hub_to_hf5",
+        way="^qwen3_moe/hf_to_litgpt moe/hf_to_hf5",
     ),
     "litgpt -> hf -> curated, GPT-NeoX": Journey(
         proof="hf_gptneox__curated",
@@ -86,12 +86,12 @@ JOURNEYS = {
     "torchvision -> timm -> transformers 4 -> 5, ViT": Journey(
         proof="tv_vit__hf5_vit",
         start="",
-        way="vit/tv_to_timm vit/timm_to_hf vit/hf4_to_hf5",
+        way="vit/tv_to_timm vit/timm_to_hf vit/hf_to_hf5",
     ),
     "torchvision -> transformers 5 -> 4 -> timm, ViT": Journey(
         proof="tv_vit__timm_vit",
         start="",
-        way="vit/tv_to_hf5 ^vit/hf4_to_hf5 ^vit/timm_to_hf",
+        way="vit/tv_to_hf5 ^vit/hf_to_hf5 ^vit/timm_to_hf",
     ),
     "torchvision -> timm -> transformers, Swin": Journey(
         proof="timm_swin__hf4_swin",
@@ -111,8 +111,8 @@ JOURNEYS = {
     ),
     "transformers -> timm -> paddle, ResNet": Journey(
         proof="tv_resnet18__paddle",
-        start="resnet/timm_to_hf",
-        way="^resnet/timm_to_hf resnet/tv_to_paddle",
+        start="resnet/tv_to_hf",
+        way="^resnet/tv_to_hf resnet/tv_to_paddle",
     ),
 }
 

@@ -39,6 +39,6 @@ def test_wav2vec2_with_weight_norm_under_its_old_names() -> None:
     old = copy.deepcopy(new)
     old.wav2vec2.encoder.pos_conv_embed.conv = OldWeightNorm(32, 8, 4)
     noisy(old)
-    convert(old, cs.load_recipe("wav2vec2/hf4_to_hf5"), new)
+    convert(old, cs.load_recipe("wav2vec2/hf_to_hf5"), new)
     sound = torch.randn(2, 80, generator=torch.Generator().manual_seed(1))
     assert_parity(new(sound).logits, old(sound).logits)

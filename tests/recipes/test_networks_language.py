@@ -89,7 +89,7 @@ def test_mixtral_from_experts_one_by_one_to_experts_stacked(tokens: torch.Tensor
         sliding_window=None,
     )  # fmt: skip
     lit = noisy(LitGPT(WORDS, WIDTH, HIDDEN, LAYERS, Q, KV, experts=4))
-    way = cs.load_recipe("mixtral/hf_to_litgpt").inverse().then(cs.load_recipe("mixtral/hf4_to_hf5"))
+    way = cs.load_recipe("mixtral/hf_to_litgpt").inverse().then(cs.load_recipe("mixtral/hf_to_hf5"))
     hf = convert(lit, way, MixtralForCausalLM(config), HEADS)
     assert hf.state_dict()["model.layers.0.mlp.experts.gate_up_proj"].shape == (4, 2 * HIDDEN, WIDTH)
     assert_parity(hf(tokens).logits, lit(tokens))

@@ -32,7 +32,7 @@ def test_vit_with_fused_qkv(image: torch.Tensor) -> None:
         num_labels=CLASSES, layer_norm_eps=1e-6,
     )  # fmt: skip
     timm = noisy(ViT(32, 4, 64, layers=2, image=32, patch=8, classes=CLASSES))
-    way = cs.load_recipe("vit/timm_to_hf").then(cs.load_recipe("vit/hf4_to_hf5"))
+    way = cs.load_recipe("vit/timm_to_hf").then(cs.load_recipe("vit/hf_to_hf5"))
     hf = convert(timm, way, ViTForImageClassification(config))
     assert_parity(hf(image).logits, timm(image))
 
@@ -42,7 +42,7 @@ def test_vit_with_fused_qkv(image: torch.Tensor) -> None:
 def test_resnet_with_its_statistics(image: torch.Tensor, kind: str) -> None:
     config = ResNetConfig(embedding_size=16, hidden_sizes=[32, 64], depths=[2, 2], layer_type=kind, num_labels=CLASSES)
     timm = noisy(ResNet(Basic if kind == "basic" else Bottleneck, 16, [32, 64], 2, CLASSES))
-    hf = convert(timm, cs.load_recipe("resnet/timm_to_hf"), ResNetForImageClassification(config))
+    hf = convert(timm, cs.load_recipe("resnet/tv_to_hf"), ResNetForImageClassification(config))
     assert_parity(hf(image).logits, timm(image))
 
 

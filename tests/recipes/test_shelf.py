@@ -27,6 +27,19 @@ def test_the_shelf_holds_toml_and_pages_that_speak_of_it(repository: Path) -> No
     assert all(re.fullmatch(r"[a-z0-9_]+/[a-z0-9]+_to_[a-z0-9]+", name) for name in NAMES)
 
 
+def test_every_codebase_of_a_family_leads_to_every_other() -> None:
+    known: dict[str, list[set[str]]] = {}
+    for name in NAMES:
+        family, job = name.split("/")
+        joined = set(job.split("_to_"))
+        groups = known.setdefault(family, [])
+        for group in [g for g in groups if g & joined]:
+            groups.remove(group)
+            joined |= group
+        groups.append(joined)
+    assert {family for family, groups in known.items() if len(groups) > 1} == set()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_text_and_objects_are_one(name: str) -> None:
     recipe = cs.load_recipe(name)
