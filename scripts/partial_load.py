@@ -2,12 +2,12 @@
 """Load what fits of a checkpoint into a model, and account for every tensor of both.
 
     scripts/partial_load.py                                       # the built-in demo
-    scripts/partial_load.py last.pt mymodels:build                # every difference is an error that says what settles it
+    scripts/partial_load.py last.pt mymodels:build                # every difference is an error, with its remedy
     scripts/partial_load.py last.pt mymodels:build --partial      # load what fits, list what did not
     scripts/partial_load.py last.pt mymodels:build --init head --drop fc --out start.safetensors
 
-MODEL is `module:callable`; the callable takes no argument and returns an nn.Module. Modules in the working directory are
-found. Exit code 0 when the model is loaded, 1 when something stands against it, 2 for wrong usage.
+MODEL is `module:callable`; the callable takes no argument and returns an nn.Module. Modules in the working directory
+are found. Exit code 0 when the model is loaded, 1 when something stands against it, 2 for wrong usage.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def arguments() -> argparse.Namespace:
     add("--init", action="append", default=[], metavar="PATH", help="initialise this module anew; repeatable")
     add("--keep", action="append", default=[], metavar="PATH", help="leave this module as constructed; repeatable")
     add("--drop", action="append", default=[], metavar="PATH", help="leave this part of the source out; repeatable")
-    add("--mismatch", choices=("error", "init", "keep"), default="error", help="what becomes of other shapes")
+    add("--mismatch", choices=("error", "init", "keep"), help="other shapes: an error; with --partial kept as constructed")
     add("--dtype", choices=("lossless", "error", "model"), default="lossless", help="what becomes of other dtypes")
     add("--partial", action="store_true", help="load what fits, and list what did not")
     add("--subtree", metavar="PATH", help="where the tensors lie in a training checkpoint")
@@ -84,7 +84,7 @@ def main() -> None:
             init=given.init,
             keep=given.keep,
             drop=given.drop,
-            mismatch=given.mismatch,
+            mismatch=given.mismatch or ("keep" if given.partial else "error"),
             dtype=given.dtype,
             partial=given.partial,
             subtree=given.subtree,
