@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .steps import Step
+from ..specs import DTYPES
+from .cutting import Cut, Region, copies_bytes, cut_of, extent_of, regions_of
+from .steps import Program, Step
 
 if TYPE_CHECKING:
     from .plan import Plan
 
-__all__ = ["CHUNK", "Cost", "cost_of"]
+__all__ = ["BUDGET", "CHUNK", "REGION", "Cost", "cost_of", "held_by", "largest_step", "region_limit", "workers"]
 
 CHUNK = 1 << 20
 """Bytes that a copy reads at a time."""
+
+REGION = 4 << 20
+"""Bytes of a target that are computed at a time where a step can be cut."""
+
+BUDGET = 256 << 20
+"""Bytes that tasks side by side may hold together; a single larger one runs alone."""
+
+
+def workers() -> int:
+    """Tasks that run side by side."""
+    return min(os.cpu_count() or 1, 8)
 
 
 @dataclass(frozen=True)
@@ -22,15 +37,17 @@ class Cost:
     """What running a plan takes, in bytes.
 
     Args:
-        bytes_read: read from the source, each step's sources once.
+        bytes_read: read from the source, what must be proved equal included.
         bytes_written: written to a file; tied tensors once.
-        peak_memory: held at once while streaming to a file: the largest step, or one chunk where all is copied.
+        peak_memory: held at once while streaming to a file, with tasks on every core, beside the interpreter and torch.
+        least_memory: held by the largest task alone, so that no less will do.
         copies, moves, computes: steps by kind; copies and moves never change a value.
     """
 
     bytes_read: int
     bytes_written: int
     peak_memory: int
+    least_memory: int
     copies: int
     moves: int
     computes: int
@@ -41,27 +58,93 @@ class Cost:
 
     def __str__(self) -> str:
         return (
-            f"reads {_shown(self.bytes_read)}, writes {_shown(self.bytes_written)}, holds at most {_shown(self.peak_memory)}; "
+            f"reads {_shown(self.bytes_read)}, writes {_shown(self.bytes_written)}, "
+            f"holds at most {_shown(self.peak_memory)}; "
             f"{self.copies} copies, {self.moves} moves, {self.computes} computed"
         )
 
 
-def cost_of(plan: Plan) -> Cost:
-    """The cost of streaming a plan to a file."""
+def cost_of(plan: Plan, aliases: Collection[str] | None = None, unread: Collection[tuple[str, str]] = ()) -> Cost:
+    """The cost of streaming a plan to a file.
+
+    Args:
+        aliases: target keys that share the tensor of another, so that nothing is written for them; the plan's own
+            ties where nothing more is known.
+        unread: pairs of source keys that are one tensor, so that nothing need be read to prove them equal.
+    """
+    tied = plan.ties.keys() if aliases is None else aliases
     kinds = Counter(step.kind for step in plan.steps)
-    uses = Counter(key for step in plan.steps for key in step.sources)
-    sizes = {key: plan.source[key].nbytes for key in uses if key in plan.source}
-    read = sum(sizes[key] for key in uses if key in sizes)
-    read += sum(plan.source[k].nbytes for pair in plan.proofs for k in pair)
-    written = sum(spec.nbytes for key, spec in plan.specs.items() if key not in plan.ties)
-    peak = max((_held(step) for step in plan.steps), default=0)
-    return Cost(read, written, peak, kinds["copy"], kinds["move"], kinds["compute"])
+    known: dict[int, _Taken] = {}
+    read = written = total = buffer = largest = 0
+    whole: set[str] = set()
+    for step in plan.steps:
+        kept = [n for n, key in enumerate(step.targets) if key not in tied]
+        if not kept:
+            continue
+        taken = known.get(id(step.program)) or known.setdefault(id(step.program), _taken(step.program))
+        written += sum(step.program.outputs[n].nbytes for n in kept)
+        if taken.reads is None:
+            whole.update(step.sources)
+        else:
+            read += sum(taken.reads[n] for n in kept)
+        total, largest, buffer = total + taken.held, max(largest, taken.largest), max(buffer, taken.buffer)
+    read += sum(plan.source[key].nbytes for key in whole if key in plan.source)
+    read += sum(plan.source[k].nbytes for pair in plan.proofs if pair not in unread for k in pair)
+    peak = max(buffer, min(total, max(largest, min(BUDGET, workers() * largest))))
+    return Cost(read, written, peak, max(buffer, largest), kinds["copy"], kinds["move"], kinds["compute"])
 
 
-def _held(step: Step) -> int:
-    if step.kind == "copy":
-        return min(CHUNK, max((s.nbytes for s in step.program.outputs), default=0))
-    return sum(s.nbytes for s in step.program.inputs) + sum(s.nbytes for s in step.program.outputs)
+def largest_step(plan: Plan) -> Step:
+    """The step that holds most at once."""
+    known: dict[int, int] = {}
+    for step in plan.steps:
+        if id(step.program) not in known:
+            taken = _taken(step.program)
+            known[id(step.program)] = max(taken.largest, taken.buffer)
+    return max(plan.steps, key=lambda step: known[id(step.program)])
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """What one program takes: bytes read for each target (None: each source whole), held by tasks, held to copy."""
+
+    reads: tuple[int, ...] | None
+    held: int = 0
+    largest: int = 0
+    buffer: int = 0
+
+
+def _taken(program: Program) -> _Taken:
+    outputs = program.outputs
+    if copies_bytes(program):
+        sizes = tuple(s.nbytes for s in outputs)
+        return _Taken(sizes, buffer=min(CHUNK, max(sizes, default=0)))
+    cut = cut_of(program)
+    if cut is None:
+        held = held_by(program, None, None)
+        return _Taken(None, held, held)
+    reads = [0] * len(outputs)
+    for piece in cut.layout.pieces:
+        size = DTYPES[program.inputs[piece.source].dtype].itemsize
+        reads[piece.target] += extent_of(piece.shape, piece.source_strides) * size
+    tasks = [held_by(program, cut, region) for region in regions_of(cut.layout, region_limit(program, REGION))]
+    return _Taken(tuple(reads), sum(tasks), max(tasks, default=0))
+
+
+def region_limit(program: Program, nbytes: int) -> int:
+    """Elements of a region of so many bytes, by the widest dtype of a program."""
+    return max(1, nbytes // max(DTYPES[s.dtype].itemsize for s in (*program.inputs, *program.outputs)))
+
+
+def held_by(program: Program, cut: Cut | None, region: Region | None) -> int:
+    """Bytes that a task holds: sources and targets of a whole step; of a region what is read, made, and in between."""
+    if cut is None or region is None:
+        return sum(s.nbytes for s in program.inputs) + sum(s.nbytes for s in program.outputs)
+    count = region.stop - region.start
+    old = DTYPES[program.inputs[region.pieces[0].source].dtype].itemsize
+    new = DTYPES[program.outputs[region.target].dtype].itemsize if cut.chains[region.target] else 0
+    straight = all(p.contiguous for p in region.pieces)
+    return count * (old * (1 if straight else 2) + new)
 
 
 def _shown(count: int) -> str:

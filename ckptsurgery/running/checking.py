@@ -14,9 +14,8 @@ from ..planning.costing import CHUNK
 from ..planning.plan import Plan
 from ..storage.checkpoint import Checkpoint
 from ..storage.opening import open_checkpoint
-from .executing import run_step
+from .executing import Loads, run_step
 from .progress import ByteBar
-from .streaming import Loads
 
 __all__ = ["check_output"]
 

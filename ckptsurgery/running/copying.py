@@ -10,6 +10,7 @@ from itertools import product
 from typing import NamedTuple
 
 from ..planning.costing import CHUNK
+from ..planning.cutting import run_length
 from ..planning.layout import Layout, Piece
 from ..specs import DTYPES
 from ..storage.checkpoint import Checkpoint
@@ -17,9 +18,6 @@ from ..storage.contents import Extent
 from ..storage.staging import Writer
 
 __all__ = ["ByteRun", "copy_runs", "merged", "runs_of"]
-
-_SHORT_RUN = 16 << 10
-_MANY_RUNS = 4096
 
 
 class ByteRun(NamedTuple):
@@ -33,50 +31,33 @@ class ByteRun(NamedTuple):
 
 
 def runs_of(
-    layout: Layout, dtypes: Sequence[str], sources: Sequence[Extent], targets: Sequence[Extent]
-) -> list[ByteRun] | None:
-    """The byte runs of a rearrangement, or None where they are so many and so short that a tensor is the better way.
+    layout: Layout, dtypes: Sequence[str], sources: Sequence[Extent], targets: Sequence[Extent | None]
+) -> Iterator[ByteRun]:
+    """The byte runs of a rearrangement.
 
     Args:
         dtypes: of the targets.
-        sources, targets: where the tensors of each side lie.
+        sources, targets: where the tensors of each side lie; None for a target that is not written.
     """
-    bits = [DTYPES[d].bits for d in dtypes]
-    if any(b % 8 for b in bits) and layout.copies is None:
-        return None
     if layout.copies is not None:
-        return [
-            ByteRun(t.file, t.offset, sources[s].file, sources[s].offset, t.nbytes)
-            for s, t in zip(layout.copies, targets)
-            if t.nbytes
-        ]
-    count = sum(_run_count(p) for p in layout.pieces)
-    total = sum(t.nbytes for t in targets)
-    if count == 0 or (count > _MANY_RUNS and total // count < _SHORT_RUN):
-        return None
-    runs = []
+        for number, target in zip(layout.copies, targets):
+            if target is not None and target.nbytes:
+                source = sources[number]
+                yield ByteRun(target.file, target.offset, source.file, source.offset, target.nbytes)
+        return
     for piece in layout.pieces:
-        size = bits[piece.target] // 8
         source, target = sources[piece.source], targets[piece.target]
+        if target is None:
+            continue
+        size = DTYPES[dtypes[piece.target]].itemsize
         for a, b, length in _elements(piece):
-            runs.append(
-                ByteRun(target.file, target.offset + b * size, source.file, source.offset + a * size, length * size)
-            )
-    return runs
-
-
-def _runs_on(piece: Piece) -> bool:
-    return not piece.shape or (piece.source_strides[-1] == piece.target_strides[-1] == 1)
-
-
-def _run_count(piece: Piece) -> int:
-    return piece.numel // piece.shape[-1] if piece.shape and _runs_on(piece) else piece.numel
+            yield ByteRun(target.file, target.offset + b * size, source.file, source.offset + a * size, length * size)
 
 
 def _elements(piece: Piece) -> Iterator[tuple[int, int, int]]:
     """(source offset, target offset, length) of each run, in elements."""
-    inner = piece.shape[-1] if piece.shape and _runs_on(piece) else 1
-    outer = slice(None, -1) if piece.shape and _runs_on(piece) else slice(None)
+    inner = run_length(piece)
+    outer = slice(None, -1) if inner > 1 else slice(None)
     shape, a, b = piece.shape[outer], piece.source_strides[outer], piece.target_strides[outer]
     for index in product(*map(range, shape)):
         yield (

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, Diagnostic
 from ..ops.base import OpError
 from ..planning.layout import Layout
 from ..planning.steps import Beside, Move, Pick, Program, Run, Step
+from ..storage.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["execute", "rearrange", "run_step"]
+__all__ = ["Loads", "execute", "rearrange", "run_step"]
 
 Load = Callable[[str], "Tensor"]
 
@@ -72,3 +75,35 @@ def rearrange(layout: Layout, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
             target.as_strided(p.shape, p.target_strides, p.target_offset).copy_(box)
         made.append(target)
     return tuple(made)
+
+
+@dataclass
+class Loads:
+    """Loads sources, and holds one only as long as a later step still wants it; from any thread."""
+
+    checkpoint: Checkpoint
+    steps: Iterable[Step]
+    wanted: dict[str, int] = field(default_factory=dict)
+    held: dict[str, Tensor] = field(default_factory=dict)
+    lock: Lock = field(default_factory=Lock)
+
+    def __post_init__(self) -> None:
+        for step in self.steps:
+            for key in set(step.sources):
+                self.wanted[key] = self.wanted.get(key, 0) + 1
+
+    def __call__(self, key: str) -> Tensor:
+        if key not in self.held and self.wanted.get(key, 0) < 2:
+            return self.checkpoint.load(key)
+        with self.lock:
+            if key not in self.held:
+                self.held[key] = self.checkpoint.load(key)
+            return self.held[key]
+
+    def done(self, step: Step) -> None:
+        """Forget what no later step wants."""
+        with self.lock:
+            for key in set(step.sources):
+                self.wanted[key] -= 1
+                if self.wanted[key] <= 0:
+                    self.held.pop(key, None)

@@ -18,12 +18,11 @@ from ..planning.steps import Step
 from ..planning.targets import Target
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
-from .executing import run_step
+from .executing import Loads, run_step
 from .progress import ByteBar
 from .proving import prove
 from .report import Entry, Report
 from .saving import ledger
-from .streaming import Loads
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -80,6 +79,8 @@ def load_plan(
     inits = {k: v for k, v in plan.inits.items() if v not in _KEEPS}
     kept = [k for k, v in plan.inits.items() if v in _KEEPS]
     _refuse_meta((*plan.specs, *also_filled), model, kept, assign)
+    if not assign:
+        _refuse_repeated((*plan.specs, *also_filled), model)
     if check_values:
         made = (zip(step.targets, run_step(step, checkpoint.load)) for step in plan.steps)
         refuse_non_finite(chain.from_iterable(made))
@@ -138,6 +139,29 @@ def _own(tensor: Tensor, step: Step, checkpoint: Checkpoint) -> Tensor:
     """A tensor that the model may keep: not one that the caller's state_dict still holds."""
     in_memory = any(checkpoint.entries[k].tensor is not None for k in step.sources if k in checkpoint.entries)
     return tensor.clone() if in_memory else tensor
+
+
+def _refuse_repeated(filled: Sequence[str], model: nn.Module) -> None:
+    """Tensors that are one value shown many times (`expand`) have no room for many."""
+    tensors = named_tensors(model)
+    wrong = [k for k in filled if k in tensors and _repeats(tensors[k])]
+    if wrong:
+        raise LoadError(
+            Diagnostic(
+                "expanded-target",
+                f"{len(wrong)} of the model's tensors show one value many times (expand), and cannot take many",
+                notes=tuple(wrong[:6]),
+                help="assign=True puts new tensors in their place",
+            )
+        )
+
+
+def _repeats(tensor: Tensor) -> bool:
+    import torch
+
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        return False
+    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape))
 
 
 def _refuse_meta(filled: Sequence[str], model: nn.Module, kept: Sequence[str], assign: bool) -> None:

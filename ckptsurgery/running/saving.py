@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Diagnostic, PlanError
+from ..planning.costing import BUDGET, largest_step
 from ..planning.plan import Plan
 from ..storage.checkpoint import Checkpoint
 from ..storage.resuming import ResumableWriter
@@ -47,14 +48,7 @@ def save_plan(
             written is not what was meant.
     """
     _refuse_inits(plan)
-    if max_memory is not None and plan.cost.peak_memory > parse_size(max_memory):
-        raise PlanError(
-            Diagnostic(
-                "too-much-memory",
-                f"the largest step holds {plan.cost.peak_memory:,} bytes, more than --max-memory {max_memory}",
-                help="allow more, or split the rule that gathers most",
-            )
-        )
+    budget = _budget(plan, max_memory)
     prove(plan, checkpoint)
     aliases = output_aliases(plan, checkpoint)
     specs = {key: plan.specs[key] for key in plan.keys if key in plan.specs and key not in aliases}
@@ -74,7 +68,7 @@ def save_plan(
         refuse_file(Path(path), writer.files)
     total = sum(s.nbytes for s in specs.values())
     with writer, ByteBar(total, f"writing {Path(path).name}", progress) as bar:
-        stream(plan, checkpoint, writer, bar)
+        stream(plan, checkpoint, writer, bar, budget=budget)
     notes = [*_left_out(checkpoint, writer), *_resumed(writer)]
     if companions:
         copied = copy_companions(checkpoint.files, Path(path).expanduser())
@@ -91,8 +85,7 @@ def state_dict_of(plan: Plan, checkpoint: Checkpoint) -> dict[str, Any]:
     Raises:
         PlanError: as for `save_plan`.
     """
-    from .executing import run_step
-    from .streaming import Loads
+    from .executing import Loads, run_step
 
     _refuse_inits(plan)
     prove(plan, checkpoint)
@@ -109,6 +102,24 @@ def state_dict_of(plan: Plan, checkpoint: Checkpoint) -> dict[str, Any]:
         loads.done(step)
     # what is left to the module that builds it ([init] own) is in no file either
     return {key: made[at] for key in plan.keys if (at := aliases.get(key, key)) in made}
+
+
+def _budget(plan: Plan, max_memory: int | str | None) -> int:
+    """Bytes that tasks may hold together; a limit that the largest of them breaks is refused before anything starts."""
+    if max_memory is None:
+        return BUDGET
+    allowed, least = parse_size(max_memory), plan.cost.least_memory
+    if least <= allowed:
+        return min(BUDGET, allowed)
+    step = largest_step(plan)
+    raise PlanError(
+        Diagnostic(
+            "too-much-memory",
+            f"the largest step holds {least:,} bytes, more than --max-memory {max_memory}",
+            facts=(("makes", ", ".join(step.targets[:3])), ("of", ", ".join(step.sources[:3]))),
+            help="allow more, or split the rule that gathers most",
+        )
+    )
 
 
 def _refuse_inits(plan: Plan) -> None:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..planning.costing import BUDGET, REGION
+from ..planning.cutting import copies_bytes
 from ..planning.plan import Plan
 from ..planning.steps import Step
 from ..storage.checkpoint import Checkpoint
 from ..storage.staging import Writer
 from .copying import ByteRun, copy_runs, merged, runs_of
-from .executing import run_step
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 __all__ = ["output_aliases", "stream"]
 
@@ -37,94 +34,47 @@ def output_aliases(plan: Plan, checkpoint: Checkpoint) -> dict[str, str]:
     return aliases
 
 
-def stream(plan: Plan, checkpoint: Checkpoint, writer: Writer, moved: Callable[[int], object]) -> None:
-    """Fill a writer: first what is copied, in the order of the output, then what is computed, step by step."""
+def stream(
+    plan: Plan,
+    checkpoint: Checkpoint,
+    writer: Writer,
+    moved: Callable[[int], object],
+    *,
+    budget: int = BUDGET,
+    region: int = REGION,
+) -> None:
+    """Fill a writer: first what is copied, in the order of the output, then what is computed, over the cores.
+
+    Args:
+        budget: bytes that tasks may hold together.
+        region: bytes of a target that are computed at a time where a step can be cut.
+    """
     runs: list[ByteRun] = []
     computed: list[Step] = []
     for step in plan.steps:
-        if not any(key in writer.places for key in step.targets):
-            continue
-        found = _byte_runs(step, checkpoint, writer)
-        if found is None:
-            computed.append(step)
-        else:
-            runs += found
+        if any(key in writer.places for key in step.targets):
+            found = _byte_runs(step, checkpoint, writer)
+            if found is None:
+                computed.append(step)
+            else:
+                runs += found
     copy_runs(merged(runs), checkpoint, writer, moved)
-    loads = Loads(checkpoint, computed)
-    for step in computed:
-        if not _left_from_before(step, writer, moved):
-            for key, tensor in zip(step.targets, run_step(step, loads)):
-                if key in writer.places:
-                    _write(key, tensor, writer, moved)
-        loads.done(step)
+    if computed:
+        from .computing import run_tasks, tasks_of
+
+        run_tasks(tasks_of(computed, checkpoint, writer, region), moved, budget)
 
 
-def _left_from_before(step: Step, writer: Writer, moved: Callable[[int], object]) -> bool:
-    """Whether an interrupted run wrote all that the step makes."""
-    places = [writer.places[key] for key in step.targets if key in writer.places]
-    if not all(writer.has(place.file, place.offset, place.nbytes) for place in places):
-        return False
-    for place in places:
-        writer.skip(place.nbytes)
-        moved(place.nbytes)
-    return True
-
-
-def _byte_runs(step: Step, checkpoint: Checkpoint, writer: Writer) -> list[ByteRun] | None:
+def _byte_runs(step: Step, checkpoint: Checkpoint, writer: Writer) -> Iterable[ByteRun] | None:
     layout = step.program.moves
-    if layout is None:
+    if layout is None or not copies_bytes(step.program):
         return None
     extents = [checkpoint.extent(key) for key in step.sources]
     known = [e for e in extents if e is not None]
     if len(known) < len(extents):
         return None
-    wanted = [n for n, key in enumerate(step.targets) if key in writer.places]
-    if len(wanted) < len(step.targets):
-        return None
-    return runs_of(layout, [s.dtype for s in step.program.outputs], known, [writer.places[k] for k in step.targets])
-
-
-def _write(key: str, tensor: Tensor, writer: Writer, moved: Callable[[int], object]) -> None:
-    from ..storage.tensors import dense_bytes
-
-    place = writer.places[key]
-    data = dense_bytes(tensor, key)
-    writer.write(place.file, place.offset, data)
-    moved(len(data))
-
-
-@dataclass
-class Loads:
-    """Loads sources, and holds one only as long as a later step still wants it."""
-
-    checkpoint: Checkpoint
-    steps: Iterable[Step]
-    wanted: dict[str, int] = field(default_factory=dict)
-    held: dict[str, Tensor] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for step in self.steps:
-            for key in _reads(step):
-                self.wanted[key] = self.wanted.get(key, 0) + 1
-
-    def __call__(self, key: str) -> Tensor:
-        if key not in self.held:
-            tensor = self.checkpoint.load(key)
-            if self.wanted.get(key, 0) < 2:
-                return tensor
-            self.held[key] = tensor
-        return self.held[key]
-
-    def done(self, step: Step) -> None:
-        """Forget what no later step wants."""
-        for key in _reads(step):
-            self.wanted[key] -= 1
-            if self.wanted[key] <= 0:
-                self.held.pop(key, None)
-
-
-def _reads(step: Step) -> set[str]:
-    return set(step.sources)
+    places = [writer.places.get(key) for key in step.targets]
+    return runs_of(layout, [s.dtype for s in step.program.outputs], known, places)
 
 
 def renamed_metadata(metadata: Mapping[str, Any], plan: Plan) -> dict[str, Any]:

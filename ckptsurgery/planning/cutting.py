@@ -1,0 +1,192 @@
+"""Cutting a program into regions: runs of a target that can be made alone, from the parts of the sources they need.
+
+What only rearranges, and what works element by element after that, need not be done tensor by tensor: a stack of
+experts is made an expert at a time, a cast a few megabytes at a time. The cut is known from shapes, before anything runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from ..ops.base import Op
+from ..specs import DTYPES
+from .layout import Layout, Piece, side_by_side
+from .steps import Beside, Instruction, Move, Pick, Program, Run, compose_layouts
+
+__all__ = ["Cut", "Region", "copies_bytes", "cut_of", "extent_of", "regions_of", "run_length"]
+
+_SHORT_RUN = 16 << 10
+_MANY_RUNS = 4096
+_Chain = tuple[Op, ...]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A program as one rearrangement, and ops on single elements after it.
+
+    Args:
+        layout: where each element comes from.
+        chains: for each target the ops that follow, in order.
+    """
+
+    layout: Layout
+    chains: tuple[_Chain, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A run of one target's elements, `[start, stop)`, and the pieces that fill it exactly."""
+
+    target: int
+    start: int
+    stop: int
+    pieces: tuple[Piece, ...]
+
+
+def copies_bytes(program: Program) -> bool:
+    """Whether to move bytes from file to file, with no tensor in between: not where runs are many and short."""
+    layout = program.moves
+    if layout is None:
+        return False
+    if layout.copies is not None:
+        return True
+    if any(DTYPES[s.dtype].bits % 8 for s in program.outputs):
+        return False
+    count = sum(p.numel // run_length(p) for p in layout.pieces)
+    return count <= _MANY_RUNS or sum(s.nbytes for s in program.outputs) >= count * _SHORT_RUN
+
+
+def run_length(piece: Piece) -> int:
+    """Elements that lie next to each other on both sides of a piece."""
+    along = piece.shape and piece.source_strides[-1] == piece.target_strides[-1] == 1
+    return piece.shape[-1] if along else 1
+
+
+def cut_of(program: Program) -> Cut | None:
+    """How to cut a program; None where it must be run on whole tensors.
+
+    That is where an op looks at more than one element, and where pieces of one source overlap in what they span (a
+    fused tensor split by turns), so that cutting would read it several times.
+    """
+    if any(DTYPES[s.dtype].bits % 8 for s in (*program.inputs, *program.outputs)):
+        return None
+    cut = _cut(program)
+    if cut is None:
+        return None
+    spanned = sum(extent_of(p.shape, p.source_strides) for p in cut.layout.pieces)
+    used = {p.source for p in cut.layout.pieces}
+    return cut if spanned <= sum(math.prod(cut.layout.sources[n]) for n in used) else None
+
+
+def _cut(program: Program) -> Cut | None:
+    shapes = [s.shape for s in program.inputs]
+    cut: Cut | None = Cut(Layout.identity(shapes), ((),) * len(shapes))
+    for instruction in program.instructions:
+        cut = _after(cut, instruction) if cut is not None else None
+    return cut
+
+
+def _after(cut: Cut, instruction: Instruction) -> Cut | None:
+    match instruction:
+        case Move(layout):
+            return _moved(cut, Cut(layout, ((),) * len(layout.targets)))
+        case Pick(indices):
+            picked = [replace(p, target=n) for n, i in enumerate(indices) for p in cut.layout.pieces if p.target == i]
+            targets = tuple(cut.layout.targets[i] for i in indices)
+            return Cut(Layout(cut.layout.sources, targets, tuple(picked)), tuple(cut.chains[i] for i in indices))
+        case Beside(programs):
+            cuts = [_cut(p) for p in programs]
+            known = [c for c in cuts if c is not None]
+            if len(known) < len(cuts):
+                return None
+            return _moved(cut, Cut(side_by_side([c.layout for c in known]), sum((c.chains for c in known), ())))
+        case Run(op, groups):
+            if not op.elementwise or any(len(group) > 1 for group in groups):
+                return None
+            wanted = {i for group in groups for i in group}
+            return Cut(cut.layout, tuple((*c, op) if i in wanted else c for i, c in enumerate(cut.chains)))
+
+
+def _moved(first: Cut, second: Cut) -> Cut | None:
+    """One cut after another; ops stay where they are only if whole tensors are handed on after them."""
+    copies = second.layout.copies
+    if copies is None and any(first.chains):
+        return None
+    layout = compose_layouts(first.layout, second.layout)
+    if layout is None:
+        return None
+    before = [first.chains[i] for i in copies] if copies is not None else [()] * len(second.chains)
+    return Cut(layout, tuple((*a, *b) for a, b in zip(before, second.chains)))
+
+
+def extent_of(shape: Sequence[int], strides: Sequence[int]) -> int:
+    """Elements from the first to the last that a box touches, both included.
+
+    >>> extent_of((2, 3), (10, 1)), extent_of((), ())
+    (13, 1)
+    """
+    return 1 + sum((n - 1) * step for n, step in zip(shape, strides))
+
+
+def regions_of(layout: Layout, limit: int) -> Iterator[Region]:
+    """The regions of every target, of at most `limit` elements where the pieces allow it, in order.
+
+    Args:
+        limit: neighbouring regions are joined, and pieces split, up to this many elements.
+    """
+    by_target: dict[int, list[Piece]] = {}
+    for piece in layout.pieces:
+        by_target.setdefault(piece.target, []).extend(_split(piece, limit))
+    for target in sorted(by_target):
+        pieces = sorted(by_target[target], key=lambda p: p.target_offset)
+        yield from _joined(target, pieces, limit)
+
+
+def _split(piece: Piece, limit: int) -> Iterator[Piece]:
+    """Parts of a piece along its outermost axes, as long as the parts span disjoint runs of its source."""
+    if piece.numel <= limit or not piece.shape:
+        yield piece
+        return
+    rows, *inner = piece.shape
+    a, b = piece.source_strides, piece.target_strides
+    if a[0] < extent_of(inner, a[1:]) or b[0] < extent_of(inner, b[1:]):
+        yield piece
+        return
+    count = max(1, limit // math.prod(inner))
+    for start in range(0, rows, count):
+        n = min(count, rows - start)
+        offsets = piece.source_offset + start * a[0], piece.target_offset + start * b[0]
+        if n == 1:
+            part = Piece(piece.source, piece.target, tuple(inner), offsets[0], a[1:], offsets[1], b[1:])
+            yield from _split(part, limit)
+        else:
+            yield replace(piece, shape=(n, *inner), source_offset=offsets[0], target_offset=offsets[1])
+
+
+def _joined(target: int, pieces: Sequence[Piece], limit: int) -> Iterator[Region]:
+    """Pieces whose spans overlap in the target belong to one region; small regions are joined."""
+    held: list[Piece] = []
+    start = stop = 0
+    for at, piece in enumerate(pieces):
+        end = piece.target_offset + extent_of(piece.shape, piece.target_strides)
+        if held and piece.target_offset >= stop and _next_stop(pieces, at) - start > limit:
+            yield Region(target, start, stop, tuple(held))
+            held = []
+        if not held:
+            start = piece.target_offset
+        held.append(piece)
+        stop = max(stop, end)
+    if held:
+        yield Region(target, start, stop, tuple(held))
+
+
+def _next_stop(pieces: Sequence[Piece], at: int) -> int:
+    """Where the run of overlapping pieces that begins at `pieces[at]` ends."""
+    stop = pieces[at].target_offset
+    for piece in pieces[at:]:
+        if piece.target_offset >= stop and stop > pieces[at].target_offset:
+            break
+        stop = max(stop, piece.target_offset + extent_of(piece.shape, piece.target_strides))
+    return stop

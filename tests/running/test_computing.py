@@ -1,0 +1,215 @@
+"""What streaming writes is what the plan makes, however finely the work is cut."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+import ckptsurgery as cs
+from ckptsurgery.ops.base import Op, Specs, Tensors
+from ckptsurgery.planning.cutting import cut_of, extent_of, regions_of
+from ckptsurgery.planning.layout import Layout
+from ckptsurgery.running import streaming
+from ckptsurgery.running.computing import Task, run_tasks
+from ckptsurgery.running.executing import Loads
+from ckptsurgery.storage.writing import open_writer
+
+
+def tensors() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    made = {}
+    for i in range(2):
+        made |= {f"l.{i}.{p}.weight": torch.randn(rows, 6) for p, rows in (("q", 8), ("k", 4), ("v", 4))}
+        made |= {f"l.{i}.e.{e}.{p}": torch.randn(5, 7) for e in range(3) for p in ("gate", "up", "down")}
+        made[f"l.{i}.fused"] = torch.randn(3, 4, 10)
+        made[f"l.{i}.norm"] = torch.randn(7).to(torch.bfloat16)
+    made["count"] = torch.tensor(3)
+    made["empty"] = torch.zeros(0, 4)
+    return made
+
+
+RECIPES: dict[str, list[str]] = {
+    "names": [],
+    "transposed": ["l.{i}.{p:q,k,v}.weight [o d] -> m.{i}.{p} [d o]"],
+    "fused": ["l.{i}.{p:q,k,v}.weight [rows:p d] -> m.{i}.qkv [(p rows:p) d]"],
+    "fused and transposed": ["l.{i}.{p:q,k,v}.weight [rows:p d] -> m.{i}.qkv [d (p rows:p)]"],
+    "stacked": ["l.{i}.e.{e}.{p} [o d] -> m.{i}.{p} [e o d]"],
+    "stacked and transposed": ["l.{i}.e.{e}.{p} [o d] -> m.{i}.{p} [e d o]"],
+    "stacked by turns": ["l.{i}.e.{e}.{p:gate,up} [o d] -> m.{i}.gate_up [e (o p) d]"],
+    "stacked side by side": ["l.{i}.e.{e}.{p:gate,up} [o d] -> m.{i}.gate_up [e d (p o)]"],
+    "stacked and cast": ["l.{i}.e.{e}.{p} [o d] -> m.{i}.{p} [e d o] | cast(bf16)"],
+    "cast and stacked": ["l.{i}.e.{e}.{p} [o d] | cast(bf16) -> m.{i}.{p} [e d o]"],
+    "split": ["l.{i}.fused [a b c] -> m.{i}.{a} [b c]"],
+    "split by turns": ["l.{i}.fused [a b c] -> m.{i}.{c} [b a]"],
+    "inner axes turned": ["l.{i}.fused [a b c] -> m.{i} [a c b]"],
+    "all axes turned": ["l.{i}.fused [a b c] -> m.{i} [c b a] | mul(2)"],
+    "cast": ["l.{i}.{p:q,k,v}.weight -> m.{i}.{p} | cast(f16)"],
+    "cast and moved": ["l.{i}.fused [a b c] -> m.{i} [b a c] | add(1) | cast(f64)"],
+    "added to": ["l.{i}.norm -> m.{i}.norm | add(1)"],
+    "two places": ["l.{i}.fused [a b c] -> m.{i} [c a b], n.{i} [a b c]"],
+}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "source.safetensors"
+    cs.save(tensors(), path)
+    return path
+
+
+@pytest.mark.parametrize("region", [1, 40, 300, 1 << 20])
+@pytest.mark.parametrize("rules", RECIPES.values(), ids=list(RECIPES))
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+@pytest.mark.parametrize("as_bytes", [True, False])
+def test_streaming_writes_the_bits_of_the_state_dict(
+    source: Path, rules: list[str], region: int, suffix: str, as_bytes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not as_bytes:  # what is this small would move as runs of bytes
+        monkeypatch.setattr(streaming, "copies_bytes", lambda program: False)
+    with cs.open(source) as checkpoint:
+        plan = cs.plan(checkpoint, cs.Recipe(rules, rest="keep"))
+        out = source.with_name("out" + suffix)
+        with open_writer(out, plan.specs) as writer:
+            streaming.stream(plan, checkpoint, writer, lambda count: None, region=region, budget=1 << 12)
+        expected = plan.state_dict()
+    with cs.open(out) as made:
+        assert set(made) == set(expected)
+        for key, tensor in expected.items():
+            assert bytes(made.read(key)) == bytes(tensor.contiguous().flatten().view(torch.uint8).tolist()), key
+
+
+@pytest.mark.parametrize("rules", RECIPES.values(), ids=list(RECIPES))
+@pytest.mark.parametrize("limit", [1, 3, 8, 1000])
+def test_regions_fill_each_target_once_and_read_no_element_twice(rules: list[str], limit: int) -> None:
+    for step in cs.plan(tensors(), cs.Recipe(rules, rest="keep")).steps:
+        cut = cut_of(step.program)
+        if cut is None:
+            continue
+        regions = list(regions_of(cut.layout, limit))
+        for number, spec in enumerate(step.program.outputs):
+            runs = [(r.start, r.stop) for r in regions if r.target == number]
+            assert [0, *(stop for _, stop in runs)] == [*(start for start, _ in runs), spec.numel]
+        pieces = [p for r in regions for p in r.pieces]
+        assert sum(p.numel for p in pieces) == sum(s.numel for s in step.program.outputs)
+        assert (
+            sum(extent_of(p.shape, p.source_strides) for p in pieces) <= sum(s.numel for s in step.program.inputs) * 2
+        )
+
+
+def test_a_stack_of_experts_is_cut_by_the_expert() -> None:
+    experts = {f"e.{n}": torch.ones(4, 6) for n in range(5)}
+    (step,) = cs.plan(experts, "e.{e} [o d] -> e [e d o]").steps
+    cut = cut_of(step.program)
+    assert cut is not None
+    assert [(r.start, r.stop) for r in regions_of(cut.layout, 24)] == [(24 * n, 24 * n + 24) for n in range(5)]
+    assert [(r.start, r.stop) for r in regions_of(cut.layout, 60)] == [(0, 48), (48, 96), (96, 120)]
+
+
+def test_what_is_split_by_turns_is_read_once_as_a_whole() -> None:
+    (step,) = cs.plan({"w": torch.ones(6, 4)}, cs.Recipe(["w [(r p) d] -> {p:a,b,c} [r d]"], dims={"p": 3})).steps
+    assert cut_of(step.program) is None
+
+
+def test_a_layout_without_elements_has_no_regions() -> None:
+    assert not list(regions_of(Layout.identity([(0, 3)]), 10))
+
+
+def test_a_value_that_does_not_fit_is_told_of_the_whole_tensor(tmp_path: Path) -> None:
+    values = torch.zeros(64)
+    values[[3, 40]] = 1e6
+    cs.save({"w": values}, tmp_path / "w.safetensors")
+    plan = cs.plan(tmp_path / "w.safetensors", "w -> w | cast(f16)")
+    writer = open_writer(tmp_path / "out.safetensors", plan.specs)
+    with pytest.raises(cs.CheckpointError, match="2 of 64 values") as told, writer:
+        streaming.stream(plan, plan.checkpoint, writer, lambda count: None, region=32)
+    assert told.value.diagnostics[0].place == "w"
+    assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+@dataclass(frozen=True)
+class Fails(Op):
+    """An op that fails on its third chunk."""
+
+    name = "fails"
+    elementwise = True
+
+    def infer(self, specs: Specs) -> Specs:
+        return specs
+
+    def run(self, tensors: Tensors) -> Tensors:
+        if float(tensors[0].max()) >= 2:
+            raise RuntimeError("broken on purpose")
+        return tensors
+
+
+def test_a_failure_in_a_worker_is_raised_and_leaves_nothing(tmp_path: Path) -> None:
+    cs.save({"w": torch.arange(100.0)}, tmp_path / "w.safetensors")
+    plan = cs.plan(tmp_path / "w.safetensors", cs.Recipe(["w -> w | cast(f64)"]))
+    program = plan.steps[0].program
+    object.__setattr__(program.instructions[-1], "op", Fails())
+    writer = open_writer(tmp_path / "out.safetensors", plan.specs)
+    with pytest.raises(RuntimeError, match="broken on purpose"), writer:
+        streaming.stream(plan, plan.checkpoint, writer, lambda count: None, region=8)
+    assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+def test_the_first_failure_stops_what_has_not_begun() -> None:
+    begun: list[int] = []
+
+    def task(number: int) -> Task:
+        def run() -> int:
+            begun.append(number)
+            if number == 3:
+                raise ValueError("the third")
+            return 0
+
+        return Task(1, run)
+
+    with pytest.raises(ValueError, match="the third"):
+        run_tasks((task(n) for n in range(1000)), lambda count: None)
+    assert len(begun) < 100
+
+
+def test_tasks_never_hold_more_than_the_budget_unless_one_alone_does() -> None:
+    lock, now, most = threading.Lock(), [0], [0]
+
+    def task(held: int) -> Task:
+        def run() -> int:
+            with lock:
+                now[0] += held
+                most[0] = max(most[0], now[0])
+            with lock:
+                now[0] -= held
+            return held
+
+        return Task(held, run)
+
+    sizes = [3, 5, 2, 4, 1, 5] * 20
+    done: list[int] = []
+    run_tasks(map(task, sizes), done.append, budget=6)
+    assert most[0] <= 6
+    assert sum(done) == sum(sizes)
+    run_tasks(iter([task(50), task(1)]), done.append, budget=6)
+
+
+def test_the_number_of_intra_op_threads_is_given_back() -> None:
+    before = torch.get_num_threads()
+    inside: list[int] = []
+    run_tasks(iter([Task(1, lambda: inside.append(torch.get_num_threads()) or 0)]), lambda count: None)
+    assert inside == [1]
+    assert torch.get_num_threads() == before
+
+
+def test_a_source_of_many_computed_steps_is_loaded_once_and_then_let_go(source: Path) -> None:
+    with cs.open(source) as checkpoint:
+        (step,) = cs.plan(checkpoint, cs.Recipe(["l.0.fused [a b c] -> m.{c} [b a]"], rest="drop")).steps
+        loads = Loads(checkpoint, [step, step])
+        first = loads("l.0.fused")
+        loads.done(step)
+        assert loads("l.0.fused") is first
+        loads.done(step)
+        assert not loads.held
