@@ -31,7 +31,7 @@ def open_checkpoint(source: Any, subtree: str | None = None, by_file: bool = Fal
     ...
 
     Args:
-        source: a path, `"hf://org/repo[@rev][/file]"`, a state_dict, an `nn.Module`, a `Checkpoint` (given back as
+        source: a path, `"hf://org/repo[@rev][/file]"`, a state_dict, `{key: TensorSpec}`, an `nn.Module`, a `Checkpoint` (given back as
             it is), or `{prefix: source}`, which puts each prefix before its source's keys.
         subtree: a dotted path to what should be read, such as `"ema.module"`.
         by_file: for a folder: read each file on its own, with "file stem/" before its keys.
@@ -75,6 +75,7 @@ def _read_path(path: str, subtree: str | None, by_file: bool) -> Contents:
 
 
 def _open_object(source: Any, subtree: str | None) -> Checkpoint:
+    from .headers import is_headers, read_headers
     from .memory import is_module, read_mapping, read_module
     from .mounts import is_mounts, read_mounts
 
@@ -84,6 +85,8 @@ def _open_object(source: Any, subtree: str | None) -> Checkpoint:
             enter(contents, subtree, type(source).__name__) if subtree else contents, type(source).__name__
         )
     if isinstance(source, Mapping):
+        if is_headers(source):
+            return Checkpoint(read_headers(source), "headers")
         if is_mounts(source):
             contents = read_mounts(source, open_checkpoint)
             return Checkpoint(enter(contents, subtree, "mounts") if subtree else contents, "mounts")
