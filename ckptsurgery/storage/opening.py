@@ -31,8 +31,8 @@ def open_checkpoint(source: Any, subtree: str | None = None, by_file: bool = Fal
     ...
 
     Args:
-        source: a path, `"hf://org/repo[@rev][/file]"`, a state_dict, `{key: TensorSpec}`, an `nn.Module`, a `Checkpoint` (given back as
-            it is), or `{prefix: source}`, which puts each prefix before its source's keys.
+        source: a path, `"hf://org/repo[@rev][/file]"`, a state_dict, `{key: TensorSpec}`, an `nn.Module`, a
+            `Checkpoint` (given back as it is), or `{prefix: source}`, which puts each prefix before its source's keys.
         subtree: a dotted path to what should be read, such as `"ema.module"`.
         by_file: for a folder: read each file on its own, with "file stem/" before its keys.
 
