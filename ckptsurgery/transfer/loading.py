@@ -24,6 +24,7 @@ from .aligning import Alignment, align
 from .deciding import Decision, Wishes, decide, named_keys, samples
 from .fitting import fitting_recipes
 from .handing import Handing, own_loaders, renamed_versions
+from .layouts import foreign_layout
 from .spelling import respelled
 
 if TYPE_CHECKING:
@@ -185,6 +186,8 @@ class _Transfer:
             decision.problems += handing.withhold(decision.aside.keys() & handing.taken.keys())
         taken = {k: h for h in self.handed for k in h.taken}
         decision.problems += self.prove_handed(decision, taken)
+        if not self.by_recipe:
+            decision.problems += foreign_layout(self.model, self.checkpoint, decision.load)
         self.check(decision, made)
         if check_values:
             refuse_non_finite((k, h.taken[k]) for k, h in taken.items())
