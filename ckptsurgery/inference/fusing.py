@@ -53,7 +53,16 @@ def _canonical(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _shapes(units: Sequence[Unit]) -> Shapes:
-    return Counter((role, _canonical(leaf.shape)) for u in units for role, leaf in u.leaves.items())
+    return Counter((role, _canonical(_plain(u, leaf.shape))) for u in units for role, leaf in u.leaves.items())
+
+
+def _plain(unit: Unit, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A projection that keeps its heads apart, seen as the matrix that it is elsewhere."""
+    if unit.roles & {"query", "key", "value"} and len(shape) > 1 and len(unit.weight.shape) == 3:
+        return (*shape[:-2], shape[-2] * shape[-1])
+    if "out" in unit.roles and len(shape) == 3:
+        return (shape[0] * shape[1], shape[2])
+    return shape
 
 
 def _candidates(units: Sequence[Unit]) -> Iterator[list[_Group]]:
@@ -85,11 +94,12 @@ def _candidates(units: Sequence[Unit]) -> Iterator[list[_Group]]:
 def _stacks(units: Sequence[Unit], pairs: dict[str, _Group]) -> Iterator[list[_Group]]:
     """Units that differ in one number, from 0 on: alone, or with gate and up beside each other."""
     for wide in (1, 2):
-        found: dict[tuple[str, str], dict[str, list[tuple[int, tuple[Unit, ...]]]]] = {}
+        found: dict[tuple[int, str, str], dict[str, list[tuple[int, tuple[Unit, ...]]]]] = {}
         listed = [(u,) for u in units if not u.members] if wide == 1 else [g.members for g in pairs.values()]
         for members in listed:
-            for frame, text, number in _numbers(members[0].path):
-                found.setdefault((frame[0], members[0].template), {}).setdefault(text, []).append((number, members))
+            for place, text, number in _numbers(members[0].path):
+                kind_of = (place, members[0].template, split_path(members[0].path)[1])
+                found.setdefault(kind_of, {}).setdefault(text, []).append((number, members))
         for rows in found.values():
             groups = []
             for text, run in rows.items():
@@ -103,11 +113,12 @@ def _stacks(units: Sequence[Unit], pairs: dict[str, _Group]) -> Iterator[list[_G
                 yield groups
 
 
-def _numbers(path: str) -> Iterator[tuple[tuple[str, str], str, int]]:
+def _numbers(path: str) -> Iterator[tuple[int, str, int]]:
+    """For each segment that is a number: its place, the path without it, and the number."""
     segments = path.split(".")
     for i, segment in enumerate(segments):
         if segment.isdigit():
-            yield (str(i), path), ".".join(segments[:i] + segments[i + 1 :]), int(segment)
+            yield i, ".".join(segments[:i] + segments[i + 1 :]), int(segment)
 
 
 def _whole(group: _Group, role: str, opposite: Shapes) -> Leaf | None:
@@ -145,8 +156,10 @@ def _gain(groups: list[_Group], own: Shapes, opposite: Shapes) -> tuple[int, lis
                 continue
             parts = Counter((role, _canonical(p.shape)) for p in whole.parts)
             key = (role, _canonical(whole.shape))
+            if after[key] >= opposite[key]:
+                continue  # the other side holds no more of these than this one does already
             step = sum(abs(after[k] - opposite[k]) - abs(after[k] - n - opposite[k]) for k, n in parts.items())
-            step += abs(after[key] - opposite[key]) - abs(after[key] + 1 - opposite[key])
+            step += 1
             if step > 0:
                 after.subtract(parts)
                 after[key] += 1

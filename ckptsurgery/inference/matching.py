@@ -98,7 +98,8 @@ def solve(evidence: Evidence, voters: Voters, weights: Mapping[str, float], vote
         return Solution({}, score, np.zeros(mask.shape))
     soft = np.zeros(mask.shape)
     for turn in range(_ROUNDS):
-        soft = _soften(score, mask, 1.0 - 0.6 * turn / _ROUNDS)
+        fresh = _soften(score, mask, 1.0 - 0.6 * turn / _ROUNDS)
+        soft = fresh if turn == 0 else 0.7 * fresh + 0.3 * soft
         share = (turn + 1) / _ROUNDS
         extra = votes.get("inside", 0.0) * _by_module(soft, voters) + votes.get("alike", 0.0) * _by_family(soft, voters)
         if voters.beside is not None:
@@ -131,10 +132,13 @@ def _votes(soft: Matrix, one: Any, two: Any) -> Matrix:
     left[np.arange(len(one))[one >= 0], one[one >= 0]] = 1.0
     right = np.zeros((len(two), columns))
     right[np.arange(len(two))[two >= 0], two[two >= 0]] = 1.0
-    table = left.T @ soft @ right
+    across, down = soft @ right, left.T @ soft
+    table = left.T @ across
     size = np.maximum(left.sum(axis=0)[:, None], right.sum(axis=0)[None, :])
     at = np.ix_(np.maximum(one, 0), np.maximum(two, 0))
-    share = (table[at] - soft) / np.maximum(size[at] - 1, 1.0)
+    # What speaks for other partners of the two does not speak for the pair.
+    others = table[at] - across[:, np.maximum(two, 0)] - down[np.maximum(one, 0)] + soft
+    share = others / np.maximum(size[at] - 1, 1.0)
     # A group that is nearly everything says nothing.
     special = 1.0 - size[at] / max(soft.shape)
     return np.where((one >= 0)[:, None] & (two >= 0)[None, :] & (size[at] > 1), share * np.maximum(special, 0.0), 0.0)

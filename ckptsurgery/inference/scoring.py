@@ -300,10 +300,11 @@ def _order(a: Side, b: Side, mask: Matrix) -> Matrix:
 def _norms(a: Side, b: Side) -> Matrix:
     """The first norm of a block belongs to the first, the last to the last."""
 
-    def of(x: tuple[int, int] | None, y: tuple[int, int] | None) -> float:
-        if x is None or y is None or x[1] != y[1] or x[1] == 1:
-            return 0.0
-        return 1.0 if x[0] == y[0] else -1.0
+    def of(x: tuple[tuple[int, int], ...], y: tuple[tuple[int, int], ...]) -> float:
+        for (i, n), (j, m) in product(x, y):
+            if n == m > 1:
+                return 1.0 if i == j else -1.0
+        return 0.0
 
     return _spread(a.norm_ranks, b.norm_ranks, of)
 

@@ -138,14 +138,20 @@ class Side:
         return found
 
     @cached_property
-    def norm_ranks(self) -> list[tuple[int, int] | None]:
-        """For each norm of a block, its rank there and how many there are; by definition, or by name where that is lost."""
+    def norm_ranks(self) -> list[tuple[tuple[int, int], ...]]:
+        """For each norm, its rank and how many there are in each numbered block around it, innermost first.
+
+        By definition, or by name where the order of definition is lost.
+        """
         blocks: dict[tuple[str, tuple[int, ...]], list[int]] = defaultdict(list)
-        for i, (unit, split, slots) in enumerate(zip(self.units, self.splits, self.slots)):
-            if slots and len(unit.weight.shape) == 1 and is_norm(unit.path):
-                blocks[_block(split, self.loops), unit.weight.shape].append(i)
-        found: list[tuple[int, int] | None] = [None] * len(self.units)
-        for members in blocks.values():
+        rows: list[list[tuple[str, tuple[int, ...]]]] = [[] for _ in self.units]
+        for i, (unit, split) in enumerate(zip(self.units, self.splits)):
+            if self.slots[i] and len(unit.weight.shape) == 1 and is_norm(unit.path):
+                rows[i] = [(path, unit.weight.shape) for path in _blocks(split, self.loops)]
+                for row in rows[i]:
+                    blocks[row].append(i)
+        ranks: dict[tuple[str, tuple[int, ...]], dict[int, int]] = {}
+        for name, members in blocks.items():
             stages = {i: stage(self.families[i]) for i in members}
             if self.ordered:
                 ranked = sorted(members, key=lambda i: self.units[i].order)
@@ -153,9 +159,8 @@ class Side:
                 continue
             else:
                 ranked = sorted(members, key=lambda i: stages[i] or 0.0)
-            for rank, i in enumerate(ranked):
-                found[i] = rank, len(members)
-        return found
+            ranks[name] = {i: rank for rank, i in enumerate(ranked)}
+        return [tuple((ranks[r][i], len(ranks[r])) for r in row if r in ranks) for i, row in enumerate(rows)]
 
     @cached_property
     def elements(self) -> dict[str, int]:
@@ -168,14 +173,15 @@ class Side:
         return total
 
 
-def _block(split: tuple[str, ...], loops: Mapping[str, Loop]) -> str:
-    """The path up to the innermost loop's number."""
-    text, prefix, found = "", "", ""
+def _blocks(split: tuple[str, ...], loops: Mapping[str, Loop]) -> list[str]:
+    """The paths up to the loops' numbers, the innermost first."""
+    text, prefix = "", ""
+    found: list[str] = []
     for at in range(0, len(split) - 1, 2):
         prefix += split[at]
         text += split[at] + split[at + 1]
         if prefix in loops:
-            found = text
+            found.insert(0, text)
         prefix += "#"
     return found
 
