@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from ..catalog import RecipeLike, as_recipe, load_recipe
@@ -143,7 +143,18 @@ def _planned(
         dims=dims,
         dtype=dtype,
     )
-    return _runnable(found, checkpoint)
+    return _runnable(replace(found, warnings=(*found.warnings, *_left_behind(checkpoint))), checkpoint)
+
+
+def _left_behind(checkpoint: Checkpoint) -> tuple[Diagnostic, ...]:
+    """A word on what was saved as a tensor, and cannot go along."""
+    lost = checkpoint.unreadable
+    if not lost:
+        return ()
+    plural = "tensors of the source stay behind" if len(lost) > 1 else "tensor of the source stays behind"
+    lines = tuple(f"{path}: {why}" for path, why in list(lost.items())[:8])
+    text = f"{len(lost)} {plural}: {lines[0]}" + (", …" if len(lost) > 1 else "")
+    return (Diagnostic("unreadable-tensors", text, notes=lines, severity="warning"),)
 
 
 def plan(

@@ -50,7 +50,7 @@ class Entry:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """What was done, tensor by tensor.
 
@@ -140,6 +140,10 @@ class Report:
 
     def __str__(self) -> str:
         return "\n".join(self._lines())
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{n} {action}" for action in ACTIONS if (n := len(self.keys(action))))
+        return f"<Report {self.source} -> {self.target}: {counts or 'nothing'}>"
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(str(self))}</pre>"

@@ -12,6 +12,7 @@ from ..errors import CheckpointError, Diagnostic
 from ..specs import DTYPES, TensorSpec
 from .contents import Contents, Entry, Extent
 from .files import OpenFiles
+from .inert import Opaque
 from .text import close_keys, shown_bytes
 
 if TYPE_CHECKING:
@@ -202,6 +203,15 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
         return LazyTensor(self, key) if key in self.entries else default
 
     __hash__ = object.__hash__
+
+    @cached_property
+    def unreadable(self) -> dict[str, str]:
+        """What was saved as a tensor and is none that can be read (sparse, quantised): path -> why."""
+        return {
+            path: value.note
+            for path, value in self.extras.items()
+            if type(value) is Opaque and value.note is not None and value.module.partition(".")[0] == "torch"
+        }
 
     def __eq__(self, other: object) -> bool:
         return self is other  # a mapping's == would compare lazy tensors, which says nothing of their values

@@ -32,7 +32,7 @@ def read_mapping(source: Mapping[Any, Any], subtree: str | None = None) -> Conte
     if not source and not subtree:
         return Contents({})
     tensors: list[torch.Tensor] = []
-    leaves, extras = locate(_mirror(source, tensors, ()), subtree, "state_dict")
+    leaves, extras = locate(_mirror(source, tensors, (), ""), subtree, "state_dict")
 
     def tensor_of(leaf: Any) -> torch.Tensor:
         return tensors[int(leaf.storage.key)]
@@ -59,21 +59,22 @@ def read_module(module: torch.nn.Module) -> Contents:
     return contents
 
 
-def _mirror(value: Any, tensors: list[torch.Tensor], above: tuple[int, ...]) -> Any:
+def _mirror(value: Any, tensors: list[torch.Tensor], above: tuple[int, ...], path: str) -> Any:
     """The same tree with a record in the place of each tensor, as the readers of files make it."""
     if _is_tensor(value):
         tensors.append(value)
-        spec = _entry(value, "a tensor").spec
+        spec = _entry(value, path or "the tensor").spec
         return Tensor(Storage(str(len(tensors) - 1), spec.dtype, spec.numel), 0, spec.shape, (), spec.dtype)
     if not isinstance(value, Mapping | list | tuple):
         return value
     if id(value) in above:
         raise CheckpointError(Diagnostic("nested-too-deep", "the state_dict contains itself"))
     inner = (*above, id(value))
+    start = f"{path}." if path else ""
     if not isinstance(value, Mapping):
-        return [_mirror(item, tensors, inner) for item in value]
+        return [_mirror(item, tensors, inner, f"{start}{n}") for n, item in enumerate(value)]
     mirrored = Ordered()
-    mirrored.update((key, _mirror(item, tensors, inner)) for key, item in value.items())
+    mirrored.update((key, _mirror(item, tensors, inner, f"{start}{key}")) for key, item in value.items())
     metadata = getattr(value, "_metadata", None)
     if metadata is not None:
         mirrored.attributes = {"_metadata": metadata}

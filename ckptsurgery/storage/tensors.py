@@ -62,7 +62,16 @@ def torch_shape(spec: TensorSpec, key: str) -> tuple[int, ...]:
 
 
 def spec_of(tensor: torch.Tensor) -> TensorSpec:
-    """The spec of a torch tensor, packed dtypes with their logical shape."""
+    """The spec of a torch tensor, packed dtypes with their logical shape.
+
+    Raises:
+        CheckpointError: it is sparse or nested, or of a dtype that has no name.
+    """
+    import torch
+
+    if tensor.is_nested or tensor.layout is not torch.strided:
+        kind = "nested" if tensor.is_nested else f"sparse ({tensor.layout})"
+        raise CheckpointError(Diagnostic("not-strided", f"the tensor is {kind}, and no file holds such as it is"))
     shape, dtype = tuple(tensor.shape), dtype_name(tensor.dtype)
     if DTYPES[dtype].bits == 4 and shape:
         shape = (*shape[:-1], shape[-1] * 2)

@@ -208,7 +208,9 @@ def _mismatches(
     out.problems.append(
         Diagnostic(
             "shape-mismatch",
-            f"{len(wrong)} tensors have another shape in the model",
+            f"{len(wrong)} tensors have another shape in the model"
+            if len(wrong) > 1
+            else "1 tensor has another shape in the model",
             notes=tuple(lines[:16]),
             facts=tuple(("fits", t) for t in tips[:3]),
             help=f'init=[{shown}] initialises these, keep=[…] leaves them, mismatch="init" or "keep" does so for all',
@@ -245,11 +247,11 @@ def _missing(
     if firm and not wishes.partial:
         lines = tuple(f"{g.text}  {target[g.first]}" for g in fold_groups(firm, label=target.get)[:16])
         shown = _shown_roots(firm, filled)
-        verb = "is" if len(firm) == 1 else "are"
+        verb = "tensor of the model is" if len(firm) == 1 else "tensors of the model are"
         out.problems.append(
             Diagnostic(
                 "missing-keys",
-                f"{len(firm)} tensors of the model {verb} not in the source",
+                f"{len(firm)} {verb} not in the source",
                 notes=lines,
                 help=f"init=[{shown}] initialises them, keep=[{shown}] leaves them as built, "
                 "partial=True loads the rest",
@@ -278,7 +280,9 @@ def _unexpected(
     shown = _shown_roots(sources, [s for k, found in origins.items() if k not in set(keys) for s in found])
     return Diagnostic(
         "unexpected-keys",
-        f"{len(sources)} tensors of the source have no place in the model",
+        f"{len(sources)} tensors of the source have no place in the model"
+        if len(sources) > 1
+        else "1 tensor of the source has no place in the model",
         notes=lines,
         help=f"drop=[{shown}] leaves them out, partial=True loads what fits",
     )

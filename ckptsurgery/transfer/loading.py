@@ -90,8 +90,10 @@ def load_into(
     _check_arguments(model, mismatch, dtype, assign)
     checkpoint = open_checkpoint(source, subtree=subtree)
     inits = dict(init) if isinstance(init, Mapping) else dict.fromkeys(_listed(init), "default")
-    wishes = Wishes(inits, _listed(keep), _listed(drop), mismatch, partial)
-    transfer = _Transfer(model, checkpoint, model_target(model), wishes, dtype)
+    without = [k for k in _listed(drop) if k in checkpoint.unreadable]
+    drops = [k for k in _listed(drop) if k not in without]
+    wishes = Wishes(inits, _listed(keep), drops, mismatch, partial)
+    transfer = _Transfer(model, checkpoint, model_target(model), wishes, dtype, without)
     transfer.draft(as_recipe(recipe) if recipe is not None else None)
     return transfer.load(assign=assign, check_values=check_values, seed=seed)
 
@@ -126,6 +128,7 @@ class _Transfer:
     target: Target
     wishes: Wishes
     dtype: str
+    without: Sequence[str] = ()
     plan: Plan = field(init=False)
     stage: Stage = field(init=False)
     notes: list[str] = field(default_factory=list)
@@ -188,6 +191,7 @@ class _Transfer:
         decision.problems += self.prove_handed(decision, taken)
         if not self.by_recipe:
             decision.problems += foreign_layout(self.model, self.checkpoint, decision.load)
+        decision.problems += self.unreadable()
         self.check(decision, made)
         if check_values:
             refuse_non_finite((k, h.taken[k]) for k, h in taken.items())
@@ -206,6 +210,17 @@ class _Transfer:
         )
         self.set_extra_state()
         return self.completed(report, decision, origins)
+
+    def unreadable(self) -> list[Diagnostic]:
+        """Tensors of the source that cannot be read, unless the caller does without them."""
+        self.notes.extend(f"left behind: {key}, {why}" for key, why in self.checkpoint.unreadable.items())
+        lost = {k: why for k, why in self.checkpoint.unreadable.items() if k not in self.without}
+        if not lost or self.wishes.partial:
+            return []
+        lines = tuple(f"{key}: {why}" for key, why in lost.items())
+        names = ", ".join(f'"{k}"' for k in list(lost)[:6]) + (", …" if len(lost) > 6 else "")
+        text = f"{len(lost)} tensor{'s' * (len(lost) > 1)} of the source cannot be read"
+        return [Diagnostic("unreadable-tensors", text, notes=lines[:8], help=f"drop=[{names}] does without")]
 
     def hand_over(self) -> tuple[dict[str, TensorSpec], dict[str, tuple[str, ...]], list[Diagnostic]]:
         """Set apart what modules with loading of their own shall have; what is made then, of what, and the problems."""
