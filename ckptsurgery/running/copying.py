@@ -69,19 +69,22 @@ def _elements(piece: Piece) -> Iterator[tuple[int, int, int]]:
 
 def merged(runs: Iterable[ByteRun]) -> list[ByteRun]:
     """Runs in the order of the target files, neighbours on both sides made one."""
-    result: list[ByteRun] = []
-    for run in sorted(runs):
-        last = result[-1] if result else None
-        if (
-            last is not None
-            and (last.target_file, last.source_file) == (run.target_file, run.source_file)
-            and last.target_offset + last.nbytes == run.target_offset
-            and last.source_offset + last.nbytes == run.source_offset
-        ):
-            result[-1] = last._replace(nbytes=last.nbytes + run.nbytes)
-        else:
-            result.append(run)
-    return result
+    # Most come in order already: so what is sorted is short, and 100,000 runs never lie in memory together.
+    return list(_joined(sorted(_joined(runs))))
+
+
+def _joined(runs: Iterable[ByteRun]) -> Iterator[ByteRun]:
+    file = source = ""
+    at = start = size = 0
+    for run in runs:
+        if run[3] == start + size and run[1] == at + size and run[2] == source and run[0] == file:
+            size += run[4]
+            continue
+        if size:
+            yield ByteRun(file, at, source, start, size)
+        file, at, source, start, size = run
+    if size:
+        yield ByteRun(file, at, source, start, size)
 
 
 def copy_runs(runs: Iterable[ByteRun], checkpoint: Checkpoint, writer: Writer, moved: Callable[[int], object]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ..planning.costing import BUDGET, REGION
@@ -49,32 +49,30 @@ def stream(
         budget: bytes that tasks may hold together.
         region: bytes of a target that are computed at a time where a step can be cut.
     """
-    runs: list[ByteRun] = []
     computed: list[Step] = []
-    for step in plan.steps:
-        if any(key in writer.places for key in step.targets):
-            found = _byte_runs(step, checkpoint, writer)
-            if found is None:
-                computed.append(step)
-            else:
-                runs += found
-    copy_runs(merged(runs), checkpoint, writer, moved)
+    copy_runs(merged(_byte_runs(plan, checkpoint, writer, computed)), checkpoint, writer, moved)
     if computed:
         from .computing import run_tasks, tasks_of
 
         run_tasks(tasks_of(computed, checkpoint, writer, region), moved, budget)
 
 
-def _byte_runs(step: Step, checkpoint: Checkpoint, writer: Writer) -> Iterable[ByteRun] | None:
-    layout = step.program.moves
-    if layout is None or not copies_bytes(step.program):
-        return None
-    extents = [checkpoint.extent(key) for key in step.sources]
-    known = [e for e in extents if e is not None]
-    if len(known) < len(extents):
-        return None
-    places = [writer.places.get(key) for key in step.targets]
-    return runs_of(layout, [s.dtype for s in step.program.outputs], known, places)
+def _byte_runs(plan: Plan, checkpoint: Checkpoint, writer: Writer, computed: list[Step]) -> Iterator[ByteRun]:
+    """The runs of bytes of all steps that only move them; the others are put on a list."""
+    as_bytes: dict[int, bool] = {}
+    places = writer.places
+    for step in plan.steps:
+        targets = [places.get(key) for key in step.targets]
+        if not any(targets):
+            continue
+        program = step.program
+        if id(program) not in as_bytes:
+            as_bytes[id(program)] = copies_bytes(program)
+        extents = [e for key in step.sources if (e := checkpoint.extent(key)) is not None]
+        if program.moves is not None and as_bytes[id(program)] and len(extents) == len(step.sources):
+            yield from runs_of(program.moves, [s.dtype for s in program.outputs], extents, targets)
+        else:
+            computed.append(step)
 
 
 def renamed_metadata(metadata: Mapping[str, Any], plan: Plan) -> dict[str, Any]:

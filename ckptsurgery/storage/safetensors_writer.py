@@ -30,9 +30,9 @@ def file_writer(
 ) -> Writer:
     """A writer of one safetensors file; aliases go into its metadata, as `save_model` puts them there."""
     _check(specs, aliases, metadata, str(path))
-    layout = _lay_out(path, specs, {**metadata, **aliases})
     temporary = beside(path, resume)
-    outputs, places = [layout.output(path, temporary)], layout.places(temporary)
+    layout = _lay_out(path, temporary, specs, {**metadata, **aliases})
+    outputs, places = [layout.output(path, temporary)], layout.places
     return Writer(outputs, places) if resume is None else ResumableWriter(outputs, places, Journal(path, resume))
 
 
@@ -60,10 +60,10 @@ def folder_writer(
     places: dict[str, Extent] = {}
     for name, keys in zip(names, shards):
         own = {**metadata, **aliases} if len(shards) == 1 else metadata
-        layout = _lay_out(path / name, {key: specs[key] for key in keys}, own)
         temporary = new_folder[0] / name if new_folder else beside(path / name, resume)
+        layout = _lay_out(path / name, temporary, {key: specs[key] for key in keys}, own)
         outputs.append(layout.output(path / name, temporary))
-        places |= layout.places(temporary)
+        places |= layout.places
     if len(shards) > 1:
         index = _index(specs, names, shards, aliases)
         temporary = new_folder[0] / INDEX if new_folder else beside(path / INDEX, resume)
@@ -79,39 +79,51 @@ def folder_writer(
 @dataclass(frozen=True, slots=True)
 class _Layout:
     header: bytes
-    spans: dict[str, tuple[int, int]]  # key -> offset in the data, bytes
-    data_size: int
+    places: dict[str, Extent]
+    size: int
 
     def output(self, final: Path, temporary: Path) -> Output:
-        return Output(final, temporary, len(self.header) + self.data_size, self.header)
-
-    def places(self, temporary: Path) -> dict[str, Extent]:
-        return {
-            key: Extent(str(temporary), len(self.header) + offset, nbytes)
-            for key, (offset, nbytes) in self.spans.items()
-        }
+        return Output(final, temporary, self.size, self.header)
 
 
-def _lay_out(path: Path, specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> _Layout:
+def _lay_out(path: Path, temporary: Path, specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> _Layout:
     # Wide elements first keeps every tensor aligned to its element size without padding, which the format has not.
     order = sorted(specs, key=lambda key: -DTYPES[specs[key].dtype].bits)
-    header: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
-    spans: dict[str, tuple[int, int]] = {}
-    offset = 0
-    for key in order:
-        spec = specs[key]
-        nbytes = spec.nbytes
-        header[key] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [offset, offset + nbytes]}
-        spans[key] = offset, nbytes
-        offset += nbytes
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    if len(text) > MAX_HEADER:
-        headline = f"the header would take {len(text):,} bytes, and readers accept {MAX_HEADER:,}"
+    header = _header(order, specs, metadata)
+    if len(header) - 8 > MAX_HEADER:
+        headline = f"the header would take {len(header) - 8:,} bytes, and readers accept {MAX_HEADER:,}"
         raise CheckpointError(
             Diagnostic("header-too-large", headline, str(path), help='write a folder of shards: max_shard_size="5GB"')
         )
-    return _Layout(len(text).to_bytes(8, "little") + text, spans, offset)
+    file, offset, places = str(temporary), len(header), {}
+    for key in order:
+        nbytes = specs[key].nbytes
+        places[key] = Extent(file, offset, nbytes)
+        offset += nbytes
+    return _Layout(header, places, offset)
+
+
+def _header(order: Iterable[str], specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> bytes:
+    """The length and the text of a header, put together piece by piece: a tree of 100,000 entries would fill memory."""
+    text = bytearray(8)
+    text += b'{"__metadata__":' + _json({"format": "pt", **metadata})
+    said: dict[TensorSpec, bytes] = {}
+    offset = 0
+    for key in order:
+        spec = specs[key]
+        if spec not in said:
+            said[spec] = _json({"dtype": spec.dtype, "shape": list(spec.shape)})[:-1]
+        end = offset + spec.nbytes
+        text += b',%b:%b,"data_offsets":[%d,%d]}' % (_json(key), said[spec], offset, end)
+        offset = end
+    text += b"}"
+    text += b" " * (-len(text) % 8)
+    text[:8] = (len(text) - 8).to_bytes(8, "little")
+    return bytes(text)
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def _split(specs: Mapping[str, TensorSpec], limit: int | None) -> list[list[str]]:
