@@ -194,14 +194,23 @@ def _lonely_axes(
             what = f"the size {axis.size}" if axis.size is not None else f"axis {name!r}"
             yield Diagnostic(
                 "unbound-axis", f"{what} stands on the {side} only, and no key binds it", place=rule.place,
-                notes=(str(rule),), help="a reduction or a repetition is an op and says so: "
-                + (f"| mean_over({name})" if side == "left" else f"| repeat_over({name})"),
+                notes=(str(rule),), help=_lonely_help(side, axis, rule),
             )  # fmt: skip
     for axis in (*left_axes.values(), *right_axes.values()):
         marker = axis.marker
         if marker and marker not in {*left, *right, *left_axes, *right_axes}:
             yield Diagnostic("unbound-axis", f"{axis}: {marker!r} is neither a capture nor an axis", place=rule.place,
                              notes=(str(rule),))  # fmt: skip
+
+
+def _lonely_help(side: str, axis: Axis, rule: Rule) -> str:
+    if axis.size is not None:
+        return "name the axis, and say by an op what becomes of it"
+    own, other = (rule.sources, rule.targets) if side == "left" else (rule.targets, rule.sources)
+    if any(t.axes is None for t in other) and any(t.axes for t in own):
+        return "axes stand on both sides: " + ", ".join(f"{t.pattern} [… {axis.name} …]" for t in other if t.axes is None)
+    op = "mean_over" if side == "left" else "repeat_over"
+    return f"a reduction or a repetition is an op and says so: | {op}({axis.name})"
 
 
 def _ellipses(rule: Rule) -> Iterator[Diagnostic]:

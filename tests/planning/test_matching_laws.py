@@ -17,14 +17,20 @@ CHOICES = st.sampled_from([("q", "k"), ("w1", "w2", "w10"), ("", "1"), ("a.b", "
 CAPTURES = st.one_of(
     st.builds(Capture, st.sampled_from("ij")),
     st.builds(lambda n, c: Capture(n, choices=c), st.sampled_from("pq"), CHOICES),
-    st.builds(lambda n, a, b: Capture(n, span=Span(a, a + b)), st.sampled_from("mn"), st.integers(0, 3), st.integers(0, 9)),
+    st.builds(
+        lambda n, a, b: Capture(n, span=Span(a, a + b)), st.sampled_from("mn"), st.integers(0, 3), st.integers(0, 9)
+    ),
     st.builds(lambda k: Capture("t", terms=((1, "t"), (1, k))), st.integers(0, 3)),
     st.builds(lambda k: Capture("u", terms=((1, k), (-1, "u"))), st.integers(0, 12)),
     st.builds(lambda n: Capture(n, rest=True), st.sampled_from("rs")),
     st.just(Capture("(s b)", flat=("s", "b"))),
 )
 PIECES = st.lists(st.one_of(LITERALS.map(Literal), CAPTURES), min_size=1, max_size=6)
-KEYS = st.lists(st.sampled_from(["w", "1", "2", "10", "0", "01", "a", "q", ".", "/", "_", "layer", "x", "k", "."]), min_size=1, max_size=9)
+KEYS = st.lists(
+    st.sampled_from(["w", "1", "2", "10", "0", "01", "a", "q", ".", "/", "_", "layer", "x", "k", "."]),
+    min_size=1,
+    max_size=9,
+)
 
 
 @st.composite

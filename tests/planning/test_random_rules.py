@@ -53,7 +53,10 @@ class Side:
         return shown[0] if len(shown) == 1 else "(" + " ".join(shown) + ")"
 
     def name_of(self, values: Values) -> str:
-        texts = [self.spelled[n][values[n]] if n in self.spelled else str(values[n] + self.offset.get(n, 0)) for n in self.key]
+        texts = [
+            self.spelled[n][values[n]] if n in self.spelled else str(values[n] + self.offset.get(n, 0))
+            for n in self.key
+        ]
         return "/".join(["t", *texts, "w"])
 
 
@@ -109,7 +112,11 @@ class Case:
     @property
     def recipe(self) -> Recipe:
         dims: dict[str, Any] = {n: s for n, s in self.sizes.items() if n not in ("r", "p", "c")}
-        spellings = [side.spelled["p"] for side in (self.left, self.right) if "{p:" + ",".join(side.spelled["p"]) + "}" in self.text]
+        spellings = [
+            side.spelled["p"]
+            for side in (self.left, self.right)
+            if "{p:" + ",".join(side.spelled["p"]) + "}" in self.text
+        ]
         spelled = random.Random(self.text).choice(spellings or [self.left.spelled["p"]])
         dims["r"] = dict(zip(spelled, self.rows)) if self.ragged else self.sizes["r"]
         return Recipe(self.text, dims=dims)

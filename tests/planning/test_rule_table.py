@@ -58,7 +58,9 @@ def test_parts_with_their_own_rows_are_concatenated_and_split_again() -> None:
     rule = "{p:q,k,v}.weight [rows:p d] -> qkv.weight [(p rows:p) d]"
     both_ways(rule, source, wanted, back={"target": specs(source)})
     both_ways(rule, source, wanted, back={"dims": {"rows": {"q": 8, "k": 2, "v": 2}}})
-    sized = Recipe(rule, dims={"rows": {"q": "config.heads * config.d", "k": "config.kv * config.d", "v": "config.kv * config.d"}})
+    sized = Recipe(
+        rule, dims={"rows": {"q": "config.heads * config.d", "k": "config.kv * config.d", "v": "config.kv * config.d"}}
+    )
     both_ways(sized, source, wanted, config={"heads": 4, "kv": 1, "d": 2})
 
 
@@ -92,16 +94,24 @@ def test_one_fused_tensor_is_regrouped() -> None:
 def test_fused_heads_split_per_head() -> None:
     t = Numbered()
     fused = t(2 * 3 * 4, 5)
-    wanted = {f"{p}.weight": x for p, x in zip("qkv", rearrange(fused, "(n p h) d -> p (n h) d", n=2, p=3).contiguous())}
+    wanted = {
+        f"{p}.weight": x for p, x in zip("qkv", rearrange(fused, "(n p h) d -> p (n h) d", n=2, p=3).contiguous())
+    }
     recipe = Recipe("query_key_value.weight [(n p h) d] -> {p:q,k,v}.weight [(n h) d]", dims={"n": "config.heads"})
-    both_ways(recipe, {"query_key_value.weight": fused}, {k: v.contiguous() for k, v in wanted.items()}, config={"heads": 2})
+    both_ways(
+        recipe, {"query_key_value.weight": fused}, {k: v.contiguous() for k, v in wanted.items()}, config={"heads": 2}
+    )
 
 
 def test_experts_are_stacked_and_gate_and_up_joined() -> None:
     t = Numbered()
     source = {f"experts.{e}.{p}.weight": t(2, 3) for e in range(11) for p in ("w1", "w3")}
     joined = torch.stack([torch.cat([source[f"experts.{e}.{p}.weight"] for p in ("w1", "w3")]) for e in range(11)])
-    both_ways("experts.{e}.{p:w1,w3}.weight [f d] -> experts.gate_up_proj [e (p f) d]", source, {"experts.gate_up_proj": joined})
+    both_ways(
+        "experts.{e}.{p:w1,w3}.weight [f d] -> experts.gate_up_proj [e (p f) d]",
+        source,
+        {"experts.gate_up_proj": joined},
+    )
 
 
 def test_gate_and_up_are_interleaved() -> None:
@@ -109,7 +119,9 @@ def test_gate_and_up_are_interleaved() -> None:
     source = {f"experts.{e}.{p}.weight": t(2, 3) for e in range(4) for p in ("gate", "up")}
     stacked = torch.stack([torch.stack([source[f"experts.{e}.{p}.weight"] for p in ("gate", "up")]) for e in range(4)])
     wanted = rearrange(stacked, "e p f d -> e (f p) d").contiguous()
-    both_ways("experts.{e}.{p:gate,up}.weight [f d] -> experts.gate_up [e (f p) d]", source, {"experts.gate_up": wanted})
+    both_ways(
+        "experts.{e}.{p:gate,up}.weight [f d] -> experts.gate_up [e (f p) d]", source, {"experts.gate_up": wanted}
+    )
 
 
 def test_rotary_rows_each_with_their_own_heads() -> None:
@@ -145,7 +157,9 @@ def test_unfold_order_of_merged_patches() -> None:
 def test_squeeze_and_unsqueeze() -> None:
     t = Numbered()
     w = t(1, 5, 3)
-    both_ways("pos_embed [1 n d] -> position_embeddings.weight [n d]", {"pos_embed": w}, {"position_embeddings.weight": w[0]})
+    both_ways(
+        "pos_embed [1 n d] -> position_embeddings.weight [n d]", {"pos_embed": w}, {"position_embeddings.weight": w[0]}
+    )
 
 
 def test_layers_are_shifted() -> None:
@@ -167,7 +181,9 @@ def test_a_flat_index_meets_nested_stages() -> None:
     depths = [2, 1, 3]
     places = [(s, b) for s, n in enumerate(depths) for b in range(n)]
     source = {f"blocks.{n}.{l}": t(2) for n in range(6) for l in ("w", "x.b")}
-    wanted = {f"stages.{s}.blocks.{b}.{l}": source[f"blocks.{n}.{l}"] for n, (s, b) in enumerate(places) for l in ("w", "x.b")}
+    wanted = {
+        f"stages.{s}.blocks.{b}.{l}": source[f"blocks.{n}.{l}"] for n, (s, b) in enumerate(places) for l in ("w", "x.b")
+    }
     rule = "blocks.{(s b)}.{r...} -> stages.{s}.blocks.{b}.{r...}"
     both_ways(Recipe(rule, dims={"b": "config.depths"}), source, wanted, config={"depths": depths})
     both_ways(Recipe(rule), source, wanted, target=specs(wanted))
@@ -176,7 +192,10 @@ def test_a_flat_index_meets_nested_stages() -> None:
 def test_files_of_tensor_parallel_ranks_are_merged() -> None:
     t = Numbered()
     source = {f"rank{r}/layers.{i}.wq.weight": t(2, 3) for r in range(3) for i in range(2)}
-    wanted = {f"layers.{i}.wq.weight": torch.cat([source[f"rank{r}/layers.{i}.wq.weight"] for r in range(3)]) for i in range(2)}
+    wanted = {
+        f"layers.{i}.wq.weight": torch.cat([source[f"rank{r}/layers.{i}.wq.weight"] for r in range(3)])
+        for i in range(2)
+    }
     both_ways(
         "rank{r}/layers.{i}.wq.weight [o d] -> layers.{i}.wq.weight [(r o) d]", source, wanted, back={"dims": {"r": 3}}
     )  # fmt: skip
@@ -195,7 +214,11 @@ def test_several_sources_go_into_one_op() -> None:
 def test_one_tensor_goes_to_two_places_and_back_by_proof() -> None:
     t = Numbered()
     w = t(3, 2)
-    both_ways("wte.weight -> embed.weight, lm_head.weight", {"wte.weight": w}, {"embed.weight": w, "lm_head.weight": w.clone()})
+    both_ways(
+        "wte.weight -> embed.weight, lm_head.weight",
+        {"wte.weight": w},
+        {"embed.weight": w, "lm_head.weight": w.clone()},
+    )
     both_ways(
         "embed.weight, lm_head.weight -> wte.weight | same", {"embed.weight": w, "lm_head.weight": w.clone()}, {"wte.weight": w}
     )  # fmt: skip
