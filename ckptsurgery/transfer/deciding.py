@@ -23,7 +23,7 @@ class Wishes:
     Args:
         init: module path, key or pattern of the model -> initialiser.
         keep: what stays as constructed. drop: what the source holds in vain.
-        mismatch: "error", "init" or "keep". partial: whether what is missing or unexpected is only listed.
+        mismatch: "error", "init" or "keep". partial: whether what does not fit is only listed.
     """
 
     init: Mapping[str, Any] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class Decision:
         inits: target key -> initialiser; `own` keeps what is there.
         missing: target keys that nothing fills, kept as built.
         aside: made keys that were set aside -> why.
-        unexpected: made keys that the model has no place for.
+        unexpected: made keys that the model has no place for -> why.
         problems: what stands against the load.
     """
 
@@ -50,7 +50,7 @@ class Decision:
     inits: dict[str, Any] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     aside: dict[str, str] = field(default_factory=dict)
-    unexpected: list[str] = field(default_factory=list)
+    unexpected: dict[str, str] = field(default_factory=dict)
     problems: list[Diagnostic] = field(default_factory=list)
 
 
@@ -87,7 +87,9 @@ def decide(
         elif key in init_keys or key in keep_keys:
             out.aside[key] = "set aside: the model's own is " + ("initialised" if key in init_keys else "kept")
         elif key not in target:
-            out.unexpected.append(key)
+            out.unexpected[key] = "no place in the model"
+        elif target[key].shape != spec.shape and wishes.partial and wishes.mismatch == "error":
+            out.unexpected[key] = f"{list(spec.shape)} here, {list(target[key].shape)} in the model"
         elif target[key].shape != spec.shape:
             mismatched[key] = spec
         else:
@@ -98,7 +100,7 @@ def decide(
     out.inits.update(dict.fromkeys(keep_keys, "own"))
     _missing(target, tied, wishes, set(tolerated), mismatched.keys(), out)
     if out.unexpected and not wishes.partial:
-        out.problems.append(_unexpected(out.unexpected, made, origins))
+        out.problems.append(_unexpected(list(out.unexpected), made, origins))
     return out
 
 

@@ -77,7 +77,7 @@ def load_into(
         mismatch: of shapes: "error", "init" or "keep".
         dtype: "lossless" casts where no bit is lost, "error" never, "model" always, "source" takes the source's dtype
             (with `assign=True`).
-        partial: load what fits, and list what did not.
+        partial: load what fits in name and shape, and list what did not.
         subtree: where in a training checkpoint the tensors are.
         assign: put new parameters in place of the old ones, instead of copying into them.
         check_values: look for NaN and Inf first.
@@ -385,8 +385,8 @@ class _Transfer:
             order = {k: n for n, k in enumerate(self.target.specs)}
             entries.sort(key=lambda e: len(order) if e.action == "dropped" else order.get(e.key, len(order)))
         specs = self.checkpoint.specs
-        for key in decision.unexpected:
-            entries += [Entry(s, "unexpected", specs[s], (s,), "no place in the model") for s in origins[key]]
+        for key, why in decision.unexpected.items():
+            entries += [Entry(s, "unexpected", specs[s], (s,), why) for s in origins[key]]
         for key, why in decision.aside.items():
             entries += [Entry(s, "dropped", specs[s], (s,), why) for s in origins[key]]
         return replace(report, ledger=tuple(entries), notes=tuple(dict.fromkeys((*report.notes, *self.notes))))

@@ -369,6 +369,16 @@ def test_partial_loads_what_fits_and_says_what_did_not() -> None:
     assert report.missing_keys == ("head.bias",) and report.unexpected_keys == ("extra",)
 
 
+def test_partial_leaves_what_has_another_shape_and_says_so() -> None:
+    source = filled(Net(5)).state_dict()
+    model = Net(3)
+    head = model.head.weight.clone()
+    report = cs.load_into(model, source, partial=True)
+    assert report.missing_keys == report.unexpected_keys == ("head.weight", "head.bias")
+    assert torch.equal(model.head.weight, head) and torch.equal(model.body[0].weight, source["body.0.weight"])
+    assert "[5, 4] here, [3, 4] in the model" in str(report)
+
+
 @pytest.mark.parametrize("argument", ["init", "keep", "drop"])
 def test_a_misspelt_module_is_an_error_with_a_suggestion(argument: str) -> None:
     with pytest.raises(cs.LoadError, match="did you mean 'head'"):
