@@ -97,6 +97,6 @@ def test_dependencies_each_have_a_reason() -> None:
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     names = {re.split(r"[<>=]", text)[0] for text in wanted}
     table = README.partition("## Dependencies")[2]
-    assert names == {name for row in re.findall(r"^\| ([a-z_, ]+) \|", table, re.MULTILINE) for name in row.split(", ")} - {
-        "package"
-    }
+    assert names == {
+        name for row in re.findall(r"^\| ([a-z_, ]+) \|", table, re.MULTILINE) for name in row.split(", ")
+    } - {"package"}

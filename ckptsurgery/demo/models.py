@@ -52,7 +52,7 @@ class _Block(nn.Module):
 class Pretrained(nn.Module):
     """The network as its first authors wrote it: `blocks.0.attn.qkv.weight`."""
 
-    def __init__(self, classes: int, width: int = 64, depth: int = 3, heads: int = 4) -> None:
+    def __init__(self, classes: int = 6, width: int = 64, depth: int = 3, heads: int = 4) -> None:
         super().__init__()
         self.patch = nn.Linear(_PIXELS, width)
         self.pos = nn.Parameter(torch.randn(1, _PATCHES, width) * 0.02)
@@ -102,7 +102,7 @@ class _Layer(nn.Module):
 class Student(nn.Module):
     """The same network in another codebase: `encoder.layers.0.attention.query.weight`, and a head of its own."""
 
-    def __init__(self, classes: int, width: int = 64, depth: int = 3, heads: int = 4) -> None:
+    def __init__(self, classes: int = 4, width: int = 64, depth: int = 3, heads: int = 4) -> None:
         super().__init__()
         self.embed = nn.ModuleDict({"patches": nn.Linear(_PIXELS, width), "positions": nn.Embedding(_PATCHES, width)})
         nn.init.normal_(self.embed["positions"].weight, std=0.02)  # type: ignore[arg-type]
