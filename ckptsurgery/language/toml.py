@@ -70,6 +70,7 @@ class _Reader:
         self.lines, self.place, self.problems = text.splitlines(), place, problems
 
     def recipe(self, data: Mapping[str, Any], rest: str | None, inside: str = "") -> Recipe:
+        found = len(self.problems)
         known = self.checked(data, _SCOPE if inside == "scope" else _RECIPE, inside)
         rules = [r for text in known.get("rules", ()) if (r := self.rule(text)) is not None]
         scopes = [self.scope(s) for s in self.tables(known, "scope")]
@@ -77,6 +78,16 @@ class _Reader:
         own = {k: v for k, v in known.items() if k in ("drop", "init", "tie", "same", "dims", "names", "summary")}
         for table in ("init", "tie", "same"):
             self.strings(own.get(table, {}), table)
+        for name, pairs in own.get("names", {}).items():
+            if isinstance(pairs, dict):
+                self.strings(pairs, f"names.{name}")
+            else:
+                self.problem("bad-recipe", f"names.{name} = {pairs!r} is no table", f"[names.{name}]")
+        for pattern in own.get("drop", ()):
+            if not isinstance(pattern, str):
+                self.problem("bad-recipe", f"drop holds {pattern!r}, which is no text", 'drop = ["a.{i}.b"]')
+        if len(self.problems) > found:
+            return Recipe()
         try:
             return Recipe(rules, rest=known.get("rest", rest), scopes=scopes, stages=stages, place=self.place, **own)
         except RecipeError as error:

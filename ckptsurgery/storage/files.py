@@ -150,7 +150,10 @@ _HELP = {
 }
 
 
+_CHECK = "check the path and the disk (its kernel log), then try again"
+
+
 def os_error(error: OSError, path: str, doing: str = "read") -> CheckpointError:
     """The diagnostic for what the operating system refused."""
-    code, text, help = _HELP.get(error.errno or 0, (f"{doing}-failed", error.strerror or str(error), None))
+    code, text, help = _HELP.get(error.errno or 0, (f"{doing}-failed", error.strerror or str(error), _CHECK))
     return CheckpointError(Diagnostic(code, f"cannot {doing} {path!r}: {text}", path, help=help))

@@ -43,6 +43,7 @@ _HARMLESS = frozenset(
     {"slice", "range", "xrange", "object", "type", "bytes", "bytearray", "complex", "SimpleNamespace"}
 )
 _NODES = 1_000_000
+_REPEATS = 64  # how often, on average, what lies in one place may be reached by different paths
 _SHOWN = 12  # candidates that an error lists
 _INTEGER = ("U", "I", "B")  # BOOL, U8, I64: first letters; BF16 is set apart below
 
@@ -86,13 +87,15 @@ def flatten(node: Any, source: str) -> tuple[dict[str, Any], dict[str, Any]]:
     leaves: dict[str, Any] = {}
     rest: dict[str, Any] = {}
     surveys: dict[int, _Survey] = {}
-    budget = _NODES
-    waiting: list[tuple[str, Any, tuple[int, ...]]] = [("", node, ())]
+    # Characters of paths: parts that are shared may have exponentially many, and keys may be long.
+    budget, seen = 1 << 22, set[int]()
+    waiting: list[tuple[str, str, Any, tuple[int, ...]]] = [("", "", node, ())]
     while waiting:
-        prefix, value, above = waiting.pop()
-        budget -= 1
+        before, name, value, above = waiting.pop()
+        budget -= 1 + len(before) + len(name)
         if id(value) in above or len(above) > DEPTH or budget < 0:
-            raise _error("nested-too-deep", f"{source!r} nests without end at {prefix!r}", source)
+            raise _error("nested-too-deep", f"{source!r} nests without end at '{before[:200]}.{name[:200]}'", source)
+        prefix = f"{before}.{name}" if before else name
         parts = None if _is_state(prefix) else children(value)
         if is_tensor(value):
             if prefix in leaves:
@@ -102,7 +105,11 @@ def flatten(node: Any, source: str) -> tuple[dict[str, Any], dict[str, Any]]:
             if prefix:
                 rest[prefix] = value
         else:
-            below = [(f"{prefix}.{k}" if prefix else str(k), v, (*above, id(value))) for k, v in children(value) or ()]
+            inner = (*above, id(value))
+            below = [(prefix, str(k), v, inner) for k, v in children(value) or ()]
+            if id(value) not in seen:
+                seen.add(id(value))
+                budget += _REPEATS * sum(len(name) + 1 for _, name, _, _ in below)
             waiting += reversed(below)
     return leaves, rest
 

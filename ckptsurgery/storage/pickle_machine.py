@@ -77,7 +77,7 @@ class Unpickler:
         self.stack: list[Any] = []
         self.outer: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
-        self._credit = (1 << 24) + 4 * max(0, end)
+        self._credit = (1 << 22) + 4 * max(0, end)
 
     def load(self) -> Any:
         """The pickle's value, of plain Python values and the records in `inert`."""
@@ -100,7 +100,10 @@ class Unpickler:
         return self.stack[0]
 
     def spend(self, count: int) -> None:
-        """Pays for `count` copied elements; a pickle that copies one list over and over runs out."""
+        """Pays for memory, in words: for copied elements and for objects that one byte of the file makes.
+
+        A pickle that copies one list over and over, or is nothing but empty sets, runs out.
+        """
         self._credit -= count
         if self._credit < 0:
             raise damaged(self.source, "it blows up out of proportion")

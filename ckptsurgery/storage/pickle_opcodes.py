@@ -62,6 +62,7 @@ def _stop(vm: Unpickler) -> None:
 
 
 def _mark(vm: Unpickler) -> None:
+    vm.spend(8)
     vm.outer.append(vm.stack)
     vm.stack = []
 
@@ -116,6 +117,7 @@ def _unicode(vm: Unpickler) -> None:
 
 
 def _memoize(vm: Unpickler) -> None:
+    vm.spend(8)
     vm.memo[len(vm.memo)] = vm.stack[-1]
 
 
@@ -150,7 +152,16 @@ def _tuple_of(count: int) -> Callable[[Unpickler], None]:
         stack = vm.stack
         if len(stack) < count:
             raise IndexError
+        vm.spend(8)
         stack[-count:] = (tuple(stack[-count:]),)
+
+    return handler
+
+
+def _new(make: type, words: int) -> Callable[[Unpickler], None]:
+    def handler(vm: Unpickler) -> None:
+        vm.spend(words)
+        vm.stack.append(make())
 
     return handler
 
@@ -182,10 +193,12 @@ def _appends(vm: Unpickler) -> None:
 
 
 def _frozenset(vm: Unpickler) -> frozenset[Any]:
+    vm.spend(28)
     return frozenset([vm.key(item) for item in vm.mark()])
 
 
 def _global(vm: Unpickler) -> Opaque:
+    vm.spend(24)
     return Opaque(vm.line().decode(), vm.line().decode())
 
 
@@ -280,11 +293,11 @@ OPCODES: dict[bytes, Callable[[Unpickler], None]] = {
     b"\x85": _tuple_of(1),
     b"\x86": _tuple_of(2),
     b"\x87": _tuple_of(3),
-    b"]": lambda vm: vm.stack.append([]),
+    b"]": _new(list, 8),
     b"l": _push(lambda vm: vm.mark()),
-    b"}": lambda vm: vm.stack.append({}),
+    b"}": _new(dict, 8),
     b"d": _push(_dict),
-    b"\x8f": lambda vm: vm.stack.append(set()),
+    b"\x8f": _new(set, 28),
     b"\x91": _push(_frozenset),
     b"a": _append,
     b"e": _appends,

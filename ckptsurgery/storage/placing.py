@@ -19,6 +19,10 @@ from .inert import Array, Blob, FileBytes, Joined, Storage, Tensor
 __all__ = ["LateTensor", "Region", "contiguous_strides", "place_all", "place_array", "place_tensor"]
 
 
+_EXPANDED = 1 << 26  # bytes; a view that repeats its elements is written out when it is loaded
+_REPEATS = 64
+
+
 class Region(NamedTuple):
     """Where the bytes of a storage lie."""
 
@@ -88,6 +92,8 @@ def place_tensor(tensor: Tensor, region: Region) -> Entry:
             f"{spec} at element {tensor.offset} with strides {list(tensor.strides)} reaches outside its storage of "
             f"{region.nbytes} bytes"
         )
+    if spec.nbytes > _EXPANDED and spec.nbytes > _REPEATS * max(region.nbytes, 1):
+        raise ValueError(f"{spec} repeats the {region.nbytes} bytes of its storage until they are {spec.nbytes:,}")
     step = 1
     strides: tuple[int, ...] | None = None
     if spec.numel:

@@ -56,7 +56,11 @@ def aliases_in(metadata: dict[str, str], entries: dict[str, Any]) -> dict[str, s
     >>> aliases_in({"format": "pt", "head.weight": "embed.weight"}, {"embed.weight": ...})
     {'head.weight': 'embed.weight'}
     """
-    return {alias: kept for alias, kept in metadata.items() if kept in entries and alias not in entries}
+    return {
+        alias: kept
+        for alias, kept in metadata.items()
+        if kept in entries and alias not in entries and alias and is_text(alias)
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import CheckpointError, Diagnostic
 from .contents import Contents, Entry
 from .files import os_error
-from .text import shown_keys
+from .text import is_text, shown_keys
 
 __all__ = ["read_index", "read_together", "shard_names", "weight_map_of"]
 
@@ -71,7 +71,7 @@ def read_index(path: str, read: Reader) -> Contents:
     for shard_contents in shards.values():
         aliases |= {a: kept for a, kept in shard_contents.aliases.items() if a in entries and kept in entries}
     for alias, kept in about.items():
-        if isinstance(kept, str) and kept in entries and alias not in entries:
+        if isinstance(kept, str) and kept in entries and alias not in entries and alias and is_text(alias):
             aliases[alias] = kept
     for alias, kept in aliases.items():
         entries.setdefault(alias, entries[kept])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from io import FileIO
 from pathlib import Path
 
@@ -50,8 +51,8 @@ _FOREIGN: dict[bytes, tuple[str, str, str]] = {
 }
 
 
-def read_file(path: str, subtree: str | None = None) -> Contents:
-    """What one file holds, whatever its suffix says.
+def read_file(path: str, subtree: str | None = None, *, shard: bool = False) -> Contents:
+    """What one file holds, whatever its suffix says; `shard` says that an index names it.
 
     Raises:
         CheckpointError: the file is missing, empty, damaged, no checkpoint, or of a format that is not read here.
@@ -74,7 +75,10 @@ def read_file(path: str, subtree: str | None = None) -> Contents:
 
         return read_pickle(path, subtree)
     if kind == "json" and _names_shards(path):
-        contents = read_index(path, read_file)
+        if shard:
+            text = f"{path!r}, which an index names as a shard, is an index itself"
+            raise CheckpointError(Diagnostic("nested-index", text, path, help="an index names files that hold tensors"))
+        contents = read_index(path, partial(read_file, shard=True))
         return enter(contents, subtree, path) if subtree else contents
     raise CheckpointError(_refusal(path, kind, head))
 

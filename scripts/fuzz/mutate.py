@@ -1,10 +1,12 @@
-"""Fuzzes every reader with mutations of sound inputs: the same seed gives the same cases.
+"""Fuzzes every reader with mutations of sound inputs, and holds it against the bad files that have names.
 
     python scripts/fuzz/mutate.py                       # 2,000 cases a reader
     python scripts/fuzz/mutate.py --cases 1000000 --seed 7 --only torch-zip
+    python scripts/fuzz/mutate.py --only named
 
-The process watches itself: its memory is limited, a case that takes long is ended, and whatever a reader opens, removes,
-runs or connects to outside of the folder of the case is a broken promise (an audit hook sees it, and cannot be unset).
+The same seed gives the same cases. The process watches itself: its memory is limited, a case that takes long is ended,
+and whatever a reader opens, removes, runs or connects to outside of the folder of the case is a broken promise (an
+audit hook sees it, and cannot be unset).
 """
 
 from __future__ import annotations
@@ -21,38 +23,36 @@ import resource
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from hostile import CASES, MARKER
+from targets import TARGETS, BrokenPromise, Target, refusal, walk
+
 import ckptsurgery
-from targets import TARGETS, BrokenPromise, Target
 
 SECONDS_A_CASE = 30
+_GROWTH = 512 << 20
+"""Bytes by which the process may grow over all cases of a reader; the largest case has some 10 MB."""
+
 _WORDS = [
-    b"\x00", b"\xff", b"\x80", b"\x7f", b"\xff\xff\xff\xff", b"\x00\x00\x00\x80", b"\xff" * 8, b"\x00" * 8, b"\x01" + b"\0" * 7,
-    b"{", b"}", b"[", b"]", b'"', b"\\", b"null", b"true", b"NaN", b"-1", b"1e400", b"9" * 30, b"1152921504606846976", b"..",
-    b"/", b"\\u0000", b"\xed\xa0\x80", b"__metadata__", b"dtype", b"shape", b"data_offsets", b"F4", b"U8", b"PK\x01\x02",
-    b"PK\x03\x04", b"PK\x05\x06", b"cos\nsystem\n", b"cbuiltins\neval\n", b"cbuiltins\ngetattr\n", b"R", b"b", b"h\x00", b"(",
-    b"ctorch\nload\n", b"->", b"|", b"{i}", b"...", b"?", b",", b"config.", b"??", b"//", b"[[scope]]\n", b"rest = 'keep'\n",
+    b"\x00", b"\xff", b"\x80", b"\x7f", b"\xff\xff\xff\xff", b"\x00\x00\x00\x80", b"\xff" * 8, b"\x00" * 8,
+    b"\x01" + bytes(7), b"{", b"}", b"[", b"]", b'"', b"\\", b"null", b"true", b"NaN", b"-1", b"1e400", b"9" * 30,
+    b"1152921504606846976", b"..", b"/", b"\\u0000", b"\\ud800", b"\xed\xa0\x80", b"__metadata__", b"dtype", b"shape",
+    b"data_offsets", b"F4", b"U8", b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06", b"cos\nsystem\n", b"cbuiltins\neval\n",
+    b"cbuiltins\ngetattr\n", b"R", b"b", b"h\x00", b"(", b"ctorch\nload\n", b"->", b"|", b"{i}", b"...", b"?", b",",
+    b"config.", b"??", b"//", b"[[scope]]\n", b"rest = 'keep'\n",
 ]  # fmt: skip
-_HARMLESS_EVENTS = frozenset(
-    {"object.__getattr__", "object.__setattr__", "sys._getframe", "marshal.loads", "builtins.id"}
-)
-_FORBIDDEN = (
-    "os.", "shutil.", "subprocess.", "socket.", "ctypes.dlopen", "ctypes.dlsym", "ctypes.call_function", "urllib.", "pty.",
-    "exec", "webbrowser.", "pickle.find_class",
-)  # fmt: skip
 _INSTALLED = (sys.prefix, sys.base_prefix, str(Path(ckptsurgery.__file__).parent.parent))
-_CHANGING = {
-    "os.rename",
-    "os.remove",
-    "os.mkdir",
-    "os.rmdir",
-    "os.link",
-    "os.symlink",
-    "os.chmod",
-    "os.truncate",
-    "os.utime",
-}
+_LOOKING = frozenset({"os.listdir", "os.scandir"})
+_CHANGING = frozenset({
+    "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.chmod", "os.truncate", "os.utime",
+})  # fmt: skip
+_FORBIDDEN = (
+    "os.", "shutil.", "subprocess.", "socket.", "ctypes.dlopen", "ctypes.dlsym", "ctypes.call_function", "urllib.",
+    "pty.", "exec", "webbrowser.", "pickle.find_class",
+)  # fmt: skip
 
 
 def mutated(data: bytes, chance: random.Random) -> bytes:
@@ -93,24 +93,42 @@ class Watch:
 
     def hook(self, event: str, args: tuple[object, ...]) -> None:
         """Note what reaches out of the folder."""
-        if not self.on or event in _HARMLESS_EVENTS:
+        if not self.on:
             return
         if event == "open" or event in _CHANGING:
-            paths = [os.fsdecode(a) for a in args[:2] if isinstance(a, str | bytes)]
-            outside = [
-                p for p in paths[: 2 if event in _CHANGING else 1] if not os.path.abspath(p).startswith(self.root)
-            ]
-            if outside and not (event == "open" and _is_code(outside[0])):
+            paths = [os.fsdecode(a) for a in args[: 1 if event == "open" else 2] if isinstance(a, str | bytes)]
+            outside = [p for p in paths if not os.path.normpath(p).startswith(self.root)]
+            if outside and not (event == "open" and outside[0].startswith(_INSTALLED)):
                 self.seen.append(f"{event} {outside}")
-        elif event == "exec" and (_is_code(getattr(args[0], "co_filename", "")) or _asks_for_types()):
+        elif event == "exec" and (_is_module(args[0]) or _asks_for_types()):
             return
-        elif event.startswith(_FORBIDDEN) and event not in ("os.listdir", "os.scandir"):
+        elif event.startswith(_FORBIDDEN) and event not in _LOOKING:
             self.seen.append(f"{event} {args!r:.200}")
 
+    @contextmanager
+    def case(self) -> Iterator[None]:
+        """One case: it may neither reach out nor take long.
 
-def _is_code(path: str) -> bool:
-    """What Python, this package and its shelf of recipes are made of: read when something is first used."""
-    return path.startswith(_INSTALLED)
+        Raises:
+            BrokenPromise: it did, or raised what it must not raise.
+        """
+        faulthandler.dump_traceback_later(SECONDS_A_CASE, exit=True)
+        self.seen.clear()
+        self.on = True
+        try:
+            yield
+        except Exception:
+            raise BrokenPromise(traceback.format_exc()) from None
+        finally:
+            self.on = False
+            faulthandler.cancel_dump_traceback_later()
+        if self.seen:
+            raise BrokenPromise("; ".join(self.seen))
+
+
+def _is_module(code: object) -> bool:
+    """Whether code belongs to a module that is imported when it is first used."""
+    return str(getattr(code, "co_filename", "")).startswith(_INSTALLED)
 
 
 def _asks_for_types() -> bool:
@@ -132,22 +150,43 @@ def fuzz(target: Target, cases: int, seed: int, root: Path, watch: Watch) -> tup
     accepted = 0
     for number in range(cases):
         data = mutated(chance.choice(target.seeds), chance)
-        faulthandler.dump_traceback_later(SECONDS_A_CASE, exit=True)
-        watch.on = True
         try:
-            accepted += target.run(data, folder)
-            problem = "; ".join(watch.seen)
-        except (BrokenPromise, Exception):
-            problem = traceback.format_exc()
-        watch.on = False
-        faulthandler.cancel_dump_traceback_later()
-        if problem:
+            with watch.case():
+                accepted += target.run(data, folder)
+        except BrokenPromise as error:
             kept = Path(tempfile.gettempdir(), f"broken-{target.name}-{seed}-{number}")
             kept.write_bytes(data)
-            raise BrokenPromise(f"{target.name}: case {number} of seed {seed}, kept as {kept}: {problem}")
+            raise BrokenPromise(f"{target.name}: case {number} of seed {seed}, kept as {kept}: {error}") from None
         if number % 200 == 0:
             gc.collect()
     return accepted, cases - accepted
+
+
+def named(root: Path, watch: Watch) -> tuple[int, int]:
+    """The bad files that have names; how many were read, and how many refused.
+
+    Raises:
+        BrokenPromise: with the name.
+    """
+    accepted = 0
+    for number, (name, case) in enumerate(CASES.items()):
+        folder = root / f"named-{number}"
+        (folder / "out").mkdir(parents=True)
+        path = case.make(folder)
+        try:
+            with watch.case():
+                codes = {"read"}
+                try:
+                    walk(path)
+                except ckptsurgery.CkptSurgeryError as error:
+                    refusal(error)
+                    codes = {diagnostic.code for diagnostic in error.diagnostics}
+            if not codes <= set(case.codes) or (folder / MARKER).exists():
+                raise BrokenPromise(f"{codes} instead of {case.codes}")
+        except BrokenPromise as error:
+            raise BrokenPromise(f"{name}: {error}") from None
+        accepted += codes == {"read"}
+    return accepted, len(CASES) - accepted
 
 
 def main() -> None:
@@ -155,25 +194,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Fuzz every reader with mutations of sound inputs.")
     parser.add_argument("--cases", type=int, default=2000, help="for each reader")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", action="append", choices=sorted(TARGETS))
+    parser.add_argument("--only", action="append", choices=sorted([*TARGETS, "named"]))
     parser.add_argument("--memory", type=int, default=6 << 30, help="bytes of address space for the process")
     options = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_AS, (options.memory, options.memory))
-    failed = 0
     for module in pkgutil.walk_packages(ckptsurgery.__path__, "ckptsurgery."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
+    failed = 0
     with tempfile.TemporaryDirectory(prefix="fuzz-") as root:
         watch = Watch(Path(root))
-        for name in options.only or TARGETS:
+        for name in options.only or ["named", *TARGETS]:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             try:
-                accepted, refused = fuzz(TARGETS[name], options.cases, options.seed, Path(root), watch)
+                if name == "named":
+                    accepted, refused = named(Path(root), watch)
+                else:
+                    accepted, refused = fuzz(TARGETS[name], options.cases, options.seed, Path(root), watch)
+                grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
+                if grown > _GROWTH:
+                    raise BrokenPromise(f"{name}: the process grew by {grown:,} bytes")
             except BrokenPromise as error:
                 print(error, file=sys.stderr)
                 failed += 1
-                watch.seen.clear()
                 continue
-            print(json.dumps({"reader": name, "accepted": accepted, "refused": refused}), flush=True)
+            print(json.dumps({"reader": name, "accepted": accepted, "refused": refused, "grown": grown}), flush=True)
     sys.exit(bool(failed))
 
 
