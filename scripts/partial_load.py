@@ -55,7 +55,7 @@ def arguments() -> argparse.Namespace:
     add("--init", action="append", default=[], metavar="PATH", help="initialise this module anew; repeatable")
     add("--keep", action="append", default=[], metavar="PATH", help="leave this module as constructed; repeatable")
     add("--drop", action="append", default=[], metavar="PATH", help="leave this part of the source out; repeatable")
-    add("--mismatch", choices=("error", "init", "keep"), help="other shapes: an error; kept with --partial")
+    add("--mismatch", choices=("error", "init", "keep"), default="error", help="what becomes of other shapes")
     add("--dtype", choices=("lossless", "error", "model"), default="lossless", help="what becomes of other dtypes")
     add("--partial", action="store_true", help="load what fits, and list what did not")
     add("--subtree", metavar="PATH", help="where the tensors lie in a training checkpoint")
@@ -84,7 +84,7 @@ def main() -> None:
             init=given.init,
             keep=given.keep,
             drop=given.drop,
-            mismatch=given.mismatch or ("keep" if given.partial else "error"),
+            mismatch=given.mismatch,
             dtype=given.dtype,
             partial=given.partial,
             subtree=given.subtree,
