@@ -16,9 +16,17 @@ SIZES = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidd
 ENDS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
 DECODER = {**SIZES, **ENDS, "num_key_value_heads": 2, "max_position_embeddings": 32}
 SEQ2SEQ = {
-    "vocab_size": 64, "d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
-    "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "decoder_start_token_id": 0, **ENDS,
-}  # fmt: skip
+    "vocab_size": 64,
+    "d_model": 16,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    "decoder_start_token_id": 0,
+    **ENDS,
+}
 SCALED = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 16}  # fmt: skip
 IMAGE = {**SIZES, "image_size": 32, "patch_size": 8}
