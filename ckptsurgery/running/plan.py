@@ -17,6 +17,7 @@ from ..planning.reversing import reversed_plan
 from ..planning.targets import DTYPE_POLICIES, Target
 from ..specs import DTYPES, TensorSpec, dtype_name
 from ..storage.checkpoint import Checkpoint
+from ..storage.collection import without_collection
 from ..storage.opening import open_checkpoint
 from .report import Report
 from .saving import save_plan, state_dict_of
@@ -134,15 +135,16 @@ def _planned(
     dtype: str,
     dims: Mapping[str, DimValue] | None,
 ) -> RunnablePlan:
-    found = make_plan(
-        checkpoint.specs,
-        recipe,
-        load_recipe,
-        target=target,
-        config=config if config is not None else checkpoint.config,
-        dims=dims,
-        dtype=dtype,
-    )
+    with without_collection():
+        found = make_plan(
+            checkpoint.specs,
+            recipe,
+            load_recipe,
+            target=target,
+            config=config if config is not None else checkpoint.config,
+            dims=dims,
+            dtype=dtype,
+        )
     return _runnable(replace(found, warnings=(*found.warnings, *_left_behind(checkpoint))), checkpoint)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from ..errors import Diagnostic, PlanError
 from ..planning.costing import BUDGET, largest_step
 from ..planning.plan import Plan
 from ..storage.checkpoint import Checkpoint
+from ..storage.collection import without_collection
 from ..storage.resuming import ResumableWriter
 from ..storage.staging import Writer
 from ..storage.writing import open_writer, parse_size
@@ -51,32 +53,57 @@ def save_plan(
     budget = _budget(plan, max_memory)
     prove(plan, checkpoint)
     aliases = output_aliases(plan, checkpoint)
-    specs = {key: plan.specs[key] for key in plan.keys if key in plan.specs and key not in aliases}
-    metadata = {k: v for k, v in checkpoint.metadata.items() if k != "format" and k not in checkpoint.aliases}
-    writer = open_writer(
-        path,
-        specs,
-        aliases=aliases,
-        metadata=metadata,
-        extras=_extras(plan, checkpoint),
-        max_shard_size=max_shard_size,
-        overwrite=overwrite,
-        sources=checkpoint.files,
-        resume=fingerprint(plan, checkpoint, aliases) if resume else None,
-    )
-    if companions:
-        refuse_file(Path(path), writer.files)
-    total = sum(s.nbytes for s in specs.values())
-    with writer, ByteBar(total, f"writing {Path(path).name}", progress) as bar:
-        stream(plan, checkpoint, writer, bar, budget=budget)
-    notes = [*_left_out(checkpoint, writer), *_resumed(writer)]
+    options = _Options(max_shard_size, overwrite, companions, resume)
+    files, written, notes = _write(plan, checkpoint, Path(path), aliases, budget, options, progress)
     if companions:
         copied = copy_companions(checkpoint.files, Path(path).expanduser())
         notes.append(f"copied along: {', '.join(copied) or 'nothing, the source has no companions'}")
     if check:
-        compared = check_output(plan, checkpoint, path, writer.files, aliases, progress)
+        compared = check_output(plan, checkpoint, path, files, aliases, progress)
         notes.append(f"checked: {compared:,} bytes were read back and are what the plan makes")
-    return _report(plan, checkpoint, str(path), aliases, tuple(writer.files), bar.done, tuple(notes))
+    with without_collection():
+        return _report(plan, checkpoint, str(path), aliases, files, written, tuple(notes))
+
+
+@dataclass(frozen=True)
+class _Options:
+    max_shard_size: int | str | None
+    overwrite: bool
+    companions: bool
+    resume: bool
+
+
+def _write(
+    plan: Plan,
+    checkpoint: Checkpoint,
+    path: Path,
+    aliases: Mapping[str, str],
+    budget: int,
+    options: _Options,
+    progress: bool | None,
+) -> tuple[tuple[str, ...], int, list[str]]:
+    """The files, the bytes and what is to be said; the writer and its 100,000 places are gone when this returns."""
+    with without_collection():
+        specs = {key: plan.specs[key] for key in plan.keys if key in plan.specs and key not in aliases}
+        metadata = {k: v for k, v in checkpoint.metadata.items() if k != "format" and k not in checkpoint.aliases}
+        writer = open_writer(
+            path,
+            specs,
+            aliases=aliases,
+            metadata=metadata,
+            extras=_extras(plan, checkpoint),
+            max_shard_size=options.max_shard_size,
+            overwrite=options.overwrite,
+            sources=checkpoint.files,
+            resume=fingerprint(plan, checkpoint, aliases) if options.resume else None,
+        )
+    if options.companions:
+        refuse_file(path, writer.files)
+    total = sum(s.nbytes for s in specs.values())
+    del specs
+    with writer, ByteBar(total, f"writing {path.name}", progress) as bar:
+        stream(plan, checkpoint, writer, bar, budget=budget)
+    return tuple(writer.files), bar.done, [*_left_out(checkpoint, writer), *_resumed(writer)]
 
 
 def state_dict_of(plan: Plan, checkpoint: Checkpoint) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from ..planning.cutting import copies_bytes
 from ..planning.plan import Plan
 from ..planning.steps import Step
 from ..storage.checkpoint import Checkpoint
+from ..storage.collection import without_collection
 from ..storage.staging import Writer
 from .copying import ByteRun, copy_runs, merged, runs_of
 
@@ -50,7 +51,9 @@ def stream(
         region: bytes of a target that are computed at a time where a step can be cut.
     """
     computed: list[Step] = []
-    copy_runs(merged(_byte_runs(plan, checkpoint, writer, computed)), checkpoint, writer, moved)
+    with without_collection():
+        runs = merged(_byte_runs(plan, checkpoint, writer, computed))
+    copy_runs(runs, checkpoint, writer, moved)
     if computed:
         from .computing import run_tasks, tasks_of
 

@@ -78,7 +78,7 @@ def folder_writer(
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    header: bytes
+    header: bytearray
     places: dict[str, Extent]
     size: int
 
@@ -103,27 +103,26 @@ def _lay_out(path: Path, temporary: Path, specs: Mapping[str, TensorSpec], metad
     return _Layout(header, places, offset)
 
 
-def _header(order: Iterable[str], specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> bytes:
+def _header(order: Iterable[str], specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> bytearray:
     """The length and the text of a header, put together piece by piece: a tree of 100,000 entries would fill memory."""
     text = bytearray(8)
-    text += b'{"__metadata__":' + _json({"format": "pt", **metadata})
+    text += b'{"__metadata__":' + _json({"format": "pt", **metadata}).encode()
     said: dict[TensorSpec, bytes] = {}
     offset = 0
     for key in order:
         spec = specs[key]
         if spec not in said:
-            said[spec] = _json({"dtype": spec.dtype, "shape": list(spec.shape)})[:-1]
+            said[spec] = _json({"dtype": spec.dtype, "shape": list(spec.shape)})[:-1].encode()
         end = offset + spec.nbytes
-        text += b',%b:%b,"data_offsets":[%d,%d]}' % (_json(key), said[spec], offset, end)
+        text += b',%b:%b,"data_offsets":[%d,%d]}' % (_json(key).encode(), said[spec], offset, end)
         offset = end
     text += b"}"
     text += b" " * (-len(text) % 8)
     text[:8] = (len(text) - 8).to_bytes(8, "little")
-    return bytes(text)
+    return text
 
 
-def _json(value: object) -> bytes:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 
 def _split(specs: Mapping[str, TensorSpec], limit: int | None) -> list[list[str]]:

@@ -41,7 +41,7 @@ class Output:
     final: Path
     temporary: Path
     size: int
-    head: bytes = b""
+    head: bytes | bytearray = b""
 
 
 class Writer:
