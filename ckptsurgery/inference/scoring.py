@@ -35,6 +35,8 @@ WEIGHTS: Mapping[str, float] = {
     "order": 1.0,
     "size": 1.2,
     "norms": 1.5,
+    "only": 2.5,
+    "nest": 0.8,
 }
 _FLOATS = ("weight", "bias", "mean", "var", "weight_g", "weight_v")
 
@@ -80,6 +82,8 @@ def gather(a: Side, b: Side) -> Evidence:
         "order": _order(a, b, mask),
         "size": _sizes(a, b),
         "norms": _norms(a, b),
+        "only": _only(mask),
+        "nest": _nest(a, b),
     }
     return found
 
@@ -307,6 +311,16 @@ def _norms(a: Side, b: Side) -> Matrix:
         return 0.0
 
     return _spread(a.norm_ranks, b.norm_ranks, of)
+
+
+def _only(mask: Matrix) -> Matrix:
+    """Each the only one that the other can be."""
+    return mask * (mask.sum(axis=0, keepdims=True) == 1) * (mask.sum(axis=1, keepdims=True) == 1)
+
+
+def _nest(a: Side, b: Side) -> Matrix:
+    """What stands in a layer belongs to what stands in a layer."""
+    return _spread([bool(s) for s in a.slots], [bool(s) for s in b.slots], lambda x, y: 0.0 if x == y else -1.0)
 
 
 def _sizes(a: Side, b: Side) -> Matrix:

@@ -20,12 +20,14 @@ class Relation:
         cost: 0 for the same shape; less means likelier.
         kind: `"same"`, `"squeeze"`, `"transpose"`, `"merge"` or `"split"`.
         source, target: the axis lists, as a rule spells them; empty where the tensor moves as it is.
+        moved: whether axes change places.
     """
 
     cost: float
     kind: str
     source: str = ""
     target: str = ""
+    moved: bool = False
 
 
 _LETTERS = "abcdefgh"
@@ -44,7 +46,7 @@ def relations(source: Shape, target: Shape) -> tuple[Relation, ...]:
     """
     if source == target:
         if len(source) == 2 and source[0] == source[1] and source[0] > 1:
-            return (Relation(0.0, "same"), Relation(1.5, "transpose", "[a b]", "[b a]"))
+            return (Relation(0.0, "same"), Relation(1.5, "transpose", "[a b]", "[b a]", True))
         return (Relation(0.0, "same"), *_same_permuted(source))
     if _product(source) != _product(target) or len(source) > 6 or len(target) > 6:
         return ()
@@ -97,7 +99,7 @@ def _permuted(source: Shape, target: Shape) -> list[Relation]:
                 continue
             found.append(Relation(0.2, "squeeze", left_text, right_text))
         else:
-            found.append(Relation(1.0 + _disorder(order), "transpose", left_text, right_text))
+            found.append(Relation(1.0 + _disorder(order), "transpose", left_text, right_text, True))
     return found
 
 
@@ -141,12 +143,12 @@ def _merged(source: Shape, target: Shape) -> list[Relation]:
                 continue
             right = " ".join(g[0] if len(g) == 1 else f"({' '.join(g)})" for g in groups)
             moved = list(order) != sorted(order)
-            found.append(Relation(1.2 + 0.4 * moved, "merge", f"[{' '.join(names)}]", f"[{right}]"))
+            found.append(Relation(1.2 + 0.4 * moved, "merge", f"[{' '.join(names)}]", f"[{right}]", moved))
     return found
 
 
 def _split(source: Shape, target: Shape) -> list[Relation]:
-    return [Relation(r.cost, "split", r.target, r.source) for r in _merged(target, source)]
+    return [Relation(r.cost, "split", r.target, r.source, r.moved) for r in _merged(target, source)]
 
 
 def _groupings(n: int, parts: int) -> list[list[tuple[int, int]]]:

@@ -37,7 +37,7 @@ _SINGLE = {
     "position": "position positional positions pos wpe",
     "segment": "segment type types",
     "classtoken": "class",
-    "head": "head heads classifier logits score fc cls classification predictor unembed",
+    "head": "head heads classifier logits score fc cls classification predictor unembed output",
     "output": "output out",
     "conv": "conv convolution cnn convs",
     "depthwise": "depthwise dw dwconv",

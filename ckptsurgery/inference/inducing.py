@@ -1,0 +1,247 @@
+"""From moves to rules: the fewest that say the same, with captures, choices, axes and a rest."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from .relating import Relation, relate
+from .resolving import Move
+
+__all__ = ["Atom", "atoms", "escaped"]
+
+_NUMBER = re.compile(r"(\d+)")
+_SPECIAL = re.compile(r"->|[{}\[\],|?\\]")
+
+
+@dataclass(frozen=True)
+class Atom:
+    """One rule before it is merged with others.
+
+    Args:
+        source, target: key patterns.
+        left, right: axis lists, empty for none.
+        free: captures that are variables, variable -> values it takes, None where it takes all there are.
+        moves: indices of the moves it explains.
+        dims: sizes that it needs.
+    """
+
+    source: str
+    target: str
+    left: str = ""
+    right: str = ""
+    free: Mapping[str, tuple[int, ...] | None] = field(default_factory=dict)
+    moves: tuple[int, ...] = ()
+    dims: Mapping[str, Any] = field(default_factory=dict)
+
+
+def escaped(text: str) -> str:
+    """A literal as a pattern spells it."""
+    return _SPECIAL.sub(lambda m: "\\" + m[0], text)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One side of a move: keys that differ in one place, cut at their numbers; `holes` are what differs, as patterns."""
+
+    pieces: tuple[str, ...]
+    numbers: tuple[int, ...]
+
+
+def _cut(keys: Sequence[str], fuse: str | None) -> _Side:
+    """The keys as one text: a hole where they differ, the other numbers apart."""
+    if len(keys) == 1:
+        parts = _NUMBER.split(keys[0])
+        return _Side(tuple(map(escaped, parts[::2])), tuple(map(int, parts[1::2])))
+    head, holes, tail = _hole(keys, fuse)
+    before, after = _NUMBER.split(head), _NUMBER.split(tail)
+    pieces = [*map(escaped, before[::2])]
+    pieces[-1] += holes + escaped(after[0])
+    return _Side((*pieces, *map(escaped, after[2::2])), tuple(map(int, before[1::2] + after[1::2])))
+
+
+def _hole(keys: Sequence[str], fuse: str | None) -> tuple[str, str, str]:
+    if fuse == "stack concat":
+        half = [keys[0], keys[1]]
+        head, mid, tail = _differ(half)
+        first, index, rest = _differ([keys[0], keys[2]])
+        assert index[0].isdigit()
+        between = head[len(first) + len(index[0]) :]
+        if len(head) < len(first):
+            raise ValueError("the part comes before the index")
+        return first, "{e}" + escaped(between) + "{p:" + ",".join(map(escaped, mid)) + "}", tail
+    head, mid, tail = _differ(keys)
+    return head, "{e}" if fuse == "stack" else "{p:" + ",".join(map(escaped, mid)) + "}", tail
+
+
+def _differ(keys: Sequence[str]) -> tuple[str, list[str], str]:
+    """What the keys share in front and behind, and what stands between; whole words and numbers only."""
+    head = os.path.commonprefix(list(keys))
+    while head and head[-1].isalnum():
+        head = head[:-1]
+    tail = os.path.commonprefix([k[len(head) :][::-1] for k in keys])[::-1]
+    while tail and tail[0].isalnum():
+        tail = tail[1:]
+    return head, [k[len(head) : len(k) - len(tail)] for k in keys], tail
+
+
+def atoms(
+    moves: Sequence[Move],
+    source_keys: Sequence[str],
+    is_loop: tuple[Callable[[str], bool], Callable[[str], bool]],
+    values: Callable[[str, Sequence[int]], tuple[int, ...]],
+) -> list[Atom]:
+    """The moves as rules, one for each kind of tensor; none claims a key that is not its own.
+
+    Args:
+        source_keys: all keys of the source, to see what a rule would claim by mistake.
+        is_loop: for each side: whether the number behind a prefix counts layers; prefixes spell numbers `#`.
+        values: the values behind a prefix that these stand for, where only some layers are looked at.
+    """
+    groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+    sides: list[tuple[_Side, _Side]] = []
+    for n, move in enumerate(moves):
+        one = _cut(move.sources, move.fuse)
+        two = _cut(move.targets, move.fuse)
+        sides.append((one, two))
+        groups[one.pieces, two.pieces, move.left, move.right, move.sizes].append(n)
+    claims = _Claims(source_keys)
+    listed: list[tuple[tuple[Any, ...], Relation, tuple[int, ...]]] = []
+    for pattern, members in groups.items():
+        loops = (_loops(pattern[0], is_loop[0]), _loops(pattern[1], is_loop[1]))
+        related = relate([sides[n][0].numbers for n in members], [sides[n][1].numbers for n in members], loops)
+        listed += [(pattern, relation, tuple(members[r] for r in relation.rows)) for relation in related]
+    extents = _extents(listed, sides)
+    found: list[Atom] = []
+    for (one, two, left, right, sizes), relation, rows in listed:
+        base = Atom(_join(one, relation.source), _join(two, relation.target), left, right, moves=rows)
+        base = replace(base, dims=_sizes(base, moves[rows[0]], sizes))
+        own = {k for n in rows for k in moves[n].sources}
+        if relation.nesting is not None:
+            stages = extents[_nest(one, two, relation)]
+            if stages is None:
+                found += _each(base, (one, two), [sides[n] for n in rows])
+                continue
+            base = replace(base, dims={**base.dims, "b": list(stages)})
+        found += _restricted(base, relation, (one, two), [sides[n] for n in rows], own, claims, values)
+    return found
+
+
+def _nest(one: Sequence[str], two: Sequence[str], relation: Relation) -> tuple[Any, ...]:
+    """What a nesting is told apart by: the texts before the flat number and before the outer one."""
+    assert relation.nesting is not None
+    forward, nesting = relation.nesting
+    flat, nested = (one, two) if forward else (two, one)
+    numbers = (relation.source, relation.target) if forward else (relation.target, relation.source)
+    before = _join(flat[: nesting.flat + 1], numbers[0][: nesting.flat])
+    return forward, before, _join(nested[: nesting.outer + 1], numbers[1][: nesting.outer]), nested[nesting.inner]
+
+
+def _extents(
+    listed: Sequence[tuple[tuple[Any, ...], Relation, tuple[int, ...]]], sides: Sequence[tuple[_Side, _Side]]
+) -> dict[tuple[Any, ...], tuple[int, ...] | None]:
+    """How many places each stage has, from all keys of a nesting; None where they do not add up to the flat numbers."""
+    seen: dict[tuple[Any, ...], set[tuple[int, int, int]]] = defaultdict(set)
+    for (one, two, *_), relation, rows in listed:
+        if relation.nesting is None:
+            continue
+        forward, nesting = relation.nesting
+        for n in rows:
+            flat, nested = sides[n] if forward else sides[n][::-1]
+            seen[_nest(one, two, relation)].add(
+                (flat.numbers[nesting.flat], nested.numbers[nesting.outer], nested.numbers[nesting.inner])
+            )
+    found: dict[tuple[Any, ...], tuple[int, ...] | None] = {}
+    for name, triples in seen.items():
+        top = max(s for _, s, _ in triples)
+        stages = tuple(1 + max((b for _, s, b in triples if s == k), default=-1) for k in range(top + 1))
+        fits = all(x == sum(stages[:s]) + b for x, s, b in triples) and len(triples) == sum(stages)
+        found[name] = stages if fits else None
+    return found
+
+
+def _each(base: Atom, pieces: tuple[Sequence[str], Sequence[str]], rows: Sequence[tuple[_Side, _Side]]) -> list[Atom]:
+    """Each key by itself."""
+    found = []
+    for n, sides in zip(base.moves, rows):
+        one, two = (_join(p, tuple(map(str, side.numbers))) for p, side in zip(pieces, sides))
+        found.append(replace(base, source=one, target=two, free={}, moves=(n,)))
+    return found
+
+
+def _sizes(atom: Atom, move: Move, sizes: tuple[int, ...]) -> dict[str, Any]:
+    """The table of a ragged axis, where it is split; a gathered one shows its sizes."""
+    if not sizes or len(move.targets) == 1:
+        return {}
+    choices = re.search(r"\{p:([^}]*)\}", atom.target)
+    assert choices is not None
+    return {"x": dict(zip(choices[1].split(","), sizes))}
+
+
+def _loops(pieces: Sequence[str], is_loop: Callable[[str], bool]) -> list[bool]:
+    found, prefix = [], ""
+    for piece in pieces[:-1]:
+        prefix += piece
+        found.append(is_loop(prefix))
+        prefix += "#"
+    return found
+
+
+def _join(pieces: Sequence[str], numbers: Sequence[str]) -> str:
+    return "".join(p + n for p, n in zip(pieces, (*numbers, "")))
+
+
+class _Claims:
+    """Which keys a pattern of pieces and numbers would claim."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self.by_pieces: dict[tuple[str, ...], list[tuple[tuple[int, ...], str]]] = defaultdict(list)
+        for key in keys:
+            parts = _NUMBER.split(key)
+            self.by_pieces[tuple(map(escaped, parts[::2]))].append((tuple(map(int, parts[1::2])), key))
+
+    def claimed(self, pieces: Sequence[str], numbers: Sequence[str]) -> list[tuple[tuple[int, ...], str]]:
+        """The keys of one template whose literal numbers agree."""
+        wanted = [int(n) if n.isdigit() else None for n in numbers]
+        rows = self.by_pieces.get(tuple(pieces), [])
+        return [(row, key) for row, key in rows if all(w is None or w == n for w, n in zip(wanted, row))]
+
+
+def _restricted(
+    base: Atom,
+    relation: Relation,
+    pieces: tuple[Sequence[str], Sequence[str]],
+    rows: Sequence[tuple[_Side, _Side]],
+    own: set[str],
+    claims: _Claims,
+    values: Callable[[str, Sequence[int]], tuple[int, ...]],
+) -> list[Atom]:
+    """The rule with as few restrictions as keep it from other keys; split where no restriction does."""
+    free: dict[str, tuple[int, ...] | None] = dict.fromkeys(relation.variables)
+    strangers = [row for row, key in claims.claimed(pieces[0], relation.source) if key not in own]
+    if not strangers:
+        return [replace(base, free=free)]
+    if relation.nesting is None:
+        for name, (side, place) in relation.variables.items():
+            seen = sorted({row[side].numbers[place] for row in rows})
+            step = _source_value(relation, name)
+            if step is None:
+                continue
+            mine = {row[0].numbers[step] for row in rows}
+            if all(s[step] not in mine for s in strangers):
+                prefix = "#".join(pieces[side][: place + 1])
+                return [replace(base, free=free | {name: values(("s" if side == 0 else "t") + prefix, seen)})]
+    return _each(base, pieces, rows)
+
+
+def _source_value(relation: Relation, name: str) -> int | None:
+    """The place on the source's side where a variable stands."""
+    for place, text in enumerate(relation.source):
+        if re.fullmatch(r"\{(?:\d+\*|\d+-)?" + name + r"(?:[+-]\d+)?\}", text):
+            return place
+    return None
+

@@ -1,0 +1,220 @@
+"""The whole of matching: fuse, gather evidence, solve, doubt, look again at what is left, find what is tied."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from ..specs import TensorSpec
+from .fusing import fused
+from .matching import VOTES, Solution, Voters, solve
+from .resolving import Move, resolve
+from .scoring import WEIGHTS, Evidence, gather
+from .sides import Side
+from .units import Unit, read_units
+from .vocabulary import concepts
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Matrix = np.ndarray[Any, np.dtype[np.float64]]
+
+__all__ = ["Candidate", "Matched", "Question", "match"]
+
+_LEAST = 2.0  # a pair for which less speaks than this is no pair
+_DOUBTS = 6  # how often the question is asked again, with other weights
+_SPREAD = 0.45  # by how much the weights differ then: the standard deviation of their logarithms
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What a target tensor might be made of, and what speaks for it."""
+
+    sources: tuple[str, ...]
+    score: float
+    evidence: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A target tensor that could not be decided."""
+
+    target: str
+    candidates: tuple[Candidate, ...]
+
+    @property
+    def said(self) -> str:
+        """The candidates in a line."""
+        return " or ".join(f"{'+'.join(c.sources)} ({c.score:.1f})" for c in self.candidates) or "no candidate"
+
+
+@dataclass(frozen=True)
+class Matched:
+    """What was found between two sides.
+
+    Args:
+        a, b: the sides, fused.
+        moves: what makes what.
+        ties: target key -> the target key it shares its tensor with.
+        questions: what was left open.
+    """
+
+    a: Side
+    b: Side
+    moves: list[Move]
+    ties: dict[str, str] = field(default_factory=dict)
+    questions: tuple[Question, ...] = ()
+
+
+def match(
+    source: Sequence[tuple[str, TensorSpec]],
+    target: Sequence[tuple[str, TensorSpec]],
+    ordered: bool,
+    weights: Mapping[str, float] = WEIGHTS,
+    votes: Mapping[str, float] = VOTES,
+) -> Matched:
+    """Match two sides by names, shapes and structure.
+
+    Args:
+        ordered: whether both sides list their keys in the order of definition.
+        weights, votes: what each kind of evidence is worth.
+    """
+    one, two = fused(read_units(source), read_units(target))
+    a, b = Side(one, ordered), Side(two, ordered)
+    if not one or not two:
+        return Matched(a, b, [])
+    evidence, voters = gather(a, b), Voters.of(a, b)
+    solution = solve(evidence, voters, weights, votes)
+    sure, doubted = _doubt(solution, evidence, voters, weights, votes)
+    moves = resolve(a, b, sure)
+    moves += _left_over(a, b, sure, moves)
+    ties = _tied(dict(source), dict(target), moves)
+    questions = _questions(a, b, doubted, solution, evidence, weights, {k for m in moves for k in m.targets} | set(ties))
+    return Matched(a, b, moves, ties, questions)
+
+
+def _doubt(
+    solution: Solution, evidence: Evidence, voters: Voters, weights: Mapping[str, float], votes: Mapping[str, float]
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """The pairs that stay when everything is weighed differently, and those that do not."""
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    kept: Counter[tuple[int, int]] = Counter()
+    for _ in range(_DOUBTS):
+        other = {k: v * float(np.exp(random.normal(0.0, _SPREAD))) for k, v in weights.items()}
+        heard = {k: v * float(np.exp(random.normal(0.0, _SPREAD))) for k, v in votes.items()}
+        kept.update(solve(evidence, voters, other, heard).pairs.keys())
+    sure, doubted = [], []
+    for pair, score in solution.pairs.items():
+        if score < _LEAST:
+            continue
+        (sure if kept[pair] >= _DOUBTS - 1 else doubted).append(pair)
+    return sure, doubted
+
+
+def _questions(
+    a: Side, b: Side, doubted: Sequence[tuple[int, int]], solution: Solution, evidence: Evidence,
+    weights: Mapping[str, float], made: set[str],
+) -> tuple[Question, ...]:  # fmt: skip
+    import numpy as np
+
+    found = []
+    for _, j in doubted:
+        best = [int(i) for i in np.argsort(-solution.score[:, j])[:3] if evidence.mask[i, j] > 0]
+        for role, leaf in b.units[j].leaves.items():
+            rows = []
+            for i in best:
+                if role in a.units[i].leaves:
+                    said = {k: round(float(m[i, j]) * weights.get(k, 0.0), 2) for k, m in evidence.features.items() if m[i, j]}
+                    rows.append(Candidate(a.units[i].leaves[role].keys, round(float(solution.score[i, j]), 2), said))
+            found += [Question(key, tuple(rows)) for key in leaf.keys if key not in made]
+    return tuple(found)
+
+
+def _left_over(a: Side, b: Side, pairs: Sequence[tuple[int, int]], moves: Sequence[Move]) -> list[Move]:
+    """Tensors of units that were fused in one role only, or whose roles go by other names: matched once more, alone."""
+    used = {k for m in moves for k in (*m.sources, *m.targets)}
+    one, two = _rest(a, used), _rest(b, used)
+    if not one or not two:
+        return []
+    x, y = Side(one, a.ordered), Side(two, b.ordered)
+    evidence = gather(x, y)
+    agreed: dict[tuple[str, str], int] = Counter()
+    size: Counter[tuple[int, str]] = Counter()
+    for i, j in pairs:
+        for p in (*a.prefixes[i], a.units[i].path):
+            size[0, p] += 1
+            for q in (*b.prefixes[j], b.units[j].path):
+                agreed[p, q] += 1
+        for q in (*b.prefixes[j], b.units[j].path):
+            size[1, q] += 1
+    found = []
+    score = evidence.total(WEIGHTS)
+    for i, u in enumerate(x.units):
+        for j, v in enumerate(y.units):
+            near = [
+                agreed[p, q] / max(size[0, p], size[1, q])
+                for p in (*x.prefixes[i], u.path) for q in (*y.prefixes[j], v.path)
+                if agreed[p, q] and size[0, p] < 0.5 * len(a)
+            ]  # fmt: skip
+            score[i, j] += 4.0 * max(near, default=0.0)
+    for i in range(len(one)):
+        for j in range(len(two)):
+            if evidence.mask[i, j] and score[i, j] >= max(score[i][evidence.mask[i] > 0]) and score[i, j] >= max(score[:, j][evidence.mask[:, j] > 0]):
+                others = sorted([*score[i][evidence.mask[i] > 0], *score[:, j][evidence.mask[:, j] > 0]])[:-2]
+                if score[i, j] >= 2 * _LEAST and (not others or score[i, j] - others[-1] > 1.0):
+                    found.append((i, j))
+    return resolve(x, y, found)
+
+
+def _rest(side: Side, used: set[str]) -> list[Unit]:
+    found = []
+    for unit in side.units:
+        for role, leaf in unit.leaves.items():
+            if not used & set(leaf.keys) and role != "batches":
+                # A unit may have lost some of its parts to others: what is fused is taken apart again.
+                for part in leaf.parts:
+                    path = unit.path if not leaf.fuse else part.key.rpartition(".")[0] or part.key
+                    found.append(Unit(path, {role: replace(leaf, shape=part.shape, parts=(part,), fuse=None)}, unit.order, (), unit.roles))
+    return found
+
+
+def _tied(source: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec], moves: Sequence[Move]) -> dict[str, str]:
+    """Target tensors without a source that share one: an output head with the embedding, or the only tensor of a shape."""
+    made = {k: m for m in moves for k in m.targets}
+    used = {k for m in moves for k in m.sources}
+    first: dict[str, str] = {}
+    for move in moves:
+        if len(move.sources) == len(move.targets) == 1 and not move.left:
+            first.setdefault(move.sources[0], move.targets[0])
+    shapes: dict[tuple[int, ...], list[str]] = defaultdict(list)
+    for key, spec in source.items():
+        shapes[tuple(spec.shape)].append(key)
+    ties = {}
+    for key, spec in target.items():
+        if key in made or not spec.shape:
+            continue
+        alike = shapes[tuple(spec.shape)]
+        if any(k not in used for k in alike):
+            continue  # it may be one of these
+        if len(alike) > 1 and len(spec.shape) == 2:
+            alike = [k for k in alike if {"embedding", "token"} & _meant(k)]
+            alike = alike if len(alike) == 1 else [k for k in alike if "token" in _meant(k)]
+        if len(alike) == 1 and alike[0] in first and _sharing(alike[0], key):
+            ties[key] = first[alike[0]]
+    return ties
+
+
+def _meant(key: str) -> set[str]:
+    return {c for segment in key.replace("/", ".").split(".") for c, _ in concepts(segment)}
+
+
+def _sharing(source: str, key: str) -> bool:
+    """Whether two tensors of one shape may well be one: an embedding and an output, or neighbours by name."""
+    one, two = _meant(source), _meant(key)
+    if {"embedding", "token"} & one and {"head", "output", "decoder", "token", "embedding"} & two and "position" not in one | two:
+        return True
+    return key.split(".")[:-2] == source.split(".")[:-1] or key.split(".")[:-2] == source.split(".")[:-2]

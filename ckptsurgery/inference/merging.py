@@ -1,0 +1,331 @@
+"""Rules that differ in one place made one: leaves into `{l}`, modules into a choice list, all that stays the same into `rest`."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from .inducing import Atom
+from .units import split_path
+
+__all__ = ["Book", "Draft", "merged"]
+
+_CAPTURE = re.compile(r"\{([^{}]*)\}")
+_NAMED = re.compile(r"^(?:\d+\*|\d+-)?([a-z]\w*)(?:[+-]\d+)?$")
+_INLINE = 90  # characters of choices that still go into the line itself
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What a recipe says of the keys that are matched.
+
+    Args:
+        rules: lines.
+        names: choice lists too long for a line.
+        dims: sizes.
+        rest: the fallback, or "error" where nothing is left to it.
+    """
+
+    rules: tuple[str, ...]
+    names: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    dims: Mapping[str, Any] = field(default_factory=dict)
+    rest: str = "error"
+
+    @property
+    def length(self) -> float:
+        """How long it is to read."""
+        return len(self.rules) + 0.5 * sum(map(len, self.names.values())) + (self.rest not in ("error", "keep"))
+
+
+def merged(atoms: Sequence[Atom], keys: Sequence[str], spare: Iterable[str]) -> Draft:
+    """The shortest of the drafts, with and without a fallback for what keeps its name.
+
+    Args:
+        keys: all source keys that were looked at.
+        spare: source keys that nothing claims: no rule may either.
+    """
+    book = Book(keys, frozenset(spare))
+    best = _draft(atoms, book, "error")
+    for head, tail in _fallbacks(atoms):
+        rest = "keep" if not head and not tail else f"{head}{{k...}} -> {tail}{{k...}}"
+        left = [a for a in atoms if not _same_after(a, head, tail)]
+        draft = _draft(left, book, rest)
+        if draft.length < best.length:
+            best = draft
+    return best
+
+
+def _same_after(atom: Atom, head: str, tail: str) -> bool:
+    if atom.left or not atom.source.startswith(head) or not atom.target.startswith(tail):
+        return False
+    return atom.source[len(head) :] == atom.target[len(tail) :]
+
+
+def _fallbacks(atoms: Sequence[Atom]) -> list[tuple[str, str]]:
+    """Pairs of prefixes behind which most rules say the same on both sides."""
+    count: dict[tuple[str, str], int] = defaultdict(int)
+    for atom in atoms:
+        if atom.left:
+            continue
+        common = os.path.commonprefix([atom.source[::-1], atom.target[::-1]])[::-1]
+        for cut in [0, *(m.end() for m in re.finditer(r"[./]", common))]:
+            start = len(atom.source) - len(common) + cut, len(atom.target) - len(common) + cut
+            pair = atom.source[: start[0]], atom.target[: start[1]]
+            if "{" not in pair[0] + pair[1] and all(not p or p[-1] in "./" for p in pair):
+                count[pair] += 1
+                break
+    ranked = sorted(count, key=lambda p: (-count[p], p))
+    return [p for p in ranked if count[p] > 1][:4]
+
+
+class Book:
+    """The source's keys, to see what a pattern would claim."""
+
+    def __init__(self, keys: Sequence[str], spare: frozenset[str]) -> None:
+        self.keys, self.spare = list(keys), spare
+        self.cache: dict[str, frozenset[str]] = {}
+
+    def claimed(self, pattern: str) -> frozenset[str]:
+        """All keys that a pattern matches; its variables any number."""
+        if pattern not in self.cache:
+            text = re.compile(_regex(pattern))
+            self.cache[pattern] = frozenset(k for k in self.keys if text.fullmatch(k))
+        return self.cache[pattern]
+
+
+def _regex(pattern: str) -> str:
+    parts = re.split(r"(\{[^{}]*\}|\\.)", pattern)
+    return "".join(_part(p) for p in parts)
+
+
+def _part(text: str) -> str:
+    if text.startswith("\\"):
+        return re.escape(text[1:])
+    if not text.startswith("{"):
+        return re.escape(text)
+    inside = text[1:-1]
+    if inside.endswith("..."):
+        return r".+"
+    if inside in ("l", "m"):
+        return r"[^./]+"
+    if ":" in inside and ".." not in inside:
+        return "(?:" + "|".join(re.escape(c) for c in inside.split(":", 1)[1].split(",")) + ")"
+    return r"\d+"
+
+
+def _draft(atoms: Sequence[Atom], book: Book, rest: str) -> Draft:
+    ruled = [_ranged(a) for a in atoms]
+    rows = _merge_modules(_merge_leaves(ruled, book), book)
+    names: dict[str, dict[str, str]] = {}
+    dims: dict[str, Any] = {}
+    rules: list[str] = []
+    for row in rows:
+        rules.append(_rule(_distinct_dims(row, dims), names))
+    return Draft(tuple(rules), names, dims, rest)
+
+
+def _ranged(atom: Atom) -> Atom:
+    """The atom with its restrictions written where each variable stands unchanged, on one side."""
+    source, target = atom.source, atom.target
+    for name, values in atom.free.items():
+        if values is None:
+            continue
+        run = list(values) == list(range(values[0], values[-1] + 1)) and len(values) > 1
+        text = f"{values[0]}..{values[-1]}" if run else ",".join(map(str, values))
+        if f"{{{name}}}" in source:
+            source = source.replace(f"{{{name}}}", f"{{{name}:{text}}}")
+        else:
+            target = target.replace(f"{{{name}}}", f"{{{name}:{text}}}")
+    return replace(atom, source=source, target=target, free={})
+
+
+def _distinct_dims(atom: Atom, dims: dict[str, Any]) -> Atom:
+    """The atom with names for its sizes that no other rule uses for others."""
+    for name, value in atom.dims.items():
+        fresh, n = name, 1
+        while fresh in dims and dims[fresh] != value:
+            n += 1
+            fresh = f"{name}{n}"
+        dims[fresh] = value
+        if fresh != name:
+            swap = re.compile(rf"\b{name}\b")
+            atom = replace(
+                atom,
+                left=swap.sub(fresh, atom.left), right=swap.sub(fresh, atom.right),
+                source=_swap_capture(atom.source, name, fresh), target=_swap_capture(atom.target, name, fresh),
+            )  # fmt: skip
+    return atom
+
+
+def _swap_capture(pattern: str, name: str, fresh: str) -> str:
+    return _CAPTURE.sub(lambda m: "{" + re.sub(rf"\b{name}\b", fresh, m[1]) + "}" if ":" not in m[1] else m[0], pattern)
+
+
+# Leaves ------------------------------------------------------------------------------------------------------------
+
+
+def _merge_leaves(atoms: Sequence[Atom], book: Book) -> list[Atom]:
+    groups: dict[tuple[str, str, str], list[Atom]] = defaultdict(list)
+    for atom in atoms:
+        path, _ = split_path(atom.source)
+        to, _ = split_path(atom.target)
+        groups[path, to, repr(dict(atom.dims))].append(atom)
+    found: list[Atom] = []
+    for (path, to, _), members in groups.items():
+        while members:
+            taken = _compatible(members)
+            members = [m for m in members if m not in taken]
+            found += _one_leaf(path, to, taken, book)
+    return found
+
+
+def _compatible(members: Sequence[Atom]) -> list[Atom]:
+    """The first and all whose axes go into one list with its."""
+    taken = [members[0]]
+    for atom in members[1:]:
+        if _axes([*taken, atom]) is not None and not any("{" in split_path(a.source)[1] + split_path(a.target)[1] for a in (atom, taken[0])):
+            taken.append(atom)
+    return taken
+
+
+def _axes(atoms: Sequence[Atom]) -> tuple[str, str] | None:
+    """One pair of axis lists for leaves of several ranks; None where there is none."""
+    pairs = list(dict.fromkeys((a.left, a.right) for a in atoms))
+    if len(pairs) == 1:
+        return pairs[0]
+    if any(p[0] and not p[0].startswith("[") for p in pairs):
+        return None
+    lists = [tuple(_items(side) for side in p) for p in pairs]
+    if all(one and two and one[1:] == two[1:] for one, two in lists):
+        heads = {(one[0], two[0]) for one, two in lists}
+        if len(heads) == 1:
+            ((one_head, two_head),) = heads
+            return f"[{one_head} ...]", f"[{two_head} ...]"
+    long = max(pairs, key=lambda p: len(p[0]))
+    one, two = _items(long[0]), _items(long[1])
+    if len(one) != 2 or len(two) != 2:
+        return None
+    short = [p for p in pairs if p != long]
+    if len(short) != 1:
+        return None
+    wanted = short[0]
+    for spare in one:
+        if spare not in two or not spare.isalpha():
+            continue
+        left, right = [x for x in one if x != spare], [x for x in two if x != spare]
+        if (wanted == ("", "") and left == right) or wanted == (f"[{left[0]}]", f"[{right[0]}]"):
+            return tuple("[" + " ".join(x + "?" if x == spare else x for x in side) + "]" for side in (one, two))  # type: ignore[return-value]
+    return None
+
+
+def _items(axes: str) -> list[str]:
+    """The items of an axis list, groups whole."""
+    return re.findall(r"\([^)]*\)|[^\s()\[\]]+", axes)
+
+
+def _one_leaf(path: str, to: str, members: Sequence[Atom], book: Book) -> list[Atom]:
+    if len(members) == 1:
+        return list(members)
+    axes = _axes(members)
+    assert axes is not None
+    pairs = [(split_path(m.source)[1], split_path(m.target)[1]) for m in members]
+    moves = tuple(n for m in members for n in m.moves)
+    own = frozenset().union(*(book.claimed(m.source) for m in members))
+    base = replace(members[0], left=axes[0], right=axes[1], moves=moves)
+    if all(a == b for a, b in pairs):
+        if book.claimed(path + "{l}") <= own:
+            return [replace(base, source=path + "{l}", target=to + "{l}")]
+        text = "{l:" + ",".join(a for a, _ in pairs) + "}"
+        return [replace(base, source=path + text, target=to + "{l}")]
+    one, two = ("{l:" + ",".join(p[i] for p in pairs) + "}" for i in (0, 1))
+    return [replace(base, source=path + one, target=to + two)]
+
+
+# Modules -----------------------------------------------------------------------------------------------------------
+
+
+def _merge_modules(atoms: Sequence[Atom], book: Book) -> list[Atom]:
+    groups: dict[tuple[Any, ...], list[tuple[Atom, str, str]]] = defaultdict(list)
+    order: dict[tuple[Any, ...], int] = {}
+    for n, atom in enumerate(atoms):
+        one, two = _last_variable(atom.source), _last_variable(atom.target)
+        (mid, leaf), (to, end) = _middle(atom.source[one:]), _middle(atom.target[two:])
+        key = (atom.source[:one], atom.target[:two], leaf, end, atom.left, atom.right, repr(dict(atom.dims)))
+        if "{" in mid + to:
+            key = (*key, n)
+        groups[key].append((atom, mid, to))
+        order.setdefault(key, n)
+    found: list[Atom] = []
+    for key in sorted(groups, key=lambda k: order[k]):
+        found += _one_module(key, groups[key], book)
+    return found
+
+
+def _last_variable(pattern: str) -> int:
+    """Where the last capture that is a number or a hole ends; leaves are not looked at."""
+    ends = [m.end() for m in _CAPTURE.finditer(pattern) if m[1] != "l" and not m[1].startswith("l:")]
+    return ends[-1] if ends else 0
+
+
+def _middle(text: str) -> tuple[str, str]:
+    """A pattern's text behind its last variable: the module with its separator, and the leaf."""
+    masked = _CAPTURE.sub(lambda m: "x" * len(m[0]), text)
+    cut = max(masked.rfind("."), masked.rfind("/")) + 1
+    return text[:cut], text[cut:]
+
+
+def _one_module(key: tuple[Any, ...], rows: Sequence[tuple[Atom, str, str]], book: Book) -> list[Atom]:
+    head, to_head, leaf, end = key[:4]
+    if len(rows) == 1:
+        return [rows[0][0]]
+    ones, twos = [r[1] for r in rows], [r[2] for r in rows]
+    moves = tuple(n for r in rows for n in r[0].moves)
+    own = frozenset().union(*(book.claimed(r[0].source) for r in rows))
+    base = replace(rows[0][0], moves=moves)
+    if ones == twos and leaf == end and not base.left:
+        lead = os.path.commonprefix(ones)[:1] if all(o[:1] in "./" and o for o in ones) else ""
+        whole = f"{head}{lead}{{r...}}"
+        if (lead or not head or head[-1] in "./") and book.claimed(whole) <= own:
+            return [replace(base, source=whole, target=f"{to_head}{lead}{{r...}}")]
+    (a, one, b), (c, two, d) = _trimmed(ones), _trimmed(twos)
+    # Equal spellings on one side would be one choice for two modules.
+    if len(set(one)) < len(one) or len(set(two)) < len(two) or any("," in t for t in (*one, *two)):
+        return [r[0] for r in rows]
+    source, target = (f"{{m:{','.join(side)}}}" for side in (one, two))
+    candidate = f"{head}{a}{source}{b}{leaf}"
+    if not book.claimed(candidate) <= own:
+        return [r[0] for r in rows]
+    return [replace(base, source=candidate, target=f"{to_head}{c}{target}{d}{end}")]
+
+
+def _trimmed(texts: Sequence[str]) -> tuple[str, list[str], str]:
+    """What the texts share at either end, as whole words, and what is left of each; no text is left empty if it need not be."""
+    head = os.path.commonprefix(list(texts))
+    while head and head[-1] not in "./_-":
+        head = head[:-1]
+    rest = [t[len(head) :] for t in texts]
+    tail = os.path.commonprefix([t[::-1] for t in rest])[::-1]
+    while tail and tail[0] not in "./_-":
+        tail = tail[1:]
+    mids = [t[: len(t) - len(tail)] if tail else t for t in rest]
+    if not all(mids) and tail:
+        return head, rest, ""
+    return head, mids, tail
+
+
+def _rule(atom: Atom, names: dict[str, dict[str, str]]) -> str:
+    source, target = atom.source, atom.target
+    one, two = re.search(r"\{m:([^{}]*)\}", source), re.search(r"\{m:([^{}]*)\}", target)
+    if one and two and len(one[1]) + len(two[1]) > _INLINE:
+        name, n = "m", 1
+        while name in names:
+            n += 1
+            name = f"m{n}"
+        names[name] = dict(zip(one[1].split(","), two[1].split(",")))
+        source, target = source.replace(one[0], f"{{{name}}}"), target.replace(two[0], f"{{{name}}}")
+    left, right = (" " + atom.left if atom.left else ""), (" " + atom.right if atom.right else "")
+    return f"{source}{left} -> {target}{right}"

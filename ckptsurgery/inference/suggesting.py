@@ -1,0 +1,214 @@
+"""`suggest`: the recipe that turns one side into the other, and what it is sure of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import CkptSurgeryError, Diagnostic
+from ..language.folding import fold, fold_groups
+from ..language.recipe import Recipe
+from ..planning.plan import Plan
+from ..planning.planner import make_plan
+from ..specs import TensorSpec
+from ..storage.opening import open_checkpoint
+from .inducing import atoms, escaped
+from .matched import Matched, Question, match
+from .merging import Book, Draft, merged
+from .reducing import reduced
+
+__all__ = ["Assumption", "Suggestion", "suggest"]
+
+
+@dataclass(frozen=True)
+class Assumption:
+    """Something that the recipe takes on trust.
+
+    Args:
+        kind: `"square"`, `"order"`, `"rows"`, `"tied"` or `"gate"`.
+        text: one sentence.
+        keys: the target keys that it concerns.
+    """
+
+    kind: str
+    text: str
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A recipe that nobody wrote, and what is known of it.
+
+    Args:
+        recipe: ready to plan; it makes what is sure, and leaves out what is not.
+        coverage: the share of the target's keys that the recipe makes or ties.
+        ambiguous: open questions, each with its candidates and the evidence for each.
+        assumptions: what the headers cannot show.
+        unmatched_source, unmatched_target: keys without a counterpart.
+        evidence: `"names"` or `"values"`: what it was inferred from.
+    """
+
+    recipe: Recipe
+    coverage: float
+    ambiguous: tuple[Question, ...] = ()
+    assumptions: tuple[Assumption, ...] = ()
+    unmatched_source: tuple[str, ...] = ()
+    unmatched_target: tuple[str, ...] = ()
+    evidence: str = "names"
+    problems: tuple[Diagnostic, ...] = field(default=(), repr=False)
+
+    def __str__(self) -> str:
+        lines = [str(self.recipe).rstrip(), "", f"# covers {self.coverage:.1%} of the target's keys, by {self.evidence}"]
+        for question in self.ambiguous:
+            lines.append(f"# open: {question.target}: {question.said}")
+        for assumption in self.assumptions:
+            lines.append(f"# assumed ({assumption.kind}): {assumption.text}")
+        for name, keys in (("source", self.unmatched_source), ("target", self.unmatched_target)):
+            lines += [f"# no counterpart in the {'target' if name == 'source' else 'source'}: {text} ({n})" for text, n in fold(keys)]
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as plain data; the recipe as text."""
+        return {
+            "recipe": str(self.recipe),
+            "coverage": self.coverage,
+            "evidence": self.evidence,
+            "ambiguous": [
+                {
+                    "target": q.target,
+                    "candidates": [{"sources": list(c.sources), "score": c.score, "evidence": dict(c.evidence)} for c in q.candidates],
+                }
+                for q in self.ambiguous
+            ],
+            "assumptions": [{"kind": a.kind, "text": a.text, "keys": list(a.keys)} for a in self.assumptions],
+            "unmatched_source": list(self.unmatched_source),
+            "unmatched_target": list(self.unmatched_target),
+        }
+
+
+def suggest(source: Any, target: Any, *, by: str = "names", inputs: Any = None) -> Suggestion:
+    """The recipe that turns `source` into `target`, inferred.
+
+    >>> spec = lambda *shape: TensorSpec(shape, "F32")
+    >>> ours = {f"blocks.{i}.{m}": spec(*s) for i in range(3) for m, s in (("ln.gamma", [4]), ("ln.beta", [4]), ("fc.weight", [8, 4]))}
+    >>> theirs = {f"h.{i}.{m}": spec(*s) for i in range(3) for m, s in (("norm.weight", [4]), ("norm.bias", [4]), ("up.weight", [8, 4]))}
+    >>> for rule in suggest(ours, theirs).recipe.rules:
+    ...     print(rule)
+    blocks.{i}.ln.{l:gamma,beta} -> h.{i}.norm.{l:weight,bias}
+    blocks.{i}.fc.weight -> h.{i}.up.weight
+
+    Args:
+        source, target: whatever `open` takes, or `{key: TensorSpec}`.
+        by: "names" looks at names and shapes alone; "values" at the data, where both sides hold the same weights.
+        inputs: for two live models: what both are called with, so that the order of use decides what names leave open.
+
+    Raises:
+        CheckpointError: a side cannot be read.
+    """
+    if by == "values":
+        from .equating import by_values
+
+        return by_values(source, target)
+    specs, ties = specs_of(source)
+    wanted, _ = specs_of(target)
+    best = _attempt(specs, wanted, cut=True)
+    if best.coverage < 1.0 and len(specs) + len(wanted) < 6000:
+        # What was left out may be what tells the layers apart.
+        whole = _attempt(specs, wanted, cut=False) if _was_cut(specs, wanted) else best
+        best = whole if whole.coverage > best.coverage else best
+    return best
+
+
+def specs_of(side: Any) -> tuple[Mapping[str, TensorSpec], Sequence[Sequence[str]]]:
+    """The specs of a side, and which keys are tied."""
+    if isinstance(side, Mapping) and side and all(isinstance(v, TensorSpec) for v in side.values()):
+        return side, ()
+    checkpoint = open_checkpoint(side)
+    return checkpoint.specs, [t.names for t in checkpoint.ties]
+
+
+def _was_cut(source: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec]) -> bool:
+    one, two = reduced(source, target)
+    return len(one.keys) < one.whole or len(two.keys) < two.whole
+
+
+def _attempt(source: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec], cut: bool) -> Suggestion:
+    one, two = reduced(source, target, cut)
+    found = match([(k, source[k]) for k in one.keys], [(k, target[k]) for k in two.keys], _ordered(source) and _ordered(target))
+    side = {"s": one, "t": two}
+    listed = atoms(
+        found.moves, one.keys, (found.a.loops.__contains__, found.b.loops.__contains__),
+        lambda prefix, seen: side[prefix[0]].values(prefix[1:], seen),
+    )  # fmt: skip
+    used = {k for m in found.moves for k in m.sources}
+    spare = [k for k in one.keys if k not in used]
+    draft = merged(listed, one.keys, spare)
+    return finish(source, target, draft, found, one.expanded(source, spare))
+
+
+def _ordered(specs: Mapping[str, TensorSpec]) -> bool:
+    """Whether the keys' order may be that in which a model lists them: anything but the alphabet's."""
+    keys = list(specs)
+    by_dtype: dict[str, list[str]] = {}
+    for key, spec in specs.items():
+        by_dtype.setdefault(spec.dtype, []).append(key)
+    return keys != sorted(keys) and any(group != sorted(group) for group in by_dtype.values())
+
+
+def finish(
+    source: Mapping[str, TensorSpec],
+    target: Mapping[str, TensorSpec],
+    draft: Draft,
+    found: Matched,
+    spare: Sequence[str],
+) -> Suggestion:
+    """The draft as a recipe that plans over the whole source, with what is left over named."""
+    drops = _patterns(spare, source)
+    tie = _tie_patterns(found.ties)
+    recipe = Recipe(rules=draft.rules, names=draft.names, dims=draft.dims, rest=draft.rest, tie=tie, drop=drops)
+    plan, problems = _planned(source, recipe)
+    made: set[str] = set() if plan is None else {*plan.specs, *plan.ties}
+    missing = [k for k in target if k not in made]
+    if missing:
+        init = {f"? {text}": "own" for text in _patterns(missing, target)}
+        recipe = Recipe(
+            rules=draft.rules, names=draft.names, dims=draft.dims, rest=draft.rest, tie=tie, drop=drops, init=init
+        )
+    open_ = {q.target for q in found.questions}
+    return Suggestion(
+        recipe,
+        sum(k in made for k in target) / max(1, len(target)),
+        found.questions,
+        (),
+        tuple(spare),
+        tuple(k for k in missing if k not in open_),
+        problems=problems,
+    )
+
+
+def _planned(source: Mapping[str, TensorSpec], recipe: Recipe) -> tuple[Plan | None, tuple[Diagnostic, ...]]:
+    try:
+        return make_plan(source, recipe, lambda name: recipe), ()
+    except CkptSurgeryError as error:
+        return None, tuple(error.diagnostics)
+
+
+def _patterns(keys: Sequence[str], everything: Iterable[str]) -> tuple[str, ...]:
+    """Patterns that match the keys and, of all there are, no others."""
+    wanted = set(keys)
+    book = Book(list(everything), frozenset())
+    found: list[str] = []
+    for group in fold_groups(keys):
+        claimed = book.claimed(group.pattern)
+        if claimed <= wanted:
+            found.append(group.pattern)
+        else:
+            shape = re.compile(re.sub(r"\\d\+|\d+", r"\\d+", re.escape(group.first)))
+            found += [escaped(k) for k in keys if shape.fullmatch(k) and k in claimed]
+    return tuple(dict.fromkeys(found))
+
+
+def _tie_patterns(ties: Mapping[str, str]) -> dict[str, str]:
+    return {escaped(k): escaped(v) for k, v in ties.items()}
