@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 
 from ..errors import Diagnostic, PlanError
 from ..language.folding import fold
 from ..ops.axes import Same
 from ..ops.base import Specs
 from ..specs import TensorSpec
+from .layout import Layout, Piece
 from .plan import Plan
 from .steps import Beside, Instruction, Move, Pick, Program, Run, Step
 
@@ -89,9 +92,8 @@ def _reversed(program: Program) -> Program:
 def _undone(instruction: Instruction, inputs: Specs) -> list[Instruction]:
     match instruction:
         case Move(layout):
-            if not layout.invertible:
-                raise Lossy("it repeats or leaves out elements")
-            return [Move(layout.inverse(), tuple(s.dtype for s in inputs))]
+            dtypes = tuple(s.dtype for s in inputs)
+            return [Move(layout.inverse(), dtypes)] if layout.invertible else _unrepeated(layout, dtypes)
         case Pick(indices):
             return _unpicked(indices, len(inputs))
         case Beside(programs):
@@ -100,8 +102,46 @@ def _undone(instruction: Instruction, inputs: Specs) -> list[Instruction]:
             head = {i: group[0] for group in groups for i in group}
             kept = {i: n for n, i in enumerate(i for i in range(len(inputs)) if head.get(i, i) == i)}
             return [Pick(tuple(kept[head.get(i, i)] for i in range(len(inputs))))]
+        case Run(Same(), groups):
+            return [_repeated(instruction, inputs)]
         case Run():
             return [_op_undone(instruction, inputs)]
+
+
+def _repeated(run: Run, inputs: Specs) -> Move:
+    """Back from slices that were the same: the one that was passed on, as often as there were slices."""
+    slices = {i for group in run.groups for i in group}
+    pieces = []
+    for n, spec in enumerate(inputs):
+        count, rest = (spec.shape[0], math.prod(spec.shape[1:])) if n in slices else (1, math.prod(spec.shape))
+        pieces.append(Piece(n, n, (count, rest), 0, (0, 1), 0, (rest, 1)))
+    layout = Layout(tuple(s.shape for s in run.after(inputs)), tuple(s.shape for s in inputs), tuple(pieces))
+    return Move(layout, tuple(s.dtype for s in inputs))
+
+
+def _unrepeated(layout: Layout, dtypes: tuple[str, ...]) -> list[Instruction]:
+    """Back from a rearrangement that repeats everything equally often: the copies apart, and the proof that they are the same."""
+    boxes: dict[tuple[object, ...], list[Piece]] = {}
+    for piece in (one for p in layout.pieces for one in _single(p)):
+        boxes.setdefault((piece.source, piece.source_offset, piece.shape, piece.source_strides), []).append(piece)
+    times = len(next(iter(boxes.values()), ()))
+    moved = sum(p.numel for same in boxes.values() for p in same)
+    if not times or any(len(same) != times for same in boxes.values()) or moved != times * sum(map(math.prod, layout.sources)):
+        raise Lossy("it leaves out elements, or repeats some")
+    width = len(layout.sources)
+    back = [replace(p.inverse(), target=p.source + n * width) for same in boxes.values() for n, p in enumerate(same)]
+    groups = tuple(tuple(s + n * width for n in range(times)) for s in range(width))
+    return [Move(Layout(layout.targets, layout.sources * times, tuple(back)), dtypes * times), Run(Same(), groups)]
+
+
+def _single(piece: Piece) -> Iterator[Piece]:
+    """A piece once for each time that it repeats its source."""
+    again = [n for n, stride in enumerate(piece.source_strides) if stride == 0]
+    once = [n for n, stride in enumerate(piece.source_strides) if stride != 0]
+    shape, strides, back = (tuple(values[n] for n in once) for values in (piece.shape, piece.source_strides, piece.target_strides))
+    for index in product(*(range(piece.shape[n]) for n in again)):
+        offset = piece.target_offset + sum(i * piece.target_strides[n] for i, n in zip(index, again))
+        yield Piece(piece.source, piece.target, shape, piece.source_offset, strides, offset, back)
 
 
 def _unpicked(indices: Sequence[int], count: int) -> list[Instruction]:

@@ -29,6 +29,7 @@ class Move:
 
     def after(self, specs: Specs) -> Specs:
         """Specs after the instruction."""
+        assert tuple(s.shape for s in specs) == self.layout.sources, (specs, self.layout.sources)
         return tuple(TensorSpec(shape, dtype) for shape, dtype in zip(self.layout.targets, self.dtypes))
 
 
