@@ -46,7 +46,8 @@ def set_tensor(
     if problem is not None:
         raise LoadError(problem)
     if not assign:
-        with torch.no_grad():
+        # a model built under inference_mode can be written to there alone
+        with torch.inference_mode() if old.is_inference() else torch.no_grad():
             old.copy_(tensor)
         return
     new = tensor.detach() if place.is_buffer else parameter_like(old, tensor)

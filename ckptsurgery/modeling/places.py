@@ -99,9 +99,9 @@ def place_of(model: nn.Module, name: str) -> Place:
     path, _, leaf = name.rpartition(".")
     owner = _submodule(model, path)
     if owner is not None:
-        if owner._parameters.get(leaf) is not None:
+        if leaf in owner._parameters and owner._parameters[leaf] is not None:
             return Place(name, owner, leaf, False)
-        if owner._buffers.get(leaf) is not None:
+        if leaf in owner._buffers and owner._buffers[leaf] is not None:
             return Place(name, owner, leaf, True)
         computed = _computed(owner, path, leaf)
         if computed is not None:
@@ -127,7 +127,8 @@ def close_names(name: str, known: Iterable[str]) -> list[str]:
 def _submodule(model: nn.Module, path: str) -> nn.Module | None:
     module: nn.Module | None = model
     for part in path.split(".") if path else ():
-        module = module._modules.get(part) if module is not None else None
+        # by `in` and index: what TorchScript keeps there is no dict, and has no `get`
+        module = module._modules[part] if module is not None and part in module._modules else None
     return module
 
 

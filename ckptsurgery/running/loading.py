@@ -127,6 +127,8 @@ def _fill(
     except (OSError, CheckpointError) as error:
         untouched = [k for step in plan.steps for k in step.targets if k not in set(written)]
         first = error.diagnostics if isinstance(error, CheckpointError) else (Diagnostic("read-failed", str(error)),)
+        if not written:
+            raise LoadError(first, written, untouched) from error
         half = Diagnostic(
             "half-loaded",
             f"the load broke off: {len(written)} keys hold new values, {len(untouched)} old ones",

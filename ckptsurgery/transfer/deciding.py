@@ -125,7 +125,8 @@ def _named(path: str, keys: Mapping[str, TensorSpec], argument: str, out: Decisi
             out.problems += error.diagnostics
             return []
     if not found:
-        modules = sorted({k.rpartition(".")[0] for k in keys} | {k.partition(".")[0] for k in keys} | set(keys))
+        known = {k.rpartition(".")[0] for k in keys} | {k.partition(".")[0] for k in keys} | set(keys)
+        modules = sorted(known - {""})
         near = get_close_matches(path, modules, 3)
         out.problems.append(
             Diagnostic(

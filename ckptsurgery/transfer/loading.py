@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -87,19 +87,29 @@ def load_into(
         CheckpointError, RecipeError, PlanError, LoadError: everything that headers and tied bytes can show, before the
             model is touched; each problem names the argument that settles it.
     """
+    import torch
+
     _check_arguments(model, mismatch, dtype, assign)
     checkpoint = open_checkpoint(source, subtree=subtree)
-    inits = dict(init) if isinstance(init, Mapping) else dict.fromkeys(_listed(init), "default")
-    without = [k for k in _listed(drop) if k in checkpoint.unreadable]
-    drops = [k for k in _listed(drop) if k not in without]
-    wishes = Wishes(inits, _listed(keep), drops, mismatch, partial)
+    inits = dict(init) if isinstance(init, Mapping) else dict.fromkeys(_listed("init", init), "default")
+    dropped = _listed("drop", drop)
+    without = [k for k in dropped if k in checkpoint.unreadable]
+    drops = [k for k in dropped if k not in without]
+    wishes = Wishes(inits, _listed("keep", keep), drops, mismatch, partial)
     transfer = _Transfer(model, checkpoint, model_target(model), wishes, dtype, without)
     transfer.draft(as_recipe(recipe) if recipe is not None else None)
-    return transfer.load(assign=assign, check_values=check_values, seed=seed)
+    with torch.inference_mode(False):  # parameters made in it could never be trained
+        return transfer.load(assign=assign, check_values=check_values, seed=seed)
 
 
-def _listed(what: Any) -> tuple[str, ...]:
-    return (what,) if isinstance(what, str) else tuple(what)
+def _listed(argument: str, what: Any) -> tuple[str, ...]:
+    if what is None or isinstance(what, str):
+        return (what,) if what is not None else ()
+    paths = tuple(what) if isinstance(what, Iterable) else (what,)
+    if not all(isinstance(path, str) for path in paths):
+        help = f'{argument}="head", or a list of such paths'
+        raise LoadError(Diagnostic("bad-argument", f"{argument}={what!r} names no part of a model", help=help))
+    return paths
 
 
 def _check_arguments(model: Any, mismatch: str, dtype: str, assign: bool) -> None:
