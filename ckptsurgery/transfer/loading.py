@@ -171,7 +171,8 @@ class _Transfer:
         plain = {k: best.target + k[len(best.source) :] if k.startswith(best.source) else k for k in source}
         # a key that the model has under its own name stays, whatever prefix the others carry
         names = {k: k if k not in best.matched and k in target else n for k, n in plain.items()}
-        free = {k: s for k, s in target.items() if k not in set(names.values())}
+        named = set(names.values())
+        free = {k: s for k, s in target.items() if k not in named}
         other = respelled({n: source[k] for k, n in names.items() if n not in target}, free)
         if other:
             one, two = next(iter(other.items()))
