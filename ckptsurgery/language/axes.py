@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..errors import Diagnostic, RecipeError
-from .keys import escape, unescape
+from .escaping import escape, unescape
 
 __all__ = ["Axis", "AxisList", "Dim"]
 

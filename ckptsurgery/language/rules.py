@@ -8,7 +8,8 @@ from typing import Protocol
 from ..errors import Diagnostic, RecipeError
 from .axes import AxisList
 from .calls import Call, parse_call
-from .keys import KeyPattern, split_unescaped
+from .escaping import split_unescaped
+from .keys import KeyPattern
 
 __all__ = ["OpAlgebra", "Rule", "Term", "optional_text", "parse_pattern"]
 

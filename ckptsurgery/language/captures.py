@@ -1,0 +1,273 @@
+"""The pieces of a key pattern, literals and captures, and how their text is read.
+
+    pattern = (literal | "{" capture "}")*
+    capture = name                          a run of characters without "." or "/"
+            | name ":" choice ("," choice)* one of these, in this order
+            | name ":" sum ".." sum         an integer in a range, both ends included
+            | name "..."                    one segment or more, bounded by separators
+            | sum                           "i+16", "3-i", "2*i+1": an integer, shifted, reflected, in steps
+            | "(" name name+ ")"            one flat index over several
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from ..errors import Diagnostic, RecipeError
+from .escaping import escape, split_unescaped, unescape
+
+__all__ = ["SEPARATORS", "Capture", "Literal", "Piece", "Span", "is_index", "pattern_error", "pieces_of"]
+
+SEPARATORS = "./"
+_NAME = re.compile(r"[^\W\d]\w*\Z")
+_INDEX = re.compile(r"(0|[1-9][0-9]{0,17})\Z")  # longer runs of digits are names, such as hashes
+_ATOM = r"(\d+|(\d+\s*\*\s*)?[^\W\d]\w*)"
+_SUM = re.compile(rf"\s*[+-]?\s*{_ATOM}(\s*[+-]\s*{_ATOM})*\s*")
+_MOST_DIGITS = 18
+
+
+def is_index(text: str) -> bool:
+    """Whether a captured text is a number that can be computed with: digits, no leading zero."""
+    return _INDEX.match(text) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Literal:
+    """Text that stands in the key as it is."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return escape(self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """An inclusive range of integers, `first..last`; ends may be sums over names from `dims` until they are bound."""
+
+    first: int | str
+    last: int | str
+
+    def __contains__(self, value: int) -> bool:
+        return int(self.first) <= value <= int(self.last)
+
+    def __str__(self) -> str:
+        return f"{self.first}..{self.last}"
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """A hole in a key.
+
+    Args:
+        name: what rules and axes call it; for a flat index its names joined, `"(s b)"`.
+        choices: the texts it may have, in order.
+        span: the range its value may have.
+        rest: whether it takes whole segments, one or more.
+        terms: `(coefficient, atom)` pairs when it is a sum such as `{i+16}` or `{2*i+1}`; the atom that is no number and
+            not in `dims` is `name`.
+        flat: the names of a flat index, outermost first.
+    """
+
+    name: str
+    choices: tuple[str, ...] | None = None
+    span: Span | None = None
+    rest: bool = False
+    terms: tuple[tuple[int, int | str], ...] | None = None
+    flat: tuple[str, ...] | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names it binds."""
+        return self.flat or (self.name,)
+
+    @property
+    def numeric(self) -> bool:
+        """Whether its text must be an integer for the pattern to match."""
+        return self.span is not None or self.terms is not None or self.flat is not None
+
+    def value_of(self, text: str) -> str | None:
+        """The value that a piece of a key binds, or None when it cannot stand here."""
+        if self.choices is not None:
+            return text if text in self.choices else None
+        if self.numeric:
+            if not is_index(text):
+                return None
+            if self.terms is not None:
+                scale, offset = self.affine
+                value, over = divmod(int(text) - offset, scale)
+                if value < 0 or over:
+                    return None
+                text = str(value)
+            if self.span is not None and int(text) not in self.span:
+                return None
+        return text
+
+    def spell(self, value: str) -> str:
+        """The text in the key for a bound value."""
+        if self.terms is None:
+            return value
+        scale, offset = self.affine
+        number = scale * int(value) + offset
+        if number < 0:
+            raise RecipeError(Diagnostic("negative-index", f"{{{self}}} would be {number} for {self.name} = {value}"))
+        return str(number)
+
+    @property
+    def affine(self) -> tuple[int, int]:
+        """`(scale, offset)` of a bound sum: the key shows `scale * value + offset`."""
+        scale, offset = 1, 0
+        for s, atom in self.terms or ():
+            if atom == self.name:
+                scale = s
+            else:
+                offset += s * int(atom)
+        return scale, offset
+
+    def bind(self, numbers: Mapping[str, int]) -> Capture:
+        """The capture with names from `dims` replaced by their numbers, in sums and ranges."""
+        capture = self
+        if capture.span is not None:
+            first, last = (self._end(e, numbers) for e in (capture.span.first, capture.span.last))
+            if first > last:
+                raise RecipeError(Diagnostic("bad-pattern", f"{{{self}}}: the range {first}..{last} is empty"))
+            capture = replace(capture, span=Span(first, last))
+        if capture.terms is not None:
+            names = [a for _, a in capture.terms if isinstance(a, str)]
+            free = [n for n in names if n not in numbers] or names[:1]
+            if len(free) != 1:
+                raise RecipeError(
+                    Diagnostic("unknown-dim", f"{{{self}}} has {len(free)} unknowns: {', '.join(free)}",
+                               help=f"dims say which of them is a number: --dim {free[-1]}=…")
+                )  # fmt: skip
+            terms = tuple((s, a) if a == free[0] else _signed(s * int(numbers.get(str(a), a))) for s, a in capture.terms)
+            capture = replace(capture, name=free[0], terms=terms)
+        return capture
+
+    def _end(self, end: int | str, numbers: Mapping[str, int]) -> int:
+        total = 0
+        for sign, atom in _atoms(str(end)):
+            if isinstance(atom, str) and atom not in numbers:
+                raise RecipeError(Diagnostic("unknown-dim", f"{{{self}}}: {atom!r} is not in dims", help=f"--dim {atom}=…"))
+            total += sign * int(numbers.get(str(atom), atom))
+        return total
+
+    def __str__(self) -> str:
+        if self.flat:
+            return "(" + " ".join(self.flat) + ")"
+        if self.terms is not None:
+            text = "".join(("+" if s > 0 else "-") + (f"{abs(s)}*" if abs(s) > 1 else "") + str(a) for s, a in self.terms)
+            return text.removeprefix("+")
+        if self.rest:
+            return self.name + "..."
+        if self.choices is not None:
+            return self.name + ":" + ",".join(escape(c) for c in self.choices)
+        return f"{self.name}:{self.span}" if self.span is not None else self.name
+
+
+Piece = Literal | Capture
+
+
+def pieces_of(text: str) -> Iterator[Piece]:
+    """The pieces of a pattern's text.
+
+    Raises:
+        RecipeError: the text is no pattern; the diagnostic points at the place.
+    """
+    literal, at = "", 0
+    while at < len(text):
+        char = text[at]
+        if char == "\\" and at + 1 < len(text):
+            step = 3 if text.startswith("->", at + 1) else 2
+            literal += text[at + 1 : at + step]
+            at += step
+        elif char == "{":
+            end = _closing(text, at)
+            if literal:
+                yield Literal(literal)
+                literal = ""
+            yield _capture(text[at + 1 : end], text, at)
+            at = end + 1
+        elif char in "}[]":
+            raise pattern_error(text, at, f"a bare {char!r} in a key", f"\\{char} stands for the character itself")
+        else:
+            literal += char
+            at += 1
+    if literal:
+        yield Literal(literal)
+
+
+def _closing(text: str, start: int) -> int:
+    at = start + 1
+    while at < len(text):
+        if text[at] == "\\":
+            at += 2
+            continue
+        if text[at] == "{":
+            raise pattern_error(text, at, "a capture inside a capture")
+        if text[at] == "}":
+            return at
+        at += 1
+    raise pattern_error(text, start, "a capture that is never closed")
+
+
+def _capture(body: str, text: str, at: int) -> Capture:
+    inner = body.strip()
+    if inner.startswith("(") and inner.endswith(")"):
+        names = tuple(inner[1:-1].split())
+        if len(names) < 2 or not all(_NAME.match(n) for n in names) or len(set(names)) < len(names):
+            raise pattern_error(text, at, f"{{{body}}} is no flat index", "two names or more: {(stage block)}")
+        return Capture("(" + " ".join(names) + ")", flat=names)
+    if inner.endswith("...") and _NAME.match(inner[:-3]):
+        return Capture(inner[:-3], rest=True)
+    if _NAME.match(inner):
+        return Capture(inner)
+    name, colon, domain = inner.partition(":")
+    if colon and _NAME.match(name.strip()):
+        return _restricted(name.strip(), domain, text, at)
+    if _SUM.fullmatch(inner) and not _too_long(inner):
+        atoms = _atoms(inner)
+        named = [str(a) for s, a in atoms if isinstance(a, str)]
+        if named and all(s for s, _ in atoms):
+            # which name is the capture and which a number is known once dims are; until then, the last minus or the first
+            minus = [str(a) for s, a in atoms if isinstance(a, str) and s < 0]
+            return Capture(minus[-1] if minus else named[0], terms=atoms)
+    raise pattern_error(text, at, f"{{{body}}} is no capture", "{i}, {p:q,k,v}, {i:0..7}, {i+16}, {3-i}, {2*i+1}, {(s b)} or {rest...}")
+
+
+def _atoms(text: str) -> tuple[tuple[int, int | str], ...]:
+    """The signed integers and names of a sum, names with their factors."""
+    found = re.findall(r"([+-]?)\s*(?:(\d+)\s*\*\s*)?(\w+)", text)
+    return tuple(
+        (int(f"{sign}{factor or 1}"), int(atom) if atom.isdecimal() else atom) for sign, factor, atom in found
+    )  # fmt: skip
+
+
+def _too_long(text: str) -> bool:
+    return any(len(digits) > _MOST_DIGITS for digits in re.findall(r"\d+", text))
+
+
+def _signed(number: int) -> tuple[int, int]:
+    return (-1, -number) if number < 0 else (1, number)
+
+
+def _restricted(name: str, domain: str, text: str, at: int) -> Capture:
+    ends = [e.strip() for e in domain.split("..")]
+    if len(ends) == 2 and all(map(_SUM.fullmatch, ends)) and not _too_long(domain):
+        first, last = (int(e) if e.isdecimal() else e for e in ends)
+        if isinstance(first, int) and isinstance(last, int) and first > last:
+            raise pattern_error(text, at, f"the range {domain} is empty")
+        return Capture(name, span=Span(first, last))
+    if ".." in domain:
+        raise pattern_error(text, at, f"{domain!r} is no range", "two integers, or sums over names from dims: {i:0..n-1}")
+    choices = tuple(unescape(c.strip()) for c in split_unescaped(domain, ",", ""))
+    if len(set(choices)) < len(choices):
+        raise pattern_error(text, at, f"a choice stands twice in {{{name}:{domain}}}")
+    return Capture(name, choices=choices)
+
+
+def pattern_error(text: str, at: int, message: str, help: str | None = None) -> RecipeError:
+    """The error for a place in a pattern."""
+    return RecipeError(Diagnostic("bad-pattern", message, notes=(text, " " * max(at, 0) + "^"), help=help))

@@ -1,0 +1,49 @@
+"""Text within rules: marks that a backslash takes the meaning from, and splitting where a mark has its meaning."""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["escape", "split_unescaped", "unescape"]
+
+_SPECIAL = re.compile(r"->|[{}\[\],|?\\]")
+
+
+def escape(text: str) -> str:
+    r"""A literal text as a pattern spells it.
+
+    >>> escape("a[0]->b")
+    'a\\[0\\]\\->b'
+    """
+    return _SPECIAL.sub(lambda m: "\\" + m.group(), text)
+
+
+def unescape(text: str) -> str:
+    """The literal text of a pattern's piece."""
+    return re.sub(r"\\(->|.)", r"\1", text)
+
+
+def split_unescaped(text: str, mark: str, depth_marks: str = "{}[]()") -> list[str]:
+    r"""Split at `mark` where it stands outside of brackets and is not escaped.
+
+    >>> split_unescaped("{p:q,k}.w, b\\,c", ",")
+    ['{p:q,k}.w', ' b\\,c']
+    """
+    parts, start, at, depth = [], 0, 0, 0
+    openers, closers = depth_marks[::2], depth_marks[1::2]
+    while at < len(text):
+        if text[at] == "\\":
+            at += 3 if text.startswith("->", at + 1) else 2
+            continue
+        if depth == 0 and text.startswith(mark, at):
+            parts.append(text[start:at])
+            at += len(mark)
+            start = at
+            continue
+        if text[at] in openers:
+            depth += 1
+        elif text[at] in closers:
+            depth = max(0, depth - 1)
+        at += 1
+    parts.append(text[start:])
+    return parts
