@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import Lock
+from threading import Lock, local
 from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, Diagnostic
@@ -26,6 +26,7 @@ from ..storage.staging import Writer
 from .executing import Loads, run_step
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 __all__ = ["Task", "run_tasks", "tasks_of"]
@@ -54,6 +55,7 @@ def tasks_of(steps: Sequence[Step], checkpoint: Checkpoint, writer: Writer, regi
     # Only what lies in one run of a file can be read in parts.
     parts = [s for s in steps if cuts[id(s.program)] is not None and all(map(checkpoint.extent, s.sources))]
     cut_up = set(map(id, parts))
+    buffers = _Buffers()
     loads = Loads(checkpoint, [s for s in steps if id(s) not in cut_up])
     for step in steps:
         cut = cuts[id(step.program)] if id(step) in cut_up else None
@@ -62,7 +64,7 @@ def tasks_of(steps: Sequence[Step], checkpoint: Checkpoint, writer: Writer, regi
             continue
         for one in regions_of(cut.layout, region_limit(step.program, region)):
             if step.targets[one.target] in writer.places:
-                yield Task(held_by(step.program, cut, one), _Regional(step, cut, one, checkpoint, writer))
+                yield Task(held_by(step.program, cut, one), _Regional(step, cut, one, checkpoint, writer, buffers))
 
 
 def run_tasks(tasks: Iterable[Task], moved: Moved, budget: int = BUDGET) -> None:
@@ -135,6 +137,23 @@ class _Whole:
         return total
 
 
+class _Buffers(local):
+    """Memory of each thread that its tasks use again: fresh memory costs as much as what is done with it."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+
+    def take(self, name: str, count: int, dtype: torch.dtype) -> Tensor:
+        """A flat tensor of so many elements; what the name gave before is used again."""
+        import torch
+
+        nbytes = count * dtype.itemsize
+        kept = self._kept.get(name)
+        if kept is None or kept.numel() < nbytes:
+            self._kept[name] = kept = torch.empty(nbytes, dtype=torch.uint8)
+        return kept[:nbytes].view(dtype)
+
+
 @dataclass(frozen=True, slots=True)
 class _Regional:
     """One region of one target."""
@@ -144,6 +163,7 @@ class _Regional:
     region: Region
     checkpoint: Checkpoint
     writer: Writer
+    buffers: _Buffers
 
     def __call__(self) -> int:
         from ..storage.tensors import dense_bytes
@@ -160,21 +180,17 @@ class _Regional:
 
     def _gathered(self) -> Tensor:
         """The region's elements, before ops."""
-        import torch
-
         from ..ops.numerics import torch_dtype
 
         region = self.region
         dtype = torch_dtype(self.step.program.inputs[region.pieces[0].source].dtype)
-        flat = torch.empty(region.stop - region.start, dtype=dtype)
+        flat = self.buffers.take("made", region.stop - region.start, dtype)
         for pieces in _alike(region.pieces):
             self._fill(flat, pieces)
         return flat
 
     def _fill(self, flat: Tensor, pieces: Sequence[Piece]) -> None:
         """Pieces of one geometry at even distances in the target: read one after another, rearranged by one op."""
-        import torch
-
         from ..storage.tensors import dense_bytes
 
         first, count, size = pieces[0], len(pieces), flat.element_size()
@@ -183,16 +199,19 @@ class _Regional:
         if first.source_strides == first.target_strides and first.numel == span and (count == 1 or step == span):
             self._read(pieces, dense_bytes(flat[at : at + count * span], ""), span * size)
             return
-        scratch = torch.empty(count * span, dtype=flat.dtype)
+        scratch = self.buffers.take("read", count * span, flat.dtype)
         self._read(pieces, dense_bytes(scratch, ""), span * size)
         box = scratch.as_strided((count, *first.shape), (span, *first.source_strides))
         flat.as_strided((count, *first.shape), (step, *first.target_strides), at).copy_(box)
 
     def _read(self, pieces: Sequence[Piece], buffer: memoryview, nbytes: int) -> None:
         size = DTYPES[self.step.program.inputs[pieces[0].source].dtype].itemsize
+        sources, checkpoint = self.step.sources, self.checkpoint
         for number, piece in enumerate(pieces):
             part = buffer[number * nbytes : (number + 1) * nbytes]
-            self.checkpoint.read_into(self.step.sources[piece.source], piece.source_offset * size, part)
+            lies = checkpoint.extent(sources[piece.source])
+            assert lies is not None
+            checkpoint.read_file_into(lies.file, lies.offset + piece.source_offset * size, part)
 
     def _applied(self, flat: Tensor) -> Tensor:
         ops: tuple[Op, ...] = self.cut.chains[self.region.target]
