@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..catalog import RecipeLike, as_recipe, load_recipe
 from ..errors import Diagnostic, LoadError
-from ..language.keys import escape
-from ..language.recipe import Recipe, Scope
+from ..language.recipe import Recipe
 from ..planning.expanding import Stage
 from ..planning.plan import Plan
 from ..planning.planner import draft_plan, fitted
@@ -20,12 +19,11 @@ from ..running.report import Entry, Report
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
 from ..storage.opening import open_checkpoint
-from .aligning import Alignment, align
+from .authoring import own_layout
 from .deciding import Decision, Wishes, decide, named_keys, samples
 from .fitting import fitting_recipes
 from .handing import Handing, own_loaders, renamed_versions
 from .layouts import foreign_layout
-from .spelling import respelled
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -149,7 +147,10 @@ class _Transfer:
         """What the source would make in the model's names, before anything is decided."""
         self.by_recipe = recipe is not None
         config = self.checkpoint.config if self.checkpoint.config is not None else self.own_config()
-        written = recipe if recipe is not None else self.write_recipe()
+        written = recipe
+        if written is None:
+            written, notes = own_layout(self.checkpoint.specs, self.target.specs, self.wishes.drop)
+            self.notes += notes
         self.plan, self.stage = draft_plan(
             self.checkpoint.specs, written, load_recipe, target=self.target, config=config
         )
@@ -158,31 +159,6 @@ class _Transfer:
         """The model's own config, where it has one that can be read."""
         to_dict: Any = getattr(getattr(self.model, "config", None), "to_dict", None)
         return to_dict() if callable(to_dict) else None
-
-    def write_recipe(self) -> Recipe:
-        """The recipe for a source in the model's own layout: prefixes and respellings, no more."""
-        source, target = self.checkpoint.specs, self.target.specs
-        dropped = named_keys(Wishes(drop=self.wishes.drop), source, {k: (k,) for k in source}, target)
-        best, rivals = align({k: s for k, s in source.items() if k not in dropped}, target)
-        if rivals:
-            raise _ambiguous(best, rivals)
-        if best.source or best.target:
-            self.notes.append(str(best))
-        plain = {k: best.target + k[len(best.source) :] if k.startswith(best.source) else k for k in source}
-        # a key that the model has under its own name stays, whatever prefix the others carry
-        names = {k: k if k not in best.matched and k in target else n for k, n in plain.items()}
-        named = set(names.values())
-        free = {k: s for k, s in target.items() if k not in named}
-        other = respelled({n: source[k] for k, n in names.items() if n not in target}, free)
-        if other:
-            one, two = next(iter(other.items()))
-            self.notes.append(f"{len(other)} keys in another spelling, such as {one!r} for {two!r}")
-        final = {k: other.get(n, n) for k, n in names.items()}
-        rules = [f"{escape(k)} -> {escape(n)}" for k, n in final.items() if n != plain[k]]
-        if not best.source:
-            return Recipe(rules, rest=f"{{k...}} -> {escape(best.target)}{{k...}}" if best.target else "keep")
-        inside = Scope(Recipe(rest="keep"), escape(best.source), escape(best.target))
-        return Recipe(rules, rest="keep", scopes=[inside])
 
     def load(self, *, assign: bool, check_values: bool, seed: int) -> Report:
         made, origins, problems = self.hand_over()
@@ -422,18 +398,3 @@ def _plain_extra_state() -> Any:
     from torch import nn
 
     return nn.Module.set_extra_state
-
-
-def _ambiguous(best: Alignment, rivals: Sequence[Alignment]) -> LoadError:
-    found = [best, *rivals]
-    notes = tuple(
-        f"{f.source or f.target or '(no prefix)'}  {len(f.matched)} keys match, {f.equal} with equal shapes"
-        for f in found
-    )
-    source = [f.source.rstrip(".") for f in found if f.source]
-    help = f'subtree="{source[0]}"' if source else "load into the submodule that is meant: load_into(model.part, …)"
-    return LoadError(
-        Diagnostic(
-            "ambiguous-prefix", f"{len(found)} parts fit equally well: which one is meant?", notes=notes, help=help
-        )
-    )
