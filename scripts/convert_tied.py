@@ -18,10 +18,12 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 import ckptsurgery as cs
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def factory(place: str) -> Callable[[], nn.Module]:

@@ -18,14 +18,18 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 import ckptsurgery as cs
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def build(place: str) -> nn.Module:
     """The model that `module:callable` builds."""
+    from torch import nn
+
     sys.path.insert(0, "")
     module, _, name = place.partition(":")
     model = getattr(importlib.import_module(module), name)()
