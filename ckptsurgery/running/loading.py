@@ -19,6 +19,7 @@ from ..planning.targets import Target
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
 from .executing import Loads, run_step
+from .filling import Progress, read_straight, straight_reads
 from .progress import ByteBar
 from .proving import prove
 from .report import Entry, Report
@@ -110,31 +111,52 @@ def load_plan(
 def _fill(
     plan: Plan, checkpoint: Checkpoint, model: nn.Module, assign: bool, skipped: Collection[str], bar: ByteBar
 ) -> None:
-    places = shared_places(model) if assign else {}
-    loads = Loads(checkpoint, plan.steps)
-    written: list[str] = []
+    progress = Progress()
     try:
-        for step in plan.steps:
-            wanted = [k for k in step.targets if k not in skipped]
-            if wanted:
-                for key, tensor in zip(step.targets, run_step(step, loads)):
-                    if key not in skipped:
-                        value = _own(tensor, step, checkpoint) if assign else tensor
-                        set_tensor(model, key, value, assign=assign, partners=places.get(key))
-                        written.append(key)
-                        bar(value.numel() * value.element_size())
-            loads.done(step)
+        steps: Sequence[Step] = plan.steps
+        if not assign:
+            straight, steps = straight_reads(steps, checkpoint, model, skipped)
+            read_straight(straight, checkpoint, progress, bar)
+        _set_one_by_one(steps, checkpoint, model, assign, skipped, progress, bar)
     except (OSError, CheckpointError) as error:
-        untouched = [k for step in plan.steps for k in step.targets if k not in set(written)]
-        first = error.diagnostics if isinstance(error, CheckpointError) else (Diagnostic("read-failed", str(error)),)
-        if not written:
-            raise LoadError(first, written, untouched) from error
-        half = Diagnostic(
-            "half-loaded",
-            f"the load broke off: {len(written)} keys hold new values, {len(untouched)} old ones",
-            help="load again, or build the model anew",
-        )
-        raise LoadError([*first, half], written, untouched) from error
+        raise _broken_off(plan, progress, error) from error
+
+
+def _set_one_by_one(
+    steps: Sequence[Step],
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    assign: bool,
+    skipped: Collection[str],
+    progress: Progress,
+    bar: ByteBar,
+) -> None:
+    places = shared_places(model) if assign else {}
+    loads = Loads(checkpoint, steps)
+    for step in steps:
+        if any(key not in skipped for key in step.targets):
+            for key, tensor in zip(step.targets, run_step(step, loads)):
+                if key not in skipped:
+                    value = _own(tensor, step, checkpoint) if assign else tensor
+                    set_tensor(model, key, value, assign=assign, partners=places.get(key))
+                    progress.written.append(key)
+                    bar(value.numel() * value.element_size())
+        loads.done(step)
+
+
+def _broken_off(plan: Plan, progress: Progress, error: OSError | CheckpointError) -> LoadError:
+    touched = {*progress.written, *progress.torn}
+    untouched = [k for step in plan.steps for k in step.targets if k not in touched]
+    first = error.diagnostics if isinstance(error, CheckpointError) else (Diagnostic("read-failed", str(error)),)
+    if not touched:
+        return LoadError(first, (), untouched)
+    torn = f", {len(progress.torn)} a mix of both ({', '.join(progress.torn[:4])})" if progress.torn else ""
+    half = Diagnostic(
+        "half-loaded",
+        f"the load broke off: {len(progress.written)} keys hold new values, {len(untouched)} old ones{torn}",
+        help="load again, or build the model anew",
+    )
+    return LoadError([*first, half], progress.written, untouched)
 
 
 def _own(tensor: Tensor, step: Step, checkpoint: Checkpoint) -> Tensor:

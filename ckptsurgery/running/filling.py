@@ -1,0 +1,113 @@
+"""Reading straight into the memory of a model's tensors: what is only copied has no second copy anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..modeling.places import place_of
+from ..planning.costing import workers
+from ..planning.steps import Step
+from ..storage.checkpoint import Checkpoint
+from ..storage.contents import Extent
+from .progress import ByteBar
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["Progress", "Straight", "read_straight", "straight_reads"]
+
+
+class Straight(NamedTuple):
+    """A run of a file that is a tensor of the model, byte for byte."""
+
+    lies: Extent
+    key: str
+    tensor: Tensor
+
+
+def straight_reads(
+    steps: Iterable[Step], checkpoint: Checkpoint, model: nn.Module, skipped: Collection[str]
+) -> tuple[list[Straight], list[Step]]:
+    """What can be read straight into the model, in the order of the files, and the steps for which more is needed."""
+    straight: list[Straight] = []
+    others: list[Step] = []
+    for step in steps:
+        found = list(_found(step, checkpoint, model, skipped))
+        if len(found) == sum(key not in skipped for key in step.targets):
+            straight += found
+        else:
+            others.append(step)
+    return sorted(straight, key=lambda s: s.lies), others
+
+
+def _found(step: Step, checkpoint: Checkpoint, model: nn.Module, skipped: Collection[str]) -> Iterator[Straight]:
+    copies = step.program.copies
+    if copies is None:
+        return
+    for key, number, spec in zip(step.targets, copies, step.program.outputs):
+        if key in skipped:
+            continue
+        lies, tensor = checkpoint.extent(step.sources[number]), place_of(model, key).tensor
+        if lies is not None and _takes_bytes(tensor, spec.shape, spec.dtype):
+            yield Straight(lies, key, tensor)
+
+
+def _takes_bytes(tensor: Tensor, shape: tuple[int, ...], dtype: str) -> bool:
+    """Whether the tensor's memory is those elements, in C order, and nothing else has a say in it."""
+    import torch
+    from torch.nn.parameter import is_lazy
+
+    from ..storage.tensors import spec_of
+
+    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and not is_lazy(tensor)
+    if not plain or tensor.device.type != "cpu" or tensor.layout != torch.strided or not tensor.is_contiguous():
+        return False
+    said = spec_of(tensor)
+    return (said.shape, said.dtype) == (shape, dtype) and not tensor.is_conj() and not tensor.is_neg()
+
+
+@dataclass
+class Progress:
+    """How far a load came: keys that hold new values, and keys left between old and new ones."""
+
+    written: list[str] = field(default_factory=list)
+    torn: list[str] = field(default_factory=list)
+
+
+def read_straight(reads: list[Straight], checkpoint: Checkpoint, progress: Progress, bar: ByteBar) -> None:
+    """Fill the tensors, several at a time, and note each key when its tensor is whole.
+
+    Raises:
+        CheckpointError: a read failed; nothing is being read any more when it is raised.
+    """
+    failures: list[BaseException] = []
+    with ThreadPoolExecutor(workers(), thread_name_prefix="ckptsurgery") as pool:
+        running = {pool.submit(_read, one, checkpoint): one.key for one in reads}
+        for future in as_completed(running):
+            if future.cancelled():
+                continue
+            error = future.exception()
+            if error is None:
+                progress.written.append(running[future])
+                bar(future.result())
+            else:
+                progress.torn.append(running[future])
+                failures.append(error)
+                for other in running:
+                    other.cancel()
+    if failures:
+        raise failures[0]
+
+
+def _read(one: Straight, checkpoint: Checkpoint) -> int:
+    import torch
+
+    from ..storage.tensors import dense_bytes
+
+    # autograd must see that the values changed, as after `copy_`
+    torch.autograd.graph.increment_version(one.tensor)
+    checkpoint.read_file_into(one.lies.file, one.lies.offset, dense_bytes(one.tensor, one.key))
+    return one.lies.nbytes
