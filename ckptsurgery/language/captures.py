@@ -1,12 +1,12 @@
 """The pieces of a key pattern, literals and captures, and how their text is read.
 
-    pattern = (literal | "{" capture "}")*
-    capture = name                          a run of characters without "." or "/"
-            | name ":" choice ("," choice)* one of these, in this order
-            | name ":" sum ".." sum         an integer in a range, both ends included
-            | name "..."                    one segment or more, bounded by separators
-            | sum                           "i+16", "3-i", "2*i+1": an integer, shifted, reflected, in steps
-            | "(" name name+ ")"            one flat index over several
+pattern = (literal | "{" capture "}")*
+capture = name                          a run of characters without "." or "/"
+        | name ":" choice ("," choice)* one of these, in this order
+        | name ":" sum ".." sum         an integer in a range, both ends included
+        | name "..."                    one segment or more, bounded by separators
+        | sum                           "i+16", "3-i", "2*i+1": an integer, shifted, reflected, in steps
+        | "(" name name+ ")"            one flat index over several
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class Capture:
         choices: the texts it may have, in order.
         span: the range its value may have.
         rest: whether it takes whole segments, one or more.
-        terms: `(coefficient, atom)` pairs when it is a sum such as `{i+16}` or `{2*i+1}`; the atom that is no number and
-            not in `dims` is `name`.
+        terms: `(coefficient, atom)` pairs when it is a sum such as `{i+16}` or `{2*i+1}`; the atom that is no number
+            and not in `dims` is `name`.
         flat: the names of a flat index, outermost first.
     """
 
@@ -139,10 +139,15 @@ class Capture:
             free = [n for n in names if n not in numbers] or names[:1]
             if len(free) != 1:
                 raise RecipeError(
-                    Diagnostic("unknown-dim", f"{{{self}}} has {len(free)} unknowns: {', '.join(free)}",
-                               help=f"dims say which of them is a number: --dim {free[-1]}=…")
-                )  # fmt: skip
-            terms = tuple((s, a) if a == free[0] else _signed(s * int(numbers.get(str(a), a))) for s, a in capture.terms)
+                    Diagnostic(
+                        "unknown-dim",
+                        f"{{{self}}} has {len(free)} unknowns: {', '.join(free)}",
+                        help=f"dims say which of them is a number: --dim {free[-1]}=…",
+                    )
+                )
+            terms = tuple(
+                (s, a) if a == free[0] else _signed(s * int(numbers.get(str(a), a))) for s, a in capture.terms
+            )
             capture = replace(capture, name=free[0], terms=terms)
         return capture
 
@@ -150,7 +155,9 @@ class Capture:
         total = 0
         for sign, atom in _atoms(str(end)):
             if isinstance(atom, str) and atom not in numbers:
-                raise RecipeError(Diagnostic("unknown-dim", f"{{{self}}}: {atom!r} is not in dims", help=f"--dim {atom}=…"))
+                raise RecipeError(
+                    Diagnostic("unknown-dim", f"{{{self}}}: {atom!r} is not in dims", help=f"--dim {atom}=…")
+                )
             total += sign * int(numbers.get(str(atom), atom))
         return total
 
@@ -158,7 +165,9 @@ class Capture:
         if self.flat:
             return "(" + " ".join(self.flat) + ")"
         if self.terms is not None:
-            text = "".join(("+" if s > 0 else "-") + (f"{abs(s)}*" if abs(s) > 1 else "") + str(a) for s, a in self.terms)
+            text = "".join(
+                ("+" if s > 0 else "-") + (f"{abs(s)}*" if abs(s) > 1 else "") + str(a) for s, a in self.terms
+            )
             return text.removeprefix("+")
         if self.rest:
             return self.name + "..."
@@ -231,18 +240,18 @@ def _capture(body: str, text: str, at: int) -> Capture:
         atoms = _atoms(inner)
         named = [str(a) for s, a in atoms if isinstance(a, str)]
         if named and all(s for s, _ in atoms):
-            # which name is the capture and which a number is known once dims are; until then, the last minus or the first
+            # which name is the capture is known once dims are; until then, the last with a minus, or the first
             minus = [str(a) for s, a in atoms if isinstance(a, str) and s < 0]
             return Capture(minus[-1] if minus else named[0], terms=atoms)
-    raise pattern_error(text, at, f"{{{body}}} is no capture", "{i}, {p:q,k,v}, {i:0..7}, {i+16}, {3-i}, {2*i+1}, {(s b)} or {rest...}")
+    raise pattern_error(
+        text, at, f"{{{body}}} is no capture", "{i}, {p:q,k,v}, {i:0..7}, {i+16}, {3-i}, {2*i+1}, {(s b)} or {rest...}"
+    )
 
 
 def _atoms(text: str) -> tuple[tuple[int, int | str], ...]:
     """The signed integers and names of a sum, names with their factors."""
     found = re.findall(r"([+-]?)\s*(?:(\d+)\s*\*\s*)?(\w+)", text)
-    return tuple(
-        (int(f"{sign}{factor or 1}"), int(atom) if atom.isdecimal() else atom) for sign, factor, atom in found
-    )  # fmt: skip
+    return tuple((int(f"{sign}{factor or 1}"), int(atom) if atom.isdecimal() else atom) for sign, factor, atom in found)
 
 
 def _too_long(text: str) -> bool:
@@ -261,7 +270,9 @@ def _restricted(name: str, domain: str, text: str, at: int) -> Capture:
             raise pattern_error(text, at, f"the range {domain} is empty")
         return Capture(name, span=Span(first, last))
     if ".." in domain:
-        raise pattern_error(text, at, f"{domain!r} is no range", "two integers, or sums over names from dims: {i:0..n-1}")
+        raise pattern_error(
+            text, at, f"{domain!r} is no range", "two integers, or sums over names from dims: {i:0..n-1}"
+        )
     choices = tuple(unescape(c.strip()) for c in split_unescaped(domain, ",", ""))
     if len(set(choices)) < len(choices):
         raise pattern_error(text, at, f"a choice stands twice in {{{name}:{domain}}}")

@@ -1,9 +1,9 @@
 """Expressions over a checkpoint's config: `config.a.b`, `+ - * //`, `??`; parsed, never evaluated by Python.
 
-    expression = sum ("??" sum)*            # ?? : the right side where the left is absent or null
-    sum        = product (("+" | "-") product)*
-    product    = atom (("*" | "//") atom)*  # // must be exact
-    atom       = integer | name | "config" ("." part)+ | "(" expression ")"
+expression = sum ("??" sum)*            # ?? : the right side where the left is absent or null
+sum        = product (("+" | "-") product)*
+product    = atom (("*" | "//") atom)*  # // must be exact
+atom       = integer | name | "config" ("." part)+ | "(" expression ")"
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from ..errors import Diagnostic, RecipeError
 
-__all__ = ["Dims", "DimValue", "evaluate"]
+__all__ = ["DimValue", "Dims", "evaluate"]
 
 DimValue = int | str | Sequence["int | str"] | Mapping[str, "int | str"]
 Solved = int | tuple[int, ...] | dict[str, int]
@@ -72,8 +72,8 @@ class _Expression:
     def sum(self) -> Any:
         value = self.product()
         while self.peek() in ("+", "-"):
-            sign, other = self.take(), self.product()
-            value = self.apply(value, other, lambda a, b, s=sign: a + b if s == "+" else a - b)
+            operation = self.plus if self.take() == "+" else self.minus
+            value = self.apply(value, self.product(), operation)
         return value
 
     def product(self) -> Any:
@@ -135,6 +135,14 @@ class _Expression:
         if abs(number) > _LARGEST:
             raise self.error("a number beyond 64 bits")
         return number
+
+    @staticmethod
+    def plus(a: int, b: int) -> int:
+        return a + b
+
+    @staticmethod
+    def minus(a: int, b: int) -> int:
+        return a - b
 
     @staticmethod
     def times(a: int, b: int) -> int:
@@ -201,7 +209,9 @@ class Dims:
         if len(open_names) > _DEPTH:
             raise RecipeError(Diagnostic("bad-dim", f"dims refer to each other over more than {_DEPTH} steps"))
         if name in open_names:
-            raise RecipeError(Diagnostic("bad-dim", f"dims refer to each other in a circle: {' -> '.join((*open_names, name))}"))
+            raise RecipeError(
+                Diagnostic("bad-dim", f"dims refer to each other in a circle: {' -> '.join((*open_names, name))}")
+            )
         if name not in self.values:
             return self.outer.get(name) if self.outer is not None else None
         value = self.values[name]
@@ -214,7 +224,9 @@ class Dims:
         if isinstance(value, Sequence):
             items = [self._one(v, chain) for v in value]
             return tuple(n for n in items if isinstance(n, int)) if None not in items else None
-        raise RecipeError(Diagnostic("bad-dim", f"dims.{name} = {value!r}: an integer, a list, a table or an expression"))
+        raise RecipeError(
+            Diagnostic("bad-dim", f"dims.{name} = {value!r}: an integer, a list, a table or an expression")
+        )
 
     def _one(self, value: Any, chain: tuple[str, ...]) -> Any:
         if isinstance(value, str):

@@ -109,9 +109,11 @@ class KeyPattern:
         """The diagnostic for a key that can be read in two ways."""
         shown = tuple(", ".join(f"{n} = {v!r}" for n, v in reading.items()) for reading in readings)
         return Diagnostic(
-            "ambiguous-match", f"'{self}' can read {key!r} in two ways", notes=shown,
+            "ambiguous-match",
+            f"'{self}' can read {key!r} in two ways",
+            notes=shown,
             help="give a capture its choices, or put a literal between them",
-        )  # fmt: skip
+        )
 
     def spell(self, values: Mapping[str, str]) -> str:
         """The key for these values of the captures; a flat index goes by its joined name."""
@@ -198,16 +200,24 @@ def _check(pattern: KeyPattern, text: str) -> None:
     before: Piece | None = None
     for index, piece in enumerate(pattern.pieces):
         if isinstance(piece, Capture) and isinstance(before, Capture):
-            raise pattern_error(text, text.find("}{"), f"{{{before}}} and {{{piece}}} with nothing between them",
-                         "a literal or a separator between two captures says where one ends")  # fmt: skip
+            raise pattern_error(
+                text,
+                text.find("}{"),
+                f"{{{before}}} and {{{piece}}} with nothing between them",
+                "a literal or a separator between two captures says where one ends",
+            )
         if isinstance(piece, Capture) and piece.rest:
             after = pattern.pieces[index + 1] if index + 1 < len(pattern.pieces) else None
             glued = (isinstance(before, Literal) and before.text[-1] not in SEPARATORS) or (
                 isinstance(after, Literal) and after.text[0] not in SEPARATORS
             )
             if glued:
-                raise pattern_error(text, text.find(f"{{{piece}}}"), f"{{{piece}}} takes whole segments, but is glued to text",
-                             "a '.' or '/' stands on both of its sides")  # fmt: skip
+                raise pattern_error(
+                    text,
+                    text.find(f"{{{piece}}}"),
+                    f"{{{piece}}} takes whole segments, but is glued to text",
+                    "a '.' or '/' stands on both of its sides",
+                )
         before = piece
     if len(pattern.captures) > _MOST_CAPTURES:
         raise pattern_error(text, 0, f"a pattern of {len(pattern.captures)} captures; {_MOST_CAPTURES} are the limit")

@@ -1,7 +1,7 @@
 """The law of a rule: which names loop, which are gathered, which are scattered, and what has no partner.
 
-A name bound in a key on both sides is a loop variable. Bound in a key on one side only, it must be an axis on the other.
-An axis name on one side only must be bound by a key, or be the argument of an op that reduces or repeats it.
+A name bound in a key on both sides is a loop variable. Bound in a key on one side only, it must be an axis on the
+other. An axis name on one side only must be bound by a key, or be the argument of an op that reduces or repeats it.
 """
 
 from __future__ import annotations
@@ -51,9 +51,14 @@ def normalise(rule: Rule, names: Names) -> Rule:
     for name, choices in _choice_lists(rule):
         if len(found.setdefault(name, choices)) != len(choices):
             raise RecipeError(
-                Diagnostic("choices-differ", f"{{{name}}} has {len(found[name])} choices in one place and {len(choices)} in "
-                           "another", place=rule.place, notes=(str(rule),), help="choices are paired by position")
-            )  # fmt: skip
+                Diagnostic(
+                    "choices-differ",
+                    f"{{{name}}} has {len(found[name])} choices in one place and {len(choices)} in another",
+                    place=rule.place,
+                    notes=(str(rule),),
+                    help="choices are paired by position",
+                )
+            )
     if not found and not names:
         return rule
     sources = tuple(_spelled(t, {**left, **_own(t), **_missing(found, left, t)}, found) for t in rule.sources)
@@ -73,7 +78,9 @@ def _own(term: Term) -> dict[str, tuple[str, ...]]:
     return {c.name: c.choices for c in term.pattern.captures if c.choices is not None}
 
 
-def _missing(found: Mapping[str, tuple[str, ...]], named: Mapping[str, tuple[str, ...]], term: Term) -> dict[str, tuple[str, ...]]:
+def _missing(
+    found: Mapping[str, tuple[str, ...]], named: Mapping[str, tuple[str, ...]], term: Term
+) -> dict[str, tuple[str, ...]]:
     """Spellings for bare captures: those of the rule itself, where neither the term nor `[names]` has any."""
     own = _own(term)
     return {n: c for n, c in found.items() if n not in own and n not in named}
@@ -146,10 +153,17 @@ def _axes(terms: Iterable[Term]) -> dict[str, Axis]:
 
 
 def _unbound(
-    rule: Rule, left: Iterable[str], right: Iterable[str], left_axes: Iterable[str], right_axes: Iterable[str],
+    rule: Rule,
+    left: Iterable[str],
+    right: Iterable[str],
+    left_axes: Iterable[str],
+    right_axes: Iterable[str],
     over: Iterable[str],
-) -> Iterator[Diagnostic]:  # fmt: skip
-    sides = (("left", "right", rule.sources, left, right, right_axes), ("right", "left", rule.targets, right, left, left_axes))
+) -> Iterator[Diagnostic]:
+    sides = (
+        ("left", "right", rule.sources, left, right, right_axes),
+        ("right", "left", rule.targets, right, left, left_axes),
+    )
     for side, other, terms, bound, elsewhere, axes in sides:
         for name in bound:
             if name in elsewhere or name in axes or name in over:
@@ -158,9 +172,12 @@ def _unbound(
             opposite = rule.targets if side == "left" else rule.sources
             notes = (text, _underline(text, terms, name))
             yield Diagnostic(
-                "unbound-capture", f"{{{name}}} is bound on the {side} only, and is no axis on the {other}",
-                place=rule.place, notes=notes, help=_stack_help(name, opposite[0], side, rule),
-            )  # fmt: skip
+                "unbound-capture",
+                f"{{{name}}} is bound on the {side} only, and is no axis on the {other}",
+                place=rule.place,
+                notes=notes,
+                help=_stack_help(name, opposite[0], side, rule),
+            )
 
 
 def _stack_help(name: str, opposite: Term, side: str, rule: Rule) -> str:
@@ -168,7 +185,8 @@ def _stack_help(name: str, opposite: Term, side: str, rule: Rule) -> str:
     axes = opposite.axes or own.axes
     dims = (Dim((Axis(name),)), *axes.dims) if axes else (Dim((Axis(name),)), Dim(ellipsis=True))
     verb = "stack them" if side == "left" else "split it"
-    return f"{verb}: {opposite.pattern} {AxisList(dims)}, or keep {{{name}}} in the {'target' if side == 'left' else 'source'}'s key"
+    elsewhere = "target" if side == "left" else "source"
+    return f"{verb}: {opposite.pattern} {AxisList(dims)}, or keep {{{name}}} in the {elsewhere}'s key"
 
 
 def _underline(text: str, terms: Iterable[Term], name: str) -> str:
@@ -181,9 +199,13 @@ def _underline(text: str, terms: Iterable[Term], name: str) -> str:
 
 
 def _lonely_axes(
-    rule: Rule, left: Iterable[str], right: Iterable[str], left_axes: Mapping[str, Axis], right_axes: Mapping[str, Axis],
+    rule: Rule,
+    left: Iterable[str],
+    right: Iterable[str],
+    left_axes: Mapping[str, Axis],
+    right_axes: Mapping[str, Axis],
     over: Iterable[str],
-) -> Iterator[Diagnostic]:  # fmt: skip
+) -> Iterator[Diagnostic]:
     if not left_axes and not right_axes and all(t.axes is None for t in (*rule.sources, *rule.targets)):
         return
     sides = (("left", left_axes, right_axes, right), ("right", right_axes, left_axes, left))
@@ -193,14 +215,21 @@ def _lonely_axes(
                 continue
             what = f"the size {axis.size}" if axis.size is not None else f"axis {name!r}"
             yield Diagnostic(
-                "unbound-axis", f"{what} stands on the {side} only, and no key binds it", place=rule.place,
-                notes=(str(rule),), help=_lonely_help(side, axis, rule),
-            )  # fmt: skip
+                "unbound-axis",
+                f"{what} stands on the {side} only, and no key binds it",
+                place=rule.place,
+                notes=(str(rule),),
+                help=_lonely_help(side, axis, rule),
+            )
     for axis in (*left_axes.values(), *right_axes.values()):
         marker = axis.marker
         if marker and marker not in {*left, *right, *left_axes, *right_axes}:
-            yield Diagnostic("unbound-axis", f"{axis}: {marker!r} is neither a capture nor an axis", place=rule.place,
-                             notes=(str(rule),))  # fmt: skip
+            yield Diagnostic(
+                "unbound-axis",
+                f"{axis}: {marker!r} is neither a capture nor an axis",
+                place=rule.place,
+                notes=(str(rule),),
+            )
 
 
 def _lonely_help(side: str, axis: Axis, rule: Rule) -> str:
@@ -208,7 +237,9 @@ def _lonely_help(side: str, axis: Axis, rule: Rule) -> str:
         return "name the axis, and say by an op what becomes of it"
     own, other = (rule.sources, rule.targets) if side == "left" else (rule.targets, rule.sources)
     if any(t.axes is None for t in other) and any(t.axes for t in own):
-        return "axes stand on both sides: " + ", ".join(f"{t.pattern} [… {axis.name} …]" for t in other if t.axes is None)
+        return "axes stand on both sides: " + ", ".join(
+            f"{t.pattern} [… {axis.name} …]" for t in other if t.axes is None
+        )
     op = "mean_over" if side == "left" else "repeat_over"
     return f"a reduction or a repetition is an op and says so: | {op}({axis.name})"
 
@@ -216,9 +247,19 @@ def _lonely_help(side: str, axis: Axis, rule: Rule) -> str:
 def _ellipses(rule: Rule) -> Iterator[Diagnostic]:
     lists = [t.axes for t in (*rule.sources, *rule.targets) if t.axes is not None]
     if any(a.has_ellipsis for a in lists) and not all(a.has_ellipsis for a in lists):
-        yield Diagnostic("unbound-axis", "'...' stands on one side only", place=rule.place, notes=(str(rule),),
-                         help="it stands for dimensions that the rule leaves alone, on both sides")  # fmt: skip
+        yield Diagnostic(
+            "unbound-axis",
+            "'...' stands on one side only",
+            place=rule.place,
+            notes=(str(rule),),
+            help="it stands for dimensions that the rule leaves alone, on both sides",
+        )
     optional = [{x.name for d in a.dims if d.optional for x in d.axes} for a in lists]
     if optional and any(o != optional[0] for o in optional):
-        yield Diagnostic("unbound-axis", "an axis may be absent on one side only", place=rule.place, notes=(str(rule),),
-                         help="write the '?' on both sides")  # fmt: skip
+        yield Diagnostic(
+            "unbound-axis",
+            "an axis may be absent on one side only",
+            place=rule.place,
+            notes=(str(rule),),
+            help="write the '?' on both sides",
+        )

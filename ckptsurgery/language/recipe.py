@@ -140,8 +140,13 @@ class Recipe:
     def __add__(self, other: Recipe) -> Recipe:
         """Both recipes at once; a name that means two things keeps to its own part."""
         if self.stages or other.stages:
-            raise RecipeError(Diagnostic("bad-union", "a recipe with stages cannot be united with another",
-                                         help="unite the stages one by one, then chain them"))  # fmt: skip
+            raise RecipeError(
+                Diagnostic(
+                    "bad-union",
+                    "a recipe with stages cannot be united with another",
+                    help="unite the stages one by one, then chain them",
+                )
+            )
         rests = {self.rest, other.rest} - {"error", None}
         if len(rests) > 1:
             raise RecipeError(Diagnostic("bad-union", f"two different rests: {self.rest!r} and {other.rest!r}"))
@@ -149,8 +154,13 @@ class Recipe:
         summary = " + ".join(s for s in (self.summary, other.summary) if s)
         for table in ("init", "tie", "same"):
             for key in _disagreements(getattr(self, table), getattr(other, table)):
-                raise RecipeError(Diagnostic("bad-union", f"[{table}] says two things of {key!r}: "
-                                             f"{getattr(self, table)[key]!r} and {getattr(other, table)[key]!r}"))  # fmt: skip
+                raise RecipeError(
+                    Diagnostic(
+                        "bad-union",
+                        f"[{table}] says two things of {key!r}: "
+                        f"{getattr(self, table)[key]!r} and {getattr(other, table)[key]!r}",
+                    )
+                )
         if _disagreements(self.dims, other.dims) or _disagreements(self.names, other.names):
             parts = (Scope(self.but(rest=None, summary="")), Scope(other.but(rest=None, summary="")))
             return Recipe(scopes=parts, rest=rest, summary=summary)
@@ -254,8 +264,14 @@ def _unbound(pairs: Mapping[str, str], place: str | None, table: str) -> list[Di
         names = [parse_pattern(text, place)[1].names for text in (looked_for, spelled)]
         for name in names[1]:
             if name not in names[0]:
-                found.append(Diagnostic("unbound-capture", f"[{table}] '{alias}' = '{base}': nothing binds {{{name}}}", place=place,
-                                        help=f"the captures of {spelled!r} stand in {looked_for!r} too"))  # fmt: skip
+                found.append(
+                    Diagnostic(
+                        "unbound-capture",
+                        f"[{table}] '{alias}' = '{base}': nothing binds {{{name}}}",
+                        place=place,
+                        help=f"the captures of {spelled!r} stand in {looked_for!r} too",
+                    )
+                )
     return found
 
 

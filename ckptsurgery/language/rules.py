@@ -100,9 +100,14 @@ class Rule:
         undone = ops.undo(call)
         if undone is None:
             raise RecipeError(
-                Diagnostic("not-invertible", f"{call} cannot be undone", place=self.place, notes=(str(self),),
-                           help="leave the op out of the recipe, or write the way back by hand")
-            )  # fmt: skip
+                Diagnostic(
+                    "not-invertible",
+                    f"{call} cannot be undone",
+                    place=self.place,
+                    notes=(str(self),),
+                    help="leave the op out of the recipe, or write the way back by hand",
+                )
+            )
         return undone
 
     def __str__(self) -> str:
@@ -134,7 +139,9 @@ def _parse(text: str, place: str | None) -> Rule:
     optional, body = optional_text(text)
     sides = split_unescaped(body, "->")
     if len(sides) != 2:
-        inside = "; one stands within braces or brackets that are never closed" if body.count("->") >= len(sides) else ""
+        inside = (
+            "; one stands within braces or brackets that are never closed" if body.count("->") >= len(sides) else ""
+        )
         raise RecipeError(
             Diagnostic("bad-rule", f"a rule has one '->', this has {len(sides) - 1}{inside}", help="SOURCE -> TARGET")
         )

@@ -17,8 +17,19 @@ __all__ = ["SCHEMA", "dumps", "loads"]
 
 SCHEMA = 1
 _DEPTH = 64
-_RECIPE = {"rules": list, "drop": list, "init": dict, "tie": dict, "same": dict, "dims": dict, "names": dict,
-           "rest": str, "scope": list, "then": list, "summary": str}  # fmt: skip
+_RECIPE = {
+    "rules": list,
+    "drop": list,
+    "init": dict,
+    "tie": dict,
+    "same": dict,
+    "dims": dict,
+    "names": dict,
+    "rest": str,
+    "scope": list,
+    "then": list,
+    "summary": str,
+}
 _SCOPE = _RECIPE | {"source": str, "target": str, "use": str, "inverse": bool, "config": str}
 
 
@@ -40,9 +51,13 @@ def loads(text: str, place: str | None = None) -> Recipe:
     schema = data.pop("schema", SCHEMA)
     if type(schema) is not int or not 1 <= schema <= SCHEMA:
         raise RecipeError(
-            Diagnostic("newer-schema", f"the recipe has schema {schema!r}, this version reads {SCHEMA}", place=place,
-                       help="pip install -U ckptsurgery")
-        )  # fmt: skip
+            Diagnostic(
+                "newer-schema",
+                f"the recipe has schema {schema!r}, this version reads {SCHEMA}",
+                place=place,
+                help="pip install -U ckptsurgery",
+            )
+        )
     problems: list[Diagnostic] = []
     recipe = _Reader(text, place, problems).recipe(data, "error")
     if problems:
@@ -96,9 +111,10 @@ class _Reader:
 
     def scope(self, data: Mapping[str, Any]) -> Scope:
         inner = self.recipe(data, None, "scope")
-        fields = {k: data[k] for k in ("source", "target", "use", "inverse", "config") if k in data}
+        given = ("source", "target", "use", "inverse", "config")
+        fields: dict[str, Any] = {k: data[k] for k in given if k in data and isinstance(data[k], _SCOPE[k])}
         try:
-            return Scope(inner, **{k: v for k, v in fields.items() if isinstance(v, _SCOPE[k])})
+            return Scope(inner, **fields)
         except RecipeError as error:
             self.problems.extend(error.diagnostics)
             return Scope(inner)
@@ -140,8 +156,11 @@ class _Reader:
         for key, value in data.items():
             if key not in known:
                 near = difflib.get_close_matches(key, [*known, "schema"], 1)
-                self.problem("unknown-key", f"a recipe has no {key!r}" + (f" in [[{inside}]]" if inside else ""),
-                             f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(known))  # fmt: skip
+                self.problem(
+                    "unknown-key",
+                    f"a recipe has no {key!r}" + (f" in [[{inside}]]" if inside else ""),
+                    f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(known),
+                )
             elif not isinstance(value, known[key]):
                 self.problem("bad-recipe", f"{key} = {value!r}: a {known[key].__name__} was expected")
             else:
@@ -189,7 +208,9 @@ def _lines(recipe: Recipe, path: str, rest: str | None) -> list[str]:
 
 def _text(key: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise RecipeError(Diagnostic("not-text", f"{key!r} is set by {value!r}, which has no text", help="name a registered op"))
+        raise RecipeError(
+            Diagnostic("not-text", f"{key!r} is set by {value!r}, which has no text", help="name a registered op")
+        )
     return value
 
 

@@ -54,47 +54,58 @@ class RuleSteps:
     programs: dict[Any, Any] = field(default_factory=dict)
 
     def run(self, matched: list[list[Matches]]) -> None:
+        """Add the steps, or say why there are none.
+
+        Args:
+            matched: for each source term its matches, canonical, flat indices split.
+        """
         signature = self.bound.signature
         single = len(self.bound.rule.sources) == len(self.bound.rule.targets) == 1
         if single and not signature.gathered and not signature.scattered:
             for matches in matched[0]:
-                self.one_by_one(matches)
+                self._one_by_one(matches)
             return
         groups, problems = group_rows(
             self.bound.rule.sources, matched, signature.loops, signature.gathered, self.ops.joined_before
         )
-        self.draft.problems += [self.in_rule(p) for p in problems]
+        self.draft.problems += [self._in_rule(p) for p in problems]
         if problems:
             return
-        self.check_extents(groups)
+        self._check_extents(groups)
         for group in groups:
             try:
-                self.step(group)
+                self._step(group)
             except RecipeError as error:  # a key that cannot be spelled; all groups would say so
-                self.draft.problems += [replace(self.in_rule(d), facts=(("at", group.keys[0]),)) for d in error.diagnostics]
+                self.draft.problems += [
+                    replace(self._in_rule(d), facts=(("at", group.keys[0]),)) for d in error.diagnostics
+                ]
                 return
 
-    def in_rule(self, problem: Diagnostic) -> Diagnostic:
+    def _in_rule(self, problem: Diagnostic) -> Diagnostic:
         """The problem with the rule's text and place."""
         return replace(problem, place=problem.place or self.bound.rule.place, notes=(self.bound.text, *problem.notes))
 
-    def check_extents(self, groups: Sequence[Group]) -> None:
+    def _check_extents(self, groups: Sequence[Group]) -> None:
         for name in {n for g in groups for n in g.extents}:
             known = self.bound.dims.get(name)
             found = next(g.extents[name] for g in groups if name in g.extents)
             if isinstance(known, int) and known != found:
                 self.draft.problem("wrong-extent", f"dims say {name} = {known}, the keys have {found}", self.bound)
 
-    def one_by_one(self, matches: Matches) -> None:
+    def _one_by_one(self, matches: Matches) -> None:
         """The quick way for rules that take one tensor to one: keys by column, programs by spec."""
         term = self.bound.rule.targets[0]
         try:
             keys = spell_columns(term.pattern, self.flats.join(term.pattern, matches), _spell)
         except RecipeError as error:
-            self.draft.problems += map(self.in_rule, error.diagnostics)
+            self.draft.problems += map(self._in_rule, error.diagnostics)
             return
-        columns = [matches.columns[n] for n in self.marker_names() if n in matches.columns]
-        markers = list(zip(*(c if isinstance(c, list) else [c] * len(keys) for c in columns))) if columns else [()] * len(keys)
+        columns = [matches.columns[n] for n in self._marker_names() if n in matches.columns]
+        markers = (
+            list(zip(*(c if isinstance(c, list) else [c] * len(keys) for c in columns)))
+            if columns
+            else [()] * len(keys)
+        )
         specs, wanted = self.draft.specs, self.draft.target.specs if self.draft.target else {}
         steps, rules, programs = self.draft.steps, (self.number,), self.programs
         for at, (source, made, marks) in enumerate(zip(matches.keys, keys, markers)):
@@ -104,59 +115,65 @@ class RuleSteps:
             if built is UNBUILT:
                 values: Values = {n: c if isinstance(c, str) else c[at] for n, c in matches.columns.items()}
                 group = Group(values, [[(source,)]], [()], [((),)])
-                built = programs[place] = self.build(group, (spec,), ({(): want} if want else {},))
+                built = programs[place] = self._build(group, (spec,), ({(): want} if want else {},))
             if built is not None:
                 steps.append(Step((source,), (made,), built.program, rules))
 
-    def marker_names(self) -> list[str]:
+    def _marker_names(self) -> list[str]:
         terms = (*self.bound.rule.sources, *self.bound.rule.targets)
         return sorted({a.marker for t in terms if t.axes for a in t.axes.axes if a.marker})
 
-    def step(self, group: Group) -> None:
+    def _step(self, group: Group) -> None:
         inputs = tuple(self.draft.specs[k] for k in group.keys)
-        wanted = [self.wanted(n, group) for n in range(len(self.bound.rule.targets))]
+        wanted = [self._wanted(n, group) for n in range(len(self.bound.rule.targets))]
         place = (
             inputs,
             tuple(group.extents.items()),
-            tuple(group.values.get(n) for n in self.marker_names()),
+            tuple(group.values.get(n) for n in self._marker_names()),
             tuple(tuple(w.items()) for w in wanted),
         )
         if place not in self.programs:
-            self.programs[place] = self.build(group, inputs, wanted)
+            self.programs[place] = self._build(group, inputs, wanted)
         built = self.programs[place]
         if built is not None:
-            self.draft.steps.append(Step(group.keys, self.made(group, built), built.program, (self.number,)))
+            self.draft.steps.append(Step(group.keys, self._made(group, built), built.program, (self.number,)))
 
-    def build(self, group: Group, inputs: tuple[TensorSpec, ...], wanted: Sequence[Mapping[tuple[int, ...], TensorSpec]]) -> Built | None:
+    def _build(
+        self, group: Group, inputs: tuple[TensorSpec, ...], wanted: Sequence[Mapping[tuple[int, ...], TensorSpec]]
+    ) -> Built | None:
         targets = self.draft.target.specs if self.draft.target else None
         try:
             built = ProgramBuilder(self.bound, self.ops, targets).build(group, inputs, wanted)
         except SizeError as error:
-            d = self.in_rule(error.diagnostic)
+            d = self._in_rule(error.diagnostic)
             said = {(p.code, p.headline, p.notes) for p in self.draft.problems}
             if (d.code, d.headline, d.notes) not in said:
-                self.draft.problems.append(replace(d, facts=(("reads", self.reads(group, inputs)), *self.lacking(), *d.facts)))
+                self.draft.problems.append(
+                    replace(d, facts=(("reads", self._reads(group, inputs)), *self._lacking(), *d.facts))
+                )
             return None
         except OpError as error:
-            self.draft.problem("bad-op", str(error), self.bound, facts=(("reads", self.reads(group, inputs)),))
+            self.draft.problem("bad-op", str(error), self.bound, facts=(("reads", self._reads(group, inputs)),))
             return None
         for text in built.assumed:
-            note = Diagnostic("assumed-split", text, place=self.bound.rule.place, severity="note", notes=(self.bound.text,))
+            note = Diagnostic(
+                "assumed-split", text, place=self.bound.rule.place, severity="note", notes=(self.bound.text,)
+            )
             if note not in self.draft.notes:
                 self.draft.notes.append(note)
         return built
 
-    def lacking(self) -> tuple[tuple[str, str], ...]:
+    def _lacking(self) -> tuple[tuple[str, str], ...]:
         """Expressions over the config that stayed without a value."""
         names = {a.name for t in (*self.bound.rule.sources, *self.bound.rule.targets) if t.axes for a in t.axes.axes}
         missing = [(n, self.bound.dims.missing(n)) for n in sorted(names)]
         return tuple(("config", f"lacks what {n} = {text!r} needs") for n, text in missing if text)
 
-    def reads(self, group: Group, inputs: Sequence[TensorSpec]) -> str:
+    def _reads(self, group: Group, inputs: Sequence[TensorSpec]) -> str:
         pairs = [f"{k} {list(s.shape)}" for k, s in zip(group.keys, inputs)]
         return ", ".join(pairs[:4]) + (f", … ({len(pairs)} in all)" if len(pairs) > 4 else "")
 
-    def wanted(self, number: int, group: Group) -> dict[tuple[int, ...], TensorSpec]:
+    def _wanted(self, number: int, group: Group) -> dict[tuple[int, ...], TensorSpec]:
         """What the target wants of one term, by scattered index, as far as it has such keys without a gap."""
         target = self.draft.target
         if target is None:
@@ -167,10 +184,17 @@ class RuleSteps:
         self._probe(names, (), term.pattern, group, target, found)
         return found
 
-    def _probe(self, names: list[str], index: tuple[int, ...], pattern: KeyPattern, group: Group, target: Target,
-               found: dict[tuple[int, ...], TensorSpec]) -> bool:  # fmt: skip
+    def _probe(
+        self,
+        names: list[str],
+        index: tuple[int, ...],
+        pattern: KeyPattern,
+        group: Group,
+        target: Target,
+        found: dict[tuple[int, ...], TensorSpec],
+    ) -> bool:
         if len(index) == len(names):
-            key = self.spelled(pattern, {**group.values, **dict(zip(names, index))}, names)
+            key = self._spelled(pattern, {**group.values, **dict(zip(names, index))}, names)
             if key in target.specs:
                 found[index] = target.specs[key]
             return key in target.specs
@@ -184,17 +208,17 @@ class RuleSteps:
             value += 1
         return any_found
 
-    def made(self, group: Group, built: Built) -> tuple[str, ...]:
+    def _made(self, group: Group, built: Built) -> tuple[str, ...]:
         terms = self.bound.rule.targets
         keys = [
-            [self.spelled(t.pattern, {**group.values, **dict(zip(names, index))}, names) for index in indices]
+            [self._spelled(t.pattern, {**group.values, **dict(zip(names, index))}, names) for index in indices]
             for t, (names, indices) in zip(terms, built.grids)
         ]
         if built.interleaved:
             return tuple(k for row in zip(*keys) for k in row)
         return tuple(k for row in keys for k in row)
 
-    def spelled(self, pattern: KeyPattern, values: Mapping[str, int | str], scattered: Sequence[str]) -> str:
+    def _spelled(self, pattern: KeyPattern, values: Mapping[str, int | str], scattered: Sequence[str]) -> str:
         texts: dict[str, str] = {}
         for capture in pattern.captures:
             value = values.get(capture.name)
@@ -218,8 +242,10 @@ def _spell(capture: Capture, value: str) -> str:
 def _number(capture: Capture, value: str) -> str:
     if not is_index(value):
         raise RecipeError(
-            Diagnostic("not-a-number", f"{{{capture}}} computes with {value!r}, which is no number without leading zeros",
-                       help=f"{{{capture.name}}} alone hands any text on as it is")
-        )  # fmt: skip
+            Diagnostic(
+                "not-a-number",
+                f"{{{capture}}} computes with {value!r}, which is no number without leading zeros",
+                help=f"{{{capture.name}}} alone hands any text on as it is",
+            )
+        )
     return value
-

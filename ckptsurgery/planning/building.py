@@ -83,7 +83,9 @@ class ProgramBuilder:
     targets: Mapping[str, TensorSpec] | None
     _assumed: list[str] = field(default_factory=list)
 
-    def build(self, group: Group, inputs: Specs, target_shapes: Sequence[Mapping[tuple[int, ...], TensorSpec]]) -> Built:
+    def build(
+        self, group: Group, inputs: Specs, target_shapes: Sequence[Mapping[tuple[int, ...], TensorSpec]]
+    ) -> Built:
         """The program of one group.
 
         Args:
@@ -127,8 +129,10 @@ class ProgramBuilder:
         starts = [0]
         for rows, w in zip(group.rows, width):
             starts.append(starts[-1] + len(rows) * w)
-        units = [[tuple(range(s + r * w, s + (r + 1) * w)) for r in range(len(rows))]
-                 for s, rows, w in zip(starts, group.rows, width)]  # fmt: skip
+        units = [
+            [tuple(range(s + r * w, s + (r + 1) * w)) for r in range(len(rows))]
+            for s, rows, w in zip(starts, group.rows, width)
+        ]
         for op in self.ops.before:
             if op.axis_role is not None:
                 continue
@@ -163,9 +167,12 @@ class ProgramBuilder:
             found = {s.dtype for s in arrival.specs}
             if len(found) > 1:
                 raise SizeError(
-                    Diagnostic("dtype-mismatch", f"sources of different dtypes become one tensor: {', '.join(sorted(found))}",
-                               help="cast them first: SOURCE | cast(f32) -> TARGET")
-                )  # fmt: skip
+                    Diagnostic(
+                        "dtype-mismatch",
+                        f"sources of different dtypes become one tensor: {', '.join(sorted(found))}",
+                        help="cast them first: SOURCE | cast(f32) -> TARGET",
+                    )
+                )
             dtypes += [found.pop()] * len(layout.targets)
         return tuple(dtypes)
 
@@ -192,11 +199,18 @@ class ProgramBuilder:
         return {n: int(v) for n, v in group.values.items() if is_index(str(v))}
 
     def _layout(
-        self, arrival: Arrival, term: Term, group: Group, env: Mapping[str, int], wanted: Mapping[tuple[int, ...], TensorSpec]
-    ) -> tuple[Layout, Grid]:  # fmt: skip
+        self,
+        arrival: Arrival,
+        term: Term,
+        group: Group,
+        env: Mapping[str, int],
+        wanted: Mapping[tuple[int, ...], TensorSpec],
+    ) -> tuple[Layout, Grid]:
         ranks = {len(s.shape) for s in arrival.specs}
         if len(ranks) > 1:
-            raise SizeError(Diagnostic("rank-mismatch", "the tensors that are gathered have different numbers of dimensions"))
+            raise SizeError(
+                Diagnostic("rank-mismatch", "the tensors that are gathered have different numbers of dimensions")
+            )
         rank = ranks.pop()
         dims, left_alone, present = concrete(arrival.dims if arrival.dims is not None else whole(rank), rank)
         reduced = tuple(str(getattr(op, "axis")) for op in self.ops.over("reduce"))  # noqa: B009 - a field of such ops
@@ -206,7 +220,14 @@ class ProgramBuilder:
         try:
             return self._arranged(arrival, dims, target_dims, term, scattered, reduced, group, env, wanted)
         except SizeError as open_axis:
-            apart = {*env, *arrival.bound, *scattered, *reduced, *self.bound.signature.counts, *self.bound.signature.over}
+            apart = {
+                *env,
+                *arrival.bound,
+                *scattered,
+                *reduced,
+                *self.bound.signature.counts,
+                *self.bound.signature.over,
+            }
             apart |= {str(a.marker) for axes in (*dims, *target_dims) for a in axes if a.marker}
             together = fused(dims, target_dims, apart)
             if open_axis.diagnostic.code != "unsolved-axis" or together == (dims, target_dims):
@@ -217,9 +238,17 @@ class ProgramBuilder:
                 raise open_axis from None
 
     def _arranged(
-        self, arrival: Arrival, dims: ConcreteDims, target_dims: ConcreteDims, term: Term, scattered: tuple[str, ...],
-        reduced: tuple[str, ...], group: Group, env: Mapping[str, int], wanted: Mapping[tuple[int, ...], TensorSpec],
-    ) -> tuple[Layout, Grid]:  # fmt: skip
+        self,
+        arrival: Arrival,
+        dims: ConcreteDims,
+        target_dims: ConcreteDims,
+        term: Term,
+        scattered: tuple[str, ...],
+        reduced: tuple[str, ...],
+        group: Group,
+        env: Mapping[str, int],
+        wanted: Mapping[tuple[int, ...], TensorSpec],
+    ) -> tuple[Layout, Grid]:
         equations = Equations(lambda name, value: self._given(name, value, group, scattered, wanted))
         self._check_markers(dims, target_dims, {*env, *arrival.bound}, {*env, *scattered})
         sources = [
@@ -237,10 +266,16 @@ class ProgramBuilder:
         return layout, (scattered, grid)
 
     def _ask_target(
-        self, equations: Equations, dims: ConcreteDims, target_dims: ConcreteDims, env: Mapping[str, int],
-        scattered: Sequence[str], grid: Sequence[tuple[int, ...]], wanted: Mapping[tuple[int, ...], TensorSpec],
+        self,
+        equations: Equations,
+        dims: ConcreteDims,
+        target_dims: ConcreteDims,
+        env: Mapping[str, int],
+        scattered: Sequence[str],
+        grid: Sequence[tuple[int, ...]],
+        wanted: Mapping[tuple[int, ...], TensorSpec],
         reduced: Sequence[str],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Take sizes from the target's shapes, but only where the source leaves them open: a mismatch is told later."""
         try:
             for axes in (*dims, *target_dims):
@@ -249,13 +284,19 @@ class ProgramBuilder:
         except SizeError:
             shapes = [
                 (target_dims[len(reduced) :], {**env, **dict(zip(scattered, i))}, wanted[i].shape)
-                for i in grid if i in wanted and len(wanted[i].shape) == len(target_dims) - len(reduced)
-            ]  # fmt: skip
+                for i in grid
+                if i in wanted and len(wanted[i].shape) == len(target_dims) - len(reduced)
+            ]
             equations.solve(shapes, certain=True)
 
     def _given(
-        self, name: str, value: int | None, group: Group, scattered: Sequence[str], wanted: Mapping[tuple[int, ...], TensorSpec]
-    ) -> int | None:  # fmt: skip
+        self,
+        name: str,
+        value: int | None,
+        group: Group,
+        scattered: Sequence[str],
+        wanted: Mapping[tuple[int, ...], TensorSpec],
+    ) -> int | None:
         signature = self.bound.signature
         if value is None and name in signature.counts:
             return signature.counts[name]
@@ -273,8 +314,13 @@ class ProgramBuilder:
         return None
 
     def _by_choice(self, table: Mapping[str, int], name: str, value: int) -> int | None:
-        markers = {a.marker for t in (*self.bound.rule.sources, *self.bound.rule.targets) if t.axes for a in t.axes.axes
-                   if a.name == name and a.marker}  # fmt: skip
+        markers = {
+            a.marker
+            for t in (*self.bound.rule.sources, *self.bound.rule.targets)
+            if t.axes
+            for a in t.axes.axes
+            if a.name == name and a.marker
+        }
         for marker in markers:
             for spelling in self._spellings(str(marker)):
                 if value < len(spelling) and spelling[value] in table:
@@ -285,7 +331,9 @@ class ProgramBuilder:
         found = []
         for term in (*self.bound.rule.sources, *self.bound.rule.targets):
             found += [c.choices for c in term.pattern.captures if c.name == name and c.choices is not None]
-            found += [a.choices for a in (term.axes.axes if term.axes else ()) if a.name == name and a.choices is not None]
+            found += [
+                a.choices for a in (term.axes.axes if term.axes else ()) if a.name == name and a.choices is not None
+            ]
         return found
 
     def _span(self, name: str) -> int | None:
@@ -297,7 +345,7 @@ class ProgramBuilder:
 
     def _grid(
         self, scattered: Sequence[str], term: Term, equations: Equations, wanted: Mapping[tuple[int, ...], TensorSpec]
-    ) -> tuple[tuple[int, ...], ...]:  # fmt: skip
+    ) -> tuple[tuple[int, ...], ...]:
         extents = []
         for at, name in enumerate(scattered):
             size = equations.size(Axis(name), {})
@@ -309,9 +357,14 @@ class ProgramBuilder:
         return tuple(product(*map(range, extents)))
 
     def _markers(
-        self, dims: ConcreteDims, target_dims: ConcreteDims, gathered: Sequence[str], scattered: Sequence[str],
-        equations: Equations, env: Mapping[str, int],
-    ) -> dict[str, int]:  # fmt: skip
+        self,
+        dims: ConcreteDims,
+        target_dims: ConcreteDims,
+        gathered: Sequence[str],
+        scattered: Sequence[str],
+        equations: Equations,
+        env: Mapping[str, int],
+    ) -> dict[str, int]:
         """Axes that some size depends on and that no key binds, with their extents."""
         both = (*dims, *target_dims)
         marks = {a.marker for axes in both for a in axes if a.marker} - {*env}
@@ -325,11 +378,17 @@ class ProgramBuilder:
                 for at, axis in enumerate(axes):
                     if axis.marker and axis.marker not in keyed and axis.marker not in {a.name for a in axes[:at]}:
                         raise SizeError(
-                            Diagnostic("ragged-axis", f"{axis} has no one size: {axis.marker!r} is neither in the key nor "
-                                       "before it in the same group", help=f"({axis.marker} {axis})")
-                        )  # fmt: skip
+                            Diagnostic(
+                                "ragged-axis",
+                                f"{axis} has no one size: {axis.marker!r} is neither in the key nor "
+                                "before it in the same group",
+                                help=f"({axis.marker} {axis})",
+                            )
+                        )
 
-    def _note_assumptions(self, equations: Equations, dims: ConcreteDims, scattered: Sequence[str], checked: bool) -> None:
+    def _note_assumptions(
+        self, equations: Equations, dims: ConcreteDims, scattered: Sequence[str], checked: bool
+    ) -> None:
         if checked:
             return
         counts = self.bound.signature.counts
@@ -338,8 +397,10 @@ class ProgramBuilder:
                 others = [a for a in axes if a.name != name and a.size != 1]
                 if any(a.name == name for a in axes) and others and all(a.name in counts for a in others):
                     split = " ".join(map(str, axes))
-                    self._assumed.append(f"({split}): {len(self._choices(others[0].name))} equal parts of {name} = "
-                                         f"{equations.solved[(name, value)]}, because it divides")  # fmt: skip
+                    self._assumed.append(
+                        f"({split}): {len(self._choices(others[0].name))} equal parts of {name} = "
+                        f"{equations.solved[(name, value)]}, because it divides"
+                    )
 
     def _choices(self, name: str) -> range:
         return range(self.bound.signature.counts[name])
@@ -350,8 +411,13 @@ def _check_packed(move: Move) -> None:
     copies = move.layout.copies
     for number, (shape, dtype) in enumerate(zip(move.layout.targets, move.dtypes)):
         if DTYPES[dtype].bits % 8 and (copies is None or move.layout.sources[copies[number]] != shape):
-            raise SizeError(Diagnostic("packed-dtype", f"{dtype} packs several elements into a byte, so it cannot be rearranged",
-                                       help="a rule without axes hands the tensor on as it is"))  # fmt: skip
+            raise SizeError(
+                Diagnostic(
+                    "packed-dtype",
+                    f"{dtype} packs several elements into a byte, so it cannot be rearranged",
+                    help="a rule without axes hands the tensor on as it is",
+                )
+            )
 
 
 Grid = tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]

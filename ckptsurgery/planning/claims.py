@@ -54,10 +54,14 @@ class _Candidate:
 def claim(stage: Stage, specs: Iterable[str], problems: list[Diagnostic]) -> Claims:
     """Hand out the keys of a checkpoint to the rules, drops and fallbacks of a stage."""
     candidates = [
-        *(_Candidate(t.pattern, b.text, b.rule.place, n, k) for n, b in enumerate(stage.rules) for k, t in enumerate(b.rule.sources)),
+        *(
+            _Candidate(t.pattern, b.text, b.rule.place, n, k)
+            for n, b in enumerate(stage.rules)
+            for k, t in enumerate(b.rule.sources)
+        ),
         *(_Candidate(d.pattern, f"drop {d.text}", d.place, said=d) for d in stage.drops),
         *(_Candidate(d.pattern, f"same {d.text}", d.place, said=d, same=True) for d in stage.sames),
-    ]  # fmt: skip
+    ]
     exact: dict[str, list[int]] = {}
     open_ones: list[tuple[int, str, str]] = []
     for number, candidate in enumerate(candidates):
@@ -72,7 +76,9 @@ def claim(stage: Stage, specs: Iterable[str], problems: list[Diagnostic]) -> Cla
         # most pairs of group and pattern end here
         text = group.template
         near = [n for n, head, tail in open_ones if text.startswith(head) and text.endswith(tail)]
-        _claim_group(group, {n: candidates[n] for n in sorted([*near, *exact.get(text, ())])}, claims, used, twice, problems)
+        _claim_group(
+            group, {n: candidates[n] for n in sorted([*near, *exact.get(text, ())])}, claims, used, twice, problems
+        )
     for (a, b), keys in twice.items():
         problems.append(_claimed_twice(candidates[a], candidates[b], keys))
     _check_unused(stage, candidates, used, problems)
@@ -82,9 +88,13 @@ def claim(stage: Stage, specs: Iterable[str], problems: list[Diagnostic]) -> Cla
 
 
 def _claim_group(
-    group: KeyGroup, candidates: Mapping[int, _Candidate], claims: Claims, used: set[int],
-    twice: dict[tuple[int, int], list[str]], problems: list[Diagnostic],
-) -> None:  # fmt: skip
+    group: KeyGroup,
+    candidates: Mapping[int, _Candidate],
+    claims: Claims,
+    used: set[int],
+    twice: dict[tuple[int, int], list[str]],
+    problems: list[Diagnostic],
+) -> None:
     hits: list[tuple[int, Matches]] = []
     unclear: list[int] = []
     for number, candidate in candidates.items():
@@ -131,7 +141,7 @@ def _take(candidate: _Candidate, matches: Matches, claims: Claims) -> None:
 
 
 def _give_rest(rests: Sequence[Rest], claims: Claims, problems: list[Diagnostic]) -> None:
-    """Keys that nothing names go to the innermost rest whose scope holds them; an inner "error" keeps them from outer ones."""
+    """Keys that nothing names go to the innermost rest whose scope holds them; an inner "error" keeps them."""
     left, blocked = claims.leftover, []
     for rest in rests:
         mine = [k for k in left if rest.prefix is None or _under(rest.prefix, k)]
@@ -164,25 +174,36 @@ def _under(prefix: KeyPattern, key: str) -> bool:
 def _claimed_twice(a: _Candidate, b: _Candidate, keys: list[str]) -> Diagnostic:
     folded = [text for text, _ in fold(keys)]
     return Diagnostic(
-        "claimed-twice", f"{_count(keys, 'source key')} {'is' if len(keys) == 1 else 'are'} claimed by two rules: {folded[0]}",
-        place=b.place or a.place, notes=(a.text, b.text, *folded[1:6]),
-        help="each source key is claimed once: give a capture its choices, or make one of the two the fallback (rest = …)",
-    )  # fmt: skip
+        "claimed-twice",
+        f"{_count(keys, 'source key')} {'is' if len(keys) == 1 else 'are'} claimed by two rules: {folded[0]}",
+        place=b.place or a.place,
+        notes=(a.text, b.text, *folded[1:6]),
+        help="each source key is claimed once: give a capture its choices, or make one the fallback (rest = …)",
+    )
 
 
 def _check_unused(stage: Stage, candidates: Sequence[_Candidate], used: set[int], problems: list[Diagnostic]) -> None:
     for number, candidate in enumerate(candidates):
         if number in used:
             continue
-        optional = stage.rules[candidate.rule].rule.optional if candidate.rule is not None else bool(candidate.said and candidate.said.optional)
+        optional = (
+            stage.rules[candidate.rule].rule.optional
+            if candidate.rule is not None
+            else bool(candidate.said and candidate.said.optional)
+        )
         if optional:
             continue
         what = "rule" if candidate.rule is not None else "drop" if not candidate.same else "[same]"
         notes = () if candidate.text.endswith(str(candidate.pattern)) else (candidate.text,)
         problems.append(
-            Diagnostic(f"unused-{what.strip('[]')}", f"'{candidate.pattern}' matches no source key", place=candidate.place,
-                       notes=notes, help=f'"? {candidate.text.removeprefix("drop ").removeprefix("same ")}" may match nothing')
-        )  # fmt: skip
+            Diagnostic(
+                f"unused-{what.strip('[]')}",
+                f"'{candidate.pattern}' matches no source key",
+                place=candidate.place,
+                notes=notes,
+                help=f'"? {candidate.text.removeprefix("drop ").removeprefix("same ")}" may match nothing',
+            )
+        )
 
 
 def unexpected(keys: Sequence[str], specs: dict[str, TensorSpec]) -> list[Diagnostic]:
@@ -192,7 +213,14 @@ def unexpected(keys: Sequence[str], specs: dict[str, TensorSpec]) -> list[Diagno
     more = (f"… and {len(folded) - 12} more patterns",) if len(folded) > 12 else ()
     drops = ", ".join(f'"{f.pattern}"' for f in folded[:4]) + (", …" if len(folded) > 4 else "")
     verb = "matches" if len(keys) == 1 else "match"
-    return [Diagnostic("unexpected-keys", f"{_count(keys, 'source key')} {verb} no rule", notes=notes + more, help=f"drop = [{drops}]")]
+    return [
+        Diagnostic(
+            "unexpected-keys",
+            f"{_count(keys, 'source key')} {verb} no rule",
+            notes=notes + more,
+            help=f"drop = [{drops}]",
+        )
+    ]
 
 
 def _count(items: Sequence[object], noun: str) -> str:

@@ -77,8 +77,11 @@ class Stage:
 
 
 def expand(
-    recipe: Recipe, resolve: Resolve, config: Mapping[str, Any] | None = None, dims: Mapping[str, DimValue] | None = None
-) -> list[Stage]:  # fmt: skip
+    recipe: Recipe,
+    resolve: Resolve,
+    config: Mapping[str, Any] | None = None,
+    dims: Mapping[str, DimValue] | None = None,
+) -> list[Stage]:
     """The stages of a recipe.
 
     Args:
@@ -120,8 +123,14 @@ class _Expansion:
 
     def add(self, recipe: Recipe, frame: Frame, depth: int) -> None:
         if recipe.stages:
-            self.problems.append(Diagnostic("bad-scope", "a recipe with stages cannot stand in a scope", place=recipe.place,
-                                            help="scope its parts, then chain them"))  # fmt: skip
+            self.problems.append(
+                Diagnostic(
+                    "bad-scope",
+                    "a recipe with stages cannot stand in a scope",
+                    place=recipe.place,
+                    help="scope its parts, then chain them",
+                )
+            )
             return
         dims = Dims({**recipe.dims, **self.overrides}, frame.config, frame.dims)
         frame = replace(frame, names={**frame.names, **recipe.names}, dims=dims)
@@ -136,12 +145,16 @@ class _Expansion:
             self.scope(scope, frame, depth + 1)
 
     def names(self, recipe: Recipe) -> None:
-        """A table of `[names]` that nothing captures is a misspelling, after which a bare capture would take any text."""
+        """A table of `[names]` that nothing captures is a misspelling; a bare capture would then take any text."""
         for name in recipe.names.keys() - _captured(recipe):
             self.problems.append(
-                Diagnostic("unused-names", f"[names.{name}]: no pattern captures {{{name}}}", place=recipe.place,
-                           help=f"{{{name}}} in a rule, or leave the table out")
-            )  # fmt: skip
+                Diagnostic(
+                    "unused-names",
+                    f"[names.{name}]: no pattern captures {{{name}}}",
+                    place=recipe.place,
+                    help=f"{{{name}}} in a rule, or leave the table out",
+                )
+            )
 
     def scope(self, scope: Scope, frame: Frame, depth: int) -> None:
         inner = replace(
@@ -154,7 +167,9 @@ class _Expansion:
         if scope.use is None:
             return
         if scope.use in self.open or len(self.open) > 16:
-            self.problems.append(Diagnostic("circular-use", f"{' -> '.join((*self.open, scope.use))} goes round in a circle"))
+            self.problems.append(
+                Diagnostic("circular-use", f"{' -> '.join((*self.open, scope.use))} goes round in a circle")
+            )
             return
         try:
             used = self.resolve(scope.use)
@@ -177,7 +192,10 @@ class _Expansion:
             tables = _used(prefixed, frame.names)
             spelled = normalise(prefixed, tables)
             numbers = _numbers(spelled, dims)
-            terms = ((replace(t, pattern=t.pattern.bind(numbers)) for t in side) for side in (spelled.sources, spelled.targets))
+            terms = (
+                (replace(t, pattern=t.pattern.bind(numbers)) for t in side)
+                for side in (spelled.sources, spelled.targets)
+            )
             sources, targets = map(tuple, terms)
             final = replace(spelled, sources=_within(sources, targets), targets=targets)
             return BoundRule(final, signature(final), dims, str(rule), frozenset(tables))
@@ -204,8 +222,15 @@ class _Expansion:
                 found.append(self.pattern(text, frame, place, prefix, left=left, value=base))
 
     def pattern(
-        self, text: str, frame: Frame, place: str | None, prefix: KeyPattern | None, *, left: bool = False, value: Any = None
-    ) -> BoundPattern:  # fmt: skip
+        self,
+        text: str,
+        frame: Frame,
+        place: str | None,
+        prefix: KeyPattern | None,
+        *,
+        left: bool = False,
+        value: Any = None,
+    ) -> BoundPattern:
         optional, parsed = parse_pattern(text, place)
         whole = parsed.prefixed(prefix) if prefix else parsed
         term = Rule((Term(whole),), (Term(whole),))
@@ -300,9 +325,13 @@ def _numbers(rule: Rule, dims: Dims) -> dict[str, int]:
             lacking = dims.missing(name)
             if lacking is not None:
                 raise RecipeError(
-                    Diagnostic("unknown-dim", f"{{{capture}}}: nothing says what {name!r} is", help=f"--dim {name}=…",
-                               facts=(("config", f"lacks what {name} = {lacking!r} needs"),))
-                )  # fmt: skip
+                    Diagnostic(
+                        "unknown-dim",
+                        f"{{{capture}}}: nothing says what {name!r} is",
+                        help=f"--dim {name}=…",
+                        facts=(("config", f"lacks what {name} = {lacking!r} needs"),),
+                    )
+                )
     return dims.numbers
 
 

@@ -46,9 +46,14 @@ class Explanation:
     def to_json(self) -> dict[str, Any]:
         """The explanation as plain data."""
         return {
-            "key": self.key, "role": self.role, "rules": list(self.rules), "captures": dict(self.captures),
-            "sources": list(self.sources), "targets": list(self.targets), "shapes": list(self.shapes),
-        }  # fmt: skip
+            "key": self.key,
+            "role": self.role,
+            "rules": list(self.rules),
+            "captures": dict(self.captures),
+            "sources": list(self.sources),
+            "targets": list(self.targets),
+            "shapes": list(self.shapes),
+        }
 
 
 def explain(plan: Plan, key: str) -> Explanation:
@@ -80,8 +85,12 @@ def unknown_key(plan: Plan, key: str) -> Diagnostic:
     left = [(u.text, t.pattern) for u in plan.uses for t in u.bound.rule.sources]
     right = [(u.text, t.pattern) for u in plan.uses for t in u.bound.rule.targets]
     notes = tuple(f"nearly: {text}  ({why})" for text, why in [*near_rules(key, left), *near_rules(key, right)])
-    return Diagnostic("unknown-key", f"the plan has no key {key!r}, and no rule names it", notes=notes,
-                      help="a source key and a target key can be explained")  # fmt: skip
+    return Diagnostic(
+        "unknown-key",
+        f"the plan has no key {key!r}, and no rule names it",
+        notes=notes,
+        help="a source key and a target key can be explained",
+    )
 
 
 def _of_step(plan: Plan, key: str, step: Step, role: str) -> Explanation:
@@ -102,7 +111,9 @@ def _of_step(plan: Plan, key: str, step: Step, role: str) -> Explanation:
             lines.append(f"  cast      {plan.casts[made][0]} -> {plan.casts[made][1]}, as the target wants")
     ties = [alias for alias, base in plan.ties.items() if base in step.targets]
     lines += [f"  tied      {alias} shares it" for alias in ties]
-    return Explanation(key, role, tuple(lines), tuple(u.text for u in rules), captures, step.sources, step.targets, shapes)
+    return Explanation(
+        key, role, tuple(lines), tuple(u.text for u in rules), captures, step.sources, step.targets, shapes
+    )
 
 
 def _listed(title: str, items: list[str]) -> list[str]:

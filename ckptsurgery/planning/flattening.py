@@ -6,14 +6,91 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..errors import Diagnostic, RecipeError
+from ..language.dims import Dims
 from ..language.folding import fold
 from ..language.keys import Capture, KeyPattern, is_index
 from ..language.rules import Term
 from .expanding import BoundRule
-from .joining import FlatIndex, flat_extents
 from .matching import Matches
 
-__all__ = ["Counted", "Flattening"]
+__all__ = ["Counted", "FlatIndex", "Flattening"]
+
+
+@dataclass(frozen=True)
+class FlatIndex:
+    """One index over several: `(s b)` counts b within s, where each s may have its own number of b.
+
+    >>> flat = FlatIndex(("s", "b"), (None, (2, 3)))
+    >>> flat.split(3), flat.join((1, 2))
+    ((1, 1), 4)
+    """
+
+    names: tuple[str, ...]
+    extents: tuple[int | tuple[int, ...] | None, ...]
+
+    @property
+    def count(self) -> int | None:
+        """How many flat indices there are, None where the outermost has no end."""
+        return None if self.stages is None else sum(self._inner(o) or 0 for o in range(self.stages))
+
+    @property
+    def stages(self) -> int | None:
+        """How many outermost indices there are, None where nothing says so."""
+        known = [len(e) if isinstance(e, tuple) else e if n == 0 else None for n, e in enumerate(self.extents)]
+        return min((k for k in known if k is not None), default=None)
+
+    @property
+    def shown(self) -> str:
+        """The extents for a reader."""
+        return ", ".join(
+            f"{n} {e if isinstance(e, int) else list(e)}" for n, e in zip(self.names, self.extents) if e is not None
+        )
+
+    def split(self, number: int) -> tuple[int, ...] | None:
+        """The indices behind a flat one, None beyond its end."""
+        outer = 0
+        while self.stages is None or outer < self.stages:
+            size = self._inner(outer)
+            if size is None or size < 1:
+                return None
+            if number < size:
+                return (outer, *self._unravel(number, outer))
+            number -= size
+            outer += 1
+        return None
+
+    def join(self, indices: Sequence[int]) -> int | None:
+        """The flat index, None where one of the indices lies beyond its extent."""
+        outer = indices[0]
+        if (self.stages is not None and outer >= self.stages) or any(
+            index >= self._extent(level, outer) for level, index in enumerate(indices[1:], 1)
+        ):
+            return None
+        before = sum(self._inner(o) or 0 for o in range(indices[0]))
+        inner = 0
+        for level, index in enumerate(indices[1:], 1):
+            inner = inner * self._extent(level, indices[0]) + index
+        return before + inner
+
+    def _extent(self, level: int, outer: int) -> int:
+        extent = self.extents[level]
+        if isinstance(extent, tuple):
+            return extent[outer] if outer < len(extent) else 0
+        return extent or 0
+
+    def _inner(self, outer: int) -> int | None:
+        size = 1
+        for level in range(1, len(self.names)):
+            size *= self._extent(level, outer)
+        return size
+
+    def _unravel(self, number: int, outer: int) -> tuple[int, ...]:
+        indices: list[int] = []
+        for level in range(len(self.names) - 1, 0, -1):
+            number, index = divmod(number, self._extent(level, outer))
+            indices.append(index)
+        return tuple(reversed(indices))
+
 
 Places = dict[int, set[tuple[int, ...]]]
 """For each outer index the inner ones that were seen with it."""
@@ -30,7 +107,9 @@ class Counted:
     targets: Mapping[tuple[str, str], Places] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, rules: Iterable[tuple[BoundRule, Sequence[Sequence[Matches]]]], target_keys: Collection[str]) -> Counted:
+    def of(
+        cls, rules: Iterable[tuple[BoundRule, Sequence[Sequence[Matches]]]], target_keys: Collection[str]
+    ) -> Counted:
         """Count where the indices stand apart: in the keys that rules matched, and in those of the target."""
         sources: dict[tuple[str, str], Places] = {}
         targets: dict[tuple[str, str], Places] = {}
@@ -52,9 +131,12 @@ class Counted:
             index = flat_extents(flat, bound.dims, counted)
             if index is None:
                 raise RecipeError(
-                    Diagnostic("unsolved-axis", f"{{{name}}}: nothing says how many {flat[1]} each {flat[0]} has",
-                               help=f"--dim {flat[1]}=2,2,6,2")
-                )  # fmt: skip
+                    Diagnostic(
+                        "unsolved-axis",
+                        f"{{{name}}}: nothing says how many {flat[1]} each {flat[0]} has",
+                        help=f"--dim {flat[1]}=2,2,6,2",
+                    )
+                )
             found[name] = index
         return Flattening(found)
 
@@ -80,9 +162,13 @@ class Flattening:
             if beyond:
                 folded = [text for text, _ in fold(beyond)]
                 raise RecipeError(
-                    Diagnostic("wrong-extent", f"{folded[0]} lies beyond the end of {{{name}}}, which has {index.count} indices",
-                               notes=tuple(folded[1:6]), help=f"--dim {index.names[1]}=… says how many each {index.names[0]} has")
-                )  # fmt: skip
+                    Diagnostic(
+                        "wrong-extent",
+                        f"{folded[0]} lies beyond the end of {{{name}}}, which has {index.count} indices",
+                        notes=tuple(folded[1:6]),
+                        help=f"--dim {index.names[1]}=… says how many each {index.names[0]} has",
+                    )
+                )
             columns = {n: c for n, c in matches.columns.items() if n != name}
             for level, inner in enumerate(index.names):
                 texts = {text: str(part[level]) for text, part in known.items() if part is not None}
@@ -113,13 +199,18 @@ class Flattening:
         texts = [str(values[n]) for n in index.names]
         said = ", ".join(f"{n} = {t}" for n, t in zip(index.names, texts))
         if not all(map(is_index, texts)):
-            raise RecipeError(Diagnostic("not-a-number", f"{{{name}}} counts, and {said} is no number without leading zeros"))
+            raise RecipeError(
+                Diagnostic("not-a-number", f"{{{name}}} counts, and {said} is no number without leading zeros")
+            )
         number = index.join([int(t) for t in texts])
         if number is None:
             raise RecipeError(
-                Diagnostic("wrong-extent", f"{said} lies beyond the extents of {{{name}}}: {index.shown}",
-                           help=f"--dim {index.names[1]}=… says how many each {index.names[0]} has")
-            )  # fmt: skip
+                Diagnostic(
+                    "wrong-extent",
+                    f"{said} lies beyond the extents of {{{name}}}: {index.shown}",
+                    help=f"--dim {index.names[1]}=… says how many each {index.names[0]} has",
+                )
+            )
         return str(number)
 
 
@@ -140,8 +231,7 @@ def _source_rows(matched: Sequence[Sequence[Matches]]) -> Iterator[Mapping[str, 
 def _target_rows(terms: Sequence[Term], keys: Iterable[str]) -> Iterator[Mapping[str, str]]:
     for key in keys:
         for term in terms:
-            for values in term.pattern.readings(key)[:1]:
-                yield values
+            yield from term.pattern.readings(key)[:1]
 
 
 def _count(flat: Sequence[str], rows: Iterable[Mapping[str, str]], places: Places) -> None:
@@ -164,3 +254,17 @@ def _extents(flat: Sequence[str], places: Places) -> dict[str, int | tuple[int, 
             return {}
         stages.append(sizes)
     return {name: tuple(s[level] for s in stages) for level, name in enumerate(flat[1:])} if stages else {}
+
+
+def flat_extents(flat: Sequence[str], dims: Dims, counted: Mapping[str, int | tuple[int, ...]]) -> FlatIndex | None:
+    """The flat index with its extents from `dims` or as counted in keys; None where one is unknown."""
+    outer = dims.get(flat[0])
+    extents: list[int | tuple[int, ...] | None] = [outer if isinstance(outer, int) else None]
+    for name in flat[1:]:
+        extent = dims.get(name)
+        if extent is None or isinstance(extent, dict):
+            extent = counted.get(name)
+        if extent is None:
+            return None
+        extents.append(extent)
+    return FlatIndex(tuple(flat), tuple(extents))

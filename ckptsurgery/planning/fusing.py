@@ -1,8 +1,9 @@
-"""Axes that travel together need no sizes of their own: `(h hd)` on both sides is one run of rows, however it divides."""
+"""Axes that travel together need no sizes of their own: `(h hd)` on both sides is one run of rows."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from itertools import pairwise
 
 from ..language.axes import Axis
 from .solving import ConcreteDims
@@ -30,7 +31,7 @@ def fused(left: ConcreteDims, right: ConcreteDims, apart: Collection[str]) -> tu
 
 def _pair(sides: ConcreteDims, apart: Collection[str]) -> tuple[Axis, Axis] | None:
     for axes in sides:
-        for a, b in zip(axes, axes[1:]):
+        for a, b in pairwise(axes):
             plain = not {a.name, b.name} & set(apart) and a.size is None and b.size is None
             one_marker = a.marker is None or b.marker is None or a.marker == b.marker
             if plain and one_marker and all(_together(other, a, b) for other in sides):

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 
 from ..errors import Diagnostic
-from ..language.dims import Dims
 from ..language.folding import fold
 from ..language.keys import Capture, KeyPattern, is_index
 from ..language.rules import Term
 from .matching import Matches
 
-__all__ = ["FlatIndex", "Group", "Row", "Values", "canonical", "group_rows", "spell_columns"]
+__all__ = ["Group", "Row", "Values", "canonical", "group_rows", "spell_columns"]
 
 Values = dict[str, int | str]
 """Bound names: the position of a choice as digits, else the captured text."""
@@ -64,80 +63,6 @@ class Group:
         return tuple([key for rows in self.rows for keys in rows for key in keys])
 
 
-@dataclass(frozen=True)
-class FlatIndex:
-    """One index over several: `(s b)` counts b within s, where each s may have its own number of b.
-
-    >>> flat = FlatIndex(("s", "b"), (None, (2, 3)))
-    >>> flat.split(3), flat.join((1, 2))
-    ((1, 1), 4)
-    """
-
-    names: tuple[str, ...]
-    extents: tuple[int | tuple[int, ...] | None, ...]
-
-    @property
-    def count(self) -> int | None:
-        """How many flat indices there are, None where the outermost has no end."""
-        return None if self.stages is None else sum(self._inner(o) or 0 for o in range(self.stages))
-
-    @property
-    def stages(self) -> int | None:
-        """How many outermost indices there are, None where nothing says so."""
-        known = [len(e) if isinstance(e, tuple) else e if n == 0 else None for n, e in enumerate(self.extents)]
-        return min((k for k in known if k is not None), default=None)
-
-    @property
-    def shown(self) -> str:
-        """The extents for a reader."""
-        return ", ".join(f"{n} {e if isinstance(e, int) else list(e)}" for n, e in zip(self.names, self.extents) if e is not None)
-
-    def split(self, number: int) -> tuple[int, ...] | None:
-        """The indices behind a flat one, None beyond its end."""
-        outer = 0
-        while self.stages is None or outer < self.stages:
-            size = self._inner(outer)
-            if size is None or size < 1:
-                return None
-            if number < size:
-                return (outer, *self._unravel(number, outer))
-            number -= size
-            outer += 1
-        return None
-
-    def join(self, indices: Sequence[int]) -> int | None:
-        """The flat index, None where one of the indices lies beyond its extent."""
-        outer = indices[0]
-        if (self.stages is not None and outer >= self.stages) or any(
-            index >= self._extent(level, outer) for level, index in enumerate(indices[1:], 1)
-        ):
-            return None
-        before = sum(self._inner(o) or 0 for o in range(indices[0]))
-        inner = 0
-        for level, index in enumerate(indices[1:], 1):
-            inner = inner * self._extent(level, indices[0]) + index
-        return before + inner
-
-    def _extent(self, level: int, outer: int) -> int:
-        extent = self.extents[level]
-        if isinstance(extent, tuple):
-            return extent[outer] if outer < len(extent) else 0
-        return extent or 0
-
-    def _inner(self, outer: int) -> int | None:
-        size = 1
-        for level in range(1, len(self.names)):
-            size *= self._extent(level, outer)
-        return size
-
-    def _unravel(self, number: int, outer: int) -> tuple[int, ...]:
-        indices: list[int] = []
-        for level in range(len(self.names) - 1, 0, -1):
-            number, index = divmod(number, self._extent(level, outer))
-            indices.append(index)
-        return tuple(reversed(indices))
-
-
 def canonical(term: Term, matches: Matches) -> Matches:
     """The matches with choices as positions, written as digits, so that both sides speak of the same values."""
     columns = dict(matches.columns)
@@ -171,8 +96,12 @@ def spell_columns(pattern: KeyPattern, matches: Matches, texts: Callable[[Captur
 
 
 def group_rows(
-    terms: Sequence[Term], matched: Sequence[Sequence[Matches]], loops: Sequence[str], gathered: Sequence[str], joined: bool
-) -> tuple[list[Group], list[Diagnostic]]:  # fmt: skip
+    terms: Sequence[Term],
+    matched: Sequence[Sequence[Matches]],
+    loops: Sequence[str],
+    gathered: Sequence[str],
+    joined: bool,
+) -> tuple[list[Group], list[Diagnostic]]:
     """The groups of a rule: one for each value of its loop variables.
 
     Args:
@@ -225,16 +154,18 @@ def _alone(keys: list[str], terms: Sequence[Term]) -> Diagnostic:
     folded = [text for text, _ in fold(keys)]
     many = "source key has" if len(keys) == 1 else "source keys have"
     return Diagnostic(
-        "missing-partner", f"{len(keys)} {many} no partner: {folded[0]}", notes=tuple(folded[1:8]),
+        "missing-partner",
+        f"{len(keys)} {many} no partner: {folded[0]}",
+        notes=tuple(folded[1:8]),
         facts=(("joins", ", ".join(str(t.pattern) for t in terms)),),
         help="name those without a partner by a rule of their own, or drop them",
-    )  # fmt: skip
+    )
 
 
 def _grouped(
     tables: list[Table], loops: Sequence[str], problems: list[Diagnostic], terms: Sequence[Term]
-) -> list[tuple[Values, list[list[Row]]]]:  # fmt: skip
-    """The rows of every table for each value of the loop variables; a table that lacks some serves all of their values."""
+) -> list[tuple[Values, list[list[Row]]]]:
+    """The rows of every table for each value of the loop variables; a table that lacks some serves all."""
     own = [[n for n in loops if n in table.names] for table in tables]
     leader = max(range(len(tables)), key=lambda t: len(own[t]))
     by_place = [table.by(names) for table, names in zip(tables, own)]
@@ -249,14 +180,17 @@ def _grouped(
         problems.append(_alone(list(dict.fromkeys(alone)), terms))
         return []
     return [
-        ({**values}, [found[tuple(values[n] for n in names)] for found, names in zip(by_place, own)]) for values, _ in groups
+        ({**values}, [found[tuple(values[n] for n in names)] for found, names in zip(by_place, own)])
+        for values, _ in groups
     ]
 
 
 class _Gathering:
     """Puts the rows of each group in the order of their indices; what is missing is told once for all groups."""
 
-    def __init__(self, terms: Sequence[Term], tables: Sequence[Table], gathered: tuple[str, ...], problems: list[Diagnostic]) -> None:
+    def __init__(
+        self, terms: Sequence[Term], tables: Sequence[Table], gathered: tuple[str, ...], problems: list[Diagnostic]
+    ) -> None:
         self.terms, self.tables, self.problems = terms, tables, problems
         self.bound = [tuple(n for n in gathered if n in table.names) for table in tables]
         self.captures = {c.name: c for t in terms for c in t.pattern.captures}
@@ -315,16 +249,21 @@ class _Gathering:
                 return f"{term.pattern} at " + ", ".join(f"{n} = {values[n]}" for n in bound)
             value = values[capture.name]
             shift = int(capture.span.first) if capture.span is not None and capture.name in bound else 0
-            texts[capture.name] = capture.choices[int(value)] if capture.choices else str(int(value) + shift if shift else value)
+            texts[capture.name] = (
+                capture.choices[int(value)] if capture.choices else str(int(value) + shift if shift else value)
+            )
         return term.pattern.spell(texts)
 
     def report(self, groups: Sequence[Group]) -> None:
         """Say what is missing, and where the counts differ."""
         for name, key in self.no_numbers.items():
             self.problems.append(
-                Diagnostic("not-a-number", f"{{{name}}} is gathered, but in {key!r} it is no number without leading zeros",
-                           help=f"give {{{name}}} its choices, in their order: {{{name}:a,b,…}}")
-            )  # fmt: skip
+                Diagnostic(
+                    "not-a-number",
+                    f"{{{name}}} is gathered, but in {key!r} it is no number without leading zeros",
+                    help=f"give {{{name}}} its choices, in their order: {{{name}:a,b,…}}",
+                )
+            )
         if self.missing:
             self.problems.append(_missing(self.missing, "and a gathered index runs without gaps"))
         self.uneven(groups)
@@ -341,11 +280,15 @@ class _Gathering:
             keys = [key for g in odd if g.extents[name] < usual for key in self.lacking(g, name, usual)]
             lines = tuple(f"{g.extents[name]} with {g.keys[0]!r}" for g in odd[1:6])
             self.problems.append(
-                Diagnostic("uneven-gather", f"{{{name}}} runs over {usual} in most groups, but over {odd[0].extents[name]} with "
-                           f"{odd[0].keys[0]!r}", notes=lines,
-                           facts=(("missing", ", ".join(text for text, _ in fold(keys)[:6])),) if keys else (),
-                           help="all groups have as many; a group that differs wants a rule of its own")
-            )  # fmt: skip
+                Diagnostic(
+                    "uneven-gather",
+                    f"{{{name}}} runs over {usual} in most groups, but over {odd[0].extents[name]} with "
+                    f"{odd[0].keys[0]!r}",
+                    notes=lines,
+                    facts=(("missing", ", ".join(text for text, _ in fold(keys)[:6])),) if keys else (),
+                    help="all groups have as many; a group that differs wants a rule of its own",
+                )
+            )
 
     def lacking(self, group: Group, name: str, usual: int) -> list[str]:
         """The keys that a group would have if it went as far as most."""
@@ -354,7 +297,9 @@ class _Gathering:
                 like = next(row for row in table.rows if row[0] == keys[0])
                 sizes = [usual if n == name else group.extents[n] for n in bound]
                 at = bound.index(name)
-                return [self.key(table, like, bound, i) for i in product(*map(range, sizes)) if i[at] >= group.extents[name]]
+                return [
+                    self.key(table, like, bound, i) for i in product(*map(range, sizes)) if i[at] >= group.extents[name]
+                ]
         return []
 
 
@@ -362,20 +307,8 @@ def _missing(keys: list[str], why: str) -> Diagnostic:
     folded = [text for text, _ in fold(keys)]
     verb = "is" if len(keys) == 1 else "are"
     return Diagnostic(
-        "missing-index", f"{folded[0]} {verb} missing, {why}", notes=tuple(folded[1:8]),
-        help="the checkpoint is incomplete, or a choice is misspelled; to gather fewer, give the capture its range: {e:0..3}",
-    )  # fmt: skip
-
-
-def flat_extents(flat: Sequence[str], dims: Dims, counted: Mapping[str, int | tuple[int, ...]]) -> FlatIndex | None:
-    """The flat index with its extents from `dims` or as counted in keys; None where one is unknown."""
-    outer = dims.get(flat[0])
-    extents: list[int | tuple[int, ...] | None] = [outer if isinstance(outer, int) else None]
-    for name in flat[1:]:
-        extent = dims.get(name)
-        if extent is None or isinstance(extent, dict):
-            extent = counted.get(name)
-        if extent is None:
-            return None
-        extents.append(extent)
-    return FlatIndex(tuple(flat), tuple(extents))
+        "missing-index",
+        f"{folded[0]} {verb} missing, {why}",
+        notes=tuple(folded[1:8]),
+        help="the checkpoint is incomplete, or a choice misspelled; a range gathers fewer: {e:0..3}",
+    )

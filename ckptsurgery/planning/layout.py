@@ -1,8 +1,8 @@
 """A rearrangement as affine pieces: which elements of which source go where in which target.
 
-Every move that the language can say (split, concatenate, stack, transpose, interleave, regroup, ragged or not) is a list
-of pieces, each a box of elements with an offset and strides on both sides. Pieces say what a slice of a target needs, they
-invert by swapping sides, and a piece whose elements lie in one run on both sides is a copy of bytes.
+Every move that the language can say (split, concatenate, stack, transpose, interleave, regroup, ragged or not) is a
+list of pieces, each a box of elements with an offset and strides on both sides. Pieces say what a slice of a target
+needs, they invert by swapping sides, and a piece whose elements lie in one run on both sides is a copy of bytes.
 """
 
 from __future__ import annotations
@@ -179,13 +179,11 @@ class Side:
     indices: tuple[tuple[int, ...], ...]
 
 
-def arrange(
-    source: Side, target: Side, markers: Mapping[str, int], env: Mapping[str, int], sizes: Equations
-) -> Layout:  # fmt: skip
+def arrange(source: Side, target: Side, markers: Mapping[str, int], env: Mapping[str, int], sizes: Equations) -> Layout:
     """The pieces that take the tensors of one side to the other.
 
     Args:
-        markers: axes on both sides that some axis' size depends on, with their extents: they are held fixed, one by one.
+        markers: axes on both sides that some axis' size depends on, with their extents; they are held fixed in turn.
         env: marker values that the group fixes.
     """
     places = {index: n for n, index in enumerate(target.indices)}
@@ -222,7 +220,9 @@ def _piece(source: int, target: int, a: View, b: View) -> Piece:
             boxes.append((stride, size, a.axes[name][1] if name in a.axes else 0))
     merged = list(_merged(sorted(boxes, reverse=True)))
     shape = tuple(size for _, size, _ in merged)
-    return Piece(source, target, shape, a.offset, tuple(s for _, _, s in merged), b.offset, tuple(t for t, _, _ in merged))
+    return Piece(
+        source, target, shape, a.offset, tuple(s for _, _, s in merged), b.offset, tuple(t for t, _, _ in merged)
+    )
 
 
 def _merged(boxes: Sequence[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:

@@ -1,9 +1,9 @@
 """Which keys a pattern matches, found once for each digit template instead of once for each key.
 
-Keys that differ in numbers only (`layers.0.w`, `layers.1.w`) form a group, and `layers.0.w`, every number written `0`, is
-its template. A pattern, its own numbers written `0` as well, is matched against the template; captures are read off by
-position, as columns over all keys, and the numbers that the pattern spells (`w1`, `layers.0.`) are compared column by
-column. A pattern whose pieces may cut a number in two is matched key by key.
+Keys that differ in numbers only (`layers.0.w`, `layers.1.w`) form a group, and `layers.0.w`, every number written `0`,
+is its template. A pattern, its own numbers written `0` as well, is matched against the template; captures are read off
+by position, as columns over all keys, and the numbers that the pattern spells (`w1`, `layers.0.`) are compared column
+by column. A pattern whose pieces may cut a number in two is matched key by key.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from ..language.keys import Capture, KeyPattern, Literal
 
@@ -137,7 +138,7 @@ def _cuts_numbers(pattern: KeyPattern) -> bool:
     if len(set(names)) < len(names):
         return True
     edges = [(_edge(piece, 0), _edge(piece, -1)) for piece in pattern.pieces]
-    return any(ends is not False and starts is not False for (_, ends), (starts, _) in zip(edges, edges[1:]))
+    return any(ends is not False and starts is not False for (_, ends), (starts, _) in pairwise(edges))
 
 
 def _edge(piece: Literal | Capture, at: int) -> bool | None:

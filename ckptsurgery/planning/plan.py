@@ -113,11 +113,16 @@ class Plan:
     def __str__(self) -> str:
         kinds = {kind: sum(s.kind == kind for s in self.steps) for kind in ("copy", "move", "compute")}
         parts = [f"{n} {kind}" for kind, n in kinds.items() if n]
-        lines = [f"plan: {len(self.source)} source keys -> {len(self.keys)} target keys ({', '.join(parts) or 'no steps'})"]
+        lines = [
+            f"plan: {len(self.source)} source keys -> {len(self.keys)} target keys ({', '.join(parts) or 'no steps'})"
+        ]
         lines += self._rule_lines()
         for title, keys in (
-            ("initialised", self.inits), ("tied", self.ties), ("dropped", self.dropped), ("cast", self.casts),
-        ):  # fmt: skip
+            ("initialised", self.inits),
+            ("tied", self.ties),
+            ("dropped", self.dropped),
+            ("cast", self.casts),
+        ):
             if keys:
                 says: Mapping[str, Any] = keys
                 lines.append(f"  {title}")

@@ -28,9 +28,15 @@ __all__ = ["draft_plan", "fitted", "make_plan"]
 
 
 def make_plan(
-    specs: Mapping[str, TensorSpec], recipe: Recipe, resolve: Resolve, *, target: Target | None = None,
-    config: Mapping[str, Any] | None = None, dims: Mapping[str, DimValue] | None = None, dtype: str = "lossless",
-) -> Plan:  # fmt: skip
+    specs: Mapping[str, TensorSpec],
+    recipe: Recipe,
+    resolve: Resolve,
+    *,
+    target: Target | None = None,
+    config: Mapping[str, Any] | None = None,
+    dims: Mapping[str, DimValue] | None = None,
+    dtype: str = "lossless",
+) -> Plan:
     """Plan a recipe over headers.
 
     Args:
@@ -61,10 +67,15 @@ def fitted(drafted: Plan, stage: Stage, target: Target | None, dtype: str) -> Pl
 
 
 def draft_plan(
-    specs: Mapping[str, TensorSpec], recipe: Recipe, resolve: Resolve, *, target: Target | None = None,
-    config: Mapping[str, Any] | None = None, dims: Mapping[str, DimValue] | None = None,
-) -> tuple[Plan, Stage]:  # fmt: skip
-    """What the rules make, before it is held against the target; with the last stage, whose inits and ties are still open.
+    specs: Mapping[str, TensorSpec],
+    recipe: Recipe,
+    resolve: Resolve,
+    *,
+    target: Target | None = None,
+    config: Mapping[str, Any] | None = None,
+    dims: Mapping[str, DimValue] | None = None,
+) -> tuple[Plan, Stage]:
+    """What the rules make, before it is held against the target; and the last stage, whose inits and ties are open.
 
     Raises:
         RecipeError, PlanError: as for `make_plan`.
@@ -92,8 +103,12 @@ def draft_plan(
 
 
 def _homeless(init: BoundPattern) -> Diagnostic:
-    return Diagnostic("init-in-stage", f"[init] '{init.pattern}' stands in a stage that others follow, and nothing there says "
-                      "its shape", place=init.place, help="move it to the last stage, under its last name")  # fmt: skip
+    return Diagnostic(
+        "init-in-stage",
+        f"[init] '{init.pattern}' stands in a stage that others follow, and nothing there says its shape",
+        place=init.place,
+        help="move it to the last stage, under its last name",
+    )
 
 
 @dataclass
@@ -120,17 +135,27 @@ class _Stage(Draft):
         order = {key: n for n, key in enumerate(self.specs)}
         self.steps.sort(key=lambda s: order[s.sources[0]])
         return Plan(
-            steps=tuple(self.steps), uses=tuple(self.uses), dropped=claims.dropped, proofs=self.proofs(claims.same),
+            steps=tuple(self.steps),
+            uses=tuple(self.uses),
+            dropped=claims.dropped,
+            proofs=self.proofs(claims.same),
             specs=self.outputs(),
-        )  # fmt: skip
+        )
 
     def proofs(self, same: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
         for alias, base in same.items():
             if base not in self.specs:
-                self.problems.append(Diagnostic("missing-partner", f"{alias!r} must equal {base!r}, which the source lacks"))
+                self.problems.append(
+                    Diagnostic("missing-partner", f"{alias!r} must equal {base!r}, which the source lacks")
+                )
             elif self.specs[base] != self.specs[alias]:
-                self.problems.append(Diagnostic("not-the-same", f"{alias!r} must equal {base!r}", facts=(
-                    ("shapes", f"{self.specs[alias]} against {self.specs[base]}"),)))  # fmt: skip
+                self.problems.append(
+                    Diagnostic(
+                        "not-the-same",
+                        f"{alias!r} must equal {base!r}",
+                        facts=(("shapes", f"{self.specs[alias]} against {self.specs[base]}"),),
+                    )
+                )
         return tuple(same.items())
 
     def outputs(self) -> dict[str, TensorSpec]:
@@ -154,10 +179,20 @@ class _Stage(Draft):
         if a.is_rest != b.is_rest:
             rest = a if a.is_rest else b
             sources = [s.sources[0] for s in self.steps if self.uses[s.rules[0]] is rest and s.targets[0] in set(keys)]
-            return Diagnostic("made-twice", f"{many} that the rest keeps {'are' if len(keys) > 1 else 'is'} made by a rule too: "
-                              f"{folded[0]}", place=b.place, notes=(*rules, *folded[1:6]), help=_drop_line(sources))  # fmt: skip
-        return Diagnostic("made-twice", f"{many} {'are' if len(keys) > 1 else 'is'} made twice: {folded[0]}", place=b.place,
-                          notes=(*rules, *folded[1:6]), help="keep apart what the captures keep apart, or drop one")  # fmt: skip
+            return Diagnostic(
+                "made-twice",
+                f"{many} that the rest keeps {'are' if len(keys) > 1 else 'is'} made by a rule too: {folded[0]}",
+                place=b.place,
+                notes=(*rules, *folded[1:6]),
+                help=_drop_line(sources),
+            )
+        return Diagnostic(
+            "made-twice",
+            f"{many} {'are' if len(keys) > 1 else 'is'} made twice: {folded[0]}",
+            place=b.place,
+            notes=(*rules, *folded[1:6]),
+            help="keep apart what the captures keep apart, or drop one",
+        )
 
     def rule(self, bound: BoundRule, matched: list[list[Matches]], *, is_rest: bool = False) -> None:
         number = len(self.uses)
@@ -219,14 +254,22 @@ class _Stage(Draft):
             unknown = [c for c in table if c not in known]
             if unknown and known:
                 near = ", ".join(sorted(known))
-                self.problem("unknown-choice", f"dims.{name} gives a size for {unknown[0]!r}, which is no choice of any rule",
-                             bound, help=f"one of: {near}")  # fmt: skip
+                self.problem(
+                    "unknown-choice",
+                    f"dims.{name} gives a size for {unknown[0]!r}, which is no choice of any rule",
+                    bound,
+                    help=f"one of: {near}",
+                )
 
     def unused_choices(self, name: str, choices: Sequence[str], seen: set[str], bound: BoundRule) -> None:
         for choice in choices:
             if choice not in seen:
-                self.problem("unused-choice", f"choice {choice!r} of {{{name}}} matches no source key", bound,
-                             help="a misspelling? '?' in front of the rule lets it match less")  # fmt: skip
+                self.problem(
+                    "unused-choice",
+                    f"choice {choice!r} of {{{name}}} matches no source key",
+                    bound,
+                    help="a misspelling? '?' in front of the rule lets it match less",
+                )
 
 
 class _OpNumbers(dict[str, Any]):

@@ -36,8 +36,14 @@ def reversed_plan(plan: Plan, converted: Mapping[str, TensorSpec], tied: Collect
     problems: list[Diagnostic] = []
     if plan.dropped:
         folded = [text for text, _ in fold(plan.dropped)]
-        problems.append(Diagnostic("lossy-drop", f"{len(plan.dropped)} source keys were dropped and cannot come back",
-                                   notes=tuple(folded[:8]), help="recipe.inverse() goes back without them"))  # fmt: skip
+        problems.append(
+            Diagnostic(
+                "lossy-drop",
+                f"{len(plan.dropped)} source keys were dropped and cannot come back",
+                notes=tuple(folded[:8]),
+                help="recipe.inverse() goes back without them",
+            )
+        )
     _check_keys(plan, converted, problems)
     programs: dict[int, Program | str] = {}
     steps = []
@@ -59,10 +65,20 @@ def reversed_plan(plan: Plan, converted: Mapping[str, TensorSpec], tied: Collect
     specs = dict(sorted(specs.items(), key=lambda item: order.get(item[0], len(order))))
     proofs = tuple((alias, base) for alias, base in plan.ties.items() if alias in converted)
     return replace(
-        plan, steps=tuple(steps), specs=specs, dropped={k: "initialised, not converted" for k in plan.inits if k in converted},
-        proofs=proofs, ties={alias: base for alias, base in plan.proofs}, tie_proofs=(), inits={}, casts={}, warnings=(),
-        source=dict(converted), target=None, recipe=None,
-    )  # fmt: skip
+        plan,
+        steps=tuple(steps),
+        specs=specs,
+        dropped={k: "initialised, not converted" for k in plan.inits if k in converted},
+        proofs=proofs,
+        ties=dict(plan.proofs),
+        tie_proofs=(),
+        inits={},
+        casts={},
+        warnings=(),
+        source=dict(converted),
+        target=None,
+        recipe=None,
+    )
 
 
 def _check_keys(plan: Plan, converted: Mapping[str, TensorSpec], problems: list[Diagnostic]) -> None:
@@ -120,13 +136,17 @@ def _repeated(run: Run, inputs: Specs) -> Move:
 
 
 def _unrepeated(layout: Layout, dtypes: tuple[str, ...]) -> list[Instruction]:
-    """Back from a rearrangement that repeats everything equally often: the copies apart, and the proof that they are the same."""
+    """Back from a rearrangement that repeats everything equally often: the copies apart, proved to be the same."""
     boxes: dict[tuple[object, ...], list[Piece]] = {}
     for piece in (one for p in layout.pieces for one in _single(p)):
         boxes.setdefault((piece.source, piece.source_offset, piece.shape, piece.source_strides), []).append(piece)
     times = len(next(iter(boxes.values()), ()))
     moved = sum(p.numel for same in boxes.values() for p in same)
-    if not times or any(len(same) != times for same in boxes.values()) or moved != times * sum(map(math.prod, layout.sources)):
+    if (
+        not times
+        or any(len(same) != times for same in boxes.values())
+        or moved != times * sum(map(math.prod, layout.sources))
+    ):
         raise Lossy("it leaves out elements, or repeats some")
     width = len(layout.sources)
     back = [replace(p.inverse(), target=p.source + n * width) for same in boxes.values() for n, p in enumerate(same)]
@@ -138,7 +158,9 @@ def _single(piece: Piece) -> Iterator[Piece]:
     """A piece once for each time that it repeats its source."""
     again = [n for n, stride in enumerate(piece.source_strides) if stride == 0]
     once = [n for n, stride in enumerate(piece.source_strides) if stride != 0]
-    shape, strides, back = (tuple(values[n] for n in once) for values in (piece.shape, piece.source_strides, piece.target_strides))
+    shape, strides, back = (
+        tuple(values[n] for n in once) for values in (piece.shape, piece.source_strides, piece.target_strides)
+    )
     for index in product(*(range(piece.shape[n]) for n in again)):
         offset = piece.target_offset + sum(i * piece.target_strides[n] for i, n in zip(index, again))
         yield Piece(piece.source, piece.target, shape, piece.source_offset, strides, offset, back)
@@ -151,7 +173,9 @@ def _unpicked(indices: Sequence[int], count: int) -> list[Instruction]:
         places[index].append(place)
     if not all(places):
         raise Lossy("some of what it makes was left out")
-    back: list[Instruction] = [Run(Same(), tuple(tuple(p) for p in places if len(p) > 1))] if len(indices) > count else []
+    back: list[Instruction] = (
+        [Run(Same(), tuple(tuple(p) for p in places if len(p) > 1))] if len(indices) > count else []
+    )
     rank = {first: n for n, first in enumerate(sorted(p[0] for p in places))}
     return [*back, Pick(tuple(rank[p[0]] for p in places))]
 
@@ -179,8 +203,9 @@ def _op_undone(run: Run, inputs: Specs) -> Instruction:
 
 def _lossy(step: Step, plan: Plan, reason: str) -> Diagnostic:
     use = plan.uses[step.rules[-1]]
-    return Diagnostic("lossy-step", f"{step.targets[0]!r} cannot be turned back exactly: {reason}", place=use.place,
-                      notes=(use.text,))  # fmt: skip
+    return Diagnostic(
+        "lossy-step", f"{step.targets[0]!r} cannot be turned back exactly: {reason}", place=use.place, notes=(use.text,)
+    )
 
 
 def _folded(problems: list[Diagnostic]) -> list[Diagnostic]:

@@ -1,7 +1,7 @@
 """Sizes of axes, from source shapes, `dims` and target shapes.
 
-Each dimension of each tensor is an equation: the product of its axes is its size, where a ragged axis counts with its own
-size for each value of its marker. Equations with one unknown are solved until nothing new is found.
+Each dimension of each tensor is an equation: the product of its axes is its size, where a ragged axis counts with its
+own size for each value of its marker. Equations with one unknown are solved until nothing new is found.
 """
 
 from __future__ import annotations
@@ -185,18 +185,20 @@ class Equations:
     def contradiction(self, axes: Sequence[Axis], env: Env, expected: int, size: int) -> Diagnostic:
         """The diagnostic for a dimension that is not what its axes make."""
         return Diagnostic(
-            "size-mismatch", f"'{shown(axes)}' should be {expected}, but the dimension is {size}",
+            "size-mismatch",
+            f"'{shown(axes)}' should be {expected}, but the dimension is {size}",
             facts=(("sizes", self.listed(axes, env)),),
-        )  # fmt: skip
+        )
 
     def indivisible(self, axes: Sequence[Axis], total: Linear, size: int) -> Diagnostic:
         """The diagnostic for a dimension that its known axes do not divide."""
         unknown = total.unknown[0] if total.unknown else "?"
         less = f" less {total.const}" if total.const else ""
         return Diagnostic(
-            "indivisible", f"'{shown(axes)}' of {size}{less} is no multiple of {total.coefficient}, so {unknown!r} has no size",
+            "indivisible",
+            f"'{shown(axes)}' of {size}{less} is no multiple of {total.coefficient}, so {unknown!r} has no size",
             help=f"check the axes, or settle it by --dim {unknown}=…",
-        )  # fmt: skip
+        )
 
     def listed(self, axes: Sequence[Axis], env: Env) -> str:
         """The sizes of axes, for a diagnostic."""
@@ -225,7 +227,9 @@ def extent(equations: Equations, axes: Sequence[Axis], env: Env) -> int:
         variable = total.unknown if total and total.unknown else _open(equations, axes, env)
         name = variable[0]
         raise SizeError(
-            Diagnostic("unsolved-axis", f"the size of axis {name!r} does not follow from any shape", help=f"--dim {name}=…")
+            Diagnostic(
+                "unsolved-axis", f"the size of axis {name!r} does not follow from any shape", help=f"--dim {name}=…"
+            )
         )
     return total.const
 

@@ -62,9 +62,11 @@ def _joined(part: Sequence[Step], made: Made, offset: int, programs: dict[object
         programs[place] = Program.of(tuple(s for m in makers for s in m.program.inputs), instructions)
     rules = (*(n for m in makers for n in m.rules), *(n + offset for s in part for n in s.rules))
     return Step(
-        tuple(k for m in makers for k in m.sources), tuple(k for s in part for k in s.targets), programs[place],
+        tuple(k for m in makers for k in m.sources),
+        tuple(k for s in part for k in s.targets),
+        programs[place],
         tuple(dict.fromkeys(rules)),
-    )  # fmt: skip
+    )
 
 
 def _beside(steps: Sequence[Step]) -> Sequence[Instruction]:
@@ -96,9 +98,13 @@ def _proofs(second: Plan, made: Made, problems: list[Diagnostic]) -> tuple[tuple
         keys = [_copied(*made[key]) for key in pair]
         if None in keys:
             problems.append(
-                Diagnostic("not-the-same", f"{pair[0]!r} and {pair[1]!r} are computed by an earlier stage; they can be proved "
-                           "equal only where they are copies", help=f"{pair[0]}, {pair[1]} -> … | same")
-            )  # fmt: skip
+                Diagnostic(
+                    "not-the-same",
+                    f"{pair[0]!r} and {pair[1]!r} are computed by an earlier stage; they can be proved "
+                    "equal only where they are copies",
+                    help=f"{pair[0]}, {pair[1]} -> … | same",
+                )
+            )
         elif keys[0] != keys[1]:
             proofs.append((str(keys[0]), str(keys[1])))
     return tuple(proofs)

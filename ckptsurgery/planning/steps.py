@@ -1,7 +1,8 @@
 """Steps: which sources make which targets, and by what program.
 
 A program knows shapes and dtypes but no keys, so that all layers share one. It is a list of instructions over a list of
-tensors: `Move` rearranges, `Run` applies an op, `Pick` repeats, reorders or leaves out, `Beside` runs programs side by side.
+tensors: `Move` rearranges, `Run` applies an op, `Pick` repeats, reorders or leaves out, `Beside` runs programs side by
+side.
 """
 
 from __future__ import annotations
@@ -139,7 +140,8 @@ class Program:
     def changes_values(self) -> bool:
         """Whether an op runs in it; all else only moves data."""
         return any(
-            isinstance(i, Run) or (isinstance(i, Beside) and any(p.changes_values for p in i.programs)) for i in self.instructions
+            isinstance(i, Run) or (isinstance(i, Beside) and any(p.changes_values for p in i.programs))
+            for i in self.instructions
         )
 
     @cached_property
@@ -216,7 +218,9 @@ def _joined(pieces: Sequence[Piece]) -> list[Piece]:
         last = result[-1] if result else None
         runs_on = last is not None and (last.source, last.target) == (piece.source, piece.target)
         if last and runs_on and last.source_offset + last.numel == piece.source_offset:
-            result[-1] = run_piece(last.source, last.target, last.numel + piece.numel, last.source_offset, last.target_offset)
+            result[-1] = run_piece(
+                last.source, last.target, last.numel + piece.numel, last.source_offset, last.target_offset
+            )
         else:
             result.append(piece)
     return result

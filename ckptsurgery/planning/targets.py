@@ -74,9 +74,15 @@ class _Fitting:
         steps = tuple(self.steps) if self.steps is not None else self.plan.steps
         specs = {k: s for step in steps for k, s in zip(step.targets, step.program.outputs)}
         return replace(
-            self.plan, steps=steps, specs=specs, ties=self.ties, tie_proofs=tuple(self.proofs), inits=self.chosen,
-            casts=self.casts, target=self.target,
-        )  # fmt: skip
+            self.plan,
+            steps=steps,
+            specs=specs,
+            ties=self.ties,
+            tie_proofs=tuple(self.proofs),
+            inits=self.chosen,
+            casts=self.casts,
+            target=self.target,
+        )
 
     def recipe_ties(self, ties: Sequence[BoundPattern]) -> None:
         found: set[int] = set()
@@ -92,14 +98,22 @@ class _Fitting:
             new = tied
         for number, tie in enumerate(ties):
             if number not in found and not tie.optional:
-                self.problem("unused-tie", f"nothing makes '{tie.value}', to which '{tie.pattern}' is tied", tie,
-                             f'"? {tie.text}" may find nothing')  # fmt: skip
+                self.problem(
+                    "unused-tie",
+                    f"nothing makes '{tie.value}', to which '{tie.pattern}' is tied",
+                    tie,
+                    f'"? {tie.text}" may find nothing',
+                )
 
     def tie_up(self, tie: BoundPattern, alias: str, key: str, tied: list[str]) -> None:
         base = self.ties.get(key, key)
         if alias in self.plan.specs:
-            self.problem("tied-and-made", f"{alias!r} is tied to {key!r}, but a rule makes it too", tie,
-                         "drop its source, or prove them equal: a, b -> c | same")  # fmt: skip
+            self.problem(
+                "tied-and-made",
+                f"{alias!r} is tied to {key!r}, but a rule makes it too",
+                tie,
+                "drop its source, or prove them equal: a, b -> c | same",
+            )
         elif self.ties.setdefault(alias, base) != base:
             self.problem("tied-twice", f"{alias!r} is tied to {self.ties[alias]!r} and to {base!r}", tie, "one of them")
         else:
@@ -108,8 +122,12 @@ class _Fitting:
     def inits_without_target(self, inits: Sequence[BoundPattern]) -> None:
         for init in inits:
             if not init.optional:
-                self.problem("init-needs-target", f"[init] '{init.pattern}' needs a target, which says shape and dtype", init,
-                             "plan(source, recipe, target=model)")  # fmt: skip
+                self.problem(
+                    "init-needs-target",
+                    f"[init] '{init.pattern}' needs a target, which says shape and dtype",
+                    init,
+                    "plan(source, recipe, target=model)",
+                )
 
     def inits(self, inits: Sequence[BoundPattern]) -> None:
         for init in inits:
@@ -119,14 +137,22 @@ class _Fitting:
                     continue
                 found = True
                 if key in self.plan.specs:
-                    self.problem("init-and-made", f"{key!r} is initialised, but a rule makes it too", init,
-                                 "drop its source, or leave it out of [init]")  # fmt: skip
+                    self.problem(
+                        "init-and-made",
+                        f"{key!r} is initialised, but a rule makes it too",
+                        init,
+                        "drop its source, or leave it out of [init]",
+                    )
                 elif key in self.chosen and self.chosen[key] != init.value:
                     self.problem("init-twice", f"{key!r} is initialised in two ways", init, None)
                 self.chosen[key] = init.value
             if not found and not init.optional:
-                self.problem("unused-init", f"[init] '{init.pattern}' matches no target key", init,
-                             f'"? {init.text}" may match nothing')  # fmt: skip
+                self.problem(
+                    "unused-init",
+                    f"[init] '{init.pattern}' matches no target key",
+                    init,
+                    f'"? {init.text}" may match nothing',
+                )
 
     def target_ties(self) -> None:
         """Names that are one tensor in the target are filled from one; where several are made, they must be equal."""
@@ -147,12 +173,19 @@ class _Fitting:
         extra = [k for k in (*self.plan.specs, *self.ties) if k not in known]
         if extra:
             folded = fold_groups(extra, label=self.plan.specs.get)
-            notes = tuple(f"{f.text}  {self.plan.specs[f.first]}" if f.first in self.plan.specs else f.text for f in folded[:12])
+            notes = tuple(
+                f"{f.text}  {self.plan.specs[f.first]}" if f.first in self.plan.specs else f.text for f in folded[:12]
+            )
             verb = "is" if len(extra) == 1 else "are"
             self.problems.append(
-                Diagnostic("unexpected-targets", f"{len(extra)} key{'s' * (len(extra) > 1)} that the plan makes {verb} not in "
-                           f"the {self.name}", notes=notes, facts=self.near(extra), help=self.drop_help(extra))
-            )  # fmt: skip
+                Diagnostic(
+                    "unexpected-targets",
+                    f"{len(extra)} key{'s' * (len(extra) > 1)} that the plan makes {verb} not in the {self.name}",
+                    notes=notes,
+                    facts=self.near(extra),
+                    help=self.drop_help(extra),
+                )
+            )
         missing = [k for k in known if k not in self.plan.specs and k not in self.chosen and k not in self.ties]
         if missing:
             folded = fold_groups(missing, label=self.wanted.get)
@@ -161,9 +194,13 @@ class _Fitting:
             inits = "\n".join(f'"{f.pattern}" = "default"' for f in folded[:1])
             verb = "is" if len(missing) == 1 else "are"
             self.problems.append(
-                Diagnostic("missing-keys", f"{len(missing)} {self.name} key{'s' * (len(missing) > 1)} {verb} made by no rule",
-                           notes=notes, help=f"a rule that makes them, or [init] {inits}")
-            )  # fmt: skip
+                Diagnostic(
+                    "missing-keys",
+                    f"{len(missing)} {self.name} key{'s' * (len(missing) > 1)} {verb} made by no rule",
+                    notes=notes,
+                    help=f"a rule that makes them, or [init] {inits}",
+                )
+            )
 
     @property
     def name(self) -> str:
@@ -177,7 +214,9 @@ class _Fitting:
         makers = {k: step for step in self.plan.steps for k in step.targets}
         sources = [k for key in keys if key in makers for k in makers[key].sources]
         folded = fold_groups(sources)
-        return f"drop = [{', '.join(repr(f.pattern).replace(chr(39), chr(34)) for f in folded[:3])}], or correct the rule"
+        return (
+            f"drop = [{', '.join(repr(f.pattern).replace(chr(39), chr(34)) for f in folded[:3])}], or correct the rule"
+        )
 
     def shapes(self) -> None:
         wrong: dict[int, list[tuple[str, TensorSpec, Step]]] = {}
@@ -192,10 +231,15 @@ class _Fitting:
             reads = ", ".join(f"{k} {list(s.shape)}" for k, s in zip(step.sources[:4], step.program.inputs[:4]))
             others = [text for text, _ in fold([k for k, _, _ in cases[1:]])]
             self.problems.append(
-                Diagnostic("shape-mismatch", f"rule makes {key!r} {list(spec.shape)}; {self.name} wants "
-                           f"{list(self.wanted[key].shape)}", place=use.place, notes=(use.text, *others[:6]),
-                           facts=(("reads", reads),), help=_shape_help(spec, self.wanted[key], key))
-            )  # fmt: skip
+                Diagnostic(
+                    "shape-mismatch",
+                    f"rule makes {key!r} {list(spec.shape)}; {self.name} wants {list(self.wanted[key].shape)}",
+                    place=use.place,
+                    notes=(use.text, *others[:6]),
+                    facts=(("reads", reads),),
+                    help=_shape_help(spec, self.wanted[key], key),
+                )
+            )
 
     def dtypes(self, policy: str) -> None:
         if policy == "source":
@@ -223,9 +267,13 @@ class _Fitting:
             folded = [text for text, _ in fold(keys)]
             lossy = "" if is_lossless(have, want) else ", which can lose bits"
             self.problems.append(
-                Diagnostic("dtype-mismatch", f"{len(keys)} tensors are {have}, the {self.name} wants {want}{lossy}",
-                           notes=tuple(folded[:8]), help='dtype="model" casts them, dtype="source" keeps them; or | cast(…)')
-            )  # fmt: skip
+                Diagnostic(
+                    "dtype-mismatch",
+                    f"{len(keys)} tensors are {have}, the {self.name} wants {want}{lossy}",
+                    notes=tuple(folded[:8]),
+                    help='dtype="model" casts them, dtype="source" keeps them; or | cast(…)',
+                )
+            )
         self.steps = steps
 
     def wanted_dtype(self, key: str, spec: TensorSpec, policy: str) -> str:
@@ -254,5 +302,5 @@ def _shape_help(spec: TensorSpec, want: TensorSpec, key: str) -> str | None:
     if spec.numel == want.numel:
         return "the same number of elements: name the axes on both sides"
     if len(spec.shape) == len(want.shape) and spec.shape[1:] == want.shape[1:]:
-        return f"{spec.shape[0]} rows against {want.shape[0]}: another number of classes, a padded vocabulary, or grouped heads?"
+        return f"{spec.shape[0]} rows against {want.shape[0]}: other classes, a padded vocabulary, or grouped heads?"
     return None
