@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -149,14 +150,14 @@ class Report:
         return f"<pre>{html.escape(str(self))}</pre>"
 
     def _lines(self) -> Iterable[str]:
-        name = f"{self.source} -> {self.target}" if self.target else self.source
-        yield f"{name}: {self.coverage:.1%} of the target's elements loaded"
+        yield f"{self.source} -> {self.target}: {self._headline()}"
         for action in ACTIONS:
             entries = [e for e in self.ledger if e.action == action]
             if not entries:
                 continue
             numel = sum(e.spec.numel for e in entries if e.spec)
-            yield f"  {action:<12} {len(entries):>6,} tensors  {numel:>15,} elements"
+            shown = "written" if self.files and action == "loaded" else action
+            yield f"  {shown:<12} {len(entries):>6,} tensors  {numel:>15,} elements"
             if action != "loaded":
                 yield from self._folded(entries)
         if self.cast:
@@ -169,11 +170,15 @@ class Report:
             yield f"  note: {note}"
         for warning in self.warnings:
             yield f"  {warning.severity}: {warning.headline}"
+
+    def _headline(self) -> str:
         if self.files:
-            yield (
-                f"  wrote {len(self.files)} file(s), {self.bytes_written:,} bytes: {self.files[0]}"
-                + (", …" if len(self.files) > 1 else "")
-            )
+            many = "1 file" if len(self.files) == 1 else f"{len(self.files)} files"
+            return f"{many}, {self.bytes_written:,} bytes of tensors"
+        if self.coverage == 1:
+            return "all of the model's elements loaded"
+        # cut off, not rounded: 100.0% would say that nothing is left
+        return f"{math.floor(1000 * self.coverage) / 10}% of the model's elements loaded"
 
     def _folded(self, entries: list[Entry]) -> Iterable[str]:
         by_key = {e.key: e for e in entries}

@@ -21,9 +21,9 @@ from ..storage.checkpoint import Checkpoint
 from ..storage.opening import open_checkpoint
 from .authoring import own_layout
 from .deciding import Decision, Wishes, decide, named_keys, samples
-from .fitting import fitting_recipes
 from .handing import Handing, own_loaders, renamed_versions
 from .layouts import foreign_layout
+from .recipes import fitting_recipes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -56,7 +56,7 @@ def load_into(
     >>> backbone = {"module.0.weight": torch.ones(3, 2), "module.0.bias": torch.zeros(3)}
     >>> report = cs.load_into(model, backbone, init="1")
     >>> print(report)
-    state_dict -> Sequential: 31.0% of the target's elements loaded
+    state_dict -> Sequential: 31.0% of the model's elements loaded
       loaded            2 tensors                9 elements
       initialised       2 tensors               20 elements
         1.weight  F32 [5, 3]  default (Linear.reset_parameters, seed 0)

@@ -15,7 +15,7 @@ from ..running.plan import as_target
 from ..storage.checkpoint import Checkpoint
 from ..storage.opening import open_checkpoint
 
-__all__ = ["match_recipes"]
+__all__ = ["fitting_recipes", "match_recipes"]
 
 _ENOUGH = 0.5
 
@@ -49,8 +49,29 @@ def match_recipes(source: Any, target: Any = None, config: Mapping[str, Any] | N
     return tuple(name for _, _, name in sorted(found))
 
 
+def fitting_recipes(checkpoint: Checkpoint, target: Target, config: Mapping[str, Any] | None = None) -> list[str]:
+    """Names of the recipes whose plan from a source to a target is free of problems, whatever the dtypes.
+
+    >>> fitting_recipes(open_checkpoint({}), Target({}))
+    []
+
+    Args:
+        config: the target's own, tried where the source's does not do.
+    """
+    settings = [c for c in (checkpoint.config, config) if c is not None] or [None]
+    return [
+        name
+        for name in (list_recipes() if len(checkpoint) else ())
+        if any(_planned(checkpoint, load_recipe(name), target, c, dtype="model") for c in settings)
+    ]
+
+
 def _planned(
-    checkpoint: Checkpoint, recipe: Recipe, target: Target | None, config: Mapping[str, Any] | None
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    target: Target | None,
+    config: Mapping[str, Any] | None,
+    dtype: str = "lossless",
 ) -> Plan | None:
     try:
         return make_plan(
@@ -59,6 +80,7 @@ def _planned(
             load_recipe,
             target=target,
             config=config if config is not None else checkpoint.config,
+            dtype=dtype,
         )
     except (PlanError, RecipeError):
         return None
