@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .running.report import Report
     from .specs import TensorSpec
     from .storage.checkpoint import Checkpoint
+    from .storage.in_place import restore_header
     from .storage.opening import open_checkpoint as open
     from .transfer.loading import load_into
     from .transfer.recipes import match_recipes
@@ -66,6 +67,7 @@ __all__ = [
     "open",
     "param_groups",
     "plan",
+    "restore_header",
     "save",
     "select",
     "skeleton",
@@ -92,6 +94,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "running.report": ("Report",),
     "specs": ("TensorSpec",),
     "storage.checkpoint": ("Checkpoint",),
+    "storage.in_place": ("restore_header",),
     "transfer.loading": ("load_into",),
     "transfer.recipes": ("match_recipes",),
 }

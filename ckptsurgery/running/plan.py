@@ -50,6 +50,7 @@ class RunnablePlan(Plan):
         companions: bool = False,
         check: bool = False,
         resume: bool = False,
+        in_place: bool = False,
         progress: bool | None = None,
     ) -> Report:
         """Stream the result into a file or a folder, which appears whole or not at all.
@@ -58,11 +59,15 @@ class RunnablePlan(Plan):
             path: `x.safetensors`, `x.pt` (or `.pth`, `.bin`, `.ckpt`), or a folder, by its suffix.
             max_shard_size: bytes, or "5GB", "5GiB"; for folders.
             overwrite: replace what is there; the source itself may be it.
-            max_memory: refuse before starting when the largest step would hold more.
+            max_memory: hold no more at once, beside the interpreter and torch; refused before starting where the
+                largest step alone would.
             companions: config and tokenizer files go along into the folder.
             check: read the output back and prove that it is what the plan makes.
             resume: keep what is written when the run is interrupted, and go on from what an interrupted run of this
                 very plan left; for safetensors.
+            in_place: `path` is the one safetensors file that is read, and nothing but names and shapes changes: write a
+                new header over the old one, which is saved beside it and `restore_header` puts back. Refused where more
+                would change, where the header has no room, and where the file has other names on the disk.
             progress: True or False to insist on a bar or on none.
         """
         return save_plan(
@@ -75,6 +80,7 @@ class RunnablePlan(Plan):
             companions=companions,
             check=check,
             resume=resume,
+            in_place=in_place,
             progress=progress,
         )
 

@@ -18,6 +18,7 @@ from ..storage.staging import Writer
 from ..storage.writing import open_writer, parse_size
 from .checking import check_output
 from .companions import copy_companions, refuse_file
+from .in_place import change_in_place
 from .progress import ByteBar
 from .proving import prove
 from .report import Entry, Report
@@ -40,6 +41,7 @@ def save_plan(
     companions: bool = False,
     check: bool = False,
     resume: bool = False,
+    in_place: bool = False,
     progress: bool | None = None,
 ) -> Report:
     """Stream a plan into a file or a folder; it appears whole or not at all.
@@ -53,6 +55,11 @@ def save_plan(
     budget = _budget(plan, max_memory)
     prove(plan, checkpoint)
     aliases = output_aliases(plan, checkpoint)
+    if in_place:
+        _refuse_with_in_place(max_shard_size=max_shard_size, companions=companions, resume=resume)
+        written, note = change_in_place(plan, checkpoint, Path(path).expanduser(), aliases, _metadata(checkpoint))
+        file = str(Path(path).expanduser())
+        return _report(plan, checkpoint, str(path), aliases, (file,), written, (note,), read=0)
     options = _Options(max_shard_size, overwrite, companions, resume)
     files, written, notes = _write(plan, checkpoint, Path(path), aliases, budget, options, progress)
     if companions:
@@ -85,12 +92,11 @@ def _write(
     """The files, the bytes and what is to be said; the writer and its 100,000 places are gone when this returns."""
     with without_collection():
         specs = {key: plan.specs[key] for key in plan.keys if key in plan.specs and key not in aliases}
-        metadata = {k: v for k, v in checkpoint.metadata.items() if k != "format" and k not in checkpoint.aliases}
         writer = open_writer(
             path,
             specs,
             aliases=aliases,
-            metadata=metadata,
+            metadata=_metadata(checkpoint),
             extras=_extras(plan, checkpoint),
             max_shard_size=options.max_shard_size,
             overwrite=options.overwrite,
@@ -162,6 +168,20 @@ def _refuse_inits(plan: Plan) -> None:
         )
 
 
+def _refuse_with_in_place(**given: object) -> None:
+    for name, value in given.items():
+        if value:
+            raise PlanError(
+                Diagnostic(
+                    "bad-argument", f"in_place changes one file's header, and knows no {name}", help=f"without {name}"
+                )
+            )
+
+
+def _metadata(checkpoint: Checkpoint) -> dict[str, str]:
+    return {k: v for k, v in checkpoint.metadata.items() if k != "format" and k not in checkpoint.aliases}
+
+
 def _extras(plan: Plan, checkpoint: Checkpoint) -> dict[str, Any]:
     extras = dict(checkpoint.extras)
     if isinstance(extras.get("_metadata"), Mapping):
@@ -192,6 +212,7 @@ def _report(
     files: tuple[str, ...],
     written: int,
     notes: tuple[str, ...],
+    read: int | None = None,
 ) -> Report:
     return Report(
         ledger(plan, aliases, lambda rule: plan.uses[rule].text),
@@ -200,7 +221,7 @@ def _report(
         notes=notes,
         warnings=plan.warnings,
         files=files,
-        bytes_read=plan.cost.bytes_read,
+        bytes_read=plan.cost.bytes_read if read is None else read,
         bytes_written=written,
     )
 

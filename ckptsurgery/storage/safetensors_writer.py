@@ -16,7 +16,7 @@ from .sharded import weight_map_of
 from .staging import Output, Writer, beside
 from .text import is_text, shown_keys
 
-__all__ = ["file_writer", "folder_writer"]
+__all__ = ["file_writer", "folder_writer", "header_of"]
 
 INDEX = "model.safetensors.index.json"
 
@@ -89,7 +89,7 @@ class _Layout:
 def _lay_out(path: Path, temporary: Path, specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> _Layout:
     # Wide elements first keeps every tensor aligned to its element size without padding, which the format has not.
     order = sorted(specs, key=lambda key: -DTYPES[specs[key].dtype].bits)
-    header = _header(order, specs, metadata)
+    header = header_of(order, specs, metadata)
     if len(header) - 8 > MAX_HEADER:
         headline = f"the header would take {len(header) - 8:,} bytes, and readers accept {MAX_HEADER:,}"
         raise CheckpointError(
@@ -103,7 +103,7 @@ def _lay_out(path: Path, temporary: Path, specs: Mapping[str, TensorSpec], metad
     return _Layout(header, places, offset)
 
 
-def _header(order: Iterable[str], specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> bytearray:
+def header_of(order: Iterable[str], specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> bytearray:
     """The length and the text of a header, put together piece by piece: a tree of 100,000 entries would fill memory."""
     text = bytearray(8)
     text += b'{"__metadata__":' + _json({"format": "pt", **metadata}).encode()

@@ -1,0 +1,174 @@
+"""A new header in an old safetensors file: the data stays where it is, the old header is saved beside it first."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import CheckpointError, Diagnostic
+from ..specs import TensorSpec
+from .files import os_error
+from .safetensors_format import read_safetensors
+from .safetensors_writer import header_of
+
+__all__ = ["backup_of", "fitted_header", "refuse_shared", "replace_header", "restore_header"]
+
+
+def backup_of(path: Path) -> Path:
+    """Where the old header of a file lies."""
+    return path.with_name(f".{path.name}.header-backup")
+
+
+def refuse_shared(path: Path) -> None:
+    """A file that has other names is not changed in place: who reads it under them would be in for a surprise.
+
+    Raises:
+        CheckpointError: a symbolic link, such as the hub's cache is made of, a hard link, or no file.
+    """
+    try:
+        status = path.lstat()
+    except OSError as error:
+        raise os_error(error, str(path)) from error
+    linked = "a symbolic link" if path.is_symlink() else "one of several hard links" if status.st_nlink > 1 else None
+    if linked or not path.is_file():
+        raise CheckpointError(
+            Diagnostic(
+                "in-place-link" if linked else "in-place-file",
+                f"{str(path)!r} is {linked or 'no file'}, so it is not changed in place",
+                str(path),
+                help="write a new file instead",
+            )
+        )
+
+
+def fitted_header(path: Path, places: Mapping[str, tuple[TensorSpec, int]], metadata: Mapping[str, str]) -> bytes:
+    """A header for the data of a file as it lies there, as long as the old one.
+
+    Args:
+        places: key -> spec and offset in the file.
+
+    Raises:
+        CheckpointError: the tensors do not fill the data from end to end, or their header is longer than the old one.
+    """
+    with _for(path, os.O_RDONLY) as descriptor:
+        start = 8 + int.from_bytes(os.pread(descriptor, 8, 0), "little")
+        size = os.fstat(descriptor).st_size
+    order = sorted(places, key=lambda key: (places[key][1], places[key][0].nbytes))
+    end = start
+    for key in order:
+        spec, offset = places[key]
+        if offset != end:
+            between = f"{offset - end:,} bytes before {key!r} would belong to no tensor"
+            raise _unfit("in-place-holes", between if offset > end else f"{key!r} overlaps another tensor", path)
+        end += spec.nbytes
+    if end != size:
+        raise _unfit("in-place-holes", f"the last {size - end:,} bytes would belong to no tensor", path)
+    header = header_of(order, {key: places[key][0] for key in order}, metadata)
+    if len(header) > start:
+        room = f"the new header takes {len(header):,} bytes, and there is room for {start:,}"
+        raise _unfit("in-place-room", room, path)
+    return (start - 8).to_bytes(8, "little") + bytes(header[8:]).ljust(start - 8)
+
+
+def replace_header(path: Path, header: bytes) -> Path:
+    """Write a header of the old one's length over it; where the old one is now.
+
+    Its copy is on the disk before the first byte changes. Memory that others have mapped of the data stays as it is.
+
+    Raises:
+        CheckpointError: the file cannot be written; the old header is put back.
+    """
+    refuse_shared(path)
+    backup = backup_of(path)
+    with _for(path, os.O_RDWR) as descriptor:
+        old = os.pread(descriptor, len(header), 0)
+        if len(old) < len(header) or old[:8] != header[:8]:
+            raise _unfit("file-changed", "the file changed after its header was read", path)
+        _save(backup, old)
+        try:
+            _overwrite(descriptor, header)
+            read_safetensors(str(path))
+        except (OSError, CheckpointError):
+            _overwrite(descriptor, old)
+            raise
+    return backup
+
+
+def restore_header(path: str | os.PathLike[str]) -> None:
+    """Put the header back that a file had before it was changed in place.
+
+    >>> import tempfile, torch, ckptsurgery as cs
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = folder + "/m.safetensors"
+    ...     _ = cs.save({"old.w": torch.ones(2)}, file)
+    ...     _ = cs.plan(file, "old.w -> w").save(file, in_place=True)
+    ...     changed = list(cs.open(file))
+    ...     cs.restore_header(file)
+    ...     changed, list(cs.open(file))
+    (['w'], ['old.w'])
+
+    Raises:
+        CheckpointError: there is no backup, or it is not of this file.
+    """
+    file = Path(path).expanduser()
+    refuse_shared(file)
+    backup = backup_of(file)
+    with _for(backup, os.O_RDONLY) as kept, _for(file, os.O_RDWR) as descriptor:
+        old = os.pread(kept, os.fstat(kept).st_size, 0)
+        now = os.pread(descriptor, 8, 0)
+        # A crash may have torn the header, never its length: it is the same before and after.
+        if len(old) < 8 or int.from_bytes(old[:8], "little") != len(old) - 8 or now != old[:8]:
+            raise _unfit("in-place-backup", f"{str(backup)!r} is not the header of this file", file)
+        _overwrite(descriptor, old)
+    read_safetensors(str(file))
+    backup.unlink()
+
+
+def _overwrite(descriptor: int, header: bytes) -> None:
+    done = 0
+    while done < len(header):
+        done += os.pwrite(descriptor, header[done:], done)
+    os.fsync(descriptor)
+
+
+def _save(backup: Path, header: bytes) -> None:
+    temporary = backup.with_name(backup.name + ".new")
+    with temporary.open("wb") as file:
+        file.write(header)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(backup)
+    folder = os.open(backup.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def _for(path: Path, flags: int) -> Iterator[int]:
+    """The open file; for writing, with a lock that a second process does not get."""
+    import fcntl
+
+    try:
+        descriptor = os.open(path, flags | os.O_CLOEXEC)
+    except OSError as error:
+        raise os_error(error, str(path), "write" if flags & os.O_RDWR else "read") from error
+    try:
+        if flags & os.O_RDWR:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield descriptor
+    except BlockingIOError:
+        raise _unfit("output-busy", "another process is changing this file", path) from None
+    except OSError as error:
+        raise os_error(error, str(path), "write") from error
+    finally:
+        os.close(descriptor)
+
+
+def _unfit(code: str, text: str, path: Path) -> CheckpointError:
+    return CheckpointError(
+        Diagnostic(code, f"not changed in place: {text}", str(path), help="write a new file instead")
+    )
