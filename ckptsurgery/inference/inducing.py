@@ -108,7 +108,7 @@ def atoms(
         one = _cut(move.sources, move.fuse)
         two = _cut(move.targets, move.fuse)
         sides.append((one, two))
-        groups[one.pieces, two.pieces, move.left, move.right, move.sizes].append(n)
+        groups[one.pieces, two.pieces, move.left, move.right, move.sizes, move.dims].append(n)
     claims = _Claims(source_keys)
     listed: list[tuple[tuple[Any, ...], Relation, tuple[int, ...]]] = []
     for pattern, members in groups.items():
@@ -117,7 +117,7 @@ def atoms(
         listed += [(pattern, relation, tuple(members[r] for r in relation.rows)) for relation in related]
     extents = _extents(listed, sides)
     found: list[Atom] = []
-    for (one, two, left, right, sizes), relation, rows in listed:
+    for (one, two, left, right, sizes, _), relation, rows in listed:
         base = Atom(_join(one, relation.source), _join(two, relation.target), left, right, moves=rows)
         base = replace(base, dims=_sizes(base, moves[rows[0]], sizes))
         own = {k for n in rows for k in moves[n].sources}
@@ -126,7 +126,7 @@ def atoms(
             if stages is None:
                 found += _each(base, (one, two), [sides[n] for n in rows])
                 continue
-            base = replace(base, dims={**base.dims, "b": list(stages)})
+            base = replace(base, dims={**base.dims, "block": list(stages)})
         found += _restricted(base, relation, (one, two), [sides[n] for n in rows], own, claims, values)
     return found
 
@@ -174,12 +174,14 @@ def _each(base: Atom, pieces: tuple[Sequence[str], Sequence[str]], rows: Sequenc
 
 
 def _sizes(atom: Atom, move: Move, sizes: tuple[int, ...]) -> dict[str, Any]:
-    """The table of a ragged axis, where it is split; a gathered one shows its sizes."""
+    """The table of a ragged axis, where it is split; a gathered one shows its sizes. The sizes of axes that are split."""
+    if move.dims:
+        return dict(move.dims)
     if not sizes or len(move.targets) == 1:
         return {}
     choices = re.search(r"\{p:([^}]*)\}", atom.target)
     assert choices is not None
-    return {"x": dict(zip(choices[1].split(","), sizes))}
+    return {"rows": dict(zip(choices[1].split(","), sizes))}
 
 
 def _loops(pieces: Sequence[str], is_loop: Callable[[str], bool]) -> list[bool]:

@@ -71,18 +71,18 @@ class Matched:
 def match(
     source: Sequence[tuple[str, TensorSpec]],
     target: Sequence[tuple[str, TensorSpec]],
-    ordered: bool,
+    ordered: tuple[bool, bool],
     weights: Mapping[str, float] = WEIGHTS,
     votes: Mapping[str, float] = VOTES,
 ) -> Matched:
     """Match two sides by names, shapes and structure.
 
     Args:
-        ordered: whether both sides list their keys in the order of definition.
+        ordered: for each side, whether it lists its keys in the order of definition.
         weights, votes: what each kind of evidence is worth.
     """
     one, two = fused(read_units(source), read_units(target))
-    a, b = Side(one, ordered), Side(two, ordered)
+    a, b = Side(one, ordered[0]), Side(two, ordered[1])
     if not one or not two:
         return Matched(a, b, [])
     evidence, voters = gather(a, b), Voters.of(a, b)
@@ -109,7 +109,7 @@ def _doubt(
         kept.update(solve(evidence, voters, other, heard).pairs.keys())
     sure, doubted = [], []
     for pair, score in solution.pairs.items():
-        if score < _LEAST:
+        if score < _LEAST and (score < _LEAST / 2 or solution.soft[pair] < 0.6):
             continue
         (sure if kept[pair] >= _DOUBTS - 1 else doubted).append(pair)
     return sure, doubted
@@ -137,7 +137,8 @@ def _questions(
 def _left_over(a: Side, b: Side, pairs: Sequence[tuple[int, int]], moves: Sequence[Move]) -> list[Move]:
     """Tensors of units that were fused in one role only, or whose roles go by other names: matched once more, alone."""
     used = {k for m in moves for k in (*m.sources, *m.targets)}
-    one, two = _rest(a, used), _rest(b, used)
+    one, alone = _rest(a, used)
+    two, apart = _rest(b, used)
     if not one or not two:
         return []
     x, y = Side(one, a.ordered), Side(two, b.ordered)
@@ -155,6 +156,8 @@ def _left_over(a: Side, b: Side, pairs: Sequence[tuple[int, int]], moves: Sequen
     score = evidence.total(WEIGHTS)
     for i, u in enumerate(x.units):
         for j, v in enumerate(y.units):
+            if not alone[i] and not apart[j]:
+                evidence.mask[i, j] = 0.0  # both belong to a module whose weight went elsewhere
             near = [
                 agreed[p, q] / max(size[0, p], size[1, q])
                 for p in (*x.prefixes[i], u.path) for q in (*y.prefixes[j], v.path)
@@ -170,16 +173,21 @@ def _left_over(a: Side, b: Side, pairs: Sequence[tuple[int, int]], moves: Sequen
     return resolve(x, y, found)
 
 
-def _rest(side: Side, used: set[str]) -> list[Unit]:
-    found = []
+def _rest(side: Side, used: set[str]) -> tuple[list[Unit], list[bool]]:
+    """What is left of each unit, tensor by tensor; whether each stands alone, or is its module's weight."""
+    found: list[Unit] = []
+    alone: list[bool] = []
     for unit in side.units:
         for role, leaf in unit.leaves.items():
-            if not used & set(leaf.keys) and role != "batches":
-                # A unit may have lost some of its parts to others: what is fused is taken apart again.
-                for part in leaf.parts:
-                    path = unit.path if not leaf.fuse else part.key.rpartition(".")[0] or part.key
-                    found.append(Unit(path, {role: replace(leaf, shape=part.shape, parts=(part,), fuse=None)}, unit.order, (), unit.roles))
-    return found
+            if used & set(leaf.keys) or role == "batches":
+                continue
+            # A unit may have lost some of its parts to others: what is fused is taken apart again.
+            for part in leaf.parts:
+                path = unit.path if not leaf.fuse else part.key.rpartition(".")[0] or part.key
+                single = replace(leaf, shape=part.shape, parts=(part,), fuse=None)
+                found.append(Unit(path, {role: single}, unit.order, (), unit.roles))
+                alone.append(role == "weight" or "weight" not in unit.leaves)
+    return found, alone
 
 
 def _tied(source: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec], moves: Sequence[Move]) -> dict[str, str]:

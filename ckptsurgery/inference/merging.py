@@ -152,7 +152,7 @@ def _distinct_dims(atom: Atom, dims: dict[str, Any]) -> Atom:
             fresh = f"{name}{n}"
         dims[fresh] = value
         if fresh != name:
-            swap = re.compile(rf"\b{name}\b")
+            swap = re.compile(rf"(?<![\w]){name}(?!\w)")
             atom = replace(
                 atom,
                 left=swap.sub(fresh, atom.left), right=swap.sub(fresh, atom.right),

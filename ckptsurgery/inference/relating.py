@@ -158,7 +158,7 @@ def _nested(rows: list[int], xs: Sequence[Row], ys: Sequence[Row]) -> Relation |
         if places != sorted(places) or len(set(places)) != len(places):
             continue
         single, double = list(map(str, one[rows[0]])), list(map(str, two[rows[0]]))
-        single[flat], double[outer], double[inner] = "{(s b)}", "{s}", "{b}"
+        single[flat], double[outer], double[inner] = "{(stage block)}", "{stage}", "{block}"
         sides = (tuple(single), tuple(double)) if forward else (tuple(double), tuple(single))
         return Relation(tuple(rows), *sides, nesting=(forward, Nesting(flat, outer, inner)))
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -26,8 +27,7 @@ class Move:
         fuse: how several are one: None, `"concat"`, `"stack"`, `"stack concat"`.
         sizes: the parts' sizes along the concatenated axis where they differ.
         trust: what headers do not show of it, as kinds: "square", "order", "rows".
-        score: what the match is worth.
-        unit: index of the pair that it came from.
+        dims: sizes that no shape of the source shows.
     """
 
     sources: tuple[str, ...]
@@ -37,7 +37,7 @@ class Move:
     fuse: str | None = None
     sizes: tuple[int, ...] = ()
     trust: frozenset[str] = field(default_factory=frozenset)
-    score: float = 0.0
+    dims: tuple[tuple[str, int], ...] = ()
 
 
 def resolve(a: Side, b: Side, pairs: Iterable[tuple[int, int]]) -> list[Move]:
@@ -103,7 +103,7 @@ def _moves(one: Unit, two: Unit, x: Leaf, y: Leaf, vote: bool | None, votes: _Vo
             return []
         pairs = zip(x.parts, y.parts)
         return [
-            _single(p.key, q.key, *_choose(relations(p.shape, q.shape), vote))
+            _single(p.key, q.key, q.shape, *_choose(relations(p.shape, q.shape), vote))
             for p, q in pairs
             if relations(p.shape, q.shape)
         ]
@@ -112,11 +112,21 @@ def _moves(one: Unit, two: Unit, x: Leaf, y: Leaf, vote: bool | None, votes: _Vo
     if y.fuse:
         return _fused(y, x, vote, forward=False)
     way, trust = _choose(relations(x.shape, y.shape), vote)
-    return [_single(x.keys[0], y.keys[0], way, trust)]
+    return [_single(x.keys[0], y.keys[0], y.shape, way, trust)]
 
 
-def _single(source: str, target: str, way: Relation, trust: frozenset[str]) -> Move:
-    return Move((source,), (target,), way.source, way.target, trust=trust)
+def _single(source: str, target: str, shape: Sequence[int], way: Relation, trust: frozenset[str]) -> Move:
+    if way.kind != "split":
+        return Move((source,), (target,), way.source, way.target, trust=trust)
+    # What is split on the way has sizes that only the target shows.
+    group = re.search(r"\(([^)]*)\)", way.source)
+    assert group is not None
+    letters = group[1].split()
+    names = dict(zip(letters, ("heads", "width", "depth", "breadth")))
+    left, right = (re.sub(r"[a-z]+", lambda m: names.get(m[0], m[0]), text) for text in (way.source, way.target))
+    order = way.target[1:-1].split()
+    dims = tuple((names[n], shape[order.index(n)]) for n in letters[:-1])
+    return Move((source,), (target,), left, right, trust=trust, dims=dims)
 
 
 def _fused(many: Leaf, single: Leaf, vote: bool | None, forward: bool) -> list[Move]:
@@ -133,7 +143,7 @@ def _fused(many: Leaf, single: Leaf, vote: bool | None, forward: bool) -> list[M
         ragged = len(set(sizes)) > 1
         names = list(_LETTERS[: len(part)])
         if axis >= 0:
-            names[axis] = "x:p" if ragged else "x"
+            names[axis] = "rows:p" if ragged else "x"
         whole_names = [f"(p {n})" if k == axis else n for k, n in enumerate(names)]
         whole = [sum(sizes) if k == axis else n for k, n in enumerate(part)]
         if stacked:

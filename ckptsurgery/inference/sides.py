@@ -155,6 +155,10 @@ class Side:
             stages = {i: stage(self.families[i]) for i in members}
             if self.ordered:
                 ranked = sorted(members, key=lambda i: self.units[i].order)
+            elif set(stages.values()) == {None}:
+                ranked = sorted(members, key=lambda i: self.units[i].numbers)
+                if len({self.units[i].numbers for i in members}) < len(members):
+                    continue
             elif None in stages.values() or len(set(stages.values())) < len(members):
                 continue
             else:

@@ -14,27 +14,13 @@ from ..planning.plan import Plan
 from ..planning.planner import make_plan
 from ..specs import TensorSpec
 from ..storage.opening import open_checkpoint
+from .assuming import Assumption, assumed
 from .inducing import atoms, escaped
 from .matched import Matched, Question, match
 from .merging import Book, Draft, merged
 from .reducing import reduced
 
 __all__ = ["Assumption", "Suggestion", "suggest"]
-
-
-@dataclass(frozen=True)
-class Assumption:
-    """Something that the recipe takes on trust.
-
-    Args:
-        kind: `"square"`, `"order"`, `"rows"`, `"tied"` or `"gate"`.
-        text: one sentence.
-        keys: the target keys that it concerns.
-    """
-
-    kind: str
-    text: str
-    keys: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -136,7 +122,7 @@ def _was_cut(source: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec])
 
 def _attempt(source: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec], cut: bool) -> Suggestion:
     one, two = reduced(source, target, cut)
-    found = match([(k, source[k]) for k in one.keys], [(k, target[k]) for k in two.keys], _ordered(source) and _ordered(target))
+    found = match([(k, source[k]) for k in one.keys], [(k, target[k]) for k in two.keys], (_ordered(source), _ordered(target)))
     side = {"s": one, "t": two}
     listed = atoms(
         found.moves, one.keys, (found.a.loops.__contains__, found.b.loops.__contains__),
@@ -149,12 +135,23 @@ def _attempt(source: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec],
 
 
 def _ordered(specs: Mapping[str, TensorSpec]) -> bool:
-    """Whether the keys' order may be that in which a model lists them: anything but the alphabet's."""
+    """Whether the keys' order may be that in which a model lists them: not the alphabet's, and layers in their order."""
     keys = list(specs)
     by_dtype: dict[str, list[str]] = {}
     for key, spec in specs.items():
         by_dtype.setdefault(spec.dtype, []).append(key)
-    return keys != sorted(keys) and any(group != sorted(group) for group in by_dtype.values())
+    if keys == sorted(keys) or all(group == sorted(group) for group in by_dtype.values()):
+        return False
+    last: dict[str, tuple[int, ...]] = {}
+    rising = falling = 0
+    for key in keys:
+        numbers = tuple(map(int, re.findall(r"[0-9]+", key)))
+        template = re.sub(r"[0-9]+", "#", key)
+        if template in last:
+            rising += numbers > last[template]
+            falling += numbers < last[template]
+        last[template] = numbers
+    return falling <= 0.1 * (rising + falling)
 
 
 def finish(
@@ -181,7 +178,7 @@ def finish(
         recipe,
         sum(k in made for k in target) / max(1, len(target)),
         found.questions,
-        (),
+        assumed(found, target),
         tuple(spare),
         tuple(k for k in missing if k not in open_),
         problems=problems,

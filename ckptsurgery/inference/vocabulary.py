@@ -36,7 +36,7 @@ _SINGLE = {
     "token": "token tokens tok word words wte piece vocab tokens shared",
     "position": "position positional positions pos wpe",
     "segment": "segment type types",
-    "classtoken": "class",
+    "classtoken": "class cls",
     "head": "head heads classifier logits score fc cls classification predictor unembed output",
     "output": "output out",
     "conv": "conv convolution cnn convs",

@@ -1,0 +1,93 @@
+"""What headers cannot show, said of each tensor that it concerns."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from ..language.folding import fold
+from ..specs import TensorSpec
+from .matched import Matched
+from .resolving import Move
+from .vocabulary import concepts
+
+__all__ = ["Assumption", "assumed"]
+
+
+@dataclass(frozen=True)
+class Assumption:
+    """Something that the recipe takes on trust.
+
+    Args:
+        kind: `"rows"`, `"order"`, `"square"`, `"gate"` or `"tied"`.
+        text: one sentence.
+        keys: the target keys that it concerns.
+    """
+
+    kind: str
+    text: str
+    keys: tuple[str, ...]
+
+
+_TEXTS = {
+    "rows": "the rows of query and key projections (and of what fuses them) keep their order; codebases that interleave"
+    " rotary halves or heads order them otherwise",
+    "order": "what is fused lies block after block in the order written, not interleaved",
+    "square": "square matrices, which show no transposition, are turned or not as their neighbours are",
+    "gate": "of two equal projections, the gate is the one that is named or numbered first",
+    "tied": "tensors of an embedding's shape may be tied to it or be copies of their own",
+}
+_ORDERED = frozenset({"query", "key", "qkv", "kv"})
+
+
+def assumed(found: Matched, target: Mapping[str, TensorSpec]) -> tuple[Assumption, ...]:
+    """The assumptions of a match, a kind each."""
+    keys: dict[str, list[str]] = defaultdict(list)
+    roles = {k: u.roles for u in found.b.units for leaf in u.leaves.values() for k in leaf.keys}
+    sources = {k: u.roles for u in found.a.units for leaf in u.leaves.values() for k in leaf.keys}
+    for move in found.moves:
+        for kind in _kinds(move, roles, sources):
+            keys[kind] += move.targets
+    keys["tied"] += [k for k in _may_be_tied(found, target) if k not in keys["tied"]]
+    return tuple(
+        Assumption(kind, f"{_TEXTS[kind]}: {_folded(keys[kind])}", tuple(keys[kind])) for kind in _TEXTS if keys[kind]
+    )
+
+
+def _kinds(
+    move: Move, roles: Mapping[str, frozenset[str]], sources: Mapping[str, frozenset[str]]
+) -> Iterable[str]:
+    found = {r for k in move.targets for r in roles.get(k, ())} | {r for k in move.sources for r in sources.get(k, ())}
+    if found & _ORDERED:
+        yield "rows"
+    if "order" in move.trust:
+        yield "order"
+    if "square" in move.trust:
+        yield "square"
+    if found & {"gate", "up"} and not _named(move):
+        yield "gate"
+
+
+def _named(move: Move) -> bool:
+    """Whether both sides call the gate a gate."""
+    return all(any("gate" in k for k in side) or any("up" in k for k in side) for side in (move.sources, move.targets))
+
+
+def _may_be_tied(found: Matched, target: Mapping[str, TensorSpec]) -> list[str]:
+    """Keys that are tied in the recipe, and pairs of an embedding and an output that might have been."""
+    result = list(found.ties)
+    shapes: dict[tuple[int, ...], list[str]] = defaultdict(list)
+    for key, spec in target.items():
+        if len(spec.shape) == 2:
+            shapes[tuple(spec.shape)].append(key)
+    for group in shapes.values():
+        meant = {k: {c for s in k.replace("/", ".").split(".") for c, _ in concepts(s)} for k in group}
+        if any({"embedding", "token"} & m for m in meant.values()):
+            result += [k for k, m in meant.items() if {"head", "output"} & m and not {"attention", "mlp", "norm"} & m]
+    return list(dict.fromkeys(result))
+
+
+def _folded(keys: Iterable[str]) -> str:
+    lines = [text for text, _ in fold(keys)]
+    return ", ".join(lines[:4]) + (f", and {len(lines) - 4} more" if len(lines) > 4 else "")
