@@ -112,6 +112,7 @@ class Recipe:
         problems += [] if problems else [*_unbound(tie or {}, place, "tie"), *_unbound(same or {}, place, "same")]
         if rest not in ("error", "keep", "drop", None):
             _parsed(rest, place, problems) if "->" in rest else problems.append(_bad_rest(rest, place))
+        problems += [_bad_dim(name, value, place) for name, value in (dims or {}).items() if not _is_dim(value)]
         if rest is not None:
             problems += _law_breaks((r for r in parsed if r is not None), names or {}, dims or {})
         if problems:
@@ -278,6 +279,23 @@ def _unbound(pairs: Mapping[str, str], place: str | None, table: str) -> list[Di
 def _bad_rest(rest: str | None, place: str | None) -> Diagnostic:
     return Diagnostic(
         "bad-rest", f"rest = {rest!r}", place=place, help='"error", "keep", "drop", or "{k...} -> x.{k...}"'
+    )
+
+
+def _is_dim(value: Any) -> bool:
+    if isinstance(value, Mapping | list | tuple):
+        return all(
+            _is_dim(v) and isinstance(v, int | str) for v in (value.values() if isinstance(value, Mapping) else value)
+        )
+    return isinstance(value, str) or type(value) is int
+
+
+def _bad_dim(name: str, value: Any, place: str | None) -> Diagnostic:
+    return Diagnostic(
+        "bad-dim",
+        f"dims.{name} = {value!r} is no size",
+        place=place,
+        help="an integer, a list, a table by choice, or an expression such as config.num_attention_heads",
     )
 
 

@@ -7,6 +7,7 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..errors import Diagnostic, RecipeError
@@ -85,24 +86,15 @@ class _Reader:
         self.lines, self.place, self.problems = text.splitlines(), place, problems
 
     def recipe(self, data: Mapping[str, Any], rest: str | None, inside: str = "") -> Recipe:
-        found = len(self.problems)
         known = self.checked(data, _SCOPE if inside == "scope" else _RECIPE, inside)
         rules = [r for text in known.get("rules", ()) if (r := self.rule(text)) is not None]
         scopes = [self.scope(s) for s in self.tables(known, "scope")]
         stages = [self.recipe(s, "error", "then") for s in self.tables(known, "then")]
         own = {k: v for k, v in known.items() if k in ("drop", "init", "tie", "same", "dims", "names", "summary")}
-        for table in ("init", "tie", "same"):
-            self.strings(own.get(table, {}), table)
-        for name, pairs in own.get("names", {}).items():
-            if isinstance(pairs, dict):
-                self.strings(pairs, f"names.{name}")
-            else:
-                self.problem("bad-recipe", f"names.{name} = {pairs!r} is no table", f"[names.{name}]")
-        for pattern in own.get("drop", ()):
-            if not isinstance(pattern, str):
-                self.problem("bad-recipe", f"drop holds {pattern!r}, which is no text", 'drop = ["a.{i}.b"]')
-        if len(self.problems) > found:
-            return Recipe()
+        own.update({table: self.strings(own[table], table) for table in ("init", "tie", "same") if table in own})
+        own["names"] = {n: self.strings(pairs, f"names.{n}") for n, pairs in own.get("names", {}).items()}
+        own["drop"] = [pattern for pattern in own.get("drop", ()) if self.text(pattern)]
+        # what is wrong was told and is left out, so that the others are judged too
         try:
             return Recipe(rules, rest=known.get("rest", rest), scopes=scopes, stages=stages, place=self.place, **own)
         except RecipeError as error:
@@ -116,7 +108,7 @@ class _Reader:
         try:
             return Scope(inner, **fields)
         except RecipeError as error:
-            self.problems.extend(error.diagnostics)
+            self.problems.extend(replace(d, place=d.place or self.place) for d in error.diagnostics)
             return Scope(inner)
 
     def tables(self, data: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
@@ -126,10 +118,20 @@ class _Reader:
             return []
         return list(found)
 
-    def strings(self, table: Mapping[str, Any], name: str) -> None:
+    def strings(self, table: Any, name: str) -> dict[str, str]:
+        """Those pairs of a table that are texts."""
+        if not isinstance(table, dict):
+            self.problem("bad-recipe", f"{name} = {table!r} is no table", f"[{name}]")
+            return {}
         for key, value in table.items():
             if not isinstance(value, str):
                 self.problem("bad-recipe", f"[{name}] {key!r} = {value!r} is no text", f'"{key}" = "…"')
+        return {key: value for key, value in table.items() if isinstance(value, str)}
+
+    def text(self, pattern: Any) -> bool:
+        if not isinstance(pattern, str):
+            self.problem("bad-recipe", f"drop holds {pattern!r}, which is no text", 'drop = ["a.{i}.b"]')
+        return isinstance(pattern, str)
 
     def rule(self, text: Any) -> Rule | None:
         if not isinstance(text, str):

@@ -18,7 +18,9 @@ SOURCE = {"a": torch.arange(3.0)}
         (cs.Recipe(["b -> x", "c -> y"]), ("x", "y")),
     ],
 )
-def test_names_that_a_stage_ties_stay_tied_where_the_next_treats_them_alike(second: cs.Recipe, tied: tuple[str, str]) -> None:
+def test_names_that_a_stage_ties_stay_tied_where_the_next_treats_them_alike(
+    second: cs.Recipe, tied: tuple[str, str]
+) -> None:
     for recipe in (TIED.then(second), TIED.then(second).then(cs.Recipe(rest="keep"))):
         plan = cs.plan(SOURCE, recipe)
         made = plan.state_dict()

@@ -20,36 +20,78 @@ RENAMES: list[tuple[str, Any, dict[str, str]]] = [
     ("choices with dots", "{s:a.b,c}.w -> {s:x,y.z}.w", {"a.b.w": "x.w", "c.w": "y.z.w"}),
     ("choices that are numbers", "l.{s:1,3}.w -> m.{s:0,1}.w", {"l.1.w": "m.0.w", "l.3.w": "m.1.w"}),
     ("text goes verbatim", "l.{i}.w -> m.{i}.w", {"l.00.w": "m.00.w", "l.x.w": "m.x.w"}),
-    ("a range", ["l.{i:0..1}.w -> a.{i}", "l.{i:2..9}.w -> b.{i-2}"], {"l.0.w": "a.0", "l.1.w": "a.1", "l.2.w": "b.0", "l.9.w": "b.7"}),
+    (
+        "a range",
+        ["l.{i:0..1}.w -> a.{i}", "l.{i:2..9}.w -> b.{i-2}"],
+        {"l.0.w": "a.0", "l.1.w": "a.1", "l.2.w": "b.0", "l.9.w": "b.7"},
+    ),
     ("a range on the other side", ["l.{i}.w -> a.{i:0..1}", "l.{i:2..3}.w -> b.{i}"], {"l.1.w": "a.1", "l.2.w": "b.2"}),
     ("a shift", "l.{i}.w -> m.{i+16}.w", {"l.0.w": "m.16.w", "l.7.w": "m.23.w"}),
     ("a shift from the other side", "l.{i+16}.w -> m.{i}.w", {"l.16.w": "m.0.w", "l.23.w": "m.7.w"}),
     ("a reflection", "l.{i}.w -> m.{3-i}.w", {"l.0.w": "m.3.w", "l.3.w": "m.0.w"}),
     ("dims in a sum", Recipe("l.{i}.w -> m.{n-1-i}.w", dims={"n": 4}), {"l.0.w": "m.3.w", "l.3.w": "m.0.w"}),
-    ("dims in a range", Recipe(["l.{i:0..n-1}.w -> a.{i}", "l.{i:n..9}.w -> b.{i}"], dims={"n": 2}), {"l.1.w": "a.1", "l.2.w": "b.2"}),
+    (
+        "dims in a range",
+        Recipe(["l.{i:0..n-1}.w -> a.{i}", "l.{i:n..9}.w -> b.{i}"], dims={"n": 2}),
+        {"l.1.w": "a.1", "l.2.w": "b.2"},
+    ),
     ("one capture twice", "a.{i}.b.{i} -> c.{i}", {"a.1.b.1": "c.1", "a.2.b.2": "c.2"}),
     ("one capture twice, shifted", "c.{i} -> a.{i}.b.{i+1}", {"c.1": "a.1.b.2"}),
     ("a rest in the middle", "a.{r...}.w -> {r...}/w", {"a.x.w": "x/w", "a.y.z.w": "y.z/w"}),
     ("a rest with slashes", "{r...}/kernel -> {r...}.weight", {"mha/query/kernel": "mha/query.weight"}),
     ("escaped marks", r"a\[0\].\{x\} -> b\->c\,d\|e\?\\", {"a[0].{x}": "b->c,d|e?\\"}),
     ("spaces in keys", "block 0.{i}.bias -> b.{i}", {"block 0.0.bias": "b.0"}),
-    ("a flat index, scalar", Recipe("b.{(s k)} -> s.{s}.{k}", dims={"k": 2}), {f"b.{n}": f"s.{n // 2}.{n % 2}" for n in range(6)}),
-    ("a flat index, ragged", Recipe("b.{(s k)} -> s.{s}.{k}", dims={"k": [1, 3]}), {"b.0": "s.0.0", "b.1": "s.1.0", "b.3": "s.1.2"}),
-    ("a flat index, three deep", Recipe("b.{(s k m)} -> s.{s}.{k}.{m}", dims={"k": [2, 4], "m": 2}),
-     {f"b.{n}": f"s.0.{n // 2}.{n % 2}" for n in range(4)} | {f"b.{n + 4}": f"s.1.{n // 2}.{n % 2}" for n in range(8)}),
-    ("a flat index regrouped", Recipe("b.{(s k)} -> c.{(k s)}", dims={"s": 3, "k": 2}), {f"b.{s * 2 + k}": f"c.{k * 3 + s}" for s in range(3) for k in range(2)}),
-    ("an optional rule that matches nothing", ["a -> b", "? x.{i} -> y.{i}", "? {p:q,k} -> z.{p}"], {"a": "b", "k": "z.k"}),
-    ("a table of names over two rules", Recipe(["b.{m}.w -> {m}.w", "b.{m}.bias -> {m}.bias"], names={"m": {"norm1": "ln_1", "attn.proj": "out"}}),
-     {"b.norm1.w": "ln_1.w", "b.attn.proj.bias": "out.bias"}),
+    (
+        "a flat index, scalar",
+        Recipe("b.{(s k)} -> s.{s}.{k}", dims={"k": 2}),
+        {f"b.{n}": f"s.{n // 2}.{n % 2}" for n in range(6)},
+    ),
+    (
+        "a flat index, ragged",
+        Recipe("b.{(s k)} -> s.{s}.{k}", dims={"k": [1, 3]}),
+        {"b.0": "s.0.0", "b.1": "s.1.0", "b.3": "s.1.2"},
+    ),
+    (
+        "a flat index, three deep",
+        Recipe("b.{(s k m)} -> s.{s}.{k}.{m}", dims={"k": [2, 4], "m": 2}),
+        {f"b.{n}": f"s.0.{n // 2}.{n % 2}" for n in range(4)}
+        | {f"b.{n + 4}": f"s.1.{n // 2}.{n % 2}" for n in range(8)},
+    ),
+    (
+        "a flat index regrouped",
+        Recipe("b.{(s k)} -> c.{(k s)}", dims={"s": 3, "k": 2}),
+        {f"b.{s * 2 + k}": f"c.{k * 3 + s}" for s in range(3) for k in range(2)},
+    ),
+    (
+        "an optional rule that matches nothing",
+        ["a -> b", "? x.{i} -> y.{i}", "? {p:q,k} -> z.{p}"],
+        {"a": "b", "k": "z.k"},
+    ),
+    (
+        "a table of names over two rules",
+        Recipe(["b.{m}.w -> {m}.w", "b.{m}.bias -> {m}.bias"], names={"m": {"norm1": "ln_1", "attn.proj": "out"}}),
+        {"b.norm1.w": "ln_1.w", "b.attn.proj.bias": "out.bias"},
+    ),
     ("keep", Recipe(["a -> b"], rest="keep"), {"a": "b", "c.d": "c.d"}),
     ("a fallback rule", Recipe(["a -> b"], rest="{k...} -> vit.{k...}"), {"a": "b", "c.d": "vit.c.d"}),
-    ("a scope", Recipe(scopes=[Scope(Recipe(["{m:n1,n2}.w -> {m:ln1,ln2}.w"], rest=None), "b.{i}.", "L.{i}.")]), {"b.0.n1.w": "L.0.ln1.w", "b.1.n2.w": "L.1.ln2.w"}),
-    ("a scope that keeps its rest", Recipe(["c -> d"], scopes=[Scope(Recipe(["a -> aa"], rest="keep"), "m.{i}.", "x.{i}.")]),
-     {"c": "d", "m.0.a": "x.0.aa", "m.0.b.c": "x.0.b.c"}),
+    (
+        "a scope",
+        Recipe(scopes=[Scope(Recipe(["{m:n1,n2}.w -> {m:ln1,ln2}.w"], rest=None), "b.{i}.", "L.{i}.")]),
+        {"b.0.n1.w": "L.0.ln1.w", "b.1.n2.w": "L.1.ln2.w"},
+    ),
+    (
+        "a scope that keeps its rest",
+        Recipe(["c -> d"], scopes=[Scope(Recipe(["a -> aa"], rest="keep"), "m.{i}.", "x.{i}.")]),
+        {"c": "d", "m.0.a": "x.0.aa", "m.0.b.c": "x.0.b.c"},
+    ),
     ("a scope within a scope", Recipe(["a -> b"]).scoped("x.", "y.").scoped("p/", "q/"), {"p/x.a": "q/y.b"}),
     ("a union", Recipe(["a -> b"]) + Recipe(["c -> d"]), {"a": "b", "c": "d"}),
-    ("a union of two meanings of a dim", Recipe(["a.{i} -> b.{i+n}"], dims={"n": 1}) + Recipe(["c.{i} -> d.{i+n}"], dims={"n": 2}), {"a.0": "b.1", "c.0": "d.2"}),
-]  # fmt: skip
+    (
+        "a union of two meanings of a dim",
+        Recipe(["a.{i} -> b.{i+n}"], dims={"n": 1}) + Recipe(["c.{i} -> d.{i+n}"], dims={"n": 2}),
+        {"a.0": "b.1", "c.0": "d.2"},
+    ),
+]
 
 
 @pytest.mark.parametrize(("recipe", "keys"), [c[1:] for c in RENAMES], ids=[c[0] for c in RENAMES])
@@ -61,25 +103,83 @@ def test_keys_go_where_the_rule_says_and_back(recipe: Any, keys: dict[str, str])
 
 MOVES: list[tuple[str, Any, dict[str, tuple[int, ...]], Any]] = [
     ("a scalar", "a [] -> b []", {"a": ()}, lambda s: {"b": s["a"]}),
-    ("scalars stacked", "e.{e} [] -> b [e]", {"e.0": (), "e.1": ()}, lambda s: {"b": torch.stack([s["e.0"], s["e.1"]])}),
+    (
+        "scalars stacked",
+        "e.{e} [] -> b [e]",
+        {"e.0": (), "e.1": ()},
+        lambda s: {"b": torch.stack([s["e.0"], s["e.1"]])},
+    ),
     ("no elements", "a [x y] -> b [y x]", {"a": (0, 4)}, lambda s: {"b": s["a"].T}),
-    ("no elements, stacked", "e.{e} [x y] -> b [e x y]", {"e.0": (0, 4), "e.1": (0, 4)}, lambda s: {"b": torch.zeros(2, 0, 4)}),
-    ("a literal one inside a group", Recipe("a [1 (b c)] -> a [(1 b) c]", dims={"b": 2}), {"a": (1, 6)}, lambda s: {"a": s["a"].reshape(2, 3)}),
+    (
+        "no elements, stacked",
+        "e.{e} [x y] -> b [e x y]",
+        {"e.0": (0, 4), "e.1": (0, 4)},
+        lambda s: {"b": torch.zeros(2, 0, 4)},
+    ),
+    (
+        "a literal one inside a group",
+        Recipe("a [1 (b c)] -> a [(1 b) c]", dims={"b": 2}),
+        {"a": (1, 6)},
+        lambda s: {"a": s["a"].reshape(2, 3)},
+    ),
     ("a literal size", "a [3 b] -> a [b 3]", {"a": (3, 4)}, lambda s: {"a": s["a"].T}),
     ("literal sizes twice", "a [3 3 b] -> a [b 3 3]", {"a": (3, 3, 2)}, lambda s: {"a": s["a"].permute(2, 0, 1)}),
-    ("a range gathered", "e.{e:8..11} [d] -> b [e d]", {f"e.{n}": (2,) for n in range(8, 12)}, lambda s: {"b": torch.stack([s[f"e.{n}"] for n in range(8, 12)])}),
-    ("a list gathered, in its order", "e.{e:5,1} [d] -> b [e d]", {"e.5": (2,), "e.1": (2,)}, lambda s: {"b": torch.stack([s["e.5"], s["e.1"]])}),
-    ("a reflection gathered", "e.{2-e} [d] -> b [e d]", {f"e.{n}": (2,) for n in range(3)}, lambda s: {"b": torch.stack([s[f"e.{2 - n}"] for n in range(3)])}),
-    ("two indices gathered", "e.{i}.{j} [d] -> b [j i d]", {f"e.{i}.{j}": (2,) for i in range(11) for j in range(2)},
-     lambda s: {"b": torch.stack([torch.stack([s[f"e.{i}.{j}"] for i in range(11)]) for j in range(2)])}),
-    ("a range scattered", "b [e d] -> e.{e:8..11} [d]", {"b": (4, 2)}, lambda s: {f"e.{n + 8}": s["b"][n] for n in range(4)}),
-    ("a shift scattered", "b [e d] -> e.{e+3} [d]", {"b": (4, 2)}, lambda s: {f"e.{n + 3}": s["b"][n] for n in range(4)}),
-    ("a flat index gathered", Recipe("b.{(s k)} [d] -> s.{s} [k d]", dims={"k": 2, "s": 3}), {f"b.{n}": (2,) for n in range(6)},
-     lambda s: {f"s.{n}": torch.stack([s[f"b.{2 * n}"], s[f"b.{2 * n + 1}"]]) for n in range(3)}),
-    ("ragged rows by stage", Recipe("b [(s x:s) d] -> s.{s} [x:s d]", dims={"x": [2, 4], "s": 2}), {"b": (6, 3)}, lambda s: {"s.0": s["b"][:2], "s.1": s["b"][2:]}),
-    ("dots in the middle", "a [x ... y] -> a [y ... x]", {"a": (2, 3, 4, 5)}, lambda s: {"a": s["a"].permute(3, 1, 2, 0)}),
+    (
+        "a range gathered",
+        "e.{e:8..11} [d] -> b [e d]",
+        {f"e.{n}": (2,) for n in range(8, 12)},
+        lambda s: {"b": torch.stack([s[f"e.{n}"] for n in range(8, 12)])},
+    ),
+    (
+        "a list gathered, in its order",
+        "e.{e:5,1} [d] -> b [e d]",
+        {"e.5": (2,), "e.1": (2,)},
+        lambda s: {"b": torch.stack([s["e.5"], s["e.1"]])},
+    ),
+    (
+        "a reflection gathered",
+        "e.{2-e} [d] -> b [e d]",
+        {f"e.{n}": (2,) for n in range(3)},
+        lambda s: {"b": torch.stack([s[f"e.{2 - n}"] for n in range(3)])},
+    ),
+    (
+        "two indices gathered",
+        "e.{i}.{j} [d] -> b [j i d]",
+        {f"e.{i}.{j}": (2,) for i in range(11) for j in range(2)},
+        lambda s: {"b": torch.stack([torch.stack([s[f"e.{i}.{j}"] for i in range(11)]) for j in range(2)])},
+    ),
+    (
+        "a range scattered",
+        "b [e d] -> e.{e:8..11} [d]",
+        {"b": (4, 2)},
+        lambda s: {f"e.{n + 8}": s["b"][n] for n in range(4)},
+    ),
+    (
+        "a shift scattered",
+        "b [e d] -> e.{e+3} [d]",
+        {"b": (4, 2)},
+        lambda s: {f"e.{n + 3}": s["b"][n] for n in range(4)},
+    ),
+    (
+        "a flat index gathered",
+        Recipe("b.{(s k)} [d] -> s.{s} [k d]", dims={"k": 2, "s": 3}),
+        {f"b.{n}": (2,) for n in range(6)},
+        lambda s: {f"s.{n}": torch.stack([s[f"b.{2 * n}"], s[f"b.{2 * n + 1}"]]) for n in range(3)},
+    ),
+    (
+        "ragged rows by stage",
+        Recipe("b [(s x:s) d] -> s.{s} [x:s d]", dims={"x": [2, 4], "s": 2}),
+        {"b": (6, 3)},
+        lambda s: {"s.0": s["b"][:2], "s.1": s["b"][2:]},
+    ),
+    (
+        "dots in the middle",
+        "a [x ... y] -> a [y ... x]",
+        {"a": (2, 3, 4, 5)},
+        lambda s: {"a": s["a"].permute(3, 1, 2, 0)},
+    ),
     ("dots that stand for nothing", "a [x ... y] -> a [y ... x]", {"a": (2, 5)}, lambda s: {"a": s["a"].T}),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("recipe", "shapes", "wanted"), [c[1:] for c in MOVES], ids=[c[0] for c in MOVES])
@@ -205,10 +305,15 @@ def test_a_stage_reads_each_source_once() -> None:
     recipe = Recipe(["l.{i}.qkv [(p d) n] -> l.{i}.{p:q,k,v} [d n]"]).then(
         Recipe(["l.{i}.{p:q,k} -> m.{i}.{p}", "l.{i}.v [d n] -> m.{i}.v [n d]"])
     )
-    plan = both_ways(recipe, source, {
-        f"m.{i}.{p}": x.T.contiguous() if p == "v" else x.contiguous()
-        for i in range(3) for p, x in zip("qkv", source[f"l.{i}.qkv"].chunk(3))
-    })  # fmt: skip
+    plan = both_ways(
+        recipe,
+        source,
+        {
+            f"m.{i}.{p}": x.T.contiguous() if p == "v" else x.contiguous()
+            for i in range(3)
+            for p, x in zip("qkv", source[f"l.{i}.qkv"].chunk(3))
+        },
+    )
     assert sorted(k for s in plan.steps for k in s.sources) == sorted(source)
 
 

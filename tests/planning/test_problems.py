@@ -339,15 +339,55 @@ def test_it_is_told_with_the_line_that_settles_it(
 
 
 TARGETS: list[tuple[str, Shapes, Any, Shapes, str, tuple[str, ...]]] = [
-    ("another shape", {f"l.{i}": (2, 3) for i in range(3)}, ["l.{i} -> m.{i}"], {f"m.{i}": (3, 2) for i in range(3)}, "shape-mismatch",
-     ("rule makes 'm.0' [2, 3]; target wants [3, 2]", "m.{1,2}", "l.0 [2, 3]", "[x y] -> [y x]")),
-    ("more experts than the target", {f"e.{i}": (2,) for i in range(3)}, ["e.{e} [d] -> b [e d]"], {"b": (4, 2)}, "shape-mismatch", ("3 rows against 4",)),
-    ("keys that the target lacks", {f"l.{i}": (2,) for i in range(3)}, ["l.{i} -> m.{i}"], {"m.0": (2,), "m.1": (2,)}, "unexpected-targets",
-     ("1 key that the plan makes is not in the target", "m.2", 'drop = ["l.2"]')),
-    ("keys that nothing makes", {"a": (2,)}, ["a -> b"], {"b": (2,), "h.0": (1,), "h.1": (1,)}, "missing-keys", ("2 target keys are made by no rule", "h.{0,1}", '"h.{i}"')),
-    ("an initialiser that matches nothing", {"a": (2,)}, Recipe(["a -> b"], init={"c": "zeros"}), {"b": (2,)}, "unused-init", ("'c' matches no target key",)),
-    ("an initialiser of what is made", {"a": (2,)}, Recipe(["a -> b"], init={"b": "zeros"}), {"b": (2,)}, "init-and-made", ("'b'",)),
-]  # fmt: skip
+    (
+        "another shape",
+        {f"l.{i}": (2, 3) for i in range(3)},
+        ["l.{i} -> m.{i}"],
+        {f"m.{i}": (3, 2) for i in range(3)},
+        "shape-mismatch",
+        ("rule makes 'm.0' [2, 3]; target wants [3, 2]", "m.{1,2}", "l.0 [2, 3]", "[x y] -> [y x]"),
+    ),
+    (
+        "more experts than the target",
+        {f"e.{i}": (2,) for i in range(3)},
+        ["e.{e} [d] -> b [e d]"],
+        {"b": (4, 2)},
+        "shape-mismatch",
+        ("3 rows against 4",),
+    ),
+    (
+        "keys that the target lacks",
+        {f"l.{i}": (2,) for i in range(3)},
+        ["l.{i} -> m.{i}"],
+        {"m.0": (2,), "m.1": (2,)},
+        "unexpected-targets",
+        ("1 key that the plan makes is not in the target", "m.2", 'drop = ["l.2"]'),
+    ),
+    (
+        "keys that nothing makes",
+        {"a": (2,)},
+        ["a -> b"],
+        {"b": (2,), "h.0": (1,), "h.1": (1,)},
+        "missing-keys",
+        ("2 target keys are made by no rule", "h.{0,1}", '"h.{i}"'),
+    ),
+    (
+        "an initialiser that matches nothing",
+        {"a": (2,)},
+        Recipe(["a -> b"], init={"c": "zeros"}),
+        {"b": (2,)},
+        "unused-init",
+        ("'c' matches no target key",),
+    ),
+    (
+        "an initialiser of what is made",
+        {"a": (2,)},
+        Recipe(["a -> b"], init={"b": "zeros"}),
+        {"b": (2,)},
+        "init-and-made",
+        ("'b'",),
+    ),
+]
 
 
 @pytest.mark.parametrize(

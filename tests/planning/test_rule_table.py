@@ -79,8 +79,13 @@ def test_grouped_interleave() -> None:
         wanted[f"D.{i}.linear_qkv.weight"] = grouped(q, k, v, 2)
     rule = "L.{i}.{p:q,k,v}_proj.weight [(g rows:p) d] -> D.{i}.linear_qkv.weight [(g p rows:p) d]"
     both_ways(Recipe(rule, dims={"g": 2}), source, wanted, back={"target": specs(source)})
-    both_ways(Recipe(rule, dims={"g": "config.kv"}), source, wanted, config={"kv": 2},
-              back={"dims": {"rows": {"q": 4, "k": 2, "v": 2}}})  # fmt: skip
+    both_ways(
+        Recipe(rule, dims={"g": "config.kv"}),
+        source,
+        wanted,
+        config={"kv": 2},
+        back={"dims": {"rows": {"q": 4, "k": 2, "v": 2}}},
+    )
 
 
 def test_one_fused_tensor_is_regrouped() -> None:
@@ -141,9 +146,11 @@ def test_flax_attention_kernels() -> None:
     source = {f"mha/{p}/kernel": t(4, 2, 3) for p in ("query", "key", "value")}
     wanted = torch.cat([rearrange(x, "d h k -> (h k) d") for x in source.values()])
     both_ways(
-        "mha/{p:query,key,value}/kernel [d h k] -> attn.qkv.weight [(p h k) d]", source, {"attn.qkv.weight": wanted},
+        "mha/{p:query,key,value}/kernel [d h k] -> attn.qkv.weight [(p h k) d]",
+        source,
+        {"attn.qkv.weight": wanted},
         back={"dims": {"h": 2}},
-    )  # fmt: skip
+    )
 
 
 def test_unfold_order_of_merged_patches() -> None:
@@ -198,7 +205,7 @@ def test_files_of_tensor_parallel_ranks_are_merged() -> None:
     }
     both_ways(
         "rank{r}/layers.{i}.wq.weight [o d] -> layers.{i}.wq.weight [(r o) d]", source, wanted, back={"dims": {"r": 3}}
-    )  # fmt: skip
+    )
 
 
 def test_several_sources_go_into_one_op() -> None:
@@ -220,5 +227,7 @@ def test_one_tensor_goes_to_two_places_and_back_by_proof() -> None:
         {"embed.weight": w, "lm_head.weight": w.clone()},
     )
     both_ways(
-        "embed.weight, lm_head.weight -> wte.weight | same", {"embed.weight": w, "lm_head.weight": w.clone()}, {"wte.weight": w}
-    )  # fmt: skip
+        "embed.weight, lm_head.weight -> wte.weight | same",
+        {"embed.weight": w, "lm_head.weight": w.clone()},
+        {"wte.weight": w},
+    )

@@ -19,9 +19,13 @@ def made(recipe: Recipe, shapes: dict[str, tuple[int, ...]], **more: object) -> 
 class TestSteps:
     @pytest.mark.parametrize(
         ("text", "numbers", "read"),
-        [("x{2*i+1}", (0, 1, 2, 3), (None, "0", None, "1")), ("x{2*i+2}", (0, 1, 2, 4), (None, None, "0", "1")),
-         ("x{7-2*i}", (7, 6, 5, 8), ("0", None, "1", None)), ("x{i+2*n}", (5, 6, 7), (None, "0", "1"))],
-    )  # fmt: skip
+        [
+            ("x{2*i+1}", (0, 1, 2, 3), (None, "0", None, "1")),
+            ("x{2*i+2}", (0, 1, 2, 4), (None, None, "0", "1")),
+            ("x{7-2*i}", (7, 6, 5, 8), ("0", None, "1", None)),
+            ("x{i+2*n}", (5, 6, 7), (None, "0", "1")),
+        ],
+    )
     def test_a_number_that_is_no_whole_step_matches_nothing(
         self, text: str, numbers: tuple[int, ...], read: tuple[str | None, ...]
     ) -> None:
@@ -45,7 +49,6 @@ class TestSteps:
         stages = {"stages.0.b0": (2,), "stages.1.down": (3,), "stages.1.b0": (4,), "stages.1.b1": (5,)}
         assert nested == {"stem.w": (1,), **stages, "stages.2.down": (6,)}
         assert made(recipe.inverse(), nested) == flat
-
 
     @pytest.mark.parametrize("key", ["{top-i}", "{i:0..top}"])
     def test_a_number_that_the_config_lacks_is_named(self, key: str) -> None:
