@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -12,6 +13,7 @@ import ckptsurgery as cs
 from ckptsurgery.language.recipe import Recipe
 
 State = dict[str, Tensor]
+Shapes = dict[str, tuple[int, ...]]
 
 
 class Numbered:
@@ -74,3 +76,13 @@ def both_ways(recipe: Any, source: State, wanted: State, *, back: Mapping[str, A
 def problems(error: cs.CkptSurgeryError) -> list[str]:
     """The codes of what an error carries, in order."""
     return [d.code for d in error.diagnostics]
+
+
+def specs_of(shapes: Shapes, dtype: str = "F32") -> dict[str, cs.TensorSpec]:
+    return {key: cs.TensorSpec(shape, dtype) for key, shape in shapes.items()}
+
+
+def refused(shapes: Shapes, recipe: Any, target: Shapes | None = None, **given: Any) -> cs.CkptSurgeryError:
+    with pytest.raises((cs.PlanError, cs.RecipeError)) as caught:
+        cs.plan(specs_of(shapes), recipe, target=specs_of(target) if target else None, **given)
+    return caught.value
