@@ -14,10 +14,14 @@ from ..planning.cutting import run_length
 from ..planning.layout import Layout, Piece
 from ..specs import DTYPES
 from ..storage.checkpoint import Checkpoint
+from ..storage.cloning import BLOCK
 from ..storage.contents import Extent
 from ..storage.staging import Writer
 
 __all__ = ["ByteRun", "copy_runs", "merged", "runs_of"]
+
+
+_WORTH_SHARING = 64 << 10
 
 
 class ByteRun(NamedTuple):
@@ -88,18 +92,59 @@ def _joined(runs: Iterable[ByteRun]) -> Iterator[ByteRun]:
 
 
 def copy_runs(runs: Iterable[ByteRun], checkpoint: Checkpoint, writer: Writer, moved: Callable[[int], object]) -> None:
-    """Copy each run through one buffer of 1 MiB; `moved` hears of the bytes as they go."""
+    """Copy each run, by sharing its blocks where the file system can, else through one buffer of 1 MiB.
+
+    Args:
+        moved: hears of the bytes as they go.
+    """
     buffer = memoryview(bytearray(CHUNK))
+    refused: set[tuple[str, str]] = set()
     for run in runs:
-        done = 0
-        while done < run.nbytes:
-            part = buffer[: min(CHUNK, run.nbytes - done)]
-            if writer.has(run.target_file, run.target_offset + done, len(part)):
-                writer.skip(len(part))
-                moved(len(part))
-                done += len(part)
+        pair = run.target_file, run.source_file
+        shared = _blocks(run)
+        if shared and pair not in refused:
+            if _share(shared, checkpoint, writer):
+                moved(shared.nbytes)
+                head = shared.target_offset - run.target_offset
+                _copy(_part(run, 0, head), checkpoint, writer, buffer, moved)
+                _copy(_part(run, head + shared.nbytes, run.nbytes), checkpoint, writer, buffer, moved)
                 continue
+            refused.add(pair)
+        _copy(run, checkpoint, writer, buffer, moved)
+
+
+def _blocks(run: ByteRun) -> ByteRun | None:
+    """The whole blocks within a run, where it has the same place within a block on both sides."""
+    head = -run.target_offset % BLOCK
+    whole = (run.nbytes - head) // BLOCK * BLOCK
+    if (run.target_offset - run.source_offset) % BLOCK or whole < _WORTH_SHARING:
+        return None
+    return _part(run, head, head + whole)
+
+
+def _share(run: ByteRun, checkpoint: Checkpoint, writer: Writer) -> bool:
+    if writer.has(run.target_file, run.target_offset, run.nbytes):
+        writer.skip(run.nbytes)
+        return True
+    source = checkpoint.descriptor(run.source_file)
+    return writer.clone(run.target_file, run.target_offset, source, run.source_offset, run.nbytes)
+
+
+def _part(run: ByteRun, start: int, stop: int) -> ByteRun:
+    target, source = run.target_offset + start, run.source_offset + start
+    return run._replace(target_offset=target, source_offset=source, nbytes=stop - start)
+
+
+def _copy(
+    run: ByteRun, checkpoint: Checkpoint, writer: Writer, buffer: memoryview, moved: Callable[[int], object]
+) -> None:
+    done = 0
+    while done < run.nbytes:
+        part = buffer[: min(CHUNK, run.nbytes - done)]
+        if writer.has(run.target_file, run.target_offset + done, len(part)):
+            writer.skip(len(part))
+        else:
             checkpoint.read_file_into(run.source_file, run.source_offset + done, part)
             writer.write(run.target_file, run.target_offset + done, part)
-            done += len(part)
-            moved(len(part))
+        done += len(part)
+        moved(len(part))

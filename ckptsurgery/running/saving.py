@@ -23,7 +23,7 @@ from .progress import ByteBar
 from .proving import prove
 from .report import Entry, Report
 from .resuming import fingerprint
-from .streaming import output_aliases, renamed_metadata, stream
+from .streaming import copied_from, output_aliases, renamed_metadata, stream
 
 __all__ = ["save_plan", "state_dict_of"]
 
@@ -102,6 +102,7 @@ def _write(
             overwrite=options.overwrite,
             sources=checkpoint.files,
             resume=fingerprint(plan, checkpoint, aliases) if options.resume else None,
+            lies=copied_from(plan, checkpoint),
         )
     if options.companions:
         refuse_file(path, writer.files)

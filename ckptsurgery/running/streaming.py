@@ -14,7 +14,7 @@ from ..storage.collection import without_collection
 from ..storage.staging import Writer
 from .copying import ByteRun, copy_runs, merged, runs_of
 
-__all__ = ["output_aliases", "stream"]
+__all__ = ["copied_from", "output_aliases", "stream"]
 
 
 def output_aliases(plan: Plan, checkpoint: Checkpoint) -> dict[str, str]:
@@ -33,6 +33,17 @@ def output_aliases(plan: Plan, checkpoint: Checkpoint) -> dict[str, str]:
                 aliases[key] = kept
     aliases.update({alias: aliases.get(base, base) for alias, base in plan.ties.items()})
     return aliases
+
+
+def copied_from(plan: Plan, checkpoint: Checkpoint) -> dict[str, int]:
+    """Where in a source file each tensor lies that is copied as it is."""
+    found: dict[str, int] = {}
+    for step in plan.steps:
+        for key, number in zip(step.targets, step.program.copies or ()):
+            extent = checkpoint.extent(step.sources[number])
+            if extent is not None:
+                found[key] = extent.offset
+    return found
 
 
 def stream(

@@ -155,6 +155,10 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
         """Fills `buffer` with bytes of one of `files` from `offset` on: for runs that cover neighbouring tensors."""
         self._open_files.read_into(file, offset, buffer)
 
+    def descriptor(self, file: str) -> int:
+        """The open descriptor of one of `files`, which stays the checkpoint's own."""
+        return self._open_files.descriptor(file)
+
     def _dense_view(self, key: str, entry: Entry) -> memoryview:
         # A strided tensor is gathered as a whole; the last one is kept, since ranges come one after another.
         from .tensors import dense_bytes

@@ -59,7 +59,8 @@ def aliases_in(metadata: dict[str, str], entries: dict[str, Any]) -> dict[str, s
     return {
         alias: kept
         for alias, kept in metadata.items()
-        if kept in entries and alias not in entries and alias and is_text(alias)
+        # "format" has a meaning of its own, even where a tensor is called "pt"
+        if kept in entries and alias not in entries and alias not in ("", "format") and is_text(alias)
     }
 
 

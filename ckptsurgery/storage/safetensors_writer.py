@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError, Diagnostic
 from ..specs import DTYPES, TensorSpec
+from .cloning import padding
 from .contents import Extent
 from .resuming import Journal, ResumableWriter
 from .safetensors_format import MAX_HEADER
@@ -19,6 +20,7 @@ from .text import is_text, shown_keys
 __all__ = ["file_writer", "folder_writer", "header_of"]
 
 INDEX = "model.safetensors.index.json"
+_WORTH_SHARING = 1 << 20
 
 
 def file_writer(
@@ -27,11 +29,12 @@ def file_writer(
     aliases: Mapping[str, str],
     metadata: Mapping[str, str],
     resume: str | None = None,
+    lies: Mapping[str, int] = {},
 ) -> Writer:
     """A writer of one safetensors file; aliases go into its metadata, as `save_model` puts them there."""
     _check(specs, aliases, metadata, str(path))
     temporary = beside(path, resume)
-    layout = _lay_out(path, temporary, specs, {**metadata, **aliases})
+    layout = _lay_out(path, temporary, specs, {**metadata, **aliases}, lies)
     outputs, places = [layout.output(path, temporary)], layout.places
     return Writer(outputs, places) if resume is None else ResumableWriter(outputs, places, Journal(path, resume))
 
@@ -43,6 +46,7 @@ def folder_writer(
     metadata: Mapping[str, str],
     max_shard_size: int | None,
     resume: str | None = None,
+    lies: Mapping[str, int] = {},
 ) -> Writer:
     """A writer of a folder that `from_pretrained` loads: `model.safetensors`, or numbered shards and their index.
 
@@ -61,7 +65,7 @@ def folder_writer(
     for name, keys in zip(names, shards):
         own = {**metadata, **aliases} if len(shards) == 1 else metadata
         temporary = new_folder[0] / name if new_folder else beside(path / name, resume)
-        layout = _lay_out(path / name, temporary, {key: specs[key] for key in keys}, own)
+        layout = _lay_out(path / name, temporary, {key: specs[key] for key in keys}, own, lies)
         outputs.append(layout.output(path / name, temporary))
         places |= layout.places
     if len(shards) > 1:
@@ -86,7 +90,13 @@ class _Layout:
         return Output(final, temporary, self.size, self.header)
 
 
-def _lay_out(path: Path, temporary: Path, specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> _Layout:
+def _lay_out(
+    path: Path,
+    temporary: Path,
+    specs: Mapping[str, TensorSpec],
+    metadata: Mapping[str, str],
+    lies: Mapping[str, int],
+) -> _Layout:
     # Wide elements first keeps every tensor aligned to its element size without padding, which the format has not.
     order = sorted(specs, key=lambda key: -DTYPES[specs[key].dtype].bits)
     header = header_of(order, specs, metadata)
@@ -95,12 +105,28 @@ def _lay_out(path: Path, temporary: Path, specs: Mapping[str, TensorSpec], metad
         raise CheckpointError(
             Diagnostic("header-too-large", headline, str(path), help='write a folder of shards: max_shard_size="5GB"')
         )
+    if sum(specs[key].nbytes for key in lies.keys() & specs.keys()) >= _WORTH_SHARING:
+        _pad(header, order, specs, lies)
     file, offset, places = str(temporary), len(header), {}
     for key in order:
         nbytes = specs[key].nbytes
         places[key] = Extent(file, offset, nbytes)
         offset += nbytes
     return _Layout(header, places, offset)
+
+
+def _pad(header: bytearray, order: Iterable[str], specs: Mapping[str, TensorSpec], lies: Mapping[str, int]) -> None:
+    """Spaces at the header's end, so that bytes keep their place within a block, and blocks can be shared."""
+    runs, offset = [], len(header)
+    for key in order:
+        nbytes = specs[key].nbytes
+        if key in lies:
+            runs.append((offset, lies[key], nbytes))
+        offset += nbytes
+    more = padding(runs)
+    if len(header) - 8 + more <= MAX_HEADER:
+        header += b" " * more
+        header[:8] = (len(header) - 8).to_bytes(8, "little")
 
 
 def header_of(order: Iterable[str], specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> bytearray:

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import CheckpointError, Diagnostic
+from .cloning import clone_range
 from .contents import Extent
 from .files import os_error
 from .text import shown_bytes
@@ -159,6 +160,14 @@ class Writer:
             raise os_error(error, file, "write") from error
         self.skip(len(view))
         self._note(file, offset, len(view))
+
+    def clone(self, file: str, offset: int, source: int, source_offset: int, nbytes: int) -> bool:
+        """Share whole blocks with another open file instead of writing them; False where the file system does not."""
+        if not clone_range(self._descriptors[file], offset, source, source_offset, nbytes):
+            return False
+        self.skip(nbytes)
+        self._note(file, offset, nbytes)
+        return True
 
     def _note(self, file: str, offset: int, nbytes: int) -> None:
         """Hear of bytes that were written."""

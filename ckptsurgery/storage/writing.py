@@ -48,6 +48,7 @@ def open_writer(
     overwrite: bool = False,
     sources: Iterable[str] = (),
     resume: str | None = None,
+    lies: Mapping[str, int] = {},
 ) -> Writer:
     """A writer for the tensors announced by `specs`, in the format that the path asks for.
 
@@ -64,6 +65,7 @@ def open_writer(
         sources: files that are being read; replacing one is safe, since it is renamed over and its readers keep it.
         resume: a tag that tells this run's inputs and rules from all others; what an interrupted run with the same tag
             left is not written again, and this one leaves its own when it is interrupted. For safetensors.
+        lies: where in its source file a tensor lies that is copied as it is, so that blocks can be shared.
 
     Raises:
         CheckpointError: the output exists, the format cannot hold a tensor, or a size is none.
@@ -84,7 +86,7 @@ def open_writer(
         )
     if suffix not in (".safetensors", *_TORCH) or as_folder:
         _check_folder(target, overwrite)
-        return folder_writer(target, specs, aliases, metadata, limit, resume)
+        return folder_writer(target, specs, aliases, metadata, limit, resume, lies)
     if limit is not None:
         help = f"name a folder: {str(target.with_suffix(''))!r}"
         raise CheckpointError(
@@ -98,7 +100,7 @@ def open_writer(
     if target.exists() and not overwrite:
         raise _exists(target, ())
     if suffix == ".safetensors":
-        return file_writer(target, specs, aliases, metadata, resume)
+        return file_writer(target, specs, aliases, metadata, resume, lies)
     if resume is not None:
         help = f"write {str(target.with_suffix('.safetensors'))!r} instead, or do without resume"
         raise CheckpointError(
