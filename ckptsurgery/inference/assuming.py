@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..language.folding import fold
@@ -41,8 +41,10 @@ _TEXTS = {
 _ORDERED = frozenset({"query", "key", "qkv", "kv"})
 
 
-def assumed(found: Matched, target: Mapping[str, TensorSpec]) -> tuple[Assumption, ...]:
-    """The assumptions of a match, a kind each."""
+def assumed(
+    found: Matched, target: Mapping[str, TensorSpec], expand: Callable[[Sequence[str]], Sequence[str]] = list
+) -> tuple[Assumption, ...]:
+    """The assumptions of a match, a kind each; `expand` gives all keys that some stand for."""
     keys: dict[str, list[str]] = defaultdict(list)
     roles = {k: u.roles for u in found.b.units for leaf in u.leaves.values() for k in leaf.keys}
     sources = {k: u.roles for u in found.a.units for leaf in u.leaves.values() for k in leaf.keys}
@@ -50,9 +52,8 @@ def assumed(found: Matched, target: Mapping[str, TensorSpec]) -> tuple[Assumptio
         for kind in _kinds(move, roles, sources):
             keys[kind] += move.targets
     keys["tied"] += [k for k in _may_be_tied(found, target) if k not in keys["tied"]]
-    return tuple(
-        Assumption(kind, f"{_TEXTS[kind]}: {_folded(keys[kind])}", tuple(keys[kind])) for kind in _TEXTS if keys[kind]
-    )
+    listed = {kind: expand(keys[kind]) for kind in _TEXTS if keys[kind]}
+    return tuple(Assumption(k, f"{_TEXTS[k]}: {_folded(names)}", tuple(names)) for k, names in listed.items())
 
 
 def _kinds(
@@ -65,7 +66,7 @@ def _kinds(
         yield "order"
     if "square" in move.trust:
         yield "square"
-    if found & {"gate", "up"} and not _named(move):
+    if "gate" in found and not _named(move):
         yield "gate"
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from .relating import Relation, relate
 from .resolving import Move
 
-__all__ = ["Atom", "atoms", "escaped"]
+__all__ = ["Atom", "Flat", "atoms", "escaped", "flats"]
 
 _NUMBER = re.compile(r"(\d+)")
 _SPECIAL = re.compile(r"->|[{}\[\],|?\\]")
@@ -89,6 +89,71 @@ def _differ(keys: Sequence[str]) -> tuple[str, list[str], str]:
     return head, [k[len(head) : len(k) - len(tail)] for k in keys], tail
 
 
+@dataclass(frozen=True)
+class Flat:
+    """A flat index on the source's side over stages and places on the target's, valid for all keys under it."""
+
+    before: str
+    nested: str
+    between: str
+    stages: tuple[int, ...]
+
+    def nest(self, key: str) -> str:
+        """A source key as it reads when the flat index is cut in two."""
+        if not key.startswith(self.before):
+            return key
+        number = re.match(r"\d+", key[len(self.before) :])
+        if number is None or int(number[0]) >= sum(self.stages):
+            return key
+        stage, place = 0, int(number[0])
+        while place >= self.stages[stage]:
+            place -= self.stages[stage]
+            stage += 1
+        return f"{self.nested}{stage}{self.between}{place}{key[len(self.before) + number.end() :]}"
+
+    @property
+    def rule(self) -> str:
+        """The rule that does so for everything under it."""
+        behind = "{stage}" + self.between + "{block}.{r...}"
+        return f"{self.before}{{(stage block)}}.{{r...}} -> {self.nested}{behind}"
+
+
+def flats(moves: Sequence[Move], is_loop: tuple[Callable[[str], bool], Callable[[str], bool]]) -> list[Flat]:
+    """The flat indices that meet nested ones, where stages and places add up."""
+    groups, sides = _grouped(moves)
+    listed = _related(groups, sides, is_loop)
+    found = []
+    for (forward, before, nested, between), stages in _extents(listed, sides).items():
+        if forward and stages is not None and "{" not in before + nested:
+            found.append(Flat(before, nested, between, stages))
+    return found
+
+
+_Groups = dict[tuple[Any, ...], list[int]]
+_Listed = list[tuple[tuple[Any, ...], Relation, tuple[int, ...]]]
+
+
+def _grouped(moves: Sequence[Move]) -> tuple[_Groups, list[tuple[_Side, _Side]]]:
+    groups: _Groups = defaultdict(list)
+    sides: list[tuple[_Side, _Side]] = []
+    for n, move in enumerate(moves):
+        one, two = _cut(move.sources, move.fuse), _cut(move.targets, move.fuse)
+        sides.append((one, two))
+        groups[one.pieces, two.pieces, move.left, move.right, move.sizes, move.dims].append(n)
+    return groups, sides
+
+
+def _related(
+    groups: _Groups, sides: Sequence[tuple[_Side, _Side]], is_loop: tuple[Callable[[str], bool], Callable[[str], bool]]
+) -> _Listed:
+    listed: _Listed = []
+    for pattern, members in groups.items():
+        loops = (_loops(pattern[0], is_loop[0]), _loops(pattern[1], is_loop[1]))
+        related = relate([sides[n][0].numbers for n in members], [sides[n][1].numbers for n in members], loops)
+        listed += [(pattern, relation, tuple(members[r] for r in relation.rows)) for relation in related]
+    return listed
+
+
 def atoms(
     moves: Sequence[Move],
     source_keys: Sequence[str],
@@ -102,19 +167,9 @@ def atoms(
         is_loop: for each side: whether the number behind a prefix counts layers; prefixes spell numbers `#`.
         values: the values behind a prefix that these stand for, where only some layers are looked at.
     """
-    groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
-    sides: list[tuple[_Side, _Side]] = []
-    for n, move in enumerate(moves):
-        one = _cut(move.sources, move.fuse)
-        two = _cut(move.targets, move.fuse)
-        sides.append((one, two))
-        groups[one.pieces, two.pieces, move.left, move.right, move.sizes, move.dims].append(n)
+    groups, sides = _grouped(moves)
     claims = _Claims(source_keys)
-    listed: list[tuple[tuple[Any, ...], Relation, tuple[int, ...]]] = []
-    for pattern, members in groups.items():
-        loops = (_loops(pattern[0], is_loop[0]), _loops(pattern[1], is_loop[1]))
-        related = relate([sides[n][0].numbers for n in members], [sides[n][1].numbers for n in members], loops)
-        listed += [(pattern, relation, tuple(members[r] for r in relation.rows)) for relation in related]
+    listed = _related(groups, sides, is_loop)
     extents = _extents(listed, sides)
     found: list[Atom] = []
     for (one, two, left, right, sizes, _), relation, rows in listed:
@@ -141,9 +196,7 @@ def _nest(one: Sequence[str], two: Sequence[str], relation: Relation) -> tuple[A
     return forward, before, _join(nested[: nesting.outer + 1], numbers[1][: nesting.outer]), nested[nesting.inner]
 
 
-def _extents(
-    listed: Sequence[tuple[tuple[Any, ...], Relation, tuple[int, ...]]], sides: Sequence[tuple[_Side, _Side]]
-) -> dict[tuple[Any, ...], tuple[int, ...] | None]:
+def _extents(listed: _Listed, sides: Sequence[tuple[_Side, _Side]]) -> dict[tuple[Any, ...], tuple[int, ...] | None]:
     """How many places each stage has, from all keys of a nesting; None where they do not add up to the flat numbers."""
     seen: dict[tuple[Any, ...], set[tuple[int, int, int]]] = defaultdict(set)
     for (one, two, *_), relation, rows in listed:

@@ -16,6 +16,7 @@ __all__ = ["Book", "Draft", "merged"]
 
 _CAPTURE = re.compile(r"\{([^{}]*)\}")
 _NAMED = re.compile(r"^(?:\d+\*|\d+-)?([a-z]\w*)(?:[+-]\d+)?$")
+_COMMON = ("weight", "bias")
 _INLINE = 90  # characters of choices that still go into the line itself
 
 
@@ -38,7 +39,11 @@ class Draft:
     @property
     def length(self) -> float:
         """How long it is to read."""
-        return len(self.rules) + 0.5 * sum(map(len, self.names.values())) + (self.rest not in ("error", "keep"))
+        return (
+            sum(1 + len(r) / 200 for r in self.rules)
+            + 0.5 * sum(map(len, self.names.values()))
+            + (self.rest not in ("error", "keep"))
+        )
 
 
 def merged(atoms: Sequence[Atom], keys: Sequence[str], spare: Iterable[str]) -> Draft:
@@ -49,14 +54,57 @@ def merged(atoms: Sequence[Atom], keys: Sequence[str], spare: Iterable[str]) -> 
         spare: source keys that nothing claims: no rule may either.
     """
     book = Book(keys, frozenset(spare))
-    best = _draft(atoms, book, "error")
+    best = min((_draft(a, book, "error") for a in _versions(atoms)), key=lambda d: d.length)
     for head, tail in _fallbacks(atoms):
         rest = "keep" if not head and not tail else f"{head}{{k...}} -> {tail}{{k...}}"
         left = [a for a in atoms if not _same_after(a, head, tail)]
-        draft = _draft(left, book, rest)
-        if draft.length < best.length:
-            best = draft
+        for version in _versions(left):
+            draft = _draft(version, book, rest)
+            if draft.length < best.length:
+                best = draft
     return best
+
+
+def _versions(atoms: Sequence[Atom]) -> list[Sequence[Atom]]:
+    """The atoms as they are, and with towers that are alike, such as an encoder and a decoder, taken together."""
+    found: list[Sequence[Atom]] = [atoms]
+    for at in range(2):
+        for to in range(3):
+            together = _towers(atoms, at, to)
+            if together is not None:
+                found.append(together)
+    return found
+
+
+def _towers(atoms: Sequence[Atom], at: int, to: int) -> list[Atom] | None:
+    """Atoms that differ in one segment, `at` on the source's side and `to` on the target's, as one with a choice."""
+    groups: dict[Any, list[tuple[str, str, Atom]]] = defaultdict(list)
+    for n, atom in enumerate(atoms):
+        one, two = _opened(atom.source, at), _opened(atom.target, to)
+        key: Any = n
+        if one and two:
+            key = (one[0], one[2], two[0], two[2], atom.left, atom.right, repr((dict(atom.free), dict(atom.dims))))
+        groups[key].append((one[1] if one else "", two[1] if two else "", atom))
+    found, gained = [], False
+    for key, rows in groups.items():
+        ones, twos = [r[0] for r in rows], [r[1] for r in rows]
+        if len(rows) < 2 or len(set(ones)) < len(rows) or len(set(twos)) < len(rows):
+            found += [r[2] for r in rows]
+            continue
+        gained = True
+        moves = tuple(n for r in rows for n in r[2].moves)
+        source = f"{key[0]}{{t:{','.join(ones)}}}{key[1]}"
+        target = f"{key[2]}{{t:{','.join(twos)}}}{key[3]}"
+        found.append(replace(rows[0][2], source=source, target=target, moves=moves))
+    return found if gained else None
+
+
+def _opened(pattern: str, at: int) -> tuple[str, str, str] | None:
+    """The pattern around its segment in a place; None where that is no plain word in front of all captures."""
+    parts = re.split(r"([./])", pattern)
+    if 2 * at + 1 >= len(parts) or "{" in "".join(parts[: 2 * at + 1]) or not parts[2 * at].isalpha():
+        return None
+    return "".join(parts[: 2 * at]), parts[2 * at], "".join(parts[2 * at + 1 :])
 
 
 def _same_after(atom: Atom, head: str, tail: str) -> bool:
@@ -229,6 +277,11 @@ def _items(axes: str) -> list[str]:
 
 def _one_leaf(path: str, to: str, members: Sequence[Atom], book: Book) -> list[Atom]:
     if len(members) == 1:
+        only = members[0]
+        leaf = only.source[len(path) :]
+        plain = leaf == only.target[len(to) :] and "{" not in leaf and not only.left
+        if plain and path and leaf in _COMMON and book.claimed(path + "{l}") <= book.claimed(only.source):
+            return [replace(only, source=path + "{l}", target=to + "{l}")]
         return list(members)
     axes = _axes(members)
     assert axes is not None

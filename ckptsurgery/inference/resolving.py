@@ -93,8 +93,8 @@ def _choose(ways: Sequence[Relation], vote: bool | None) -> tuple[Relation, froz
     if len({w.moved for w in ways}) == 1:
         return ways[0], frozenset()
     agreeing = [w for w in ways if w.moved == bool(vote)]
-    square = ways[0].kind == "same" and len(ways) == 2
-    return agreeing[0], frozenset({"square"} if square or agreeing[0].moved else ())
+    square = ways[0].kind == "same" and ways[-1].source == "[a b]"
+    return agreeing[0], frozenset({"square"} if square else ())
 
 
 def _moves(one: Unit, two: Unit, x: Leaf, y: Leaf, vote: bool | None, votes: _Votes) -> list[Move]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import CkptSurgeryError, Diagnostic
@@ -15,10 +15,11 @@ from ..planning.planner import make_plan
 from ..specs import TensorSpec
 from ..storage.opening import open_checkpoint
 from .assuming import Assumption, assumed
-from .inducing import atoms, escaped
+from .inducing import atoms, escaped, flats
 from .matched import Matched, Question, match
 from .merging import Book, Draft, merged
-from .reducing import reduced
+from .reducing import Reduced, reduced
+from .resolving import Move
 
 __all__ = ["Assumption", "Suggestion", "suggest"]
 
@@ -123,15 +124,30 @@ def _was_cut(source: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec])
 def _attempt(source: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec], cut: bool) -> Suggestion:
     one, two = reduced(source, target, cut)
     found = match([(k, source[k]) for k in one.keys], [(k, target[k]) for k in two.keys], (_ordered(source), _ordered(target)))
-    side = {"s": one, "t": two}
-    listed = atoms(
-        found.moves, one.keys, (found.a.loops.__contains__, found.b.loops.__contains__),
-        lambda prefix, seen: side[prefix[0]].values(prefix[1:], seen),
-    )  # fmt: skip
     used = {k for m in found.moves for k in m.sources}
     spare = [k for k in one.keys if k not in used]
-    draft = merged(listed, one.keys, spare)
-    return finish(source, target, draft, found, one.expanded(source, spare))
+    draft = _drafted(found, found.moves, one, two, spare)
+    first: list[str] = []
+    for flat in flats(found.moves, _loops(found)):
+        # Everything under a flat index is nested first, so that the rules behind it can tell the stages apart.
+        nested = [replace(m, sources=tuple(map(flat.nest, m.sources))) for m in found.moves]
+        keys = Reduced([flat.nest(k) for k in one.keys], one.whole, {})
+        staged = _drafted(found, nested, keys, two, [flat.nest(k) for k in spare])
+        if staged.length + 2 < draft.length and len(set(keys.keys)) == len(keys.keys):
+            draft, first = replace(staged, dims={**staged.dims, "block": list(flat.stages)}), [flat.rule]
+    everything = one.expanded(source, spare)
+    return finish(source, target, draft, found, everything, first, lambda keys: two.expanded(target, keys))
+
+
+def _loops(found: Matched) -> tuple[Callable[[str], bool], Callable[[str], bool]]:
+    # A nested source is spelled as the target is.
+    return (lambda prefix: prefix in found.a.loops or prefix in found.b.loops), found.b.loops.__contains__
+
+
+def _drafted(found: Matched, moves: Sequence[Move], one: Reduced, two: Reduced, spare: Sequence[str]) -> Draft:
+    side = {"s": one, "t": two}
+    listed = atoms(moves, one.keys, _loops(found), lambda prefix, seen: side[prefix[0]].values(prefix[1:], seen))
+    return merged(listed, one.keys, spare)
 
 
 def _ordered(specs: Mapping[str, TensorSpec]) -> bool:
@@ -160,29 +176,38 @@ def finish(
     draft: Draft,
     found: Matched,
     spare: Sequence[str],
+    first: Sequence[str] = (),
+    expand: Callable[[Sequence[str]], Sequence[str]] = list,
 ) -> Suggestion:
     """The draft as a recipe that plans over the whole source, with what is left over named."""
-    drops = _patterns(spare, source)
-    tie = _tie_patterns(found.ties)
-    recipe = Recipe(rules=draft.rules, names=draft.names, dims=draft.dims, rest=draft.rest, tie=tie, drop=drops)
+    parts: dict[str, Any] = {
+        "rules": draft.rules, "names": draft.names, "rest": draft.rest, "tie": _tie_patterns(found.ties),
+    }  # fmt: skip
+    whole: dict[str, Any] = {"dims": draft.dims, "drop": _patterns(spare, source)}
+    recipe = _recipe(parts, whole, first)
     plan, problems = _planned(source, recipe)
     made: set[str] = set() if plan is None else {*plan.specs, *plan.ties}
     missing = [k for k in target if k not in made]
     if missing:
-        init = {f"? {text}": "own" for text in _patterns(missing, target)}
-        recipe = Recipe(
-            rules=draft.rules, names=draft.names, dims=draft.dims, rest=draft.rest, tie=tie, drop=drops, init=init
-        )
+        parts["init"] = {f"? {text}": "own" for text in _patterns(missing, target)}
+        recipe = _recipe(parts, whole, first)
     open_ = {q.target for q in found.questions}
     return Suggestion(
         recipe,
         sum(k in made for k in target) / max(1, len(target)),
         found.questions,
-        assumed(found, target),
+        assumed(found, target, expand),
         tuple(spare),
         tuple(k for k in missing if k not in open_),
         problems=problems,
     )
+
+
+def _recipe(parts: Mapping[str, Any], whole: Mapping[str, Any], first: Sequence[str]) -> Recipe:
+    """One recipe, or one that goes on from what a first rule gives."""
+    if not first:
+        return Recipe(**parts, **whole)
+    return Recipe(rules=first, rest="keep", stages=[Recipe(**parts)], **whole)
 
 
 def _planned(source: Mapping[str, TensorSpec], recipe: Recipe) -> tuple[Plan | None, tuple[Diagnostic, ...]]:
