@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from ..errors import CheckpointError, Diagnostic
@@ -11,12 +12,13 @@ from .files import os_error
 from .mounts import join_mounts
 from .sharded import read_together, shard_names
 from .sniffing import read_file
-from .staging import MARK
 from .subtree import enter
 from .text import shown_keys
+from .transactions import RECORD, Replacement
 
 __all__ = ["read_folder"]
 
+Reader = Callable[..., Contents]
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pdparams")
 
 
@@ -33,14 +35,18 @@ def read_folder(path: str, subtree: str | None = None, by_file: bool = False) ->
     names = sorted(name for name in everything if not name.startswith("."))
     if by_file:
         return _by_file(path, subtree, names)
+    decided = Replacement.read(Path(path)) if RECORD in everything else None
+    places: dict[str, str] = {}
+    if decided is not None:
+        names, places = sorted(decided.names(names)), decided.places()
+    read = partial(read_file, places=places)
     for suffixes, common in (((".safetensors",), "model.safetensors"), (_PICKLES, "pytorch_model.bin")):
         weights = [name for name in names if name.endswith(suffixes)]
         indices = [name for name in names if name.endswith(tuple(f"{suffix}.index.json" for suffix in suffixes))]
         if indices:
-            return _indexed(path, subtree, indices, weights, common)
-        _refuse_interrupted(path, everything)
+            return _indexed(path, subtree, indices, weights, common, read)
         if weights:
-            return _loose(path, subtree, weights, common)
+            return _loose(path, subtree, weights, common, read)
     raise CheckpointError(
         Diagnostic(
             "nothing-to-read",
@@ -52,15 +58,9 @@ def read_folder(path: str, subtree: str | None = None, by_file: bool = False) ->
     )
 
 
-def _refuse_interrupted(path: str, names: Sequence[str]) -> None:
-    hidden = [name for name in names if MARK in name and ".index.json" in name]
-    if hidden:
-        text = f"a save into {path!r} was interrupted while files took their names; old and new shards may be mixed"
-        help = f"save it again with overwrite=True, then remove {hidden[0]!r}"
-        raise CheckpointError(Diagnostic("interrupted-save", text, path, notes=tuple(hidden), help=help))
-
-
-def _indexed(path: str, subtree: str | None, indices: Sequence[str], weights: Sequence[str], common: str) -> Contents:
+def _indexed(
+    path: str, subtree: str | None, indices: Sequence[str], weights: Sequence[str], common: str, read: Reader
+) -> Contents:
     index = f"{common}.index.json"
     if index not in indices and len(indices) == 1:
         index = indices[0]
@@ -68,18 +68,18 @@ def _indexed(path: str, subtree: str | None, indices: Sequence[str], weights: Se
     if index not in indices or whole in weights:
         found = [*indices, *([whole] if whole in weights else [])]
         raise _ambiguous(path, found)
-    return read_file(str(Path(path, index)), subtree)
+    return read(str(Path(path, index)), subtree)
 
 
-def _loose(path: str, subtree: str | None, weights: Sequence[str], common: str) -> Contents:
+def _loose(path: str, subtree: str | None, weights: Sequence[str], common: str, read: Reader) -> Contents:
     if len(weights) == 1 and len(shard_names(weights[0])) < 2:
-        return read_file(str(Path(path, weights[0])), subtree)
+        return read(str(Path(path, weights[0])), subtree)
     numbered = all(name in shard_names(name) for name in weights)
     if common.endswith(".safetensors") or numbered:
-        contents = read_together(path, weights, read_file)
+        contents = read_together(path, weights, read)
         return enter(contents, subtree, path) if subtree else contents
     if common in weights:
-        return read_file(str(Path(path, common)), subtree)
+        return read(str(Path(path, common)), subtree)
     raise _ambiguous(path, weights)
 
 

@@ -107,8 +107,11 @@ class ResumableWriter(Writer):
         new_folder: tuple[Path, Path] | None = None,
         set_aside: Sequence[Path] = (),
         stale: Sequence[Path] = (),
+        whole_folder: bool = False,
     ) -> None:
-        super().__init__(outputs, places, new_folder=new_folder, set_aside=set_aside, stale=stale)
+        super().__init__(
+            outputs, places, new_folder=new_folder, set_aside=set_aside, stale=stale, whole_folder=whole_folder
+        )
         self.journal = journal
         self.resumed = 0
         self._numbers = {str(output.temporary): number for number, output in enumerate(outputs)}

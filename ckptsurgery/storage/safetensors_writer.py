@@ -16,6 +16,7 @@ from .safetensors_format import MAX_HEADER
 from .sharded import weight_map_of
 from .staging import Output, Writer, beside
 from .text import is_text, shown_keys
+from .transactions import Replacement
 
 __all__ = ["file_writer", "folder_writer", "header_of"]
 
@@ -73,11 +74,14 @@ def folder_writer(
         temporary = new_folder[0] / INDEX if new_folder else beside(path / INDEX, resume)
         outputs.append(Output(path / INDEX, temporary, len(index), index))
     indices, former = ([], set()) if new_folder else _former(path)
-    stale = sorted(former - {output.final for output in outputs})
+    # A run that is resumed finds its own unfinished files: they are not the former checkpoint's.
+    stale = sorted(former - {path for output in outputs for path in (output.final, output.temporary)})
     if resume is None:
-        return Writer(outputs, places, new_folder=new_folder, set_aside=indices, stale=stale)
+        return Writer(outputs, places, new_folder=new_folder, set_aside=indices, stale=stale, whole_folder=True)
     journal = Journal(path, resume)
-    return ResumableWriter(outputs, places, journal, new_folder=new_folder, set_aside=indices, stale=stale)
+    return ResumableWriter(
+        outputs, places, journal, new_folder=new_folder, set_aside=indices, stale=stale, whole_folder=True
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +187,12 @@ def _former(folder: Path) -> tuple[list[Path], set[Path]]:
         except CheckpointError:
             continue  # a broken index, or one that points elsewhere, is replaced, and nothing is removed on its word
         files |= {folder / name for name in weight_map.values()}
-    return indices, {file for file in files if file.exists()}
+    unfinished = Replacement.read(folder)
+    if unfinished is not None:
+        # What it decided is replaced as a whole, wherever the renaming was broken off.
+        pairs = unfinished.renamed
+        files |= {folder / name for name in (*unfinished.removed, *(name for pair in pairs for name in pair))}
+    return indices, {file for file in files if file.exists() and file not in indices}
 
 
 def _check(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ __all__ = ["read_index", "read_together", "shard_names", "weight_map_of"]
 Reader = Callable[[str], Contents]
 
 
-def read_index(path: str, read: Reader) -> Contents:
+def read_index(path: str, read: Reader, places: Mapping[str, str] = {}) -> Contents:
     """The checkpoint that an index file describes; its `weight_map` is an allow-list, in its order.
 
     Aliases come from the index's metadata, where the hub and transformers put them, and from a shard's own metadata.
@@ -33,7 +33,7 @@ def read_index(path: str, read: Reader) -> Contents:
     shards: dict[str, Contents] = {}
     for name in dict.fromkeys(weight_map.values()):
         shard = folder / name
-        if not shard.exists():
+        if not shard.exists() and str(shard) not in places:
             keys = [key for key, file in weight_map.items() if file == name]
             text = f"the index names the shard {name!r}, which is not there ({len(keys)} keys)"
             problems.append(
@@ -92,16 +92,8 @@ def weight_map_of(path: str) -> tuple[dict[str, str], dict[str, Any]]:
         CheckpointError: no such file, no JSON, a key given twice, or a file name that leaves the folder.
     """
     repeated: list[str] = []
-
-    def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            seen: set[str] = set()
-            repeated.extend(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        return found
-
     try:
-        index = json.loads(Path(path).read_bytes(), object_pairs_hook=collect)
+        index = _parsed(Path(path).read_bytes(), repeated)
     except OSError as error:
         raise os_error(error, path) from error
     except (ValueError, RecursionError) as error:
@@ -136,6 +128,9 @@ def weight_map_of(path: str) -> tuple[dict[str, str], dict[str, Any]]:
                 help="shards lie beside their index; do not trust this one",
             )
         )
+    names: dict[str, str] = {}
+    for key, name in weight_map.items():
+        weight_map[key] = names.setdefault(name, name)  # the parser makes a string for every key, and they are few
     metadata = index.get("metadata")
     return weight_map, metadata if isinstance(metadata, dict) else {}
 
@@ -216,3 +211,33 @@ def read_together(folder: str, names: Sequence[str], read: Reader) -> Contents:
             for (first, second), keys in twice.items()
         )
     return joined
+
+
+_MEMBER = re.compile(r'"\s*:')
+
+
+def _parsed(raw: bytes, repeated: list[str]) -> Any:
+    """JSON, and the keys that one object in it gives twice."""
+    text = raw.decode(json.detect_encoding(raw))
+    if "\\" not in text:
+        # Where nothing is escaped, there are no fewer objects' keys than places that look like one: if all of them are
+        # in the result, none was given twice, and the pairs need not lie in memory beside it.
+        found = json.loads(text)
+        if _members(found) == sum(1 for _ in _MEMBER.finditer(text)):
+            return found
+
+    def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            seen: set[str] = set()
+            repeated.extend(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        return found
+
+    return json.loads(text, object_pairs_hook=collect)
+
+
+def _members(value: Any) -> int:
+    """Keys of all objects in a JSON value."""
+    if isinstance(value, dict):
+        return len(value) + sum(_members(v) for v in value.values() if not isinstance(v, str))
+    return sum(map(_members, value)) if isinstance(value, list) else 0

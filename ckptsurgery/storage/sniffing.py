@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from io import FileIO
@@ -51,12 +51,21 @@ _FOREIGN: dict[bytes, tuple[str, str, str]] = {
 }
 
 
-def read_file(path: str, subtree: str | None = None, *, shard: bool = False) -> Contents:
-    """What one file holds, whatever its suffix says; `shard` says that an index names it.
+def read_file(
+    path: str, subtree: str | None = None, *, shard: bool = False, places: Mapping[str, str] = {}
+) -> Contents:
+    """What one file holds, whatever its suffix says.
+
+    Args:
+        path: the file.
+        subtree: a dotted path to what should be read.
+        shard: an index names it.
+        places: path -> where its file lies as yet, after a save that was interrupted (see `transactions`).
 
     Raises:
         CheckpointError: the file is missing, empty, damaged, no checkpoint, or of a format that is not read here.
     """
+    path = places.get(path, path)
     with _opened(path) as file:
         head = file.read(_HEAD)
         kind = kind_of(head, os.fstat(file.fileno()).st_size)
@@ -78,7 +87,7 @@ def read_file(path: str, subtree: str | None = None, *, shard: bool = False) -> 
         if shard:
             text = f"{path!r}, which an index names as a shard, is an index itself"
             raise CheckpointError(Diagnostic("nested-index", text, path, help="an index names files that hold tensors"))
-        contents = read_index(path, partial(read_file, shard=True))
+        contents = read_index(path, partial(read_file, shard=True, places=places), places)
         return enter(contents, subtree, path) if subtree else contents
     raise CheckpointError(_refusal(path, kind, head))
 
@@ -159,7 +168,8 @@ def _missing(path: str) -> Diagnostic:
 def _names_shards(path: str) -> bool:
     try:
         with Path(path).open("rb") as file:
-            return b'"weight_map"' in file.read(MAX_HEADER)
+            size = os.fstat(file.fileno()).st_size
+            return b'"weight_map"' in file.read(min(size, MAX_HEADER))
     except OSError as error:
         raise os_error(error, path) from error
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
 import secrets
 import threading
@@ -17,10 +19,11 @@ from .cloning import clone_range
 from .contents import Extent
 from .files import os_error
 from .text import shown_bytes
+from .transactions import MARK, Replacement, locked, remove_abandoned, stamp_of, sync_folder
 
 __all__ = ["MARK", "Output", "Writer", "beside"]
 
-MARK = ".ckptsurgery-tmp-"
+WEIGHTS = (".safetensors", ".safetensors.index.json")
 
 
 def beside(path: Path, tag: str | None = None) -> Path:
@@ -57,6 +60,7 @@ class Writer:
         new_folder: `(temporary, final)` when all outputs lie in a folder of their own that is renamed as a whole.
         set_aside: what must not be seen while the outputs take their names, such as an index of the files replaced.
         stale: files of the checkpoint replaced that are removed at the end.
+        whole_folder: whether the outputs are all that the folder is to hold.
 
     Raises:
         CheckpointError: on entering and on writing: no permission, no space, and so on; nothing is left behind.
@@ -70,6 +74,7 @@ class Writer:
         new_folder: tuple[Path, Path] | None = None,
         set_aside: Sequence[Path] = (),
         stale: Sequence[Path] = (),
+        whole_folder: bool = False,
     ) -> None:
         self.places = places
         self.order = list(places)
@@ -80,6 +85,8 @@ class Writer:
         self._sizes = {str(output.temporary): output.size for output in outputs}
         self._made: list[Path] = []
         self._awaited = sum(place.nbytes for place in places.values())
+        self._whole_folder, self._decided = whole_folder, False
+        self._before = self._seen()
         self._lock = threading.Lock()
 
     def __enter__(self) -> Writer:
@@ -94,6 +101,7 @@ class Writer:
 
     def _create(self) -> None:
         folder = self._outputs[0].temporary.parent
+        remove_abandoned([self._new_folder[1]] if self._new_folder else [output.final for output in self._outputs])
         self._make_folders(folder)
         needed, space = sum(self._sizes.values()) - self._allocated(), os.statvfs(folder)
         if space.f_blocks and needed > space.f_bavail * space.f_frsize:
@@ -110,6 +118,8 @@ class Writer:
         for output in self._outputs:
             name = str(output.temporary)
             self._descriptors[name] = self._begin(output)
+            with contextlib.suppress(OSError):  # whoever finds the file without a lock knows that its writer is gone
+                fcntl.flock(self._descriptors[name], fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(self._descriptors[name], output.size)
             self._pwrite(name, 0, memoryview(output.head))
 
@@ -175,7 +185,10 @@ class Writer:
     def _pwrite(self, file: str, offset: int, view: memoryview) -> None:
         descriptor, done = self._descriptors[file], 0
         while done < len(view):
-            done += os.pwrite(descriptor, view[done:], offset + done)
+            count = os.pwrite(descriptor, view[done:], offset + done)
+            if count == 0:
+                raise OSError(errno.EIO, "the file system takes no more bytes and says no reason", file)
+            done += count
 
     def commit(self) -> None:
         """Makes the output durable and gives the files their names, the last one last.
@@ -193,8 +206,13 @@ class Writer:
         try:
             for output in self._outputs:
                 os.fsync(self._descriptors[str(output.temporary)])
-            self._close()
+            for parent in self._made:
+                sync_folder(parent.parent)
             self._appear()
+            self._close()
+        except CheckpointError:
+            self.abort()
+            raise
         except OSError as error:
             self.abort()
             raise os_error(error, error.filename or self.files[0], "write") from error
@@ -203,32 +221,54 @@ class Writer:
         folder = self._outputs[0].final.parent
         if self._new_folder is not None:
             temporary, final = self._new_folder
-            _sync_folder(temporary)
-            temporary.rename(final)
-            _sync_folder(final.parent)
+            sync_folder(temporary)
+            with locked(final.parent):
+                self._refuse_changed()
+                temporary.rename(final)
+                sync_folder(final.parent)
             return
-        # While old and new shards lie side by side, no index may join them.
-        aside = {index: index.rename(beside(index)) for index in self._set_aside}
-        if aside:
-            _sync_folder(folder)
-        replaced = 0
-        try:
-            for output in self._outputs:
-                output.temporary.replace(output.final)
-                replaced += 1
-        finally:
-            if not replaced:
-                for index, hidden in aside.items():
-                    hidden.replace(index)
-        _sync_folder(folder)
-        for path in (*aside.values(), *self._stale):
-            path.unlink(missing_ok=True)
-        if aside or self._stale:
-            _sync_folder(folder)
+        with locked(folder):
+            self._refuse_changed()
+            unfinished = Replacement.read(folder)
+            if unfinished is not None and not self._whole_folder:
+                unfinished.carry_out()
+            if len(self._outputs) == 1 and not (self._set_aside or self._stale or (unfinished and self._whole_folder)):
+                self._outputs[0].temporary.replace(self._outputs[0].final)
+                sync_folder(folder)
+                return
+            replacement = Replacement(
+                folder,
+                tuple(str(path.relative_to(folder)) for path in self._set_aside),
+                tuple((output.temporary.name, output.final.name) for output in self._outputs),
+                tuple(str(path.relative_to(folder)) for path in self._stale),
+            )
+            replacement.write()
+            self._decided = True
+            replacement.carry_out()
+
+    def _seen(self) -> dict[str, tuple[int, ...] | None]:
+        """What lies where the output is to appear."""
+        if self._new_folder is not None:
+            return {str(self._new_folder[1]): stamp_of(self._new_folder[1])}
+        places = {*(output.final for output in self._outputs), *self._set_aside, *self._stale}
+        if self._whole_folder:
+            with contextlib.suppress(OSError):
+                places |= {p for p in self._outputs[0].final.parent.iterdir() if p.name.endswith(WEIGHTS)}
+        return {str(path): stamp_of(path) for path in places}
+
+    def _refuse_changed(self) -> None:
+        now = self._seen()
+        changed = sorted(p for p in {*now, *self._before} if now.get(p) != self._before.get(p))
+        if changed:
+            text = "something else wrote to the same place while this output was being written; it is left as it is"
+            help = "was the same command started twice? look what is there; overwrite=True (--overwrite) replaces it"
+            raise CheckpointError(Diagnostic("output-changed", text, changed[0], tuple(changed[1:6]), help=help))
 
     def abort(self) -> None:
         """Removes everything temporary; a second call does nothing."""
         self._close()
+        if self._decided:
+            return  # the new files are the checkpoint now, whatever their names: a reader finds them by the record
         for output in self._outputs:
             with contextlib.suppress(OSError):
                 output.temporary.unlink(missing_ok=True)
@@ -245,11 +285,3 @@ class Writer:
             self.commit()
         else:
             self.abort()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

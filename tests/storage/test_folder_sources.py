@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from ckptsurgery.errors import CheckpointError
 from ckptsurgery.storage import open_checkpoint
-from ckptsurgery.storage.staging import MARK
+from ckptsurgery.storage.transactions import MARK, RECORD, Replacement
 
 A, B = torch.arange(3.0), torch.ones(2)
 C = B.clone()
@@ -197,9 +197,27 @@ def test_hidden_and_temporary_files_are_no_checkpoint(folder: Path) -> None:
     assert list(open_checkpoint(folder)) == ["b", "a"]
 
 
-def test_a_save_that_was_interrupted_between_names_is_refused(folder: Path) -> None:
-    (folder / "model.safetensors.index.json").rename(folder / f".model.safetensors.index.json{MARK}1-2")
-    assert codes(folder) == ["interrupted-save"]
+def test_a_save_that_was_decided_counts_before_its_files_have_their_names(folder: Path) -> None:
+    """The record says what the folder holds: here one file takes the place of all shards, and nothing is renamed."""
+    save_file({"new": torch.ones(2)}, folder / f".model.safetensors{MARK}1-2")
+    old = sorted(path.name for path in folder.glob("*.safetensors"))
+    renamed = ((f".model.safetensors{MARK}1-2", "model.safetensors"),)
+    Replacement(folder, ("model.safetensors.index.json",), renamed, tuple(old)).write()
+    assert list(open_checkpoint(folder)) == ["new"]
+    decided = Replacement.read(folder)
+    assert decided is not None
+    decided.carry_out()
+    assert list(open_checkpoint(folder)) == ["new"]
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["../x.safetensors", "/etc/passwd", "", "a\0b", 3])
+def test_a_record_that_reaches_out_of_its_folder_is_refused(name: object, folder: Path) -> None:
+    for told in ([name, "model.safetensors"], [f".x{MARK}1", name]):
+        (folder / RECORD).write_text(json.dumps({"hidden": [], "renamed": [told], "removed": []}))
+        assert codes(folder) == ["bad-record"]
+    (folder / RECORD).write_text(json.dumps({"hidden": [], "renamed": [], "removed": [name]}))
+    assert codes(folder) == ["bad-record"]
 
 
 def test_a_subtree_is_entered_and_its_prefix_stripped(folder: Path) -> None:

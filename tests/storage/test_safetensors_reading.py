@@ -261,3 +261,10 @@ def test_specs_are_shared_and_cost_no_data(tmp_path: Path) -> None:
     ckpt = open_checkpoint(tmp_path / "x.safetensors")
     assert ckpt.specs == {"x": TensorSpec((2, 3), "F32")}
     assert ckpt.specs is ckpt.specs
+
+
+def test_a_tensor_called_as_the_format_is_not_taken_for_a_tie(tmp_path: Path) -> None:
+    save_file({"pt": torch.ones(1)}, tmp_path / "x.safetensors", metadata={"format": "pt", "": "pt"})
+    with open_checkpoint(tmp_path / "x.safetensors") as ckpt:
+        assert list(ckpt) == ["pt"]
+        assert ckpt.metadata["format"] == "pt"
