@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ..errors import Diagnostic
+from ..errors import Diagnostic, RecipeError
+from ..language.calls import parse_call
 from ..language.folding import fold, fold_groups
 from ..ops.base import OpError
+from ..ops.initialisers import Initialiser
 from ..ops.registry import make_op
 from ..specs import DTYPES, TensorSpec, dtype_name, is_lossless
 from .expanding import BoundPattern, Stage
@@ -131,6 +133,7 @@ class _Fitting:
 
     def inits(self, inits: Sequence[BoundPattern]) -> None:
         for init in inits:
+            self.check_initialiser(init)
             found = False
             for key in self.wanted:
                 if init.pattern.match(key) is None:
@@ -153,6 +156,17 @@ class _Fitting:
                     init,
                     f'"? {init.text}" may match nothing',
                 )
+
+    def check_initialiser(self, init: BoundPattern) -> None:
+        """A text that names no initialiser is told now, not when everything else is loaded."""
+        if not isinstance(init.value, str):
+            return
+        try:
+            call = parse_call(init.value)
+            Initialiser.of(call.name, call.args, dict(call.keywords))
+        except (RecipeError, OpError) as error:
+            said = error.diagnostics[0].headline if isinstance(error, RecipeError) else str(error)
+            self.problem("bad-init", f"[init] '{init.pattern}': {said}", init, None)
 
     def target_ties(self) -> None:
         """Names that are one tensor in the target are filled from one; where several are made, they must be equal."""

@@ -12,6 +12,7 @@ import ckptsurgery as cs
 from ckptsurgery.language.recipe import Recipe, Scope
 from ckptsurgery.planning.planner import make_plan
 
+HEAD = {"b": (2,), "h": (2,)}
 TARGETS: list[tuple[str, Shapes, Any, Shapes, str, tuple[str, ...]]] = [
     (
         "another shape",
@@ -60,6 +61,22 @@ TARGETS: list[tuple[str, Shapes, Any, Shapes, str, tuple[str, ...]]] = [
         {"b": (2,)},
         "init-and-made",
         ("'b'",),
+    ),
+    (
+        "an initialiser that nobody knows",
+        {"a": (2,)},
+        Recipe(["a -> b"], init={"h": "zeross"}),
+        HEAD,
+        "bad-init",
+        ("zeros",),
+    ),
+    (
+        "an initialiser that is no call",
+        {"a": (2,)},
+        Recipe(["a -> b"], init={"h": "zeros("}),
+        HEAD,
+        "bad-init",
+        ("'h'",),
     ),
 ]
 
