@@ -58,11 +58,11 @@ def fitting_recipes(checkpoint: Checkpoint, target: Target, config: Mapping[str,
     Args:
         config: the target's own, tried where the source's does not do.
     """
-    settings = [c for c in (checkpoint.config, config) if c is not None] or [None]
+    known: list[Mapping[str, Any] | None] = [c for c in (checkpoint.config, config) if c is not None]
     return [
         name
         for name in (list_recipes() if len(checkpoint) else ())
-        if any(_planned(checkpoint, load_recipe(name), target, c, dtype="model") for c in settings)
+        if any(_planned(checkpoint, load_recipe(name), target, c, dtype="model") for c in known or [None])
     ]
 
 

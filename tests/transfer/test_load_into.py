@@ -210,48 +210,6 @@ def test_gamma_and_beta_are_read_where_the_model_has_weight_and_bias() -> None:
     assert same(model.state_dict(), source)
 
 
-class Tied(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(6, 4)
-        self.head = nn.Linear(4, 6, bias=False)
-        self.head.weight = self.embed.weight
-
-
-@pytest.mark.parametrize("assign", [False, True])
-@pytest.mark.parametrize("name", ["embed.weight", "head.weight"])
-def test_one_name_of_a_tie_is_enough_and_the_tie_holds(name: str, assign: bool) -> None:
-    model, value = Tied(), torch.randn(6, 4)
-    report = cs.load_into(model, {name: value}, assign=assign)
-    assert model.head.weight is model.embed.weight and torch.equal(model.embed.weight, value)
-    assert len(report.loaded) == len(report.tied) == 1 and not report.missing_keys
-
-
-def test_both_names_of_a_tie_must_be_equal() -> None:
-    value = torch.randn(6, 4)
-    model = Tied()
-    cs.load_into(model, {"embed.weight": value, "head.weight": value.clone()})
-    assert model.head.weight is model.embed.weight and torch.equal(model.embed.weight, value)
-    before = model.embed.weight.clone()
-    with pytest.raises(cs.CkptSurgeryError) as error:
-        cs.load_into(model, {"embed.weight": value, "head.weight": value + 1})
-    assert codes(error) == {"tied-values-differ"} and torch.equal(model.embed.weight, before)
-
-
-def test_a_tie_survives_a_meta_model_and_to_empty() -> None:
-    with torch.device("meta"):
-        model = Tied()
-    model.head.weight = model.embed.weight
-    value = torch.randn(6, 4)
-    cs.load_into(model, {"embed.weight": value}, assign=True)
-    assert model.head.weight is model.embed.weight and not model.embed.weight.is_meta
-
-
-def test_to_init_a_tied_head_is_refused() -> None:
-    with pytest.raises(cs.LoadError, match="untie"):
-        cs.load_into(Tied(), {"embed.weight": torch.ones(6, 4)}, init="head")
-
-
 def test_a_meta_model_wants_assign() -> None:
     with torch.device("meta"):
         model = Net()
