@@ -83,10 +83,10 @@ def run_tasks(tasks: Iterable[Task], moved: Moved, budget: int = BUDGET) -> None
                 running[pool.submit(task.run)] = task.held
             while running:
                 _reap(running, moved)
-        except BaseException:
+        finally:
+            # nothing is left here but for a failure: what has not begun shall not
             for future in running:
                 future.cancel()
-            raise
 
 
 def _reap(running: dict[Future[int], int], moved: Moved) -> None:

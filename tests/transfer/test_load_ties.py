@@ -1,4 +1,4 @@
-"""Tied tensors through a load: either name is enough, both must agree, and the tie holds whatever happened to the model."""
+"""Tied tensors through a load: either name is enough, both must agree, and the tie holds."""
 
 from __future__ import annotations
 
