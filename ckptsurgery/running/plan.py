@@ -11,6 +11,7 @@ from ..catalog import RecipeLike, as_recipe, load_recipe
 from ..errors import CheckpointError, Diagnostic, PlanError
 from ..language.dims import DimValue
 from ..language.recipe import Recipe
+from ..planning.costing import Cost, cost_of
 from ..planning.plan import Plan
 from ..planning.planner import make_plan
 from ..planning.reversing import reversed_plan
@@ -21,6 +22,7 @@ from ..storage.collection import without_collection
 from ..storage.opening import open_checkpoint
 from .report import Report
 from .saving import save_plan, state_dict_of
+from .streaming import output_aliases
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -39,6 +41,13 @@ class RunnablePlan(Plan):
     """
 
     checkpoint: Checkpoint = field(default_factory=lambda: open_checkpoint({}), repr=False, compare=False)
+
+    @property
+    def cost(self) -> Cost:
+        """What running it will take; tensors that are tied in the source are written once, and not compared."""
+        place = self.checkpoint.extent
+        one = [pair for pair in self.proofs if place(pair[0]) is not None and place(pair[0]) == place(pair[1])]
+        return cost_of(self, output_aliases(self, self.checkpoint), one)
 
     def save(
         self,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import random
+import shutil
+import subprocess
 import sys
 import zipfile
 from collections.abc import Iterable
@@ -69,12 +72,12 @@ def experts_like(folder: Path, count: int = 100_000, shards: int = 20) -> Path:
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     experts = 512
-    layers = count // (3 * experts) + 1
+    layers = round(count / (3 * experts))  # whole layers: every one has all of its experts
     keys = [
         f"model.layers.{i}.mlp.experts.{e}.{p}.weight"
         for i in range(layers) for e in range(experts) for p in ("gate_proj", "up_proj", "down_proj")
     ]  # fmt: skip
-    return in_shards(folder, [(k, "BF16", (64, 128)) for k in keys[:count]], shards)
+    return in_shards(folder, [(k, "BF16", (64, 128)) for k in keys], shards)
 
 
 def in_shards(folder: Path, tensors: list[tuple[str, str, tuple[int, ...]]], shards: int) -> Path:
@@ -106,13 +109,48 @@ def single_fp32(path: Path, gigabytes: float) -> Path:
     """One safetensors file, fp32, whose values are near one: exact enough for every format."""
     if path.exists():
         return path
-    from safetensors.torch import save_file
-
     import torch
+    from safetensors.torch import save_file
 
     rows = int(gigabytes * 1e9 / 4 / 2048 / 16)
     save_file({f"layers.{i}.weight": torch.full((rows, 2048), 0.5 + i / 64) for i in range(16)}, path)
     return path
+
+
+PEERS = ("accelerate", "mergekit")
+
+
+def missing(name: str) -> bool:
+    """Whether a peer is not installed."""
+    return importlib.util.find_spec(name) is None
+
+
+def sharing_folder(work: Path, source: str) -> tuple[str, str] | None:
+    """A copy of the source, and a place for the output, on an XFS in a loop device; None where none can be."""
+    image, mount = work / "xfs.img", work / "xfs"
+    size = sum(file.stat().st_size for file in Path(source).iterdir())
+    if os.geteuid() or not shutil.which("mkfs.xfs") or not shutil.which("losetup"):
+        return None
+    unmount(work)
+    mount.mkdir(exist_ok=True)
+    with image.open("wb") as file:
+        file.truncate(int(2.5 * size) + (400 << 20))
+    commands = (
+        ["mkfs.xfs", "-q", "-f", "-m", "reflink=1", str(image)],
+        ["mount", "-o", "loop", str(image), str(mount)],
+        ["cp", "--reflink=never", "-r", source, str(mount / "source")],
+    )
+    if any(subprocess.run(command, capture_output=True).returncode for command in commands):
+        unmount(work)
+        return None
+    return str(mount / "source"), str(mount / "out")
+
+
+def unmount(work: Path) -> None:
+    """Take the loop device away again."""
+    if (work / "xfs").is_mount():
+        subprocess.run(["umount", str(work / "xfs")], check=True)
+    (work / "xfs.img").unlink(missing_ok=True)
 
 
 def free_bytes(folder: Path) -> int:
@@ -126,7 +164,7 @@ def make_all(work: Path, small: bool) -> list[str]:
     size = 0.35 if small else 4.0
     paths = [
         llama_like(work / f"llama-{size}", size),
-        experts_like(work / f"experts-{small}", 20_000 if small else 100_000),
+        experts_like(work / f"moe-{small}", 20_000 if small else 100_000),
         torch_zip(work / f"zip-{small}.pt", 0.25 if small else 2.0),
         single_fp32(work / f"plain-{small}.safetensors", 0.25 if small else 2.0),
     ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -25,7 +26,10 @@ FUSE = [
 ]
 STACK = ["model.layers.{i}.mlp.experts.{e}.{p}.weight [o d] -> layers.{i}.{p} [e d o]"]
 FORTY = [
-    *(f"model.layers.{{i}}.mlp.experts.{{e}}.{a}_proj.weight -> l.{{i}}.e.{{e}}.{b}.weight" for a, b in (("gate", "w1"), ("up", "w3"), ("down", "w2"))),
+    *(
+        f"model.layers.{{i}}.mlp.experts.{{e}}.{a}_proj.weight -> l.{{i}}.e.{{e}}.{b}.weight"
+        for a, b in (("gate", "w1"), ("up", "w3"), ("down", "w2"))
+    ),
     *(f"? model.layers.{{i}}.block{n}.{{r...}} -> l.{{i}}.b{n}.{{r...}}" for n in range(37)),
 ]  # fmt: skip
 
@@ -38,8 +42,13 @@ def anonymous() -> int:
     return 0
 
 
-def cp(source: str, target: str) -> dict[str, object]:
-    raise SystemExit("cp is run as itself")
+def cp_and_sync(source: str, target: str) -> dict[str, object]:
+    subprocess.run(["cp", "-r", source, target], check=True)
+    for file in Path(target).iterdir() if Path(target).is_dir() else [Path(target)]:
+        descriptor = os.open(file, os.O_RDWR)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    return {}
 
 
 def ours_rename(source: str, target: str, shards: str = "2GB") -> dict[str, object]:
@@ -234,6 +243,7 @@ def ours_copy(source: str) -> dict[str, object]:
 
     model = meta_model(source).to_empty(device="cpu")
     touch(model)
+    cs.load_into  # noqa: B018 - imports before the clock starts, as for the peers
     before, start = anonymous(), time.perf_counter()
     cs.load_into(model, source)
     return {"seconds": time.perf_counter() - start, "anonymous": anonymous() - before}
@@ -279,14 +289,47 @@ def bytes_read() -> int:
     return int(Path("/proc/self/io").read_text().split()[1])
 
 
-def ours_in_place(source: str, work: str) -> dict[str, object]:
+def peer_mergekit(source: str, target: str) -> dict[str, object]:
+    import yaml
+    from mergekit.config import MergeConfiguration
+    from mergekit.merge import run_merge
+    from mergekit.options import MergeOptions
+
+    layers = json.loads(Path(source, "config.json").read_text())["num_hidden_layers"]
+    slices = [{"sources": [{"model": source, "layer_range": [0, layers]}]}]
+    config = {"slices": slices, "merge_method": "passthrough", "dtype": "bfloat16"}
+    options = MergeOptions(lazy_unpickle=True, copy_tokenizer=False)
+    run_merge(MergeConfiguration.model_validate(yaml.safe_load(yaml.dump(config))), target, options)
+    return {}
+
+
+def peer_accelerate_meta(source: str) -> dict[str, object]:
+    from accelerate import load_checkpoint_in_model
+
+    model = meta_model(source)
+    before, start = anonymous(), time.perf_counter()
+    load_checkpoint_in_model(model, source, device_map={"": "cpu"})
+    return {"seconds": time.perf_counter() - start, "anonymous": anonymous() - before}
+
+
+def peer_accelerate_copy(source: str) -> dict[str, object]:
+    from accelerate import load_checkpoint_in_model
+
+    model = meta_model(source).to_empty(device="cpu")
+    touch(model)
+    before, start = anonymous(), time.perf_counter()
+    load_checkpoint_in_model(model, source)
+    return {"seconds": time.perf_counter() - start, "anonymous": anonymous() - before}
+
+
+def ours_in_place(source: str) -> dict[str, object]:
     import ckptsurgery as cs
 
     start = time.perf_counter()
     cs.plan(source, "layers.{i}.weight -> l.{i}.weight").save(source, in_place=True)
     seconds = time.perf_counter() - start
-    cs.plan(source, "l.{i}.weight -> layers.{i}.weight").save(source, in_place=True)
-    return {"seconds": seconds}
+    cs.restore_header(source)
+    return {"seconds": seconds, "torch": "torch" in sys.modules}
 
 
 def clean(path: str) -> None:
