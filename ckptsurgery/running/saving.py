@@ -110,6 +110,7 @@ def _write(
     del specs
     with writer, ByteBar(total, f"writing {path.name}", progress) as bar:
         stream(plan, checkpoint, writer, bar, budget=budget)
+        checkpoint.check_unchanged()
     return tuple(writer.files), bar.done, [*_left_out(checkpoint, writer), *_resumed(writer)]
 
 

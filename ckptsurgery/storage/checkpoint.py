@@ -66,7 +66,8 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
         self.files: tuple[str, ...] = tuple(
             dict.fromkeys(e.file for e in contents.entries.values() if e.file is not None)
         )
-        self._open_files = OpenFiles(self.files)
+        self.stamps: dict[str, tuple[int, ...]] = contents.stamps
+        self._open_files = OpenFiles(self.files, self.stamps)
         self._dense: tuple[str, memoryview] | None = None
 
     @cached_property
@@ -175,6 +176,14 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
         for key in self.entries:
             tensors[key] = tensors[first[key]] if key in first else self.load(key).contiguous()
         return tensors
+
+    def check_unchanged(self) -> None:
+        """Makes sure that the files which were read are as they were when their headers were read.
+
+        Raises:
+            CheckpointError: something wrote to one of them, so what was read may be of two minds.
+        """
+        self._open_files.check_unchanged()
 
     def close(self) -> None:
         """Closes the files; tensors that were loaded stay valid."""

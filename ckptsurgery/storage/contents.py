@@ -1,7 +1,7 @@
 """What a format's reader returns: where each tensor lies, and what else the file holds.
 
-A format is a function from a path to `Contents`; everything after that (mounts, subtrees, ties, slices, streaming) is the
-same for all formats and knows `Entry` alone.
+A format is a function from a path to `Contents`; everything after that (mounts, subtrees, ties, slices, streaming) is
+the same for all formats and knows `Entry` alone.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ class Contents:
         metadata: string metadata of the format.
         extras: dotted path -> value for what is no tensor of the model (epoch, arguments, optimizer, `_metadata`).
         config: the model's configuration where one lies beside or inside, else None.
+        stamps: file -> what it was when its header was read, so that another one in its place is noticed.
     """
 
     entries: dict[str, Entry]
@@ -68,3 +69,4 @@ class Contents:
     metadata: dict[str, str] = field(default_factory=dict)
     extras: dict[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] | None = None
+    stamps: dict[str, tuple[int, ...]] = field(default_factory=dict)

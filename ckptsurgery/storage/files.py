@@ -7,12 +7,12 @@ import mmap
 import os
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ..errors import CheckpointError, Diagnostic
 
-__all__ = ["OpenFiles", "os_error"]
+__all__ = ["OpenFiles", "os_error", "stamp"]
 
 
 class OpenFiles:
@@ -22,8 +22,8 @@ class OpenFiles:
     each file's identity is taken at the start and compared when it is opened; from then on the descriptor holds it.
     """
 
-    def __init__(self, paths: Iterable[str]) -> None:
-        self._stamps = {path: _stamp(Path(path).stat()) for path in paths}
+    def __init__(self, paths: Iterable[str], stamps: Mapping[str, tuple[int, ...]] = {}) -> None:
+        self._stamps = {path: stamps.get(path) or stamp(Path(path).stat()) for path in paths}
         self._descriptors: dict[str, int] = {}
         self._lock = threading.Lock()
         self._closed = False
@@ -57,17 +57,17 @@ class OpenFiles:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise os_error(error, path) from error
-        if _stamp(os.fstat(descriptor)) != self._stamps.get(path):
+        if stamp(os.fstat(descriptor)) != self._stamps.get(path):
             os.close(descriptor)
-            raise CheckpointError(
-                Diagnostic(
-                    "file-changed",
-                    "the file was replaced or changed after its header was read",
-                    path,
-                    help="open the checkpoint again",
-                )
-            )
+            raise _changed(path)
         return descriptor
+
+    def check_unchanged(self) -> None:
+        """Makes sure that nothing wrote to the files that are open since their headers were read."""
+        with self._lock:
+            for path, descriptor in self._descriptors.items():
+                if stamp(os.fstat(descriptor)) != self._stamps.get(path):
+                    raise _changed(path)
 
     def read(self, path: str, offset: int, nbytes: int) -> bytearray:
         """Bytes `[offset, offset + nbytes)` of a file."""
@@ -118,7 +118,13 @@ def _close_all(descriptors: dict[str, int]) -> None:
         os.close(descriptor)
 
 
-def _stamp(status: os.stat_result) -> tuple[int, int, int, int]:
+def _changed(path: str) -> CheckpointError:
+    text = "the file was replaced or changed after its header was read"
+    return CheckpointError(Diagnostic("file-changed", text, path, help="let the writer finish, then do this again"))
+
+
+def stamp(status: os.stat_result) -> tuple[int, ...]:
+    """What tells a file from another in its place, and from itself after something wrote to it."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 

@@ -41,7 +41,9 @@ def read_mounts(source: Mapping[str, Any], open_one: Callable[[Any], Checkpoint]
         except CheckpointError as error:
             problems += error.diagnostics
             continue
-        parts[prefix] = Contents(opened.entries, opened.aliases, opened.metadata, opened.extras, opened.config)
+        parts[prefix] = Contents(
+            opened.entries, opened.aliases, opened.metadata, opened.extras, opened.config, opened.stamps
+        )
         if opened is not one:
             opened.close()
     if problems:
@@ -66,6 +68,7 @@ def join_mounts(parts: Mapping[str, Contents], place: str) -> Contents:
                 clashes.append(prefix + key)
             joined.entries[prefix + key] = entry
         joined.aliases |= {prefix + alias: prefix + kept for alias, kept in part.aliases.items()}
+        joined.stamps |= part.stamps
         joined.metadata |= {prefix + name: value for name, value in part.metadata.items()}
         joined.extras |= {prefix + path: value for path, value in part.extras.items()}
     if clashes:

@@ -42,7 +42,9 @@ def open_checkpoint(source: Any, subtree: str | None = None, by_file: bool = Fal
         if isinstance(source, Checkpoint):
             if not subtree:
                 return source
-            whole = Contents(source.entries, source.aliases, source.metadata, source.extras, source.config)
+            whole = Contents(
+                source.entries, source.aliases, source.metadata, source.extras, source.config, source.stamps
+            )
             return Checkpoint(enter(whole, subtree, source.source), source.source)
         if isinstance(source, (str, os.PathLike)):
             return _open_path(os.fspath(source), subtree, by_file)

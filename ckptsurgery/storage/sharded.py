@@ -82,7 +82,8 @@ def read_index(path: str, read: Reader, places: Mapping[str, str] = {}) -> Conte
     own = {name: value for name, value in about.items() if name not in aliases and not name.startswith("total_")}
     metadata |= {name: value if isinstance(value, str) else json.dumps(value) for name, value in own.items()}
     extras = {path: value for contents in shards.values() for path, value in contents.extras.items()}
-    return Contents(entries, aliases, metadata, extras)
+    stamps = {path: stamp for contents in shards.values() for path, stamp in contents.stamps.items()}
+    return Contents(entries, aliases, metadata, extras, stamps=stamps)
 
 
 def weight_map_of(path: str) -> tuple[dict[str, str], dict[str, Any]]:
@@ -184,6 +185,7 @@ def read_together(folder: str, names: Sequence[str], read: Reader) -> Contents:
                 f"{len(missing)} of the numbered shards are not there",
                 folder,
                 notes=shown_keys(sorted(missing)),
+                help="download or copy the missing files too",
             )
         )
     joined, owner = Contents({}), dict[str, str]()
@@ -196,6 +198,7 @@ def read_together(folder: str, names: Sequence[str], read: Reader) -> Contents:
             owner[key] = name
         joined.entries |= contents.entries
         joined.aliases |= contents.aliases
+        joined.stamps |= contents.stamps
         joined.metadata |= contents.metadata
         joined.extras |= contents.extras
     if twice:

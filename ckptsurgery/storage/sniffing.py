@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError, Diagnostic
 from .contents import Contents
-from .files import os_error
+from .files import os_error, stamp
 from .safetensors_format import MAX_HEADER, read_safetensors
 from .sharded import read_index
 from .subtree import enter
@@ -67,10 +67,18 @@ def read_file(
     """
     path = places.get(path, path)
     with _opened(path) as file:
-        head = file.read(_HEAD)
-        kind = kind_of(head, os.fstat(file.fileno()).st_size)
-        if kind == "safetensors" or (kind == "unknown" and path.endswith(".safetensors")):
-            return read_safetensors(path, subtree, file)
+        # Taken before anything is read: whatever changes from here on is noticed when the data is read.
+        before = stamp(os.fstat(file.fileno()))
+        contents = _read_opened(path, subtree, file, shard, places)
+    contents.stamps[path] = before
+    return contents
+
+
+def _read_opened(path: str, subtree: str | None, file: FileIO, shard: bool, places: Mapping[str, str]) -> Contents:
+    head = file.read(_HEAD)
+    kind = kind_of(head, os.fstat(file.fileno()).st_size)
+    if kind == "safetensors" or (kind == "unknown" and path.endswith(".safetensors")):
+        return read_safetensors(path, subtree, file)
     if kind == "zip":
         from .torch_zip import read_torch_zip
 

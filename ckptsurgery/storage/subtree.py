@@ -36,4 +36,4 @@ def enter(contents: Contents, subtree: str, source: str) -> Contents:
         if alias.startswith(prefix) and kept.startswith(prefix)
     }
     extras = {path[len(prefix) :]: value for path, value in contents.extras.items() if path.startswith(prefix)}
-    return Contents(entries, aliases, contents.metadata, extras, contents.config)
+    return Contents(entries, aliases, contents.metadata, extras, contents.config, contents.stamps)
