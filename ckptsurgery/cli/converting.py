@@ -13,7 +13,7 @@ from .output import show
 from .recipe import config_from, dims_from, recipe_from
 from .targets import target_from
 
-__all__ = ["convert", "plan"]
+__all__ = ["convert", "plan", "restore_header"]
 
 
 def plan(
@@ -75,6 +75,7 @@ def convert(
     dry_run: o.DryRun = False,
     overwrite: o.Overwrite = False,
     resume: o.Resume = False,
+    in_place: o.InPlace = False,
     check: o.Check = False,
     companions: o.Companions = False,
     json: o.Json = False,
@@ -87,6 +88,7 @@ def convert(
     ckptsurgery convert old.bin new.safetensors
     ckptsurgery convert old.bin out/ --recipe mine.toml --max-shard-size 5GB --check
     ckptsurgery convert new.safetensors back.safetensors --recipe mine.toml --inverse
+    ckptsurgery convert big.safetensors big.safetensors --rule 'module.{rest...} -> {rest...}' --in-place
     """
     said = recipe_from(recipe, rule, inverse=inverse, drop=drop, rest=rest, tie=tie)
     with cs.open(source, subtree=subtree, by_file=by_file) as checkpoint:
@@ -106,7 +108,17 @@ def convert(
             max_memory=max_memory,
             overwrite=overwrite,
             resume=resume,
+            in_place=in_place,
             check=check,
             companions=companions,
         )
     return show(report, json)
+
+
+def restore_header(file: o.Source) -> None:
+    """Take back a change in place: the old header lies beside the file.
+
+    \b
+    ckptsurgery restore-header big.safetensors
+    """
+    cs.restore_header(file)

@@ -104,6 +104,14 @@ Resume = Annotated[
         help="Keep what is written when interrupted, and go on from it the next time; give it from the start on.",
     ),
 ]
+InPlace = Annotated[
+    bool,
+    typer.Option(
+        "--in-place",
+        rich_help_panel=_OUTPUT,
+        help="DST is SRC: write a new header over the old one, which is saved; `restore-header` puts it back.",
+    ),
+]
 Check = Annotated[
     bool, typer.Option("--check", rich_help_panel=_OUTPUT, help="Read the output back and prove that it is the plan's.")
 ]

@@ -60,6 +60,14 @@ def program(version: Version = False) -> None:
     """
 
 
-for command in (looking.inspect, converting.plan, converting.convert, looking.diff, looking.ties, showing.demo):
+for command in (
+    looking.inspect,
+    converting.plan,
+    converting.convert,
+    converting.restore_header,
+    looking.diff,
+    looking.ties,
+    showing.demo,
+):
     app.command()(command)
 app.add_typer(catalog.app, name="recipes")

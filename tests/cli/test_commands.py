@@ -102,6 +102,16 @@ def test_a_folder_is_sharded_and_takes_its_companions(source: Path) -> None:
     assert cs.diff(source, out).identical
 
 
+def test_a_change_in_place_is_made_and_taken_back(source: Path) -> None:
+    before = source.read_bytes()
+    text = run("convert", source, source, "--rule", "blocks.{r...} -> b.{r...}", "--rest", "keep", "--in-place").stdout
+    assert "restore_header" in text
+    assert "b.0.mask" in cs.open(source)
+    run("restore-header", source)
+    assert source.read_bytes() == before
+    assert "missing-file" in run("restore-header", source, code=1).stderr
+
+
 def test_companions_of_a_file_are_refused_before_it_is_written(source: Path) -> None:
     out = source.with_name("out.safetensors")
     assert "companions-need-a-folder" in run("convert", source, out, "--companions", code=1).stderr
