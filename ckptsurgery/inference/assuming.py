@@ -56,9 +56,7 @@ def assumed(
     return tuple(Assumption(k, f"{_TEXTS[k]}: {_folded(names)}", tuple(names)) for k, names in listed.items())
 
 
-def _kinds(
-    move: Move, roles: Mapping[str, frozenset[str]], sources: Mapping[str, frozenset[str]]
-) -> Iterable[str]:
+def _kinds(move: Move, roles: Mapping[str, frozenset[str]], sources: Mapping[str, frozenset[str]]) -> Iterable[str]:
     found = {r for k in move.targets for r in roles.get(k, ())} | {r for k in move.sources for r in sources.get(k, ())}
     if found & _ORDERED:
         yield "rows"

@@ -1,7 +1,7 @@
 """What one side holds apart and the other as one: query, key and value; gate and up; experts; found by counting shapes.
 
-A fusion is taken for all layers at once, and only if it makes the two sides' shapes more alike and the fused shape exists
-opposite. It is taken role by role: weights may be fused while biases stay apart.
+A fusion is taken for all layers at once, and only if it makes the two sides' shapes more alike and the fused shape
+exists opposite. It is taken role by role: weights may be fused while biases stay apart.
 """
 
 from __future__ import annotations
@@ -185,4 +185,3 @@ def _apply(units: list[Unit], chosen: list[_Fusion]) -> list[Unit]:
         if left:
             kept.append(unit if len(left) == len(unit.leaves) else replace(unit, leaves=left))
     return with_roles(sorted([*kept, *added], key=lambda u: u.order))
-

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 from .relating import Relation, relate
 from .resolving import Move
 
-__all__ = ["Atom", "Flat", "atoms", "escaped", "flats"]
+__all__ = ["Atom", "Flat", "atoms", "common_head", "escaped", "flats"]
 
 _NUMBER = re.compile(r"(\d+)")
 _SPECIAL = re.compile(r"->|[{}\[\],|?\\]")
@@ -39,6 +38,17 @@ class Atom:
     dims: Mapping[str, Any] = field(default_factory=dict)
 
 
+def common_head(texts: Sequence[str]) -> str:
+    """The longest text that all begin with.
+
+    >>> common_head(["layer", "lay", "laid"])
+    'la'
+    """
+    low, high = min(texts), max(texts)
+    length = next((i for i, (a, b) in enumerate(zip(low, high)) if a != b), min(len(low), len(high)))
+    return low[:length]
+
+
 def escaped(text: str) -> str:
     """A literal as a pattern spells it."""
     return _SPECIAL.sub(lambda m: "\\" + m[0], text)
@@ -46,7 +56,7 @@ def escaped(text: str) -> str:
 
 @dataclass(frozen=True)
 class _Side:
-    """One side of a move: keys that differ in one place, cut at their numbers; `holes` are what differs, as patterns."""
+    """One side of a move, cut at its numbers; where its keys differ stands a capture."""
 
     pieces: tuple[str, ...]
     numbers: tuple[int, ...]
@@ -68,7 +78,7 @@ def _hole(keys: Sequence[str], fuse: str | None) -> tuple[str, str, str]:
     if fuse == "stack concat":
         half = [keys[0], keys[1]]
         head, mid, tail = _differ(half)
-        first, index, rest = _differ([keys[0], keys[2]])
+        first, index, _ = _differ([keys[0], keys[2]])
         assert index[0].isdigit()
         between = head[len(first) + len(index[0]) :]
         if len(head) < len(first):
@@ -80,10 +90,10 @@ def _hole(keys: Sequence[str], fuse: str | None) -> tuple[str, str, str]:
 
 def _differ(keys: Sequence[str]) -> tuple[str, list[str], str]:
     """What the keys share in front and behind, and what stands between; whole words and numbers only."""
-    head = os.path.commonprefix(list(keys))
+    head = common_head(list(keys))
     while head and head[-1].isalnum():
         head = head[:-1]
-    tail = os.path.commonprefix([k[len(head) :][::-1] for k in keys])[::-1]
+    tail = common_head([k[len(head) :][::-1] for k in keys])[::-1]
     while tail and tail[0].isalnum():
         tail = tail[1:]
     return head, [k[len(head) : len(k) - len(tail)] for k in keys], tail
@@ -299,4 +309,3 @@ def _source_value(relation: Relation, name: str) -> int | None:
         if re.fullmatch(r"\{(?:\d+\*|\d+-)?" + name + r"(?:[+-]\d+)?\}", text):
             return place
     return None
-

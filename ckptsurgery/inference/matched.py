@@ -91,7 +91,9 @@ def match(
     moves = resolve(a, b, sure)
     moves += _left_over(a, b, sure, moves)
     ties = _tied(dict(source), dict(target), moves)
-    questions = _questions(a, b, doubted, solution, evidence, weights, {k for m in moves for k in m.targets} | set(ties))
+    questions = _questions(
+        a, b, doubted, solution, evidence, weights, {k for m in moves for k in m.targets} | set(ties)
+    )
     return Matched(a, b, moves, ties, questions)
 
 
@@ -107,7 +109,8 @@ def _doubt(
         other = {k: v * float(np.exp(random.normal(0.0, _SPREAD))) for k, v in weights.items()}
         heard = {k: v * float(np.exp(random.normal(0.0, _SPREAD))) for k, v in votes.items()}
         kept.update(solve(evidence, voters, other, heard).pairs.keys())
-    sure, doubted = [], []
+    sure: list[tuple[int, int]] = []
+    doubted: list[tuple[int, int]] = []
     for pair, score in solution.pairs.items():
         if score < _LEAST and (score < _LEAST / 2 or solution.soft[pair] < 0.6):
             continue
@@ -128,7 +131,11 @@ def _questions(
             rows = []
             for i in best:
                 if role in a.units[i].leaves:
-                    said = {k: round(float(m[i, j]) * weights.get(k, 0.0), 2) for k, m in evidence.features.items() if m[i, j]}
+                    said = {
+                        k: round(float(m[i, j]) * weights.get(k, 0.0), 2)
+                        for k, m in evidence.features.items()
+                        if m[i, j]
+                    }
                     rows.append(Candidate(a.units[i].leaves[role].keys, round(float(solution.score[i, j]), 2), said))
             found += [Question(key, tuple(rows)) for key in leaf.keys if key not in made]
     return tuple(found)
@@ -166,7 +173,11 @@ def _left_over(a: Side, b: Side, pairs: Sequence[tuple[int, int]], moves: Sequen
             score[i, j] += 4.0 * max(near, default=0.0)
     for i in range(len(one)):
         for j in range(len(two)):
-            if evidence.mask[i, j] and score[i, j] >= max(score[i][evidence.mask[i] > 0]) and score[i, j] >= max(score[:, j][evidence.mask[:, j] > 0]):
+            if (
+                evidence.mask[i, j]
+                and score[i, j] >= max(score[i][evidence.mask[i] > 0])
+                and score[i, j] >= max(score[:, j][evidence.mask[:, j] > 0])
+            ):
                 others = sorted([*score[i][evidence.mask[i] > 0], *score[:, j][evidence.mask[:, j] > 0]])[:-2]
                 if score[i, j] >= 2 * _LEAST and (not others or score[i, j] - others[-1] > 1.0):
                     found.append((i, j))
@@ -223,6 +234,10 @@ def _meant(key: str) -> set[str]:
 def _sharing(source: str, key: str) -> bool:
     """Whether two tensors of one shape may well be one: an embedding and an output, or neighbours by name."""
     one, two = _meant(source), _meant(key)
-    if {"embedding", "token"} & one and {"head", "output", "decoder", "token", "embedding"} & two and "position" not in one | two:
+    if (
+        {"embedding", "token"} & one
+        and {"head", "output", "decoder", "token", "embedding"} & two
+        and "position" not in one | two
+    ):
         return True
     return key.split(".")[:-2] == source.split(".")[:-1] or key.split(".")[:-2] == source.split(".")[:-2]

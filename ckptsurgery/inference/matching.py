@@ -118,7 +118,8 @@ def _soften(score: Matrix, mask: Any, heat: float) -> Matrix:
     for _ in range(6):
         raw /= np.maximum(raw.sum(axis=0, keepdims=True), 1e-12)
         raw /= np.maximum(raw.sum(axis=1, keepdims=True), 1e-12)
-    return np.minimum(raw, raw / np.maximum(raw.sum(axis=0, keepdims=True), 1e-12))
+    result: Matrix = np.minimum(raw, raw / np.maximum(raw.sum(axis=0, keepdims=True), 1e-12))
+    return result
 
 
 def _votes(soft: Matrix, one: Any, two: Any) -> Matrix:
@@ -185,7 +186,9 @@ def assign(score: Matrix, mask: Any) -> list[tuple[int, int]]:
     found: list[tuple[int, int]] = []
     left = set(range(score.shape[0]))
     while left:
-        rows, columns, queue = set(), set(), [left.pop()]
+        rows: set[int] = set()
+        columns: set[int] = set()
+        queue = [left.pop()]
         while queue:
             i = queue.pop()
             rows.add(i)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .inducing import Atom
+from .inducing import Atom, common_head
 from .units import split_path
 
 __all__ = ["Book", "Draft", "merged"]
@@ -119,7 +118,7 @@ def _fallbacks(atoms: Sequence[Atom]) -> list[tuple[str, str]]:
     for atom in atoms:
         if atom.left:
             continue
-        common = os.path.commonprefix([atom.source[::-1], atom.target[::-1]])[::-1]
+        common = common_head([atom.source[::-1], atom.target[::-1]])[::-1]
         for cut in [0, *(m.end() for m in re.finditer(r"[./]", common))]:
             start = len(atom.source) - len(common) + cut, len(atom.target) - len(common) + cut
             pair = atom.source[: start[0]], atom.target[: start[1]]
@@ -235,7 +234,9 @@ def _compatible(members: Sequence[Atom]) -> list[Atom]:
     """The first and all whose axes go into one list with its."""
     taken = [members[0]]
     for atom in members[1:]:
-        if _axes([*taken, atom]) is not None and not any("{" in split_path(a.source)[1] + split_path(a.target)[1] for a in (atom, taken[0])):
+        if _axes([*taken, atom]) is not None and not any(
+            "{" in split_path(a.source)[1] + split_path(a.target)[1] for a in (atom, taken[0])
+        ):
             taken.append(atom)
     return taken
 
@@ -307,7 +308,15 @@ def _merge_modules(atoms: Sequence[Atom], book: Book) -> list[Atom]:
     for n, atom in enumerate(atoms):
         one, two = _last_variable(atom.source), _last_variable(atom.target)
         (mid, leaf), (to, end) = _middle(atom.source[one:]), _middle(atom.target[two:])
-        key = (atom.source[:one], atom.target[:two], leaf, end, atom.left, atom.right, repr(dict(atom.dims)))
+        key: tuple[Any, ...] = (
+            atom.source[:one],
+            atom.target[:two],
+            leaf,
+            end,
+            atom.left,
+            atom.right,
+            repr(dict(atom.dims)),
+        )
         if "{" in mid + to:
             key = (*key, n)
         groups[key].append((atom, mid, to))
@@ -340,7 +349,7 @@ def _one_module(key: tuple[Any, ...], rows: Sequence[tuple[Atom, str, str]], boo
     own = frozenset().union(*(book.claimed(r[0].source) for r in rows))
     base = replace(rows[0][0], moves=moves)
     if ones == twos and leaf == end and not base.left:
-        lead = os.path.commonprefix(ones)[:1] if all(o[:1] in "./" and o for o in ones) else ""
+        lead = common_head(ones)[:1] if all(o[:1] in "./" and o for o in ones) else ""
         whole = f"{head}{lead}{{r...}}"
         if (lead or not head or head[-1] in "./") and book.claimed(whole) <= own:
             return [replace(base, source=whole, target=f"{to_head}{lead}{{r...}}")]
@@ -357,11 +366,11 @@ def _one_module(key: tuple[Any, ...], rows: Sequence[tuple[Atom, str, str]], boo
 
 def _trimmed(texts: Sequence[str]) -> tuple[str, list[str], str]:
     """What the texts share at either end, as whole words, and what is left of each; no text is left empty if it need not be."""
-    head = os.path.commonprefix(list(texts))
+    head = common_head(list(texts))
     while head and head[-1] not in "./_-":
         head = head[:-1]
     rest = [t[len(head) :] for t in texts]
-    tail = os.path.commonprefix([t[::-1] for t in rest])[::-1]
+    tail = common_head([t[::-1] for t in rest])[::-1]
     while tail and tail[0] not in "./_-":
         tail = tail[1:]
     mids = [t[: len(t) - len(tail)] if tail else t for t in rest]

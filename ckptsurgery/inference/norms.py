@@ -9,8 +9,8 @@ from .vocabulary import concepts, words
 
 __all__ = ["is_norm", "stage"]
 
-_BEFORE = frozenset("pre input before first in".split())
-_AFTER = frozenset("post after second output out".split())
+_BEFORE = frozenset(["pre", "input", "before", "first", "in"])
+_AFTER = frozenset(["post", "after", "second", "output", "out"])
 
 
 @lru_cache(maxsize=65536)
@@ -35,6 +35,7 @@ def stage(family: str) -> float | None:
     last = family.rsplit("#", 1)[-1]
     parts = [w for segment in _segments(last) for w in words(segment)]
     known = {c for segment in _segments(last) for c, _ in concepts(segment)}
+    known |= {c for word in parts for c, _ in concepts(word) if c in ("attention", "mlp")}
     before, after = bool(_BEFORE & set(parts)), bool(_AFTER & set(parts))
     attention = "attention" in known and "mlp" not in known
     if "cross" in known:

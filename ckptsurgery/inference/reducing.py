@@ -64,7 +64,9 @@ def _shown(key: str, hidden: Mapping[str, Mapping[int, int]]) -> str:
     return "".join(parts)
 
 
-def reduced(source: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec], cut: bool = True) -> tuple[Reduced, Reduced]:
+def reduced(
+    source: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec], cut: bool = True
+) -> tuple[Reduced, Reduced]:
     """The keys of both sides that stand for all, each side in its order; all of them where nothing is to be cut.
 
     >>> spec = TensorSpec((2,), "F32")
@@ -115,8 +117,8 @@ def _reduce(rows: Iterable[Row], at: int, allowed: set[int] | None, sizes: set[i
                     stay = ordered[:1]
                 elif len(ordered) in allowed:
                     stay = [*ordered[: _KEPT // 2], *ordered[-_KEPT // 2 :]]
-                    row = next(iter(values[ordered[0]]))[0]
-                    prefix = "#".join((*row[: at - 1 : 2], before))
+                    split = values[ordered[0]][0][0]
+                    prefix = "#".join((*split[: at - 1 : 2], before))
                     hidden = tuple(int(v) for v in ordered[_KEPT // 2 : -_KEPT // 2])
                     table = stands_for.setdefault(prefix, {})
                     table[int(stay[1])] = tuple(sorted({*table.get(int(stay[1]), ()), *hidden}))

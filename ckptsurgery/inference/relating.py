@@ -41,9 +41,7 @@ class Relation:
 _NAMES = "ijknu"
 
 
-def relate(
-    xs: Sequence[Row], ys: Sequence[Row], loops: tuple[Sequence[bool], Sequence[bool]]
-) -> list[Relation]:
+def relate(xs: Sequence[Row], ys: Sequence[Row], loops: tuple[Sequence[bool], Sequence[bool]]) -> list[Relation]:
     """Explain all rows with few relations; numbers that count nothing are told apart by their values.
 
     Args:
@@ -62,7 +60,9 @@ def relate(
     return found
 
 
-def _explain(rows: list[int], xs: Sequence[Row], ys: Sequence[Row], loops: tuple[Sequence[bool], Sequence[bool]], depth: int) -> list[Relation]:
+def _explain(
+    rows: list[int], xs: Sequence[Row], ys: Sequence[Row], loops: tuple[Sequence[bool], Sequence[bool]], depth: int
+) -> list[Relation]:
     whole = _affine(rows, xs, ys) or _nested(rows, xs, ys)
     if whole is not None:
         return [whole]

@@ -162,11 +162,11 @@ def _fused(many: Leaf, single: Leaf, vote: bool | None, forward: bool) -> list[M
                 best = candidate
     if best is None:
         return []
-    _, left, right, trust, sizes = best
+    _, left, right, held, ragged_sizes = best
     keys = tuple(p.key for p in many.parts)
     if forward:
-        return [Move(keys, single.keys, left, right, many.fuse, sizes, trust)]
-    return [Move(single.keys, keys, right, left, many.fuse, sizes, trust)]
+        return [Move(keys, single.keys, left, right, many.fuse, ragged_sizes, held)]
+    return [Move(single.keys, keys, right, left, many.fuse, ragged_sizes, held)]
 
 
 def _renamed(way: Relation, names: Sequence[str]) -> str | None:

@@ -69,10 +69,19 @@ def _in_attention(path: str, members: Sequence[Unit]) -> dict[str, frozenset[str
             found[unit.path] = frozenset({"qkv"})
         elif "kv" in named and _is_matrix(unit):
             found[unit.path] = frozenset({"kv"})
-        elif "attention" in named | context and "mlp" not in named and "out" in named | _last_two(unit.path) and _is_matrix(unit):
+        elif (
+            "attention" in named | context
+            and "mlp" not in named
+            and "out" in named | _last_two(unit.path)
+            and _is_matrix(unit)
+        ):
             found[unit.path] = frozenset({"out"})
     rest = [u for u in members if u.path not in found and _is_matrix(u)]
-    if len(rest) == 1 and any(r & set(_ATTENTION) for r in found.values()) and not any("out" in r for r in found.values()):
+    if (
+        len(rest) == 1
+        and any(r & set(_ATTENTION) for r in found.values())
+        and not any("out" in r for r in found.values())
+    ):
         found[rest[0].path] = frozenset({"out"})
     return found
 

@@ -195,11 +195,13 @@ def _exclusive(a: Side, b: Side) -> Matrix:
 def _balance(a: Side, b: Side) -> Matrix:
     """A concept that is as frequent on one side as on the other belongs to both units of a pair or to none."""
     counts = [Counter(c for bag in side.bags for c in bag) for side in (a, b)]
-    balanced = {c for c, n in counts[0].items() if counts[1].get(c) == n and n < 0.9 * min(len(a), len(b))} - {STRUCTURAL}
+    balanced = {c for c, n in counts[0].items() if counts[1].get(c) == n and n < 0.9 * min(len(a), len(b))} - {
+        STRUCTURAL
+    }
 
     def of(x: Any, y: Any) -> float:
         one, two = dict(x), dict(y)
-        return -min(2.0, sum(max(one.get(c, 0.0), two.get(c, 0.0)) for c in (one.keys() ^ two.keys()) & balanced))
+        return -min(2.0, math.fsum(max(one.get(c, 0.0), two.get(c, 0.0)) for c in (one.keys() ^ two.keys()) & balanced))
 
     return _spread(_frozen(a.bags), _frozen(b.bags), of)
 
@@ -298,7 +300,8 @@ def _order(a: Side, b: Side, mask: Matrix) -> Matrix:
     turned = np.array([any(p in a.backwards for p, _ in row) for row in a.slots])
     same = (sa[:, None] == sb[None, :]) * np.exp(-np.abs(ra[:, None] - rb[None, :]))
     near = 0.5 * np.exp(-8.0 * np.abs(ra[:, None] / sa[:, None] - rb[None, :] / sb[None, :]))
-    return np.maximum(same, near) * mask * ~turned[:, None]
+    result: Matrix = np.maximum(same, near) * mask * ~turned[:, None]
+    return result
 
 
 def _norms(a: Side, b: Side) -> Matrix:
@@ -315,7 +318,8 @@ def _norms(a: Side, b: Side) -> Matrix:
 
 def _only(mask: Matrix) -> Matrix:
     """Each the only one that the other can be."""
-    return mask * (mask.sum(axis=0, keepdims=True) == 1) * (mask.sum(axis=1, keepdims=True) == 1)
+    result: Matrix = mask * (mask.sum(axis=0, keepdims=True) == 1) * (mask.sum(axis=1, keepdims=True) == 1)
+    return result
 
 
 def _nest(a: Side, b: Side) -> Matrix:
@@ -329,7 +333,10 @@ def _sizes(a: Side, b: Side) -> Matrix:
 
     def rows(side: Side) -> list[tuple[int, ...]]:
         total = max(side.elements.values(), default=1)
-        return [tuple(dict.fromkeys(side.elements[p] for p in row if side.elements[p] < 0.95 * total)) for row in side.prefixes]
+        return [
+            tuple(dict.fromkeys(side.elements[p] for p in row if side.elements[p] < 0.95 * total))
+            for row in side.prefixes
+        ]
 
     def of(x: tuple[int, ...], y: tuple[int, ...]) -> float:
         shared = [n for n in x if n in y]

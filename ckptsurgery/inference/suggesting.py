@@ -21,7 +21,7 @@ from .merging import Book, Draft, merged
 from .reducing import Reduced, reduced
 from .resolving import Move
 
-__all__ = ["Assumption", "Suggestion", "suggest"]
+__all__ = ["Assumption", "Suggestion", "ordered", "suggest", "written"]
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,20 @@ class Suggestion:
     problems: tuple[Diagnostic, ...] = field(default=(), repr=False)
 
     def __str__(self) -> str:
-        lines = [str(self.recipe).rstrip(), "", f"# covers {self.coverage:.1%} of the target's keys, by {self.evidence}"]
+        lines = [
+            str(self.recipe).rstrip(),
+            "",
+            f"# covers {self.coverage:.1%} of the target's keys, by {self.evidence}",
+        ]
         for question in self.ambiguous:
             lines.append(f"# open: {question.target}: {question.said}")
         for assumption in self.assumptions:
             lines.append(f"# assumed ({assumption.kind}): {assumption.text}")
         for name, keys in (("source", self.unmatched_source), ("target", self.unmatched_target)):
-            lines += [f"# no counterpart in the {'target' if name == 'source' else 'source'}: {text} ({n})" for text, n in fold(keys)]
+            lines += [
+                f"# no counterpart in the {'target' if name == 'source' else 'source'}: {text} ({n})"
+                for text, n in fold(keys)
+            ]
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -65,7 +72,10 @@ class Suggestion:
             "ambiguous": [
                 {
                     "target": q.target,
-                    "candidates": [{"sources": list(c.sources), "score": c.score, "evidence": dict(c.evidence)} for c in q.candidates],
+                    "candidates": [
+                        {"sources": list(c.sources), "score": c.score, "evidence": dict(c.evidence)}
+                        for c in q.candidates
+                    ],
                 }
                 for q in self.ambiguous
             ],
@@ -78,13 +88,13 @@ class Suggestion:
 def suggest(source: Any, target: Any, *, by: str = "names", inputs: Any = None) -> Suggestion:
     """The recipe that turns `source` into `target`, inferred.
 
-    >>> spec = lambda *shape: TensorSpec(shape, "F32")
-    >>> ours = {f"blocks.{i}.{m}": spec(*s) for i in range(3) for m, s in (("ln.gamma", [4]), ("ln.beta", [4]), ("fc.weight", [8, 4]))}
-    >>> theirs = {f"h.{i}.{m}": spec(*s) for i in range(3) for m, s in (("norm.weight", [4]), ("norm.bias", [4]), ("up.weight", [8, 4]))}
+    >>> norm, matrix = TensorSpec((4,), "F32"), TensorSpec((8, 4), "F32")
+    >>> ours = {f"blocks.{i}.{k}": s for i in range(3) for k, s in {"ln.gamma": norm, "ln.beta": norm, "fc.w": matrix}.items()}
+    >>> theirs = {f"h.{i}.{k}": s for i in range(3) for k, s in {"norm.weight": norm, "norm.bias": norm, "up": matrix}.items()}
     >>> for rule in suggest(ours, theirs).recipe.rules:
     ...     print(rule)
     blocks.{i}.ln.{l:gamma,beta} -> h.{i}.norm.{l:weight,bias}
-    blocks.{i}.fc.weight -> h.{i}.up.weight
+    blocks.{i}.fc.w -> h.{i}.up
 
     Args:
         source, target: whatever `open` takes, or `{key: TensorSpec}`.
@@ -123,7 +133,21 @@ def _was_cut(source: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec])
 
 def _attempt(source: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec], cut: bool) -> Suggestion:
     one, two = reduced(source, target, cut)
-    found = match([(k, source[k]) for k in one.keys], [(k, target[k]) for k in two.keys], (_ordered(source), _ordered(target)))
+    found = match(
+        [(k, source[k]) for k in one.keys], [(k, target[k]) for k in two.keys], (ordered(source), ordered(target))
+    )
+    return _written(source, target, found, one, two)
+
+
+def written(source: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec], found: Matched) -> Suggestion:
+    """What was found between two whole sides, as a recipe."""
+    one, two = reduced(source, target, cut=False)
+    return _written(source, target, found, one, two)
+
+
+def _written(
+    source: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec], found: Matched, one: Reduced, two: Reduced
+) -> Suggestion:
     used = {k for m in found.moves for k in m.sources}
     spare = [k for k in one.keys if k not in used]
     draft = _drafted(found, found.moves, one, two, spare)
@@ -150,7 +174,7 @@ def _drafted(found: Matched, moves: Sequence[Move], one: Reduced, two: Reduced, 
     return merged(listed, one.keys, spare)
 
 
-def _ordered(specs: Mapping[str, TensorSpec]) -> bool:
+def ordered(specs: Mapping[str, TensorSpec]) -> bool:
     """Whether the keys' order may be that in which a model lists them: not the alphabet's, and layers in their order."""
     keys = list(specs)
     by_dtype: dict[str, list[str]] = {}

@@ -132,10 +132,36 @@ _SEVERAL = {
     "rotary emb": "rope",
 }
 
-_STRUCTURE = (
-    "model module transformer net network backbone layer layers block blocks blk h stage stages features "
-    "feature body trunk base main list modules sequential op ops component resblocks resnets"
-).split()
+_STRUCTURE = [
+    "model",
+    "module",
+    "transformer",
+    "net",
+    "network",
+    "backbone",
+    "layer",
+    "layers",
+    "block",
+    "blocks",
+    "blk",
+    "h",
+    "stage",
+    "stages",
+    "features",
+    "feature",
+    "body",
+    "trunk",
+    "base",
+    "main",
+    "list",
+    "modules",
+    "sequential",
+    "op",
+    "ops",
+    "component",
+    "resblocks",
+    "resnets",
+]
 
 EXCLUSIVE: tuple[frozenset[str], ...] = (
     frozenset({"query", "key", "value", "qkv", "kv", "out"}),
@@ -158,7 +184,7 @@ for _concept, _list in _SINGLE.items():
 for _word in _STRUCTURE:
     _WORDS.setdefault((_word,), {})[STRUCTURAL] = 1.0
 for _phrase, _list in _SEVERAL.items():
-    _WORDS[tuple(_phrase.split())] = {c: 1.0 for c in _list.split()}
+    _WORDS[tuple(_phrase.split())] = dict.fromkeys(_list.split(), 1.0)
 _LONGEST = max(map(len, _WORDS))
 
 _PIECE = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")

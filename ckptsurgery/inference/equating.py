@@ -1,0 +1,349 @@
+"""Recipes from values: where both sides hold the same weights, what became of each is read off the data, and proved."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CkptSurgeryError
+from ..storage.checkpoint import Checkpoint
+from ..storage.opening import open_checkpoint
+from .assuming import Assumption
+from .digits import axes_of, digits_of
+from .matched import match
+from .resolving import Move
+from .suggesting import Suggestion, ordered, written
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    Array = np.ndarray[Any, Any]
+
+__all__ = ["by_values"]
+
+_PROBES = 48
+
+
+def by_values(source: Any, target: Any) -> Suggestion:
+    """The exact recipe between two sides that hold the same weights.
+
+    What names suggest is tried on the data first; what fails, or is open, is looked for by its values among all tensors.
+    """
+    with open_checkpoint(source) as one, open_checkpoint(target) as two:
+        found = match(list(one.specs.items()), list(two.specs.items()), (ordered(one.specs), ordered(two.specs)))
+        equating = _Equating(one, two)
+        proved = [m for m in found.moves if equating.holds(m)]
+        proved, ties = equating.complete(_whole(proved, found.moves))
+        made = {k for m in proved for k in m.targets} | set(ties)
+        known = replace(found, moves=proved, ties=ties, questions=())
+        result = written(one.specs, two.specs, known)
+        open_ = [k for k in two.specs if k not in made]
+        return replace(result, evidence="values", assumptions=_casts(one, two, proved), unmatched_target=tuple(open_))
+
+
+def _casts(one: Checkpoint, two: Checkpoint, moves: Sequence[Move]) -> tuple[Assumption, ...]:
+    """What holds the same values in another dtype."""
+    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for move in moves:
+        for key in move.targets:
+            pair = one.specs[move.sources[0]].dtype, two.specs[key].dtype
+            if pair[0] != pair[1]:
+                groups[pair].append(key)
+    return tuple(
+        Assumption(
+            "cast",
+            f"{len(keys)} tensors are {a} in the source and {b} in the target, equal after the cast",
+            tuple(keys),
+        )
+        for (a, b), keys in groups.items()
+    )
+
+
+def _whole(proved: Sequence[Move], tried: Sequence[Move]) -> list[Move]:
+    """The proved moves, but for those that split a tensor of which another part was not proved."""
+    lost = {k for m in tried if m not in proved for k in m.sources}
+    return [m for m in proved if not (len(m.targets) > 1 and lost & set(m.sources))]
+
+
+@dataclass
+class _Equating:
+    """Two checkpoints, with what was read of them."""
+
+    source: Checkpoint
+    target: Checkpoint
+
+    def __post_init__(self) -> None:
+        self.prints: dict[Any, dict[Any, list[str]]] = {}
+
+    def holds(self, move: Move) -> bool:
+        """Whether a move makes exactly what the target holds."""
+        from ..language.recipe import Recipe
+        from ..planning.planner import make_plan
+        from ..running.saving import state_dict_of
+
+        atom = _as_rules(move)
+        if atom is None:
+            return False
+        specs = {k: self.source.specs[k] for k in move.sources}
+        part = open_checkpoint({k: self.source[k].load() for k in move.sources})
+        try:
+            made = state_dict_of(make_plan(specs, Recipe(**atom), lambda n: Recipe()), part)
+        except CkptSurgeryError:
+            return False
+        return all(k in made and _same(made[k], self.target[k].load()) for k in move.targets)
+
+    def complete(self, proved: list[Move]) -> tuple[list[Move], dict[str, str]]:
+        """The proved moves, with what values alone show; targets that share a source are tied to the first."""
+        made = {k for m in proved for k in m.targets}
+        used = {k for m in proved for k in m.sources}
+        left = [k for k in self.target.specs if k not in made]
+        ties: dict[str, str] = {}
+        first = {m.sources[0]: m.targets[0] for m in proved if len(m.sources) == len(m.targets) == 1 and not m.left}
+        for key in list(left):
+            wanted = self.target[key].load()
+            alike = self._alike(wanted)
+            fresh = sorted((k for k in alike if k not in used), key=lambda k: -_shared(k, key))
+            for candidate in (*fresh, *(k for k in alike if k in used)):
+                axes = self._axes(candidate, key)
+                if axes is None:
+                    continue
+                if candidate in used:
+                    if candidate in first and not axes[0]:
+                        ties[key] = first[candidate]
+                        left.remove(key)
+                    break
+                left_text, right_text, dims = axes
+                proved.append(Move((candidate,), (key,), left_text, right_text, dims=tuple(dims.items())))
+                used.add(candidate)
+                first.setdefault(candidate, key)
+                left.remove(key)
+                break
+        for key in list(left):
+            move = self._as_others(key, proved)
+            if move is not None:
+                proved.append(move)
+                used |= set(move.sources)
+                left.remove(key)
+        proved += self._assembled(left, [k for k in self.source.specs if k not in used])
+        return proved, ties
+
+    def _as_others(self, key: str, proved: Sequence[Move]) -> Move | None:
+        """A tensor whose values repeat, rearranged as one that was proved: a bias as its weight's rows."""
+        wanted = self.target[key].load()
+        ways: dict[tuple[str, str, Any], None] = {}
+        for move in proved:
+            if move.left and not move.fuse:
+                ways[move.left, move.right, move.dims] = None
+                heads = [re.match(r"\[(\([^)]*\)|[^ \]]+)", text) for text in (move.left, move.right)]
+                if all(heads):
+                    ways["[" + heads[0][1] + "]", "[" + heads[1][1] + "]", move.dims] = None  # type: ignore[index]
+        for candidate in self._alike(wanted):
+            for left, right, dims in ways:
+                move = Move((candidate,), (key,), left, right, dims=dims)
+                if self.holds(move):
+                    return move
+        return None
+
+    def _alike(self, wanted: Tensor) -> list[str]:
+        """The source tensors that hold the same values in any order, in the other's dtype."""
+        if wanted.dtype not in self.prints:
+            table: dict[Any, list[str]] = defaultdict(list)
+            for key in self.source.specs:
+                table[_fingerprint(self.source[key].load().to(wanted.dtype))].append(key)
+            self.prints[wanted.dtype] = table
+        return self.prints[wanted.dtype].get(_fingerprint(wanted), [])
+
+    def _axes(self, source: str, target: str) -> tuple[str, str, dict[str, int]] | None:
+        """The axes by which one tensor becomes another, empty where it moves as it is."""
+        one, two = self.source[source].load(), self.target[target].load()
+        if one.shape == two.shape and _same(one, two):
+            return "", "", {}
+        one = one.to(two.dtype)
+        places = _places(_flat(one), _flat(two))
+        digits = None if places is None else digits_of(places)
+        axes = None if digits is None else axes_of(digits, tuple(one.shape), tuple(two.shape))
+        return axes or _by_rows(one, two)
+
+    def _assembled(self, left: Sequence[str], free: Sequence[str]) -> list[Move]:
+        """Targets that are made of several sources, or that several make of one: blocks, stacks, interleaved rows."""
+        found: list[Move] = []
+        parts = {k: _flat(self.source[k].load()) for k in free}
+        wholes = {k: _flat(self.target[k].load()) for k in left}
+        for key, whole in wholes.items():
+            members = [k for k, part in parts.items() if len(part) < len(whole) and _within(part, whole)]
+            if sum(len(parts[k]) for k in members) == len(whole):
+                move = self._joined(members, key, parts, wholes, forward=True)
+                found += [move] if move else []
+        for key, whole in parts.items():
+            members = [k for k, part in wholes.items() if len(part) < len(whole) and _within(part, whole)]
+            if sum(len(wholes[k]) for k in members) == len(whole):
+                move = self._joined(members, key, wholes, parts, forward=False)
+                found += [move] if move else []
+        return found
+
+    def _joined(
+        self, members: Sequence[str], key: str, parts: Mapping[str, Array], wholes: Mapping[str, Array], forward: bool
+    ) -> Move | None:
+        """Equal parts in the order in which they first appear in the whole, with the axes that place them there."""
+        import numpy as np
+
+        if len({len(parts[k]) for k in members}) != 1:
+            return self._blocks(members, key, parts, wholes, forward)
+        members = sorted(members, key=lambda k: int(np.flatnonzero(wholes[key] == parts[k][0])[0]))
+        small, large = (self.source, self.target) if forward else (self.target, self.source)
+        shape = tuple(small[members[0]].spec.shape)
+        places = _places(np.concatenate([parts[k] for k in members]), wholes[key])
+        digits = None if places is None else digits_of(places)
+        axes = None if digits is None else axes_of(digits, (len(members), *shape), tuple(large[key].spec.shape))
+        if axes is None:
+            return self._blocks(members, key, parts, wholes, forward)
+        left, right, dims = axes
+        first, _, rest = left[1:-1].partition(" ")
+        right = right.replace(first, "p", 1) if first.isalnum() else right
+        if not first.isalnum():
+            return None
+        return _either(members, key, f"[{rest}]", right, (), tuple(dims.items()), forward)
+
+    def _blocks(
+        self, members: Sequence[str], key: str, parts: Mapping[str, Array], wholes: Mapping[str, Array], forward: bool
+    ) -> Move | None:
+        """Unequal parts: rows block after block, or in groups."""
+        import numpy as np
+
+        small, large = (self.source, self.target) if forward else (self.target, self.source)
+        members = sorted(members, key=lambda k: int(np.flatnonzero(wholes[key] == parts[k][0])[0]))
+        shapes = [tuple(small[k].spec.shape) for k in members]
+        whole = wholes[key].reshape(tuple(large[key].spec.shape))
+        rows = [s[0] for s in shapes]
+        for groups in (g for g in range(1, min(rows) + 1) if all(r % g == 0 for r in rows)):
+            pieces = [parts[k].reshape(groups, s[0] // groups, *s[1:]) for k, s in zip(members, shapes)]
+            if np.array_equal(np.concatenate(pieces, axis=1).reshape(whole.shape), whole):
+                tail = "".join(f" {c}" for c in "abcdefgh"[: len(shapes[0]) - 1])
+                one, two = ("[rows:p" + tail + "]", "[(p rows:p)" + tail + "]")
+                dims: tuple[tuple[str, int], ...] = ()
+                if groups > 1:
+                    one, two = ("[(g rows:p)" + tail + "]", "[(g p rows:p)" + tail + "]")
+                    dims = (("g", groups),)
+                sizes = tuple(r // groups for r in rows)
+                return _either(members, key, one, two, sizes, dims, forward)
+        return None
+
+
+def _either(
+    members: Sequence[str],
+    key: str,
+    one: str,
+    two: str,
+    sizes: tuple[int, ...],
+    dims: tuple[tuple[str, int], ...],
+    forward: bool,
+) -> Move:
+    """The parts to the whole, or the whole to its parts."""
+    if forward:
+        return Move(tuple(members), (key,), one, two, "concat", sizes, dims=dims)
+    return Move((key,), tuple(members), two, one, "concat", sizes, dims=dims)
+
+
+def _as_rules(move: Move) -> dict[str, Any] | None:
+    """A recipe that is one move, its keys spelled out."""
+    from .inducing import atoms
+
+    never = lambda prefix: False  # noqa: E731
+    try:
+        listed = atoms([move], list(move.sources), (never, never), lambda p, v: tuple(v))
+    except (ValueError, AssertionError):
+        return None
+    rules = [f"{a.source} {a.left} -> {a.target} {a.right}".replace("  ", " ").strip() for a in listed]
+    return {"rules": rules, "dims": {k: v for a in listed for k, v in a.dims.items()}}
+
+
+def _flat(tensor: Tensor) -> Array:
+    import torch
+
+    tensor = tensor.detach().reshape(-1)
+    array: Array = (tensor.to(torch.float64) if tensor.dtype.is_floating_point else tensor.to(torch.int64)).numpy()
+    return array
+
+
+def _same(one: Tensor, two: Tensor) -> bool:
+    """Whether two tensors are equal, after one has been cast to the other's dtype where they differ."""
+    import torch
+
+    return one.shape == two.shape and bool(torch.equal(one.to(two.dtype), two))
+
+
+def _fingerprint(tensor: Tensor) -> tuple[int, float, float, float]:
+    """What no rearrangement changes: the size, and sums over the sorted values, always taken in the same order."""
+    import numpy as np
+
+    values = np.sort(_flat(tensor).astype(np.float32)) if tensor.numel() else np.zeros(0, np.float32)
+    places = np.arange(1, len(values) + 1, dtype=np.float64)
+    wide = values.astype(np.float64)
+    return len(values), float(wide.sum()), float((wide * wide).sum()), float((wide * places).sum())
+
+
+def _places(one: Array, two: Array) -> Array | None:
+    """For each place of the second its place in the first; None where values repeat or differ."""
+    import numpy as np
+
+    if len(one) != len(two) or len(one) == 0:
+        return None
+    first, second = np.argsort(one, kind="stable"), np.argsort(two, kind="stable")
+    values = one[first]
+    if not np.array_equal(values, two[second]) or bool((values[1:] == values[:-1]).any()):
+        return None
+    result = np.empty(len(one), dtype=np.int64)
+    result[second] = first
+    return result
+
+
+def _by_rows(one: Tensor, two: Tensor) -> tuple[str, str, dict[str, int]] | None:
+    """The axes where values repeat but rows do not: rows in another order, and matrices turned."""
+    import numpy as np
+
+    first = _flat(one).reshape(one.shape[0] if one.dim() else 1, -1)
+    for turned in (False, True) if one.dim() == 2 else (False,):
+        other = two.t() if turned else two
+        if other.shape != one.shape or one.dim() < 1:
+            continue
+        second = _flat(other.contiguous()).reshape(first.shape)
+        places = _places(_hashed(first), _hashed(second))
+        digits = None if places is None else digits_of(places)
+        if places is None or digits is None or not np.array_equal(first[places], second):
+            continue
+        axes = axes_of(digits, first.shape[:1], first.shape[:1])
+        if axes is None:
+            continue
+        rows, moved = axes[0][1:-1], axes[1][1:-1]
+        if turned:
+            return f"[{rows} b]", f"[b {moved}]", axes[2]
+        tail = " ..." if one.dim() > 1 else ""
+        return f"[{rows}{tail}]", f"[{moved}{tail}]", axes[2]
+    return None
+
+
+def _hashed(rows: Array) -> Array:
+    """A number for each row, the same for the same row."""
+    import hashlib
+
+    import numpy as np
+
+    digests = [hashlib.blake2b(np.ascontiguousarray(r).tobytes(), digest_size=7).digest() for r in rows]
+    return np.array([int.from_bytes(d, "little") for d in digests], dtype=np.int64)
+
+
+def _within(part: Array, whole: Array) -> bool:
+    """Whether the first few values of a part are all in the whole."""
+    import numpy as np
+
+    probes = part[:: max(1, len(part) // _PROBES)]
+    return len(part) > 0 and bool(np.isin(probes, whole).all())
+
+
+def _shared(one: str, two: str) -> int:
+    """How many segments two keys share: of tensors with the same values, the namesake is likelier."""
+    return len(set(one.replace("/", ".").split(".")) & set(two.replace("/", ".").split(".")))
