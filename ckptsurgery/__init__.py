@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .catalog import list_recipes, load_recipe
     from .comparing.diffing import Diff, diff
+    from .diagnosing.doctor import Diagnosis, doctor
     from .errors import CheckpointError, CkptSurgeryError, Diagnostic, LoadError, PlanError, RecipeError
     from .language.recipe import Recipe, Scope
     from .language.rules import Rule
@@ -43,6 +44,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "CkptSurgeryError",
+    "Diagnosis",
     "Diagnostic",
     "Diff",
     "LoadError",
@@ -59,6 +61,7 @@ __all__ = [
     "__version__",
     "check_init",
     "diff",
+    "doctor",
     "list_recipes",
     "load_into",
     "load_recipe",
@@ -80,6 +83,7 @@ __all__ = [
 _HOMES: dict[str, tuple[str, ...]] = {
     "catalog": ("list_recipes", "load_recipe"),
     "comparing.diffing": ("Diff", "diff"),
+    "diagnosing.doctor": ("Diagnosis", "doctor"),
     "errors": ("CheckpointError", "CkptSurgeryError", "Diagnostic", "LoadError", "PlanError", "RecipeError"),
     "language.recipe": ("Recipe", "Scope"),
     "language.rules": ("Rule",),

@@ -31,6 +31,7 @@ FLOORS = {
     "running": 3,
     "transfer": 4,
     "comparing": 4,
+    "diagnosing": 4,
     "inference": 4,
     "reporting": 4,
     "": 5,  # the facade, ckptsurgery/__init__.py

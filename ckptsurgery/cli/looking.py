@@ -1,4 +1,4 @@
-"""Commands that only look: `inspect`, `diff`, `ties`."""
+"""Commands that only look: `inspect`, `diff`, `ties`, `doctor`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from . import options as o
 from .output import show, width
 from .recipe import recipe_from
 
-__all__ = ["diff", "inspect", "ties"]
+__all__ = ["diff", "doctor", "inspect", "ties"]
 
 
 def inspect(
@@ -78,3 +78,24 @@ def ties(source: o.Source, subtree: o.Subtree = None, json: o.Json = False) -> N
         show([{"names": list(group.names), "kind": group.kind} for group in groups], as_json=True)
     else:
         show("\n".join(f"{' = '.join(group.names)}  ({group.kind})" for group in groups) or "no tied tensors")
+
+
+def doctor(
+    source: o.Source,
+    subtree: o.Subtree = None,
+    headers: Annotated[bool, typer.Option("--headers", help="Look at files and headers alone: quick.")] = False,
+    json: o.Json = False,
+) -> None:
+    """Look for what may be wrong.
+
+    An index against its shards, NaN and Inf, dead tensors, lost ties, a padded vocabulary, unsafe pickles. Exit code 1
+    where there is an error among the findings.
+
+    \b
+    ckptsurgery doctor model/
+    ckptsurgery doctor run/epoch_3.pt --subtree model.ema --json
+    """
+    found = cs.doctor(source, subtree, values=not headers)
+    show(found, json)
+    if not found.healthy:
+        raise typer.Exit(1)

@@ -67,6 +67,7 @@ for command in (
     converting.restore_header,
     looking.diff,
     looking.ties,
+    looking.doctor,
     showing.demo,
 ):
     app.command()(command)

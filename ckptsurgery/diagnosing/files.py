@@ -1,0 +1,153 @@
+"""What the files of a checkpoint say before anything is opened: an index against its shards, both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import CheckpointError, Diagnostic
+from ..language.folding import fold
+from ..storage.sharded import weight_map_of
+from ..storage.sniffing import kind_of, read_file
+from ..storage.transactions import MARK, RECORD
+
+__all__ = ["file_findings", "shown"]
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pdparams", ".pkl")
+_EXECUTABLE = {"zip": "a torch file", "legacy": "a legacy torch file", "pickle": "a plain pickle"}
+
+
+def shown(keys: list[str], limit: int = 8) -> tuple[str, ...]:
+    """Keys for a diagnostic's notes, runs of numbers folded."""
+    lines = [text for text, _ in fold(keys)]
+    return tuple(lines[:limit]) if len(lines) <= limit else (*lines[:limit], f"and {len(lines) - limit} more patterns")
+
+
+def file_findings(path: Path) -> list[Diagnostic]:
+    """What is wrong with a file or a folder of files, apart from what opening it says."""
+    try:
+        if path.is_dir():
+            return list(_of_folder(path))
+        return [*_of_pickles([path]), *_without_config(path.parent, [path])] if path.is_file() else []
+    except (OSError, ValueError):
+        return []  # opening it says why
+
+
+def _of_folder(folder: Path) -> Iterator[Diagnostic]:
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    safe = [path for path in files if path.suffix == ".safetensors" and not path.name.startswith(".")]
+    pickles = [path for path in files if path.suffix in _PICKLES and not path.name.startswith(".")]
+    indices = [path for path in files if path.name.endswith(".safetensors.index.json")]
+    for index in indices:
+        yield from _of_index(index, safe)
+    yield from _of_pickles(pickles)
+    if safe and pickles:
+        yield Diagnostic(
+            "two-formats",
+            f"{len(safe)} safetensors files and {len(pickles)} pickles lie side by side; the pickles are not read",
+            str(folder),
+            shown([path.name for path in pickles]),
+            help="remove the pickles if they hold the same",
+            severity="note",
+        )
+    yield from _without_config(folder, [*safe, *pickles])
+    yield from _unfinished(folder, [path.name for path in folder.iterdir()])
+
+
+def _of_index(index: Path, safe: list[Path]) -> Iterator[Diagnostic]:
+    """What the shards hold and the index does not name; the other way round is an error on opening."""
+    try:
+        weight_map, _ = weight_map_of(str(index))
+    except CheckpointError:
+        return
+    named = set(weight_map.values())
+    stray = [path.name for path in safe if path.name not in named]
+    if stray:
+        yield Diagnostic(
+            "stray-file",
+            f"{len(stray)} safetensors files belong to no index and are not read",
+            str(index),
+            shown(stray),
+            help="remove them, or name them in the index; left behind by another save?",
+            severity="warning",
+        )
+    owners: dict[str, list[str]] = {}
+    for name in sorted(named):
+        try:
+            contents = read_file(str(index.parent / name))
+        except CheckpointError:
+            continue
+        for key in contents.entries.keys() - contents.aliases.keys():
+            owners.setdefault(key, []).append(name)
+    unnamed = sorted(key for key in owners if key not in weight_map)
+    if unnamed:
+        yield Diagnostic(
+            "unlisted-keys",
+            f"{len(unnamed)} tensors lie in the shards, but the index does not name them, so they are not read",
+            str(index),
+            shown(unnamed),
+            help="add them to the index, or open the folder file by file: --by-file",
+            severity="warning",
+        )
+    twice = sorted(key for key, names in owners.items() if len(names) > 1)
+    if twice:
+        example = twice[0]
+        yield Diagnostic(
+            "duplicate-key",
+            f"{len(twice)} keys lie in more than one shard, as {example!r} in {' and '.join(owners[example])}",
+            str(index),
+            shown(twice),
+            help=f"the index decides for {weight_map.get(example, 'none')!r}; write it again: ckptsurgery convert",
+            severity="warning",
+        )
+
+
+def _of_pickles(paths: list[Path]) -> Iterator[Diagnostic]:
+    kinds: dict[str, list[str]] = {}
+    for path in paths:
+        with path.open("rb") as file:
+            kind = _EXECUTABLE.get(kind_of(file.read(1024), path.stat().st_size))
+        if kind is not None:
+            kinds.setdefault(kind, []).append(str(path))
+    for kind, names in kinds.items():
+        target = str(Path(names[0]).with_suffix(".safetensors"))
+        yield Diagnostic(
+            "pickle",
+            f"{names[0]!r} is {kind}: nothing of it is run here, but other programs may run what is in it",
+            names[0],
+            shown(names[1:]),
+            help=f"ckptsurgery convert {names[0]!r} {target!r}",
+            severity="warning",
+        )
+
+
+def _without_config(folder: Path, weights: list[Path]) -> Iterator[Diagnostic]:
+    if weights and not (folder / "config.json").exists():
+        yield Diagnostic(
+            "missing-config",
+            "no config.json lies beside the weights, so nothing says what model they belong to",
+            str(folder),
+            help="copy the model's config.json there; convert --companions takes it along",
+            severity="note",
+        )
+
+
+def _unfinished(folder: Path, names: list[str]) -> Iterator[Diagnostic]:
+    if RECORD in names:
+        yield Diagnostic(
+            "interrupted-save",
+            "a save was interrupted while its files took their names; it is read here, other programs may find nothing",
+            str(folder),
+            help=f"ckptsurgery convert {str(folder)!r} {str(folder)!r} --overwrite finishes it",
+            severity="warning",
+        )
+    left = sorted(name for name in names if MARK in name and name != RECORD)
+    if left:
+        yield Diagnostic(
+            "unfinished-output",
+            f"{len(left)} temporary files lie here: a run is writing, or one was killed",
+            str(folder),
+            shown(left),
+            help="run the same command again, which clears them away, or remove them",
+            severity="note",
+        )

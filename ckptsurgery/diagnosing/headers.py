@@ -1,0 +1,128 @@
+"""What headers alone show: dtypes that do not fit together, a padded vocabulary, things a pickle would run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..errors import Diagnostic
+from ..specs import DTYPES
+from ..storage.checkpoint import Checkpoint
+from ..storage.inert import Opaque
+from ..storage.pickle_calls import POWERFUL
+from .files import shown
+
+__all__ = ["header_findings"]
+
+_DEPTH = 6
+_PADDING = 1024
+
+
+def header_findings(checkpoint: Checkpoint) -> Iterator[Diagnostic]:
+    """Findings from names, shapes, dtypes, metadata and what is no tensor."""
+    yield from _empty(checkpoint)
+    yield from _dtypes(checkpoint)
+    yield from _vocabulary(checkpoint)
+    yield from _calls(checkpoint)
+
+
+def _empty(checkpoint: Checkpoint) -> Iterator[Diagnostic]:
+    empty = [key for key, spec in checkpoint.specs.items() if spec.numel == 0]
+    if empty:
+        yield Diagnostic(
+            "empty-tensors",
+            f"{len(empty)} tensors have no elements",
+            checkpoint.source,
+            shown(empty),
+            help="were they gathered on another rank? sharded training leaves such stubs",
+            severity="note",
+        )
+
+
+def _dtypes(checkpoint: Checkpoint) -> Iterator[Diagnostic]:
+    kinds: dict[str, list[str]] = {}
+    for key, spec in checkpoint.specs.items():
+        if DTYPES[spec.dtype].kind == "float":
+            kinds.setdefault(spec.dtype, []).append(key)
+    if len(kinds) < 2:
+        return
+    usual = max(kinds, key=lambda dtype: sum(checkpoint.specs[key].nbytes for key in kinds[dtype]))
+    others = [(dtype, keys) for dtype, keys in kinds.items() if dtype != usual]
+    notes = tuple(f"{dtype}: {line}" for dtype, keys in others for line in shown(keys, 4))
+    yield Diagnostic(
+        "dtype-mix",
+        f"most is {usual}, but " + " and ".join(f"{len(keys)} tensors are {dtype}" for dtype, keys in others),
+        checkpoint.source,
+        notes,
+        help=f"if that is not meant: ckptsurgery convert --dtype {usual.lower()}",
+        severity="note",
+    )
+
+
+def _vocabulary(checkpoint: Checkpoint) -> Iterator[Diagnostic]:
+    size = _vocabulary_size(checkpoint.config)
+    if size is None:
+        return
+    padded = {
+        key: spec.shape[0]
+        for key, spec in checkpoint.specs.items()
+        if len(spec.shape) == 2 and size < spec.shape[0] <= size + _PADDING and spec.shape[0] % 8 == 0
+    }
+    if padded:
+        rows = sorted(set(padded.values()))
+        yield Diagnostic(
+            "padded-vocabulary",
+            f"the config has {size} words, but {len(padded)} tensors have {', '.join(map(str, rows))} rows",
+            checkpoint.source,
+            shown(list(padded)),
+            help="the rows behind the vocabulary are padding; a target without it needs them cut off",
+            severity="note",
+        )
+
+
+def _vocabulary_size(config: Mapping[str, Any] | None) -> int | None:
+    if config is None:
+        return None
+    size = config.get("vocab_size")
+    for inner in config.values():
+        if size is None and isinstance(inner, Mapping):
+            size = inner.get("vocab_size")
+    return size if type(size) is int and size > 1 else None
+
+
+def _calls(checkpoint: Checkpoint) -> Iterator[Diagnostic]:
+    found: dict[str, str] = {}
+    for path, value in checkpoint.extras.items():
+        for opaque in _opaque(value, _DEPTH):
+            found.setdefault(opaque.path, path)
+    unsafe = {name: path for name, path in found.items() if name.rpartition(".")[0] in POWERFUL}
+    if unsafe:
+        yield Diagnostic(
+            "unsafe-pickle",
+            f"loading it elsewhere would run {', '.join(unsafe)}",
+            checkpoint.source,
+            tuple(f"{name}, at {path!r}" for name, path in list(unsafe.items())[:8]),
+            help="do not load it with anything else; convert keeps the tensors alone",
+        )
+    others = {name: path for name, path in found.items() if name not in unsafe}
+    if others:
+        yield Diagnostic(
+            "pickled-objects",
+            f"beside the tensors it holds objects of {len(others)} classes or functions, which are not made here",
+            checkpoint.source,
+            tuple(f"{name}, at {path!r}" for name, path in list(others.items())[:8]),
+            help="torch.load(weights_only=True) refuses such a file; convert leaves them out",
+            severity="note",
+        )
+
+
+def _opaque(value: Any, depth: int) -> Iterator[Opaque]:
+    if type(value) is Opaque:
+        if value.note is None:
+            yield value
+        parts: Any = [value.args, value.state, value.pairs]
+    else:
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    if depth > 0:
+        for part in list(parts)[:1000]:
+            yield from _opaque(part, depth - 1)
