@@ -160,7 +160,10 @@ def _planned(
             dims=dims,
             dtype=dtype,
         )
-    return _runnable(replace(found, warnings=(*found.warnings, *_left_behind(checkpoint))), checkpoint)
+    # the checkpoint's own specs, not the planner's copy of them
+    return _runnable(
+        replace(found, source=checkpoint.specs, warnings=(*found.warnings, *_left_behind(checkpoint))), checkpoint
+    )
 
 
 def _left_behind(checkpoint: Checkpoint) -> tuple[Diagnostic, ...]:
