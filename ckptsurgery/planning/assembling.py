@@ -15,10 +15,9 @@ from .expanding import BoundRule
 from .flattening import Flattening
 from .joining import Group, Values, group_rows, spell_columns
 from .matching import Matches
-from .plan import RuleUse
+from .plan import RuleUse, Target
 from .solving import SizeError
 from .steps import Step
-from .targets import Target
 
 __all__ = ["Draft", "RuleSteps"]
 

@@ -15,9 +15,24 @@ from .expanding import BoundRule
 from .steps import Step
 
 if TYPE_CHECKING:
-    from .targets import Target
+    from .explaining import Explanation
 
-__all__ = ["Plan", "RuleUse"]
+__all__ = ["Plan", "RuleUse", "Target"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is to be filled.
+
+    Args:
+        specs: key -> spec, in the target's order.
+        ties: groups of keys that are one tensor.
+        name: what messages call it.
+    """
+
+    specs: Mapping[str, TensorSpec]
+    ties: Sequence[Sequence[str]] = ()
+    name: str = "target"
 
 
 @dataclass(frozen=True)
@@ -84,6 +99,8 @@ class Plan:
 
     def explain(self, key: str) -> Explanation:
         """How a key, of either side, is accounted for."""
+        from .explaining import explain  # an explanation reads a plan
+
         return explain(self, key)
 
     def to_json(self) -> dict[str, Any]:
@@ -155,6 +172,3 @@ def _few(keys: Sequence[str]) -> str:
 
 def _said(value: Any) -> str:
     return " -> ".join(value) if isinstance(value, tuple) else str(value)
-
-
-from .explaining import Explanation, explain  # noqa: E402 - the explanation reads a plan, the plan offers it

@@ -20,9 +20,9 @@ from .expanding import BoundPattern, BoundRule, Resolve, Stage, expand
 from .flattening import Counted
 from .joining import canonical
 from .matching import Matches
-from .plan import Plan, RuleUse
+from .plan import Plan, RuleUse, Target
 from .stages import chained
-from .targets import Target, fit
+from .targets import fit
 
 __all__ = ["draft_plan", "fitted", "make_plan"]
 

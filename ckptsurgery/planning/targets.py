@@ -13,27 +13,12 @@ from ..ops.initialisers import Initialiser
 from ..ops.registry import make_op
 from ..specs import DTYPES, TensorSpec, dtype_name, is_lossless
 from .expanding import BoundPattern, Stage
-from .plan import Plan
+from .plan import Plan, Target
 from .steps import Program, Run, Step
 
-__all__ = ["DTYPE_POLICIES", "Target", "fit"]
+__all__ = ["DTYPE_POLICIES", "fit"]
 
 DTYPE_POLICIES = ("lossless", "error", "model", "source")
-
-
-@dataclass(frozen=True)
-class Target:
-    """What is to be filled.
-
-    Args:
-        specs: key -> spec, in the target's order.
-        ties: groups of keys that are one tensor.
-        name: what messages call it.
-    """
-
-    specs: Mapping[str, TensorSpec]
-    ties: Sequence[Sequence[str]] = ()
-    name: str = "target"
 
 
 def fit(plan: Plan, stage: Stage, target: Target | None, dtype: str, problems: list[Diagnostic]) -> Plan:

@@ -13,9 +13,8 @@ from ..modeling.facts import target_of
 from ..modeling.initialising import initialise, materialise_buffers
 from ..modeling.places import named_tensors
 from ..modeling.ties import TieGroup, find_ties, restore_ties
-from ..planning.plan import Plan
+from ..planning.plan import Plan, Target
 from ..planning.steps import Step
-from ..planning.targets import Target
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
 from .executing import Loads, run_step

@@ -12,17 +12,17 @@ from ..errors import CheckpointError, Diagnostic, PlanError
 from ..language.dims import DimValue
 from ..language.recipe import Recipe
 from ..planning.costing import Cost, cost_of
-from ..planning.plan import Plan
+from ..planning.plan import Plan, Target
 from ..planning.planner import make_plan
 from ..planning.reversing import reversed_plan
-from ..planning.targets import DTYPE_POLICIES, Target
+from ..planning.targets import DTYPE_POLICIES
 from ..specs import DTYPES, TensorSpec, dtype_name
 from ..storage.checkpoint import Checkpoint
 from ..storage.collection import without_collection
 from ..storage.opening import open_checkpoint
 from .report import Report
 from .saving import save_plan, state_dict_of
-from .streaming import output_aliases
+from .streaming import output_aliases, unread_proofs
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -45,9 +45,7 @@ class RunnablePlan(Plan):
     @property
     def cost(self) -> Cost:
         """What running it will take; tensors that are tied in the source are written once, and not compared."""
-        place = self.checkpoint.extent
-        one = [pair for pair in self.proofs if place(pair[0]) is not None and place(pair[0]) == place(pair[1])]
-        return cost_of(self, output_aliases(self, self.checkpoint), one)
+        return cost_of(self, output_aliases(self, self.checkpoint), unread_proofs(self, self.checkpoint))
 
     def save(
         self,

@@ -10,10 +10,10 @@ from ..catalog import RecipeLike, as_recipe, load_recipe
 from ..errors import Diagnostic, LoadError
 from ..language.recipe import Recipe
 from ..planning.expanding import Stage
-from ..planning.plan import Plan
+from ..planning.plan import Plan, Target
 from ..planning.planner import draft_plan, fitted
 from ..planning.steps import Step, cut
-from ..planning.targets import DTYPE_POLICIES, Target
+from ..planning.targets import DTYPE_POLICIES
 from ..running.loading import load_plan, model_target, refuse_non_finite
 from ..running.report import Entry, Report
 from ..specs import TensorSpec

@@ -8,9 +8,8 @@ from typing import Any
 from ..catalog import list_recipes, load_recipe
 from ..errors import PlanError, RecipeError
 from ..language.recipe import Recipe
-from ..planning.plan import Plan
+from ..planning.plan import Plan, Target
 from ..planning.planner import make_plan
-from ..planning.targets import Target
 from ..running.plan import as_target
 from ..storage.checkpoint import Checkpoint
 from ..storage.opening import open_checkpoint
