@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .comparing.diffing import Diff, diff
     from .diagnosing.doctor import Diagnosis, doctor
     from .errors import CheckpointError, CkptSurgeryError, Diagnostic, LoadError, PlanError, RecipeError
+    from .inference.suggesting import Suggestion, suggest
     from .language.recipe import Recipe, Scope
     from .language.rules import Rule
     from .modeling.checking import check_init
@@ -57,6 +58,7 @@ __all__ = [
     "Rule",
     "Scope",
     "Selection",
+    "Suggestion",
     "TensorSpec",
     "__version__",
     "check_init",
@@ -74,6 +76,7 @@ __all__ = [
     "save",
     "select",
     "skeleton",
+    "suggest",
     "summary",
     "tie",
     "ties",
@@ -85,6 +88,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "comparing.diffing": ("Diff", "diff"),
     "diagnosing.doctor": ("Diagnosis", "doctor"),
     "errors": ("CheckpointError", "CkptSurgeryError", "Diagnostic", "LoadError", "PlanError", "RecipeError"),
+    "inference.suggesting": ("Suggestion", "suggest"),
     "language.recipe": ("Recipe", "Scope"),
     "language.rules": ("Rule",),
     "modeling.checking": ("check_init",),

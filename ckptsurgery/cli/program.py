@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import CkptSurgeryError
-from . import catalog, converting, looking, showing
+from . import catalog, converting, inferring, looking, showing
 from .options import Version
 from .output import complain
 
@@ -68,6 +68,7 @@ for command in (
     looking.diff,
     looking.ties,
     looking.doctor,
+    inferring.suggest,
     showing.demo,
 ):
     app.command()(command)

@@ -31,7 +31,7 @@ _PROBES = 48
 def by_values(source: Any, target: Any) -> Suggestion:
     """The exact recipe between two sides that hold the same weights.
 
-    What names suggest is tried on the data first; what fails, or is open, is looked for by its values among all tensors.
+    What names suggest is tried on the data first; what fails, or is open, is looked for by its values.
     """
     with open_checkpoint(source) as one, open_checkpoint(target) as two:
         found = match(list(one.specs.items()), list(two.specs.items()), (ordered(one.specs), ordered(two.specs)))

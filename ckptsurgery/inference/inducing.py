@@ -237,7 +237,7 @@ def _each(base: Atom, pieces: tuple[Sequence[str], Sequence[str]], rows: Sequenc
 
 
 def _sizes(atom: Atom, move: Move, sizes: tuple[int, ...]) -> dict[str, Any]:
-    """The table of a ragged axis, where it is split; a gathered one shows its sizes. The sizes of axes that are split."""
+    """The sizes that no source shows: those of axes that are split, in equal parts or ragged."""
     if move.dims:
         return dict(move.dims)
     if not sizes or len(move.targets) == 1:

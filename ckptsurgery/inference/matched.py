@@ -202,7 +202,7 @@ def _rest(side: Side, used: set[str]) -> tuple[list[Unit], list[bool]]:
 
 
 def _tied(source: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec], moves: Sequence[Move]) -> dict[str, str]:
-    """Target tensors without a source that share one: an output head with the embedding, or the only tensor of a shape."""
+    """Targets without a source that share one: an output head with the embedding, or the only tensor of a shape."""
     made = {k: m for m in moves for k in m.targets}
     used = {k for m in moves for k in m.sources}
     first: dict[str, str] = {}

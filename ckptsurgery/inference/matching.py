@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from .scoring import Evidence
@@ -82,7 +83,7 @@ def _neighbours(side: Side) -> Any:
 
     order = sorted(range(len(side)), key=lambda i: side.units[i].order)
     found = np.full((2, len(side)), -1)
-    for one, two in zip(order, order[1:]):
+    for one, two in pairwise(order):
         found[1, one], found[0, two] = two, one
     return found
 
@@ -114,7 +115,7 @@ def _soften(score: Matrix, mask: Any, heat: float) -> Matrix:
     import numpy as np
 
     top = score.max(axis=1, keepdims=True)
-    raw = np.where(mask, np.exp(np.clip((score - top) / heat, -40, 0)), 0.0)
+    raw = np.where(mask, np.exp(np.maximum((score - top) / heat, -40.0)), 0.0)
     for _ in range(6):
         raw /= np.maximum(raw.sum(axis=0, keepdims=True), 1e-12)
         raw /= np.maximum(raw.sum(axis=1, keepdims=True), 1e-12)

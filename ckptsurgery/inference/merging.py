@@ -1,4 +1,4 @@
-"""Rules that differ in one place made one: leaves into `{l}`, modules into a choice list, all that stays the same into `rest`."""
+"""Rules that differ in one place made one: leaves into `{l}`, modules into a choice list, what stays into `rest`."""
 
 from __future__ import annotations
 
@@ -365,7 +365,7 @@ def _one_module(key: tuple[Any, ...], rows: Sequence[tuple[Atom, str, str]], boo
 
 
 def _trimmed(texts: Sequence[str]) -> tuple[str, list[str], str]:
-    """What the texts share at either end, as whole words, and what is left of each; no text is left empty if it need not be."""
+    """What the texts share at either end, as whole words, and what is left of each: nothing, if need be, of none."""
     head = common_head(list(texts))
     while head and head[-1] not in "./_-":
         head = head[:-1]

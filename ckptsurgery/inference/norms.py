@@ -1,4 +1,4 @@
-"""Where in its block a norm stands, told by its name: before attention, after it, before the feed-forward, after that."""
+"""Where in its block a norm stands, told by its name: before or after attention, before or after the feed-forward."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def stage(family: str) -> float | None:
 
     The argument is a path with its loops' numbers replaced by `#`.
 
-    >>> [stage(n) for n in ("h.#.input_layernorm", "h.#.post_attention_layernorm", "h.#.ffn_norm", "h.#.norm2", "h.#.ln")]
+    >>> [stage("h.#." + n) for n in ("input_layernorm", "post_attention_layernorm", "ffn_norm", "norm2", "ln")]
     [0.0, 1.0, 2.0, 2.0, None]
     """
     last = family.rsplit("#", 1)[-1]

@@ -1,8 +1,8 @@
 """Deep models made small before they are matched: of many layers that are alike, four stand for all.
 
-Alike means: the same keys under another number, with the same shapes. The first two and the last two stay, so that order,
-reversal and repetition can still be seen. Both sides are cut in the same way: a run of n alike is cut only where the
-other side has a run of n too.
+Alike means: the same keys under another number, with the same shapes. The first two and the last two stay, so that
+order, reversal and repetition can still be seen. Both sides are cut in the same way: a run of n alike is cut only
+where the other side has a run of n too.
 """
 
 from __future__ import annotations

@@ -161,7 +161,7 @@ def _names(a: Side, b: Side) -> Matrix:
 
 
 def _spelling(a: Side, b: Side) -> Matrix:
-    """Shared runs of three characters, the last segments counting most; the whole template being the same counts too."""
+    """Runs of three characters that the last segments share; the whole family being the same counts too."""
 
     def grams(text: str) -> Counter[str]:
         text = "^" + text.lower().replace("_", "") + "$"
@@ -255,7 +255,8 @@ def _aligned(a: Side, b: Side) -> dict[tuple[str, str], tuple[float, bool]]:
     best: dict[tuple[int, str], float] = defaultdict(float)
     for (p, one), (q, two) in product(a.loops.items(), b.loops.items()):
         if len(one.values) == len(two.values):
-            worth, back = found[p, q] = _alike(one.sizes, two.sizes)
+            found[p, q] = _alike(one.sizes, two.sizes)
+            worth = found[p, q][0]
             best[0, p], best[1, q] = max(best[0, p], worth), max(best[1, q], worth)
     return {(p, q): v for (p, q), v in found.items() if v[0] >= max(0.8, best[0, p] - 1e-9, best[1, q] - 1e-9)}
 
@@ -286,7 +287,7 @@ def _alike(one: Sequence[int], two: Sequence[int]) -> tuple[float, bool]:
 
 
 def _order(a: Side, b: Side, mask: Matrix) -> Matrix:
-    """Rank of definition among units of one shape; norms among norms of a block. Silent where a side is sorted by name."""
+    """Rank of definition among units of one shape; nothing where a side is sorted by name."""
     import numpy as np
 
     if not (a.ordered and b.ordered):
@@ -294,8 +295,8 @@ def _order(a: Side, b: Side, mask: Matrix) -> Matrix:
     rows = []
     for side in (a, b):
         keys = [(_canonical(u), "mean" in u.leaves, len(u.weight.shape) > 1) for u in side.units]
-        rows.append((keys, _ranks(side, keys, [u.order for u in side.units])))
-    (keys_a, (rank_a, size_a)), (keys_b, (rank_b, size_b)) = rows
+        rows.append(_ranks(side, keys, [u.order for u in side.units]))
+    (rank_a, size_a), (rank_b, size_b) = rows
     ra, sa, rb, sb = (np.array(v, dtype=float) for v in (rank_a, size_a, rank_b, size_b))
     turned = np.array([any(p in a.backwards for p, _ in row) for row in a.slots])
     same = (sa[:, None] == sb[None, :]) * np.exp(-np.abs(ra[:, None] - rb[None, :]))

@@ -88,9 +88,9 @@ class Suggestion:
 def suggest(source: Any, target: Any, *, by: str = "names", inputs: Any = None) -> Suggestion:
     """The recipe that turns `source` into `target`, inferred.
 
-    >>> norm, matrix = TensorSpec((4,), "F32"), TensorSpec((8, 4), "F32")
-    >>> ours = {f"blocks.{i}.{k}": s for i in range(3) for k, s in {"ln.gamma": norm, "ln.beta": norm, "fc.w": matrix}.items()}
-    >>> theirs = {f"h.{i}.{k}": s for i in range(3) for k, s in {"norm.weight": norm, "norm.bias": norm, "up": matrix}.items()}
+    >>> specs = [TensorSpec((4,), "F32"), TensorSpec((4,), "F32"), TensorSpec((8, 4), "F32")]
+    >>> ours = {f"blocks.{i}.{k}": s for i in range(3) for k, s in zip(("ln.gamma", "ln.beta", "fc.w"), specs)}
+    >>> theirs = {f"h.{i}.{k}": s for i in range(3) for k, s in zip(("norm.weight", "norm.bias", "up"), specs)}
     >>> for rule in suggest(ours, theirs).recipe.rules:
     ...     print(rule)
     blocks.{i}.ln.{l:gamma,beta} -> h.{i}.norm.{l:weight,bias}
@@ -108,8 +108,7 @@ def suggest(source: Any, target: Any, *, by: str = "names", inputs: Any = None) 
         from .equating import by_values
 
         return by_values(source, target)
-    specs, ties = specs_of(source)
-    wanted, _ = specs_of(target)
+    specs, wanted = specs_of(source), specs_of(target)
     best = _attempt(specs, wanted, cut=True)
     if best.coverage < 1.0 and len(specs) + len(wanted) < 6000:
         # What was left out may be what tells the layers apart.
@@ -118,12 +117,11 @@ def suggest(source: Any, target: Any, *, by: str = "names", inputs: Any = None) 
     return best
 
 
-def specs_of(side: Any) -> tuple[Mapping[str, TensorSpec], Sequence[Sequence[str]]]:
-    """The specs of a side, and which keys are tied."""
+def specs_of(side: Any) -> Mapping[str, TensorSpec]:
+    """The specs of a side."""
     if isinstance(side, Mapping) and side and all(isinstance(v, TensorSpec) for v in side.values()):
-        return side, ()
-    checkpoint = open_checkpoint(side)
-    return checkpoint.specs, [t.names for t in checkpoint.ties]
+        return side
+    return open_checkpoint(side).specs
 
 
 def _was_cut(source: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec]) -> bool:
@@ -175,7 +173,7 @@ def _drafted(found: Matched, moves: Sequence[Move], one: Reduced, two: Reduced, 
 
 
 def ordered(specs: Mapping[str, TensorSpec]) -> bool:
-    """Whether the keys' order may be that in which a model lists them: not the alphabet's, and layers in their order."""
+    """Whether the keys may be in the order of a model's definition: not the alphabet's, and layers one by one."""
     keys = list(specs)
     by_dtype: dict[str, list[str]] = {}
     for key, spec in specs.items():

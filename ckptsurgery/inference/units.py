@@ -18,12 +18,14 @@ _ROLES = {
     "weight": "weight", "kernel": "weight", "w": "weight", "embedding": "weight", "gamma": "weight", "scale": "weight",
     "_weight": "weight", "bias": "bias", "beta": "bias", "b": "bias", "offset": "bias", "_bias": "bias",
     "running_mean": "mean", "moving_mean": "mean", "mean": "mean", "_mean": "mean",
-    "running_var": "var", "moving_variance": "var", "moving_var": "var", "var": "var", "variance": "var", "_variance": "var",
+    "running_var": "var", "moving_variance": "var", "moving_var": "var", "var": "var", "variance": "var",
+    "_variance": "var",
     "num_batches_tracked": "batches",
     "weight_g": "weight_g", "weight_v": "weight_v", "weight_scale_inv": "scale_inv", "weight_scale": "weight_scale",
     "qweight": "qweight", "qzeros": "qzeros", "scales": "scales", "g_idx": "g_idx",
 }  # fmt: skip
-# Alone under their module these are parameters of their own: a lone `gamma` scales a branch, `beta` beside it makes a norm.
+# Alone under their module these are parameters of their own: a lone `gamma` scales a branch, beside a `beta` it is a
+# norm's.
 _NEED_SIBLING = {"gamma": "beta", "w": "b", "b": "w", "scale": None, "mean": "var", "var": "mean", "offset": "scale"}
 _ENDINGS = (("_weight", "weight"), ("_kernel", "weight"), ("_bias", "bias"))
 _PARAMETRIZED = re.compile(r"^(?P<path>.*)\.parametrizations\.(?P<leaf>\w+)\.original(?P<n>[01]?)$")

@@ -1,7 +1,6 @@
 """What the field calls things: words to concepts, with no word that belongs to one model family or one corpus.
 
-A word may mean several things; the concepts that it may mean are listed with what each is worth. Word pairs are looked up
-before single words, so that `layer_norm` is no layer.
+A word may mean several things. Phrases are looked up before single words, so that `layer_norm` is no layer.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ __all__ = ["EXCLUSIVE", "STRUCTURAL", "concepts", "words"]
 Bag = dict[str, float]
 
 _SINGLE = {
-    "norm": "norm ln lnorm layernorm rmsnorm batchnorm bn gn groupnorm instancenorm normalization normalisation normalize",
+    "norm": "norm ln lnorm layernorm rmsnorm batchnorm bn gn groupnorm instancenorm normalization normalisation",
     "attention": "attention attn attentions mha msa multihead selfattention selfattn sa att",
     "cross": "cross xattn crossattention crossattn ca encdec encdecattention inter",
     "self": "self selfattention selfattn sa",
