@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Diagnostic, PlanError
-from ..planning.costing import BUDGET, largest_step
+from ..planning.costing import BUDGET, cost_of, largest_step
 from ..planning.plan import Plan
 from ..storage.checkpoint import Checkpoint
 from ..storage.collection import without_collection
@@ -23,7 +23,7 @@ from .progress import ByteBar
 from .proving import prove
 from .report import Entry, Report
 from .resuming import fingerprint
-from .streaming import copied_from, output_aliases, renamed_metadata, stream
+from .streaming import copied_from, output_aliases, renamed_metadata, stream, unread_proofs
 
 __all__ = ["save_plan", "state_dict_of"]
 
@@ -223,7 +223,7 @@ def _report(
         notes=notes,
         warnings=plan.warnings,
         files=files,
-        bytes_read=plan.cost.bytes_read if read is None else read,
+        bytes_read=cost_of(plan, aliases, unread_proofs(plan, checkpoint)).bytes_read if read is None else read,
         bytes_written=written,
     )
 

@@ -14,7 +14,9 @@ from ..storage.collection import without_collection
 from ..storage.staging import Writer
 from .copying import ByteRun, copy_runs, merged, runs_of
 
-__all__ = ["copied_from", "output_aliases", "stream"]
+__all__ = ["copied_from", "output_aliases", "renamed_metadata", "stream", "unread_proofs"]
+
+_SAMPLES = 4096
 
 
 def output_aliases(plan: Plan, checkpoint: Checkpoint) -> dict[str, str]:
@@ -35,7 +37,10 @@ def output_aliases(plan: Plan, checkpoint: Checkpoint) -> dict[str, str]:
     return aliases
 
 
-_SAMPLES = 4096
+def unread_proofs(plan: Plan, checkpoint: Checkpoint) -> list[tuple[str, str]]:
+    """Pairs that must be equal and are one run of bytes, so that nothing is read to prove it."""
+    place = checkpoint.extent
+    return [pair for pair in plan.proofs if place(pair[0]) is not None and place(pair[0]) == place(pair[1])]
 
 
 def copied_from(plan: Plan, checkpoint: Checkpoint) -> dict[str, int]:
@@ -77,7 +82,7 @@ def stream(
 def _byte_runs(plan: Plan, checkpoint: Checkpoint, writer: Writer, computed: list[Step]) -> Iterator[ByteRun]:
     """The runs of bytes of all steps that only move them; the others are put on a list."""
     as_bytes: dict[int, bool] = {}
-    places = writer.places
+    places, entries = writer.places, checkpoint.entries
     for step in plan.steps:
         targets = [places.get(key) for key in step.targets]
         if not any(targets):
@@ -85,8 +90,17 @@ def _byte_runs(plan: Plan, checkpoint: Checkpoint, writer: Writer, computed: lis
         program = step.program
         if id(program) not in as_bytes:
             as_bytes[id(program)] = copies_bytes(program)
+        if not as_bytes[id(program)] or program.moves is None:
+            computed.append(step)
+            continue
+        place, entry = targets[0], entries[step.sources[0]]
+        if len(targets) == len(step.sources) == 1 and place is not None and program.copies and entry.lies_plainly:
+            # by far the most, and worth no more than a microsecond
+            if place.nbytes:
+                yield ByteRun(place.file, place.offset, str(entry.file), entry.offset, place.nbytes)
+            continue
         extents = [e for key in step.sources if (e := checkpoint.extent(key)) is not None]
-        if program.moves is not None and as_bytes[id(program)] and len(extents) == len(step.sources):
+        if len(extents) == len(step.sources):
             yield from runs_of(program.moves, [s.dtype for s in program.outputs], extents, targets)
         else:
             computed.append(step)

@@ -44,9 +44,14 @@ class Entry:
     tensor: Any = None
 
     @property
+    def lies_plainly(self) -> bool:
+        """Whether the tensor is one run of bytes in a file, to be copied verbatim."""
+        return self.file is not None and self.strides is None and not self.big_endian
+
+    @property
     def extent(self) -> Extent | None:
         """The bytes to copy verbatim, or None when the tensor must go through memory."""
-        if self.file is None or self.strides is not None or self.big_endian:
+        if self.file is None or not self.lies_plainly:
             return None
         return Extent(self.file, self.offset, self.spec.nbytes)
 
