@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -42,20 +42,20 @@ class Voters:
     """Who votes for whom: groups of units on both sides, the same for every round.
 
     Args:
-        modules: for each side and each depth, the group of each unit, counted from the leaf outwards; -1 for none.
-        families: for each side, the family of each unit at several generalities.
+        modules: for each side, the modules around each unit, counted from the leaf outwards.
+        families: for each side, what each unit is called when numbers are left out, at several generalities.
         beside: for each side, the units before and after each unit, -1 for none; None where order says nothing.
     """
 
-    modules: tuple[Sequence[Any], Sequence[Any]]
-    families: tuple[Sequence[Any], Sequence[Any]]
+    modules: tuple[_Groups, _Groups]
+    families: tuple[_Groups, _Groups]
     beside: tuple[Any, Any] | None
 
     @classmethod
     def of(cls, a: Side, b: Side) -> Voters:
         """The voters of two sides."""
         beside = (_neighbours(a), _neighbours(b)) if a.ordered and b.ordered else None
-        return cls((_modules(a), _modules(b)), (_families(a), _families(b)), beside)
+        return cls((_Groups(_modules(a)), _Groups(_modules(b))), (_Groups(_families(a)), _Groups(_families(b))), beside)
 
 
 def _grouped(rows: Sequence[str | None]) -> Any:
@@ -123,27 +123,45 @@ def _soften(score: Matrix, mask: Any, heat: float) -> Matrix:
     return result
 
 
-def _votes(soft: Matrix, one: Any, two: Any) -> Matrix:
-    """For each pair, how much of its groups agrees without it."""
+class _Groups:
+    """Groups of one side, at several generalities, as one 0-1 matrix, so that all votes are counted at once."""
+
+    def __init__(self, levels: Sequence[Any]) -> None:
+        import numpy as np
+
+        self.columns: list[Any] = []
+        width, blocks = 0, []
+        for level in levels:
+            count = int(level.max(initial=-1)) + 1
+            block = np.zeros((len(level), max(count, 1)))
+            block[np.arange(len(level))[level >= 0], level[level >= 0]] = 1.0
+            self.columns.append((np.where(level >= 0, level, 0) + width, level >= 0))
+            blocks.append(block)
+            width += block.shape[1]
+        self.matrix = np.concatenate(blocks, axis=1) if blocks else np.zeros((0, 0))
+        self.sizes = self.matrix.sum(axis=0)
+
+
+def _counted(soft: Matrix, one: _Groups, two: _Groups) -> Callable[[int, int], Matrix]:
+    """For a level of each side: how much of each pair's groups agrees without the pair."""
     import numpy as np
 
-    rows, columns = int(one.max()) + 1, int(two.max()) + 1
-    if rows <= 0 or columns <= 0:
-        return np.zeros(soft.shape)
-    left = np.zeros((len(one), rows))
-    left[np.arange(len(one))[one >= 0], one[one >= 0]] = 1.0
-    right = np.zeros((len(two), columns))
-    right[np.arange(len(two))[two >= 0], two[two >= 0]] = 1.0
-    across, down = soft @ right, left.T @ soft
-    table = left.T @ across
-    size = np.maximum(left.sum(axis=0)[:, None], right.sum(axis=0)[None, :])
-    at = np.ix_(np.maximum(one, 0), np.maximum(two, 0))
-    # What speaks for other partners of the two does not speak for the pair.
-    others = table[at] - across[:, np.maximum(two, 0)] - down[np.maximum(one, 0)] + soft
-    share = others / np.maximum(size[at] - 1, 1.0)
-    # A group that is nearly everything says nothing.
-    special = 1.0 - size[at] / max(soft.shape)
-    return np.where((one >= 0)[:, None] & (two >= 0)[None, :] & (size[at] > 1), share * np.maximum(special, 0.0), 0.0)
+    across, down = soft @ two.matrix, one.matrix.T @ soft
+    table = one.matrix.T @ across
+
+    def at(level: int, other: int) -> Matrix:
+        (rows, there), (columns, here) = one.columns[level], two.columns[other]
+        size = np.maximum(one.sizes[rows][:, None], two.sizes[columns][None, :])
+        # What speaks for other partners of the two does not speak for the pair.
+        votes = table[rows][:, columns] - across[:, columns] - down[rows] + soft
+        # A group that is nearly everything says nothing.
+        special = np.maximum(1.0 - size / max(soft.shape), 0.0)
+        result: Matrix = np.where(
+            there[:, None] & here[None, :] & (size > 1), votes / np.maximum(size - 1, 1.0) * special, 0.0
+        )
+        return result
+
+    return at
 
 
 def _by_module(soft: Matrix, voters: Voters) -> Matrix:
@@ -151,10 +169,12 @@ def _by_module(soft: Matrix, voters: Voters) -> Matrix:
 
     best = np.zeros(soft.shape)
     total = np.zeros(soft.shape)
-    for one in voters.modules[0]:
+    one, two = voters.modules
+    votes = _counted(soft, one, two)
+    for level in range(len(one.columns)):
         along = np.zeros(soft.shape)
-        for two in voters.modules[1]:
-            along = np.maximum(along, _votes(soft, one, two))
+        for other in range(len(two.columns)):
+            along = np.maximum(along, votes(level, other))
         best = np.maximum(best, along)
         total += along
     return 0.6 * best + 0.4 * np.minimum(total, 2.0)
@@ -163,10 +183,12 @@ def _by_module(soft: Matrix, voters: Voters) -> Matrix:
 def _by_family(soft: Matrix, voters: Voters) -> Matrix:
     import numpy as np
 
-    total = np.zeros(soft.shape)
-    for one, two in zip(*voters.families):
-        total += _votes(soft, one, two)
-    return total / max(1, len(voters.families[0]))
+    one, two = voters.families
+    votes = _counted(soft, one, two)
+    total: Matrix = np.zeros(soft.shape)
+    for level in range(len(one.columns)):
+        total += votes(level, level)
+    return total / max(1, len(one.columns))
 
 
 def _by_neighbour(soft: Matrix, beside: tuple[Any, Any]) -> Matrix:
