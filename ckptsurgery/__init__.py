@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .diagnosing.doctor import Diagnosis, doctor
     from .errors import CheckpointError, CkptSurgeryError, Diagnostic, LoadError, PlanError, RecipeError
     from .inference.suggesting import Suggestion, suggest
+    from .inference.verifying import Parity, verify
     from .language.recipe import Recipe, Scope
     from .language.rules import Rule
     from .modeling.checking import check_init
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from .ops.registry import register as op
     from .reporting.overview import summary, ties
     from .running.plan import RunnablePlan as Plan
-    from .running.plan import plan, save
+    from .running.plan import plan, plan_back, save
     from .running.report import Report
     from .specs import TensorSpec
     from .storage.checkpoint import Checkpoint
@@ -50,6 +51,7 @@ __all__ = [
     "Diff",
     "LoadError",
     "Op",
+    "Parity",
     "Plan",
     "PlanError",
     "Recipe",
@@ -72,6 +74,7 @@ __all__ = [
     "open",
     "param_groups",
     "plan",
+    "plan_back",
     "restore_header",
     "save",
     "select",
@@ -81,6 +84,7 @@ __all__ = [
     "tie",
     "ties",
     "untie",
+    "verify",
 ]
 
 _HOMES: dict[str, tuple[str, ...]] = {
@@ -89,6 +93,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "diagnosing.doctor": ("Diagnosis", "doctor"),
     "errors": ("CheckpointError", "CkptSurgeryError", "Diagnostic", "LoadError", "PlanError", "RecipeError"),
     "inference.suggesting": ("Suggestion", "suggest"),
+    "inference.verifying": ("Parity", "verify"),
     "language.recipe": ("Recipe", "Scope"),
     "language.rules": ("Rule",),
     "modeling.checking": ("check_init",),
@@ -98,7 +103,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "modeling.ties": ("tie", "untie"),
     "ops.base": ("Op",),
     "reporting.overview": ("summary", "ties"),
-    "running.plan": ("plan", "save"),
+    "running.plan": ("plan", "plan_back", "save"),
     "running.report": ("Report",),
     "specs": ("TensorSpec",),
     "storage.checkpoint": ("Checkpoint",),

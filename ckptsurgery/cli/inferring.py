@@ -1,4 +1,4 @@
-"""`suggest`: a recipe that nobody had to write."""
+"""Commands that infer and prove: `suggest` and `verify`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import ckptsurgery as cs
 
 from . import options as o
 from .output import show
+from .targets import built
 
-__all__ = ["suggest"]
+__all__ = ["suggest", "verify"]
 
 
 def suggest(
@@ -38,3 +39,37 @@ def suggest(
     if output is not None:
         output.write_text(found.recipe.dumps())
     show(found, json)
+
+
+def verify(
+    a: Annotated[str, typer.Argument(metavar="A", help="A checkpoint.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another.")],
+    model: Annotated[str, typer.Option(metavar="MODULE:CALLABLE", help="What builds the model that A is for.")],
+    inputs: Annotated[
+        str, typer.Option(metavar="FILE", help="Tensors to call with: by name, or by position ('0', '1').")
+    ],
+    other: Annotated[
+        str | None, typer.Option(metavar="MODULE:CALLABLE", help="What builds the model that B is for, if another.")
+    ] = None,
+    tolerance: Annotated[float | None, typer.Option(help="How far apart, as a share of the largest output.")] = None,
+    json: o.Json = False,
+) -> None:
+    """Compare what two checkpoints compute.
+
+    Outputs on the same inputs and, where they differ, the first module at which they part.
+
+    \b
+    ckptsurgery verify a.pt b.safetensors --model mine:Net --inputs batch.safetensors
+    ckptsurgery verify a.pt b.safetensors --model mine:Net --other theirs:Net --inputs batch.pt
+    """
+    first, second = built(model), built(other or model)
+    for one, path in ((first, a), (second, b)):
+        cs.load_into(one, path)
+    with cs.open(inputs) as batch:
+        tensors = {name: tensor.load() for name, tensor in batch.items()}
+    positional = all(name.isdigit() for name in tensors)
+    given = tuple(tensors[k] for k in sorted(tensors, key=int)) if positional else tensors
+    found = cs.verify(first, second, given, tolerance=tolerance)
+    show(found, json)
+    if not found.ok:
+        raise typer.Exit(1)

@@ -69,6 +69,7 @@ for command in (
     looking.ties,
     looking.doctor,
     inferring.suggest,
+    inferring.verify,
     showing.demo,
 ):
     app.command()(command)

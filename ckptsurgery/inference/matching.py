@@ -55,7 +55,11 @@ class Voters:
     def of(cls, a: Side, b: Side) -> Voters:
         """The voters of two sides."""
         beside = (_neighbours(a), _neighbours(b)) if a.ordered and b.ordered else None
-        return cls((_Groups(_modules(a)), _Groups(_modules(b))), (_Groups(_families(a)), _Groups(_families(b))), beside)
+        return cls(
+            (_Groups(_modules(a), len(a)), _Groups(_modules(b), len(b))),
+            (_Groups(_families(a), len(a)), _Groups(_families(b), len(b))),
+            beside,
+        )
 
 
 def _grouped(rows: Sequence[str | None]) -> Any:
@@ -126,19 +130,18 @@ def _soften(score: Matrix, mask: Any, heat: float) -> Matrix:
 class _Groups:
     """Groups of one side, at several generalities, as one 0-1 matrix, so that all votes are counted at once."""
 
-    def __init__(self, levels: Sequence[Any]) -> None:
+    def __init__(self, levels: Sequence[Any], count: int) -> None:
         import numpy as np
 
         self.columns: list[Any] = []
         width, blocks = 0, []
         for level in levels:
-            count = int(level.max(initial=-1)) + 1
-            block = np.zeros((len(level), max(count, 1)))
-            block[np.arange(len(level))[level >= 0], level[level >= 0]] = 1.0
+            block = np.zeros((count, max(int(level.max(initial=-1)) + 1, 1)))
+            block[np.arange(count)[level >= 0], level[level >= 0]] = 1.0
             self.columns.append((np.where(level >= 0, level, 0) + width, level >= 0))
             blocks.append(block)
             width += block.shape[1]
-        self.matrix = np.concatenate(blocks, axis=1) if blocks else np.zeros((0, 0))
+        self.matrix = np.concatenate(blocks, axis=1) if blocks else np.zeros((count, 0))
         self.sizes = self.matrix.sum(axis=0)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import CkptSurgeryError, Diagnostic
 from ..language.folding import fold, fold_groups
@@ -21,6 +21,9 @@ from .merging import Book, Draft, merged
 from .reducing import Reduced, reduced
 from .resolving import Move
 
+if TYPE_CHECKING:
+    from .verifying import Parity
+
 __all__ = ["Assumption", "Suggestion", "ordered", "suggest", "written"]
 
 
@@ -35,6 +38,8 @@ class Suggestion:
         assumptions: what the headers cannot show.
         unmatched_source, unmatched_target: keys without a counterpart.
         evidence: `"names"` or `"values"`: what it was inferred from.
+        problems: why the recipe does not plan, where it does not.
+        parity: the outputs of both models after a trial conversion, where they were run.
     """
 
     recipe: Recipe
@@ -45,6 +50,7 @@ class Suggestion:
     unmatched_target: tuple[str, ...] = ()
     evidence: str = "names"
     problems: tuple[Diagnostic, ...] = field(default=(), repr=False)
+    parity: Parity | None = None
 
     def __str__(self) -> str:
         lines = [
@@ -61,6 +67,8 @@ class Suggestion:
                 f"# no counterpart in the {'target' if name == 'source' else 'source'}: {text} ({n})"
                 for text, n in fold(keys)
             ]
+        if self.parity is not None:
+            lines += [f"# tried: {line}" for line in str(self.parity).split("\n")]
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -82,6 +90,7 @@ class Suggestion:
             "assumptions": [{"kind": a.kind, "text": a.text, "keys": list(a.keys)} for a in self.assumptions],
             "unmatched_source": list(self.unmatched_source),
             "unmatched_target": list(self.unmatched_target),
+            "parity": None if self.parity is None else self.parity.to_json(),
         }
 
 
@@ -109,12 +118,35 @@ def suggest(source: Any, target: Any, *, by: str = "names", inputs: Any = None) 
 
         return by_values(source, target)
     specs, wanted = specs_of(source), specs_of(target)
+    if inputs is not None:
+        return _by_use(source, target, inputs, specs, wanted)
     best = _attempt(specs, wanted, cut=True)
     if best.coverage < 1.0 and len(specs) + len(wanted) < 6000:
         # What was left out may be what tells the layers apart.
         whole = _attempt(specs, wanted, cut=False) if _was_cut(specs, wanted) else best
         best = whole if whole.coverage > best.coverage else best
     return best
+
+
+def _by_use(
+    source: Any, target: Any, inputs: Any, specs: Mapping[str, TensorSpec], wanted: Mapping[str, TensorSpec]
+) -> Suggestion:
+    """Two live models: their tensors in the order of use, and a trial of what is suggested."""
+    from copy import deepcopy
+
+    from ..running.loading import model_target
+    from ..running.plan import plan
+    from .running import by_use
+    from .verifying import verify
+
+    first, second = (by_use(model, inputs, side) for model, side in ((source, specs), (target, wanted)))
+    found = _attempt(first, second, cut=False, in_order=True)
+    if found.unmatched_target or found.problems:
+        return found
+    twin = deepcopy(target)
+    made = plan(source, found.recipe, target=model_target(twin))
+    made.load_into(twin)
+    return replace(found, parity=verify(source, twin, inputs, plan=made))
 
 
 def specs_of(side: Any) -> Mapping[str, TensorSpec]:
@@ -129,10 +161,14 @@ def _was_cut(source: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec])
     return len(one.keys) < one.whole or len(two.keys) < two.whole
 
 
-def _attempt(source: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec], cut: bool) -> Suggestion:
+def _attempt(
+    source: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec], cut: bool, in_order: bool = False
+) -> Suggestion:
     one, two = reduced(source, target, cut)
     found = match(
-        [(k, source[k]) for k in one.keys], [(k, target[k]) for k in two.keys], (ordered(source), ordered(target))
+        [(k, source[k]) for k in one.keys],
+        [(k, target[k]) for k in two.keys],
+        (in_order or ordered(source), in_order or ordered(target)),
     )
     return _written(source, target, found, one, two)
 

@@ -1,0 +1,103 @@
+"""A forward pass watched: which modules run, in which order, and what each gives. Hooks and modes are put back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ..specs import TensorSpec
+
+__all__ = ["Call", "by_use", "tensors_in", "watched"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of one module.
+
+    Args:
+        module: its name in the model; empty for the model itself.
+        kind: its class.
+        outputs: its output tensors, copied.
+        leaf: whether it has no modules inside.
+    """
+
+    module: str
+    kind: str
+    outputs: tuple[Tensor, ...]
+    leaf: bool
+
+
+def watched(model: nn.Module, inputs: Any) -> tuple[tuple[Tensor, ...], list[Call]]:
+    """A model's outputs and all calls of its modules, in the order in which they end; in eval mode, no gradients."""
+    import torch
+
+    calls: list[Call] = []
+    handles = []
+    try:
+        for name, module in model.named_modules():
+            handles.append(module.register_forward_hook(_hook(name, module, calls)))
+        with torch.no_grad(), _evaluating(model):
+            result = _called(model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return tuple(tensors_in(result)), calls
+
+
+def by_use(model: nn.Module, inputs: Any, specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
+    """A model's specs in the order in which a forward pass uses its modules; what it does not use comes last."""
+    rank: dict[str, int] = {}
+    for n, call in enumerate(watched(model, inputs)[1]):
+        rank.setdefault(call.module, n)
+    last = len(rank) + 1
+    listed = list(specs)
+    order = {k: (rank.get(k.rpartition(".")[0], last), n) for n, k in enumerate(listed)}
+    return {k: specs[k] for k in sorted(listed, key=order.__getitem__)}
+
+
+def _hook(name: str, module: nn.Module, calls: list[Call]) -> Any:
+    leaf = next(module.children(), None) is None
+
+    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+        copies = tuple(t.detach().clone() for t in tensors_in(output))
+        calls.append(Call(name, type(module).__name__, copies, leaf))
+
+    return hook
+
+
+def _called(model: nn.Module, inputs: Any) -> Any:
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, (tuple, list)):
+        return model(*inputs)
+    return model(inputs)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """All tensors inside nested containers, in order."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        for item in value:
+            yield from tensors_in(item)
