@@ -61,7 +61,7 @@ class Diagnostic:
             "headline": self.headline,
             "place": self.place,
             "notes": list(self.notes),
-            "facts": {label: text for label, text in self.facts},
+            "facts": dict(self.facts),
             "help": self.help,
         }
 

@@ -37,8 +37,8 @@ class ResizePosEmbed(Op):
         grid: the new grid, [rows, columns], or one number for a square.
         prefix: tokens in front that have no place in the grid.
         old_grid: the old grid; needed where it was no square.
-        mode: whose rule. `timm` (1.0, `resample_abs_pos_embed`): bicubic with antialias. `plain` (most fine-tuning scripts,
-            transformers 5): bicubic without. `dinov2` (its `interpolate_offset=0.1`; with registers it trains with 0
+        mode: whose rule. `timm` (1.0, `resample_abs_pos_embed`): bicubic with antialias. `plain` (transformers 5 and
+            many scripts): bicubic without. `dinov2` (its `interpolate_offset=0.1`; with registers it trains with 0
             and antialias, which is `timm`): bicubic by the scale factor (new + 0.1) / old. `torchvision`
             (`interpolate_embeddings`): bicubic, corners aligned. `big_vision` (`resample_posemb`, scipy's zoom of
             order 1): bilinear, corners aligned.
@@ -136,8 +136,7 @@ class ResizeRelPosBias(Op):
     Args:
         window: the new window, [rows, columns], or one number for a square.
         mode: `bicubic` (timm's `resize_rel_pos_bias_table_simple`) treats the table as an image. `geometric`
-            (as fine-tuning at other sizes does) places the old offsets on a geometric progression, dense near 0, and interpolates
-            with a cubic not-a-knot spline, in float64.
+            places the old offsets on a geometric progression, dense near 0, and interpolates with a cubic not-a-knot spline, in float64.
         extra: rows at the end that stand for no offset, and stay: 3 where a class token has its own.
         old_window: the old window; needed where it was no square.
 
@@ -231,7 +230,7 @@ def _geometric(image: Tensor, old: _Pair, new: _Pair) -> Tensor:
 
 
 def _progression(old: int, new: int) -> list[float]:
-    """Where the geometric grid puts the old offsets: 0, ±1, ±(1 + q), ±(1 + q + q²), ... with q such that the last is new // 2."""
+    """Where the geometric grid puts the old offsets: 0, ±1, ±(1 + q), ±(1 + q + q²), ... up to new // 2."""
     low, high = 1.01, 1.5
     while high - low > 1e-6:
         ratio = (low + high) / 2
