@@ -77,6 +77,7 @@ def convert(
     resume: o.Resume = False,
     in_place: o.InPlace = False,
     check: o.Check = False,
+    provenance: o.Provenance = False,
     companions: o.Companions = False,
     json: o.Json = False,
 ) -> None:
@@ -88,18 +89,23 @@ def convert(
     ckptsurgery convert old.bin new.safetensors
     ckptsurgery convert old.bin out/ --recipe mine.toml --max-shard-size 5GB --check
     ckptsurgery convert new.safetensors back.safetensors --recipe mine.toml --inverse
-    ckptsurgery convert big.safetensors big.safetensors --rule 'module.{rest...} -> {rest...}' --in-place
+    ckptsurgery convert old.bin new.safetensors --recipe mine.toml --provenance
+    ckptsurgery convert new.safetensors back.safetensors --inverse
+    ckptsurgery convert x.safetensors x.safetensors --recipe mine.toml --in-place
     """
     said = recipe_from(recipe, rule, inverse=inverse, drop=drop, rest=rest, tie=tie)
     with cs.open(source, subtree=subtree, by_file=by_file) as checkpoint:
-        made = cs.plan(
-            checkpoint,
-            said,
-            target=target_from(target),
-            config=config_from(config),
-            dims=dims_from(dim),
-            dtype=dtype or "lossless",
-        )
+        if inverse and not (recipe or rule):
+            made = cs.plan_back(checkpoint)
+        else:
+            made = cs.plan(
+                checkpoint,
+                said,
+                target=target_from(target),
+                config=config_from(config),
+                dims=dims_from(dim),
+                dtype=dtype or "lossless",
+            )
         if dry_run:
             return show(made, json)
         report = made.save(
@@ -110,6 +116,7 @@ def convert(
             resume=resume,
             in_place=in_place,
             check=check,
+            provenance=provenance,
             companions=companions,
         )
     return show(report, json)

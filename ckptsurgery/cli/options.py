@@ -115,6 +115,14 @@ InPlace = Annotated[
 Check = Annotated[
     bool, typer.Option("--check", rich_help_panel=_OUTPUT, help="Read the output back and prove that it is the plan's.")
 ]
+Provenance = Annotated[
+    bool,
+    typer.Option(
+        "--provenance",
+        rich_help_panel=_OUTPUT,
+        help="Note in the output what it was made from; then --inverse needs no recipe.",
+    ),
+]
 Companions = Annotated[
     bool, typer.Option("--companions", rich_help_panel=_OUTPUT, help="Copy config and tokenizer files along.")
 ]

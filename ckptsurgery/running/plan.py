@@ -20,6 +20,7 @@ from ..specs import DTYPES, TensorSpec, dtype_name
 from ..storage.checkpoint import Checkpoint
 from ..storage.collection import without_collection
 from ..storage.opening import open_checkpoint
+from .provenance import Asked, read_provenance
 from .report import Report
 from .saving import save_plan, state_dict_of
 from .streaming import output_aliases, unread_proofs
@@ -27,7 +28,7 @@ from .streaming import output_aliases, unread_proofs
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["RunnablePlan", "as_target", "plan", "save"]
+__all__ = ["RunnablePlan", "as_target", "plan", "plan_back", "save"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class RunnablePlan(Plan):
     """
 
     checkpoint: Checkpoint = field(default_factory=lambda: open_checkpoint({}), repr=False, compare=False)
+    asked: Asked = field(default_factory=Asked, repr=False, compare=False)
 
     @property
     def cost(self) -> Cost:
@@ -58,6 +60,7 @@ class RunnablePlan(Plan):
         check: bool = False,
         resume: bool = False,
         in_place: bool = False,
+        provenance: bool = False,
         progress: bool | None = None,
     ) -> Report:
         """Stream the result into a file or a folder, which appears whole or not at all.
@@ -75,6 +78,8 @@ class RunnablePlan(Plan):
             in_place: `path` is the one safetensors file that is read, and nothing but names and shapes changes: write a
                 new header over the old one, which is saved beside it and `restore_header` puts back. Refused where more
                 would change, where the header has no room, and where the file has other names on the disk.
+            provenance: write into the metadata what this was made from: the recipe, the source's headers and hashes (so
+                it is read once more), the version; `plan_back` needs nothing else.
             progress: True or False to insist on a bar or on none.
         """
         return save_plan(
@@ -88,6 +93,7 @@ class RunnablePlan(Plan):
             check=check,
             resume=resume,
             in_place=in_place,
+            provenance=self.asked if provenance else None,
             progress=progress,
         )
 
@@ -136,8 +142,9 @@ class RunnablePlan(Plan):
         )
 
 
-def _runnable(found: Plan, checkpoint: Checkpoint) -> RunnablePlan:
-    return RunnablePlan(**{f.name: getattr(found, f.name) for f in fields(Plan)}, checkpoint=checkpoint)
+def _runnable(found: Plan, checkpoint: Checkpoint, asked: Asked | None = None) -> RunnablePlan:
+    known = {f.name: getattr(found, f.name) for f in fields(Plan)}
+    return RunnablePlan(**known, checkpoint=checkpoint, asked=asked or Asked())
 
 
 def _planned(
@@ -148,20 +155,20 @@ def _planned(
     dtype: str,
     dims: Mapping[str, DimValue] | None,
 ) -> RunnablePlan:
+    asked = Asked(config if config is not None else checkpoint.config, dims or {}, dtype)
     with without_collection():
         found = make_plan(
             checkpoint.specs,
             recipe,
             load_recipe,
             target=target,
-            config=config if config is not None else checkpoint.config,
+            config=asked.config,
             dims=dims,
             dtype=dtype,
         )
     # the checkpoint's own specs, not the planner's copy of them
-    return _runnable(
-        replace(found, source=checkpoint.specs, warnings=(*found.warnings, *_left_behind(checkpoint))), checkpoint
-    )
+    warnings = (*found.warnings, *_left_behind(checkpoint))
+    return _runnable(replace(found, source=checkpoint.specs, warnings=warnings), checkpoint, asked)
 
 
 def _left_behind(checkpoint: Checkpoint) -> tuple[Diagnostic, ...]:
@@ -211,6 +218,28 @@ def plan(
     _check_dtype(dtype)
     checkpoint = open_checkpoint(source, subtree=subtree)
     return _planned(checkpoint, as_recipe(recipe), as_target(target), config, dtype, dims)
+
+
+def plan_back(source: Any) -> RunnablePlan:
+    """Plan the exact way back from an output that was saved with its provenance, and from nothing else.
+
+    >>> import tempfile, torch
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     there = plan({"a": torch.arange(6.0).view(2, 3)}, "a [x y] -> b [y x]")
+    ...     report = there.save(folder + "/b.safetensors", provenance=True)
+    ...     plan_back(folder + "/b.safetensors").state_dict()["a"].tolist()
+    [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
+
+    Args:
+        source: whatever `open` takes.
+
+    Raises:
+        CheckpointError: there is no provenance in it. PlanError: a step loses something; each is listed.
+    """
+    checkpoint = open_checkpoint(source)
+    headers, recipe, target, asked = read_provenance(checkpoint)
+    there = _planned(open_checkpoint(headers or {}), recipe, target, asked.config, asked.dtype, asked.dims)
+    return there.inverse(checkpoint)
 
 
 def save(

@@ -20,6 +20,7 @@ from .checking import check_output
 from .companions import copy_companions, refuse_file
 from .in_place import change_in_place
 from .progress import ByteBar
+from .provenance import PROVENANCE, Asked, provenance_of
 from .proving import prove
 from .report import Entry, Report
 from .resuming import fingerprint
@@ -42,6 +43,7 @@ def save_plan(
     check: bool = False,
     resume: bool = False,
     in_place: bool = False,
+    provenance: Asked | None = None,
     progress: bool | None = None,
 ) -> Report:
     """Stream a plan into a file or a folder; it appears whole or not at all.
@@ -56,11 +58,13 @@ def save_plan(
     prove(plan, checkpoint)
     aliases = output_aliases(plan, checkpoint)
     if in_place:
-        _refuse_with_in_place(max_shard_size=max_shard_size, companions=companions, resume=resume)
+        _refuse_with_in_place(
+            max_shard_size=max_shard_size, companions=companions, resume=resume, provenance=provenance
+        )
         written, note = change_in_place(plan, checkpoint, Path(path).expanduser(), aliases, _metadata(checkpoint))
         file = str(Path(path).expanduser())
         return _report(plan, checkpoint, str(path), aliases, (file,), written, (note,), read=0)
-    options = _Options(max_shard_size, overwrite, companions, resume)
+    options = _Options(max_shard_size, overwrite, companions, resume, provenance)
     files, written, notes = _write(plan, checkpoint, Path(path), aliases, budget, options, progress)
     if companions:
         copied = copy_companions(checkpoint.files, Path(path).expanduser())
@@ -78,6 +82,7 @@ class _Options:
     overwrite: bool
     companions: bool
     resume: bool
+    provenance: Asked | None
 
 
 def _write(
@@ -96,7 +101,8 @@ def _write(
             path,
             specs,
             aliases=aliases,
-            metadata=_metadata(checkpoint),
+            metadata=_metadata(checkpoint)
+            | (provenance_of(plan, options.provenance, checkpoint) if options.provenance else {}),
             extras=_extras(plan, checkpoint),
             max_shard_size=options.max_shard_size,
             overwrite=options.overwrite,
@@ -111,7 +117,9 @@ def _write(
     with writer, ByteBar(total, f"writing {path.name}", progress) as bar:
         stream(plan, checkpoint, writer, bar, budget=budget)
         checkpoint.check_unchanged()
-    return tuple(writer.files), bar.done, [*_left_out(checkpoint, writer), *_resumed(writer)]
+    lost = PROVENANCE in checkpoint.metadata
+    note = ["the source's own provenance was left out: the output is made from it in another way"] if lost else []
+    return tuple(writer.files), bar.done, [*_left_out(checkpoint, writer), *_resumed(writer), *note]
 
 
 def state_dict_of(plan: Plan, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -181,7 +189,9 @@ def _refuse_with_in_place(**given: object) -> None:
 
 
 def _metadata(checkpoint: Checkpoint) -> dict[str, str]:
-    return {k: v for k, v in checkpoint.metadata.items() if k != "format" and k not in checkpoint.aliases}
+    # What the source was made from is no longer what the output was made from.
+    own = {"format", PROVENANCE, *checkpoint.aliases}
+    return {k: v for k, v in checkpoint.metadata.items() if k not in own}
 
 
 def _extras(plan: Plan, checkpoint: Checkpoint) -> dict[str, Any]:

@@ -61,10 +61,12 @@ def folder_writer(
     else:
         names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     new_folder = None if path.exists() else (beside(path, resume), path)
+    # What this library tells of an output may be long, and is told once.
+    common = {name: text for name, text in metadata.items() if not name.startswith("ckptsurgery.")}
     outputs: list[Output] = []
     places: dict[str, Extent] = {}
     for name, keys in zip(names, shards):
-        own = {**metadata, **aliases} if len(shards) == 1 else metadata
+        own = {**metadata, **aliases} if len(shards) == 1 else metadata if name == names[0] else common
         temporary = new_folder[0] / name if new_folder else beside(path / name, resume)
         layout = _lay_out(path / name, temporary, {key: specs[key] for key in keys}, own, lies)
         outputs.append(layout.output(path / name, temporary))

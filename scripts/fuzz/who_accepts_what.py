@@ -43,7 +43,7 @@ def _hub(path: Path) -> None:
         load_state_dict_from_file(path)
     else:
         # by the name that it has on the hub, since it goes by suffixes
-        load_state_dict_from_file(path.rename(path.with_name("pytorch_model.bin")), weights_only=True)
+        load_state_dict_from_file(path.rename(path.with_name("pytorch_model.bin")), safe=False, weights_only=True)
 
 
 READERS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {

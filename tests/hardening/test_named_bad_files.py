@@ -62,3 +62,18 @@ def test_readers_keep_their_promise_over_thousands_of_mutations(repository: Path
     assert {line["reader"] for line in lines} == {*TARGETS, "named"}
     assert all(line["accepted"] and line["refused"] for line in lines)
     print(f"bad files: {sum(line['accepted'] + line['refused'] for line in lines):,} tried")
+
+
+def test_readers_keep_their_promise_where_coverage_leads(repository: Path, tmp_path: Path) -> None:
+    """A bounded run of the coverage-guided fuzzer, with a seed; the long one is started by hand."""
+    script = repository / "scripts" / "fuzz" / "coverage_guided.py"
+    running = []
+    for reader in ("safetensors", "torch-zip", "pickle"):
+        command = [sys.executable, str(script), reader, "-runs=1500", "-seed=1", "-timeout=60", "-print_final_stats=1"]
+        running.append(
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path)
+        )
+    for process in running:
+        output = process.communicate()[0]
+        assert process.returncode == 0, output[-5000:]
+        assert "stat::number_of_executed_units: 1500" in output

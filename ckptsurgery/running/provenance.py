@@ -1,0 +1,118 @@
+"""Where an output came from, kept in its own metadata; and the way back that this makes possible."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError, Diagnostic, PlanError
+from ..language.toml import dumps, loads
+from ..planning.plan import Plan, Target
+from ..specs import TensorSpec
+from ..storage.checkpoint import Checkpoint
+
+__all__ = ["PROVENANCE", "Asked", "provenance_of", "read_provenance"]
+
+PROVENANCE = "ckptsurgery.provenance"
+_BLOCK = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What planning was asked for beside a source, a recipe and a target.
+
+    Args:
+        config: what `config.` meant. dims: sizes that went before the recipe's own. dtype: the policy.
+    """
+
+    config: Mapping[str, Any] | None = None
+    dims: Mapping[str, Any] = field(default_factory=dict)
+    dtype: str = "lossless"
+
+
+def provenance_of(plan: Plan, asked: Asked, checkpoint: Checkpoint) -> dict[str, str]:
+    """The metadata that tells what was done, from what, and by which version; reads the source's files to hash them.
+
+    Raises:
+        PlanError: the plan has no recipe that could be written down.
+    """
+    if plan.recipe is None:
+        raise PlanError(
+            Diagnostic("no-recipe", "a plan that goes back has no recipe to write down", help="save without provenance")
+        )
+    from importlib.metadata import version
+
+    told = {
+        "version": version("ckptsurgery"),
+        "recipe": dumps(plan.recipe),
+        "sources": [_hashed(Path(file)) for file in checkpoint.files],
+        "headers": _told(plan.source),
+        "target": None if plan.target is None else _told(plan.target.specs),
+        "target_ties": [] if plan.target is None else [list(names) for names in plan.target.ties],
+        "config": asked.config,
+        "dims": dict(asked.dims),
+        "dtype": asked.dtype,
+    }
+    try:
+        return {PROVENANCE: json.dumps(told, separators=(",", ":"), ensure_ascii=False)}
+    except TypeError as error:
+        raise PlanError(
+            Diagnostic("not-text", f"what was planned has no text: {error}", help="save without provenance")
+        ) from None
+
+
+def _told(specs: Mapping[str, TensorSpec]) -> dict[str, list[Any]]:
+    return {key: [spec.dtype, *spec.shape] for key, spec in specs.items()}
+
+
+def _hashed(path: Path) -> dict[str, object]:
+    digest = hashlib.blake2b(digest_size=32)
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+        return {"file": path.name, "nbytes": file.tell(), "blake2b": digest.hexdigest()}
+
+
+def read_provenance(checkpoint: Checkpoint) -> tuple[dict[str, TensorSpec], Any, Target | None, Asked]:
+    """The source's headers, the recipe, the target and what else was asked for, from an output's metadata.
+
+    Raises:
+        CheckpointError: there is no provenance in it, or none that can be understood.
+    """
+    text = checkpoint.metadata.get(PROVENANCE)
+    if text is None:
+        raise CheckpointError(
+            Diagnostic(
+                "no-provenance",
+                "nothing in it tells what it was made from, so there is no way back without a recipe",
+                checkpoint.source,
+                help="name the recipe: --recipe R --inverse; or convert with --provenance the next time",
+            )
+        )
+    try:
+        told = json.loads(text)
+        recipe = loads(told["recipe"], f"{checkpoint.source} (provenance)")
+        target = told["target"]
+        asked = Asked(told["config"], told["dims"], told["dtype"])
+        kinds = isinstance(asked.config, dict | None), isinstance(asked.dims, dict), isinstance(asked.dtype, str)
+        if not all(kinds):
+            raise TypeError("config, dims or dtype is something else")
+        wanted = None if target is None else Target(_specs(target), [tuple(names) for names in told["target_ties"]])
+        return _specs(told["headers"]), recipe, wanted, asked
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            Diagnostic(
+                "bad-provenance",
+                f"the provenance in its metadata cannot be understood: {error}",
+                checkpoint.source,
+                help="name the recipe: --recipe R --inverse",
+            )
+        ) from None
+
+
+def _specs(told: Mapping[str, list[Any]]) -> dict[str, TensorSpec]:
+    return {key: TensorSpec(shape, dtype) for key, (dtype, *shape) in told.items()}
