@@ -136,7 +136,8 @@ class ResizeRelPosBias(Op):
     Args:
         window: the new window, [rows, columns], or one number for a square.
         mode: `bicubic` (timm's `resize_rel_pos_bias_table_simple`) treats the table as an image. `geometric`
-            places the old offsets on a geometric progression, dense near 0, and interpolates with a cubic not-a-knot spline, in float64.
+            places the old offsets on a geometric progression, dense near 0, and interpolates
+            with a cubic not-a-knot spline, in float64.
         extra: rows at the end that stand for no offset, and stay: 3 where a class token has its own.
         old_window: the old window; needed where it was no square.
 
