@@ -55,6 +55,7 @@ def tasks_of(steps: Sequence[Step], checkpoint: Checkpoint, writer: Writer, regi
     # Only what lies in one run of a file can be read in parts.
     parts = [s for s in steps if cuts[id(s.program)] is not None and all(map(checkpoint.extent, s.sources))]
     cut_up = set(map(id, parts))
+    checkpoint.read_in_order({e.file for s in parts for key in s.sources if (e := checkpoint.extent(key)) is not None})
     buffers = _Buffers()
     loads = Loads(checkpoint, [s for s in steps if id(s) not in cut_up])
     for step in steps:

@@ -97,6 +97,8 @@ def copy_runs(runs: Iterable[ByteRun], checkpoint: Checkpoint, writer: Writer, m
     Args:
         moved: hears of the bytes as they go.
     """
+    runs = list(runs)
+    checkpoint.read_in_order({run.source_file for run in runs})
     buffer = memoryview(bytearray(CHUNK))
     refused: set[tuple[str, str]] = set()
     for run in runs:

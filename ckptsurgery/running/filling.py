@@ -84,6 +84,7 @@ def read_straight(reads: list[Straight], checkpoint: Checkpoint, progress: Progr
         CheckpointError: a read failed; nothing is being read any more when it is raised.
     """
     failures: list[BaseException] = []
+    checkpoint.read_in_order({one.lies.file for one in reads})
     with ThreadPoolExecutor(workers(), thread_name_prefix="ckptsurgery") as pool:
         running = {pool.submit(_read, one, checkpoint): one.key for one in reads}
         for future in as_completed(running):
