@@ -16,7 +16,7 @@ __all__ = ["Book", "Draft", "merged"]
 _CAPTURE = re.compile(r"\{([^{}]*)\}")
 _NAMED = re.compile(r"^(?:\d+\*|\d+-)?([a-z]\w*)(?:[+-]\d+)?$")
 _COMMON = ("weight", "bias")
-_INLINE = 90  # characters of choices that still go into the line itself
+_INLINE = 200  # characters of choices that still go into the line itself
 
 
 @dataclass(frozen=True)
@@ -53,19 +53,20 @@ def merged(atoms: Sequence[Atom], keys: Sequence[str], spare: Iterable[str]) -> 
         spare: source keys that nothing claims: no rule may either.
     """
     book = Book(keys, frozenset(spare))
-    best = min((_draft(a, book, "error") for a in _versions(atoms)), key=lambda d: d.length)
+    best = min((_draft(a, book, "error") for a in _versions(atoms, book)), key=lambda d: d.length)
     for head, tail in _fallbacks(atoms):
         rest = "keep" if not head and not tail else f"{head}{{k...}} -> {tail}{{k...}}"
         left = [a for a in atoms if not _same_after(a, head, tail)]
-        for version in _versions(left):
+        for version in _versions(left, book):
             draft = _draft(version, book, rest)
             if draft.length < best.length:
                 best = draft
     return best
 
 
-def _versions(atoms: Sequence[Atom]) -> list[Sequence[Atom]]:
+def _versions(atoms: Sequence[Atom], book: Book) -> list[Sequence[Atom]]:
     """The atoms as they are, and with towers that are alike, such as an encoder and a decoder, taken together."""
+    atoms = _leaf_renames(atoms, book)
     found: list[Sequence[Atom]] = [atoms]
     for at in range(2):
         for to in range(3):
@@ -73,6 +74,25 @@ def _versions(atoms: Sequence[Atom]) -> list[Sequence[Atom]]:
             if together is not None:
                 found.append(together)
     return found
+
+
+def _leaf_renames(atoms: Sequence[Atom], book: Book) -> Sequence[Atom]:
+    """Leaves that change their name wherever they stand, under paths that stay, as one rule for any path."""
+    groups: dict[tuple[str, str], list[Atom]] = defaultdict(list)
+    for atom in atoms:
+        (path, leaf), (to, end) = split_path(atom.source), split_path(atom.target)
+        if path == to and leaf != end and path.endswith(".") and not atom.left and "{" not in leaf + end:
+            groups[leaf, end].append(atom)
+    taken: set[int] = set()
+    added = []
+    for (leaf, end), members in groups.items():
+        source = f"{{r...}}.{leaf}"
+        own = frozenset().union(*(book.claimed(m.source) for m in members))
+        if len(members) > 1 and book.claimed(source) <= own:
+            taken |= {id(m) for m in members}
+            moves = tuple(n for m in members for n in m.moves)
+            added.append(Atom(source, f"{{r...}}.{end}", moves=moves))
+    return [*(a for a in atoms if id(a) not in taken), *added]
 
 
 def _towers(atoms: Sequence[Atom], at: int, to: int) -> list[Atom] | None:
@@ -389,5 +409,8 @@ def _rule(atom: Atom, names: dict[str, dict[str, str]]) -> str:
             name = f"m{n}"
         names[name] = dict(zip(one[1].split(","), two[1].split(",")))
         source, target = source.replace(one[0], f"{{{name}}}"), target.replace(two[0], f"{{{name}}}")
+    for choice in re.finditer(r"\{([a-z]):([^{}]*)\}", source):
+        if ".." not in choice[2] and choice[0] in target:
+            target = target.replace(choice[0], f"{{{choice[1]}}}")  # the same spellings need no second list
     left, right = (" " + atom.left if atom.left else ""), (" " + atom.right if atom.right else "")
     return f"{source}{left} -> {target}{right}"

@@ -280,6 +280,12 @@ def _patterns(keys: Sequence[str], everything: Iterable[str]) -> tuple[str, ...]
     wanted = set(keys)
     book = Book(list(everything), frozenset())
     found: list[str] = []
+    for last in sorted({k.rpartition(".")[2] for k in keys}):
+        anywhere = f"{{r...}}.{escaped(last)}"
+        claimed = book.claimed(anywhere)
+        if claimed and claimed <= wanted and len(fold_groups(sorted(claimed))) > 1:
+            found.append(anywhere)
+            keys = [k for k in keys if k not in claimed]
     for group in fold_groups(keys):
         claimed = book.claimed(group.pattern)
         if claimed <= wanted:
