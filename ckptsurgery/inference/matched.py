@@ -108,7 +108,7 @@ def _doubt(
     for _ in range(_DOUBTS):
         other = {k: v * float(np.exp(random.normal(0.0, _SPREAD))) for k, v in weights.items()}
         heard = {k: v * float(np.exp(random.normal(0.0, _SPREAD))) for k, v in votes.items()}
-        kept.update(solve(evidence, voters, other, heard).pairs.keys())
+        kept.update(solve(evidence, voters, other, heard, rounds=4).pairs.keys())
     sure: list[tuple[int, int]] = []
     doubted: list[tuple[int, int]] = []
     for pair, score in solution.pairs.items():

@@ -71,7 +71,7 @@ def _grouped(rows: Sequence[str | None]) -> Any:
 
 def _modules(side: Side) -> list[Any]:
     deepest = max((len(p) for p in side.prefixes), default=0)
-    return [_grouped([p[-d] if len(p) >= d else None for p in side.prefixes]) for d in range(1, min(deepest, 6) + 1)]
+    return [_grouped([p[-d] if len(p) >= d else None for p in side.prefixes]) for d in range(1, min(deepest, 5) + 1)]
 
 
 def _families(side: Side) -> list[Any]:
@@ -92,7 +92,9 @@ def _neighbours(side: Side) -> Any:
     return found
 
 
-def solve(evidence: Evidence, voters: Voters, weights: Mapping[str, float], votes: Mapping[str, float]) -> Solution:
+def solve(
+    evidence: Evidence, voters: Voters, weights: Mapping[str, float], votes: Mapping[str, float], rounds: int = _ROUNDS
+) -> Solution:
     """Match softly, let neighbours vote, again and again; then assign."""
     import numpy as np
 
@@ -102,10 +104,10 @@ def solve(evidence: Evidence, voters: Voters, weights: Mapping[str, float], vote
     if not mask.any():
         return Solution({}, score, np.zeros(mask.shape))
     soft = np.zeros(mask.shape)
-    for turn in range(_ROUNDS):
-        fresh = _soften(score, mask, 1.0 - 0.6 * turn / _ROUNDS)
+    for turn in range(rounds):
+        fresh = _soften(score, mask, 1.0 - 0.6 * turn / rounds)
         soft = fresh if turn == 0 else 0.7 * fresh + 0.3 * soft
-        share = (turn + 1) / _ROUNDS
+        share = (turn + 1) / rounds
         extra = votes.get("inside", 0.0) * _by_module(soft, voters) + votes.get("alike", 0.0) * _by_family(soft, voters)
         if voters.beside is not None:
             extra = extra + votes.get("beside", 0.0) * _by_neighbour(soft, voters.beside)

@@ -172,7 +172,8 @@ class Capture:
         if self.rest:
             return self.name + "..."
         if self.choices is not None:
-            return self.name + ":" + ",".join(escape(c) for c in self.choices)
+            # two dots would read as a range
+            return self.name + ":" + ",".join(re.sub(r"\.(?=\.)", r".\\", escape(c)) for c in self.choices)
         return f"{self.name}:{self.span}" if self.span is not None else self.name
 
 

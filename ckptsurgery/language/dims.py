@@ -180,7 +180,11 @@ class Dims:
         """The size of `name`; None where the recipe does not name it or the config lacks what it needs."""
         if name not in self.values and self.outer is not None:
             return self.outer.get(name)
-        return self._solve(name, ())
+        found = self._solve(name, ())
+        parts = found.values() if isinstance(found, dict) else found if isinstance(found, tuple) else (found,)
+        if any(part is not None and part < 0 for part in parts):
+            raise RecipeError(Diagnostic("bad-dim", f"dims.{name} = {found}: a size is not negative"))
+        return found
 
     def __contains__(self, name: str) -> bool:
         return name in self.values or (self.outer is not None and name in self.outer)

@@ -107,10 +107,10 @@ class KeyPattern:
 
     def ambiguity(self, key: str, readings: list[dict[str, str]]) -> Diagnostic:
         """The diagnostic for a key that can be read in two ways."""
-        shown = tuple(", ".join(f"{n} = {v!r}" for n, v in reading.items()) for reading in readings)
+        shown = tuple(", ".join(f"{n} = {v[:200]!r}" for n, v in reading.items()) for reading in readings)
         return Diagnostic(
             "ambiguous-match",
-            f"'{self}' can read {key!r} in two ways",
+            f"'{self}' can read {key[:200]!r} in two ways",
             notes=shown,
             help="give a capture its choices, or put a literal between them",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -134,7 +135,7 @@ def kind_of(head: bytes, size: int) -> str:
 def _opened(path: str) -> Iterator[FileIO]:
     """The file, opened once for all that its header needs."""
     try:
-        if Path(path).exists() and not Path(path).is_file():
+        if not stat.S_ISREG(Path(path).stat().st_mode):
             raise CheckpointError(
                 Diagnostic(
                     "not-a-file", f"{path!r} is neither a file nor a folder", path, help="copy it into a file first"

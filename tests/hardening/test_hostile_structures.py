@@ -26,7 +26,7 @@ from ckptsurgery.language.keys import KeyPattern
 from ckptsurgery.language.toml import dumps, loads
 from ckptsurgery.specs import DTYPES
 
-many = settings(max_examples=300, deadline=None)
+many = settings(max_examples=200, deadline=None)
 
 
 @pytest.fixture(scope="module")
