@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .catalog import list_recipes, load_recipe
+    from .catalog import list_recipes, load_recipe, route
     from .comparing.diffing import Diff, diff
     from .diagnosing.doctor import Diagnosis, doctor
     from .errors import CheckpointError, CkptSurgeryError, Diagnostic, LoadError, PlanError, RecipeError
@@ -76,6 +76,7 @@ __all__ = [
     "plan",
     "plan_back",
     "restore_header",
+    "route",
     "save",
     "select",
     "skeleton",
@@ -88,7 +89,7 @@ __all__ = [
 ]
 
 _HOMES: dict[str, tuple[str, ...]] = {
-    "catalog": ("list_recipes", "load_recipe"),
+    "catalog": ("list_recipes", "load_recipe", "route"),
     "comparing.diffing": ("Diff", "diff"),
     "diagnosing.doctor": ("Diagnosis", "doctor"),
     "errors": ("CheckpointError", "CkptSurgeryError", "Diagnostic", "LoadError", "PlanError", "RecipeError"),

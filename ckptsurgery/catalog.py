@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 
 from .errors import Diagnostic, RecipeError
 from .language.recipe import Recipe
 from .language.toml import loads
 
-__all__ = ["RecipeLike", "as_recipe", "list_recipes", "load_recipe"]
+__all__ = ["RecipeLike", "as_recipe", "list_recipes", "load_recipe", "route"]
 
 RecipeLike = Recipe | str | os.PathLike[str] | Sequence[str]
 _SUFFIX = ".toml"
@@ -59,6 +60,49 @@ def load_recipe(name: str | os.PathLike[str]) -> Recipe:
             raise RecipeError(Diagnostic("unknown-recipe", f"no recipe is called {text!r}", help=help))
         return loads(_read(shipped), f"recipes/{text}{_SUFFIX}")
     return loads(_read(path), str(path))
+
+
+def route(start: str, end: str) -> Recipe:
+    """The recipe from one codebase of a family to another, through the layouts that shipped recipes have in common.
+
+    >>> route("nobody/here", "nobody/there")
+    Traceback (most recent call last):
+        ...
+    ckptsurgery.errors.RecipeError: error[no-route]: no recipes lead from 'nobody/here' to 'nobody/there'
+    ...
+
+    Args:
+        start, end: `family/codebase`, as the names of recipes spell them: `family/<from>_to_<to>`.
+
+    Raises:
+        RecipeError: another family, a codebase that no recipe knows, or no way between the two.
+    """
+    family, _, here = start.partition("/")
+    other, _, there = end.partition("/")
+    edges: dict[str, list[tuple[str, str, bool]]] = {}
+    for name in list_recipes():
+        shelf_family, _, stem = name.partition("/")
+        a, to, b = stem.partition("_to_")
+        if shelf_family == family and to:
+            edges.setdefault(a, []).append((b, name, False))
+            edges.setdefault(b, []).append((a, name, True))
+    for codebase in (here, there):
+        if family != other or codebase not in edges:
+            known = ", ".join(f"{family}/{c}" for c in sorted(edges)) or "ckptsurgery recipes lists them"
+            raise RecipeError(
+                Diagnostic("no-route", f"no recipes lead from {start!r} to {end!r}", help=f"known: {known}")
+            )
+    ways: dict[str, list[tuple[str, bool]]] = {here: []}
+    queue = [here]
+    for codebase in queue:
+        for following, name, backwards in edges[codebase]:
+            if following not in ways:
+                ways[following] = [*ways[codebase], (name, backwards)]
+                queue.append(following)
+    if there not in ways or not ways[there]:
+        raise RecipeError(Diagnostic("no-route", f"no recipes lead from {start!r} to {end!r}"))
+    parts = [load_recipe(name).inverse() if backwards else load_recipe(name) for name, backwards in ways[there]]
+    return reduce(lambda done, part: done.then(part), parts)
 
 
 def _read(path: Path) -> str:

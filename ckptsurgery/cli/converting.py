@@ -19,6 +19,8 @@ __all__ = ["convert", "plan", "restore_header"]
 def plan(
     source: o.Source,
     recipe: o.RecipeNames = None,
+    start: o.From = None,
+    end: o.To = None,
     rule: o.Rules = None,
     inverse: o.Inverse = False,
     target: o.Target = None,
@@ -42,7 +44,7 @@ def plan(
     ckptsurgery plan old.bin --recipe mine.toml --target new.safetensors
     ckptsurgery plan old.bin --recipe mine.toml --explain layers.0.weight
     """
-    said = recipe_from(recipe, rule, inverse=inverse, drop=drop, rest=rest, tie=tie)
+    said = recipe_from(recipe, rule, route=(start, end), inverse=inverse, drop=drop, rest=rest, tie=tie)
     with cs.open(source, subtree=subtree, by_file=by_file) as checkpoint:
         made = cs.plan(
             checkpoint,
@@ -59,6 +61,8 @@ def convert(
     source: o.Source,
     destination: o.Destination,
     recipe: o.RecipeNames = None,
+    start: o.From = None,
+    end: o.To = None,
     rule: o.Rules = None,
     inverse: o.Inverse = False,
     target: o.Target = None,
@@ -89,13 +93,14 @@ def convert(
     ckptsurgery convert old.bin new.safetensors
     ckptsurgery convert old.bin out/ --recipe mine.toml --max-shard-size 5GB --check
     ckptsurgery convert new.safetensors back.safetensors --recipe mine.toml --inverse
+    ckptsurgery convert here.pth there.pt --from family/here --to family/there
     ckptsurgery convert old.bin new.safetensors --recipe mine.toml --provenance
     ckptsurgery convert new.safetensors back.safetensors --inverse
     ckptsurgery convert x.safetensors x.safetensors --recipe mine.toml --in-place
     """
-    said = recipe_from(recipe, rule, inverse=inverse, drop=drop, rest=rest, tie=tie)
+    said = recipe_from(recipe, rule, route=(start, end), inverse=inverse, drop=drop, rest=rest, tie=tie)
     with cs.open(source, subtree=subtree, by_file=by_file) as checkpoint:
-        if inverse and not (recipe or rule):
+        if inverse and not (recipe or rule or start):
             made = cs.plan_back(checkpoint)
         else:
             made = cs.plan(

@@ -39,6 +39,18 @@ RecipeNames = Annotated[
         help="A TOML file, or the name of a built-in one; given twice, the second goes on from the first one's result.",
     ),
 ]
+From = Annotated[
+    str | None,
+    typer.Option(
+        "--from", metavar="FAMILY/CODEBASE", rich_help_panel=_RECIPE, help="The layout of SRC, as recipes name it."
+    ),
+]
+To = Annotated[
+    str | None,
+    typer.Option(
+        "--to", metavar="FAMILY/CODEBASE", rich_help_panel=_RECIPE, help="The layout wanted; goes with --from."
+    ),
+]
 Rules = Annotated[
     list[str] | None,
     typer.Option("--rule", metavar="RULE", rich_help_panel=_RECIPE, help="One rule: 'SOURCE -> TARGET'. Repeatable."),

@@ -22,6 +22,7 @@ def recipe_from(
     names: Sequence[str] | None,
     rules: Sequence[str] | None,
     *,
+    route: tuple[str | None, str | None] = (None, None),
     inverse: bool = False,
     drop: Sequence[str] | None = None,
     rest: str | None = None,
@@ -29,10 +30,15 @@ def recipe_from(
 ) -> Recipe:
     """The recipe that the options of `plan` and `convert` spell.
 
-    Each of `names` goes on from the one before; `rules` join the first. `inverse` turns all of these around. The other
-    options speak of this run: drops of its source's keys, ties of its target's, `rest` of every stage.
+    `route` leads from one codebase to another; each of `names` goes on from there; `rules` join the first.
+    `inverse` turns all of these around. The other options speak of this run: drops of its source's keys, ties of its
+    target's, `rest` of every stage.
     """
-    parts = [cs.load_recipe(name) for name in names or ()]
+    start, end = route
+    if (start is None) != (end is None):
+        raise typer.BadParameter("--from and --to go together", param_hint="--from")
+    parts = [cs.route(start, end)] if start and end else []
+    parts += [cs.load_recipe(name) for name in names or ()]
     given = cs.Recipe(rules=list(rules or ()))
     parts = [parts[0] + given, *parts[1:]] if parts and rules else parts or [given]
     if inverse:
@@ -41,7 +47,7 @@ def recipe_from(
     stages = [whole.but(stages=()), *whole.stages]
     stages[0] = stages[0].but(drop=(*stages[0].drop, *(drop or ())))
     stages[-1] = stages[-1].but(tie={**stages[-1].tie, **pairs_from(tie, "--tie", "lm_head.weight=embed.weight")})
-    if rest is None and not names and not rules:
+    if rest is None and not (start or names or rules):
         rest = "keep"
     if rest is not None:
         stages = [stage.but(rest=rest) for stage in stages]
