@@ -224,7 +224,7 @@ class RuleSteps:
             if capture.flat:
                 texts[capture.name] = self.flats.joined(capture.name, values)
             elif capture.choices is not None:
-                texts[capture.name] = capture.choices[int(value or 0)]
+                texts[capture.name] = _spell(capture, str(value or 0))
             elif capture.name in scattered and capture.span is not None:
                 texts[capture.name] = str(int(value or 0) + int(capture.span.first))
             else:
@@ -234,8 +234,23 @@ class RuleSteps:
 
 def _spell(capture: Capture, value: str) -> str:
     if capture.choices is not None:
+        if int(value) >= len(capture.choices):
+            raise _outside(capture, value)
         return capture.choices[int(value)]
+    if capture.span is not None and is_index(value) and int(value) not in capture.span:
+        raise _outside(capture, value)
     return capture.spell(_number(capture, value) if capture.terms else value)
+
+
+def _outside(capture: Capture, value: str) -> RecipeError:
+    """A flat index counts its parts freely: what restricts one of them elsewhere cannot leave keys out."""
+    return RecipeError(
+        Diagnostic(
+            "wrong-extent",
+            f"{{{capture}}} has no place for index {value}, which a flat index of the rule reaches",
+            help="give it a place, or name the keys that are meant by a rule of their own",
+        )
+    )
 
 
 def _number(capture: Capture, value: str) -> str:
