@@ -23,7 +23,7 @@ from ..planning.steps import Step
 from ..specs import DTYPES
 from ..storage.checkpoint import Checkpoint
 from ..storage.staging import Writer
-from .executing import Loads, run_step
+from .executing import Loads, move_box, run_step
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Task", "run_tasks", "tasks_of"]
 
+_LARGE_BOX = 1 << 16
 Moved = Callable[[int], object]
 
 
@@ -202,6 +203,11 @@ class _Regional:
             return
         scratch = self.buffers.take("read", count * span, flat.dtype)
         self._read(pieces, dense_bytes(scratch, ""), span * size)
+        if count == 1 or first.numel >= _LARGE_BOX:
+            for number in range(count):
+                box = scratch.as_strided(first.shape, first.source_strides, number * span)
+                move_box(box, flat.as_strided(first.shape, first.target_strides, at + number * step))
+            return
         box = scratch.as_strided((count, *first.shape), (span, *first.source_strides))
         flat.as_strided((count, *first.shape), (step, *first.target_strides), at).copy_(box)
 

@@ -96,7 +96,9 @@ def _write(
 ) -> tuple[tuple[str, ...], int, list[str]]:
     """The files, the bytes and what is to be said; the writer and its 100,000 places are gone when this returns."""
     with without_collection():
-        specs = {key: plan.specs[key] for key in plan.keys if key in plan.specs and key not in aliases}
+        specs = plan.specs
+        if aliases or plan.target is not None:
+            specs = {key: specs[key] for key in plan.keys if key in specs and key not in aliases}
         writer = open_writer(
             path,
             specs,

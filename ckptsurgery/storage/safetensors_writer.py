@@ -68,7 +68,9 @@ def folder_writer(
     for name, keys in zip(names, shards):
         own = {**metadata, **aliases} if len(shards) == 1 else metadata if name == names[0] else common
         temporary = new_folder[0] / name if new_folder else beside(path / name, resume)
-        layout = _lay_out(path / name, temporary, {key: specs[key] for key in keys}, own, lies)
+        layout = _lay_out(
+            path / name, temporary, specs if len(shards) == 1 else {key: specs[key] for key in keys}, own, lies
+        )
         outputs.append(layout.output(path / name, temporary))
         places |= layout.places
     if len(shards) > 1:
@@ -114,8 +116,9 @@ def _lay_out(
     if sum(specs[key].nbytes for key in lies.keys() & specs.keys()) >= _WORTH_SHARING:
         _pad(header, order, specs, lies)
     file, offset, places = str(temporary), len(header), {}
+    sizes = {spec: spec.nbytes for spec in set(specs.values())}  # few, where tensors are many
     for key in order:
-        nbytes = specs[key].nbytes
+        nbytes = sizes[specs[key]]
         places[key] = Extent(file, offset, nbytes)
         offset += nbytes
     return _Layout(header, places, offset)
@@ -139,14 +142,15 @@ def header_of(order: Iterable[str], specs: Mapping[str, TensorSpec], metadata: M
     """The length and the text of a header, put together piece by piece: a tree of 100,000 entries would fill memory."""
     text = bytearray(8)
     text += b'{"__metadata__":' + _json({"format": "pt", **metadata}).encode()
-    said: dict[TensorSpec, bytes] = {}
+    said: dict[TensorSpec, tuple[bytes, int]] = {}
     offset = 0
     for key in order:
         spec = specs[key]
         if spec not in said:
-            said[spec] = _json({"dtype": spec.dtype, "shape": list(spec.shape)})[:-1].encode()
-        end = offset + spec.nbytes
-        text += b',%b:%b,"data_offsets":[%d,%d]}' % (_json(key).encode(), said[spec], offset, end)
+            said[spec] = _json({"dtype": spec.dtype, "shape": list(spec.shape)})[:-1].encode(), spec.nbytes
+        row, nbytes = said[spec]
+        end = offset + nbytes
+        text += b',%b:%b,"data_offsets":[%d,%d]}' % (_json(key).encode(), row, offset, end)
         offset = end
     text += b"}"
     text += b" " * (-len(text) % 8)

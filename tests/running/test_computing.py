@@ -15,7 +15,7 @@ from ckptsurgery.planning.cutting import cut_of, extent_of, regions_of
 from ckptsurgery.planning.layout import Layout
 from ckptsurgery.running import streaming
 from ckptsurgery.running.computing import Task, run_tasks
-from ckptsurgery.running.executing import Loads
+from ckptsurgery.running.executing import Loads, move_box
 from ckptsurgery.storage.writing import open_writer
 
 
@@ -213,3 +213,12 @@ def test_a_source_of_many_computed_steps_is_loaded_once_and_then_let_go(source: 
         assert loads("l.0.fused") is first
         loads.done(step)
         assert not loads.held
+
+
+@pytest.mark.parametrize(("shape", "strides"), [((70, 80), (1, 70)), ((70, 80), (160, 2)), ((3, 70, 8), (1, 24, 3))])
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_box_moves_whole_whatever_way_it_takes(shape: tuple[int, ...], strides: tuple[int, ...], wide: bool) -> None:
+    box = torch.randn(20000).as_strided(shape, strides)
+    target = torch.zeros(*shape[:-1], shape[-1] * (2 if wide else 1))[..., : shape[-1]]
+    move_box(box, target)
+    assert torch.equal(target, box)
