@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -45,19 +45,23 @@ class Voters:
         modules: for each side, the modules around each unit, counted from the leaf outwards.
         families: for each side, what each unit is called when numbers are left out, at several generalities.
         beside: for each side, the units before and after each unit, -1 for none; None where order says nothing.
+        worth: what a vote of modules, and of families, counts at each pair of levels; filled when it is first asked.
     """
 
     modules: tuple[_Groups, _Groups]
     families: tuple[_Groups, _Groups]
     beside: tuple[Any, Any] | None
+    worth: tuple[dict[tuple[int, int], Matrix], dict[tuple[int, int], Matrix]] = field(
+        default_factory=lambda: ({}, {}), repr=False
+    )
 
     @classmethod
     def of(cls, a: Side, b: Side) -> Voters:
         """The voters of two sides."""
         beside = (_neighbours(a), _neighbours(b)) if a.ordered and b.ordered else None
         return cls(
-            (_Groups(_modules(a), len(a)), _Groups(_modules(b), len(b))),
-            (_Groups(_families(a), len(a)), _Groups(_families(b), len(b))),
+            (_Groups(_modules(a)), _Groups(_modules(b))),
+            (_Groups(_families(a)), _Groups(_families(b))),
             beside,
         )
 
@@ -130,41 +134,65 @@ def _soften(score: Matrix, mask: Any, heat: float) -> Matrix:
 
 
 class _Groups:
-    """Groups of one side, at several generalities, as one 0-1 matrix, so that all votes are counted at once."""
+    """Groups of one side, at several generalities, one after the other; a unit in a group of its own is in none."""
 
-    def __init__(self, levels: Sequence[Any], count: int) -> None:
+    def __init__(self, levels: Sequence[Any]) -> None:
         import numpy as np
 
         self.columns: list[Any] = []
-        width, blocks = 0, []
+        members: list[Any] = []
+        starts: list[int] = []
+        sizes: list[int] = []
         for level in levels:
-            block = np.zeros((count, max(int(level.max(initial=-1)) + 1, 1)))
-            block[np.arange(count)[level >= 0], level[level >= 0]] = 1.0
-            self.columns.append((np.where(level >= 0, level, 0) + width, level >= 0))
-            blocks.append(block)
-            width += block.shape[1]
-        self.matrix = np.concatenate(blocks, axis=1) if blocks else np.zeros((count, 0))
-        self.sizes = self.matrix.sum(axis=0)
+            counts = np.bincount(level[level >= 0], minlength=1)
+            shared = np.flatnonzero(counts > 1)
+            place = np.full(len(counts), -1)
+            place[shared] = np.arange(len(shared)) + len(starts)
+            within = np.where(level >= 0, place[level], -1)
+            self.columns.append((np.maximum(within, 0), within >= 0))
+            ordered = np.argsort(within, kind="stable")
+            at = sum(map(len, members))
+            members.append(ordered[within[ordered] >= 0])
+            starts += (at + np.concatenate([[0], np.cumsum(counts[shared])[:-1]])).tolist() if len(shared) else []
+            sizes += counts[shared].tolist()
+        self.members = np.concatenate([*members, np.zeros(0, dtype=int)]).astype(int)
+        self.starts, self.sizes = np.array(starts, dtype=int), np.array(sizes, dtype=float)
+
+    def summed(self, matrix: Matrix) -> Matrix:
+        """The rows of each group, summed."""
+        import numpy as np
+
+        result: Matrix = np.add.reduceat(matrix[self.members], self.starts, axis=0)
+        return result
 
 
-def _counted(soft: Matrix, one: _Groups, two: _Groups) -> Callable[[int, int], Matrix]:
-    """For a level of each side: how much of each pair's groups agrees without the pair."""
+def _counted(
+    soft: Matrix, one: _Groups, two: _Groups, known: dict[tuple[int, int], Matrix]
+) -> Callable[[int, int], Matrix] | None:
+    """For a level of each side: how much of each pair's groups agrees without the pair; None where there are none."""
     import numpy as np
 
-    across, down = soft @ two.matrix, one.matrix.T @ soft
-    table = one.matrix.T @ across
+    if not len(one.starts) or not len(two.starts):
+        return None
+    across, down = two.summed(soft.T).T, one.summed(soft)
+    table = one.summed(across)
 
     def at(level: int, other: int) -> Matrix:
-        (rows, there), (columns, here) = one.columns[level], two.columns[other]
-        size = np.maximum(one.sizes[rows][:, None], two.sizes[columns][None, :])
+        (rows, _), (columns, _) = one.columns[level], two.columns[other]
         # What speaks for other partners of the two does not speak for the pair.
         votes = table[rows][:, columns] - across[:, columns] - down[rows] + soft
-        # A group that is nearly everything says nothing.
-        special = np.maximum(1.0 - size / max(soft.shape), 0.0)
-        result: Matrix = np.where(
-            there[:, None] & here[None, :] & (size > 1), votes / np.maximum(size - 1, 1.0) * special, 0.0
-        )
+        result: Matrix = votes * worth(level, other)
         return result
+
+    def worth(level: int, other: int) -> Matrix:
+        """What a vote counts: less the larger the groups are, and nothing where there is none."""
+        if (level, other) not in known:
+            (rows, there), (columns, here) = one.columns[level], two.columns[other]
+            size = np.maximum(one.sizes[rows][:, None], two.sizes[columns][None, :])
+            # A group that is nearly everything says nothing.
+            special = np.maximum(1.0 - size / max(soft.shape), 0.0)
+            known[level, other] = np.where(there[:, None] & here[None, :], special / (size - 1), 0.0)
+        return known[level, other]
 
     return at
 
@@ -175,7 +203,9 @@ def _by_module(soft: Matrix, voters: Voters) -> Matrix:
     best = np.zeros(soft.shape)
     total = np.zeros(soft.shape)
     one, two = voters.modules
-    votes = _counted(soft, one, two)
+    votes = _counted(soft, one, two, voters.worth[0])
+    if votes is None:
+        return best
     for level in range(len(one.columns)):
         along = np.zeros(soft.shape)
         for other in range(len(two.columns)):
@@ -189,8 +219,10 @@ def _by_family(soft: Matrix, voters: Voters) -> Matrix:
     import numpy as np
 
     one, two = voters.families
-    votes = _counted(soft, one, two)
+    votes = _counted(soft, one, two, voters.worth[1])
     total: Matrix = np.zeros(soft.shape)
+    if votes is None:
+        return total
     for level in range(len(one.columns)):
         total += votes(level, level)
     return total / max(1, len(one.columns))

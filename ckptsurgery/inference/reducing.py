@@ -42,6 +42,11 @@ class Reduced:
         table = self.stands_for.get(prefix, {})
         return tuple(sorted({v for n in seen for v in (n, *table.get(n, ()))}))
 
+    def stands_in(self, key: str) -> bool:
+        """Whether a key stands in a run of which some were left out."""
+        parts = _NUMBER.split(key)
+        return any("#".join(parts[:at:2]) in self.stands_for for at in range(1, len(parts), 2))
+
     def expanded(self, everything: Iterable[str], keys: Iterable[str]) -> list[str]:
         """The keys, and all that they stand for."""
         chosen = set(keys)

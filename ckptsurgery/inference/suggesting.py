@@ -24,6 +24,8 @@ from .resolving import Move
 if TYPE_CHECKING:
     from .verifying import Parity
 
+_SMALL = 4000  # with fewer keys on both sides together, all layers may be looked at
+
 __all__ = ["Assumption", "Suggestion", "ordered", "suggest", "written"]
 
 
@@ -121,9 +123,9 @@ def suggest(source: Any, target: Any, *, by: str = "names", inputs: Any = None) 
     if inputs is not None:
         return _by_use(source, target, inputs, specs, wanted)
     best = _attempt(specs, wanted, cut=True)
-    if best.coverage < 1.0 and len(specs) + len(wanted) < 6000:
+    if len(specs) + len(wanted) < _SMALL and _cut_away(specs, wanted, best):
         # What was left out may be what tells the layers apart.
-        whole = _attempt(specs, wanted, cut=False) if _was_cut(specs, wanted) else best
+        whole = _attempt(specs, wanted, cut=False)
         best = whole if whole.coverage > best.coverage else best
     return best
 
@@ -156,9 +158,12 @@ def specs_of(side: Any) -> Mapping[str, TensorSpec]:
     return open_checkpoint(side).specs
 
 
-def _was_cut(source: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec]) -> bool:
-    one, two = reduced(source, target)
-    return len(one.keys) < one.whole or len(two.keys) < two.whole
+def _cut_away(source: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec], found: Suggestion) -> bool:
+    """Whether open targets stand in layers of which some were left out, and something of their size is still free."""
+    _, two = reduced(source, target)
+    free = {source[k].numel for k in found.unmatched_source}
+    missing = [*found.unmatched_target, *(q.target for q in found.ambiguous)]
+    return any(target[k].numel in free and two.stands_in(k) for k in missing)
 
 
 def _attempt(

@@ -114,3 +114,10 @@ def test_units_are_modules_and_lone_parameters() -> None:
         "a.out": {"weight"},
         "bn": {"mean"},
     }
+
+
+def test_whether_a_key_stands_in_a_run_of_which_some_were_left_out_is_known() -> None:
+    spec = TensorSpec((2,), "F32")
+    many = {"a.0.x": spec, **{f"b.{i}.{m}": spec for i in range(9) for m in "xy"}}
+    one, _ = reduced(many, many)
+    assert [one.stands_in(k) for k in ("a.0.x", "b.5.y", "b.z")] == [False, True, False]
