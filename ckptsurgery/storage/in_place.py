@@ -72,13 +72,16 @@ def fitted_header(path: Path, places: Mapping[str, tuple[TensorSpec, int]], meta
     return (start - 8).to_bytes(8, "little") + bytes(header[8:]).ljust(start - 8)
 
 
-def replace_header(path: Path, header: bytes) -> Path:
-    """Write a header of the old one's length over it; where the old one is now.
+def replace_header(path: Path, header: bytes, places: Mapping[str, tuple[TensorSpec, int]]) -> Path:
+    """Write a header of the old one's length over it, and read it back; where the old one is now.
 
     Its copy is on the disk before the first byte changes. Memory that others have mapped of the data stays as it is.
 
+    Args:
+        places: key -> spec and offset in the file, which the new header must say.
+
     Raises:
-        CheckpointError: the file cannot be written; the old header is put back.
+        CheckpointError: the file cannot be written, or does not say what it should; the old header is put back.
     """
     refuse_shared(path)
     backup = backup_of(path)
@@ -89,7 +92,9 @@ def replace_header(path: Path, header: bytes) -> Path:
         _save(backup, old)
         try:
             _overwrite(descriptor, header)
-            read_safetensors(str(path))
+            entries = read_safetensors(str(path)).entries
+            if any(key not in entries or (entries[key].spec, entries[key].offset) != places[key] for key in places):
+                raise _unfit("in-place-check", "the header reads otherwise than it was written", path)
         except (OSError, CheckpointError):
             _overwrite(descriptor, old)
             raise

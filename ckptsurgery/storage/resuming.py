@@ -183,9 +183,20 @@ class ResumableWriter(Writer):
         self.journal.record([(n, a, b) for n, runs in sorted(by_file.items()) for a, b in _merged(runs)])
         self._recorded = True
 
+    def _complete(self) -> None:
+        super()._complete()
+        self._record()
+
     def _appear(self) -> None:
         super()._appear()
         self.journal.remove()
+
+    def discard(self) -> None:
+        """Removes everything temporary, also what another run could go on from: for an output that is wrong."""
+        if self._mine:
+            self._mine = False
+            super().abort()
+            self.journal.remove()
 
     def abort(self) -> None:
         """Keeps what is there for the next run; where that is nothing, removes everything temporary."""

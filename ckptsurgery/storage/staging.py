@@ -8,7 +8,7 @@ import fcntl
 import os
 import secrets
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -85,18 +85,13 @@ class Writer:
         self._sizes = {str(output.temporary): output.size for output in outputs}
         self._made: list[Path] = []
         self._awaited = sum(place.nbytes for place in places.values())
-        self._whole_folder, self._decided = whole_folder, False
+        self._whole_folder, self._decided, self._finished = whole_folder, False, False
         self._before = self._seen()
         self._lock = threading.Lock()
 
     def __enter__(self) -> Writer:
-        with contextlib.ExitStack() as cleanup:
-            cleanup.callback(self.abort)
-            try:
-                self._create()
-            except OSError as error:
-                raise os_error(error, error.filename or self.files[0], "write") from error
-            cleanup.pop_all()
+        with self._undone():
+            self._create()
         return self
 
     def _create(self) -> None:
@@ -190,12 +185,20 @@ class Writer:
                 raise OSError(errno.EIO, "the file system takes no more bytes and says no reason", file)
             done += count
 
-    def commit(self) -> None:
-        """Makes the output durable and gives the files their names, the last one last.
+    @property
+    def staged(self) -> tuple[str, dict[str, str]]:
+        """The file to open for the output as it lies under temporary names, and path -> place of those it names."""
+        places = {str(o.temporary.with_name(o.final.name)): str(o.temporary) for o in self._outputs}
+        return str(self._outputs[-1].temporary), places
+
+    def finish(self) -> None:
+        """Makes the output durable under its temporary names, where it can be read back; a second call does nothing.
 
         Raises:
             CheckpointError: not every byte of every tensor was written, or the file system refuses.
         """
+        if self._finished:
+            return
         if self._awaited:
             self.abort()
             raise CheckpointError(
@@ -203,19 +206,42 @@ class Writer:
                     "incomplete-output", f"{self._awaited:,} bytes of the output were not written", self.files[0]
                 )
             )
-        try:
+        with self._undone():
+            self._complete()
             for output in self._outputs:
                 os.fsync(self._descriptors[str(output.temporary)])
             for parent in self._made:
                 sync_folder(parent.parent)
+        self._finished = True
+
+    def _complete(self) -> None:
+        """Write what can be written only when all else is."""
+
+    def commit(self) -> None:
+        """Makes the output durable and gives the files their names, the last one last.
+
+        Raises:
+            CheckpointError: not every byte of every tensor was written, or the file system refuses.
+        """
+        self.finish()
+        with self._undone():
             self._appear()
             self._close()
-        except CheckpointError:
-            self.abort()
-            raise
-        except OSError as error:
-            self.abort()
-            raise os_error(error, error.filename or self.files[0], "write") from error
+
+    @contextlib.contextmanager
+    def _undone(self) -> Iterator[None]:
+        """Whatever fails here leaves nothing; what the system refuses becomes an error with a remedy."""
+        with contextlib.ExitStack() as cleanup:
+            cleanup.callback(self.abort)
+            try:
+                yield
+            except OSError as error:
+                raise os_error(error, error.filename or self.files[0], "write") from error
+            cleanup.pop_all()
+
+    def discard(self) -> None:
+        """Removes everything temporary, also what another run could go on from: for an output that is wrong."""
+        self.abort()
 
     def _appear(self) -> None:
         folder = self._outputs[0].final.parent

@@ -11,12 +11,14 @@ from typing import Any
 
 from ..errors import CheckpointError, Diagnostic
 from ..specs import TensorSpec
+from .checkpoint import Checkpoint
 from .files import os_error
 from .safetensors_writer import file_writer, folder_writer
+from .sniffing import read_file
 from .staging import Writer
 from .text import shown_keys
 
-__all__ = ["Writer", "open_writer", "parse_size"]
+__all__ = ["Writer", "open_staged", "open_writer", "parse_size"]
 
 _TORCH = (".pt", ".pth", ".bin", ".ckpt")
 _UNWRITTEN = (
@@ -109,6 +111,16 @@ def open_writer(
     from .torch_writer import TorchZipWriter
 
     return TorchZipWriter(target, specs, aliases=aliases, metadata=metadata, extras=extras)
+
+
+def open_staged(writer: Writer) -> Checkpoint:
+    """What a writer has finished and not committed, read from the files under their temporary names.
+
+    Raises:
+        CheckpointError: what was written is no checkpoint.
+    """
+    path, places = writer.staged
+    return Checkpoint(read_file(path, places=places), writer.files[-1])
 
 
 def _check_folder(target: Path, overwrite: bool) -> None:
