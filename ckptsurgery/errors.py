@@ -43,6 +43,11 @@ class Diagnostic:
     help: str | None = None
     severity: str = "error"
 
+    def __post_init__(self) -> None:
+        # Names and shapes come from files, and may be as long as the file.
+        object.__setattr__(self, "headline", _clipped(self.headline))
+        object.__setattr__(self, "notes", tuple(map(_clipped, self.notes)))
+
     def __str__(self) -> str:
         lines = [f"{self.severity}[{self.code}]: {self.headline}"]
         if self.place:
@@ -64,6 +69,13 @@ class Diagnostic:
             "facts": dict(self.facts),
             "help": self.help,
         }
+
+
+_LONGEST = 4000  # characters of a headline or a note
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 4 :]}"
 
 
 class CkptSurgeryError(Exception):

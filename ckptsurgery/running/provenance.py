@@ -14,6 +14,8 @@ from ..language.toml import dumps, loads
 from ..planning.plan import Plan, Target
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
+from ..storage.json_text import refuse_brackets
+from ..storage.shapes import shape_problem
 
 __all__ = ["PROVENANCE", "Asked", "provenance_of", "read_provenance"]
 
@@ -94,6 +96,7 @@ def read_provenance(checkpoint: Checkpoint) -> tuple[dict[str, TensorSpec], Any,
             )
         )
     try:
+        refuse_brackets(text)
         told = json.loads(text)
         recipe = loads(told["recipe"], f"{checkpoint.source} (provenance)")
         target = told["target"]
@@ -115,4 +118,8 @@ def read_provenance(checkpoint: Checkpoint) -> tuple[dict[str, TensorSpec], Any,
 
 
 def _specs(told: Mapping[str, list[Any]]) -> dict[str, TensorSpec]:
-    return {key: TensorSpec(shape, dtype) for key, (dtype, *shape) in told.items()}
+    specs = {key: TensorSpec(shape, dtype) for key, (dtype, *shape) in told.items()}
+    absurd = next((text for spec in specs.values() if (text := shape_problem(spec.shape, 128))), None)
+    if absurd:
+        raise ValueError(f"a tensor {absurd}")
+    return specs

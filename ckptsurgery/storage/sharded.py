@@ -11,12 +11,15 @@ from typing import Any
 
 from ..errors import CheckpointError, Diagnostic
 from .contents import Contents, Entry
-from .files import os_error
+from .files import os_error, read_regular
+from .json_text import refuse_brackets
 from .text import is_text, shown_keys
 
 __all__ = ["read_index", "read_together", "shard_names", "weight_map_of"]
 
 Reader = Callable[[str], Contents]
+
+_TOLD = 200  # problems that an error lists
 
 
 def read_index(path: str, read: Reader, places: Mapping[str, str] = {}) -> Contents:
@@ -31,10 +34,14 @@ def read_index(path: str, read: Reader, places: Mapping[str, str] = {}) -> Conte
     folder = Path(path).parent
     problems: list[Diagnostic] = []
     shards: dict[str, Contents] = {}
-    for name in dict.fromkeys(weight_map.values()):
+    keys_of: dict[str, list[str]] = {}
+    for key, name in weight_map.items():
+        keys_of.setdefault(name, []).append(key)
+    for name, keys in keys_of.items():
+        if len(problems) >= _TOLD:
+            break
         shard = folder / name
         if not shard.exists() and str(shard) not in places:
-            keys = [key for key, file in weight_map.items() if file == name]
             text = f"the index names the shard {name!r}, which is not there ({len(keys)} keys)"
             problems.append(
                 Diagnostic(
@@ -80,7 +87,8 @@ def read_index(path: str, read: Reader, places: Mapping[str, str] = {}) -> Conte
         metadata |= shard_contents.metadata
     # Sizes are facts of these files, not of the tensors: a copy that is sharded otherwise must not repeat them.
     own = {name: value for name, value in about.items() if name not in aliases and not name.startswith("total_")}
-    metadata |= {name: value if isinstance(value, str) else json.dumps(value) for name, value in own.items()}
+    told = {name: value if isinstance(value, str) else json.dumps(value) for name, value in own.items()}
+    metadata |= {name: value for name, value in told.items() if is_text(name) and is_text(value)}
     extras = {path: value for contents in shards.values() for path, value in contents.extras.items()}
     stamps = {path: stamp for contents in shards.values() for path, stamp in contents.stamps.items()}
     return Contents(entries, aliases, metadata, extras, stamps=stamps)
@@ -94,7 +102,7 @@ def weight_map_of(path: str) -> tuple[dict[str, str], dict[str, Any]]:
     """
     repeated: list[str] = []
     try:
-        index = _parsed(Path(path).read_bytes(), repeated)
+        index = _parsed(read_regular(path), repeated)
     except OSError as error:
         raise os_error(error, path) from error
     except (ValueError, RecursionError) as error:
@@ -222,6 +230,7 @@ _MEMBER = re.compile(r'"\s*:')
 def _parsed(raw: bytes, repeated: list[str]) -> Any:
     """JSON, and the keys that one object in it gives twice."""
     text = raw.decode(json.detect_encoding(raw))
+    refuse_brackets(text)
     if "\\" not in text:
         # Where nothing is escaped, there are no fewer objects' keys than places that look like one: if all of them are
         # in the result, none was given twice, and the pairs need not lie in memory beside it.

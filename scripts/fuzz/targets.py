@@ -54,6 +54,8 @@ def refusal(error: cs.CkptSurgeryError, placed: bool = True) -> None:
     for diagnostic in error.diagnostics:
         if not diagnostic.headline or not diagnostic.code or len(str(diagnostic)) > 200_000:
             raise BrokenPromise(f"an unreadable diagnostic: {diagnostic.code}")
+        if diagnostic.code == "unforeseen":
+            raise BrokenPromise(f"a reader failed: {diagnostic}") from error.__cause__
         if placed and not (diagnostic.place and diagnostic.help):
             raise BrokenPromise(f"no place or no remedy: {diagnostic}")
 
