@@ -166,7 +166,8 @@ def main() -> int:
             for key in keys if options.wrong else ():
                 print(f"    {label:6}{key}")
     totals("plain", scores)
-    totals("each family left out", left_out(corpus))
+    if len({pair["family"] for _, pair in corpus}) > 1:
+        totals("each family left out", left_out(corpus))
     for table in (scoring.WEIGHTS, matching.VOTES) if options.ablate else ():
         for kind in list(table):
             kept, table[kind] = table[kind], 0.0  # type: ignore[index]

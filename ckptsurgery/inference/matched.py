@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ..specs import TensorSpec
+from .agreeing import Agreement
 from .fusing import fused
 from .matching import VOTES, Solution, Voters, solve
 from .resolving import Move, resolve
@@ -81,15 +83,19 @@ def match(
         ordered: for each side, whether it lists its keys in the order of definition.
         weights, votes: what each kind of evidence is worth.
     """
-    one, two = fused(read_units(source), read_units(target))
+    one, two = fused(read_units(source), read_units(target), ordered)
     a, b = Side(one, ordered[0]), Side(two, ordered[1])
     if not one or not two:
         return Matched(a, b, [])
     evidence, voters = gather(a, b), Voters.of(a, b)
     solution = solve(evidence, voters, weights, votes)
     sure, doubted = _doubt(solution, evidence, voters, weights, votes)
+    agreement = Agreement.of(a, b, {p: solution.pairs[p] for p in sure})
+    only = evidence.features["only"] > 0
+    broken = [p for p in sure if not only[p] and agreement.breaks(*p)]
+    sure, doubted = [p for p in sure if p not in set(broken)], [*doubted, *broken]
     moves = resolve(a, b, sure)
-    moves += _left_over(a, b, sure, moves)
+    moves += _left_over(a, b, sure, moves, agreement)
     ties = _tied(dict(source), dict(target), moves)
     questions = _questions(
         a, b, doubted, solution, evidence, weights, {k for m in moves for k in m.targets} | set(ties)
@@ -112,10 +118,20 @@ def _doubt(
     sure: list[tuple[int, int]] = []
     doubted: list[tuple[int, int]] = []
     for pair, score in solution.pairs.items():
-        if score < _LEAST and (score < _LEAST / 2 or solution.soft[pair] < 0.6):
+        if score < _LEAST and (score < _LEAST / 2 or not _alone(pair, solution)):
             continue
         (sure if kept[pair] >= _DOUBTS - 1 else doubted).append(pair)
     return sure, doubted
+
+
+def _alone(pair: tuple[int, int], solution: Solution) -> bool:
+    """Whether nothing else comes near a pair, for neither of the two."""
+    i, j = pair
+    if solution.soft[pair] >= 0.6:
+        return True
+    row, column = solution.score[i].copy(), solution.score[:, j].copy()
+    row[j] = column[i] = -math.inf
+    return bool(solution.score[pair] - max(row.max(), column.max()) > 1.0)
 
 
 def _questions(
@@ -141,11 +157,13 @@ def _questions(
     return tuple(found)
 
 
-def _left_over(a: Side, b: Side, pairs: Sequence[tuple[int, int]], moves: Sequence[Move]) -> list[Move]:
+def _left_over(
+    a: Side, b: Side, pairs: Sequence[tuple[int, int]], moves: Sequence[Move], agreement: Agreement
+) -> list[Move]:
     """Tensors of units that were fused in one role only, or whose roles go by other names: matched once more, alone."""
     used = {k for m in moves for k in (*m.sources, *m.targets)}
-    one, alone = _rest(a, used)
-    two, apart = _rest(b, used)
+    one, alone, own = _rest(a, used)
+    two, apart, its = _rest(b, used)
     if not one or not two:
         return []
     x, y = Side(one, a.ordered), Side(two, b.ordered)
@@ -179,16 +197,18 @@ def _left_over(a: Side, b: Side, pairs: Sequence[tuple[int, int]], moves: Sequen
                 and score[i, j] >= max(score[:, j][evidence.mask[:, j] > 0])
             ):
                 others = sorted([*score[i][evidence.mask[i] > 0], *score[:, j][evidence.mask[:, j] > 0]])[:-2]
-                if score[i, j] >= 2 * _LEAST and (not others or score[i, j] - others[-1] > 1.0):
+                clear = score[i, j] >= 2 * _LEAST and (not others or score[i, j] - others[-1] > 1.0)
+                if clear and not agreement.breaks(own[i], its[j]):
                     found.append((i, j))
     return resolve(x, y, found)
 
 
-def _rest(side: Side, used: set[str]) -> tuple[list[Unit], list[bool]]:
-    """What is left of each unit, tensor by tensor; whether each stands alone, or is its module's weight."""
+def _rest(side: Side, used: set[str]) -> tuple[list[Unit], list[bool], list[int]]:
+    """What is left, tensor by tensor; whether each stands alone, or is its module's weight; and its unit's number."""
     found: list[Unit] = []
     alone: list[bool] = []
-    for unit in side.units:
+    own: list[int] = []
+    for number, unit in enumerate(side.units):
         for role, leaf in unit.leaves.items():
             if used & set(leaf.keys) or role == "batches":
                 continue
@@ -198,7 +218,8 @@ def _rest(side: Side, used: set[str]) -> tuple[list[Unit], list[bool]]:
                 single = replace(leaf, shape=part.shape, parts=(part,), fuse=None)
                 found.append(Unit(path, {role: single}, unit.order, (), unit.roles))
                 alone.append(role == "weight" or "weight" not in unit.leaves)
-    return found, alone
+                own.append(number)
+    return found, alone, own
 
 
 def _tied(source: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec], moves: Sequence[Move]) -> dict[str, str]:
@@ -217,7 +238,7 @@ def _tied(source: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec], mo
         if key in made or not spec.shape:
             continue
         alike = shapes[tuple(spec.shape)]
-        if any(k not in used for k in alike):
+        if any(k not in used for turned in (spec.shape, spec.shape[::-1]) for k in shapes[tuple(turned)]):
             continue  # it may be one of these
         if len(alike) > 1 and len(spec.shape) == 2:
             alike = [k for k in alike if {"embedding", "token"} & _meant(k)]

@@ -11,7 +11,7 @@ from typing import Any
 from .inducing import Atom, common_head
 from .units import split_path
 
-__all__ = ["Book", "Draft", "merged"]
+__all__ = ["Book", "Draft", "merged", "unmerged"]
 
 _CAPTURE = re.compile(r"\{([^{}]*)\}")
 _NAMED = re.compile(r"^(?:\d+\*|\d+-)?([a-z]\w*)(?:[+-]\d+)?$")
@@ -62,6 +62,13 @@ def merged(atoms: Sequence[Atom], keys: Sequence[str], spare: Iterable[str]) -> 
             if draft.length < best.length:
                 best = draft
     return best
+
+
+def unmerged(atoms: Sequence[Atom]) -> Draft:
+    """A rule for each atom, none taken together."""
+    names: dict[str, dict[str, str]] = {}
+    dims: dict[str, Any] = {}
+    return Draft(tuple(_rule(_distinct_dims(_ranged(a), dims), names) for a in atoms), names, dims)
 
 
 def _versions(atoms: Sequence[Atom], book: Book) -> list[Sequence[Atom]]:
@@ -379,9 +386,10 @@ def _one_module(key: tuple[Any, ...], rows: Sequence[tuple[Atom, str, str]], boo
         return [r[0] for r in rows]
     source, target = (f"{{m:{','.join(side)}}}" for side in (one, two))
     candidate = f"{head}{a}{source}{b}{leaf}"
-    if not book.claimed(candidate) <= own:
+    wanted = f"{to_head}{c}{target}{d}{end}"
+    if "}{" in candidate + wanted or not book.claimed(candidate) <= own:
         return [r[0] for r in rows]
-    return [replace(base, source=candidate, target=f"{to_head}{c}{target}{d}{end}")]
+    return [replace(base, source=candidate, target=wanted)]
 
 
 def _trimmed(texts: Sequence[str]) -> tuple[str, list[str], str]:

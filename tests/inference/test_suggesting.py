@@ -76,9 +76,12 @@ def test_a_suggested_recipe_plans_against_its_target_and_covers_it(name: str) ->
     tensors = {
         k: torch.empty(s.shape, dtype=torch.int64 if s.dtype == "I64" else torch.float32) for k, s in source.items()
     }
-    plan = cs.plan(tensors, found.recipe, target=target)
-    assert set(plan.inits) == set(found.unmatched_target)
+    plan = cs.plan(tensors, found.recipe)
+    open_ = {*found.unmatched_target, *(q.target for q in found.ambiguous)}
+    assert {*plan.specs, *plan.ties} == set(target) - open_
     assert set(plan.dropped) == set(found.unmatched_source)
+    if not open_:
+        cs.plan(tensors, found.recipe, target=target)
 
 
 # No word of the engine belongs to one family of models or to one codebase.
@@ -214,6 +217,48 @@ def test_square_matrices_turn_with_their_neighbours_and_the_trust_is_said() -> N
     assert "[b a]" in steps["proj"]
     assert "[" not in steps["embed"]
     assert any(a.kind == "square" and "h.1.proj.weight" in a.keys for a in found.assumptions)
+
+
+def test_what_is_open_is_left_out_of_the_recipe_and_told_by_the_plan_for_the_target() -> None:
+    source, target = block(OURS, "h.", 2), {**block(OURS, "layers.", 2), "head.weight": spec(5, 16)}
+    found = cs.suggest(source, target)
+    assert not found.recipe.init
+    tensors = {k: torch.zeros(s.shape) for k, s in source.items()}
+    assert "head.weight" not in cs.plan(tensors, found.recipe).state_dict()
+    with pytest.raises(cs.PlanError, match=r"head\.weight"):
+        cs.plan(tensors, found.recipe, target=target)
+
+
+def test_of_two_depths_the_layers_that_both_have_go_by_their_number() -> None:
+    source = {**block(OURS, "h.", 7), "ln_f.weight": spec(16)}
+    target = {**block(THEIRS, "layers.", 5), "norm.weight": spec(16)}
+    found = cs.suggest(source, target)
+    made = cs.plan({k: torch.zeros(s.shape) for k, s in source.items()}, found.recipe)
+    assert {step.sources[0]: step.targets[0] for step in made.steps}["h.4.mlp.w2.weight"] == "layers.4.ff.down.weight"
+    assert not made.specs.keys() - target.keys()
+
+
+def test_what_has_lost_its_partner_takes_no_other_ones_place() -> None:
+    source, target = block(OURS, "h.", 6), block(THEIRS, "layers.", 6)
+    lost = [k for k in source if k.startswith("h.3.") and "ln_2" in k]
+    found = cs.suggest({k: s for k, s in {**source, "ln_f.weight": spec(16)}.items() if k not in lost}, target)
+    open_ = {*found.unmatched_target, *(q.target for q in found.ambiguous)}
+    assert open_ == {"layers.3.post_norm.weight"}
+
+
+def test_numbers_with_leading_zeros_are_spelled_out() -> None:
+    source = {k.replace("h.", "layer_0", 1): s for k, s in block(OURS, "h.", 3).items()}
+    found = cs.suggest(source, block(THEIRS, "layers.", 3))
+    assert found.coverage == 1.0
+    assert any("{i:00,01,02}" in str(r) and "{i:0,1,2}" in str(r) for r in found.recipe.rules)
+
+
+def test_a_matrix_that_its_names_call_the_second_is_not_the_first_for_standing_first() -> None:
+    names = {"mlp.dense_4h_to_h.weight": (8, 32), "mlp.dense_h_to_4h.weight": (32, 8), "norm.weight": (8,)}
+    to = {"norm.weight": (8,), "mlp.fc.weight": (32, 8), "mlp.proj.weight": (8, 32)}
+    found = cs.suggest(block(names, "h.", 3), block(to, "layers.", 3))
+    assert not any("[" in str(r) for r in found.recipe.rules)
+    assert found.coverage == 1.0
 
 
 def test_an_output_head_without_a_source_is_tied_to_the_embedding() -> None:
