@@ -17,7 +17,7 @@ from ..storage.resuming import ResumableWriter
 from ..storage.staging import Writer
 from ..storage.writing import open_staged, open_writer, parse_size
 from .checking import check_output
-from .companions import copy_companions, refuse_file
+from .companions import companions_for
 from .in_place import change_in_place
 from .progress import ByteBar
 from .provenance import PROVENANCE, Asked, provenance_of
@@ -66,9 +66,6 @@ def save_plan(
         return _report(plan, checkpoint, str(path), aliases, (file,), written, (note,), read=0)
     options = _Options(max_shard_size, overwrite, companions, resume, provenance, check)
     files, written, notes, proofs = _write(plan, checkpoint, Path(path), aliases, budget, options, progress)
-    if companions:
-        copied = copy_companions(checkpoint.files, Path(path).expanduser())
-        notes.append(f"copied along: {', '.join(copied) or 'nothing, the source has no companions'}")
     with without_collection():
         return replace(_report(plan, checkpoint, str(path), aliases, files, written, tuple(notes)), proofs=proofs)
 
@@ -93,6 +90,7 @@ def _write(
     progress: bool | None,
 ) -> tuple[tuple[str, ...], int, list[str], tuple[Proof, ...]]:
     """The files, the bytes, what is to be said and what was proved; the writer and its places are gone by then."""
+    along = companions_for(checkpoint.files, path.expanduser()) if options.companions else {}
     with without_collection():
         specs = plan.specs
         if aliases or plan.target is not None:
@@ -107,11 +105,10 @@ def _write(
             max_shard_size=options.max_shard_size,
             overwrite=options.overwrite,
             sources=checkpoint.files,
-            resume=fingerprint(plan, checkpoint, aliases) if options.resume else None,
+            resume=fingerprint(plan, checkpoint, aliases, along) if options.resume else None,
             lies=copied_from(plan, checkpoint),
+            companions=along,
         )
-    if options.companions:
-        refuse_file(path, writer.files)
     total = sum(s.nbytes for s in specs.values())
     del specs
     with writer:
@@ -121,7 +118,9 @@ def _write(
         proofs = _checked(plan, checkpoint, writer, aliases, budget, progress) if options.check else ()
     lost = PROVENANCE in checkpoint.metadata
     note = ["the source's own provenance was left out: the output is made from it in another way"] if lost else []
-    if proofs:
+    if options.companions:
+        note.append(f"copied along: {', '.join(along) or 'nothing, the source has no companions'}")
+    if options.check:
         checked = sum(proof.nbytes for proof in proofs)
         note.append(f"checked before it took its place: {checked:,} bytes were read back, and are what the plan makes")
     return tuple(writer.files), bar.done, [*_left_out(checkpoint, writer), *_resumed(writer), *note], proofs

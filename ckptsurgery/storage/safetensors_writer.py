@@ -48,11 +48,13 @@ def folder_writer(
     max_shard_size: int | None,
     resume: str | None = None,
     lies: Mapping[str, int] = {},
+    companions: Mapping[str, bytes] = {},
 ) -> Writer:
     """A writer of a folder that `from_pretrained` loads: `model.safetensors`, or numbered shards and their index.
 
     A folder that does not exist yet appears as a whole. In one that does, each file is replaced atomically, the index
-    last; what the former checkpoint's index named and the new one does not is removed, other files stay.
+    last; what the former checkpoint's index named and the new one does not is removed, other files stay. Companions,
+    name -> content, appear together with the rest.
     """
     _check(specs, aliases, metadata, str(path))
     shards = _split(specs, max_shard_size)
@@ -64,6 +66,9 @@ def folder_writer(
     # What this library tells of an output may be long, and is told once.
     common = {name: text for name, text in metadata.items() if not name.startswith("ckptsurgery.")}
     outputs: list[Output] = []
+    for name, data in companions.items():
+        temporary = new_folder[0] / name if new_folder else beside(path / name, resume)
+        outputs.append(Output(path / name, temporary, len(data), data, beside=True))
     places: dict[str, Extent] = {}
     for name, keys in zip(names, shards):
         own = {**metadata, **aliases} if len(shards) == 1 else metadata if name == names[0] else common

@@ -40,12 +40,14 @@ class Output:
         temporary: the file that is written until then.
         size: in bytes.
         head: the bytes at its start that are known already, such as a header.
+        beside: whether it is none of the checkpoint's own files, such as a config that goes along.
     """
 
     final: Path
     temporary: Path
     size: int
     head: bytes | bytearray = b""
+    beside: bool = False
 
 
 class Writer:
@@ -78,7 +80,7 @@ class Writer:
     ) -> None:
         self.places = places
         self.order = list(places)
-        self.files = [str(output.final) for output in outputs]
+        self.files = [str(output.final) for output in outputs if not output.beside]
         self._outputs = list(outputs)
         self._new_folder, self._set_aside, self._stale = new_folder, list(set_aside), list(stale)
         self._descriptors: dict[str, int] = {}
@@ -121,8 +123,12 @@ class Writer:
     def _make_folders(self, folder: Path) -> None:
         missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
         for parent in reversed(missing):
-            parent.mkdir()
-            self._made.append(parent)
+            self._made.append(parent)  # before it is: Ctrl-C may come in between
+            try:
+                parent.mkdir()
+            except OSError:
+                self._made.pop()
+                raise
 
     def _remove_folders(self) -> None:
         while self._made:
@@ -268,9 +274,19 @@ class Writer:
                 tuple((output.temporary.name, output.final.name) for output in self._outputs),
                 tuple(str(path.relative_to(folder)) for path in self._stale),
             )
-            replacement.write()
+            with contextlib.ExitStack() as broken:
+                # Ctrl-C may come between the call that decides and the word that it was made.
+                broken.callback(self._ask_whether_decided, replacement)
+                replacement.write()
+                broken.pop_all()
             self._decided = True
             replacement.carry_out()
+
+    def _ask_whether_decided(self, replacement: Replacement) -> None:
+        try:
+            self._decided = Replacement.read(replacement.folder) == replacement
+        except (OSError, CheckpointError):
+            self._decided = True  # what cannot be read may be ours
 
     def _seen(self) -> dict[str, tuple[int, ...] | None]:
         """What lies where the output is to appear."""
