@@ -131,7 +131,7 @@ def _alone(pair: tuple[int, int], solution: Solution) -> bool:
         return True
     row, column = solution.score[i].copy(), solution.score[:, j].copy()
     row[j] = column[i] = -math.inf
-    return bool(solution.score[pair] - max(row.max(), column.max()) > 1.0)
+    return bool(solution.score[pair] - max(row.max(), column.max()) > 0.75)
 
 
 def _questions(
@@ -179,10 +179,13 @@ def _left_over(
             size[1, q] += 1
     found = []
     score = evidence.total(WEIGHTS)
+    fits = evidence.mask > 0
     for i, u in enumerate(x.units):
         for j, v in enumerate(y.units):
             if not alone[i] and not apart[j]:
                 evidence.mask[i, j] = 0.0  # both belong to a module whose weight went elsewhere
+            if not fits[i, j]:
+                continue
             near = [
                 agreed[p, q] / max(size[0, p], size[1, q])
                 for p in (*x.prefixes[i], u.path) for q in (*y.prefixes[j], v.path)
@@ -200,6 +203,13 @@ def _left_over(
                 clear = score[i, j] >= 2 * _LEAST and (not others or score[i, j] - others[-1] > 1.0)
                 if clear and not agreement.breaks(own[i], its[j]):
                     found.append((i, j))
+    met = {(own[i], its[j]) for i, j in found}
+    taken = [{p[side] for p in found} for side in (0, 1)]
+    for i in range(len(one)):
+        for j in range(len(two)):
+            # What stands beside a weight goes with it.
+            if fits[i, j] and (own[i], its[j]) in met and i not in taken[0] and j not in taken[1]:
+                found += [(i, j)] if one[i].leaves.keys() == two[j].leaves.keys() else []
     return resolve(x, y, found)
 
 
@@ -243,7 +253,9 @@ def _tied(source: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec], mo
         if len(alike) > 1 and len(spec.shape) == 2:
             alike = [k for k in alike if {"embedding", "token"} & _meant(k)]
             alike = alike if len(alike) == 1 else [k for k in alike if "token" in _meant(k)]
-        if len(alike) == 1 and alike[0] in first and _sharing(alike[0], key):
+        if len(alike) == 1 and alike[0] in first and (
+            _sharing(alike[0], key) or _within(first[alike[0]], key) or _within(key, first[alike[0]])
+        ):
             ties[key] = first[alike[0]]
     return ties
 
@@ -261,4 +273,9 @@ def _sharing(source: str, key: str) -> bool:
         and "position" not in one | two
     ):
         return True
-    return key.split(".")[:-2] == source.split(".")[:-1] or key.split(".")[:-2] == source.split(".")[:-2]
+    return _within(source, key) or key.split(".")[:-2] == source.split(".")[:-2]
+
+
+def _within(one: str, key: str) -> bool:
+    """Whether a tensor stands one module deeper than another, under the same one."""
+    return key.split(".")[:-2] == one.split(".")[:-1] != []

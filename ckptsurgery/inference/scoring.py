@@ -36,6 +36,7 @@ WEIGHTS: Mapping[str, float] = {
     "size": 1.2,
     "norms": 1.5,
     "only": 2.5,
+    "sequence": 2.0,
     "nest": 0.8,
 }
 _FLOATS = ("weight", "bias", "mean", "var", "weight_g", "weight_v")
@@ -65,7 +66,10 @@ class Evidence:
 
 def gather(a: Side, b: Side) -> Evidence:
     """All evidence between two sides."""
+    import numpy as np
+
     mask, leaves, shape = _shapes(a, b)
+    one, two = ([u.weight.shape for u in side.units] for side in (a, b))
     aligned = _aligned(a, b)
     a.backwards = frozenset(p for (p, _), (_, back) in aligned.items() if back)
     found = Evidence(mask)
@@ -82,7 +86,8 @@ def gather(a: Side, b: Side) -> Evidence:
         "order": _order(a, b, mask),
         "size": _sizes(a, b),
         "norms": _norms(a, b),
-        "only": _only(mask),
+        "only": np.maximum(_only(mask), 0.6 * _only(mask * _spread(one, two, lambda x, y: float(x == y)))),
+        "sequence": _sequence(a, b),
         "nest": _nest(a, b),
     }
     return found
@@ -343,6 +348,18 @@ def _norms(a: Side, b: Side) -> Matrix:
         return 0.0
 
     return _spread(a.norm_ranks, b.norm_ranks, of)
+
+
+def _sequence(a: Side, b: Side) -> Matrix:
+    """Rank among modules that follow each other, where one side counts them all and the other names first and last."""
+
+    def of(x: tuple[tuple[int, int, bool], ...], y: tuple[tuple[int, int, bool], ...]) -> float:
+        for (i, n, counted), (j, m, all_counted) in product(x, y):
+            if n == m and counted != all_counted:
+                return 1.0 if i == j else -1.0
+        return 0.0
+
+    return _spread(a.sequence_ranks, b.sequence_ranks, of)
 
 
 def _only(mask: Matrix) -> Matrix:

@@ -261,6 +261,33 @@ def test_a_matrix_that_its_names_call_the_second_is_not_the_first_for_standing_f
     assert found.coverage == 1.0
 
 
+def test_what_all_keys_end_in_says_nothing() -> None:
+    names = {"norm.gamma": (8,), "norm.beta": (8,), "fc.kernel": (8, 32), "fc.bias": (32,)}
+    source = {f"{k}:0": s for k, s in block(names, "h.", 3).items()}
+    to = {"norm.weight": (8,), "norm.bias": (8,), "fc.weight": (32, 8), "fc.bias": (32,)}
+    found = cs.suggest(source, block(to, "layers.", 3))
+    made = cs.plan({k: torch.zeros(s.shape) for k, s in source.items()}, found.recipe)
+    pairs = {step.targets[0]: step.sources[0] for step in made.steps}
+    assert pairs["layers.1.norm.bias"] == "h.1.norm.beta:0"
+    assert len(pairs) == 12
+
+
+def test_a_sequence_with_a_named_first_and_last_meets_one_that_is_counted() -> None:
+    shapes = {"weight": (8, 8), "bias": (8,)}
+    source = {f"heads.{h}.layers.{i}.{l}": spec(*s) for h in range(3) for i in range(3) for l, s in shapes.items()}
+    target = {
+        f"heads.{h}.{m}.{l}": spec(*s)
+        for h in range(3)
+        for m in ("proj_in", "proj_out", "layers.0")
+        for l, s in shapes.items()
+    }
+    found = cs.suggest(source, target)
+    made = cs.plan({k: torch.zeros(s.shape) for k, s in source.items()}, found.recipe)
+    pairs = {step.targets[0]: step.sources[0] for step in made.steps}
+    for name, number in (("proj_in", 0), ("layers.0", 1), ("proj_out", 2)):
+        assert pairs[f"heads.1.{name}.weight"] == f"heads.1.layers.{number}.weight"
+
+
 def test_an_output_head_without_a_source_is_tied_to_the_embedding() -> None:
     source = {"embed_tokens.weight": spec(50, 8), **block({"norm.weight": (8,), "fc.weight": (32, 8)}, "layers.", 2)}
     found = cs.suggest(source, {**source, "lm_head.weight": spec(50, 8)})
