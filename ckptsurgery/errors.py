@@ -47,6 +47,8 @@ class Diagnostic:
         # Names and shapes come from files, and may be as long as the file.
         object.__setattr__(self, "headline", _clipped(self.headline))
         object.__setattr__(self, "notes", tuple(map(_clipped, self.notes)))
+        if self.help is not None:
+            object.__setattr__(self, "help", _clipped(self.help, 5 * _LONGEST))
 
     def __str__(self) -> str:
         lines = [f"{self.severity}[{self.code}]: {self.headline}"]
@@ -74,8 +76,8 @@ class Diagnostic:
 _LONGEST = 4000  # characters of a headline or a note
 
 
-def _clipped(text: str) -> str:
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 4 :]}"
+def _clipped(text: str, most: int = _LONGEST) -> str:
+    return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 4 :]}"
 
 
 class CkptSurgeryError(Exception):

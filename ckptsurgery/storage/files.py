@@ -103,6 +103,7 @@ class OpenFiles:
                         "truncated-file",
                         f"the file ends at byte {offset + done}, {len(buffer) - done} bytes early",
                         path,
+                        help="download or copy the file again",
                     )
                 )
             done += count

@@ -58,7 +58,10 @@ class LateTensor:
                 continue
             read = Blob(piece[1], piece[2], piece[0]).read()
             if not isinstance(read, bytes) or len(read) != piece[2]:
-                raise CheckpointError(Diagnostic("truncated-file", f"{piece[0]!r} ends early, or is gone", piece[0]))
+                again = "copy or download it again"
+                raise CheckpointError(
+                    Diagnostic("truncated-file", f"{piece[0]!r} ends early, or is gone", piece[0], help=again)
+                )
             data += read
         dtype = getattr(torch, DTYPES[self.spec.dtype].torch or "")
         shape = self.spec.shape[::-1] if self.fortran else self.spec.shape

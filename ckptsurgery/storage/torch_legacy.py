@@ -61,10 +61,11 @@ def read_torch_legacy(path: str | os.PathLike[str], subtree: str | None = None) 
 
 def _parse(file: BinaryIO, start: int, end: int, source: str) -> _Parsed:
     file.seek(start)
-    if Unpickler(file, end, source).load() != _MAGIC:
+    magic = Unpickler(file, end, source).load()
+    if type(magic) is not int or magic != _MAGIC:
         raise _refused(source, "not-a-checkpoint", "does not begin with torch's magic number")
     version = Unpickler(file, end, source).load()
-    if version != _VERSION:
+    if type(version) is not int or version != _VERSION:
         raise _refused(source, "unknown-version", f"is a torch file of an unknown version ({name_of(version)[:40]})")
     Unpickler(file, end, source).load()  # byte order and sizes of the writing machine; the data do not depend on them
     storages: dict[str, tuple[Storage, int]] = {}
