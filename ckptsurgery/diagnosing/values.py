@@ -172,7 +172,7 @@ def _twins(survey: Survey, checkpoint: Checkpoint, constant: set[str]) -> Iterat
             severity="note",
         )
     for alias, kept in checkpoint.metadata.items():
-        both = alias in checkpoint.entries and kept in checkpoint.entries
+        both = alias != "format" and alias in checkpoint.entries and kept in checkpoint.entries
         if both and not any(
             {alias, kept} <= set(keys) for keys in (*survey.equal.values(), *(t.names for t in checkpoint.ties))
         ):

@@ -13,6 +13,7 @@ from ..specs import TensorSpec
 from .files import os_error
 from .safetensors_format import CHANGING, read_safetensors
 from .safetensors_writer import header_of
+from .tie_records import declared
 from .transactions import sync_folder
 
 __all__ = ["backup_of", "fitted_header", "refuse_shared", "replace_header", "restore_header"]
@@ -45,11 +46,14 @@ def refuse_shared(path: Path) -> None:
         )
 
 
-def fitted_header(path: Path, places: Mapping[str, tuple[TensorSpec, int]], metadata: Mapping[str, str]) -> bytes:
+def fitted_header(
+    path: Path, places: Mapping[str, tuple[TensorSpec, int]], metadata: Mapping[str, str], aliases: Mapping[str, str]
+) -> bytes:
     """A header for the data of a file as it lies there, as long as the old one.
 
     Args:
         places: key -> spec and offset in the file.
+        aliases: names that share the tensor of another.
 
     Raises:
         CheckpointError: the tensors do not fill the data from end to end, or their header is longer than the old one.
@@ -67,7 +71,7 @@ def fitted_header(path: Path, places: Mapping[str, tuple[TensorSpec, int]], meta
         end += spec.nbytes
     if end != size:
         raise _unfit("in-place-holes", f"the last {size - end:,} bytes would belong to no tensor", path)
-    header = header_of(order, {key: places[key][0] for key in order}, metadata)
+    header = header_of(order, {key: places[key][0] for key in order}, declared(metadata, aliases, places))
     if len(header) > start:
         room = f"the new header takes {len(header):,} bytes, and there is room for {start:,}"
         raise _unfit("in-place-room", room, path)

@@ -19,8 +19,9 @@ from .files import os_error
 from .json_text import refuse_brackets
 from .shapes import shape_problem
 from .text import is_text, shown_keys
+from .tie_records import TIES, aliases_in
 
-__all__ = ["CHANGING", "MAX_HEADER", "aliases_in", "read_safetensors"]
+__all__ = ["CHANGING", "MAX_HEADER", "read_safetensors"]
 
 CHANGING = b"!"
 """What stands where a header begins while it is being changed in place."""
@@ -52,22 +53,9 @@ def read_safetensors(path: str, subtree: str | None = None, file: FileIO | None 
     aliases = aliases_in(metadata, entries)
     for alias, kept in aliases.items():
         entries[alias] = entries[kept]
-    contents = Contents(entries, aliases, {name: text for name, text in metadata.items() if name not in aliases})
+    own = {name: text for name, text in metadata.items() if name not in aliases and name != TIES}
+    contents = Contents(entries, aliases, own)
     return enter(contents, subtree, path) if subtree else contents
-
-
-def aliases_in(metadata: dict[str, str], entries: dict[str, Any]) -> dict[str, str]:
-    """The metadata's pairs that say "this name is another name of that tensor".
-
-    >>> aliases_in({"format": "pt", "head.weight": "embed.weight"}, {"embed.weight": ...})
-    {'head.weight': 'embed.weight'}
-    """
-    return {
-        alias: kept
-        for alias, kept in metadata.items()
-        # "format" has a meaning of its own, even where a tensor is called "pt"
-        if kept in entries and alias not in entries and alias not in ("", "format") and is_text(alias)
-    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from .contents import Contents, Entry
 from .files import os_error, read_regular
 from .json_text import refuse_brackets
 from .text import is_text, shown_keys
+from .tie_records import TIES, aliases_in
 
 __all__ = ["read_index", "read_together", "shard_names", "weight_map_of"]
 
@@ -77,16 +78,15 @@ def read_index(path: str, read: Reader, places: Mapping[str, str] = {}) -> Conte
         )
     for shard_contents in shards.values():
         aliases |= {a: kept for a, kept in shard_contents.aliases.items() if a in entries and kept in entries}
-    for alias, kept in about.items():
-        if isinstance(kept, str) and kept in entries and alias not in entries and alias and is_text(alias):
-            aliases[alias] = kept
+    aliases |= aliases_in(about, entries)
     for alias, kept in aliases.items():
         entries.setdefault(alias, entries[kept])
     metadata: dict[str, str] = {}
     for shard_contents in shards.values():
         metadata |= shard_contents.metadata
     # Sizes are facts of these files, not of the tensors: a copy that is sharded otherwise must not repeat them.
-    own = {name: value for name, value in about.items() if name not in aliases and not name.startswith("total_")}
+    spent = {*aliases, TIES}
+    own = {name: value for name, value in about.items() if name not in spent and not name.startswith("total_")}
     told = {name: value if isinstance(value, str) else json.dumps(value) for name, value in own.items()}
     metadata |= {name: value for name, value in told.items() if is_text(name) and is_text(value)}
     extras = {path: value for contents in shards.values() for path, value in contents.extras.items()}
