@@ -159,12 +159,15 @@ def _grouped(moves: Sequence[Move]) -> tuple[_Groups, list[tuple[_Side, _Side]]]
 
 
 def _related(
-    groups: _Groups, sides: Sequence[tuple[_Side, _Side]], is_loop: tuple[Callable[[str], bool], Callable[[str], bool]]
+    groups: _Groups,
+    sides: Sequence[tuple[_Side, _Side]],
+    is_loop: tuple[Callable[[str], bool], Callable[[str], bool]],
+    nest: bool = True,
 ) -> _Listed:
     listed: _Listed = []
     for pattern, members in groups.items():
         loops = (_loops(pattern[0], is_loop[0]), _loops(pattern[1], is_loop[1]))
-        related = relate([sides[n][0].numbers for n in members], [sides[n][1].numbers for n in members], loops)
+        related = relate([sides[n][0].numbers for n in members], [sides[n][1].numbers for n in members], loops, nest)
         listed += [(pattern, relation, tuple(members[r] for r in relation.rows)) for relation in related]
     return listed
 
@@ -186,17 +189,22 @@ def atoms(
     claims = _Claims(source_keys)
     listed = _related(groups, sides, is_loop)
     extents = _extents(listed, sides)
+    # A flat number whose stages do not add up counts otherwise.
+    again: _Groups = defaultdict(list)
+    settled: _Listed = []
+    for pattern, relation, rows in listed:
+        if relation.nesting is not None and extents[_nest(pattern[0], pattern[1], relation)] is None:
+            again[pattern] += rows
+        else:
+            settled.append((pattern, relation, rows))
+    listed = settled + _related(again, sides, is_loop, nest=False)
     found: list[Atom] = []
     for (one, two, left, right, sizes, _), relation, rows in listed:
         base = Atom(_join(one, relation.source), _join(two, relation.target), left, right, moves=rows)
         base = replace(base, dims=_sizes(base, moves[rows[0]], sizes))
         own = {k for n in rows for k in moves[n].sources}
         if relation.nesting is not None:
-            stages = extents[_nest(one, two, relation)]
-            if stages is None:
-                found += _each(base, (one, two), [sides[n] for n in rows])
-                continue
-            base = replace(base, dims={**base.dims, "block": list(stages)})
+            base = replace(base, dims={**base.dims, "block": list(extents[_nest(one, two, relation)] or ())})
         padded = _padded(base, relation, (one, two), [sides[n] for n in rows])
         if padded is not None:
             found += padded

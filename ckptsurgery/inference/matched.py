@@ -27,6 +27,7 @@ __all__ = ["Candidate", "Matched", "Question", "match"]
 
 _LEAST = 2.0  # a pair for which less speaks than this is no pair
 _DOUBTS = 6  # how often the question is asked again, with other weights
+_ASKED = 3  # how many candidates an open question lists
 _SPREAD = 0.45  # by how much the weights differ then: the standard deviation of their logarithms
 
 
@@ -41,7 +42,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Question:
-    """A target tensor that could not be decided."""
+    """A target tensor that could not be decided, with what it may be made of; a layer may speak for those like it."""
 
     target: str
     candidates: tuple[Candidate, ...]
@@ -97,9 +98,8 @@ def match(
     moves = resolve(a, b, sure)
     moves += _left_over(a, b, sure, moves, agreement)
     ties = _tied(dict(source), dict(target), moves)
-    questions = _questions(
-        a, b, doubted, solution, evidence, weights, {k for m in moves for k in m.targets} | set(ties)
-    )
+    settled = {k for m in moves for k in (*m.sources, *m.targets)} | set(ties)
+    questions = _questions(a, b, set(doubted), solution, evidence, weights, settled)
     return Matched(a, b, moves, ties, questions)
 
 
@@ -135,25 +135,31 @@ def _alone(pair: tuple[int, int], solution: Solution) -> bool:
 
 
 def _questions(
-    a: Side, b: Side, doubted: Sequence[tuple[int, int]], solution: Solution, evidence: Evidence,
-    weights: Mapping[str, float], made: set[str],
+    a: Side, b: Side, doubted: set[tuple[int, int]], solution: Solution, evidence: Evidence,
+    weights: Mapping[str, float], settled: set[str],
 ) -> tuple[Question, ...]:  # fmt: skip
+    """Every open target that something could make: what is free and fits, and what was thought of and doubted."""
     import numpy as np
 
     found = []
-    for _, j in doubted:
-        best = [int(i) for i in np.argsort(-solution.score[:, j])[:3] if evidence.mask[i, j] > 0]
-        for role, leaf in b.units[j].leaves.items():
-            rows = []
-            for i in best:
-                if role in a.units[i].leaves:
+    for j, unit in enumerate(b.units):
+        for role, leaf in unit.leaves.items():
+            keys = [k for k in leaf.keys if k not in settled]
+            if not keys:
+                continue
+            rows: list[Candidate] = []
+            for i in map(int, np.argsort(-solution.score[:, j], kind="stable")):
+                if not evidence.mask[i, j] or len(rows) == _ASKED:
+                    break
+                other = a.units[i].leaves.get(role)
+                if other is not None and ((i, j) in doubted or not settled & set(other.keys)):
                     said = {
                         k: round(float(m[i, j]) * weights.get(k, 0.0), 2)
                         for k, m in evidence.features.items()
                         if m[i, j]
                     }
-                    rows.append(Candidate(a.units[i].leaves[role].keys, round(float(solution.score[i, j]), 2), said))
-            found += [Question(key, tuple(rows)) for key in leaf.keys if key not in made]
+                    rows.append(Candidate(other.keys, round(float(solution.score[i, j]), 2), said))
+            found += [Question(key, tuple(rows)) for key in keys if rows]
     return tuple(found)
 
 

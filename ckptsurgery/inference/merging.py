@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -160,14 +161,15 @@ class Book:
     """The source's keys, to see what a pattern would claim."""
 
     def __init__(self, keys: Sequence[str], spare: frozenset[str]) -> None:
-        self.keys, self.spare = list(keys), spare
+        self.keys, self.spare = sorted(keys), spare
         self.cache: dict[str, frozenset[str]] = {}
 
     def claimed(self, pattern: str) -> frozenset[str]:
         """All keys that a pattern matches; its variables any number."""
         if pattern not in self.cache:
-            text = re.compile(_regex(pattern))
-            self.cache[pattern] = frozenset(k for k in self.keys if text.fullmatch(k))
+            text, head = re.compile(_regex(pattern)), re.split(r"[{\\]", pattern, maxsplit=1)[0]
+            near = self.keys[bisect_left(self.keys, head) : bisect_right(self.keys, head + chr(0x10FFFF))]
+            self.cache[pattern] = frozenset(k for k in near if text.fullmatch(k))
         return self.cache[pattern]
 
 

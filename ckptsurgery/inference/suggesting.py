@@ -263,11 +263,11 @@ def finish(
             break
     made: set[str] = set() if plan is None else {*plan.specs, *plan.ties}
     missing = [k for k in target if k not in made]
-    open_ = {q.target for q in found.questions}
+    open_ = {k: replace(q, target=k) for q in found.questions for k in expand([q.target])}
     return Suggestion(
         recipe,
         sum(k in made for k in target) / max(1, len(target)),
-        found.questions,
+        tuple(open_[k] for k in missing if k in open_),
         assumed(found, target, expand),
         tuple(spare),
         tuple(k for k in missing if k not in open_),

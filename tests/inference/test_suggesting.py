@@ -312,6 +312,24 @@ def test_equal_tensors_that_nothing_tells_apart_are_left_open() -> None:
     assert set(found.unmatched_target) | {q.target for q in found.ambiguous} == set(target)
 
 
+def test_an_open_question_has_candidates_and_the_evidence_for_each() -> None:
+    source = {"foo.weight": spec(8, 8), "bar.weight": spec(8, 8), **block(OURS, "h.", 2)}
+    found = cs.suggest(source, {"omega.weight": spec(8, 8), "sigma.weight": spec(3), **block(OURS, "h.", 2)})
+    (question,) = found.ambiguous
+    assert question.target == "omega.weight"
+    assert {c.sources for c in question.candidates} == {("foo.weight",), ("bar.weight",)}
+    assert any(c.evidence for c in question.candidates)
+    assert found.unmatched_target == ("sigma.weight",)
+
+
+def test_both_of_two_equal_projections_are_named_where_neither_is_called_the_gate() -> None:
+    ours = {"mlp.fc1.weight": (24, 16), "mlp.fc2.weight": (24, 16), "mlp.fc3.weight": (16, 24)}
+    theirs = {"mlp.gate_proj.weight": (24, 16), "mlp.up_proj.weight": (24, 16), "mlp.down_proj.weight": (16, 24)}
+    found = cs.suggest(block(ours, "h.", 3), block(theirs, "layers.", 3))
+    named = {k for a in found.assumptions if a.kind == "gate" for k in a.keys}
+    assert {"layers.1.mlp.gate_proj.weight", "layers.1.mlp.up_proj.weight"} <= named
+
+
 def test_a_suggestion_is_plain_data_too() -> None:
     found = cs.suggest(block(OURS, "h.", 2), block(THEIRS, "layers.", 2))
     data = json.loads(json.dumps(found.to_json()))
