@@ -14,7 +14,7 @@ import struct
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, Diagnostic
 from .inert import Array, Blob, Fields, FileBytes, NumpyType, Opaque, Ordered, Tensor
 from .pickle_calls import CALLS, set_array_state, set_type_state
 from .pickle_opcodes import OPCODES, Stop, damaged
@@ -116,7 +116,14 @@ class Unpickler:
         """Pays for memory, in bytes; a pickle that copies one list over and over, or is all empty sets, runs out."""
         self.credit -= count
         if self.credit < 8 * len(self.stack):
-            raise damaged(self.source, "it blows up out of proportion")
+            raise CheckpointError(
+                Diagnostic(
+                    "damaged-pickle",
+                    f"the pickle in {self.source!r} cannot be read: it blows up out of proportion",
+                    place=self.source,
+                    help="if it is sound, it is made of very many small objects: save the tensors alone, by torch.save",
+                )
+            )
 
     def take(self, count: int) -> bytes:
         """Exactly the next `count` bytes."""
