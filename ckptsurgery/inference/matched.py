@@ -156,7 +156,7 @@ def _questions(
                     said = {
                         k: round(float(m[i, j]) * weights.get(k, 0.0), 2)
                         for k, m in evidence.features.items()
-                        if m[i, j]
+                        if m[i, j] or k == "shape"
                     }
                     rows.append(Candidate(other.keys, round(float(solution.score[i, j]), 2), said))
             found += [Question(key, tuple(rows)) for key in keys if rows]

@@ -318,7 +318,7 @@ def test_an_open_question_has_candidates_and_the_evidence_for_each() -> None:
     (question,) = found.ambiguous
     assert question.target == "omega.weight"
     assert {c.sources for c in question.candidates} == {("foo.weight",), ("bar.weight",)}
-    assert any(c.evidence for c in question.candidates)
+    assert all(c.evidence for c in question.candidates)
     assert found.unmatched_target == ("sigma.weight",)
 
 
