@@ -33,7 +33,9 @@ def _spelt(key: Any, depth: int) -> str:
         shown = [_spelt(part, depth - 1) for part in list(key)[:_PARTS]]
         shown += ["…"] * (len(key) > _PARTS)
         return f"({', '.join(shown)}{',' * (len(key) == 1)})" if kind is tuple else f"{{{', '.join(sorted(shown))}}}"
-    return repr(key)[:_SHOWN] if kind not in (tuple, frozenset) else f"a {kind.__name__} of {len(key)}"
+    if isinstance(key, (tuple, frozenset, list, dict, set)):
+        return f"a {kind.__name__} of {len(key)}"
+    return repr(key)[:_SHOWN]
 
 
 _LARGE_INT = 1 << 256

@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hostile import CASES, MARKER
+from nasty import CASES, MARKER
 from targets import TARGETS, BrokenPromise, Target, refusal, walk
 
 import ckptsurgery
@@ -156,7 +156,7 @@ def fuzz(target: Target, cases: int, seed: int, root: Path, watch: Watch) -> tup
             accepted += fine
             if fine and target.compare is not None:
                 target.compare(folder)
-        except BrokenPromise as error:
+        except Exception as error:
             kept = Path(tempfile.gettempdir(), f"broken-{target.name}-{seed}-{number}")
             kept.write_bytes(data)
             raise BrokenPromise(f"{target.name}: case {number} of seed {seed}, kept as {kept}: {error}") from None

@@ -19,8 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from hostile import CASES, MARKER, Case
+from hostile import Case
 from huggingface_hub import load_state_dict_from_file, load_torch_model
+from nasty import CASES, MARKER
 from safetensors.torch import load_file, save_file
 
 import ckptsurgery as cs

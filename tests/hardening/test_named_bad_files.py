@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hostile import CASES, MARKER
+from nasty import CASES, MARKER
 from targets import TARGETS, refusal, walk
 
 import ckptsurgery as cs
