@@ -48,6 +48,8 @@ NEIGHBOURS = {
     ("language", "ops"),
     ("cli", ""),
     ("demo", ""),
+    # two layouts are compared by the recipe that is inferred between them
+    ("comparing", "inference"),
     ("cli", "demo"),
     ("__main__", "cli"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -13,6 +14,13 @@ from .output import show, width
 from .recipe import recipe_from
 
 __all__ = ["diff", "doctor", "inspect", "ties"]
+
+
+class Align(StrEnum):
+    """What a recipe is inferred from."""
+
+    names = "names"
+    values = "values"
 
 
 def inspect(
@@ -46,21 +54,25 @@ def diff(
     recipe: o.RecipeNames = None,
     rule: o.Rules = None,
     rest: o.Rest = None,
+    align: Annotated[
+        Align | None, typer.Option(help="Infer the recipe from A to B, from names and shapes or from values.")
+    ] = None,
     headers: Annotated[bool, typer.Option("--headers", help="Compare names, shapes and dtypes, no values.")] = False,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 1 where they differ.")] = False,
     json: o.Json = False,
 ) -> None:
     """Compare two checkpoints.
 
-    Keys, shapes, dtypes, ties and values; with a recipe, what it makes of A is compared with B.
+    Keys, shapes, dtypes, ties and values; with a recipe, given or inferred, what it makes of A is compared with B.
 
     \b
     ckptsurgery diff before.safetensors after.safetensors
     ckptsurgery diff old.bin new.safetensors --recipe mine.toml --exit-code
+    ckptsurgery diff ours.safetensors theirs.safetensors --align names
     """
     said = recipe_from(recipe, rule, rest=rest) if recipe or rule or rest else None
     with cs.open(a) as first, cs.open(b) as second:
-        found = cs.diff(first, second, said, values=not headers)
+        found = cs.diff(first, second, said, align=align, values=not headers)
     show(found, json)
     if exit_code and not found.identical:
         raise typer.Exit(1)

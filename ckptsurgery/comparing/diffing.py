@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..catalog import RecipeLike
+from ..errors import Diagnostic, RecipeError
+from ..inference.suggesting import Suggestion, suggest
 from ..language.folding import fold, fold_groups
 from ..running.plan import plan
 from ..running.progress import ByteBar
@@ -36,6 +38,7 @@ class Diff:
         values: keys of one shape whose values differ, and by how much.
         ties_a, ties_b: groups of common keys that are one tensor in one alone.
         values_compared: whether values were looked at.
+        alignment: the suggestion by which `a` was brought into `b`'s layout; None where nothing was inferred.
     """
 
     a: str
@@ -49,6 +52,7 @@ class Diff:
     ties_a: Groups = ()
     ties_b: Groups = ()
     values_compared: bool = True
+    alignment: Suggestion | None = field(default=None, repr=False)
 
     @property
     def identical(self) -> bool:
@@ -75,6 +79,7 @@ class Diff:
             "values": {key: found.to_json() for key, found in self.values.items()} if self.values_compared else None,
             "ties_a": [list(names) for names in self.ties_a],
             "ties_b": [list(names) for names in self.ties_b],
+            "alignment": None if self.alignment is None else self.alignment.to_json(),
         }
 
     def __str__(self) -> str:
@@ -83,6 +88,10 @@ class Diff:
     def _lines(self) -> Iterator[str]:
         yield f"a  {self.a}"
         yield f"b  {self.b}"
+        if self.alignment is not None:
+            said = "proved on the data" if self.alignment.evidence == "values" else "from names and shapes"
+            yield f"aligned {said}: {self.alignment.coverage:.1%} of b's keys have a counterpart in a"
+            yield from (f"  assumed ({found.kind}): {found.text}" for found in self.alignment.assumptions)
         if self.identical:
             what = "keys, shapes, dtypes, ties and bytes" if self.values_compared else "keys, shapes, dtypes and ties"
             yield f"identical: {what} of all {self.common:,} tensors"
@@ -117,7 +126,13 @@ class Diff:
 
 
 def diff(
-    a: Any, b: Any, recipe: RecipeLike | None = None, *, values: bool = True, progress: bool | None = None
+    a: Any,
+    b: Any,
+    recipe: RecipeLike | None = None,
+    *,
+    align: str | None = None,
+    values: bool = True,
+    progress: bool | None = None,
 ) -> Diff:
     """Compare two checkpoints, or what a recipe makes of the first with the second.
 
@@ -127,22 +142,38 @@ def diff(
     (False, 0.5, 1)
     >>> diff({"w": torch.ones(2, 1)}, {"x": torch.ones(1, 2)}, "w [o i] -> x [i o]").identical
     True
+    >>> diff({"fc.kernel": torch.ones(2, 3)}, {"linear.weight": torch.zeros(3, 2)}, align="names").values.keys()
+    dict_keys(['linear.weight'])
 
     Headers are compared first; values are read block by block, so memory does not grow with the checkpoints.
 
     Args:
         a, b: whatever `open` takes.
         recipe: what becomes of `a` before the comparison.
+        align: "names" or "values": infer the recipe, as `suggest(by=…)` does; what has no counterpart is in one alone.
         values: False compares headers and ties alone.
         progress: True or False to insist on a bar or on none.
 
     Raises:
-        CheckpointError: one of them cannot be read. RecipeError, PlanError: the recipe does not fit `a`.
+        CheckpointError: one of them cannot be read.
+        RecipeError, PlanError: the recipe does not fit `a`, or is given where it is to be inferred.
     """
+    if align is not None and recipe is not None:
+        text = "a recipe is given, and is to be inferred too"
+        raise RecipeError(Diagnostic("bad-argument", text, help="leave out recipe= or align="))
     with ExitStack() as opened:
         first, second = (_opened(source, opened) for source in (a, b))
+        if align is not None:
+            return _aligned(first, second, align, values, progress)
         one: Side = Stored(first) if recipe is None else Made(plan(first, recipe))
         return _compared(one, Stored(second), values, progress)
+
+
+def _aligned(a: Checkpoint, b: Checkpoint, by: str, values: bool, progress: bool | None) -> Diff:
+    """The first in the layout of the second; what the recipe drops stands under its own name."""
+    found = suggest(a, b, by=by)
+    result = _compared(Made(plan(a, found.recipe)), Stored(b), values, progress)
+    return replace(result, only_a={key: a.specs[key] for key in found.unmatched_source}, alignment=found)
 
 
 def _opened(source: Any, opened: ExitStack) -> Checkpoint:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -31,9 +32,11 @@ _PROBES = 48
 def by_values(source: Any, target: Any) -> Suggestion:
     """The exact recipe between two sides that hold the same weights.
 
-    What names suggest is tried on the data first; what fails, or is open, is looked for by its values.
+    What names suggest is tried on the data first; what fails, or is open, is looked for by its values. Tensors are read
+    one by one: what is held at a time is one of the target with what it is made of, whatever the sides' sizes.
     """
-    with open_checkpoint(source) as one, open_checkpoint(target) as two:
+    with ExitStack() as opened:
+        one, two = (_opened(side, opened) for side in (source, target))
         found = match(list(one.specs.items()), list(two.specs.items()), (ordered(one.specs), ordered(two.specs)))
         equating = _Equating(one, two)
         proved = [m for m in found.moves if equating.holds(m)]
@@ -43,6 +46,14 @@ def by_values(source: Any, target: Any) -> Suggestion:
         result = written(one.specs, two.specs, known)
         open_ = [k for k in two.specs if k not in made]
         return replace(result, evidence="values", assumptions=_casts(one, two, proved), unmatched_target=tuple(open_))
+
+
+def _opened(source: Any, opened: ExitStack) -> Checkpoint:
+    """A side, closed with the stack if it was opened here."""
+    checkpoint = open_checkpoint(source)
+    if checkpoint is not source:
+        opened.enter_context(checkpoint)
+    return checkpoint
 
 
 def _casts(one: Checkpoint, two: Checkpoint, moves: Sequence[Move]) -> tuple[Assumption, ...]:
@@ -170,37 +181,51 @@ class _Equating:
 
     def _assembled(self, left: Sequence[str], free: Sequence[str]) -> list[Move]:
         """Targets that are made of several sources, or that several make of one: blocks, stacks, interleaved rows."""
-        found: list[Move] = []
-        parts = {k: _flat(self.source[k].load()) for k in free}
-        wholes = {k: _flat(self.target[k].load()) for k in left}
-        for key, whole in wholes.items():
-            members = [k for k, part in parts.items() if len(part) < len(whole) and _within(part, whole)]
-            if sum(len(parts[k]) for k in members) == len(whole):
-                move = self._joined(members, key, parts, wholes, forward=True)
-                found += [move] if move else []
-        for key, whole in parts.items():
-            members = [k for k, part in wholes.items() if len(part) < len(whole) and _within(part, whole)]
-            if sum(len(wholes[k]) for k in members) == len(whole):
-                move = self._joined(members, key, wholes, parts, forward=False)
-                found += [move] if move else []
-        return found
+        probes = [
+            {k: _probes(_flat(side[k].load())) for k in keys}
+            for side, keys in ((self.source, free), (self.target, left))
+        ]
+        found = [self._joined(members, key, True) for key, members in self._members(self.target, left, probes[0])]
+        found += [self._joined(members, key, False) for key, members in self._members(self.source, free, probes[1])]
+        return [move for move in found if move is not None]
 
-    def _joined(
-        self, members: Sequence[str], key: str, parts: Mapping[str, Array], wholes: Mapping[str, Array], forward: bool
-    ) -> Move | None:
+    def _members(
+        self, side: Checkpoint, keys: Sequence[str], probes: Mapping[str, tuple[int, Array]]
+    ) -> Iterator[tuple[str, list[str]]]:
+        """For each whole the tensors of the other side whose values are all in it, where together they fill it.
+
+        One whole is held at a time; of the others, a few values each.
+        """
+        import numpy as np
+
+        for key in keys:
+            size = side.specs[key].numel
+            small = [k for k, (length, _) in probes.items() if 0 < length < size]
+            if sum(probes[k][0] for k in small) < size:
+                continue
+            every = np.concatenate([probes[k][1] for k in small])
+            inside = np.isin(every, _flat(side[key].load()))
+            ends = np.cumsum([len(probes[k][1]) for k in small])
+            parts = np.split(inside, ends[:-1])
+            members = [k for k, there in zip(small, parts) if there.all()]
+            if members and sum(probes[k][0] for k in members) == size:
+                yield key, members
+
+    def _joined(self, members: Sequence[str], key: str, forward: bool) -> Move | None:
         """Equal parts in the order in which they first appear in the whole, with the axes that place them there."""
         import numpy as np
 
-        if len({len(parts[k]) for k in members}) != 1:
-            return self._blocks(members, key, parts, wholes, forward)
-        members = sorted(members, key=lambda k: int(np.flatnonzero(wholes[key] == parts[k][0])[0]))
         small, large = (self.source, self.target) if forward else (self.target, self.source)
+        whole, parts = _flat(large[key].load()), {k: _flat(small[k].load()) for k in members}
+        members = sorted(members, key=lambda k: int(np.flatnonzero(whole == parts[k][0])[0]))
+        if len({len(parts[k]) for k in members}) != 1:
+            return self._blocks(members, key, parts, whole, forward)
         shape = tuple(small[members[0]].spec.shape)
-        places = _places(np.concatenate([parts[k] for k in members]), wholes[key])
+        places = _places(np.concatenate([parts[k] for k in members]), whole)
         digits = None if places is None else digits_of(places)
         axes = None if digits is None else axes_of(digits, (len(members), *shape), tuple(large[key].spec.shape))
         if axes is None:
-            return self._blocks(members, key, parts, wholes, forward)
+            return self._blocks(members, key, parts, whole, forward)
         left, right, dims = axes
         first, _, rest = left[1:-1].partition(" ")
         right = right.replace(first, "p", 1) if first.isalnum() else right
@@ -209,15 +234,14 @@ class _Equating:
         return _either(members, key, f"[{rest}]", right, (), tuple(dims.items()), forward)
 
     def _blocks(
-        self, members: Sequence[str], key: str, parts: Mapping[str, Array], wholes: Mapping[str, Array], forward: bool
+        self, members: Sequence[str], key: str, parts: Mapping[str, Array], whole: Array, forward: bool
     ) -> Move | None:
         """Unequal parts: rows block after block, or in groups."""
         import numpy as np
 
         small, large = (self.source, self.target) if forward else (self.target, self.source)
-        members = sorted(members, key=lambda k: int(np.flatnonzero(wholes[key] == parts[k][0])[0]))
         shapes = [tuple(small[k].spec.shape) for k in members]
-        whole = wholes[key].reshape(tuple(large[key].spec.shape))
+        whole = whole.reshape(tuple(large[key].spec.shape))
         rows = [s[0] for s in shapes]
         for groups in (g for g in range(1, min(rows) + 1) if all(r % g == 0 for r in rows)):
             pieces = [parts[k].reshape(groups, s[0] // groups, *s[1:]) for k, s in zip(members, shapes)]
@@ -336,12 +360,9 @@ def _hashed(rows: Array) -> Array:
     return np.array([int.from_bytes(d, "little") for d in digests], dtype=np.int64)
 
 
-def _within(part: Array, whole: Array) -> bool:
-    """Whether the first few values of a part are all in the whole."""
-    import numpy as np
-
-    probes = part[:: max(1, len(part) // _PROBES)]
-    return len(part) > 0 and bool(np.isin(probes, whole).all())
+def _probes(values: Array) -> tuple[int, Array]:
+    """How many values there are, and a few of them."""
+    return len(values), values[:: max(1, len(values) // _PROBES)].copy()
 
 
 def _shared(one: str, two: str) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CkptSurgeryError, Diagnostic
+from ..errors import CkptSurgeryError, Diagnostic, RecipeError
 from ..language.folding import fold, fold_groups
 from ..language.recipe import Recipe
 from ..planning.plan import Plan
@@ -115,8 +115,10 @@ def suggest(source: Any, target: Any, *, by: str = "names", inputs: Any = None) 
         inputs: for two live models: what both are called with, so that the order of use decides what names leave open.
 
     Raises:
-        CheckpointError: a side cannot be read.
+        CheckpointError: a side cannot be read. RecipeError: there is no such kind of evidence.
     """
+    if by not in ("names", "values"):
+        raise RecipeError(Diagnostic("bad-argument", f"by={by!r} is neither", help='by="names" or by="values"'))
     if by == "values":
         from .equating import by_values
 

@@ -247,6 +247,9 @@ def test_diff_says_what_differs_and_exits_with_1_on_request(source: Path) -> Non
     assert "in a alone" in run("diff", source, out).stdout
     run("diff", source, out, "--exit-code", code=1)
     assert as_json("diff", source, out, "--recipe", source.with_name("mine.toml"))["identical"]
+    aligned = as_json("diff", source, out, "--align", "values")
+    assert aligned["alignment"]["coverage"] == 1.0 and not aligned["values"] and not aligned["only_b"]
+    run("diff", source, out, "--align", "hope", code=2)
     assert as_json("diff", source, out, "--headers")["values"] is None
 
 

@@ -142,3 +142,36 @@ def test_equal_files_are_compared_without_torch(tmp_path: Path) -> None:
     code = "import sys, ckptsurgery as cs; print(cs.diff(*sys.argv[1:] * 2).identical, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.safetensors")], capture_output=True, text=True)
     assert done.stdout == "True False\n"
+
+
+OURS = {f"h.{i}.{k}": torch.randn(*s) for i in range(3) for k, s in (("ln.gamma", (8,)), ("fc.kernel", (8, 16)))}
+
+
+def theirs() -> dict[str, torch.Tensor]:
+    moved = {k.replace("h.", "layers.").replace("ln.gamma", "norm.weight"): v for k, v in OURS.items()}
+    moved = {k.replace("fc.kernel", "up.weight"): v for k, v in moved.items()}
+    return {k: v.t().contiguous() if v.dim() == 2 else v.clone() for k, v in moved.items()}
+
+
+@pytest.mark.parametrize("by", ["names", "values"])
+def test_two_layouts_are_aligned_by_inference_where_that_is_asked(by: str) -> None:
+    found = cs.diff(OURS, theirs(), align=by)
+    assert found.identical, str(found)
+    assert found.alignment is not None and found.alignment.evidence == by
+    assert "100.0% of b's keys" in str(found)
+    assert json.loads(json.dumps(found.to_json()))["alignment"]["coverage"] == 1.0
+
+
+def test_what_alignment_leaves_over_is_in_one_side_alone_under_its_own_name() -> None:
+    found = cs.diff({**OURS, "head.weight": torch.ones(3, 8)}, {**theirs(), "mask": torch.ones(7)}, align="names")
+    assert (list(found.only_a), list(found.only_b)) == (["head.weight"], ["mask"])
+    changed = theirs()
+    changed["layers.1.up.weight"][0, 0] += 1
+    assert cs.diff(OURS, changed, align="names").values["layers.1.up.weight"].differing == 1
+
+
+def test_a_recipe_is_given_or_inferred_and_from_what_is_said() -> None:
+    with pytest.raises(cs.RecipeError, match="bad-argument"):
+        cs.diff(OURS, OURS, "{k...} -> {k...}", align="names")
+    with pytest.raises(cs.RecipeError, match="bad-argument"):
+        cs.diff(OURS, OURS, align="hope")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+import tracemalloc
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 
 import ckptsurgery as cs
+from ckptsurgery.storage.checkpoint import Checkpoint
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "recipes"))
 from conversions import PAIRS, pair, recipe_for
@@ -71,3 +74,45 @@ def test_values_that_differ_match_nothing() -> None:
     found = cs.suggest({"w": torch.zeros(4)}, {"w": torch.ones(4)}, by="values")
     assert found.coverage == 0.0
     assert found.unmatched_source == found.unmatched_target == ("w",)
+
+
+def test_what_is_held_does_not_grow_with_the_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names say nothing here, so that every tensor is looked for by its values: alone, turned, and interleaved."""
+    generator = torch.Generator().manual_seed(0)
+
+    def sides(count: int) -> tuple[Path, Path]:
+        source, target = {}, {}
+        for n in range(count):
+            parts = [torch.randn(128, 64, generator=generator) for _ in range(4)]
+            source |= {f"s{n}{name}": part for name, part in zip("abcd", parts)}
+            target[f"t{count - n}x"] = torch.stack(parts[:2], dim=1).reshape(256, 64)
+            target |= {f"t{count - n}y": parts[2].t().contiguous(), f"t{count - n}z": parts[3].clone()}
+        paths = tmp_path / f"s{count}.safetensors", tmp_path / f"t{count}.safetensors"
+        cs.save(source, paths[0])
+        cs.save(target, paths[1])
+        return paths
+
+    held = [0, 0]
+    load = Checkpoint.load
+
+    def watched(self: Checkpoint, key: str) -> torch.Tensor:
+        tensor = load(self, key)
+        size = tensor.untyped_storage().nbytes()
+        held[0] += size
+        held[1] = max(held)
+        weakref.finalize(tensor, lambda: held.__setitem__(0, held[0] - size))
+        return tensor
+
+    monkeypatch.setattr(Checkpoint, "load", watched)
+    peaks = []
+    for count in (4, 24):
+        source, target = sides(count)
+        held[:] = 0, 0
+        tracemalloc.start()
+        found = cs.suggest(source, target, by="values")
+        peaks.append((held[1], tracemalloc.get_traced_memory()[1]))
+        tracemalloc.stop()
+        assert found.coverage == 1.0, str(found)
+    assert peaks[0][0] == peaks[1][0] <= 8 * 128 * 64 * 4
+    # Arrays are traced too: beside keys, rules and probes, no more for six times as much data.
+    assert peaks[1][1] - peaks[0][1] < (24 - 4) * 4 * 128 * 64 * 4 / 2
