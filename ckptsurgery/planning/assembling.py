@@ -104,13 +104,13 @@ class RuleSteps:
         wanted = [self.draft.target.specs.get(key) for key in keys] if self.draft.target else [None] * len(keys)
         # Most tensors share their spec object with many others; to compare them by value takes longer than all else.
         alike = list(zip(map(id, specs), map(id, wanted), markers))
-        found: dict[Any, Program | None] = {}
+        found: dict[tuple[int, int, tuple[str, ...]], Program | None] = {}
         for place, at in {place: at for at, place in reversed(list(enumerate(alike)))}.items():
             built = self._built_at(at, matches, specs[at], wanted[at], place[2])
             found[place] = built.program if built else None
-        programs = map(found.__getitem__, alike)
-        steps = map(Step, zip(matches.keys), zip(keys), programs, repeat((self.number,)))
-        self.draft.steps += steps if None not in found.values() else (s for s in steps if s.program is not None)
+        rules = (self.number,)
+        rows = zip(zip(matches.keys), zip(keys), map(found.__getitem__, alike))
+        self.draft.steps += [Step(old, new, program, rules) for old, new, program in rows if program is not None]
 
     def _built_at(
         self, at: int, matches: Matches, spec: TensorSpec, want: TensorSpec | None, marks: tuple[str, ...]
@@ -130,15 +130,19 @@ class RuleSteps:
     def _step(self, group: Group) -> None:
         inputs = tuple(self.draft.specs[k] for k in group.keys)
         wanted = [self._wanted(n, group) for n in range(len(self.bound.rule.targets))]
-        place = (
-            inputs,
+        asked = (
             tuple(group.extents.items()),
             tuple(group.values.get(n) for n in self._marker_names()),
             tuple(tuple(w.items()) for w in wanted),
         )
-        if place not in self.programs:
-            self.programs[place] = self._build(group, inputs, wanted)
-        built = self.programs[place]
+        # As for single tensors: first by the identity of the specs, of which there may be many.
+        near = (tuple(map(id, inputs)), *asked)
+        if near not in self.programs:
+            place = (inputs, *asked)
+            if place not in self.programs:
+                self.programs[place] = self._build(group, inputs, wanted)
+            self.programs[near] = self.programs[place]
+        built = self.programs[near]
         if built is not None:
             self.draft.steps.append(Step(group.keys, self._made(group, built), built.program, (self.number,)))
 
