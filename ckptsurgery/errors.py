@@ -43,6 +43,13 @@ class Diagnostic:
     help: str | None = None
     severity: str = "error"
 
+    def __post_init__(self) -> None:
+        # Names and shapes come from files, and may be as long as the file.
+        object.__setattr__(self, "headline", _clipped(self.headline))
+        object.__setattr__(self, "notes", tuple(map(_clipped, self.notes)))
+        if self.help is not None:
+            object.__setattr__(self, "help", _clipped(self.help, 5 * _LONGEST))
+
     def __str__(self) -> str:
         lines = [f"{self.severity}[{self.code}]: {self.headline}"]
         if self.place:
@@ -64,6 +71,13 @@ class Diagnostic:
             "facts": dict(self.facts),
             "help": self.help,
         }
+
+
+_LONGEST = 4000  # characters of a headline or a note
+
+
+def _clipped(text: str, most: int = _LONGEST) -> str:
+    return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 4 :]}"
 
 
 class CkptSurgeryError(Exception):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError, Diagnostic
 from ..language.folding import fold
+from ..storage.json_text import parse_json
 from ..storage.sharded import weight_map_of
 from ..storage.sniffing import kind_of, read_file
 from ..storage.transactions import MARK, RECORD
@@ -37,9 +38,10 @@ def _of_folder(folder: Path) -> Iterator[Diagnostic]:
     files = sorted(path for path in folder.iterdir() if path.is_file())
     safe = [path for path in files if path.suffix == ".safetensors" and not path.name.startswith(".")]
     pickles = [path for path in files if path.suffix in _PICKLES and not path.name.startswith(".")]
-    indices = [path for path in files if path.name.endswith(".safetensors.index.json")]
-    for index in indices:
-        yield from _of_index(index, safe)
+    for suffixes, weights in (((".safetensors",), safe), (_PICKLES, pickles)):
+        indices = [path for path in files if path.name.endswith(tuple(f"{suffix}.index.json" for suffix in suffixes))]
+        for index in indices:
+            yield from _of_index(index, weights)
     yield from _of_pickles(pickles)
     if safe and pickles:
         yield Diagnostic(
@@ -54,24 +56,25 @@ def _of_folder(folder: Path) -> Iterator[Diagnostic]:
     yield from _unfinished(folder, [path.name for path in folder.iterdir()])
 
 
-def _of_index(index: Path, safe: list[Path]) -> Iterator[Diagnostic]:
+def _of_index(index: Path, weights: list[Path]) -> Iterator[Diagnostic]:
     """What the shards hold and the index does not name; the other way round is an error on opening."""
     try:
-        weight_map, _ = weight_map_of(str(index))
+        weight_map, about = weight_map_of(str(index))
     except CheckpointError:
         return
     named = set(weight_map.values())
-    stray = [path.name for path in safe if path.name not in named]
+    stray = [path.name for path in weights if path.name not in named]
     if stray:
         yield Diagnostic(
             "stray-file",
-            f"{len(stray)} safetensors files belong to no index and are not read",
+            f"{len(stray)} files of weights belong to no index and are not read",
             str(index),
             shown(stray),
             help="remove them, or name them in the index; left behind by another save?",
             severity="warning",
         )
     owners: dict[str, list[str]] = {}
+    total = 0
     for name in sorted(named):
         try:
             contents = read_file(str(index.parent / name))
@@ -79,6 +82,7 @@ def _of_index(index: Path, safe: list[Path]) -> Iterator[Diagnostic]:
             continue
         for key in contents.entries.keys() - contents.aliases.keys():
             owners.setdefault(key, []).append(name)
+            total += contents.entries[key].spec.nbytes if weight_map.get(key) == name else 0
     unnamed = sorted(key for key in owners if key not in weight_map)
     if unnamed:
         yield Diagnostic(
@@ -102,6 +106,18 @@ def _of_index(index: Path, safe: list[Path]) -> Iterator[Diagnostic]:
         )
 
 
+    told = about.get("total_size")
+    # Shared storages are counted once by some writers, and as often as they are named by others.
+    if type(told) is int and told > total and weight_map.keys() <= owners.keys():
+        yield Diagnostic(
+            "total-size",
+            f"the index says that there are {told:,} bytes of tensors, and its tensors have {total:,}",
+            str(index),
+            help="was it made for these files? write it again: ckptsurgery convert",
+            severity="warning",
+        )
+
+
 def _of_pickles(paths: list[Path]) -> Iterator[Diagnostic]:
     kinds: dict[str, list[str]] = {}
     for path in paths:
@@ -110,25 +126,40 @@ def _of_pickles(paths: list[Path]) -> Iterator[Diagnostic]:
         if kind is not None:
             kinds.setdefault(kind, []).append(str(path))
     for kind, names in kinds.items():
-        target = str(Path(names[0]).with_suffix(".safetensors"))
+        source, target = names[0], str(Path(names[0]).with_suffix(".safetensors"))
+        if len(names) > 1:
+            source, target = str(Path(names[0]).parent), f"{Path(names[0]).parent}-safetensors"
         yield Diagnostic(
             "pickle",
             f"{names[0]!r} is {kind}: nothing of it is run here, but other programs may run what is in it",
             names[0],
             shown(names[1:]),
-            help=f"ckptsurgery convert {names[0]!r} {target!r}",
+            help=f"ckptsurgery convert {source!r} {target!r}",
             severity="warning",
         )
 
 
 def _without_config(folder: Path, weights: list[Path]) -> Iterator[Diagnostic]:
-    if weights and not (folder / "config.json").exists():
+    if not weights:
+        return
+    try:
+        if not isinstance(parse_json((folder / "config.json").read_bytes()), dict):
+            raise ValueError("it is no object")
+    except FileNotFoundError:
         yield Diagnostic(
             "missing-config",
             "no config.json lies beside the weights, so nothing says what model they belong to",
             str(folder),
             help="copy the model's config.json there; convert --companions takes it along",
             severity="note",
+        )
+    except (OSError, ValueError, RecursionError) as error:
+        yield Diagnostic(
+            "bad-config",
+            f"config.json cannot be read, so nothing says what model the weights belong to: {error}",
+            str(folder / "config.json"),
+            help="download or copy it again",
+            severity="warning",
         )
 
 

@@ -92,8 +92,9 @@ def _vocabulary_size(config: Mapping[str, Any] | None) -> int | None:
 
 def _calls(checkpoint: Checkpoint) -> Iterator[Diagnostic]:
     found: dict[str, str] = {}
+    seen: set[int] = set()
     for path, value in checkpoint.extras.items():
-        for opaque in _opaque(value, _DEPTH):
+        for opaque in _opaque(value, _DEPTH, seen):
             found.setdefault(opaque.path, path)
     unsafe = {name: path for name, path in found.items() if name.rpartition(".")[0] in POWERFUL}
     if unsafe:
@@ -116,13 +117,16 @@ def _calls(checkpoint: Checkpoint) -> Iterator[Diagnostic]:
         )
 
 
-def _opaque(value: Any, depth: int) -> Iterator[Opaque]:
+def _opaque(value: Any, depth: int, seen: set[int]) -> Iterator[Opaque]:
+    if id(value) in seen:
+        return  # a graph of shared lists has exponentially many paths
     if type(value) is Opaque:
         if value.note is None:
             yield value
         parts: Any = [value.args, value.state, value.pairs]
     else:
         parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    if depth > 0:
+    if depth > 0 and parts:
+        seen.add(id(value))
         for part in list(parts)[:1000]:
-            yield from _opaque(part, depth - 1)
+            yield from _opaque(part, depth - 1, seen)

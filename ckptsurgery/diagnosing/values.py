@@ -138,6 +138,28 @@ def value_findings(survey: Survey, checkpoint: Checkpoint) -> Iterator[Diagnosti
     yield from _twins(survey, checkpoint, set(constant))
 
 
+def _config_ties(survey: Survey, checkpoint: Checkpoint) -> Iterator[Diagnostic]:
+    """Matrices of a row for each word that the config says are one, and that are not."""
+    config = checkpoint.config or {}
+    words = config.get("vocab_size")
+    if config.get("tie_word_embeddings") is not True or type(words) is not int or words < _FEW:
+        return
+    matrices: dict[TensorSpec, list[str]] = {}
+    for (spec, _), keys in survey.equal.items():
+        if len(spec.shape) == 2 and spec.shape[0] >= words > spec.shape[1] and _is_float(spec):
+            matrices.setdefault(spec, []).append(keys[0])
+    for keys in matrices.values():
+        if len(keys) > 1:
+            yield Diagnostic(
+                "ties-differ",
+                f"the config ties the word embeddings, but {len(keys)} matrices of them are stored, and differ",
+                checkpoint.source,
+                shown(keys),
+                help='is "tie_word_embeddings" meant? loading takes one of them for all; --drop the others',
+                severity="warning",
+            )
+
+
 def _is_float(spec: TensorSpec) -> bool:
     return DTYPES[spec.dtype].kind == "float"
 
@@ -161,6 +183,7 @@ def _twins(survey: Survey, checkpoint: Checkpoint, constant: set[str]) -> Iterat
             help=f"if the model ties them: ckptsurgery convert --drop {lost[0][1]!r} --tie '{lost[0][1]}={lost[0][0]}'",
             severity="warning",
         )
+    yield from _config_ties(survey, checkpoint)
     vectors = [keys for keys in groups if len(checkpoint.specs[keys[0]].shape) < 2]
     if vectors:
         yield Diagnostic(
@@ -172,7 +195,7 @@ def _twins(survey: Survey, checkpoint: Checkpoint, constant: set[str]) -> Iterat
             severity="note",
         )
     for alias, kept in checkpoint.metadata.items():
-        both = alias in checkpoint.entries and kept in checkpoint.entries
+        both = alias != "format" and alias in checkpoint.entries and kept in checkpoint.entries
         if both and not any(
             {alias, kept} <= set(keys) for keys in (*survey.equal.values(), *(t.names for t in checkpoint.ties))
         ):

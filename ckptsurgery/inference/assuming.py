@@ -10,6 +10,7 @@ from ..language.folding import fold
 from ..specs import TensorSpec
 from .matched import Matched
 from .resolving import Move
+from .roles import parent
 from .vocabulary import concepts
 
 __all__ = ["Assumption", "assumed"]
@@ -48,15 +49,20 @@ def assumed(
     keys: dict[str, list[str]] = defaultdict(list)
     roles = {k: u.roles for u in found.b.units for leaf in u.leaves.values() for k in leaf.keys}
     sources = {k: u.roles for u in found.a.units for leaf in u.leaves.values() for k in leaf.keys}
+    gated = {parent(u.path) for u in found.b.units if "gate" in u.roles}
+    beside = {k for u in found.b.units if parent(u.path) in gated and "up" in u.roles for k in u.weight.keys}
     for move in found.moves:
-        for kind in _kinds(move, roles, sources):
+        for kind in _kinds(move, roles, sources, beside):
             keys[kind] += move.targets
     keys["tied"] += [k for k in _may_be_tied(found, target) if k not in keys["tied"]]
     listed = {kind: expand(keys[kind]) for kind in _TEXTS if keys[kind]}
     return tuple(Assumption(k, f"{_TEXTS[k]}: {_folded(names)}", tuple(names)) for k, names in listed.items())
 
 
-def _kinds(move: Move, roles: Mapping[str, frozenset[str]], sources: Mapping[str, frozenset[str]]) -> Iterable[str]:
+def _kinds(
+    move: Move, roles: Mapping[str, frozenset[str]], sources: Mapping[str, frozenset[str]], beside: set[str]
+) -> Iterable[str]:
+    """What a move takes on trust; `beside` are the targets that stand beside a gate."""
     found = {r for k in move.targets for r in roles.get(k, ())} | {r for k in move.sources for r in sources.get(k, ())}
     if found & _ORDERED:
         yield "rows"
@@ -64,7 +70,7 @@ def _kinds(move: Move, roles: Mapping[str, frozenset[str]], sources: Mapping[str
         yield "order"
     if "square" in move.trust:
         yield "square"
-    if "gate" in found and not _named(move):
+    if ("gate" in found or beside & set(move.targets)) and not _named(move):
         yield "gate"
 
 

@@ -31,20 +31,27 @@ class _Group:
 _Fusion = tuple[_Group, dict[str, Leaf]]
 
 
-def fused(source: Sequence[Unit], target: Sequence[Unit]) -> tuple[list[Unit], list[Unit]]:
-    """Both sides, with what must be one made one."""
-    sides = [with_roles(source), with_roles(target)]
+def fused(
+    source: Sequence[Unit], target: Sequence[Unit], ordered: tuple[bool, bool] = (True, True)
+) -> tuple[list[Unit], list[Unit]]:
+    """Both sides, with what must be one made one.
+
+    Args:
+        ordered: for each side, whether it lists its units in the order of definition.
+    """
+    sides = [with_roles(source, ordered[0]), with_roles(target, ordered[1])]
     for _ in range(6):
         best: tuple[int, int, list[_Fusion]] | None = None
         tables = [_shapes(s) for s in sides]
+        together = [_together(s) for s in sides]
         for side in (0, 1):
             for groups in _candidates(sides[side]):
-                gain, chosen = _gain(groups, tables[side], tables[1 - side])
+                gain, chosen = _gain(groups, tables[side], tables[1 - side], together[1 - side])
                 if gain > 0 and (best is None or gain > best[0]):
                     best = gain, side, chosen
         if best is None:
             break
-        sides[best[1]] = _apply(sides[best[1]], best[2])
+        sides[best[1]] = _apply(sides[best[1]], best[2], ordered[best[1]])
     return sides[0], sides[1]
 
 
@@ -54,6 +61,16 @@ def _canonical(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _shapes(units: Sequence[Unit]) -> Shapes:
     return Counter((role, _canonical(_plain(u, leaf.shape))) for u in units for role, leaf in u.leaves.items())
+
+
+def _together(units: Sequence[Unit]) -> frozenset[tuple[tuple[int, ...], str, tuple[int, ...]]]:
+    """Which shapes stand in one module: of the weight, and of each other role."""
+    return frozenset(
+        (_canonical(u.leaves["weight"].shape), role, _canonical(leaf.shape))
+        for u in units
+        if "weight" in u.leaves
+        for role, leaf in u.leaves.items()
+    )
 
 
 def _plain(unit: Unit, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -143,7 +160,12 @@ def _whole(group: _Group, role: str, opposite: Shapes) -> Leaf | None:
     return None
 
 
-def _gain(groups: list[_Group], own: Shapes, opposite: Shapes) -> tuple[int, list[_Fusion]]:
+def _gain(
+    groups: list[_Group],
+    own: Shapes,
+    opposite: Shapes,
+    together: frozenset[tuple[tuple[int, ...], str, tuple[int, ...]]],
+) -> tuple[int, list[_Fusion]]:
     """By how much fusing brings the shapes together; which roles of which groups to fuse."""
     total = 0
     chosen: list[_Fusion] = []
@@ -156,21 +178,23 @@ def _gain(groups: list[_Group], own: Shapes, opposite: Shapes) -> tuple[int, lis
                 continue
             parts = Counter((role, _canonical(p.shape)) for p in whole.parts)
             key = (role, _canonical(whole.shape))
-            if after[key] >= opposite[key]:
+            # What stands beside a fused weight opposite is fused with it, though other tensors have its shape too.
+            beside = "weight" in roles and (_canonical(roles["weight"].shape), *key) in together
+            if after[key] >= opposite[key] and not beside:
                 continue  # the other side holds no more of these than this one does already
             step = sum(abs(after[k] - opposite[k]) - abs(after[k] - n - opposite[k]) for k, n in parts.items())
             step += 1
-            if step > 0:
+            if step > 0 or beside:
                 after.subtract(parts)
                 after[key] += 1
-                total += step
+                total += max(step, 0)
                 roles[role] = whole
         if roles:
             chosen.append((group, roles))
     return total, chosen
 
 
-def _apply(units: list[Unit], chosen: list[_Fusion]) -> list[Unit]:
+def _apply(units: list[Unit], chosen: list[_Fusion], ordered: bool) -> list[Unit]:
     """The units with groups made one; what is not fused in a member stays where it was."""
     taken: dict[str, set[str]] = {}
     added = []
@@ -184,4 +208,4 @@ def _apply(units: list[Unit], chosen: list[_Fusion]) -> list[Unit]:
         left = {r: leaf for r, leaf in unit.leaves.items() if r not in taken.get(unit.path, ())}
         if left:
             kept.append(unit if len(left) == len(unit.leaves) else replace(unit, leaves=left))
-    return with_roles(sorted([*kept, *added], key=lambda u: u.order))
+    return with_roles(sorted([*kept, *added], key=lambda u: u.order), ordered)

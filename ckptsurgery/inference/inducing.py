@@ -59,19 +59,24 @@ class _Side:
     """One side of a move, cut at its numbers; where its keys differ stands a capture."""
 
     pieces: tuple[str, ...]
-    numbers: tuple[int, ...]
+    digits: tuple[str, ...]
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """What the digits count."""
+        return tuple(map(int, self.digits))
 
 
 def _cut(keys: Sequence[str], fuse: str | None) -> _Side:
     """The keys as one text: a hole where they differ, the other numbers apart."""
     if len(keys) == 1:
         parts = _NUMBER.split(keys[0])
-        return _Side(tuple(map(escaped, parts[::2])), tuple(map(int, parts[1::2])))
+        return _Side(tuple(map(escaped, parts[::2])), tuple(parts[1::2]))
     head, holes, tail = _hole(keys, fuse)
     before, after = _NUMBER.split(head), _NUMBER.split(tail)
     pieces = [*map(escaped, before[::2])]
     pieces[-1] += holes + escaped(after[0])
-    return _Side((*pieces, *map(escaped, after[2::2])), tuple(map(int, before[1::2] + after[1::2])))
+    return _Side((*pieces, *map(escaped, after[2::2])), (*before[1::2], *after[1::2]))
 
 
 def _hole(keys: Sequence[str], fuse: str | None) -> tuple[str, str, str]:
@@ -154,12 +159,15 @@ def _grouped(moves: Sequence[Move]) -> tuple[_Groups, list[tuple[_Side, _Side]]]
 
 
 def _related(
-    groups: _Groups, sides: Sequence[tuple[_Side, _Side]], is_loop: tuple[Callable[[str], bool], Callable[[str], bool]]
+    groups: _Groups,
+    sides: Sequence[tuple[_Side, _Side]],
+    is_loop: tuple[Callable[[str], bool], Callable[[str], bool]],
+    nest: bool = True,
 ) -> _Listed:
     listed: _Listed = []
     for pattern, members in groups.items():
         loops = (_loops(pattern[0], is_loop[0]), _loops(pattern[1], is_loop[1]))
-        related = relate([sides[n][0].numbers for n in members], [sides[n][1].numbers for n in members], loops)
+        related = relate([sides[n][0].numbers for n in members], [sides[n][1].numbers for n in members], loops, nest)
         listed += [(pattern, relation, tuple(members[r] for r in relation.rows)) for relation in related]
     return listed
 
@@ -181,17 +189,26 @@ def atoms(
     claims = _Claims(source_keys)
     listed = _related(groups, sides, is_loop)
     extents = _extents(listed, sides)
+    # A flat number whose stages do not add up counts otherwise.
+    again: _Groups = defaultdict(list)
+    settled: _Listed = []
+    for pattern, relation, rows in listed:
+        if relation.nesting is not None and extents[_nest(pattern[0], pattern[1], relation)] is None:
+            again[pattern] += rows
+        else:
+            settled.append((pattern, relation, rows))
+    listed = settled + _related(again, sides, is_loop, nest=False)
     found: list[Atom] = []
     for (one, two, left, right, sizes, _), relation, rows in listed:
         base = Atom(_join(one, relation.source), _join(two, relation.target), left, right, moves=rows)
         base = replace(base, dims=_sizes(base, moves[rows[0]], sizes))
         own = {k for n in rows for k in moves[n].sources}
         if relation.nesting is not None:
-            stages = extents[_nest(one, two, relation)]
-            if stages is None:
-                found += _each(base, (one, two), [sides[n] for n in rows])
-                continue
-            base = replace(base, dims={**base.dims, "block": list(stages)})
+            base = replace(base, dims={**base.dims, "block": list(extents[_nest(one, two, relation)] or ())})
+        padded = _padded(base, relation, (one, two), [sides[n] for n in rows])
+        if padded is not None:
+            found += padded
+            continue
         found += _restricted(base, relation, (one, two), [sides[n] for n in rows], own, claims, values)
     return found
 
@@ -231,9 +248,40 @@ def _each(base: Atom, pieces: tuple[Sequence[str], Sequence[str]], rows: Sequenc
     """Each key by itself."""
     found = []
     for n, sides in zip(base.moves, rows):
-        one, two = (_join(p, tuple(map(str, side.numbers))) for p, side in zip(pieces, sides))
+        one, two = (_join(p, side.digits) for p, side in zip(pieces, sides))
         found.append(replace(base, source=one, target=two, free={}, moves=(n,)))
     return found
+
+
+def _padded(
+    base: Atom, relation: Relation, pieces: tuple[Sequence[str], Sequence[str]], rows: Sequence[tuple[_Side, _Side]]
+) -> list[Atom] | None:
+    """Numbers with leading zeros, which are spelled out: as choices where one varies; None if there are none."""
+    if not any(d[0] == "0" < d for side in rows for part in side for d in part.digits):
+        return None
+    spelled: tuple[list[str], list[str]] = (list(relation.source), list(relation.target))
+    free = dict.fromkeys(relation.variables)
+    columns = [[list(dict.fromkeys(row[s].digits[k] for row in rows)) for k in range(len(spelled[s]))] for s in (0, 1)]
+    for side in (0, 1):
+        for k, values in enumerate(columns[side]):
+            if spelled[side][k].isdigit() and len(values) == 1:
+                spelled[side][k] = values[0]
+    for name in relation.variables:
+        i, j = (next((k for k, t in enumerate(texts) if re.search(rf"\b{name}\b", t)), -1) for texts in spelled)
+        pairs = list(dict.fromkeys((row[0].digits[i], row[1].digits[j]) for row in rows))
+        if not any(d[0] == "0" < d for pair in pairs for d in pair):
+            continue
+        if relation.nesting is not None or len({a for a, _ in pairs}) < len(pairs):
+            return _each(base, pieces, rows)
+        spelled[0][i] = f"{{{name}:{','.join(a for a, _ in pairs)}}}"
+        same = all(a == b for a, b in pairs)
+        spelled[1][j] = f"{{{name}}}" if same else f"{{{name}:{','.join(b for _, b in pairs)}}}"
+        del free[name]
+    if any(d[0] == "0" < d for texts in spelled for d in texts if d.isdigit() and len(d) > 1) and any(
+        len(values) > 1 for side in (0, 1) for t, values in zip(spelled[side], columns[side]) if t.isdigit()
+    ):
+        return _each(base, pieces, rows)
+    return [replace(base, source=_join(pieces[0], spelled[0]), target=_join(pieces[1], spelled[1]), free=free)]
 
 
 def _sizes(atom: Atom, move: Move, sizes: tuple[int, ...]) -> dict[str, Any]:
@@ -264,6 +312,7 @@ class _Claims:
     """Which keys a pattern of pieces and numbers would claim."""
 
     def __init__(self, keys: Sequence[str]) -> None:
+        self.keys = keys
         self.by_pieces: dict[tuple[str, ...], list[tuple[tuple[int, ...], str]]] = defaultdict(list)
         for key in keys:
             parts = _NUMBER.split(key)
@@ -272,8 +321,29 @@ class _Claims:
     def claimed(self, pieces: Sequence[str], numbers: Sequence[str]) -> list[tuple[tuple[int, ...], str]]:
         """The keys of one template whose literal numbers agree."""
         wanted = [int(n) if n.isdigit() else None for n in numbers]
-        rows = self.by_pieces.get(tuple(pieces), [])
+        rows = self._holed(tuple(pieces)) if any("{" in p for p in pieces) else self.by_pieces.get(tuple(pieces), [])
         return [(row, key) for row, key in rows if all(w is None or w == n for w, n in zip(wanted, row))]
+
+    def _holed(self, pieces: tuple[str, ...]) -> list[tuple[tuple[int, ...], str]]:
+        """The keys under any choice, and any index, of what is fused."""
+        if pieces not in self.by_pieces:
+            text = re.compile(r"(\d+)".join(map(_matching, pieces)))
+            found = [(m, key) for key in self.keys if (m := text.fullmatch(key))]
+            self.by_pieces[pieces] = [(tuple(map(int, m.groups())), key) for m, key in found]
+        return self.by_pieces[pieces]
+
+
+def _matching(piece: str) -> str:
+    """A piece as an expression: choices one of their spellings, an index any digits."""
+
+    def part(text: str) -> str:
+        if text.startswith("{p:"):
+            return "(?:" + "|".join(re.escape(c.replace("\\", "")) for c in text[3:-1].split(",")) + ")"
+        if text == "{e}":
+            return r"\d+"
+        return re.escape(text.removeprefix("\\"))
+
+    return "".join(map(part, re.split(r"(\{p:[^}]*\}|\{e\}|\\.)", piece)))
 
 
 def _restricted(

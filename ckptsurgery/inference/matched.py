@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ..specs import TensorSpec
+from .agreeing import Agreement
 from .fusing import fused
 from .matching import VOTES, Solution, Voters, solve
 from .resolving import Move, resolve
@@ -25,6 +27,7 @@ __all__ = ["Candidate", "Matched", "Question", "match"]
 
 _LEAST = 2.0  # a pair for which less speaks than this is no pair
 _DOUBTS = 6  # how often the question is asked again, with other weights
+_ASKED = 3  # how many candidates an open question lists
 _SPREAD = 0.45  # by how much the weights differ then: the standard deviation of their logarithms
 
 
@@ -39,7 +42,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Question:
-    """A target tensor that could not be decided."""
+    """A target tensor that could not be decided, with what it may be made of; a layer may speak for those like it."""
 
     target: str
     candidates: tuple[Candidate, ...]
@@ -81,19 +84,22 @@ def match(
         ordered: for each side, whether it lists its keys in the order of definition.
         weights, votes: what each kind of evidence is worth.
     """
-    one, two = fused(read_units(source), read_units(target))
+    one, two = fused(read_units(source), read_units(target), ordered)
     a, b = Side(one, ordered[0]), Side(two, ordered[1])
     if not one or not two:
         return Matched(a, b, [])
     evidence, voters = gather(a, b), Voters.of(a, b)
     solution = solve(evidence, voters, weights, votes)
     sure, doubted = _doubt(solution, evidence, voters, weights, votes)
+    agreement = Agreement.of(a, b, {p: solution.pairs[p] for p in sure})
+    only = evidence.features["only"] > 0
+    broken = [p for p in sure if not only[p] and agreement.breaks(*p)]
+    sure, doubted = [p for p in sure if p not in set(broken)], [*doubted, *broken]
     moves = resolve(a, b, sure)
-    moves += _left_over(a, b, sure, moves)
+    moves += _left_over(a, b, sure, moves, agreement)
     ties = _tied(dict(source), dict(target), moves)
-    questions = _questions(
-        a, b, doubted, solution, evidence, weights, {k for m in moves for k in m.targets} | set(ties)
-    )
+    settled = {k for m in moves for k in (*m.sources, *m.targets)} | set(ties)
+    questions = _questions(a, b, set(doubted), solution, evidence, weights, settled)
     return Matched(a, b, moves, ties, questions)
 
 
@@ -112,40 +118,58 @@ def _doubt(
     sure: list[tuple[int, int]] = []
     doubted: list[tuple[int, int]] = []
     for pair, score in solution.pairs.items():
-        if score < _LEAST and (score < _LEAST / 2 or solution.soft[pair] < 0.6):
+        if score < _LEAST and (score < _LEAST / 2 or not _alone(pair, solution)):
             continue
         (sure if kept[pair] >= _DOUBTS - 1 else doubted).append(pair)
     return sure, doubted
 
 
+def _alone(pair: tuple[int, int], solution: Solution) -> bool:
+    """Whether nothing else comes near a pair, for neither of the two."""
+    i, j = pair
+    if solution.soft[pair] >= 0.6:
+        return True
+    row, column = solution.score[i].copy(), solution.score[:, j].copy()
+    row[j] = column[i] = -math.inf
+    return bool(solution.score[pair] - max(row.max(), column.max()) > 0.75)
+
+
 def _questions(
-    a: Side, b: Side, doubted: Sequence[tuple[int, int]], solution: Solution, evidence: Evidence,
-    weights: Mapping[str, float], made: set[str],
+    a: Side, b: Side, doubted: set[tuple[int, int]], solution: Solution, evidence: Evidence,
+    weights: Mapping[str, float], settled: set[str],
 ) -> tuple[Question, ...]:  # fmt: skip
+    """Every open target that something could make: what is free and fits, and what was thought of and doubted."""
     import numpy as np
 
     found = []
-    for _, j in doubted:
-        best = [int(i) for i in np.argsort(-solution.score[:, j])[:3] if evidence.mask[i, j] > 0]
-        for role, leaf in b.units[j].leaves.items():
-            rows = []
-            for i in best:
-                if role in a.units[i].leaves:
+    for j, unit in enumerate(b.units):
+        for role, leaf in unit.leaves.items():
+            keys = [k for k in leaf.keys if k not in settled]
+            if not keys:
+                continue
+            rows: list[Candidate] = []
+            for i in map(int, np.argsort(-solution.score[:, j], kind="stable")):
+                if not evidence.mask[i, j] or len(rows) == _ASKED:
+                    break
+                other = a.units[i].leaves.get(role)
+                if other is not None and ((i, j) in doubted or not settled & set(other.keys)):
                     said = {
                         k: round(float(m[i, j]) * weights.get(k, 0.0), 2)
                         for k, m in evidence.features.items()
-                        if m[i, j]
+                        if m[i, j] or k == "shape"
                     }
-                    rows.append(Candidate(a.units[i].leaves[role].keys, round(float(solution.score[i, j]), 2), said))
-            found += [Question(key, tuple(rows)) for key in leaf.keys if key not in made]
+                    rows.append(Candidate(other.keys, round(float(solution.score[i, j]), 2), said))
+            found += [Question(key, tuple(rows)) for key in keys if rows]
     return tuple(found)
 
 
-def _left_over(a: Side, b: Side, pairs: Sequence[tuple[int, int]], moves: Sequence[Move]) -> list[Move]:
+def _left_over(
+    a: Side, b: Side, pairs: Sequence[tuple[int, int]], moves: Sequence[Move], agreement: Agreement
+) -> list[Move]:
     """Tensors of units that were fused in one role only, or whose roles go by other names: matched once more, alone."""
     used = {k for m in moves for k in (*m.sources, *m.targets)}
-    one, alone = _rest(a, used)
-    two, apart = _rest(b, used)
+    one, alone, own = _rest(a, used)
+    two, apart, its = _rest(b, used)
     if not one or not two:
         return []
     x, y = Side(one, a.ordered), Side(two, b.ordered)
@@ -161,10 +185,13 @@ def _left_over(a: Side, b: Side, pairs: Sequence[tuple[int, int]], moves: Sequen
             size[1, q] += 1
     found = []
     score = evidence.total(WEIGHTS)
+    fits = evidence.mask > 0
     for i, u in enumerate(x.units):
         for j, v in enumerate(y.units):
             if not alone[i] and not apart[j]:
                 evidence.mask[i, j] = 0.0  # both belong to a module whose weight went elsewhere
+            if not fits[i, j]:
+                continue
             near = [
                 agreed[p, q] / max(size[0, p], size[1, q])
                 for p in (*x.prefixes[i], u.path) for q in (*y.prefixes[j], v.path)
@@ -179,16 +206,25 @@ def _left_over(a: Side, b: Side, pairs: Sequence[tuple[int, int]], moves: Sequen
                 and score[i, j] >= max(score[:, j][evidence.mask[:, j] > 0])
             ):
                 others = sorted([*score[i][evidence.mask[i] > 0], *score[:, j][evidence.mask[:, j] > 0]])[:-2]
-                if score[i, j] >= 2 * _LEAST and (not others or score[i, j] - others[-1] > 1.0):
+                clear = score[i, j] >= 2 * _LEAST and (not others or score[i, j] - others[-1] > 1.0)
+                if clear and not agreement.breaks(own[i], its[j]):
                     found.append((i, j))
+    met = {(own[i], its[j]) for i, j in found}
+    taken = [{p[side] for p in found} for side in (0, 1)]
+    for i in range(len(one)):
+        for j in range(len(two)):
+            # What stands beside a weight goes with it.
+            if fits[i, j] and (own[i], its[j]) in met and i not in taken[0] and j not in taken[1]:
+                found += [(i, j)] if one[i].leaves.keys() == two[j].leaves.keys() else []
     return resolve(x, y, found)
 
 
-def _rest(side: Side, used: set[str]) -> tuple[list[Unit], list[bool]]:
-    """What is left of each unit, tensor by tensor; whether each stands alone, or is its module's weight."""
+def _rest(side: Side, used: set[str]) -> tuple[list[Unit], list[bool], list[int]]:
+    """What is left, tensor by tensor; whether each stands alone, or is its module's weight; and its unit's number."""
     found: list[Unit] = []
     alone: list[bool] = []
-    for unit in side.units:
+    own: list[int] = []
+    for number, unit in enumerate(side.units):
         for role, leaf in unit.leaves.items():
             if used & set(leaf.keys) or role == "batches":
                 continue
@@ -198,7 +234,8 @@ def _rest(side: Side, used: set[str]) -> tuple[list[Unit], list[bool]]:
                 single = replace(leaf, shape=part.shape, parts=(part,), fuse=None)
                 found.append(Unit(path, {role: single}, unit.order, (), unit.roles))
                 alone.append(role == "weight" or "weight" not in unit.leaves)
-    return found, alone
+                own.append(number)
+    return found, alone, own
 
 
 def _tied(source: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec], moves: Sequence[Move]) -> dict[str, str]:
@@ -217,12 +254,14 @@ def _tied(source: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec], mo
         if key in made or not spec.shape:
             continue
         alike = shapes[tuple(spec.shape)]
-        if any(k not in used for k in alike):
+        if any(k not in used for turned in (spec.shape, spec.shape[::-1]) for k in shapes[tuple(turned)]):
             continue  # it may be one of these
         if len(alike) > 1 and len(spec.shape) == 2:
             alike = [k for k in alike if {"embedding", "token"} & _meant(k)]
             alike = alike if len(alike) == 1 else [k for k in alike if "token" in _meant(k)]
-        if len(alike) == 1 and alike[0] in first and _sharing(alike[0], key):
+        if len(alike) == 1 and alike[0] in first and (
+            _sharing(alike[0], key) or _within(first[alike[0]], key) or _within(key, first[alike[0]])
+        ):
             ties[key] = first[alike[0]]
     return ties
 
@@ -240,4 +279,9 @@ def _sharing(source: str, key: str) -> bool:
         and "position" not in one | two
     ):
         return True
-    return key.split(".")[:-2] == source.split(".")[:-1] or key.split(".")[:-2] == source.split(".")[:-2]
+    return _within(source, key) or key.split(".")[:-2] == source.split(".")[:-2]
+
+
+def _within(one: str, key: str) -> bool:
+    """Whether a tensor stands one module deeper than another, under the same one."""
+    return key.split(".")[:-2] == one.split(".")[:-1] != []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ from typing import Any
 from .inducing import Atom, common_head
 from .units import split_path
 
-__all__ = ["Book", "Draft", "merged"]
+__all__ = ["Book", "Draft", "merged", "unmerged"]
 
 _CAPTURE = re.compile(r"\{([^{}]*)\}")
 _NAMED = re.compile(r"^(?:\d+\*|\d+-)?([a-z]\w*)(?:[+-]\d+)?$")
@@ -62,6 +63,13 @@ def merged(atoms: Sequence[Atom], keys: Sequence[str], spare: Iterable[str]) -> 
             if draft.length < best.length:
                 best = draft
     return best
+
+
+def unmerged(atoms: Sequence[Atom]) -> Draft:
+    """A rule for each atom, none taken together."""
+    names: dict[str, dict[str, str]] = {}
+    dims: dict[str, Any] = {}
+    return Draft(tuple(_rule(_distinct_dims(_ranged(a), dims), names) for a in atoms), names, dims)
 
 
 def _versions(atoms: Sequence[Atom], book: Book) -> list[Sequence[Atom]]:
@@ -153,14 +161,15 @@ class Book:
     """The source's keys, to see what a pattern would claim."""
 
     def __init__(self, keys: Sequence[str], spare: frozenset[str]) -> None:
-        self.keys, self.spare = list(keys), spare
+        self.keys, self.spare = sorted(keys), spare
         self.cache: dict[str, frozenset[str]] = {}
 
     def claimed(self, pattern: str) -> frozenset[str]:
         """All keys that a pattern matches; its variables any number."""
         if pattern not in self.cache:
-            text = re.compile(_regex(pattern))
-            self.cache[pattern] = frozenset(k for k in self.keys if text.fullmatch(k))
+            text, head = re.compile(_regex(pattern)), re.split(r"[{\\]", pattern, maxsplit=1)[0]
+            near = self.keys[bisect_left(self.keys, head) : bisect_right(self.keys, head + chr(0x10FFFF))]
+            self.cache[pattern] = frozenset(k for k in near if text.fullmatch(k))
         return self.cache[pattern]
 
 
@@ -379,9 +388,10 @@ def _one_module(key: tuple[Any, ...], rows: Sequence[tuple[Atom, str, str]], boo
         return [r[0] for r in rows]
     source, target = (f"{{m:{','.join(side)}}}" for side in (one, two))
     candidate = f"{head}{a}{source}{b}{leaf}"
-    if not book.claimed(candidate) <= own:
+    wanted = f"{to_head}{c}{target}{d}{end}"
+    if "}{" in candidate + wanted or not book.claimed(candidate) <= own:
         return [r[0] for r in rows]
-    return [replace(base, source=candidate, target=f"{to_head}{c}{target}{d}{end}")]
+    return [replace(base, source=candidate, target=wanted)]
 
 
 def _trimmed(texts: Sequence[str]) -> tuple[str, list[str], str]:

@@ -116,7 +116,8 @@ def _reduce(rows: Iterable[Row], at: int, allowed: set[int] | None, sizes: set[i
         for names in alike.values():
             ordered = sorted(names, key=int)
             stay = ordered
-            if len(ordered) > _KEPT:
+            padded = any(v[0] == "0" < v for v in ordered)  # these are spelled out one by one
+            if len(ordered) > _KEPT and not padded:
                 sizes.add(len(ordered))
                 if allowed is None:
                     stay = ordered[:1]

@@ -41,12 +41,15 @@ class Relation:
 _NAMES = "ijknu"
 
 
-def relate(xs: Sequence[Row], ys: Sequence[Row], loops: tuple[Sequence[bool], Sequence[bool]]) -> list[Relation]:
+def relate(
+    xs: Sequence[Row], ys: Sequence[Row], loops: tuple[Sequence[bool], Sequence[bool]], nest: bool = True
+) -> list[Relation]:
     """Explain all rows with few relations; numbers that count nothing are told apart by their values.
 
     Args:
         xs, ys: the numbers of each source key and of its target.
         loops: for each number of a source, and of a target, whether it counts layers.
+        nest: whether a flat number may meet two nested ones.
 
     >>> [(r.source, r.target) for r in relate([(1, 0), (2, 0)], [(0,), (1,)], ([True, False], [True]))]
     [(('{i+1}', '0'), ('{i}',))]
@@ -56,14 +59,12 @@ def relate(xs: Sequence[Row], ys: Sequence[Row], loops: tuple[Sequence[bool], Se
     for row, x in enumerate(xs):
         groups[tuple(n for n, loop in zip(x, loops[0]) if not loop)].append(row)
     for rows in groups.values():
-        found += _explain(rows, xs, ys, loops, 0)
+        found += _explain(rows, xs, ys, 0, nest)
     return found
 
 
-def _explain(
-    rows: list[int], xs: Sequence[Row], ys: Sequence[Row], loops: tuple[Sequence[bool], Sequence[bool]], depth: int
-) -> list[Relation]:
-    whole = _affine(rows, xs, ys) or _nested(rows, xs, ys)
+def _explain(rows: list[int], xs: Sequence[Row], ys: Sequence[Row], depth: int, nest: bool) -> list[Relation]:
+    whole = _affine(rows, xs, ys) or (_nested(rows, xs, ys) if nest else None)
     if whole is not None:
         return [whole]
     best: list[Relation] | None = None
@@ -74,7 +75,7 @@ def _explain(
             groups[(xs[row] + ys[row])[place]].append(row)
         if len(groups) < 2 or depth > 3:
             continue
-        parts = [r for group in groups.values() for r in _explain(group, xs, ys, loops, depth + 1)]
+        parts = [r for group in groups.values() for r in _explain(group, xs, ys, depth + 1, nest)]
         if best is None or len(parts) < len(best):
             best = parts
     return best if best is not None else [r for row in rows for r in [_literal(row, xs, ys)]]

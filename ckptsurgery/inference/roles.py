@@ -37,8 +37,12 @@ def part_of(path: str) -> tuple[str, tuple[str, ...]] | None:
     return role, (*parts[:place], "*", *parts[place + 1 :])
 
 
-def with_roles(units: Iterable[Unit]) -> list[Unit]:
-    """The units, each with the role that its name and its neighbours give it."""
+def with_roles(units: Iterable[Unit], ordered: bool = True) -> list[Unit]:
+    """The units, each with the role that its name and its neighbours give it.
+
+    Args:
+        ordered: whether the order of the units is that of definition.
+    """
     listed = list(units)
     families: dict[str, list[Unit]] = {}
     for unit in listed:
@@ -47,7 +51,7 @@ def with_roles(units: Iterable[Unit]) -> list[Unit]:
     for path, members in families.items():
         roles.update(_in_attention(path, members))
         free = [u for u in members if u.path not in roles and _is_matrix(u)]
-        roles.update(_in_feed_forward(free))
+        roles.update(_in_feed_forward(free, ordered))
     # What a fused neighbour showed before it was fused is not forgotten.
     return [replace(u, roles=roles.get(u.path, u.roles)) for u in listed]
 
@@ -91,7 +95,7 @@ def _last_two(path: str) -> set[str]:
     return {c for s in segments for c, _ in concepts(s)}
 
 
-def _in_feed_forward(members: Sequence[Unit]) -> dict[str, frozenset[str]]:
+def _in_feed_forward(members: Sequence[Unit], ordered: bool) -> dict[str, frozenset[str]]:
     """Two [I, H] and one [H, I] beside each other are a gated feed-forward; one and one are a plain one."""
     by_shape: dict[tuple[int, ...], list[Unit]] = {}
     for unit in members:
@@ -106,9 +110,22 @@ def _in_feed_forward(members: Sequence[Unit]) -> dict[str, frozenset[str]]:
             if first is not None and second is not None:
                 found[first.path], found[second.path] = frozenset({"gate"}), frozenset({"up"})
             found[outs[0].path] = frozenset({"down"})
-        elif len(ins) == 1 and ins[0].order < outs[0].order and ins[0].path not in found:
+        elif len(ins) == 1 and ins[0].path not in found and _up_first(ins[0], outs[0], ordered):
             found[ins[0].path], found[outs[0].path] = frozenset({"up"}), frozenset({"down"})
     return found
+
+
+def _up_first(one: Unit, two: Unit, ordered: bool) -> bool:
+    """Whether the first of two matrices leads into the feed-forward's width: told by names, or by definition."""
+    said = [{c for c, _ in concepts(split_path(u.path)[1])} & {"up", "down"} for u in (one, two)]
+    if said in ([{"down"}, {"up"}], [{"down"}, set()], [set(), {"up"}]):
+        return False
+    if said in ([{"up"}, {"down"}], [{"up"}, set()], [set(), {"down"}]):
+        return True
+    numbers = [[int(w) for w in words(split_path(u.path)[1]) if w.isdigit()] for u in (one, two)]
+    if numbers[0] and numbers[1] and numbers[0] != numbers[1]:
+        return numbers[0] < numbers[1]
+    return ordered and one.order < two.order
 
 
 def _gate_first(pair: Sequence[Unit]) -> tuple[Unit | None, Unit | None]:

@@ -10,7 +10,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from .shapes import relations
-from .sides import Side
+from .sides import Loop, Side
 from .units import Unit
 from .vocabulary import EXCLUSIVE, STRUCTURAL
 
@@ -36,6 +36,7 @@ WEIGHTS: Mapping[str, float] = {
     "size": 1.2,
     "norms": 1.5,
     "only": 2.5,
+    "sequence": 2.0,
     "nest": 0.8,
 }
 _FLOATS = ("weight", "bias", "mean", "var", "weight_g", "weight_v")
@@ -65,7 +66,10 @@ class Evidence:
 
 def gather(a: Side, b: Side) -> Evidence:
     """All evidence between two sides."""
+    import numpy as np
+
     mask, leaves, shape = _shapes(a, b)
+    one, two = ([u.weight.shape for u in side.units] for side in (a, b))
     aligned = _aligned(a, b)
     a.backwards = frozenset(p for (p, _), (_, back) in aligned.items() if back)
     found = Evidence(mask)
@@ -82,7 +86,8 @@ def gather(a: Side, b: Side) -> Evidence:
         "order": _order(a, b, mask),
         "size": _sizes(a, b),
         "norms": _norms(a, b),
-        "only": _only(mask),
+        "only": np.maximum(_only(mask), 0.6 * _only(mask * _spread(one, two, lambda x, y: float(x == y)))),
+        "sequence": _sequence(a, b),
         "nest": _nest(a, b),
     }
     return found
@@ -113,7 +118,19 @@ def _shapes(a: Side, b: Side) -> tuple[Matrix, Matrix, Matrix]:
         return costs[x, y]
 
     mask, leaves, shape = (_spread(one, two, lambda x, y, i=i: of(x, y)[i]) for i in range(3))
+    if _turned(a, b):
+        shape = _spread(one, two, lambda x, y: min(0.0, of(x, y)[2] + 1.0) if of(x, y)[0] else 0.0)
     return mask, leaves, shape
+
+
+def _turned(a: Side, b: Side) -> bool:
+    """Whether matrices lie the other way round on the other side: most that are not square fit only when turned."""
+    shapes = [
+        {tuple(n for n in u.weight.shape if n > 1) for u in side.units if "weight" in u.leaves} for side in (a, b)
+    ]
+    there = [{s for s in side if len(s) == 2 and s[0] != s[1]} for side in shapes]
+    same = len(there[0] & there[1])
+    return len({s[::-1] for s in there[0]} & there[1]) > same
 
 
 def _fit(x: Mapping[str, tuple[Any, str]], y: Mapping[str, tuple[Any, str]]) -> tuple[float, float, float]:
@@ -256,8 +273,13 @@ def _aligned(a: Side, b: Side) -> dict[tuple[str, str], tuple[float, bool]]:
     for (p, one), (q, two) in product(a.loops.items(), b.loops.items()):
         if len(one.values) == len(two.values):
             found[p, q] = _alike(one.sizes, two.sizes)
-            worth = found[p, q][0]
-            best[0, p], best[1, q] = max(best[0, p], worth), max(best[1, q], worth)
+        elif abs(len(one.values) - len(two.values)) <= min(len(one.values), len(two.values)) // 2:
+            # One side lacks some: what both have goes by its number.
+            found[p, q] = _in_common(one, two), False
+        else:
+            continue
+        worth = found[p, q][0]
+        best[0, p], best[1, q] = max(best[0, p], worth), max(best[1, q], worth)
     return {(p, q): v for (p, q), v in found.items() if v[0] >= max(0.8, best[0, p] - 1e-9, best[1, q] - 1e-9)}
 
 
@@ -269,8 +291,10 @@ def _loops(a: Side, b: Side, aligned: Mapping[tuple[str, str], tuple[float, bool
         for (p, i), (q, j) in product(x, y):
             if (p, q) in aligned:
                 one, two = a.loops[p], b.loops[q]
-                there = two.rank(j)
-                total += 1.0 if one.rank(i) == (len(two.values) - 1 - there if aligned[p, q][1] else there) else -1.0
+                here, there = one.rank(i), two.rank(j)
+                if len(one.values) != len(two.values):
+                    here, there = i, j
+                total += 1.0 if here == (len(two.values) - 1 - there if aligned[p, q][1] else there) else -1.0
                 count += 1
         return total / count if count else 0.0
 
@@ -284,6 +308,15 @@ def _alike(one: Sequence[int], two: Sequence[int]) -> tuple[float, bool]:
     forth = sum(min(x, y) / max(x, y) for x, y in zip(one, two)) / len(one)
     back = sum(min(x, y) / max(x, y) for x, y in zip(one, reversed(two))) / len(one)
     return (back, True) if back > forth + 0.02 else (forth, False)
+
+
+def _in_common(one: Loop, two: Loop) -> float:
+    """How well the sizes agree under the numbers that both have."""
+    there = dict(zip(two.values, two.sizes))
+    both = [(n, there[v]) for v, n in zip(one.values, one.sizes) if v in there]
+    if len(both) < max(len(one.values), len(two.values)) / 2 or not all(n and m for n, m in both):
+        return 0.0
+    return sum(min(n, m) / max(n, m) for n, m in both) / len(both) - 0.05
 
 
 def _order(a: Side, b: Side, mask: Matrix) -> Matrix:
@@ -315,6 +348,18 @@ def _norms(a: Side, b: Side) -> Matrix:
         return 0.0
 
     return _spread(a.norm_ranks, b.norm_ranks, of)
+
+
+def _sequence(a: Side, b: Side) -> Matrix:
+    """Rank among modules that follow each other, where one side counts them all and the other names first and last."""
+
+    def of(x: tuple[tuple[int, int, bool], ...], y: tuple[tuple[int, int, bool], ...]) -> float:
+        for (i, n, counted), (j, m, all_counted) in product(x, y):
+            if n == m and counted != all_counted:
+                return 1.0 if i == j else -1.0
+        return 0.0
+
+    return _spread(a.sequence_ranks, b.sequence_ranks, of)
 
 
 def _only(mask: Matrix) -> Matrix:

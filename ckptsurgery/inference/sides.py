@@ -167,6 +167,32 @@ class Side:
         return [tuple((ranks[r][i], len(ranks[r])) for r in row if r in ranks) for i, row in enumerate(rows)]
 
     @cached_property
+    def sequence_ranks(self) -> list[tuple[tuple[int, int, bool], ...]]:
+        """For each unit: rank, count and whether all are numbered, in each module whose parts follow each other.
+
+        They do where all are numbered alike, but for one that is called the input and one that is called the output.
+        """
+        modules: dict[str, list[int]] = defaultdict(list)
+        for i, prefixes in enumerate(self.prefixes):
+            for prefix in prefixes[-3:]:
+                modules[prefix].append(i)
+        found: list[list[tuple[int, int, bool]]] = [[] for _ in self.units]
+        for prefix, members in modules.items():
+            if not 2 < len(members) < 13:
+                continue
+            paths = [self.units[i].path[len(prefix) + 1 :] for i in members]
+            ends = [{"in": -1, "out": 1}.get(end, 0) for end in (re.split(r"[._/]", path)[-1] for path in paths)]
+            counted = [path for path, end in zip(paths, ends) if not end]
+            if len({_NUMBER.sub("#", path) for path in counted}) != 1 or len(_NUMBER.findall(counted[0])) != 1:
+                continue
+            if sorted(filter(None, ends)) not in ([], [-1, 1]):
+                continue
+            keys = [(end, int(_NUMBER.findall(path)[0]) if not end else 0) for path, end in zip(paths, ends)]
+            for rank, at in enumerate(sorted(range(len(members)), key=keys.__getitem__)):
+                found[members[at]].append((rank, len(members), not any(ends)))
+        return [tuple(row) for row in found]
+
+    @cached_property
     def elements(self) -> dict[str, int]:
         """Module path -> the elements of all floating-point tensors under it."""
         total: Counter[str] = Counter()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +15,16 @@ from ..planning.planner import make_plan
 from ..specs import TensorSpec
 from ..storage.opening import open_checkpoint
 from .assuming import Assumption, assumed
-from .inducing import atoms, escaped, flats
+from .inducing import Atom, atoms, escaped, flats
 from .matched import Matched, Question, match
-from .merging import Book, Draft, merged
+from .merging import Book, Draft, merged, unmerged
 from .reducing import Reduced, reduced
 from .resolving import Move
 
 if TYPE_CHECKING:
     from .verifying import Parity
+
+Drafted = tuple[Draft, Sequence[str]]  # and the rules that come before it
 
 _SMALL = 4000  # with fewer keys on both sides together, all layers may be looked at
 
@@ -189,17 +191,26 @@ def _written(
 ) -> Suggestion:
     used = {k for m in found.moves for k in m.sources}
     spare = [k for k in one.keys if k not in used]
-    draft = _drafted(found, found.moves, one, two, spare)
-    first: list[str] = []
+    everything = one.expanded(source, spare)
+    drafts = _drafts(found, one, two, spare)
+    return finish(source, target, drafts, found, everything, lambda keys: two.expanded(target, keys))
+
+
+def _drafts(found: Matched, one: Reduced, two: Reduced, spare: Sequence[str]) -> Iterator[Drafted]:
+    """The shortest recipe first, then less and less merged ones, for where that one does not say what was found."""
+    listed = _atoms(found, found.moves, one, two)
+    draft = merged(listed, one.keys, spare)
     for flat in flats(found.moves, _loops(found)):
         # Everything under a flat index is nested first, so that the rules behind it can tell the stages apart.
         nested = [replace(m, sources=tuple(map(flat.nest, m.sources))) for m in found.moves]
         keys = Reduced([flat.nest(k) for k in one.keys], one.whole, {})
-        staged = _drafted(found, nested, keys, two, [flat.nest(k) for k in spare])
+        staged = merged(_atoms(found, nested, keys, two), keys.keys, [flat.nest(k) for k in spare])
         if staged.length + 2 < draft.length and len(set(keys.keys)) == len(keys.keys):
-            draft, first = replace(staged, dims={**staged.dims, "block": list(flat.stages)}), [flat.rule]
-    everything = one.expanded(source, spare)
-    return finish(source, target, draft, found, everything, first, lambda keys: two.expanded(target, keys))
+            yield replace(staged, dims={**staged.dims, "block": list(flat.stages)}), [flat.rule]
+    yield draft, []
+    yield unmerged(listed), []
+    never = lambda prefix: False  # noqa: E731
+    yield unmerged(atoms(found.moves, one.keys, (never, never), lambda prefix, seen: tuple(seen))), []
 
 
 def _loops(found: Matched) -> tuple[Callable[[str], bool], Callable[[str], bool]]:
@@ -207,10 +218,9 @@ def _loops(found: Matched) -> tuple[Callable[[str], bool], Callable[[str], bool]
     return (lambda prefix: prefix in found.a.loops or prefix in found.b.loops), found.b.loops.__contains__
 
 
-def _drafted(found: Matched, moves: Sequence[Move], one: Reduced, two: Reduced, spare: Sequence[str]) -> Draft:
+def _atoms(found: Matched, moves: Sequence[Move], one: Reduced, two: Reduced) -> list[Atom]:
     side = {"s": one, "t": two}
-    listed = atoms(moves, one.keys, _loops(found), lambda prefix, seen: side[prefix[0]].values(prefix[1:], seen))
-    return merged(listed, one.keys, spare)
+    return atoms(moves, one.keys, _loops(found), lambda prefix, seen: side[prefix[0]].values(prefix[1:], seen))
 
 
 def ordered(specs: Mapping[str, TensorSpec]) -> bool:
@@ -236,34 +246,41 @@ def ordered(specs: Mapping[str, TensorSpec]) -> bool:
 def finish(
     source: Mapping[str, TensorSpec],
     target: Mapping[str, TensorSpec],
-    draft: Draft,
+    drafts: Iterable[Drafted],
     found: Matched,
     spare: Sequence[str],
-    first: Sequence[str] = (),
     expand: Callable[[Sequence[str]], Sequence[str]] = list,
 ) -> Suggestion:
-    """The draft as a recipe that plans over the whole source, with what is left over named."""
-    parts: dict[str, Any] = {
-        "rules": draft.rules, "names": draft.names, "rest": draft.rest, "tie": _tie_patterns(found.ties),
-    }  # fmt: skip
-    whole: dict[str, Any] = {"dims": draft.dims, "drop": _patterns(spare, source)}
-    recipe = _recipe(parts, whole, first)
-    plan, problems = _planned(source, recipe)
+    """The first draft that does what was found, as a recipe over the whole source; what is left over is named."""
+    whole: dict[str, Any] = {"drop": _patterns(spare, source)}
+    ties = {escaped(k): escaped(v) for k, v in found.ties.items()}
+    recipe, plan = Recipe(), None
+    problems: tuple[Diagnostic, ...] = ()
+    for draft, first in drafts:
+        parts: dict[str, Any] = {"rules": draft.rules, "names": draft.names, "rest": draft.rest, "tie": ties}
+        recipe, plan, problems = _planned(source, parts, {"dims": draft.dims, **whole}, first)
+        if plan is not None and _says(plan, target, found.moves):
+            break
     made: set[str] = set() if plan is None else {*plan.specs, *plan.ties}
     missing = [k for k in target if k not in made]
-    if missing:
-        parts["init"] = {f"? {text}": "own" for text in _patterns(missing, target)}
-        recipe = _recipe(parts, whole, first)
-    open_ = {q.target for q in found.questions}
+    open_ = {k: replace(q, target=k) for q in found.questions for k in expand([q.target])}
     return Suggestion(
         recipe,
         sum(k in made for k in target) / max(1, len(target)),
-        found.questions,
+        tuple(open_[k] for k in missing if k in open_),
         assumed(found, target, expand),
         tuple(spare),
         tuple(k for k in missing if k not in open_),
         problems=problems,
     )
+
+
+def _says(plan: Plan, target: Mapping[str, TensorSpec], moves: Sequence[Move]) -> bool:
+    """Whether a plan makes each tensor of what was found for it, and nothing that the target does not have."""
+    if any(k not in target or spec.shape != target[k].shape for k, spec in plan.specs.items()):
+        return False
+    made = {k: step.sources for step in plan.steps for k in step.targets}
+    return all(k in made and set(made[k]) == set(move.sources) for move in moves for k in move.targets)
 
 
 def _recipe(parts: Mapping[str, Any], whole: Mapping[str, Any], first: Sequence[str]) -> Recipe:
@@ -273,11 +290,15 @@ def _recipe(parts: Mapping[str, Any], whole: Mapping[str, Any], first: Sequence[
     return Recipe(rules=first, rest="keep", stages=[Recipe(**parts)], **whole)
 
 
-def _planned(source: Mapping[str, TensorSpec], recipe: Recipe) -> tuple[Plan | None, tuple[Diagnostic, ...]]:
+def _planned(
+    source: Mapping[str, TensorSpec], parts: Mapping[str, Any], whole: Mapping[str, Any], first: Sequence[str]
+) -> tuple[Recipe, Plan | None, tuple[Diagnostic, ...]]:
+    recipe = Recipe()
     try:
-        return make_plan(source, recipe, lambda name: recipe), ()
+        recipe = _recipe(parts, whole, first)
+        return recipe, make_plan(source, recipe, lambda name: recipe), ()
     except CkptSurgeryError as error:
-        return None, tuple(error.diagnostics)
+        return recipe, None, tuple(error.diagnostics)
 
 
 def _patterns(keys: Sequence[str], everything: Iterable[str]) -> tuple[str, ...]:
@@ -285,21 +306,20 @@ def _patterns(keys: Sequence[str], everything: Iterable[str]) -> tuple[str, ...]
     wanted = set(keys)
     book = Book(list(everything), frozenset())
     found: list[str] = []
+    literal: list[str] = []
     for last in sorted({k.rpartition(".")[2] for k in keys}):
         anywhere = f"{{r...}}.{escaped(last)}"
         claimed = book.claimed(anywhere)
         if claimed and claimed <= wanted and len(fold_groups(sorted(claimed))) > 1:
             found.append(anywhere)
             keys = [k for k in keys if k not in claimed]
+    covered = frozenset().union(*map(book.claimed, found))
     for group in fold_groups(keys):
         claimed = book.claimed(group.pattern)
-        if claimed <= wanted:
+        if claimed <= wanted and not claimed & covered:
             found.append(group.pattern)
+            covered |= claimed
         else:
             shape = re.compile(re.sub(r"\\d\+|\d+", r"\\d+", re.escape(group.first)))
-            found += [escaped(k) for k in keys if shape.fullmatch(k) and k in claimed]
-    return tuple(dict.fromkeys(found))
-
-
-def _tie_patterns(ties: Mapping[str, str]) -> dict[str, str]:
-    return {escaped(k): escaped(v) for k, v in ties.items()}
+            literal += [k for k in keys if shape.fullmatch(k) and k in claimed]
+    return (*found, *(escaped(k) for k in dict.fromkeys(literal) if k not in covered))

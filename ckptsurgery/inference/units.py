@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..specs import DTYPES, TensorSpec
@@ -120,22 +120,29 @@ def read_units(specs: Iterable[tuple[str, TensorSpec]]) -> list[Unit]:
     [('ln', ['weight', 'bias']), ('blk.gamma', ['weight'])]
     """
     listed = list(specs)
+    tail = _tail([key for key, _ in listed])
     names: dict[str, set[str]] = {}
     for key, _ in listed:
-        path, last = split_path(key)
+        path, last = split_path(key.removesuffix(tail))
         names.setdefault(path, set()).add(last)
     found: dict[str, dict[str, Leaf]] = {}
     orders: dict[str, int] = {}
     for order, (key, spec) in enumerate(listed):
-        path, role = _place(key, names)
+        path, role = _place(key.removesuffix(tail), names)
         leaves = found.setdefault(path, {})
         if role in leaves:
-            path, role = key, "weight"
+            path, role = key.removesuffix(tail), "weight"
             leaves = found.setdefault(path, {})
         orders.setdefault(path, order)
         kind = DTYPES[spec.dtype].kind if spec.dtype in DTYPES else "float"
         leaves[role] = Leaf(tuple(spec.shape), kind, (Part(key, tuple(spec.shape), spec.dtype),))
     return [Unit(path, leaves, orders[path]) for path, leaves in found.items()]
+
+
+def _tail(keys: Sequence[str]) -> str:
+    """What all keys end in beside their last words, such as `:0`; it says nothing."""
+    found = re.search(r"[^\w./]\w*$", keys[0]) if len(keys) > 1 else None
+    return found[0] if found and all(k.endswith(found[0]) for k in keys) else ""
 
 
 def _place(key: str, names: Mapping[str, set[str]]) -> tuple[str, str]:

@@ -79,6 +79,7 @@ class _Parser:
         self.text = text
         self.at = 0
         self.depth = 0
+        self.given: set[str] = set()
 
     def call(self) -> Call:
         kind, name = self.next()
@@ -106,9 +107,10 @@ class _Parser:
                 raise self.error("a positional argument stands behind a named one")
             args.append(value)
             return
-        if not isinstance(value, Name) or value in dict(keywords):
+        if not isinstance(value, Name) or value in self.given:
             raise self.error("a new argument name was expected before '='")
         self.next()
+        self.given.add(value)
         keywords.append((str(value), self.value()))
 
     def value(self) -> Value:

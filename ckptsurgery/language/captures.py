@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from ..errors import Diagnostic, RecipeError
-from .escaping import escape, split_unescaped, unescape
+from .escaping import escape, guarded, split_unescaped, stripped, unescape
 
 __all__ = ["SEPARATORS", "Capture", "Literal", "Piece", "Span", "is_index", "pattern_error", "pieces_of"]
 
@@ -173,7 +173,7 @@ class Capture:
             return self.name + "..."
         if self.choices is not None:
             # two dots would read as a range
-            return self.name + ":" + ",".join(re.sub(r"\.(?=\.)", r".\\", escape(c)) for c in self.choices)
+            return self.name + ":" + ",".join(re.sub(r"\.(?=\.)", r".\\", guarded(escape(c))) for c in self.choices)
         return f"{self.name}:{self.span}" if self.span is not None else self.name
 
 
@@ -224,7 +224,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def _capture(body: str, text: str, at: int) -> Capture:
-    inner = body.strip()
+    inner = stripped(body)
     if inner.startswith("(") and inner.endswith(")"):
         names = tuple(inner[1:-1].split())
         if len(names) < 2 or not all(_NAME.match(n) for n in names) or len(set(names)) < len(names):
@@ -274,7 +274,7 @@ def _restricted(name: str, domain: str, text: str, at: int) -> Capture:
         raise pattern_error(
             text, at, f"{domain!r} is no range", "two integers, or sums over names from dims: {i:0..n-1}"
         )
-    choices = tuple(unescape(c.strip()) for c in split_unescaped(domain, ",", ""))
+    choices = tuple(unescape(stripped(c)) for c in split_unescaped(domain, ",", ""))
     if len(set(choices)) < len(choices):
         raise pattern_error(text, at, f"a choice stands twice in {{{name}:{domain}}}")
     return Capture(name, choices=choices)

@@ -9,6 +9,7 @@ atom       = integer | name | "config" ("." part)+ | "(" expression ")"
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -117,7 +118,7 @@ class _Expression:
             node = int(node)
         if node is None or type(node) is int:
             return node if node is None else self.bounded(node)
-        raise self.error(f"config.{'.'.join(path)} is {node!r}, no integer")
+        raise self.error(f"config.{'.'.join(path)} is {reprlib.repr(node)}, no integer")
 
     def apply(self, a: Any, b: Any, operation: Callable[[int, int], int]) -> Any:
         if a is None or b is None:

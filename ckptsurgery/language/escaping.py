@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["escape", "split_unescaped", "unescape"]
+__all__ = ["escape", "guarded", "split_unescaped", "stripped", "unescape"]
 
 _SPECIAL = re.compile(r"->|[{}\[\],|?\\]")
 
@@ -20,7 +20,33 @@ def escape(text: str) -> str:
 
 def unescape(text: str) -> str:
     """The literal text of a pattern's piece."""
-    return re.sub(r"\\(->|.)", r"\1", text)
+    return re.sub(r"\\(->|.)", r"\1", text, flags=re.DOTALL)
+
+
+def guarded(text: str) -> str:
+    r"""A pattern's text with its outermost spaces escaped, since unescaped ones are not part of it.
+
+    >>> guarded(" a b "), guarded(" "), guarded("a")
+    ('\\ a b\\ ', '\\ ', 'a')
+    """
+    if text[-1:].isspace() and not _escaped(text[:-1]):
+        text = f"{text[:-1]}\\{text[-1]}"
+    return f"\\{text}" if text[:1].isspace() else text
+
+
+def stripped(text: str) -> str:
+    r"""The text without the spaces around it that are not escaped.
+
+    >>> stripped(" a\\  "), stripped(" a ")
+    ('a\\ ', 'a')
+    """
+    body = text.strip()
+    return body + text[len(text.rstrip())] if _escaped(body) and len(text.rstrip()) < len(text) else body
+
+
+def _escaped(before: str) -> bool:
+    """Whether what follows this text is escaped."""
+    return (len(before) - len(before.rstrip("\\"))) % 2 == 1
 
 
 def split_unescaped(text: str, mark: str, depth_marks: str = "{}[]()") -> list[str]:

@@ -8,7 +8,7 @@ from typing import Protocol
 from ..errors import Diagnostic, RecipeError
 from .axes import AxisList
 from .calls import Call, parse_call
-from .escaping import split_unescaped
+from .escaping import guarded, split_unescaped, stripped
 from .keys import KeyPattern
 
 __all__ = ["OpAlgebra", "Rule", "Term", "optional_text", "parse_pattern"]
@@ -34,7 +34,8 @@ class Term:
     axes: AxisList | None = None
 
     def __str__(self) -> str:
-        return str(self.pattern) if self.axes is None else f"{self.pattern} {self.axes}"
+        key = guarded(str(self.pattern))
+        return key if self.axes is None else f"{key} {self.axes}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +123,8 @@ def optional_text(text: str) -> tuple[bool, str]:
     >>> optional_text("? a.{i}"), optional_text("a.{i}")
     ((True, 'a.{i}'), (False, 'a.{i}'))
     """
-    stripped = text.strip()
-    return (True, stripped[1:].strip()) if stripped.startswith("?") else (False, stripped)
+    body = stripped(text)
+    return (True, stripped(body[1:])) if body.startswith("?") else (False, body)
 
 
 def parse_pattern(text: str, place: str | None = None) -> tuple[bool, KeyPattern]:
@@ -156,7 +157,7 @@ def _side(text: str) -> tuple[tuple[Term, ...], tuple[Call, ...]]:
 
 
 def _term(text: str) -> Term:
-    body = text.strip()
+    body = stripped(text)
     if not body:
         raise RecipeError(Diagnostic("bad-rule", "a key pattern is missing", help="SOURCE -> TARGET"))
     key, *rest = split_unescaped(body, "[", "{}")
@@ -165,7 +166,7 @@ def _term(text: str) -> Term:
     axes = "[".join(rest)
     if not axes.endswith("]") or len(rest) > 1:
         raise RecipeError(Diagnostic("bad-rule", f"the axis list of {body!r} is not closed at its end"))
-    return Term(KeyPattern.parse(key.strip()), AxisList.parse(axes[:-1]))
+    return Term(KeyPattern.parse(stripped(key)), AxisList.parse(axes[:-1]))
 
 
 def _in_rule(diagnostic: Diagnostic, text: str, place: str | None) -> Diagnostic:

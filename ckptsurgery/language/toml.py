@@ -18,6 +18,7 @@ __all__ = ["SCHEMA", "dumps", "loads"]
 
 SCHEMA = 1
 _DEPTH = 64
+_TOLD = 200  # problems that an error lists
 _RECIPE = {
     "rules": list,
     "drop": list,
@@ -49,6 +50,8 @@ def loads(text: str, place: str | None = None) -> Recipe:
         raise RecipeError(Diagnostic("bad-toml", f"no TOML: {error}", place=place)) from None
     if _deeper(data, _DEPTH):
         raise RecipeError(Diagnostic("bad-toml", f"tables within tables, more than {_DEPTH} deep", place=place))
+    if _too_large(data):
+        raise RecipeError(Diagnostic("bad-toml", "a number beyond 64 bits", place=place))
     schema = data.pop("schema", SCHEMA)
     if type(schema) is not int or not 1 <= schema <= SCHEMA:
         raise RecipeError(
@@ -76,6 +79,13 @@ def _deeper(data: Any, limit: int) -> bool:
     return True
 
 
+def _too_large(node: Any) -> bool:
+    """Whether an integer does not fit 64 bits; one of thousands of hexadecimal digits cannot even be shown."""
+    if isinstance(node, dict | list):
+        return any(map(_too_large, node.values() if isinstance(node, dict) else node))
+    return isinstance(node, int) and node.bit_length() > 64
+
+
 def _parts(node: Any) -> list[Any]:
     inside = node.values() if isinstance(node, dict) else node
     return [part for part in inside if isinstance(part, dict | list)]
@@ -83,7 +93,8 @@ def _parts(node: Any) -> list[Any]:
 
 class _Reader:
     def __init__(self, text: str, place: str | None, problems: list[Diagnostic]) -> None:
-        self.lines, self.place, self.problems = text.splitlines(), place, problems
+        self.whole, self.place, self.problems = text, place, problems
+        self.at = self.line = self.misses = 0  # where the last rule was found, and how many lines lie before that
 
     def recipe(self, data: Mapping[str, Any], rest: str | None, inside: str = "") -> Recipe:
         known = self.checked(data, _SCOPE if inside == "scope" else _RECIPE, inside)
@@ -147,15 +158,22 @@ class _Reader:
         """`file:line` of a rule: the first line that holds its text."""
         if self.place is None:
             return None
+        # Rules come in the order of the text: a search from the start for each would take forever for very many.
         spelled = json.dumps(text, ensure_ascii=False)[1:-1]
-        for number, line in enumerate(self.lines, 1):
-            if text in line or spelled in line:
-                return f"{self.place}:{number}"
+        for start in (self.at, 0) if self.misses < _TOLD else ():
+            at = min((i for i in (self.whole.find(t, start) for t in (text, spelled)) if i >= 0), default=-1)
+            if at >= 0:
+                self.line = self.whole.count("\n", start, at) + (self.line if start else 0)
+                self.at = at
+                return f"{self.place}:{self.line + 1}"
+        self.misses += 1
         return self.place
 
     def checked(self, data: Mapping[str, Any], known: Mapping[str, type], inside: str) -> dict[str, Any]:
         good: dict[str, Any] = {}
         for key, value in data.items():
+            if len(self.problems) >= _TOLD:
+                break
             if key not in known:
                 near = difflib.get_close_matches(key, [*known, "schema"], 1)
                 self.problem(

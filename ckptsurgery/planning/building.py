@@ -5,6 +5,7 @@ Programs know no keys: groups of equal shapes (all layers, usually) share one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -354,6 +355,14 @@ class ProgramBuilder:
                 equations.solved[(name, None)] = extents[-1]
                 continue
             extents.append(extent(equations, (Axis(name),), {}))
+        if math.prod(extents) > _MOST_PARTS:
+            raise SizeError(
+                Diagnostic(
+                    "too-many-targets",
+                    f"one tensor would be taken apart into {math.prod(extents):,} ({', '.join(scattered)})",
+                    help=f"keep {scattered[0]} as an axis: at most {_MOST_PARTS:,} keys are made of one tensor",
+                )
+            )
         return tuple(product(*map(range, extents)))
 
     def _markers(
@@ -420,4 +429,5 @@ def _check_packed(move: Move) -> None:
             )
 
 
+_MOST_PARTS = 1 << 16  # no model has more layers, heads and experts; a header of a few bytes may announce any number
 Grid = tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]

@@ -31,7 +31,7 @@ class FlatIndex:
     @property
     def count(self) -> int | None:
         """How many flat indices there are, None where the outermost has no end."""
-        return None if self.stages is None else sum(self._inner(o) or 0 for o in range(self.stages))
+        return None if self.stages is None else self._before(self.stages)
 
     @property
     def stages(self) -> int | None:
@@ -49,9 +49,12 @@ class FlatIndex:
     def split(self, number: int) -> tuple[int, ...] | None:
         """The indices behind a flat one, None beyond its end."""
         outer = 0
+        if self._even and self._inner(0) > 0:  # counted at once: keys and sizes may be any numbers
+            outer = number // self._inner(0)
+            number -= outer * self._inner(0)
         while self.stages is None or outer < self.stages:
             size = self._inner(outer)
-            if size is None or size < 1:
+            if size < 1:
                 return None
             if number < size:
                 return (outer, *self._unravel(number, outer))
@@ -66,7 +69,7 @@ class FlatIndex:
             index >= self._extent(level, outer) for level, index in enumerate(indices[1:], 1)
         ):
             return None
-        before = sum(self._inner(o) or 0 for o in range(indices[0]))
+        before = self._before(outer)
         inner = 0
         for level, index in enumerate(indices[1:], 1):
             inner = inner * self._extent(level, indices[0]) + index
@@ -78,7 +81,16 @@ class FlatIndex:
             return extent[outer] if outer < len(extent) else 0
         return extent or 0
 
-    def _inner(self, outer: int) -> int | None:
+    @property
+    def _even(self) -> bool:
+        """Whether each outermost index has as many inner ones."""
+        return not any(isinstance(extent, tuple) for extent in self.extents[1:])
+
+    def _before(self, outer: int) -> int:
+        """How many flat indices lie before an outermost one."""
+        return outer * self._inner(0) if self._even else sum(self._inner(o) for o in range(outer))
+
+    def _inner(self, outer: int) -> int:
         size = 1
         for level in range(1, len(self.names)):
             size *= self._extent(level, outer)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
+from itertools import islice, product
 
 from ..errors import Diagnostic
 from ..language.folding import fold
@@ -211,10 +212,11 @@ class _Gathering:
             if any(None in index for index in placed):
                 return None
             extents = [self.extent(n) or max(index[k] or 0 for index in placed) + 1 for k, n in enumerate(bound)]
-            full = tuple(product(*map(range, extents)))
-            missing = [index for index in full if index not in placed]
+            full = tuple(product(*map(range, extents))) if math.prod(extents) <= len(placed) else ()
+            missing = list(islice((index for index in full or _indices(extents) if index not in placed), _TOLD))
             if missing:
-                self.missing += [self.key(table, rows[0], bound, index) for index in missing]
+                room = max(1, _TOLD - len(self.missing))
+                self.missing += [self.key(table, rows[0], bound, index) for index in missing[:room]]
                 return None
             group.rows.append([placed[index] for index in full])
             group.indices.append(full)
@@ -295,12 +297,22 @@ class _Gathering:
         for table, bound, keys in zip(self.tables, self.bound, group.rows):
             if name in bound:
                 like = next(row for row in table.rows if row[0] == keys[0])
-                sizes = [usual if n == name else group.extents[n] for n in bound]
-                at = bound.index(name)
-                return [
-                    self.key(table, like, bound, i) for i in product(*map(range, sizes)) if i[at] >= group.extents[name]
-                ]
+                ranges = [range(group.extents[n], usual) if n == name else range(group.extents[n]) for n in bound]
+                return [self.key(table, like, bound, i) for i in islice(product(*ranges), _TOLD)]
         return []
+
+
+_TOLD = 10_000  # missing keys that are folded into a message; a key of nine digits asks for a billion
+
+
+def _indices(extents: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """All indices within the extents, in order, made one by one: the extents may be any numbers."""
+    for number in range(math.prod(extents)):
+        index: list[int] = []
+        for extent in reversed(extents):
+            number, inner = divmod(number, extent)
+            index.append(inner)
+        yield tuple(reversed(index))
 
 
 def _missing(keys: list[str], why: str) -> Diagnostic:

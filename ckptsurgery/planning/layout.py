@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 
+from ..errors import Diagnostic
 from ..language.axes import Axis
-from .solving import ConcreteDims, Equations, extent
+from .solving import ConcreteDims, Equations, SizeError, extent
 
 __all__ = ["Layout", "Piece", "View", "arrange", "run_piece", "side_by_side", "view"]
 
@@ -201,6 +202,11 @@ def arrange(source: Side, target: Side, markers: Mapping[str, int], env: Mapping
             a, b = (_seen(side, fixed, env, sizes) for side in (source, target))
             shapes[number], target_shapes[where] = a.shape, b.shape
             pieces.append(_piece(number, where, a, b))
+    if len(shapes) < len(source.indices) or len(target_shapes) < len(target.indices):
+        nothing = ", ".join([n for n, r in zip(scattered, ranges) if not r] + [n for n in loose if not markers[n]])
+        raise SizeError(
+            Diagnostic("no-extent", f"{nothing or 'an axis'} is 0, so nothing can be made", help="drop the key instead")
+        )
     return Layout(
         tuple(shapes[n] for n in range(len(source.indices))),
         tuple(target_shapes[n] for n in range(len(target.indices))),

@@ -91,7 +91,9 @@ def _check_keys(plan: Plan, converted: Mapping[str, TensorSpec], problems: list[
         ("shape-mismatch", changed, "have another shape or dtype than the plan gave them"),
     ):
         if keys:
-            problems.append(Diagnostic(code, f"{len(keys)} keys {text}", notes=tuple(t for t, _ in fold(keys)[:8])))
+            help = "it was changed since: go back by a recipe, recipe.inverse() or --recipe R --inverse"
+            notes = tuple(t for t, _ in fold(keys)[:8])
+            problems.append(Diagnostic(code, f"{len(keys)} keys {text}", notes=notes, help=help))
 
 
 def _reversed(program: Program) -> Program:

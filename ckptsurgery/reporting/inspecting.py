@@ -166,6 +166,8 @@ def _pairs(values: Mapping[str, Any]) -> list[str]:
 
 def _plain(value: Any) -> Any:
     """A value that JSON can hold: itself, or what it is."""
+    if isinstance(value, int) and value.bit_length() > 1 << 10:
+        return f"an integer of {value.bit_length()} bits"  # too long to be spelt
     if value is None or isinstance(value, str | int | float | bool):
         return value
     if isinstance(value, Mapping | list | tuple | set):

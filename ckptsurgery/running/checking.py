@@ -1,57 +1,224 @@
-"""Proving an output by reading it back: copies are compared byte for byte, what was computed is computed again."""
+"""Proving an output by reading it back, before it takes its place.
+
+What each proof covers: bytes that only change their name are compared with the source's, one by one. Rearranged
+elements are compared with the source's, each at the place that the plan gives it, by views of both files, which is not
+the way they were written; and for each rule a fingerprint of all elements, which knows nothing of places, shows that
+each is there exactly once. Values that an op made are made again and compared: this finds what the disk or the memory
+did to them, and not an op that is wrong.
+"""
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from threading import Lock
+from typing import Any
 
 from ..errors import CheckpointError, Diagnostic
 from ..language.folding import fold
-from ..planning.costing import CHUNK
+from ..planning.costing import BUDGET, CHUNK, REGION
 from ..planning.plan import Plan
+from ..planning.steps import Step
+from ..specs import DTYPES
 from ..storage.checkpoint import Checkpoint
-from ..storage.opening import open_checkpoint
-from .executing import Loads, run_step
+from ..storage.contents import Extent
+from .conserving import conserves, total_of
+from .placing import Elements, equal_at
 from .progress import ByteBar
+from .report import Proof
 
 __all__ = ["check_output"]
 
-Read = Callable[[int, int], bytes | bytearray | memoryview]
+_MAPPED = 64
+Moved = Callable[[int], object]
 
 
 def check_output(
     plan: Plan,
     checkpoint: Checkpoint,
-    path: str | os.PathLike[str],
-    files: Iterable[str],
+    written: Checkpoint,
     aliases: Mapping[str, str],
     progress: bool | None = None,
-) -> int:
-    """Prove that a written checkpoint is what the plan makes of its source; the number of bytes compared.
+    budget: int = BUDGET,
+) -> tuple[Proof, ...]:
+    """Prove that a written checkpoint is what the plan makes of its source; what was proved, rule by rule.
 
-    The files are dropped from the page cache first, where the system allows it, so that the disk answers. What only
-    moves is computed as tensors here, which is not the way it was written.
+    The files are dropped from the page cache first, where the system allows it, so that the disk answers. Memory does
+    not grow with the tensors that are moved; an op that wants whole tensors gets them, as it did when they were made.
 
     Args:
-        files: what was written. aliases: names that share the tensor of another.
+        aliases: names that share the tensor of another.
+        budget: bytes that tasks may hold together.
 
     Raises:
-        CheckpointError: the output differs: in its keys, shapes, dtypes, ties or bytes; all of it at once.
+        CheckpointError: the output differs: in its keys, shapes, dtypes, ties, bytes or elements; all of it at once.
     """
-    _forget(files)
-    with open_checkpoint(path) as written:
-        problems = _headers(plan, written, aliases)
-        if problems:
-            raise CheckpointError(problems)
-        total = sum(spec.nbytes for key, spec in plan.specs.items() if key not in aliases)
-        with ByteBar(total, f"checking {Path(path).name}", progress) as bar:
-            wrong = _differing(plan, checkpoint, written, aliases, bar)
-    if wrong:
-        raise CheckpointError(_problem("values-differ", "do not hold what the plan makes", wrong, str(path)))
-    return bar.done
+    _forget(written.files)
+    problems = _headers(plan, written, aliases)
+    if problems:
+        raise CheckpointError(problems)
+    total = sum(spec.nbytes for key, spec in plan.specs.items() if key not in aliases)
+    with ByteBar(total, "checking", progress) as bar:
+        check = _Check(checkpoint, written, aliases, bar)
+        proofs = [check.of(plan, rule, how, steps, budget) for rule, how, steps in _by_rule(plan, aliases)]
+    for code, text, keys in (
+        ("values-differ", "do not hold what the plan makes", check.wrong),
+        ("elements-differ", "do not hold the elements of their sources, each once", check.lost),
+    ):
+        if keys:
+            problems.append(_problem(code, text, list(dict.fromkeys(keys)), written.source))
+    if problems:
+        raise CheckpointError(problems)
+    return tuple(proofs)
+
+
+def _by_rule(plan: Plan, aliases: Mapping[str, str]) -> Iterator[tuple[tuple[int, ...], str, list[Step]]]:
+    """The steps that write something, by rule and by what is to be proved of them."""
+    found: dict[tuple[tuple[int, ...], str], list[Step]] = {}
+    for step in plan.steps:
+        if not all(key in aliases for key in step.targets):
+            found.setdefault((step.rules, _HOW[step.kind]), []).append(step)
+    for (numbers, how), steps in found.items():
+        yield numbers, how, steps
+
+
+_HOW = {"copy": "copied", "move": "moved", "compute": "computed"}
+_WHAT = {
+    "copied": "equal bytes",
+    "moved": "equal at every place",
+    "computed": "made again, equal bytes",
+}
+_ONCE = ", each element of the sources once"
+
+
+@dataclass
+class _Check:
+    """What is compared, and the keys that failed."""
+
+    checkpoint: Checkpoint
+    written: Checkpoint
+    aliases: Mapping[str, str]
+    compared: Moved
+
+    def __post_init__(self) -> None:
+        self.wrong: list[str] = []
+        self.lost: list[str] = []
+
+    def of(self, plan: Plan, rule: Sequence[int], how: str, steps: Sequence[Step], budget: int) -> Proof:
+        """Compare what a rule made, in one of the three ways."""
+        keys = [key for step in steps for key in step.targets if key not in self.aliases]
+        fingerprint = None
+        if how == "copied":
+            self._copied(steps)
+        elif how == "moved":
+            self._moved([s for s in steps if _has_views(s)])
+            self._computed([s for s in steps if not _has_views(s)], budget)
+            fingerprint = self._conserved(steps)
+        else:
+            self._computed(steps, budget)
+        specs = [self.written.specs[key] for key in keys]
+        return Proof(
+            "  then  ".join(plan.uses[n].text for n in rule),
+            how,
+            len(keys),
+            sum(spec.numel for spec in specs),
+            sum(spec.nbytes for spec in specs),
+            _WHAT[how] + (_ONCE if fingerprint is not None else ""),
+            fingerprint,
+        )
+
+    def _copied(self, steps: Sequence[Step]) -> None:
+        for step in steps:
+            for key, number in zip(step.targets, step.program.copies or ()):
+                if key not in self.aliases and not self._equal(key, step.sources[number]):
+                    self.wrong.append(key)
+
+    def _equal(self, key: str, source: str) -> bool:
+        total = self.written.specs[key].nbytes
+        for start in range(0, total, CHUNK):
+            stop = min(start + CHUNK, total)
+            if memoryview(self.written.read(key, start, stop)) != memoryview(self.checkpoint.read(source, start, stop)):
+                return False
+            self.compared(stop - start)
+        return True
+
+    def _moved(self, steps: Sequence[Step]) -> None:
+        """Every element of a rearrangement, through views of both sides."""
+        for step in steps:
+            layout = step.program.moves
+            assert layout is not None
+            source = lru_cache(_MAPPED)(partial(Elements.of, self.checkpoint))
+            for number, key in enumerate(step.targets):
+                if key in self.aliases:
+                    continue
+                made, size = Elements.of(self.written, key), DTYPES[step.program.outputs[number].dtype].itemsize
+                for piece in layout.into(number):
+                    if not equal_at(source(step.sources[piece.source]), made, piece):
+                        self.wrong.append(key)
+                        break
+                    self.compared(piece.numel * size)
+
+    def _conserved(self, steps: Sequence[Step]) -> str | None:
+        """The fingerprint of what a rule's steps moved, where each moves every element of its sources once."""
+        if not all(conserves(s.program) and not any(key in self.aliases for key in s.targets) for s in steps):
+            return None
+        both = [
+            (total_of(self.checkpoint, step.sources), total_of(self.written, step.targets), step) for step in steps
+        ]
+        self.lost += [key for before, after, step in both if before != after for key in step.targets]
+        return f"{sum(before for before, _, _ in both) % (1 << 64):016x}"
+
+    def _computed(self, steps: Sequence[Step], budget: int) -> None:
+        if steps:
+            from .computing import run_tasks, tasks_of
+
+            keys = [key for step in steps for key in step.targets if key not in self.aliases]
+            sink = _Comparing(self.written, keys)
+            run_tasks(tasks_of(steps, self.checkpoint, sink, min(REGION, budget)), self.compared, budget)
+            self.wrong += [key for key in keys if key in sink.wrong]
+
+
+class _Comparing:
+    """Takes bytes as a writer does, and compares them with those that were written."""
+
+    def __init__(self, written: Checkpoint, keys: Iterable[str]) -> None:
+        found = {key: written.extent(key) for key in keys}
+        self.places: dict[str, Extent] = {key: extent for key, extent in found.items() if extent is not None}
+        self.wrong: set[str] = set()
+        self._written = written
+        self._order = sorted((place.file, place.offset, key) for key, place in self.places.items() if place.nbytes)
+        self._lock = Lock()
+
+    def has(self, file: str, offset: int, nbytes: int) -> bool:
+        """Nothing is known beforehand."""
+        return False
+
+    def skip(self, nbytes: int) -> None:
+        """Nothing is owed."""
+
+    def write(self, file: str, offset: int, data: Any) -> None:
+        """Compare a run of bytes of one tensor."""
+        view = memoryview(data)
+        view = view.cast("B") if view.nbytes else memoryview(b"")
+        for start in range(0, len(view), CHUNK):
+            part = view[start : start + CHUNK]
+            found = bytearray(len(part))
+            self._written.read_file_into(file, offset + start, memoryview(found))
+            if found != part:
+                at = bisect.bisect_right(self._order, (file, offset, "\U0010ffff")) - 1
+                with self._lock:
+                    self.wrong.add(self._order[at][2])
+                return
+
+
+def _has_views(step: Step) -> bool:
+    """Whether it is one rearrangement of elements that views of integers can have."""
+    specs = (*step.program.inputs, *step.program.outputs)
+    return step.program.moves is not None and all(DTYPES[s.dtype].bits in (8, 16, 32, 64) for s in specs)
 
 
 def _forget(files: Iterable[str]) -> None:
@@ -88,47 +255,5 @@ def _problem(code: str, text: str, keys: list[str], path: str) -> Diagnostic:
         f"{len(keys)} keys of the output {text}",
         path,
         notes=tuple(t for t, _ in fold(keys)[:8]),
-        help="do not use it: the disk or the memory is failing, or something else wrote to it",
+        help="nothing was put in place; the disk or the memory is failing, or something else wrote to it",
     )
-
-
-def _differing(
-    plan: Plan,
-    checkpoint: Checkpoint,
-    written: Checkpoint,
-    aliases: Mapping[str, str],
-    compared: Callable[[int], object],
-) -> list[str]:
-    from ..storage.tensors import dense_bytes
-
-    copied = [s for s in plan.steps if s.kind == "copy"]
-    computed = [s for s in plan.steps if s.kind != "copy"]
-    wrong = []
-    for step in copied:
-        for key, number in zip(step.targets, step.program.copies or ()):
-            if key not in aliases and not _equal(
-                written, key, partial(checkpoint.read, step.sources[number]), compared
-            ):
-                wrong.append(key)
-    loads = Loads(checkpoint, computed)
-    for step in computed:
-        if not all(key in aliases for key in step.targets):
-            for key, tensor in zip(step.targets, run_step(step, loads)):
-                if key not in aliases and not _equal(written, key, partial(_part, dense_bytes(tensor, key)), compared):
-                    wrong.append(key)
-        loads.done(step)
-    return wrong
-
-
-def _part(data: memoryview, start: int, stop: int) -> memoryview:
-    return data[start:stop]
-
-
-def _equal(written: Checkpoint, key: str, expected: Read, compared: Callable[[int], object]) -> bool:
-    total = written.specs[key].nbytes
-    for start in range(0, total, CHUNK):
-        stop = min(start + CHUNK, total)
-        if memoryview(written.read(key, start, stop)) != memoryview(expected(start, stop)):
-            return False
-        compared(stop - start)
-    return True

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import CheckpointError, Diagnostic
+from ..storage.files import os_error
 
-__all__ = ["companions_of", "copy_companions", "refuse_file"]
+__all__ = ["companions_for", "companions_of"]
 
 _NAMES = (
     "config",
@@ -40,29 +39,17 @@ def companions_of(files: tuple[str, ...]) -> Iterator[Path]:
                 yield path
 
 
-def refuse_file(path: Path, outputs: Sequence[str]) -> None:
-    """Refuse an output that is one file, before it is written.
+def companions_for(files: tuple[str, ...], folder: Path) -> dict[str, bytes]:
+    """The companions of a checkpoint's files that a folder has not yet: name -> content.
 
     Raises:
-        CheckpointError: there is no folder for the companions.
+        CheckpointError: one of them cannot be read.
     """
-    if [str(path.expanduser())] == list(outputs):
-        raise CheckpointError(
-            Diagnostic(
-                "companions-need-a-folder",
-                "config and tokenizer files go along into a folder, and the output is one file",
-                str(path),
-                help=f"name a folder: {str(path.with_suffix(''))!r}",
-            )
-        )
-
-
-def copy_companions(files: tuple[str, ...], folder: Path) -> tuple[str, ...]:
-    """Copy the companions of a checkpoint's files into a folder, over none that is there; the names copied."""
-    copied = []
+    found: dict[str, bytes] = {}
     for path in companions_of(files):
-        target = folder / path.name
-        if not target.exists():
-            shutil.copyfile(path, target)
-            copied.append(path.name)
-    return tuple(copied)
+        if not (folder / path.name).exists():
+            try:
+                found.setdefault(path.name, path.read_bytes())
+            except OSError as error:
+                raise os_error(error, str(path)) from error
+    return found

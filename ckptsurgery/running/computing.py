@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
 from threading import Lock, local
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import CheckpointError, Diagnostic
 from ..ops.base import Op, OpError
@@ -23,17 +23,32 @@ from ..planning.layout import Piece
 from ..planning.steps import Step
 from ..specs import DTYPES
 from ..storage.checkpoint import Checkpoint
-from ..storage.staging import Writer
+from ..storage.contents import Extent
 from .executing import Loads, move_box, run_step
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["Task", "run_tasks", "tasks_of"]
+__all__ = ["Sink", "Task", "run_tasks", "tasks_of"]
 
 _LARGE_BOX = 1 << 16
 Moved = Callable[[int], object]
+
+
+class Sink(Protocol):
+    """What takes the bytes that tasks make: a writer, or whoever wants to compare them."""
+
+    places: dict[str, Extent]
+
+    def has(self, file: str, offset: int, nbytes: int) -> bool:
+        """Whether a run of bytes need not be made."""
+
+    def skip(self, nbytes: int) -> None:
+        """Count bytes that need not be made."""
+
+    def write(self, file: str, offset: int, data: Any) -> None:
+        """Take a run of bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +59,7 @@ class Task:
     run: Callable[[], int]
 
 
-def tasks_of(steps: Sequence[Step], checkpoint: Checkpoint, writer: Writer, region: int = REGION) -> Iterator[Task]:
+def tasks_of(steps: Sequence[Step], checkpoint: Checkpoint, writer: Sink, region: int = REGION) -> Iterator[Task]:
     """The tasks of steps, in the order of the steps.
 
     Args:
@@ -125,7 +140,7 @@ class _Whole:
     """A step on whole tensors."""
 
     step: Step
-    writer: Writer
+    writer: Sink
     loads: Loads
 
     def __call__(self) -> int:
@@ -169,7 +184,7 @@ class _Regional:
     cut: Cut
     region: Region
     checkpoint: Checkpoint
-    writer: Writer
+    writer: Sink
     buffers: _Buffers
 
     def __call__(self) -> int:

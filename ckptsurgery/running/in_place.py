@@ -33,8 +33,8 @@ def change_in_place(
             assert extent is not None
             if key not in aliases:
                 places[key] = spec, extent.offset
-    header = fitted_header(path, places, {**metadata, **aliases})
-    backup = replace_header(path, header)
+    header = fitted_header(path, places, metadata, aliases)
+    backup = replace_header(path, header, places)
     return len(header), f"changed in place: the old header lies in {str(backup)!r}, restore_header puts it back"
 
 

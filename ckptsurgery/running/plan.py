@@ -20,7 +20,7 @@ from ..specs import DTYPES, TensorSpec, dtype_name
 from ..storage.checkpoint import Checkpoint
 from ..storage.collection import without_collection
 from ..storage.opening import open_checkpoint
-from .provenance import Asked, read_provenance
+from .provenance import Asked, as_told, read_provenance
 from .report import Report
 from .saving import save_plan, state_dict_of
 from .streaming import output_aliases, unread_proofs
@@ -234,11 +234,13 @@ def plan_back(source: Any) -> RunnablePlan:
         source: whatever `open` takes.
 
     Raises:
-        CheckpointError: there is no provenance in it. PlanError: a step loses something; each is listed.
+        CheckpointError: there is no provenance in it, or one that was edited. PlanError: it is not what was made then,
+            or a step loses something; each is listed.
     """
     checkpoint = open_checkpoint(source)
     headers, recipe, target, asked = read_provenance(checkpoint)
-    there = _planned(open_checkpoint(headers or {}), recipe, target, asked.config, asked.dtype, asked.dims)
+    with as_told(checkpoint):
+        there = _planned(open_checkpoint(headers or {}), recipe, target, asked.config, asked.dtype, asked.dims)
     return there.inverse(checkpoint)
 
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, Diagnostic, PlanError
+from ..errors import CheckpointError, CkptSurgeryError, Diagnostic, PlanError
 from ..language.toml import dumps, loads
 from ..planning.plan import Plan, Target
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
+from ..storage.json_text import refuse_brackets
+from ..storage.shapes import shape_problem
 
-__all__ = ["PROVENANCE", "Asked", "provenance_of", "read_provenance"]
+__all__ = ["PROVENANCE", "Asked", "as_told", "provenance_of", "read_provenance"]
 
 PROVENANCE = "ckptsurgery.provenance"
 _BLOCK = 1 << 22
@@ -94,6 +97,7 @@ def read_provenance(checkpoint: Checkpoint) -> tuple[dict[str, TensorSpec], Any,
             )
         )
     try:
+        refuse_brackets(text)
         told = json.loads(text)
         recipe = loads(told["recipe"], f"{checkpoint.source} (provenance)")
         target = told["target"]
@@ -104,15 +108,29 @@ def read_provenance(checkpoint: Checkpoint) -> tuple[dict[str, TensorSpec], Any,
         wanted = None if target is None else Target(_specs(target), [tuple(names) for names in told["target_ties"]])
         return _specs(told["headers"]), recipe, wanted, asked
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(
-            Diagnostic(
-                "bad-provenance",
-                f"the provenance in its metadata cannot be understood: {error}",
-                checkpoint.source,
-                help="name the recipe: --recipe R --inverse",
-            )
-        ) from None
+        raise CheckpointError(_bad(f"cannot be understood: {error}", checkpoint)) from None
+    except CkptSurgeryError as error:
+        raise CheckpointError([_bad("cannot be understood", checkpoint), *error.diagnostics]) from error
+
+
+@contextmanager
+def as_told(checkpoint: Checkpoint) -> Iterator[None]:
+    """What fails inside is the fault of a provenance that does not fit itself, and is told so first."""
+    try:
+        yield
+    except CkptSurgeryError as error:
+        text = "does not fit itself: its recipe does not plan its headers"
+        raise CheckpointError([_bad(text, checkpoint), *error.diagnostics]) from error
+
+
+def _bad(what: str, checkpoint: Checkpoint) -> Diagnostic:
+    text, help = f"the provenance in its metadata {what}", "was it edited? name the recipe: --recipe R --inverse"
+    return Diagnostic("bad-provenance", text, checkpoint.source, help=help)
 
 
 def _specs(told: Mapping[str, list[Any]]) -> dict[str, TensorSpec]:
-    return {key: TensorSpec(shape, dtype) for key, (dtype, *shape) in told.items()}
+    specs = {key: TensorSpec(shape, dtype) for key, (dtype, *shape) in told.items()}
+    absurd = next((text for spec in specs.values() if (text := shape_problem(spec.shape, 128))), None)
+    if absurd:
+        raise ValueError(f"a tensor {absurd}")
+    return specs

@@ -13,7 +13,7 @@ from ..errors import Diagnostic
 from ..language.folding import fold_groups
 from ..specs import TensorSpec
 
-__all__ = ["Entry", "Report"]
+__all__ = ["Entry", "Proof", "Report"]
 
 ACTIONS = ("loaded", "initialised", "kept", "tied", "missing", "dropped", "unexpected")
 
@@ -50,6 +50,35 @@ class Entry(NamedTuple):
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What reading back proved of the tensors that one rule made.
+
+    Args:
+        rule: its text; several where one recipe went on from another.
+        how: "copied", "moved" (rearranged) or "computed".
+        tensors, elements, nbytes: how many were compared.
+        proof: what was found equal to what.
+        fingerprint: of all elements whatever their order, the same in source and output; where the rule moved each
+            element of its sources once.
+    """
+
+    rule: str
+    how: str
+    tensors: int
+    elements: int
+    nbytes: int
+    proof: str
+    fingerprint: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The proof as plain data."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    def __str__(self) -> str:
+        return f"{self.how:<8} {self.tensors:>6,} tensors  {self.elements:>15,} elements  {self.proof}: {self.rule}"
+
+
 @dataclass(frozen=True, repr=False)
 class Report:
     """What was done, tensor by tensor.
@@ -60,6 +89,7 @@ class Report:
         notes: what a person should know besides: prefixes stripped, values not scanned, assumed splits.
         files: what was written.
         bytes_read, bytes_written: as they happened.
+        proofs: what reading the output back proved, rule by rule, where that was asked for.
     """
 
     ledger: tuple[Entry, ...]
@@ -70,6 +100,7 @@ class Report:
     files: tuple[str, ...] = ()
     bytes_read: int = 0
     bytes_written: int = 0
+    proofs: tuple[Proof, ...] = ()
 
     def keys(self, action: str) -> tuple[str, ...]:
         """The keys of one action, in the ledger's order."""
@@ -135,6 +166,7 @@ class Report:
             "files": list(self.files),
             "bytes_read": self.bytes_read,
             "bytes_written": self.bytes_written,
+            "proofs": [p.to_json() for p in self.proofs],
             "ledger": [e.to_json() for e in self.ledger],
         }
 
@@ -165,6 +197,10 @@ class Report:
                 if e.cast:
                     kinds[" -> ".join(e.cast)] = kinds.get(" -> ".join(e.cast), 0) + 1
             yield f"  {'cast':<12} {len(self.cast):>6,} tensors  " + ", ".join(f"{k} ({n})" for k, n in kinds.items())
+        for proof in self.proofs[:16]:
+            yield f"  proved  {proof}"
+        if len(self.proofs) > 16:
+            yield f"  proved  … and {len(self.proofs) - 16} more rules"
         for note in self.notes:
             yield f"  note: {note}"
         for warning in self.warnings:

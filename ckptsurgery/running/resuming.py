@@ -14,7 +14,9 @@ from ..storage.checkpoint import Checkpoint
 __all__ = ["fingerprint"]
 
 
-def fingerprint(plan: Plan, checkpoint: Checkpoint, aliases: Mapping[str, str]) -> str:
+def fingerprint(
+    plan: Plan, checkpoint: Checkpoint, aliases: Mapping[str, str], companions: Mapping[str, bytes] = {}
+) -> str:
     """A tag of 16 hex digits: equal for two runs only when they would write the same bytes.
 
     A file is known by its path, size and time of change, not by its content.
@@ -30,6 +32,8 @@ def fingerprint(plan: Plan, checkpoint: Checkpoint, aliases: Mapping[str, str]) 
     digest = hashlib.sha256()
     for part in _parts(plan, checkpoint, aliases):
         digest.update(json.dumps(part, default=str).encode() + b"\n")
+    for name, data in companions.items():
+        digest.update(f"{name!r} {len(data)}\n".encode() + data)
     return digest.hexdigest()[:16]
 
 

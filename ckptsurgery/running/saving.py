@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import Diagnostic, PlanError
+from ..errors import CheckpointError, Diagnostic, PlanError
 from ..planning.costing import BUDGET, cost_of, largest_step
 from ..planning.plan import Plan
 from ..storage.checkpoint import Checkpoint
 from ..storage.collection import without_collection
 from ..storage.resuming import ResumableWriter
 from ..storage.staging import Writer
-from ..storage.writing import open_writer, parse_size
+from ..storage.writing import open_staged, open_writer, parse_size
 from .checking import check_output
-from .companions import copy_companions, refuse_file
+from .companions import companions_for
 from .in_place import change_in_place
 from .progress import ByteBar
 from .provenance import PROVENANCE, Asked, provenance_of
 from .proving import prove
-from .report import Entry, Report
+from .report import Entry, Proof, Report
 from .resuming import fingerprint
 from .streaming import copied_from, output_aliases, renamed_metadata, stream, unread_proofs
 
@@ -64,16 +64,10 @@ def save_plan(
         written, note = change_in_place(plan, checkpoint, Path(path).expanduser(), aliases, _metadata(checkpoint))
         file = str(Path(path).expanduser())
         return _report(plan, checkpoint, str(path), aliases, (file,), written, (note,), read=0)
-    options = _Options(max_shard_size, overwrite, companions, resume, provenance)
-    files, written, notes = _write(plan, checkpoint, Path(path), aliases, budget, options, progress)
-    if companions:
-        copied = copy_companions(checkpoint.files, Path(path).expanduser())
-        notes.append(f"copied along: {', '.join(copied) or 'nothing, the source has no companions'}")
-    if check:
-        compared = check_output(plan, checkpoint, path, files, aliases, progress)
-        notes.append(f"checked: {compared:,} bytes were read back and are what the plan makes")
+    options = _Options(max_shard_size, overwrite, companions, resume, provenance, check)
+    files, written, notes, proofs = _write(plan, checkpoint, Path(path), aliases, budget, options, progress)
     with without_collection():
-        return _report(plan, checkpoint, str(path), aliases, files, written, tuple(notes))
+        return replace(_report(plan, checkpoint, str(path), aliases, files, written, tuple(notes)), proofs=proofs)
 
 
 @dataclass(frozen=True)
@@ -83,6 +77,7 @@ class _Options:
     companions: bool
     resume: bool
     provenance: Asked | None
+    check: bool
 
 
 def _write(
@@ -93,8 +88,9 @@ def _write(
     budget: int,
     options: _Options,
     progress: bool | None,
-) -> tuple[tuple[str, ...], int, list[str]]:
-    """The files, the bytes and what is to be said; the writer and its 100,000 places are gone when this returns."""
+) -> tuple[tuple[str, ...], int, list[str], tuple[Proof, ...]]:
+    """The files, the bytes, what is to be said and what was proved; the writer and its places are gone by then."""
+    along = companions_for(checkpoint.files, path.expanduser()) if options.companions else {}
     with without_collection():
         specs = plan.specs
         if aliases or plan.target is not None:
@@ -109,19 +105,44 @@ def _write(
             max_shard_size=options.max_shard_size,
             overwrite=options.overwrite,
             sources=checkpoint.files,
-            resume=fingerprint(plan, checkpoint, aliases) if options.resume else None,
+            resume=fingerprint(plan, checkpoint, aliases, along) if options.resume else None,
             lies=copied_from(plan, checkpoint),
+            companions=along,
         )
-    if options.companions:
-        refuse_file(path, writer.files)
     total = sum(s.nbytes for s in specs.values())
     del specs
-    with writer, ByteBar(total, f"writing {path.name}", progress) as bar:
-        stream(plan, checkpoint, writer, bar, budget=budget)
-        checkpoint.check_unchanged()
+    with writer:
+        with ByteBar(total, f"writing {path.name}", progress) as bar:
+            stream(plan, checkpoint, writer, bar, budget=budget)
+            checkpoint.check_unchanged()
+        proofs = _checked(plan, checkpoint, writer, aliases, budget, progress) if options.check else ()
     lost = PROVENANCE in checkpoint.metadata
     note = ["the source's own provenance was left out: the output is made from it in another way"] if lost else []
-    return tuple(writer.files), bar.done, [*_left_out(checkpoint, writer), *_resumed(writer), *note]
+    if options.companions:
+        note.append(f"copied along: {', '.join(along) or 'nothing, the source has no companions'}")
+    if options.check:
+        checked = sum(proof.nbytes for proof in proofs)
+        note.append(f"checked before it took its place: {checked:,} bytes were read back, and are what the plan makes")
+    return tuple(writer.files), bar.done, [*_left_out(checkpoint, writer), *_resumed(writer), *note], proofs
+
+
+def _checked(
+    plan: Plan,
+    checkpoint: Checkpoint,
+    writer: Writer,
+    aliases: Mapping[str, str],
+    budget: int,
+    progress: bool | None,
+) -> tuple[Proof, ...]:
+    """What reading the output back proves, while it still has no name; what fails is not kept, nor gone on from."""
+    writer.finish()
+    try:
+        with open_staged(writer) as written:
+            return check_output(plan, checkpoint, written, aliases, progress, budget)
+    except CheckpointError:
+        writer.discard()
+        checkpoint.check_unchanged()  # then that is why they differ
+        raise
 
 
 def state_dict_of(plan: Plan, checkpoint: Checkpoint) -> dict[str, Any]:

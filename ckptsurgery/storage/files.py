@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import stat
 import threading
 import weakref
 from collections.abc import Iterable, Mapping
@@ -12,7 +13,20 @@ from pathlib import Path
 
 from ..errors import CheckpointError, Diagnostic
 
-__all__ = ["OpenFiles", "os_error", "stamp"]
+__all__ = ["OpenFiles", "os_error", "read_regular", "stamp"]
+
+
+def read_regular(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a file that is one: a pipe would be waited for, and a device has no end.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "neither a file nor a folder", os.fspath(path))
+        return file.read()
 
 
 class OpenFiles:
@@ -89,6 +103,7 @@ class OpenFiles:
                         "truncated-file",
                         f"the file ends at byte {offset + done}, {len(buffer) - done} bytes early",
                         path,
+                        help="download or copy the file again",
                     )
                 )
             done += count

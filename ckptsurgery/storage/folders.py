@@ -87,7 +87,13 @@ def _by_file(path: str, subtree: str | None, names: Sequence[str]) -> Contents:
     weights = [name for name in names if name.endswith((".safetensors", *_PICKLES))]
     if not weights:
         raise CheckpointError(
-            Diagnostic("nothing-to-read", f"the folder {path!r} holds no checkpoint files", path, notes=_listing(names))
+            Diagnostic(
+                "nothing-to-read",
+                f"the folder {path!r} holds no checkpoint files",
+                path,
+                notes=_listing(names),
+                help="name the file, or another folder",
+            )
         )
     stems: dict[str, str] = {}
     for name in weights:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,8 +11,10 @@ from pathlib import Path
 from ..errors import CheckpointError, Diagnostic
 from ..specs import TensorSpec
 from .files import os_error
-from .safetensors_format import read_safetensors
+from .safetensors_format import CHANGING, read_safetensors
 from .safetensors_writer import header_of
+from .tie_records import declared
+from .transactions import sync_folder
 
 __all__ = ["backup_of", "fitted_header", "refuse_shared", "replace_header", "restore_header"]
 
@@ -43,11 +46,14 @@ def refuse_shared(path: Path) -> None:
         )
 
 
-def fitted_header(path: Path, places: Mapping[str, tuple[TensorSpec, int]], metadata: Mapping[str, str]) -> bytes:
+def fitted_header(
+    path: Path, places: Mapping[str, tuple[TensorSpec, int]], metadata: Mapping[str, str], aliases: Mapping[str, str]
+) -> bytes:
     """A header for the data of a file as it lies there, as long as the old one.
 
     Args:
         places: key -> spec and offset in the file.
+        aliases: names that share the tensor of another.
 
     Raises:
         CheckpointError: the tensors do not fill the data from end to end, or their header is longer than the old one.
@@ -65,20 +71,23 @@ def fitted_header(path: Path, places: Mapping[str, tuple[TensorSpec, int]], meta
         end += spec.nbytes
     if end != size:
         raise _unfit("in-place-holes", f"the last {size - end:,} bytes would belong to no tensor", path)
-    header = header_of(order, {key: places[key][0] for key in order}, metadata)
+    header = header_of(order, {key: places[key][0] for key in order}, declared(metadata, aliases, places))
     if len(header) > start:
         room = f"the new header takes {len(header):,} bytes, and there is room for {start:,}"
         raise _unfit("in-place-room", room, path)
     return (start - 8).to_bytes(8, "little") + bytes(header[8:]).ljust(start - 8)
 
 
-def replace_header(path: Path, header: bytes) -> Path:
-    """Write a header of the old one's length over it; where the old one is now.
+def replace_header(path: Path, header: bytes, places: Mapping[str, tuple[TensorSpec, int]]) -> Path:
+    """Write a header of the old one's length over it, and read it back; where the old one is now.
 
     Its copy is on the disk before the first byte changes. Memory that others have mapped of the data stays as it is.
 
+    Args:
+        places: key -> spec and offset in the file, which the new header must say.
+
     Raises:
-        CheckpointError: the file cannot be written; the old header is put back.
+        CheckpointError: the file cannot be written, or does not say what it should; the old header is put back.
     """
     refuse_shared(path)
     backup = backup_of(path)
@@ -86,13 +95,15 @@ def replace_header(path: Path, header: bytes) -> Path:
         old = os.pread(descriptor, len(header), 0)
         if len(old) < len(header) or old[:8] != header[:8]:
             raise _unfit("file-changed", "the file changed after its header was read", path)
-        _save(backup, old)
-        try:
+        with contextlib.ExitStack() as undone:
+            undone.callback(backup.unlink, missing_ok=True)
+            _save(backup, old)
+            undone.callback(_overwrite, descriptor, old)
             _overwrite(descriptor, header)
-            read_safetensors(str(path))
-        except (OSError, CheckpointError):
-            _overwrite(descriptor, old)
-            raise
+            entries = read_safetensors(str(path)).entries
+            if any(key not in entries or (entries[key].spec, entries[key].offset) != places[key] for key in places):
+                raise _unfit("in-place-check", "the header reads otherwise than it was written", path)
+            undone.pop_all()
     return backup
 
 
@@ -117,34 +128,47 @@ def restore_header(path: str | os.PathLike[str]) -> None:
     backup = backup_of(file)
     with _for(backup, os.O_RDONLY) as kept, _for(file, os.O_RDWR) as descriptor:
         old = os.pread(kept, os.fstat(kept).st_size, 0)
-        now = os.pread(descriptor, 8, 0)
+        now = os.pread(descriptor, len(old), 0)
         # A crash may have torn the header, never its length: it is the same before and after.
-        if len(old) < 8 or int.from_bytes(old[:8], "little") != len(old) - 8 or now != old[:8]:
+        if len(old) < 8 or int.from_bytes(old[:8], "little") != len(old) - 8 or now[:8] != old[:8]:
             raise _unfit("in-place-backup", f"{str(backup)!r} is not the header of this file", file)
-        _overwrite(descriptor, old)
-    read_safetensors(str(file))
-    backup.unlink()
+        with contextlib.ExitStack() as undone:
+            undone.callback(_overwrite, descriptor, now)
+            _overwrite(descriptor, old)
+            read_safetensors(str(file))
+            undone.pop_all()
+        backup.unlink()
 
 
 def _overwrite(descriptor: int, header: bytes) -> None:
+    """Write a header over one of its length; a crash on the way leaves none, and never a mixture of the two.
+
+    The first byte goes, which is a matter of one sector, and comes back when all others are on the disk.
+    """
+    for data, at in ((CHANGING, 8), (header[9:], 9), (header[8:9], 8)):
+        _write(descriptor, data, at)
+        os.fsync(descriptor)
+
+
+def _write(descriptor: int, data: bytes, at: int) -> None:
     done = 0
-    while done < len(header):
-        done += os.pwrite(descriptor, header[done:], done)
-    os.fsync(descriptor)
+    while done < len(data):
+        done += os.pwrite(descriptor, data[done:], at + done)
 
 
 def _save(backup: Path, header: bytes) -> None:
     temporary = backup.with_name(backup.name + ".new")
-    with temporary.open("wb") as file:
-        file.write(header)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(backup)
-    folder = os.open(backup.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with contextlib.ExitStack() as undone:
+        undone.callback(temporary.unlink, missing_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        try:
+            _write(descriptor, header, 0)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.replace(backup)
+        undone.pop_all()
+    sync_folder(backup.parent)
 
 
 @contextmanager

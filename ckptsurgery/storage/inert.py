@@ -21,14 +21,17 @@ class Opaque:
         module, name: the global's name as the file spells it.
         args: what it was called with; None for the bare global.
         note: why a thing that was meant to be a tensor is none.
+        path: both names with a dot between, where somebody has it already.
     """
 
     __slots__ = ("args", "items", "module", "name", "note", "pairs", "path", "state")
 
-    def __init__(self, module: str, name: str, args: Any = None, note: str | None = None) -> None:
+    def __init__(
+        self, module: str, name: str, args: Any = None, note: str | None = None, path: str | None = None
+    ) -> None:
         self.module = module
         self.name = name
-        self.path = f"{module}.{name}"
+        self.path = f"{module}.{name}" if path is None else path
         self.args = args
         self.note = note
         self.state: Any = None

@@ -30,7 +30,7 @@ from typing import Any, NoReturn
 
 from ..errors import CheckpointError, Diagnostic
 from .inert import Opaque, Ordered
-from .nodes import DEPTH, children, is_tensor, settle
+from .nodes import DEPTH, children, is_tensor, name_of, settle
 from .pickle_calls import POWERFUL
 
 __all__ = ["flatten", "locate", "settle"]
@@ -43,7 +43,10 @@ _HARMLESS = frozenset(
     {"slice", "range", "xrange", "object", "type", "bytes", "bytearray", "complex", "SimpleNamespace"}
 )
 _NODES = 1_000_000
-_REPEATS = 64  # how often, on average, what lies in one place may be reached by different paths
+_FREE = 1 << 25  # bytes of paths that any file may have
+_A_PATH = 160  # bytes of a path beside its text
+_GRANT, _TIMES = 200, 4  # bytes of paths for each part of a node, and for each character of its name
+_TOLD = 50  # problems of one kind that an error lists
 _SHOWN = 12  # candidates that an error lists
 _INTEGER = ("U", "I", "B")  # BOOL, U8, I64: first letters; BF16 is set apart below
 
@@ -79,7 +82,7 @@ def locate(tree: Any, subtree: str | None, source: str) -> tuple[dict[str, Any],
     metadata = node.attributes.get("_metadata") if isinstance(node, Ordered) else None
     if isinstance(metadata, Mapping):
         extras["_metadata"] = metadata
-    return leaves, _rest(tree, chosen) | extras
+    return leaves, _rest(tree, chosen, source) | extras
 
 
 def flatten(node: Any, source: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -87,14 +90,14 @@ def flatten(node: Any, source: str) -> tuple[dict[str, Any], dict[str, Any]]:
     leaves: dict[str, Any] = {}
     rest: dict[str, Any] = {}
     surveys: dict[int, _Survey] = {}
-    # Characters of paths: parts that are shared may have exponentially many, and keys may be long.
-    budget, seen = 1 << 22, set[int]()
+    # Parts that are shared may have exponentially many paths, and the names above many small parts may be long.
+    budget, seen = _FREE, set[int]()
     waiting: list[tuple[str, str, Any, tuple[int, ...]]] = [("", "", node, ())]
     while waiting:
         before, name, value, above = waiting.pop()
-        budget -= 1 + len(before) + len(name)
+        budget -= _A_PATH + len(before) + len(name)
         if id(value) in above or len(above) > DEPTH or budget < 0:
-            raise _error("nested-too-deep", f"{source!r} nests without end at '{before[:200]}.{name[:200]}'", source)
+            raise _endless(f"{before[:200]}.{name[:200]}", source)
         prefix = f"{before}.{name}" if before else name
         parts = None if _is_state(prefix) else children(value)
         if is_tensor(value):
@@ -106,12 +109,19 @@ def flatten(node: Any, source: str) -> tuple[dict[str, Any], dict[str, Any]]:
                 rest[prefix] = value
         else:
             inner = (*above, id(value))
-            below = [(prefix, str(k), v, inner) for k, v in children(value) or ()]
+            below = [(prefix, name_of(k), v, inner) for k, v in children(value) or ()]
             if id(value) not in seen:
                 seen.add(id(value))
-                budget += _REPEATS * sum(len(name) + 1 for _, name, _, _ in below)
-            waiting += reversed(below)
+                budget += sum(_GRANT + _TIMES * len(name) for _, name, _, _ in below)
+            if budget < 0:
+                raise _endless(prefix, source)
+            below.reverse()
+            waiting += below
     return leaves, rest
+
+
+def _endless(path: str, source: str) -> CheckpointError:
+    return _error("nested-too-deep", f"{source!r} nests without end at {path[:400]!r}", source)
 
 
 def _is_state(key: str) -> bool:
@@ -150,10 +160,15 @@ def _survey(node: Any, memo: dict[int, _Survey] | None = None, depth: int = 0) -
         elif children(value) is not None:
             part = _survey(value, memo, depth + 1)
             if part.tensors:
-                found.parts[str(key)] = part
+                found.parts[name_of(key)] = part
     # counted with repeats, cut off: a graph of shared lists has exponentially many paths
     found.tensors = min(found.direct + sum(p.tensors for p in found.parts.values()), _NODES)
+    if not found.tensors:
+        found = memo[id(node)] = _NOTHING
     return found
+
+
+_NOTHING = _Survey()
 
 
 def _is_weight(leaf: Any) -> bool:
@@ -176,54 +191,58 @@ def _decide(tree: Any, source: str) -> Path:
     if not survey.tensors:
         _no_tensors(tree, source)
     budget = [100_000]
-    found = list(_candidates(tree, (), memo, survey.strong, budget))
+    candidates = list(_candidates(tree, (), memo, survey.strong, budget))
+    found = [path for path, _ in candidates]
     if len(found) == 1:
         return found[0]
     if not found:
         return ()
     above = _common(found)
     named = next((above[:i] for i in range(len(above), 0, -1) if above[i - 1] in _MODEL_NAMES), None)
-    if named is not None and () not in found and not _copies(tree, found):
+    if named is not None and () not in found and not _copies([node for _, node in candidates]):
         return named
     return _ambiguous(tree, found, above, source)
 
 
 def _candidates(
     node: Any, path: Path, memo: dict[int, _Survey], strong: bool, budget: list[int]
-) -> Iterator[Path]:
-    """Paths of the state_dicts below `node`, the outermost each."""
+) -> Iterator[tuple[Path, Any]]:
+    """The state_dicts below `node` with their paths, the outermost each."""
     survey = memo.get(id(node))
     budget[0] -= 1
     if survey is None or budget[0] < 0 or len(path) > DEPTH:
         return
-    inside: list[Path] = []
+    inside: list[tuple[Path, Any]] = []
     for key, value in children(node) or ():
-        name = str(key)
+        name = name_of(key)
         part = survey.parts.get(name)
         if part is None or _is_optimizer(name, value) or _is_state(name) or (strong and not part.strong):
             continue
         inside += _candidates(value, (*path, name), memo, strong, budget)
     own = survey.weights if strong else survey.direct
     if type(node) is Opaque and node.state is not None and survey.tensors:
-        yield path  # a pickled module is one model, whatever its layers hold
+        yield path, node  # a pickled module is one model, whatever its layers hold
     elif not own:
         yield from inside
     elif not inside:
-        yield path
-    elif survey.dotted or not any(_at(node, p[len(path) :], memo_dotted=memo) for p in inside):
-        yield path
+        yield path, node
+    elif survey.dotted or not any(_has_dots(part, memo) for _, part in inside):
+        yield path, node
         yield from inside
     else:
         yield from inside
 
 
-def _at(node: Any, path: Path, memo_dotted: dict[int, _Survey] | None = None) -> Any:
-    """The node at `path`; with surveys, whether that node has dotted keys."""
+def _has_dots(node: Any, memo: dict[int, _Survey]) -> bool:
+    found = memo.get(id(node))
+    return found is not None and (found.dotted or type(node) is Opaque)
+
+
+def _at(node: Any, path: Path) -> Any:
+    """The node at `path`; where two keys have one name, as 1 and "1", the one that has parts."""
     for name in path:
-        node = next(v for k, v in children(node) or () if str(k) == name)
-    if memo_dotted is not None:
-        found = memo_dotted.get(id(node))
-        return found is not None and (found.dotted or type(node) is Opaque)
+        named = [v for k, v in children(node) or () if name_of(k) == name]
+        node = next((v for v in named if children(v) is not None), named[0] if named else None)
     return node
 
 
@@ -233,12 +252,19 @@ def _common(paths: list[Path]) -> Path:
     return first[:length]
 
 
-def _copies(tree: Any, paths: list[Path]) -> bool:
+def _copies(nodes: list[Any]) -> bool:
+    """Whether two of the state_dicts have the same keys."""
     seen: set[frozenset[str]] = set()
-    for path in paths[:1000]:
-        keys = frozenset(str(k) for k, v in children(_at(tree, path)) or () if is_tensor(v))
+    dotted: dict[int, bool] = {}
+    for node in nodes[:1000]:
+        if id(node) in dotted:
+            if dotted[id(node)]:
+                return True
+            continue
+        keys = frozenset(name_of(k) for k, v in children(node) or () if is_tensor(v))
         # layers of one kind all hold weight and bias: only whole models have dotted keys
-        if any("." in key for key in keys):
+        dotted[id(node)] = any("." in key for key in keys)
+        if dotted[id(node)]:
             if keys in seen:
                 return True
             seen.add(keys)
@@ -284,7 +310,7 @@ def _descend(tree: Any, subtree: str, source: str) -> tuple[Path, Any]:
     cut = _cut(inner, subtree + ".")
     if cut:
         return (), cut
-    names = [str(k) for k, v in children(tree) or () if children(v) is not None][:_SHOWN]
+    names = [name_of(k) for k, v in children(tree) or () if children(v) is not None][:_SHOWN]
     help = "there are: " + ", ".join(names) if names else "there are no subtrees; leave `subtree` out"
     raise _error("missing-subtree", f"{source!r} has no subtree {subtree!r}", source, help)
 
@@ -294,7 +320,7 @@ def _resolve(node: Any, subtree: str, cut_keys: bool, depth: int) -> Path | None
     if depth <= 0:
         return None
     for key, value in children(node) or ():
-        name = str(key)
+        name = name_of(key)
         if name == subtree or (cut_keys and name.startswith(subtree + ".")):
             return (subtree,)
         if subtree.startswith(name + "."):
@@ -315,24 +341,29 @@ def _cut(node: Any, start: str) -> Ordered:
     return cut
 
 
-def _rest(tree: Any, chosen: Path) -> dict[str, Any]:
+def _rest(tree: Any, chosen: Path, source: str) -> dict[str, Any]:
     """Dotted path -> value of everything beside the way to the chosen node."""
     rest: dict[str, Any] = {}
-    node = tree
+    node, budget = tree, _FREE
     for i, name in enumerate(chosen):
-        following = None
+        following = _at(node, (name,))
+        before = "".join(f"{part}." for part in chosen[:i])
         for key, value in children(node) or ():
-            if str(key) == name:
-                following = value
-            else:
-                rest[".".join((*chosen[:i], str(key)))] = value
+            if value is not following or name_of(key) != name:
+                path = before + name_of(key)
+                rest[path] = value
+                budget += _GRANT - _A_PATH - len(before)
+                if budget < 0:
+                    raise _endless(path, source)
         node = following
     return rest
 
 
 def _refuse_code(extras: Mapping[str, Any], source: str) -> None:
-    problems = []
+    problems: list[Diagnostic] = []
     for key, value in extras.items():
+        if len(problems) == _TOLD:
+            break
         function = _powerful(value, 6)
         if function is not None:
             problems.append(
@@ -366,8 +397,8 @@ def _no_tensors(tree: Any, source: str) -> NoReturn:
         what = f"it is a {tree!r}" if type(tree) is Opaque else f"it is a {type(tree).__name__}"
     else:
         shown = list(held)[:_SHOWN]
-        what = "it holds " + (", ".join(repr(v) if _is_noted(v) else str(k) for k, v in shown) or "nothing")
-    _refuse_code({str(k): v for k, v in children(tree) or ()}, source)
+        what = "it holds " + (", ".join(repr(v) if _is_noted(v) else name_of(k) for k, v in shown) or "nothing")
+    _refuse_code({name_of(k): v for k, v in children(tree) or ()}, source)
     help = "name another file; tensors and numpy arrays in dictionaries and lists are read"
     raise _error("no-tensors", f"{source!r} holds no tensors: {what}", source, help)
 

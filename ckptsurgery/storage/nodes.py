@@ -2,51 +2,112 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..errors import CheckpointError
-from .inert import Array, Blob, FileBytes, Joined, Opaque, Ordered, Tensor
+from .inert import Array, Blob, Fields, FileBytes, Joined, Opaque, Ordered, Tensor
 
-__all__ = ["DEPTH", "children", "is_tensor", "settle"]
+__all__ = ["DEPTH", "children", "is_tensor", "name_of", "settle"]
 
 DEPTH = 64  # mappings within mappings; real checkpoints have a dozen
 _LONGEST = 1 << 26  # bytes; a longer byte string among the extras is not read
 
 
-def settle(extras: Mapping[str, Any], place: Callable[[Any], Any]) -> dict[str, Any]:
-    """`extras` with every tensor replaced by what `place` makes of it, or by an opaque note where that fails."""
-    known: dict[int, Any] = {}
+def name_of(key: Any) -> str:
+    """The text by which a mapping's key goes; what is no text, and may be as large as the file, is shortened.
 
-    def settled(value: Any, depth: int) -> Any:
+    >>> name_of("w"), name_of(3), name_of(("a", 1))
+    ('w', '3', "('a', 1)")
+    """
+    return key if type(key) is str else _spelt(key, 2)
+
+
+def _spelt(key: Any, depth: int) -> str:
+    kind = type(key)
+    if kind is str:
+        return repr(key[:_SHOWN])
+    if kind is int:
+        return str(key) if -_LARGE_INT < key < _LARGE_INT else f"an integer of {key.bit_length()} bits"
+    if kind in (tuple, frozenset) and depth:
+        shown = [_spelt(part, depth - 1) for part in list(key)[:_PARTS]]
+        shown += ["…"] * (len(key) > _PARTS)
+        return f"({', '.join(shown)}{',' * (len(key) == 1)})" if kind is tuple else f"{{{', '.join(sorted(shown))}}}"
+    return repr(key)[:_SHOWN] if kind not in (tuple, frozenset) else f"a {kind.__name__} of {len(key)}"
+
+
+_LARGE_INT = 1 << 256
+_PARTS, _SHOWN = 8, 200  # parts of a key, characters of a part
+
+
+def settle(extras: dict[str, Any], place: Callable[[Any], Any]) -> dict[str, Any]:
+    """`extras` with every tensor replaced by what `place` makes of it, or by an opaque note where that fails.
+
+    Dictionaries and lists are changed in place: a second tree of them would be as large again.
+    """
+    settler = _Settler(place)
+    return {path: settler.settled(value, 0) for path, value in extras.items()}
+
+
+class _Settler:
+    """Goes through a tree once; shared parts stay shared, since a graph of lists may have exponentially many paths."""
+
+    def __init__(self, place: Callable[[Any], Any]) -> None:
+        self.place = place
+        # What each was beside what became of it: as long as it is kept, no other object has its id.
+        self.known: dict[int, tuple[Any, Any]] = {}
+
+    def settled(self, value: Any, depth: int) -> Any:
+        if value is None or type(value) in _PLAIN:
+            return value
+        if type(value) is Opaque:
+            if not value.pairs:
+                return value
+            value = value.pairs  # an object of a class derived from dict
+        known = self.known.get(id(value))
+        if known is not None:
+            return known[1]
+        if isinstance(value, (dict, list, tuple)):
+            name = type(value).__name__
+            if depth >= DEPTH:
+                return Opaque("builtins", name, (), "nested too deep")
+            if len(value) <= _FEW and all(part is None or type(part) in _PLAIN for part in _inside(value)):
+                return value
+            self.known[id(value)] = value, Opaque("builtins", name, (), "it contains itself")
+            made = self._parts(value, depth + 1)
+        else:
+            made = self._leaf(value)
+        self.known[id(value)] = value, made
+        return made
+
+    def _leaf(self, value: Any) -> Any:
         if is_tensor(value):
             try:
-                return place(value)
+                return self.place(value)
             except CheckpointError as error:
                 return Opaque("torch", "Tensor", (), error.diagnostics[0].headline)
-        if type(value) is Opaque and value.pairs:
-            value = value.pairs  # an object of a class derived from dict
-        if not isinstance(value, (dict, list, tuple)):
-            return _plain(value)
-        # shared parts stay shared: a graph of lists may have exponentially many paths
-        if id(value) not in known:
-            known[id(value)] = Opaque("builtins", type(value).__name__, (), "it contains itself")
-            if depth >= DEPTH:
-                return Opaque("builtins", type(value).__name__, (), "nested too deep")
-            known[id(value)] = parts(value, depth + 1)
-        return known[id(value)]
+        return _plain(value)
 
-    def parts(value: Any, depth: int) -> Any:
-        if isinstance(value, dict):
-            made: dict[Any, Any] = Ordered() if isinstance(value, Ordered) else {}
-            made.update((k, settled(v, depth)) for k, v in value.items())
-            if isinstance(made, Ordered) and isinstance(value, Ordered):
-                made.attributes = settled(value.attributes, depth)
-            return made
-        items = [settled(v, depth) for v in value]
-        return items if isinstance(value, list) else tuple(items)
+    def _parts(self, value: Any, depth: int) -> Any:
+        if isinstance(value, tuple):
+            items = [self.settled(part, depth) for part in value]
+            return value if all(a is b for a, b in zip(items, value)) else tuple(items)
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            made = self.settled(part, depth)
+            if made is not part:
+                value[key] = made
+        if type(value) is Ordered and value.attributes:
+            attributes = self.settled(value.attributes, depth)
+            value.attributes = attributes if isinstance(attributes, dict) else {}
+        return dict(value) if type(value) is Fields else value
 
-    return {path: settled(value, 0) for path, value in extras.items()}
+
+_FEW = 8  # parts of a list that is looked at again, rather than noted
+_PLAIN = frozenset({str, int, float, bool, bytes, complex})
+
+
+def _inside(value: Any) -> Any:
+    return value.values() if isinstance(value, dict) else value
 
 
 def _plain(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +11,9 @@ from ..errors import CheckpointError, Diagnostic
 from .checkpoint import Checkpoint
 from .collection import without_collection
 from .contents import Contents
-from .files import os_error
+from .files import os_error, read_regular
 from .folders import read_folder
+from .json_text import parse_json
 from .sniffing import read_file
 from .subtree import enter
 
@@ -58,9 +58,13 @@ def _open_path(path: str | bytes, subtree: str | None, by_file: bool) -> Checkpo
 
         return Checkpoint(_read_path(fetch(path, by_file), subtree, by_file), path)
     try:
-        return Checkpoint(_read_path(str(Path(path).expanduser()), subtree, by_file), path)
-    except (OSError, RuntimeError) as error:
-        raise os_error(error if isinstance(error, OSError) else OSError(str(error)), path) from error
+        expanded = str(Path(path).expanduser())
+    except RuntimeError as error:  # a home that is not known
+        raise os_error(OSError(str(error)), path) from error
+    try:
+        return Checkpoint(_read_path(expanded, subtree, by_file), path)
+    except OSError as error:
+        raise os_error(error, path) from error
 
 
 def _read_path(path: str, subtree: str | None, by_file: bool) -> Contents:
@@ -104,7 +108,7 @@ def _open_object(source: Any, subtree: str | None) -> Checkpoint:
 def _config_in(folder: Path) -> Mapping[str, Any] | None:
     """The configuration beside a checkpoint; a file that is no JSON object is not the model's configuration."""
     try:
-        config = json.loads((folder / "config.json").read_bytes())
+        config = parse_json(read_regular(folder / "config.json"))
     except (OSError, ValueError, RecursionError):
         return None
     return config if isinstance(config, dict) else None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import CheckpointError
 from ..specs import DTYPES, dtype_name
 from .inert import Array, Blob, Fields, FileBytes, NumpyType, Opaque, Ordered, Storage, Tensor
+from .shapes import MOST_DIMENSIONS
 
 if TYPE_CHECKING:
     from .pickle_machine import Unpickler
@@ -74,6 +75,8 @@ def _view(
     if dtype is None:
         return Opaque("torch._utils", name, (), "its dtype is unknown here")
     lists = type(shape) in (tuple, list) and type(strides) in (tuple, list) and len(shape) == len(strides)
+    if lists and len(shape) > MOST_DIMENSIONS:
+        return Opaque("torch._utils", name, (), f"it has {len(shape):,} dimensions; {MOST_DIMENSIONS} is the limit")
     numbers = (offset, *shape, *strides) if lists else ()
     if not numbers or set(map(type, numbers)) != {int} or min(numbers) < 0:
         return Opaque("torch._utils", name, (), "its shape, strides or offset make no sense")
@@ -174,7 +177,7 @@ for _path, _note in {
 def _nested_storage(vm: Unpickler, args: tuple[Any, ...]) -> Any:
     # how a storage is pickled without torch.save: a legacy torch file in a byte string
     if vm.nested is not None and isinstance(args[0], (FileBytes, Blob)):
-        vm.spend(args[0].nbytes if isinstance(args[0], Blob) else len(args[0]))  # it is parsed anew each time
+        vm.spend(8 * (args[0].nbytes if isinstance(args[0], Blob) else len(args[0])))  # it is parsed anew each time
         return vm.nested(args[0])
     return Opaque("torch.storage", "_load_from_bytes", (), "bytes spelt as text, by protocol 2: use torch.save")
 
@@ -197,7 +200,7 @@ def _fill(vm: Unpickler, made: dict[Any, Any], args: tuple[Any, ...]) -> dict[An
     pairs = list(source.items()) if isinstance(source, dict) else source
     if pairs is None:
         return made
-    vm.spend(len(pairs))
+    vm.spend(104 * len(pairs))
     for key, value in pairs:
         made[vm.key(key)] = value
     return made
@@ -210,7 +213,7 @@ def _namespace(vm: Unpickler, args: tuple[Any, ...]) -> Any:
 
 @_meaning("builtins.set", "builtins.frozenset")
 def _set(vm: Unpickler, args: tuple[Any, ...]) -> Any:
-    items = _items(vm, args)
+    items = _items(vm, args, 104)
     return {vm.key(item) for item in items} if items is not None else None
 
 
@@ -226,12 +229,12 @@ def _tuple(vm: Unpickler, args: tuple[Any, ...]) -> Any:
     return tuple(items) if items is not None else None
 
 
-def _items(vm: Unpickler, args: tuple[Any, ...]) -> Any:
+def _items(vm: Unpickler, args: tuple[Any, ...], size: int = 8) -> Any:
     if not args:
         return ()
     if len(args) != 1 or type(args[0]) not in (list, tuple, set):
         return None
-    vm.spend(len(args[0]))
+    vm.spend(size * len(args[0]))
     return args[0]
 
 
@@ -282,7 +285,7 @@ def _bounds(vm: Unpickler, args: tuple[Any, ...]) -> Any:
 def _path_of(vm: Unpickler, args: tuple[Any, ...]) -> Any:
     if not all(type(part) is str for part in args):
         return None
-    vm.spend(sum(map(len, args)))
+    vm.spend(4 * sum(map(len, args)))
     head = args[0].rstrip("/") if args else ""
     return "/".join((head, *args[1:])) or "/"
 
@@ -324,7 +327,10 @@ def set_type_state(target: NumpyType, state: Any) -> None:
 def set_array_state(vm: Unpickler, target: Array, state: Any) -> None:
     """A numpy array's `__setstate__`: `(version, shape, dtype, fortran, data)`."""
     shape, kind, fortran, data = state[-4:]
+    if len(shape) > MOST_DIMENSIONS:
+        raise ValueError("too many dimensions")
     if type(data) is str:
+        vm.spend(len(data))
         data = data.encode("latin-1")  # a Python 2 string that happens to be ASCII
     if type(kind) is NumpyType and isinstance(data, (bytes, Blob)):
         target.type, target.shape, target.fortran, target.data = kind, tuple(shape), bool(fortran), data
@@ -344,6 +350,7 @@ def _from_buffer(vm: Unpickler, args: tuple[Any, ...]) -> Any:
 def _scalar(vm: Unpickler, args: tuple[Any, ...]) -> Any:
     kind, data = args
     if type(data) is str:
+        vm.spend(len(data))
         data = data.encode("latin-1")
     layout = _SCALARS.get(kind.code) if type(kind) is NumpyType else None
     if layout is None or not isinstance(data, bytes):

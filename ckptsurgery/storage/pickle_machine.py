@@ -4,7 +4,8 @@ Python's own unpickler calls what a file names, and in C it also allocates what 
 ask for a memo of 2**32 slots). This one is a small machine of its own. A global becomes an `Opaque` record of its
 name, a call of it is looked up in `pickle_calls.CALLS` (tensors, storages, ordered dicts, numpy arrays, a few plain
 values), and any other call is recorded on the `Opaque` and has no effect. Long byte strings are left where they lie
-and become `Blob`s. Time and memory are linear in the size of the pickle.
+and become `Blob`s. Time and memory are linear in the size of the file: what is made is paid for, from a credit of some
+bytes for each byte of the file.
 """
 
 from __future__ import annotations
@@ -13,13 +14,20 @@ import struct
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, Diagnostic
 from .inert import Array, Blob, Fields, FileBytes, NumpyType, Opaque, Ordered, Tensor
 from .pickle_calls import CALLS, set_array_state, set_type_state
 from .pickle_opcodes import OPCODES, Stop, damaged
 
-__all__ = ["Unpickler", "damaged"]
+__all__ = ["FREE", "TIMES", "Unpickler", "damaged"]
 
+FREE = 32 << 20
+"""Bytes of objects that any pickle may make."""
+
+TIMES = 8
+"""Bytes of objects that a pickle may make beyond that for each byte of its file; honest ones need up to seven."""
+
+_TURN = range(4096)  # opcodes between two looks at the credit
 _LARGE = 4096  # bytes; a longer byte string stays in the file
 _LINE = 4096  # the longest text argument of an opcode that is read (module names, numbers)
 _FAILURES = (
@@ -53,6 +61,7 @@ class Unpickler:
         persistent: what a persistent id stands for; without it a pickle that has some is refused.
         base: added to the positions in `Blob`s, when `file` is a part of a larger one.
         nested: what a torch file in a byte string of the pickle holds; without it such strings stay opaque.
+        size: bytes of the file that the pickle is a part of, which its memory is measured against; `end` by default.
 
     Raises:
         CheckpointError: truncated, damaged or hostile input; never another exception.
@@ -66,6 +75,7 @@ class Unpickler:
         persistent: Callable[[Any], Any] | None = None,
         base: int = 0,
         nested: Callable[[FileBytes | Blob], Any] | None = None,
+        size: int | None = None,
     ) -> None:
         self.file = file
         self.read: Callable[[int], bytes] = file.read
@@ -76,15 +86,18 @@ class Unpickler:
         self.nested = nested
         self.stack: list[Any] = []
         self.outer: list[list[Any]] = []
-        self.memo: dict[int, Any] = {}
-        self._credit = (1 << 22) + 4 * max(0, end)
+        self.memo: list[Any] = []
+        self.far: dict[int, Any] = {}
+        self.credit = FREE + TIMES * max(0, end if size is None else size)
 
     def load(self) -> Any:
         """The pickle's value, of plain Python values and the records in `inert`."""
         read, opcodes = self.read, OPCODES
         try:
             while True:
-                opcodes[read(1)](self)
+                for _ in _TURN:
+                    opcodes[read(1)](self)
+                self.spend(0)
         except Stop:
             pass
         except CheckpointError:
@@ -100,13 +113,17 @@ class Unpickler:
         return self.stack[0]
 
     def spend(self, count: int) -> None:
-        """Pays for memory, in words: for copied elements and for objects that one byte of the file makes.
-
-        A pickle that copies one list over and over, or is nothing but empty sets, runs out.
-        """
-        self._credit -= count
-        if self._credit < 0:
-            raise damaged(self.source, "it blows up out of proportion")
+        """Pays for memory, in bytes; a pickle that copies one list over and over, or is all empty sets, runs out."""
+        self.credit -= count
+        if self.credit < 8 * len(self.stack):
+            raise CheckpointError(
+                Diagnostic(
+                    "damaged-pickle",
+                    f"the pickle in {self.source!r} cannot be read: it blows up out of proportion",
+                    place=self.source,
+                    help="if it is sound, it is made of very many small objects: save the tensors alone, by torch.save",
+                )
+            )
 
     def take(self, count: int) -> bytes:
         """Exactly the next `count` bytes."""
@@ -124,10 +141,12 @@ class Unpickler:
         if count <= _LARGE:
             data = FileBytes(self.take(count))
             data.at = at + self.base
+            self.credit -= 280 + count  # an object with a dictionary
             return data
         if count > self.end - at:
             raise EOFError
         self.file.seek(count, 1)
+        self.credit -= 160
         return Blob(at + self.base, count, self.source)
 
     def line(self) -> bytes:
@@ -140,7 +159,8 @@ class Unpickler:
     def mark(self) -> list[Any]:
         """What was pushed since the last mark, which is taken away."""
         items = self.stack
-        self.stack = self.outer.pop()
+        self.stack = stack = self.outer.pop()
+        self.credit += 72 + 8 * len(stack)
         return items
 
     def key(self, key: Any) -> Any:
@@ -150,9 +170,10 @@ class Unpickler:
             return key
         if kind is bytes or kind is FileBytes:
             # Python 2 strings that are not ASCII
+            self.spend(64 + 4 * len(key))
             return key.decode("utf-8", "replace")
         if kind is tuple:
-            self.spend(len(key))
+            self.spend(8 * len(key))
             for item in key:
                 if type(item) is tuple and not all(type(i) in _SIMPLE for i in item):
                     raise ValueError("a key nested too deep")
@@ -165,17 +186,20 @@ class Unpickler:
     def call(self, function: Any, args: Any) -> Any:
         """What calling `function` means: a value of the allow-list, else a record that has no effect."""
         if type(function) is not Opaque:
+            self.credit -= 320
             return Opaque("", type(function).__name__, args)
         if function.args is None and type(args) is tuple:
             meaning = CALLS.get(function.path)
             if meaning is not None:
+                self.credit -= 160
                 try:
                     value = meaning(self, args)
                 except _MISFITS:
                     value = None
                 if value is not None:
                     return value
-        return Opaque(function.module, function.name, args)
+        self.credit -= 128
+        return Opaque(function.module, function.name, args, path=function.path)
 
     def build(self, target: Any, state: Any) -> None:
         """Gives `target` its state, as `__setstate__` would."""
@@ -183,9 +207,10 @@ class Unpickler:
         if kind is Opaque:
             target.state = state
         elif kind is Ordered and type(state) is dict:
+            self.spend(104 * len(state))
             target.attributes.update(state)
         elif kind is Fields and isinstance(state, dict):
-            self.spend(len(state))
+            self.spend(104 * len(state))
             target.update(state)
         elif kind is Array:
             set_array_state(self, target, state)
@@ -196,9 +221,11 @@ class Unpickler:
 
     def extend(self, target: Any, items: list[Any]) -> None:
         """Appends to a list, or notes on an inert object that it was appended to."""
+        self.credit -= 8 * len(items)
         if type(target) is list:
             target.extend(items)
         elif type(target) is set:
+            self.spend(104 * len(items))
             target.update(self.key(item) for item in items)
         elif type(target) is Opaque:
             if target.items is None:
@@ -217,6 +244,7 @@ class Unpickler:
             raise ValueError("items for no mapping")
         if len(items) % 2:
             raise ValueError("a key without a value")
+        self.credit -= 52 * len(items)
         for i in range(0, len(items), 2):
             key = items[i]
             target[key if type(key) is str else self.key(key)] = items[i + 1]

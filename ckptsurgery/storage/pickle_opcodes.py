@@ -1,9 +1,15 @@
-"""The opcodes of pickle protocols 0 to 5, each a small function on the machine's stack and memo."""
+"""The opcodes of pickle protocols 0 to 5, each a small function on the machine's stack and memo.
+
+What an opcode makes is paid for in bytes, by what it takes in CPython (`sys.getsizeof`, and 16 for the collector): one
+byte of a file can make an object of two hundred. Small things are taken from the credit in passing, and the machine
+looks at it every now and then; what has a length of its own goes through `spend`, which looks at once.
+"""
 
 from __future__ import annotations
 
 import codecs
 import struct
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +50,11 @@ _u1, _u2, _u4, _u8 = _unpack("<B"), _unpack("<H"), _unpack("<I"), _unpack("<Q")
 _i4, _f8 = _unpack("<i"), _unpack(">d")
 
 
+# Bytes of an object, a slot of a list and a key with its value in a dictionary.
+_INT, _FLOAT, _TEXT, _BYTES, _TUPLE, _LIST, _DICT, _SET, _GLOBAL = 32, 24, 64, 280, 56, 72, 80, 232, 320
+_SLOT, _ITEM, _FAR = 8, 104, 160
+
+
 def _push(value: Callable[[Unpickler], Any]) -> Callable[[Unpickler], None]:
     def handler(vm: Unpickler) -> None:
         made = value(vm)  # first, since it may change what the stack is
@@ -62,7 +73,7 @@ def _stop(vm: Unpickler) -> None:
 
 
 def _mark(vm: Unpickler) -> None:
-    vm.spend(8)
+    vm.credit -= _LIST + _SLOT * len(vm.stack)  # until the mark is taken away
     vm.outer.append(vm.stack)
     vm.stack = []
 
@@ -84,18 +95,41 @@ def _frame(vm: Unpickler) -> None:
 
 def _int(vm: Unpickler) -> Any:
     text = vm.line()
+    vm.credit -= _INT + len(text)
     return {b"00": False, b"01": True}[text] if text in (b"00", b"01") else int(text)
 
 
+def _old_long(vm: Unpickler) -> int:
+    text = vm.line()
+    vm.credit -= _INT + len(text)
+    return int(text.removesuffix(b"L"))
+
+
 def _long(size: Callable[[Unpickler], int]) -> Callable[[Unpickler], int]:
-    return lambda vm: int.from_bytes(vm.take(size(vm)), "little", signed=True)
+    def value(vm: Unpickler) -> int:
+        count = size(vm)
+        vm.spend(_INT + 2 * count)
+        return int.from_bytes(vm.take(count), "little", signed=True)
+
+    return value
+
+
+def _number(read: Callable[[Unpickler], Any], size: int) -> Callable[[Unpickler], None]:
+    def handler(vm: Unpickler) -> None:
+        vm.credit -= size
+        vm.stack.append(read(vm))
+
+    return handler
 
 
 def _string(vm: Unpickler) -> Any:
     text = vm.line().strip()
     if len(text) < 2 or text[:1] != text[-1:] or text[:1] not in b"\"'":
         raise ValueError("not a string")
-    return _old_string(codecs.escape_decode(text[1:-1])[0])
+    vm.credit -= _BYTES + len(text)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of backslashes that escape nothing
+        return _old_string(codecs.escape_decode(text[1:-1])[0])
 
 
 def _old_string(data: bytes | Blob) -> Any:
@@ -113,37 +147,79 @@ def _signed(vm: Unpickler) -> int:
 def _unicode(vm: Unpickler) -> None:
     # the most frequent opcode of a state_dict: written out
     size = int.from_bytes(vm.read(4), "little")
-    vm.stack.append(vm.take(size).decode("utf-8", "surrogatepass"))
+    text = vm.take(size).decode("utf-8", "surrogatepass")
+    vm.credit -= _TEXT + size if size <= _SHORT else text.__sizeof__()
+    vm.stack.append(text)
+
+
+def _text(size: Callable[[Unpickler], int]) -> Callable[[Unpickler], str]:
+    def value(vm: Unpickler) -> str:
+        count = size(vm)
+        text = vm.take(count).decode("utf-8", "surrogatepass")
+        vm.credit -= _TEXT + count if count <= _SHORT else text.__sizeof__()
+        return text
+
+    return value
+
+
+_SHORT = 32  # bytes; a longer text may take four times its bytes, for one character that is far out
+
+
+def _old_text(vm: Unpickler) -> str:
+    text = vm.line().decode("raw-unicode-escape")
+    vm.credit -= _TEXT + text.__sizeof__()
+    return text
 
 
 def _memoize(vm: Unpickler) -> None:
-    vm.spend(8)
-    vm.memo[len(vm.memo)] = vm.stack[-1]
+    if vm.far:
+        _keep(vm, len(vm.memo) + len(vm.far))
+    else:
+        vm.memo.append(vm.stack[-1])
+        vm.credit -= _SLOT
+
+
+def _keep(vm: Unpickler, index: int) -> None:
+    """Notes the top of the stack under a number; numbers come one after another, save in files made by hand."""
+    memo = vm.memo
+    if index == len(memo):
+        memo.append(vm.stack[-1])
+        vm.credit -= _SLOT
+        vm.far.pop(index, None)
+    elif 0 <= index < len(memo):
+        memo[index] = vm.stack[-1]
+    else:
+        vm.far[index] = vm.stack[-1]
+        vm.credit -= _FAR
+
+
+def _kept(vm: Unpickler, index: int) -> Any:
+    return vm.memo[index] if 0 <= index < len(vm.memo) else vm.far[index]
 
 
 def _binput(vm: Unpickler) -> None:
-    vm.memo[vm.read(1)[0]] = vm.stack[-1]
+    _keep(vm, vm.read(1)[0])
 
 
 def _long_binput(vm: Unpickler) -> None:
-    vm.memo[int.from_bytes(vm.read(4), "little")] = vm.stack[-1]
+    _keep(vm, int.from_bytes(vm.read(4), "little"))
 
 
 def _put(vm: Unpickler) -> None:
-    vm.memo[int(vm.line())] = vm.stack[-1]
+    _keep(vm, int(vm.line()))
 
 
 def _binget(vm: Unpickler) -> None:
-    vm.stack.append(vm.memo[vm.read(1)[0]])
+    vm.stack.append(_kept(vm, vm.read(1)[0]))
 
 
 def _long_binget(vm: Unpickler) -> None:
-    vm.stack.append(vm.memo[int.from_bytes(vm.read(4), "little")])
+    vm.stack.append(_kept(vm, int.from_bytes(vm.read(4), "little")))
 
 
 def _tuple(vm: Unpickler) -> None:
-    items = tuple(vm.stack)
-    vm.stack = vm.outer.pop()
+    vm.spend(_TUPLE + _SLOT * len(vm.stack))
+    items = tuple(vm.mark())
     vm.stack.append(items)
 
 
@@ -152,15 +228,15 @@ def _tuple_of(count: int) -> Callable[[Unpickler], None]:
         stack = vm.stack
         if len(stack) < count:
             raise IndexError
-        vm.spend(8)
+        vm.credit -= _TUPLE + _SLOT * count
         stack[-count:] = (tuple(stack[-count:]),)
 
     return handler
 
 
-def _new(make: type, words: int) -> Callable[[Unpickler], None]:
+def _new(make: type, size: int) -> Callable[[Unpickler], None]:
     def handler(vm: Unpickler) -> None:
-        vm.spend(words)
+        vm.credit -= size
         vm.stack.append(make())
 
     return handler
@@ -168,7 +244,14 @@ def _new(make: type, words: int) -> Callable[[Unpickler], None]:
 
 def _dict(vm: Unpickler) -> dict[Any, Any]:
     made: dict[Any, Any] = {}
+    vm.credit -= _DICT
     vm.update(made, vm.mark())
+    return made
+
+
+def _list(vm: Unpickler) -> list[Any]:
+    made = vm.mark()
+    vm.spend(_LIST + _SLOT * len(made))
     return made
 
 
@@ -193,25 +276,32 @@ def _appends(vm: Unpickler) -> None:
 
 
 def _frozenset(vm: Unpickler) -> frozenset[Any]:
-    vm.spend(28)
-    return frozenset([vm.key(item) for item in vm.mark()])
+    items = vm.mark()
+    vm.spend(_SET + _ITEM * len(items))
+    return frozenset([vm.key(item) for item in items])
 
 
 def _global(vm: Unpickler) -> Opaque:
-    vm.spend(24)
-    return Opaque(vm.line().decode(), vm.line().decode())
+    module, name = vm.line().decode(), vm.line().decode()
+    vm.spend(_GLOBAL + 8 * (len(module) + len(name)))
+    return Opaque(module, name)
 
 
 def _stack_global(vm: Unpickler) -> None:
     name, module = vm.stack.pop(), vm.stack.pop()
     if type(name) is not str or type(module) is not str:
         raise ValueError("not a name")
+    vm.spend(_GLOBAL + 4 * (len(module) + len(name)))
     vm.stack.append(Opaque(module, name))
 
 
 def _extension(size: Callable[[Unpickler], int]) -> Callable[[Unpickler], Opaque]:
     # the registry behind these numbers lives in the process that wrote the file
-    return lambda vm: Opaque("copyreg", f"extension_{size(vm)}")
+    def value(vm: Unpickler) -> Opaque:
+        vm.credit -= _GLOBAL
+        return Opaque("copyreg", f"extension_{size(vm)}")
+
+    return value
 
 
 def _reduce(vm: Unpickler) -> None:
@@ -223,6 +313,7 @@ def _newobj_ex(vm: Unpickler) -> None:
     named, args = vm.stack.pop(), vm.stack.pop()
     if named:
         made = vm.stack[-1]
+        vm.credit -= _GLOBAL
         vm.stack[-1] = Opaque(getattr(made, "module", ""), getattr(made, "name", ""), (args, named))
     else:
         vm.stack[-1] = vm.call(vm.stack[-1], args)
@@ -269,14 +360,14 @@ OPCODES: dict[bytes, Callable[[Unpickler], None]] = {
     b"\x88": lambda vm: vm.stack.append(True),
     b"\x89": lambda vm: vm.stack.append(False),
     b"I": _push(_int),
-    b"L": _push(lambda vm: int(vm.line().removesuffix(b"L"))),
-    b"J": _push(_i4),
+    b"L": _push(_old_long),
+    b"J": _number(_i4, _INT),
     b"K": lambda vm: vm.stack.append(vm.read(1)[0]),
-    b"M": _push(_u2),
+    b"M": _number(_u2, _INT),
     b"\x8a": _push(_long(_u1)),
     b"\x8b": _push(_long(_signed)),
-    b"F": _push(lambda vm: float(vm.line())),
-    b"G": _push(_f8),
+    b"F": _number(lambda vm: float(vm.line()), _FLOAT),
+    b"G": _number(_f8, _FLOAT),
     b"S": _push(_string),
     b"T": _push(lambda vm: _old_string(vm.blob(_signed(vm)))),
     b"U": _push(lambda vm: _old_string(vm.blob(_u1(vm)))),
@@ -284,20 +375,20 @@ OPCODES: dict[bytes, Callable[[Unpickler], None]] = {
     b"C": _push(lambda vm: vm.blob(_u1(vm))),
     b"\x8e": _push(lambda vm: vm.blob(_u8(vm))),
     b"\x96": _push(lambda vm: vm.blob(_u8(vm))),
-    b"V": _push(lambda vm: vm.line().decode("raw-unicode-escape")),
+    b"V": _push(_old_text),
     b"X": _unicode,
-    b"\x8c": _push(lambda vm: vm.take(_u1(vm)).decode("utf-8", "surrogatepass")),
-    b"\x8d": _push(lambda vm: vm.take(_u8(vm)).decode("utf-8", "surrogatepass")),
+    b"\x8c": _push(_text(_u1)),
+    b"\x8d": _push(_text(_u8)),
     b")": lambda vm: vm.stack.append(()),
     b"t": _tuple,
     b"\x85": _tuple_of(1),
     b"\x86": _tuple_of(2),
     b"\x87": _tuple_of(3),
-    b"]": _new(list, 8),
-    b"l": _push(lambda vm: vm.mark()),
-    b"}": _new(dict, 8),
+    b"]": _new(list, _LIST),
+    b"l": _push(_list),
+    b"}": _new(dict, _DICT),
     b"d": _push(_dict),
-    b"\x8f": _new(set, 28),
+    b"\x8f": _new(set, _SET),
     b"\x91": _push(_frozenset),
     b"a": _append,
     b"e": _appends,
@@ -308,7 +399,7 @@ OPCODES: dict[bytes, Callable[[Unpickler], None]] = {
     b"q": _binput,
     b"r": _long_binput,
     b"\x94": _memoize,
-    b"g": _push(lambda vm: vm.memo[int(vm.line())]),
+    b"g": _push(lambda vm: _kept(vm, int(vm.line()))),
     b"h": _binget,
     b"j": _long_binget,
     b"c": _push(_global),

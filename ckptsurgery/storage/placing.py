@@ -15,6 +15,8 @@ from ..errors import CheckpointError, Diagnostic
 from ..specs import DTYPES, TensorSpec
 from .contents import Entry
 from .inert import Array, Blob, FileBytes, Joined, Storage, Tensor
+from .nodes import name_of
+from .shapes import shape_problem
 
 __all__ = ["LateTensor", "Region", "contiguous_strides", "place_all", "place_array", "place_tensor"]
 
@@ -56,7 +58,10 @@ class LateTensor:
                 continue
             read = Blob(piece[1], piece[2], piece[0]).read()
             if not isinstance(read, bytes) or len(read) != piece[2]:
-                raise CheckpointError(Diagnostic("truncated-file", f"{piece[0]!r} ends early, or is gone", piece[0]))
+                again = "copy or download it again"
+                raise CheckpointError(
+                    Diagnostic("truncated-file", f"{piece[0]!r} ends early, or is gone", piece[0], help=again)
+                )
             data += read
         dtype = getattr(torch, DTYPES[self.spec.dtype].torch or "")
         shape = self.spec.shape[::-1] if self.fortran else self.spec.shape
@@ -81,15 +86,16 @@ def contiguous_strides(shape: Iterable[int]) -> tuple[int, ...]:
 
 def place_tensor(tensor: Tensor, region: Region) -> Entry:
     """The entry of a view of a storage; a `ValueError` says why there is none."""
-    spec = TensorSpec(tensor.shape, tensor.dtype)
+    spec = _spec(tensor.shape, tensor.dtype)
     if DTYPES[tensor.dtype].bits < 8:
         return _place_packed(tensor, region)
     size = DTYPES[tensor.dtype].itemsize
     start = (tensor.offset + tensor.storage.shift) * size
     last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.strides)) if spec.numel else -1
     if start > region.nbytes or start + (last + 1) * size > region.nbytes:
+        strided = ", ".join(map(name_of, tensor.strides))
         raise ValueError(
-            f"{spec} at element {tensor.offset} with strides {list(tensor.strides)} reaches outside its storage of "
+            f"{spec} at element {name_of(tensor.offset)} with strides [{strided}] reaches outside its storage of "
             f"{region.nbytes} bytes"
         )
     if spec.nbytes > _EXPANDED and spec.nbytes > _REPEATS * max(region.nbytes, 1):
@@ -118,16 +124,25 @@ def _place_packed(tensor: Tensor, region: Region) -> Entry:
 
 def place_joined(joined: Joined, file: str) -> Entry:
     """The entry of an array that lies in slices, which are joined when it is loaded."""
-    spec = TensorSpec(joined.shape, joined.dtype)
+    spec = _spec(joined.shape, joined.dtype)
     pieces: list[bytes | tuple[str, int, int]] = []
     for part in joined.parts:
         entry = place_array(part, file)
-        if entry.spec.dtype != spec.dtype or entry.strides or entry.big_endian:
+        if entry.spec.dtype != spec.dtype or len(part.shape) != 1 or entry.big_endian:
             raise ValueError("its slices are not of one kind")
         pieces += [(file, entry.offset, entry.spec.nbytes)] if entry.tensor is None else entry.tensor.pieces
-    if sum(place_array(part, file).spec.nbytes for part in joined.parts) != spec.nbytes:
+    if sum(len(piece) if isinstance(piece, bytes) else piece[2] for piece in pieces) != spec.nbytes:
         raise ValueError(f"its slices do not add up to {spec}")
     return Entry(spec, tensor=LateTensor(spec, tuple(pieces)))
+
+
+def _spec(shape: tuple[Any, ...], dtype: str) -> TensorSpec:
+    if not all(type(n) is int and n >= 0 for n in shape):
+        raise ValueError("its shape is none")
+    absurd = shape_problem(shape, DTYPES[dtype].bits)
+    if absurd:
+        raise ValueError(f"it {absurd}")
+    return TensorSpec(shape, dtype)
 
 
 def place_array(array: Array, file: str) -> Entry:
@@ -135,7 +150,7 @@ def place_array(array: Array, file: str) -> Entry:
     kind, name = array.type, array.dtype
     if kind is None or name is None or array.data is None:
         raise ValueError(f"an array of {kind.code if kind else 'unknown'} elements is no tensor")
-    spec = TensorSpec(array.shape, name)
+    spec = _spec(array.shape, name)
     held = array.data.nbytes if isinstance(array.data, Blob) else len(array.data)
     if held != spec.nbytes:
         raise ValueError(f"{spec} needs {spec.nbytes} bytes, the file holds {held}")
@@ -172,10 +187,18 @@ def place_all(
             else:
                 entries[key] = place_joined(leaf, source)
         except ValueError as error:
-            help = "the file is damaged: copy or download it again"
-            problems.append(Diagnostic("damaged-tensor", f"{key!r} cannot be read: {error}", place=source, help=help))
+            problems.append(_damaged(f"{key!r} cannot be read: {error}", source))
         except CheckpointError as error:
             problems += error.diagnostics
+        if len(problems) >= _TOLD:
+            break
     if problems:
         raise CheckpointError(dict.fromkeys(problems))
     return entries
+
+
+_TOLD = 200  # problems that an error lists; a file of rubbish has as many as it has tensors
+
+
+def _damaged(headline: str, source: str) -> Diagnostic:
+    return Diagnostic("damaged-tensor", headline, place=source, help="the file is damaged: copy or download it again")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError, Diagnostic
 from .contents import Extent
+from .files import os_error
 from .staging import MARK, Output, Writer, beside
 
 __all__ = ["Journal", "ResumableWriter"]
@@ -51,10 +52,22 @@ class Journal:
             raise CheckpointError(
                 Diagnostic("output-busy", "another process is writing this output", str(self.path), help="wait for it")
             ) from None
+        with contextlib.ExitStack() as undone:
+            undone.callback(self.close)
+            found = self._said()
+            undone.pop_all()
+        return found
+
+    def _said(self) -> list[tuple[int, int, int]]:
+        """What the journal says; where it says nothing yet, its first line is written."""
+        assert self._descriptor is not None
         head, *lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
         if head != self._head:
-            os.ftruncate(self._descriptor, 0)
-            self._append(self._head + "\n")
+            with contextlib.ExitStack() as undone:
+                undone.callback(self.remove)
+                os.ftruncate(self._descriptor, 0)
+                self._append(self._head + "\n")
+                undone.pop_all()
             return []
         # The last line may have been cut off in its middle; every whole one ends in a newline.
         whole = (line.split(" ") for line in lines[:-1])
@@ -166,7 +179,10 @@ class ResumableWriter(Writer):
             self._fresh_bytes += nbytes
             full = self._fresh_bytes >= _SYNC_EVERY
         if full:
-            self._record()
+            try:
+                self._record()
+            except OSError as error:
+                raise os_error(error, str(self.journal.path), "write") from error
 
     def _record(self) -> None:
         """Sync the data, and only then say that it is there."""
@@ -183,9 +199,20 @@ class ResumableWriter(Writer):
         self.journal.record([(n, a, b) for n, runs in sorted(by_file.items()) for a, b in _merged(runs)])
         self._recorded = True
 
+    def _complete(self) -> None:
+        super()._complete()
+        self._record()
+
     def _appear(self) -> None:
         super()._appear()
         self.journal.remove()
+
+    def discard(self) -> None:
+        """Removes everything temporary, also what another run could go on from: for an output that is wrong."""
+        if self._mine:
+            self._mine = False
+            super().abort()
+            self.journal.remove()
 
     def abort(self) -> None:
         """Keeps what is there for the next run; where that is nothing, removes everything temporary."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import reprlib
 from contextlib import nullcontext
 from dataclasses import dataclass
 from io import FileIO
@@ -15,9 +16,15 @@ from ..errors import CheckpointError, Diagnostic
 from ..specs import DTYPES, TensorSpec
 from .contents import Contents, Entry
 from .files import os_error
+from .json_text import refuse_brackets
+from .shapes import shape_problem
 from .text import is_text, shown_keys
+from .tie_records import TIES, aliases_in
 
-__all__ = ["MAX_HEADER", "aliases_in", "read_safetensors"]
+__all__ = ["CHANGING", "MAX_HEADER", "read_safetensors"]
+
+CHANGING = b"!"
+"""What stands where a header begins while it is being changed in place."""
 
 MAX_HEADER = 100_000_000
 _FIELDS = {"dtype", "shape", "data_offsets"}
@@ -46,22 +53,9 @@ def read_safetensors(path: str, subtree: str | None = None, file: FileIO | None 
     aliases = aliases_in(metadata, entries)
     for alias, kept in aliases.items():
         entries[alias] = entries[kept]
-    contents = Contents(entries, aliases, {name: text for name, text in metadata.items() if name not in aliases})
+    own = {name: text for name, text in metadata.items() if name not in aliases and name != TIES}
+    contents = Contents(entries, aliases, own)
     return enter(contents, subtree, path) if subtree else contents
-
-
-def aliases_in(metadata: dict[str, str], entries: dict[str, Any]) -> dict[str, str]:
-    """The metadata's pairs that say "this name is another name of that tensor".
-
-    >>> aliases_in({"format": "pt", "head.weight": "embed.weight"}, {"embed.weight": ...})
-    {'head.weight': 'embed.weight'}
-    """
-    return {
-        alias: kept
-        for alias, kept in metadata.items()
-        # "format" has a meaning of its own, even where a tensor is called "pt"
-        if kept in entries and alias not in entries and alias not in ("", "format") and is_text(alias)
-    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +84,9 @@ class _Header:
                 raw += block
         except OSError as error:
             raise os_error(error, path) from error
+        if raw.startswith(CHANGING):
+            text, help = "a change of this file in place was interrupted", f"ckptsurgery restore-header {path!r}"
+            raise CheckpointError(Diagnostic("interrupted-change", text, path, help=help))
         try:
             return cls(path, raw.decode(), 8 + length, size)
         except UnicodeDecodeError as error:
@@ -134,6 +131,7 @@ def _parse(header: _Header) -> tuple[dict[str, Any], dict[str, str], bool]:
     """Rows by name, the metadata, and whether the rows need the slow, precise check."""
     text, doubtful = header.text, True
     try:
+        refuse_brackets(text)
         rows = json.loads(text, parse_float=_NoInteger, parse_constant=_NoInteger)
         if not isinstance(rows, dict):
             raise CheckpointError(
@@ -249,6 +247,12 @@ def _check_metadata(header: _Header, metadata: Any) -> None:
         raise CheckpointError(
             header.problem("bad-metadata", "metadata values must be strings", notes=shown_keys(wrong))
         )
+    if not header.text.isascii() or "\\" in header.text:
+        odd = [repr(key) for key, value in metadata.items() if not (is_text(key) and is_text(value))]
+        if odd:
+            raise CheckpointError(
+                header.problem("bad-metadata", "half of a surrogate pair stands in the metadata", notes=shown_keys(odd))
+            )
 
 
 def _entries(rows: dict[str, Any], header: _Header) -> dict[str, Entry] | None:
@@ -259,11 +263,14 @@ def _entries(rows: dict[str, Any], header: _Header) -> dict[str, Entry] | None:
     try:
         for name, row in rows.items():
             begin, end = row["data_offsets"]
-            known = specs.get(identity := (row["dtype"], *row["shape"]))
+            shape = row["shape"]
+            known = specs.get(identity := (row["dtype"], *shape))
+            if type(shape) is not list:
+                return None  # an empty object or text would pass for no dimensions
             if known is None:
                 if _row_problem(row) is not None:
                     return None
-                spec = TensorSpec(row["shape"], row["dtype"])
+                spec = TensorSpec(shape, row["dtype"])
                 known = specs[identity] = spec, spec.nbytes
             spec, nbytes = known
             if type(begin) is not int or end - begin != nbytes or len(row) != 3:
@@ -292,20 +299,15 @@ def _row_problem(row: Any) -> tuple[str, str] | None:
         return "unknown-field", "has unknown fields: " + ", ".join(sorted(row.keys() - _FIELDS))
     dtype, shape, offsets = row["dtype"], row["shape"], row["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES or not DTYPES[dtype].safetensors:
-        return "unknown-dtype", f"has the dtype {dtype!r}, which safetensors does not know"
+        return "unknown-dtype", f"has the dtype {reprlib.repr(dtype)}, which safetensors does not know"
     if not isinstance(shape, list) or any(type(n) is not int or n < 0 for n in shape):
-        return "bad-shape", f"has the shape {shape!r}, which is none"
+        return "bad-shape", f"has the shape {reprlib.repr(shape)}, which is none"
     if not isinstance(offsets, list) or len(offsets) != 2 or any(type(n) is not int or n < 0 for n in offsets):
-        return "bad-offsets", f"has the offsets {offsets!r}; two non-negative integers are expected"
+        return "bad-offsets", f"has the offsets {reprlib.repr(offsets)}; two non-negative integers are expected"
+    absurd = shape_problem(shape, DTYPES[dtype].bits)
+    if absurd:
+        return "shape-overflow", absurd
     bits = math.prod(shape) * DTYPES[dtype].bits
-    # The reference reader multiplies from the left, so a zero at the end does not save an absurd shape.
-    partial = 1
-    for n in shape:
-        partial *= n
-        if partial >= 1 << 64:
-            return "shape-overflow", f"has the shape {shape}, whose product does not fit 64 bits"
-    if bits >= 1 << 64:
-        return "shape-overflow", f"has the shape {shape}, whose size in bits does not fit 64 bits"
     if bits % 8:
         return "bad-shape", f"is {dtype} {shape}, which does not fill whole bytes"
     if offsets[1] - offsets[0] != bits // 8:

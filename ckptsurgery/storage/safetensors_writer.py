@@ -18,6 +18,7 @@ from .safetensors_format import MAX_HEADER
 from .sharded import weight_map_of
 from .staging import Output, Writer, beside
 from .text import is_text, shown_keys
+from .tie_records import declared
 from .transactions import Replacement
 
 __all__ = ["file_writer", "folder_writer", "header_of"]
@@ -37,7 +38,7 @@ def file_writer(
     """A writer of one safetensors file; aliases go into its metadata, as `save_model` puts them there."""
     _check(specs, aliases, metadata, str(path))
     temporary = beside(path, resume)
-    layout = _lay_out(path, temporary, specs, {**metadata, **aliases}, lies)
+    layout = _lay_out(path, temporary, specs, declared(metadata, aliases, specs), lies)
     outputs, places = [layout.output(path, temporary)], layout.places
     return Writer(outputs, places) if resume is None else ResumableWriter(outputs, places, Journal(path, resume))
 
@@ -50,11 +51,13 @@ def folder_writer(
     max_shard_size: int | None,
     resume: str | None = None,
     lies: Mapping[str, int] = {},
+    companions: Mapping[str, bytes] = {},
 ) -> Writer:
     """A writer of a folder that `from_pretrained` loads: `model.safetensors`, or numbered shards and their index.
 
     A folder that does not exist yet appears as a whole. In one that does, each file is replaced atomically, the index
-    last; what the former checkpoint's index named and the new one does not is removed, other files stay.
+    last; what the former checkpoint's index named and the new one does not is removed, other files stay. Companions,
+    name -> content, appear together with the rest.
     """
     _check(specs, aliases, metadata, str(path))
     shards = _split(specs, max_shard_size)
@@ -66,12 +69,16 @@ def folder_writer(
     # What this library tells of an output may be long, and is told once.
     common = {name: text for name, text in metadata.items() if not name.startswith("ckptsurgery.")}
     outputs: list[Output] = []
+    for name, data in companions.items():
+        temporary = new_folder[0] / name if new_folder else beside(path / name, resume)
+        outputs.append(Output(path / name, temporary, len(data), data, beside=True))
     places: dict[str, Extent] = {}
     for name, keys in zip(names, shards):
-        own = {**metadata, **aliases} if len(shards) == 1 else metadata if name == names[0] else common
+        held = specs if len(shards) == 1 else {key: specs[key] for key in keys}
+        own = metadata if len(shards) == 1 or name == names[0] else common
         temporary = new_folder[0] / name if new_folder else beside(path / name, resume)
         layout = _lay_out(
-            path / name, temporary, specs if len(shards) == 1 else {key: specs[key] for key in keys}, own, lies
+            path / name, temporary, held, declared(own, aliases if len(shards) == 1 else {}, held), lies
         )
         outputs.append(layout.output(path / name, temporary))
         places |= layout.places
@@ -187,7 +194,8 @@ def _split(specs: Mapping[str, TensorSpec], limit: int | None) -> list[list[str]
 def _index(
     specs: Mapping[str, TensorSpec], names: list[str], shards: list[list[str]], aliases: Mapping[str, str]
 ) -> bytes:
-    metadata: dict[str, object] = {"total_size": sum(spec.nbytes for spec in specs.values()), **aliases}
+    size = sum(spec.nbytes for spec in specs.values())
+    metadata: dict[str, object] = {"total_size": size, **declared({}, aliases, specs)}
     weight_map = {key: name for name, keys in zip(names, shards) for key in keys}
     return (json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2, ensure_ascii=False) + "\n").encode()
 

@@ -11,12 +11,16 @@ from typing import Any
 
 from ..errors import CheckpointError, Diagnostic
 from .contents import Contents, Entry
-from .files import os_error
+from .files import os_error, read_regular
+from .json_text import refuse_brackets
 from .text import is_text, shown_keys
+from .tie_records import TIES, aliases_in
 
 __all__ = ["read_index", "read_together", "shard_names", "weight_map_of"]
 
 Reader = Callable[[str], Contents]
+
+_TOLD = 200  # problems that an error lists
 
 
 def read_index(path: str, read: Reader, places: Mapping[str, str] = {}) -> Contents:
@@ -31,10 +35,14 @@ def read_index(path: str, read: Reader, places: Mapping[str, str] = {}) -> Conte
     folder = Path(path).parent
     problems: list[Diagnostic] = []
     shards: dict[str, Contents] = {}
-    for name in dict.fromkeys(weight_map.values()):
+    keys_of: dict[str, list[str]] = {}
+    for key, name in weight_map.items():
+        keys_of.setdefault(name, []).append(key)
+    for name, keys in keys_of.items():
+        if len(problems) >= _TOLD:
+            break
         shard = folder / name
         if not shard.exists() and str(shard) not in places:
-            keys = [key for key, file in weight_map.items() if file == name]
             text = f"the index names the shard {name!r}, which is not there ({len(keys)} keys)"
             problems.append(
                 Diagnostic(
@@ -69,17 +77,17 @@ def read_index(path: str, read: Reader, places: Mapping[str, str] = {}) -> Conte
         ) from None
     for shard_contents in shards.values():
         aliases |= {a: kept for a, kept in shard_contents.aliases.items() if a in entries and kept in entries}
-    for alias, kept in about.items():
-        if isinstance(kept, str) and kept in entries and alias not in entries and alias and is_text(alias):
-            aliases[alias] = kept
+    aliases |= aliases_in(about, entries)
     for alias, kept in aliases.items():
         entries.setdefault(alias, entries[kept])
     metadata: dict[str, str] = {}
     for shard_contents in shards.values():
         metadata |= shard_contents.metadata
     # Sizes are facts of these files, not of the tensors: a copy that is sharded otherwise must not repeat them.
-    own = {name: value for name, value in about.items() if name not in aliases and not name.startswith("total_")}
-    metadata |= {name: value if isinstance(value, str) else json.dumps(value) for name, value in own.items()}
+    spent = {*aliases, TIES}
+    own = {name: value for name, value in about.items() if name not in spent and not name.startswith("total_")}
+    told = {name: value if isinstance(value, str) else json.dumps(value) for name, value in own.items()}
+    metadata |= {name: value for name, value in told.items() if is_text(name) and is_text(value)}
     extras = {path: value for contents in shards.values() for path, value in contents.extras.items()}
     stamps = {path: stamp for contents in shards.values() for path, stamp in contents.stamps.items()}
     return Contents(entries, aliases, metadata, extras, stamps=stamps)
@@ -93,7 +101,7 @@ def weight_map_of(path: str) -> tuple[dict[str, str], dict[str, Any]]:
     """
     repeated: list[str] = []
     try:
-        index = _parsed(Path(path).read_bytes(), repeated)
+        index = _parsed(read_regular(path), repeated)
     except OSError as error:
         raise os_error(error, path) from error
     except (ValueError, RecursionError) as error:
@@ -220,6 +228,7 @@ _SPACED = re.compile(r'"\s+:')
 def _parsed(raw: bytes, repeated: list[str]) -> Any:
     """JSON, and the keys that one object in it gives twice."""
     text = raw.decode(json.detect_encoding(raw))
+    refuse_brackets(text)
     if "\\" not in text:
         # Where nothing is escaped, there are no fewer objects' keys than places that look like one: if all of them are
         # in the result, none was given twice, and the pairs need not lie in memory beside it.

@@ -13,7 +13,7 @@ from pathlib import Path
 from ..errors import CheckpointError, Diagnostic
 from .contents import Contents
 from .files import os_error, stamp
-from .safetensors_format import MAX_HEADER, read_safetensors
+from .safetensors_format import CHANGING, MAX_HEADER, read_safetensors
 from .sharded import read_index
 from .subtree import enter
 from .text import close_keys
@@ -70,7 +70,12 @@ def read_file(
     with _opened(path) as file:
         # Taken before anything is read: whatever changes from here on is noticed when the data is read.
         before = stamp(os.fstat(file.fileno()))
-        contents = _read_opened(path, subtree, file, shard, places)
+        try:
+            contents = _read_opened(path, subtree, file, shard, places)
+        except _UNFORESEEN as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(_unforeseen(path, error)) from error
     contents.stamps[path] = before
     return contents
 
@@ -111,7 +116,7 @@ def kind_of(head: bytes, size: int) -> str:
     if size == 0:
         return "empty"
     # Before the magic numbers: a header of 640 bytes makes a safetensors file begin like a pickle.
-    if int.from_bytes(head[:8], "little") <= MAX_HEADER and head[8:].lstrip(b" \t\r\n").startswith(b"{"):
+    if int.from_bytes(head[:8], "little") <= MAX_HEADER and head[8:].lstrip(b" \t\r\n").startswith((b"{", CHANGING)):
         return "safetensors"
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return "zip"
@@ -131,24 +136,43 @@ def kind_of(head: bytes, size: int) -> str:
     return "text" if size >= 8 and text.isascii() and all(byte >= 9 for byte in text) else "unknown"
 
 
+# What a reader does not answer for itself is a fault in it: the fuzzers take this answer for a broken promise.
+_UNFORESEEN = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
+
+
+def _unforeseen(path: str, error: Exception) -> Diagnostic:
+    return Diagnostic(
+        "unforeseen",
+        f"{path!r} is damaged in a way that its reader did not foresee: {type(error).__name__}: {error}",
+        path,
+        help="copy or download it again; if it is sound elsewhere, please report it with the file",
+    )
+
+
 @contextmanager
 def _opened(path: str) -> Iterator[FileIO]:
     """The file, opened once for all that its header needs."""
     try:
-        if not stat.S_ISREG(Path(path).stat().st_mode):
-            raise CheckpointError(
-                Diagnostic(
-                    "not-a-file", f"{path!r} is neither a file nor a folder", path, help="copy it into a file first"
-                )
-            )
+        status = Path(path).stat()
+    except ValueError as error:
+        raise CheckpointError(
+            Diagnostic("bad-path", f"{path!r} is no path: {error}", repr(path), help="check the path")
+        ) from None
+    except FileNotFoundError:
+        raise CheckpointError(_missing(path)) from None
+    except OSError as error:
+        raise os_error(error, path) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise CheckpointError(
+            Diagnostic("not-a-file", f"{path!r} is neither a file nor a folder", path, help="copy it into a file first")
+        )
+    try:
         with Path(path).open("rb", buffering=0) as file:
             yield file
     except FileNotFoundError:
         raise CheckpointError(_missing(path)) from None
     except OSError as error:
         raise os_error(error, path) from error
-    except ValueError as error:
-        raise CheckpointError(Diagnostic("bad-path", f"{path!r} is no path: {error}", help="check the path")) from None
 
 
 def _missing(path: str) -> Diagnostic:

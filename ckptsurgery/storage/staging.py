@@ -8,7 +8,7 @@ import fcntl
 import os
 import secrets
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -42,12 +42,14 @@ class Output:
         temporary: the file that is written until then.
         size: in bytes.
         head: the bytes at its start that are known already, such as a header.
+        beside: whether it is none of the checkpoint's own files, such as a config that goes along.
     """
 
     final: Path
     temporary: Path
     size: int
     head: bytes | bytearray = b""
+    beside: bool = False
 
 
 @dataclass(slots=True)
@@ -89,14 +91,14 @@ class Writer:
     ) -> None:
         self.places = places
         self.order = list(places)
-        self.files = [str(output.final) for output in outputs]
+        self.files = [str(output.final) for output in outputs if not output.beside]
         self._outputs = list(outputs)
         self._new_folder, self._set_aside, self._stale = new_folder, list(set_aside), list(stale)
         self._descriptors: dict[str, int] = {}
         self._sizes = {str(output.temporary): output.size for output in outputs}
         self._made: list[Path] = []
         self._awaited = sum(place.nbytes for place in places.values())
-        self._whole_folder, self._decided = whole_folder, False
+        self._whole_folder, self._decided, self._finished = whole_folder, False, False
         self._before = self._seen()
         self._lock = threading.Lock()
         # Threads that write to one file take turns in the system anyway, where they would wait by spinning.
@@ -104,13 +106,8 @@ class Writer:
         self._unsent: dict[str, _Span] = {}
 
     def __enter__(self) -> Writer:
-        with contextlib.ExitStack() as cleanup:
-            cleanup.callback(self.abort)
-            try:
-                self._create()
-            except OSError as error:
-                raise os_error(error, error.filename or self.files[0], "write") from error
-            cleanup.pop_all()
+        with self._undone():
+            self._create()
         return self
 
     def _create(self) -> None:
@@ -140,8 +137,12 @@ class Writer:
     def _make_folders(self, folder: Path) -> None:
         missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
         for parent in reversed(missing):
-            parent.mkdir()
-            self._made.append(parent)
+            self._made.append(parent)  # before it is: Ctrl-C may come in between
+            try:
+                parent.mkdir()
+            except OSError:
+                self._made.pop()
+                raise
 
     def _remove_folders(self) -> None:
         while self._made:
@@ -222,12 +223,20 @@ class Writer:
                 raise OSError(errno.EIO, "the file system takes no more bytes and says no reason", file)
             done += count
 
-    def commit(self) -> None:
-        """Makes the output durable and gives the files their names, the last one last.
+    @property
+    def staged(self) -> tuple[str, dict[str, str]]:
+        """The file to open for the output as it lies under temporary names, and path -> place of those it names."""
+        places = {str(o.temporary.with_name(o.final.name)): str(o.temporary) for o in self._outputs}
+        return str(self._outputs[-1].temporary), places
+
+    def finish(self) -> None:
+        """Makes the output durable under its temporary names, where it can be read back; a second call does nothing.
 
         Raises:
             CheckpointError: not every byte of every tensor was written, or the file system refuses.
         """
+        if self._finished:
+            return
         if self._awaited:
             self.abort()
             raise CheckpointError(
@@ -235,19 +244,42 @@ class Writer:
                     "incomplete-output", f"{self._awaited:,} bytes of the output were not written", self.files[0]
                 )
             )
-        try:
+        with self._undone():
+            self._complete()
             for output in self._outputs:
                 os.fsync(self._descriptors[str(output.temporary)])
             for parent in self._made:
                 sync_folder(parent.parent)
+        self._finished = True
+
+    def _complete(self) -> None:
+        """Write what can be written only when all else is."""
+
+    def commit(self) -> None:
+        """Makes the output durable and gives the files their names, the last one last.
+
+        Raises:
+            CheckpointError: not every byte of every tensor was written, or the file system refuses.
+        """
+        self.finish()
+        with self._undone():
             self._appear()
             self._close()
-        except CheckpointError:
-            self.abort()
-            raise
-        except OSError as error:
-            self.abort()
-            raise os_error(error, error.filename or self.files[0], "write") from error
+
+    @contextlib.contextmanager
+    def _undone(self) -> Iterator[None]:
+        """Whatever fails here leaves nothing; what the system refuses becomes an error with a remedy."""
+        with contextlib.ExitStack() as cleanup:
+            cleanup.callback(self.abort)
+            try:
+                yield
+            except OSError as error:
+                raise os_error(error, error.filename or self.files[0], "write") from error
+            cleanup.pop_all()
+
+    def discard(self) -> None:
+        """Removes everything temporary, also what another run could go on from: for an output that is wrong."""
+        self.abort()
 
     def _appear(self) -> None:
         folder = self._outputs[0].final.parent
@@ -274,9 +306,19 @@ class Writer:
                 tuple((output.temporary.name, output.final.name) for output in self._outputs),
                 tuple(str(path.relative_to(folder)) for path in self._stale),
             )
-            replacement.write()
+            with contextlib.ExitStack() as broken:
+                # Ctrl-C may come between the call that decides and the word that it was made.
+                broken.callback(self._ask_whether_decided, replacement)
+                replacement.write()
+                broken.pop_all()
             self._decided = True
             replacement.carry_out()
+
+    def _ask_whether_decided(self, replacement: Replacement) -> None:
+        try:
+            self._decided = Replacement.read(replacement.folder) == replacement
+        except (OSError, CheckpointError):
+            self._decided = True  # what cannot be read may be ours
 
     def _seen(self) -> dict[str, tuple[int, ...] | None]:
         """What lies where the output is to appear."""

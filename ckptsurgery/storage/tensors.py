@@ -56,6 +56,7 @@ def torch_shape(spec: TensorSpec, key: str) -> tuple[int, ...]:
                 "odd-packed-shape",
                 f"torch packs two {spec.dtype} values into one element; {spec} has an odd last axis",
                 key,
+                help="read() gives its bytes; convert to safetensors copies them",
             )
         )
     return (*spec.shape[:-1], spec.shape[-1] // 2)
@@ -71,7 +72,8 @@ def spec_of(tensor: torch.Tensor) -> TensorSpec:
 
     if tensor.is_nested or tensor.layout is not torch.strided:
         kind = "nested" if tensor.is_nested else f"sparse ({tensor.layout})"
-        raise CheckpointError(Diagnostic("not-strided", f"the tensor is {kind}, and no file holds such as it is"))
+        text = f"the tensor is {kind}, and no file holds such as it is"
+        raise CheckpointError(Diagnostic("not-strided", text, help="make it dense: t.to_dense()"))
     shape, dtype = tuple(tensor.shape), dtype_name(tensor.dtype)
     if DTYPES[dtype].bits == 4 and shape:
         shape = (*shape[:-1], shape[-1] * 2)

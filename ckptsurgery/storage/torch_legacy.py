@@ -15,6 +15,7 @@ from .contents import Contents
 from .files import os_error
 from .inert import Blob, FileBytes, Opaque, Storage
 from .nesting import locate, settle
+from .nodes import name_of
 from .pickle_calls import storage_dtype, storage_width
 from .pickle_machine import Unpickler, damaged
 from .placing import Region, place_all
@@ -60,11 +61,12 @@ def read_torch_legacy(path: str | os.PathLike[str], subtree: str | None = None) 
 
 def _parse(file: BinaryIO, start: int, end: int, source: str) -> _Parsed:
     file.seek(start)
-    if Unpickler(file, end, source).load() != _MAGIC:
+    magic = Unpickler(file, end, source).load()
+    if type(magic) is not int or magic != _MAGIC:
         raise _refused(source, "not-a-checkpoint", "does not begin with torch's magic number")
     version = Unpickler(file, end, source).load()
-    if version != _VERSION:
-        raise _refused(source, "unknown-version", f"is a torch file of an unknown version ({version!r})")
+    if type(version) is not int or version != _VERSION:
+        raise _refused(source, "unknown-version", f"is a torch file of an unknown version ({name_of(version)[:40]})")
     Unpickler(file, end, source).load()  # byte order and sizes of the writing machine; the data do not depend on them
     storages: dict[str, tuple[Storage, int]] = {}
 
@@ -85,18 +87,19 @@ def _storage(identity: Any, storages: dict[str, tuple[Storage, int]], source: st
     if kind != "storage" or len(identity) < 5:
         raise damaged(source, "a persistent id is no storage")
     _, kind, key, location, numel, *view = identity
+    location = location if type(location) is str else ""
     if type(key) is not str or type(numel) is not int or numel < 0:
         raise damaged(source, "a storage has no key or no size")
     root = storages.get(key)
     if root is None:
-        root = storages[key] = Storage(key, storage_dtype(kind), numel, str(location)), storage_width(kind)
+        root = storages[key] = Storage(key, storage_dtype(kind), numel, location), storage_width(kind)
     if view and type(view[0]) is tuple:
         _, shift, numel = view[0]
         if type(shift) is not int or type(numel) is not int or min(shift, numel) < 0:
             raise damaged(source, "a view of a storage makes no sense")
-        return Storage(key, root[0].dtype, numel, str(location), shift)
+        return Storage(key, root[0].dtype, numel, location, shift)
     if storage_dtype(kind) != root[0].dtype:
-        return Storage(key, storage_dtype(kind), numel, str(location))
+        return Storage(key, storage_dtype(kind), numel, location)
     return root[0]
 
 

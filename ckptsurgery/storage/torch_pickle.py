@@ -13,6 +13,7 @@ from typing import Any
 
 from ..specs import DTYPES, TensorSpec
 from .inert import Ordered
+from .nodes import name_of
 from .placing import contiguous_strides
 
 __all__ = ["OMITTED", "Pickle", "StoredTensor", "writable"]
@@ -24,6 +25,7 @@ _STORAGES = {
     "BOOL": "BoolStorage", "C64": "ComplexFloatStorage", "C128": "ComplexDoubleStorage",
 }  # fmt: skip
 OMITTED = object()
+_MOST_TOLD = 1 << 22  # characters of paths of what is left out
 
 
 class StoredTensor:
@@ -51,7 +53,10 @@ def writable(value: Any, path: str, store: Callable[[Any], StoredTensor | None],
     What has to go leaves a None in a list or tuple and nothing in a mapping; its path is added to `left_out`. `OMITTED`
     comes back where nothing is left.
     """
-    return _Pruning(store, left_out).value(value, path, 0)
+    return _Pruning(store, left_out).value(value, (None, path), 0)
+
+
+_Path = tuple[Any, str]  # the path above, or None; and the name of the part
 
 
 class _Pruning:
@@ -61,8 +66,22 @@ class _Pruning:
         self.store = store
         self.left_out = left_out
         self.known: dict[int, Any] = {}
+        self.characters = _MOST_TOLD
 
-    def value(self, value: Any, path: str, depth: int) -> Any:
+    def leave_out(self, path: _Path) -> None:
+        """Note a path; they are put together only here, since names above many small parts may be long."""
+        if self.characters < 0:
+            return
+        parts: list[str] = []
+        step: _Path | None = path
+        while step is not None:
+            step, part = step
+            parts.append(part)
+        told = ".".join(reversed(parts))
+        self.characters -= len(told)
+        self.left_out.append(told if self.characters >= 0 else "… and more")
+
+    def value(self, value: Any, path: _Path, depth: int) -> Any:
         if value is None or type(value) in (bool, int, float, str, bytes, complex):
             return value
         if id(value) in self.known:
@@ -71,10 +90,10 @@ class _Pruning:
             self.known[id(value)] = OMITTED  # what contains itself cannot be written
             made = self.known[id(value)] = self.part(value, path, depth) if depth < _DEPTH else OMITTED
         if made is OMITTED:
-            self.left_out.append(path)
+            self.leave_out(path)
         return made
 
-    def part(self, value: Any, path: str, depth: int) -> Any:
+    def part(self, value: Any, path: _Path, depth: int) -> Any:
         stored = self.store(value)
         if stored is not None:
             return stored
@@ -83,7 +102,7 @@ class _Pruning:
         if isinstance(value, Mapping):
             return self.mapping(value, path, depth)
         if isinstance(value, (list, tuple)):
-            items = [self.value(item, f"{path}.{i}", depth + 1) for i, item in enumerate(value)]
+            items = [self.value(item, (path, str(i)), depth + 1) for i, item in enumerate(value)]
             items = [None if item is OMITTED else item for item in items]
             return items if isinstance(value, list) else tuple(items)
         if isinstance(value, (set, frozenset)) and all(type(item) in (bool, int, float, str) for item in value):
@@ -92,19 +111,19 @@ class _Pruning:
             return int(value) if isinstance(value, int) else float(value) if isinstance(value, float) else str(value)
         return OMITTED
 
-    def mapping(self, value: Mapping[Any, Any], path: str, depth: int) -> dict[Any, Any]:
+    def mapping(self, value: Mapping[Any, Any], path: _Path, depth: int) -> dict[Any, Any]:
         ordered = isinstance(value, (Ordered, OrderedDict))
         made: dict[Any, Any] = Ordered() if ordered else {}
         for name, part in value.items():
             if not (type(name) in (bool, int, float, str) or name is None):
-                self.left_out.append(f"{path}.{name!r}")
+                self.leave_out((path, name_of(name)))
                 continue
-            kept = self.value(part, f"{path}.{name}", depth + 1)
+            kept = self.value(part, (path, name_of(name)), depth + 1)
             if kept is not OMITTED:
                 made[name] = kept
         if isinstance(made, Ordered):
             attributes = value.attributes if isinstance(value, Ordered) else vars(value)
-            kept = {name: self.value(part, f"{path}.{name}", depth + 1) for name, part in attributes.items()}
+            kept = {name: self.value(part, (path, name_of(name)), depth + 1) for name, part in attributes.items()}
             made.attributes = {name: part for name, part in kept.items() if part is not OMITTED}
         return made
 

@@ -21,7 +21,6 @@ from typing import Any
 from ..errors import CheckpointError, Diagnostic
 from ..specs import DTYPES, TensorSpec
 from .contents import Entry, Extent
-from .files import os_error
 from .inert import Ordered
 from .staging import Output, Writer, beside
 from .torch_pickle import OMITTED, Pickle, StoredTensor, writable
@@ -243,21 +242,8 @@ class TorchZipWriter(Writer):
         with self._guard:
             self._running[number] = state
 
-    def commit(self) -> None:
-        """Copies the extras' tensors, writes headers, checksums and directory, then makes the file appear."""
-        finished = bool(self._awaited)  # then the rest is not worth the trouble: `Writer.commit` refuses
-        try:
-            if not finished:
-                self._finish()
-                finished = True
-        except OSError as error:
-            raise os_error(error, error.filename or self.files[0], "write") from error
-        finally:
-            if not finished:
-                self.abort()
-        super().commit()
-
-    def _finish(self) -> None:
+    def _complete(self) -> None:
+        """Copies the extras' tensors, then writes headers, checksums and the directory."""
         for number, value in self._kept:
             at = self._starts[number]
             for chunk in _chunks(value):

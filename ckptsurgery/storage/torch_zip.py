@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
 import os
 import struct
 import zipfile
@@ -20,10 +19,12 @@ from ..specs import DTYPES
 from .contents import Contents
 from .files import os_error
 from .inert import Opaque, Storage
+from .json_text import parse_json
 from .nesting import locate, settle
 from .pickle_calls import storage_dtype
 from .pickle_machine import Unpickler, damaged
 from .placing import Region, place_all
+from .text import is_text
 
 __all__ = ["METADATA_RECORD", "Record", "TorchArchive", "read_torch_zip"]
 
@@ -204,14 +205,15 @@ def _unpickled(archive: TorchArchive, root: str) -> Any:
         if known is None:
             if type(key) is not str or type(numel) is not int or numel < 0:
                 raise damaged(source, "a storage has no key or no size")
-            known = storages[key, name] = Storage(key, storage_dtype(kind), numel, str(location))
+            where = location if type(location) is str else ""
+            known = storages[key, name] = Storage(key, storage_dtype(kind), numel, where)
         return known
 
     if record.nbytes <= _IN_MEMORY:
         data = os.pread(archive.file.fileno(), record.nbytes, record.offset)
-        return Unpickler(io.BytesIO(data), len(data), source, persistent, record.offset).load()
+        return Unpickler(io.BytesIO(data), len(data), source, persistent, record.offset, size=archive.size).load()
     archive.file.seek(record.offset)
-    return Unpickler(archive.file, record.offset + record.nbytes, source, persistent).load()
+    return Unpickler(archive.file, record.offset + record.nbytes, source, persistent, size=archive.size).load()
 
 
 def _metadata(archive: TorchArchive, root: str) -> dict[str, str]:
@@ -220,10 +222,11 @@ def _metadata(archive: TorchArchive, root: str) -> dict[str, str]:
     if name not in archive.records:
         return {}
     try:
-        noted = json.loads(archive.bytes_of(name, at_most=1 << 26))
+        noted = parse_json(archive.bytes_of(name, at_most=1 << 26))
     except (ValueError, RecursionError):
         return {}
-    return {k: v for k, v in noted.items() if isinstance(v, str)} if isinstance(noted, dict) else {}
+    pairs = noted.items() if isinstance(noted, dict) else ()
+    return {k: v for k, v in pairs if isinstance(v, str) and is_text(k) and is_text(v)}
 
 
 def _big_endian(archive: TorchArchive, root: str) -> bool:

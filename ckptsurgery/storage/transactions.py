@@ -20,15 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError, Diagnostic
+from .files import read_regular
+from .json_text import parse_json
 
 __all__ = ["MARK", "RECORD", "Replacement", "locked", "remove_abandoned", "stamp_of", "sync_folder"]
 
 MARK = ".ckptsurgery-tmp-"
 RECORD = f"{MARK}record.json"
-_LONGEST = 100_000_000
 # The names that runs which cannot be resumed give to what they write; the others have a journal.
 _TEMPORARY = re.compile(re.escape(MARK) + r"\d+-[0-9a-f]{8}\Z")
-_FINAL = (".safetensors", ".safetensors.index.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +56,14 @@ class Replacement:
         """
         path = folder / RECORD
         try:
-            with path.open("rb") as file:
-                told = json.loads(file.read(_LONGEST))
+            told = parse_json(read_regular(path))
             made = cls(folder, tuple(told["hidden"]), tuple((a, b) for a, b in told["renamed"]), tuple(told["removed"]))
             names = [*made.hidden, *made.removed, *(name for pair in made.renamed for name in pair)]
-            if not all(map(_is_inside, names)) or not all(MARK in a and b.endswith(_FINAL) for a, b in made.renamed):
+            if not all(map(_is_inside, names)) or not all(MARK in a and b[0] != "." for a, b in made.renamed):
                 raise ValueError("it names other files")
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise CheckpointError(
                 Diagnostic(
                     "bad-record",
@@ -82,7 +81,8 @@ class Replacement:
         """
         text = json.dumps({"hidden": self.hidden, "renamed": self.renamed, "removed": self.removed}).encode()
         temporary = self.folder / f"{RECORD}-new"
-        try:
+        with contextlib.ExitStack() as undone:
+            undone.callback(_unlink, temporary)
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
             try:
                 done = 0
@@ -92,10 +92,7 @@ class Replacement:
             finally:
                 os.close(descriptor)
             temporary.replace(self.folder / RECORD)
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
+            undone.pop_all()
 
     def carry_out(self) -> None:
         """Give the files their names; a second call, after a first that was interrupted, goes on."""
@@ -124,6 +121,11 @@ class Replacement:
         """Path -> the path under which its file still lies."""
         pairs = ((self.folder / name, self.folder / final) for name, final in self.renamed)
         return {str(final): str(temporary) for temporary, final in pairs if temporary.exists()}
+
+
+def _unlink(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def _is_inside(name: object) -> bool:

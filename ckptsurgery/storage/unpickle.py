@@ -83,6 +83,8 @@ def _plain(tree: Any, depth: int) -> Any:
         names, shape = told.get("slices"), told.get("OriginShape")
         if not isinstance(names, (list, tuple)) or not isinstance(shape, (list, tuple)):
             continue
+        if not all(type(name) is str for name in names) or len(set(names)) < len(names):
+            continue  # no slices at all, or one that is used many times over
         arrays = [part for part in map(made.get, names) if type(part) is Array]
         dtype = arrays[0].dtype if arrays else None
         if dtype is not None and len(arrays) == len(names):

@@ -11,12 +11,14 @@ from typing import Any
 
 from ..errors import CheckpointError, Diagnostic
 from ..specs import TensorSpec
+from .checkpoint import Checkpoint
 from .files import os_error
 from .safetensors_writer import file_writer, folder_writer
+from .sniffing import read_file
 from .staging import Writer
 from .text import shown_keys
 
-__all__ = ["Writer", "open_writer", "parse_size"]
+__all__ = ["Writer", "open_staged", "open_writer", "parse_size"]
 
 _TORCH = (".pt", ".pth", ".bin", ".ckpt")
 _UNWRITTEN = (
@@ -49,6 +51,7 @@ def open_writer(
     sources: Iterable[str] = (),
     resume: str | None = None,
     lies: Mapping[str, int] = {},
+    companions: Mapping[str, bytes] = {},
 ) -> Writer:
     """A writer for the tensors announced by `specs`, in the format that the path asks for.
 
@@ -66,6 +69,7 @@ def open_writer(
         resume: a tag that tells this run's inputs and rules from all others; what an interrupted run with the same tag
             left is not written again, and this one leaves its own when it is interrupted. For safetensors.
         lies: where in its source file a tensor lies that is copied as it is, so that blocks can be shared.
+        companions: small files that go along into a folder, name -> content.
 
     Raises:
         CheckpointError: the output exists, the format cannot hold a tensor, or a size is none.
@@ -86,7 +90,11 @@ def open_writer(
         )
     if suffix not in (".safetensors", *_TORCH) or as_folder:
         _check_folder(target, overwrite)
-        return folder_writer(target, specs, aliases, metadata, limit, resume, lies)
+        return folder_writer(target, specs, aliases, metadata, limit, resume, lies, companions)
+    if companions:
+        text = "config and tokenizer files go along into a folder, and the output is one file"
+        help = f"name a folder: {str(target.with_suffix(''))!r}"
+        raise CheckpointError(Diagnostic("companions-need-a-folder", text, str(target), help=help))
     if limit is not None:
         help = f"name a folder: {str(target.with_suffix(''))!r}"
         raise CheckpointError(
@@ -109,6 +117,16 @@ def open_writer(
     from .torch_writer import TorchZipWriter
 
     return TorchZipWriter(target, specs, aliases=aliases, metadata=metadata, extras=extras)
+
+
+def open_staged(writer: Writer) -> Checkpoint:
+    """What a writer has finished and not committed, read from the files under their temporary names.
+
+    Raises:
+        CheckpointError: what was written is no checkpoint.
+    """
+    path, places = writer.staged
+    return Checkpoint(read_file(path, places=places), writer.files[-1])
 
 
 def _check_folder(target: Path, overwrite: bool) -> None:

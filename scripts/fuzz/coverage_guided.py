@@ -38,7 +38,8 @@ def main() -> None:
             (corpus / f"seed-{number}").write_bytes(seed)
 
         def run(data: bytes) -> None:
-            target.run(data, Path(root))
+            if target.run(data, Path(root)) and target.compare is not None:
+                target.compare(Path(root))
 
         atheris.Setup([sys.argv[0], *sys.argv[2:], str(corpus)], run)
         atheris.Fuzz()

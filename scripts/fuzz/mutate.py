@@ -152,7 +152,10 @@ def fuzz(target: Target, cases: int, seed: int, root: Path, watch: Watch) -> tup
         data = mutated(chance.choice(target.seeds), chance)
         try:
             with watch.case():
-                accepted += target.run(data, folder)
+                fine = target.run(data, folder)
+            accepted += fine
+            if fine and target.compare is not None:
+                target.compare(folder)
         except BrokenPromise as error:
             kept = Path(tempfile.gettempdir(), f"broken-{target.name}-{seed}-{number}")
             kept.write_bytes(data)

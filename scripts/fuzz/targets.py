@@ -10,11 +10,13 @@ import io
 import json
 import pickle
 import struct
+import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy
 import safetensors
@@ -28,6 +30,8 @@ from ckptsurgery.language.dims import Dims
 from ckptsurgery.language.keys import KeyPattern
 from ckptsurgery.language.toml import loads
 from ckptsurgery.reporting.inspecting import inspection
+from ckptsurgery.running.provenance import PROVENANCE, read_provenance
+from ckptsurgery.storage.transactions import MARK, RECORD
 
 __all__ = ["TARGETS", "BrokenPromise", "Target", "refusal", "walk"]
 
@@ -40,11 +44,19 @@ class BrokenPromise(AssertionError):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One reader: inputs that it accepts, and what to do with any input; `run` says whether it was accepted."""
+    """One reader: inputs that it accepts, and what to do with any input.
+
+    Args:
+        name: for the command line.
+        seeds: inputs that are accepted.
+        run: reads an input in a folder, and says whether it was accepted.
+        compare: holds what was accepted against a reader that is not ours; it may do what ours must not.
+    """
 
     name: str
     seeds: tuple[bytes, ...]
     run: Callable[[bytes, Path], bool]
+    compare: Callable[[Path], None] | None = None
 
 
 def refusal(error: cs.CkptSurgeryError, placed: bool = True) -> None:
@@ -54,6 +66,8 @@ def refusal(error: cs.CkptSurgeryError, placed: bool = True) -> None:
     for diagnostic in error.diagnostics:
         if not diagnostic.headline or not diagnostic.code or len(str(diagnostic)) > 200_000:
             raise BrokenPromise(f"an unreadable diagnostic: {diagnostic.code}")
+        if diagnostic.code == "unforeseen":
+            raise BrokenPromise(f"a reader failed: {diagnostic}") from error.__cause__
         if placed and not (diagnostic.place and diagnostic.help):
             raise BrokenPromise(f"no place or no remedy: {diagnostic}")
 
@@ -73,10 +87,57 @@ def walk(path: Path, write: bool = True) -> None:
                 raise BrokenPromise(f"{key!r} reads short")
         inspection(checkpoint).render()
         json.dumps(inspection(checkpoint).to_json(), default=str)
-        if write and checkpoint.nbytes <= _SMALL:
+        if write and checkpoint and checkpoint.nbytes <= _SMALL:
             copy = path.parent / "out" / "copy.safetensors"
-            cs.save(checkpoint, copy, overwrite=True)
-            copy.unlink()
+            cs.plan(checkpoint, "{key...} -> m.{key...}").save(copy, progress=False)
+            try:
+                _same(checkpoint, copy)
+            finally:
+                copy.unlink()
+
+
+def _same(checkpoint: cs.Checkpoint, copy: Path) -> None:
+    """A conversion that only renames is the same, element for element."""
+    with cs.open(copy) as made:
+        if made.keys() != {f"m.{key}" for key in checkpoint}:
+            raise BrokenPromise(f"{list(checkpoint)} became {list(made)}")
+        for key, tensor in checkpoint.items():
+            there = made[f"m.{key}"]
+            if there.spec != tensor.spec or bytes(made.read(f"m.{key}")) != bytes(checkpoint.read(key)):
+                raise BrokenPromise(f"{key!r} was {tensor}, and became {there}")
+
+
+def _against_torch(path: Path) -> None:
+    """Where torch accepts a file too, it holds each of our tensors, at a path that ends in the key."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            theirs = dict(_tensors_in(torch.load(path, weights_only=True), ""))
+    except Exception:
+        return  # theirs to refuse, and in their own words
+    with cs.open(path) as checkpoint:
+        for key in checkpoint:
+            ours = checkpoint.load(key)
+            named = [t for name, t in theirs.items() if name == key or name.endswith(f".{key}")]
+            if key == "tensor":
+                named += theirs.values()
+            if not any(_equal(ours, t) for t in named):
+                raise BrokenPromise(f"{key!r} is {ours} here, and {named} to torch")
+
+
+def _tensors_in(value: Any, path: str) -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
+        yield path, value
+    elif isinstance(value, dict | list | tuple):
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, part in pairs:
+            yield from _tensors_in(part, f"{path}.{name}" if path else str(name))
+
+
+def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return bytes(a.contiguous().flatten().view(torch.uint8)) == bytes(b.contiguous().flatten().view(torch.uint8))
 
 
 def _of_file(name: str) -> Callable[[bytes, Path], bool]:
@@ -108,6 +169,60 @@ def _safetensors(data: bytes, folder: Path) -> bool:
 
 def _of_spec(spec: cs.TensorSpec) -> tuple[str, list[int]]:
     return spec.dtype, list(spec.shape)
+
+
+def _doctor(data: bytes, folder: Path) -> bool:
+    """A diagnosis is never an error, and can be told in both forms."""
+    path = folder / "x.bin"
+    path.write_bytes(data)
+    found = cs.doctor(path, progress=False)
+    str(found).encode()
+    json.dumps(found.to_json())
+    for finding in found.findings:
+        refusal(cs.CkptSurgeryError(finding))
+    return found.tensors > 0
+
+
+def _mounted(data: bytes, folder: Path) -> bool:
+    """The same file in a folder that is opened file by file, and under a prefix."""
+    inside = folder / "files"
+    inside.mkdir(exist_ok=True)
+    (inside / "a.safetensors").write_bytes(safetensors_bytes({"w": torch.ones(2)}))
+    (inside / "b.bin").write_bytes(data)
+    accepted = True
+    prefixed = {"a.": inside / "a.safetensors", "b.": inside / "b.bin"}
+    for source, by_file in ((inside, True), (prefixed, False)):
+        try:
+            with cs.open(source, by_file=by_file) as checkpoint:
+                checkpoint.state_dict()
+                inspection(checkpoint).render()
+        except cs.CkptSurgeryError as error:
+            refusal(error)
+            accepted = False
+    return accepted
+
+
+def _record(data: bytes, folder: Path) -> bool:
+    """The record of an interrupted save, which says which files of a folder are the checkpoint."""
+    inside = folder / "recorded"
+    inside.mkdir(exist_ok=True)
+    for name in ("model.safetensors", f"{MARK}1-00000000"):
+        (inside / name).write_bytes(safetensors_bytes({"w": torch.ones(2)}))
+    (inside / RECORD).write_bytes(data)
+    try:
+        walk(inside, write=False)
+        json.dumps(cs.doctor(inside, progress=False).to_json())
+    except cs.CkptSurgeryError as error:
+        refusal(error)
+        return False
+    return True
+
+
+def _provenance(text: str) -> None:
+    source = cs.open({"w": torch.ones(2, 2)})
+    source.metadata[PROVENANCE] = text
+    headers, recipe, target, asked = read_provenance(source)
+    cs.plan(headers, recipe, target, config=asked.config, dtype=asked.dtype).inverse(source)
 
 
 def _of_text(use: Callable[[str], object]) -> Callable[[bytes, Path], bool]:
@@ -248,20 +363,33 @@ _PATTERNS = (
     b"{a}x{b}x{c}\nxxxxxxxxxxxxxxxxxxx",
 )
 
+_SAFE = (safetensors_bytes(_DENSE, {"format": "pt", "tied": "b"}), _PACKED, _header({}, b""))
+_ZIPS = tuple(map(_torch_zip, (_STATE, _TRAINING)))
+_LEGACY = (_torch_zip(_TRAINING, _use_new_zipfile_serialization=False),)
+_PICKLES = tuple(pickle.dumps(v, n) for v, n in ((_ARRAYS, 4), (_ARRAYS, 2), (_STATE, 4)))
+_RECORD = json.dumps(
+    {"hidden": [], "renamed": [[f"{MARK}1-00000000", "model.safetensors"]], "removed": ["old.safetensors"]}
+).encode()
+_PROVENANCE = tuple(
+    json.dumps(
+        {"version": "1", "recipe": 'rules = ["v [a b] -> w [b a]"]', "sources": [], "headers": {"v": ["F32", 2, 2]},
+         "target": target, "target_ties": [["w", "x"]], "config": {"n": 2}, "dims": {}, "dtype": "lossless"}
+    ).encode()
+    for target in (None, {"w": ["F32", 2, 2]})
+)  # fmt: skip
+
 TARGETS = {
     target.name: target
     for target in (
-        Target(
-            "safetensors",
-            (safetensors_bytes(_DENSE, {"format": "pt", "tied": "b"}), _PACKED, _header({}, b"")),
-            _safetensors,
-        ),
+        Target("safetensors", _SAFE, _safetensors),
         Target("index", (_INDEX,), _index),
-        Target("torch-zip", tuple(map(_torch_zip, (_STATE, _TRAINING))), _of_file("x.pt")),
-        Target("torch-legacy", (_torch_zip(_TRAINING, _use_new_zipfile_serialization=False),), _of_file("x.pth")),
-        Target(
-            "pickle", tuple(pickle.dumps(v, n) for v, n in ((_ARRAYS, 4), (_ARRAYS, 2), (_STATE, 4))), _of_file("x.pkl")
-        ),
+        Target("torch-zip", _ZIPS, _of_file("x.pt"), lambda folder: _against_torch(folder / "x.pt")),
+        Target("torch-legacy", _LEGACY, _of_file("x.pth"), lambda folder: _against_torch(folder / "x.pth")),
+        Target("pickle", _PICKLES, _of_file("x.pkl")),
+        Target("doctor", (*_ZIPS, *_LEGACY, *_PICKLES, *_SAFE), _doctor),
+        Target("mounts", (*_ZIPS, *_LEGACY, *_PICKLES, *_SAFE), _mounted),
+        Target("record", (_RECORD,), _record),
+        Target("provenance", _PROVENANCE, _of_text(_provenance)),
         Target("recipe", (_RECIPE.encode(),), _recipe),
         Target("config", (b'{"a": {"b": null}, "heads": 3, "g": 2, "l": [1, 2]}', b'{"a": {"b": 4}}'), _config),
         Target("rule", _RULES, _of_text(_rule)),

@@ -76,9 +76,12 @@ def test_a_suggested_recipe_plans_against_its_target_and_covers_it(name: str) ->
     tensors = {
         k: torch.empty(s.shape, dtype=torch.int64 if s.dtype == "I64" else torch.float32) for k, s in source.items()
     }
-    plan = cs.plan(tensors, found.recipe, target=target)
-    assert set(plan.inits) == set(found.unmatched_target)
+    plan = cs.plan(tensors, found.recipe)
+    open_ = {*found.unmatched_target, *(q.target for q in found.ambiguous)}
+    assert {*plan.specs, *plan.ties} == set(target) - open_
     assert set(plan.dropped) == set(found.unmatched_source)
+    if not open_:
+        cs.plan(tensors, found.recipe, target=target)
 
 
 # No word of the engine belongs to one family of models or to one codebase.
@@ -216,6 +219,75 @@ def test_square_matrices_turn_with_their_neighbours_and_the_trust_is_said() -> N
     assert any(a.kind == "square" and "h.1.proj.weight" in a.keys for a in found.assumptions)
 
 
+def test_what_is_open_is_left_out_of_the_recipe_and_told_by_the_plan_for_the_target() -> None:
+    source, target = block(OURS, "h.", 2), {**block(OURS, "layers.", 2), "head.weight": spec(5, 16)}
+    found = cs.suggest(source, target)
+    assert not found.recipe.init
+    tensors = {k: torch.zeros(s.shape) for k, s in source.items()}
+    assert "head.weight" not in cs.plan(tensors, found.recipe).state_dict()
+    with pytest.raises(cs.PlanError, match=r"head\.weight"):
+        cs.plan(tensors, found.recipe, target=target)
+
+
+def test_of_two_depths_the_layers_that_both_have_go_by_their_number() -> None:
+    source = {**block(OURS, "h.", 7), "ln_f.weight": spec(16)}
+    target = {**block(THEIRS, "layers.", 5), "norm.weight": spec(16)}
+    found = cs.suggest(source, target)
+    made = cs.plan({k: torch.zeros(s.shape) for k, s in source.items()}, found.recipe)
+    assert {step.sources[0]: step.targets[0] for step in made.steps}["h.4.mlp.w2.weight"] == "layers.4.ff.down.weight"
+    assert not made.specs.keys() - target.keys()
+
+
+def test_what_has_lost_its_partner_takes_no_other_ones_place() -> None:
+    source, target = block(OURS, "h.", 6), block(THEIRS, "layers.", 6)
+    lost = [k for k in source if k.startswith("h.3.") and "ln_2" in k]
+    found = cs.suggest({k: s for k, s in {**source, "ln_f.weight": spec(16)}.items() if k not in lost}, target)
+    open_ = {*found.unmatched_target, *(q.target for q in found.ambiguous)}
+    assert open_ == {"layers.3.post_norm.weight"}
+
+
+def test_numbers_with_leading_zeros_are_spelled_out() -> None:
+    source = {k.replace("h.", "layer_0", 1): s for k, s in block(OURS, "h.", 3).items()}
+    found = cs.suggest(source, block(THEIRS, "layers.", 3))
+    assert found.coverage == 1.0
+    assert any("{i:00,01,02}" in str(r) and "{i:0,1,2}" in str(r) for r in found.recipe.rules)
+
+
+def test_a_matrix_that_its_names_call_the_second_is_not_the_first_for_standing_first() -> None:
+    names = {"mlp.dense_4h_to_h.weight": (8, 32), "mlp.dense_h_to_4h.weight": (32, 8), "norm.weight": (8,)}
+    to = {"norm.weight": (8,), "mlp.fc.weight": (32, 8), "mlp.proj.weight": (8, 32)}
+    found = cs.suggest(block(names, "h.", 3), block(to, "layers.", 3))
+    assert not any("[" in str(r) for r in found.recipe.rules)
+    assert found.coverage == 1.0
+
+
+def test_what_all_keys_end_in_says_nothing() -> None:
+    names = {"norm.gamma": (8,), "norm.beta": (8,), "fc.kernel": (8, 32), "fc.bias": (32,)}
+    source = {f"{k}:0": s for k, s in block(names, "h.", 3).items()}
+    to = {"norm.weight": (8,), "norm.bias": (8,), "fc.weight": (32, 8), "fc.bias": (32,)}
+    found = cs.suggest(source, block(to, "layers.", 3))
+    made = cs.plan({k: torch.zeros(s.shape) for k, s in source.items()}, found.recipe)
+    pairs = {step.targets[0]: step.sources[0] for step in made.steps}
+    assert pairs["layers.1.norm.bias"] == "h.1.norm.beta:0"
+    assert len(pairs) == 12
+
+
+def test_a_sequence_with_a_named_first_and_last_meets_one_that_is_counted() -> None:
+    shapes = {"weight": (8, 8), "bias": (8,)}
+    source = {f"heads.{h}.layers.{i}.{l}": spec(*s) for h in range(3) for i in range(3) for l, s in shapes.items()}
+    target = {
+        f"heads.{h}.{m}.{l}": spec(*s)
+        for h in range(3)
+        for m in ("proj_in", "proj_out", "layers.0")
+        for l, s in shapes.items()
+    }
+    found = cs.suggest(source, target)
+    made = cs.plan({k: torch.zeros(s.shape) for k, s in source.items()}, found.recipe)
+    pairs = {step.targets[0]: step.sources[0] for step in made.steps}
+    for name, number in (("proj_in", 0), ("layers.0", 1), ("proj_out", 2)):
+        assert pairs[f"heads.1.{name}.weight"] == f"heads.1.layers.{number}.weight"
+
+
 def test_an_output_head_without_a_source_is_tied_to_the_embedding() -> None:
     source = {"embed_tokens.weight": spec(50, 8), **block({"norm.weight": (8,), "fc.weight": (32, 8)}, "layers.", 2)}
     found = cs.suggest(source, {**source, "lm_head.weight": spec(50, 8)})
@@ -238,6 +310,24 @@ def test_equal_tensors_that_nothing_tells_apart_are_left_open() -> None:
     found = cs.suggest(dict(sorted(source.items())), dict(sorted(target.items())))
     assert found.coverage == 0.0
     assert set(found.unmatched_target) | {q.target for q in found.ambiguous} == set(target)
+
+
+def test_an_open_question_has_candidates_and_the_evidence_for_each() -> None:
+    source = {"foo.weight": spec(8, 8), "bar.weight": spec(8, 8), **block(OURS, "h.", 2)}
+    found = cs.suggest(source, {"omega.weight": spec(8, 8), "sigma.weight": spec(3), **block(OURS, "h.", 2)})
+    (question,) = found.ambiguous
+    assert question.target == "omega.weight"
+    assert {c.sources for c in question.candidates} == {("foo.weight",), ("bar.weight",)}
+    assert all(c.evidence for c in question.candidates)
+    assert found.unmatched_target == ("sigma.weight",)
+
+
+def test_both_of_two_equal_projections_are_named_where_neither_is_called_the_gate() -> None:
+    ours = {"mlp.fc1.weight": (24, 16), "mlp.fc2.weight": (24, 16), "mlp.fc3.weight": (16, 24)}
+    theirs = {"mlp.gate_proj.weight": (24, 16), "mlp.up_proj.weight": (24, 16), "mlp.down_proj.weight": (16, 24)}
+    found = cs.suggest(block(ours, "h.", 3), block(theirs, "layers.", 3))
+    named = {k for a in found.assumptions if a.kind == "gate" for k in a.keys}
+    assert {"layers.1.mlp.gate_proj.weight", "layers.1.mlp.up_proj.weight"} <= named
 
 
 def test_a_suggestion_is_plain_data_too() -> None:

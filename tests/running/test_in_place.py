@@ -145,3 +145,19 @@ def test_a_backup_of_another_file_is_not_restored(file: Path) -> None:
     backup_of(file).write_bytes(b"\4\0\0\0\0\0\0\0{}  ")
     with pytest.raises(cs.CheckpointError, match="in-place-backup"):
         cs.restore_header(file)
+
+
+def test_a_change_that_was_interrupted_is_told_as_such_and_taken_back(file: Path) -> None:
+    """Its first byte goes first and comes back last, so that old and new names are never mixed."""
+    before = file.read_bytes()
+    cs.plan(file, RULE).save(file, in_place=True)
+    with file.open("r+b") as torn:
+        torn.seek(8)
+        torn.write(b"!")
+    for name in (file, file.with_name("another-suffix.bin")):
+        name.write_bytes(file.read_bytes())
+        with pytest.raises(cs.CheckpointError, match="interrupted-change") as told:
+            cs.open(name)
+        assert "restore-header" in (told.value.diagnostics[0].help or "")
+    cs.restore_header(file)
+    assert file.read_bytes() == before

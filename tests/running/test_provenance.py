@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +100,93 @@ def test_the_command_goes_back_without_a_recipe(source: Path) -> None:
     source.unlink()
     subprocess.run([*command, str(folder / "o"), str(source), "--inverse", "--check"], check=True, capture_output=True)
     assert source.read_bytes() == before
+
+
+def parts(told: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The way to each part of a JSON value."""
+    yield at
+    for name, value in told.items() if isinstance(told, dict) else enumerate(told) if isinstance(told, list) else ():
+        yield from parts(value, (*at, name))
+
+
+def edited(told: Any, at: tuple[Any, ...], value: Any) -> Any:
+    if not at:
+        return value
+    whole = json.loads(json.dumps(told))
+    part = whole
+    for name in at[:-1]:
+        part = part[name]
+    part[at[-1]] = value
+    return whole
+
+
+def test_provenance_that_was_edited_is_told_or_leads_back_all_the_same(source: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    out, broken = source.parent / "o.safetensors", source.parent / "x.safetensors"
+    cs.plan(source, cs.Recipe(RULES, dims={"d": "config.d"}), config={"d": 4}).save(out, provenance=True)
+    told, tensors, before = json.loads(cs.open(out).metadata[KEY]), load_file(out), cs.open(source).state_dict()
+    ends: set[str] = set()
+    for at in parts(told):
+        for value in (None, -1, 7, "x", [], ["F32", 3], {}, {"a": 1}):
+            save_file(tensors, broken, metadata={KEY: json.dumps(edited(told, at, value))})
+            try:
+                back = cs.plan_back(broken).state_dict()
+                assert all(torch.equal(before[key], tensor) for key, tensor in back.items()), at
+            except cs.CkptSurgeryError as error:
+                ends.add(error.diagnostics[0].code)
+                assert error.diagnostics[0].help
+    # Headers that fit each other and not the tensors are an output that was changed since.
+    assert ends == {"bad-provenance", "shape-mismatch"}
+
+
+def test_an_output_that_was_changed_since_is_told(source: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    out = source.parent / "o.safetensors"
+    cs.plan(source, RULES).save(out, provenance=True)
+    metadata, tensors = cs.open(out).metadata, load_file(out)
+    for state in (
+        {**tensors, "more": torch.ones(1)},
+        {key: tensor for key, tensor in tensors.items() if key != "embed"},
+        {**tensors, "embed": tensors["embed"][:2].clone()},
+    ):
+        save_file(state, out, metadata=metadata)
+        with pytest.raises(cs.PlanError) as found:
+            cs.plan_back(out)
+        assert {"more", "embed"} & set(" ".join(map(str, found.value.diagnostics)).replace("'", " ").split())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "hf_mixtral__litgpt",
+        "hf_llama__gguf",
+        "meta_llama__hf4_llama",
+        "hf5_gpt2__nanogpt",
+        "timm_swin__hf4_swin",
+        "hf4_llama_tied__hf5",
+        "hub_deepseek_v3__hf5",
+    ],
+)
+def test_real_recipes_lead_back_bit_for_bit(name: str, tmp_path: Path, corpus: Any) -> None:
+    """From shards to other shards and back again, and no recipe is named on the way back."""
+    case = corpus.pair(name)
+    state = case.numbered()
+    size = sum(tensor.nbytes for tensor in state.values())
+    cs.save(state, tmp_path / "s", max_shard_size=size // 3)
+    before = {file.name: file.read_bytes() for file in (tmp_path / "s").iterdir()}
+    plan = cs.plan(tmp_path / "s", corpus.recipe_for(name), config=case.config)
+    plan.save(tmp_path / "o", max_shard_size=size // 4, provenance=True)
+    (tmp_path / "s").rename(tmp_path / "gone")
+    cs.plan_back(tmp_path / "o").save(tmp_path / "s", max_shard_size=size // 3, check=True)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "s").iterdir()} == before
+
+
+@pytest.fixture
+def corpus(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The real conversions that recipes are tested with."""
+    monkeypatch.syspath_prepend(str(repository / "tests" / "recipes"))
+    import conversions
+
+    return conversions

@@ -1,0 +1,102 @@
+"""What metadata says of ties is told from what it says of all else; what is written here is read as it was meant."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file, save_model
+
+import ckptsurgery as cs
+from ckptsurgery.storage import open_writer
+from ckptsurgery.storage.tie_records import aliases_in, declared
+
+W = torch.arange(6.0)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "tied"),
+    [
+        ({"head.weight": "embed.weight"}, {"head.weight"}),
+        ({"decoder.kernel": "embed.weight"}, {"decoder.kernel"}),
+        ({"tied": "plain"}, {"tied"}),
+        ({"model": "embed.weight"}, set()),
+        ({"format": "plain"}, set()),
+        ({"head.weight": "gone.weight"}, set()),
+        ({"plain": "embed.weight"}, set()),
+        ({"head.weight": "embed.weight", "ckptsurgery.ties": "[]"}, set()),
+        ({"head": "embed.weight", "b.c": "plain", "ckptsurgery.ties": '["head"]'}, {"head"}),
+        ({"head.weight": "embed.weight", "ckptsurgery.ties": "no list"}, {"head.weight"}),
+        ({"ckptsurgery.ties": '["embed.weight", "ckptsurgery.ties", "gone"]'}, set()),
+    ],
+)  # fmt: skip
+def test_a_pair_is_a_tie_where_the_name_could_be_a_parameter_or_is_marked(
+    metadata: dict[str, str], tied: set[str], tmp_path: Path
+) -> None:
+    save_file({"embed.weight": W, "plain": W + 1}, tmp_path / "x.safetensors", metadata=metadata)
+    with cs.open(tmp_path / "x.safetensors") as checkpoint:
+        assert checkpoint.keys() - {"embed.weight", "plain"} == tied
+        assert checkpoint.metadata == {k: v for k, v in metadata.items() if k not in tied and k != "ckptsurgery.ties"}
+
+
+names = st.sampled_from(["a", "b", "m.a", "m.b", "n/a", "format", "pt"])
+
+
+@given(st.dictionaries(names, names), st.sets(names, min_size=1), st.dictionaries(names, names))
+def test_what_is_declared_is_what_is_read(metadata: dict[str, str], kept: set[str], ties: dict[str, str]) -> None:
+    aliases = {alias: at for alias, at in ties.items() if alias not in kept | metadata.keys() and at in kept}
+    assert aliases_in(declared(metadata, aliases, kept), kept) == aliases
+
+
+@pytest.mark.parametrize("options", [{}, {"max_shard_size": 24}])
+@pytest.mark.parametrize("plain", [{}, {"model.name": "embed.weight"}, {"model": "embed.weight"}])
+@pytest.mark.parametrize("alias", ["head", "head.weight"])
+def test_every_writer_keeps_ties_and_metadata_apart(
+    options: dict[str, Any], plain: dict[str, str], alias: str, tmp_path: Path
+) -> None:
+    specs = {"embed.weight": cs.TensorSpec([6], "F32"), "b": cs.TensorSpec([6], "F32")}
+    with open_writer(tmp_path / "x", specs, aliases={alias: "embed.weight"}, metadata=plain, **options) as writer:
+        for place in writer.places.values():
+            writer.write(place.file, place.offset, bytes(24))
+    for path in ([tmp_path / "x"], [tmp_path / "x"] * 2):
+        source = path[-1]
+        with cs.open(source) as checkpoint:
+            assert [tie.names for tie in checkpoint.ties] == [("embed.weight", alias)]
+            assert {k: v for k, v in checkpoint.metadata.items() if k != "format"} == plain
+        cs.save(cs.open(source), tmp_path / "y", overwrite=True, **options)
+        assert cs.diff(source, tmp_path / "y").identical
+        assert cs.open(tmp_path / "y").metadata == cs.open(source).metadata
+
+
+def test_a_change_in_place_keeps_them_apart(tmp_path: Path) -> None:
+    name = "a.name.that.is.long.enough.to.leave.room.for.what.is.said.of.ties.in.the.new.header"
+    save_file({name: W}, tmp_path / "x.safetensors", metadata={"a.name": "e"})
+    recipe = cs.Recipe([f"{name} -> e"], tie={"t.x": "e"})
+    cs.plan(tmp_path / "x.safetensors", recipe).save(tmp_path / "x.safetensors", in_place=True)
+    with cs.open(tmp_path / "x.safetensors") as checkpoint:
+        assert set(checkpoint) == {"e", "t.x"}
+        assert checkpoint.metadata["a.name"] == "e"
+
+
+def test_what_save_model_writes_is_read(tmp_path: Path) -> None:
+    model = torch.nn.ModuleDict({"embed": torch.nn.Embedding(5, 3), "head": torch.nn.Linear(3, 5, bias=False)})
+    model["head"].weight = model["embed"].weight
+    save_model(model, str(tmp_path / "x.safetensors"), metadata={"model": "embed.weight"})
+    with cs.open(tmp_path / "x.safetensors") as checkpoint:
+        assert [set(tie.names) for tie in checkpoint.ties] == [{"embed.weight", "head.weight"}]
+
+
+def test_an_index_may_mark_its_ties_too(tmp_path: Path) -> None:
+    cs.save({"a.w": W, "b.w": W + 1}, tmp_path / "x", max_shard_size=24)
+    index = tmp_path / "x" / "model.safetensors.index.json"
+    told = json.loads(index.read_text())
+    told["metadata"] |= {"c.w": "a.w", "d.w": "b.w", "ckptsurgery.ties": '["d.w"]'}
+    index.write_text(json.dumps(told))
+    with cs.open(tmp_path / "x") as checkpoint:
+        assert set(checkpoint) == {"a.w", "b.w", "d.w"}
+        assert checkpoint.metadata["c.w"] == "a.w"
