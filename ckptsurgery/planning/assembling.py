@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 from typing import Any
 
 from ..errors import Diagnostic, RecipeError
@@ -17,11 +18,9 @@ from .joining import Group, Values, group_rows, spell_columns
 from .matching import Matches
 from .plan import RuleUse, Target
 from .solving import SizeError
-from .steps import Step
+from .steps import Program, Step
 
 __all__ = ["Draft", "RuleSteps"]
-
-UNBUILT = object()
 
 
 @dataclass
@@ -50,7 +49,7 @@ class RuleSteps:
     ops: RuleOps
     number: int
     flats: Flattening
-    programs: dict[Any, Any] = field(default_factory=dict)
+    programs: dict[Any, Built | None] = field(default_factory=dict)
 
     def run(self, matched: list[list[Matches]]) -> None:
         """Add the steps, or say why there are none.
@@ -100,23 +99,29 @@ class RuleSteps:
             self.draft.problems += map(self._in_rule, error.diagnostics)
             return
         columns = [matches.columns[n] for n in self._marker_names() if n in matches.columns]
-        markers = (
-            list(zip(*(c if isinstance(c, list) else [c] * len(keys) for c in columns)))
-            if columns
-            else [()] * len(keys)
-        )
-        specs, wanted = self.draft.specs, self.draft.target.specs if self.draft.target else {}
-        steps, rules, programs = self.draft.steps, (self.number,), self.programs
-        for at, (source, made, marks) in enumerate(zip(matches.keys, keys, markers)):
-            spec, want = specs[source], wanted.get(made)
-            place = (spec.shape, spec.dtype, marks, want and (want.shape, want.dtype))
-            built = programs.get(place, UNBUILT)
-            if built is UNBUILT:
-                values: Values = {n: c if isinstance(c, str) else c[at] for n, c in matches.columns.items()}
-                group = Group(values, [[(source,)]], [()], [((),)])
-                built = programs[place] = self._build(group, (spec,), ({(): want} if want else {},))
-            if built is not None:
-                steps.append(Step((source,), (made,), built.program, rules))
+        markers = zip(*(c if isinstance(c, list) else repeat(c) for c in columns)) if columns else repeat(())
+        specs = [self.draft.specs[key] for key in matches.keys]
+        wanted = [self.draft.target.specs.get(key) for key in keys] if self.draft.target else [None] * len(keys)
+        # Most tensors share their spec object with many others; to compare them by value takes longer than all else.
+        alike = list(zip(map(id, specs), map(id, wanted), markers))
+        found: dict[tuple[int, int, tuple[str, ...]], Program | None] = {}
+        for place, at in {place: at for at, place in reversed(list(enumerate(alike)))}.items():
+            built = self._built_at(at, matches, specs[at], wanted[at], place[2])
+            found[place] = built.program if built else None
+        rules = (self.number,)
+        rows = zip(zip(matches.keys), zip(keys), map(found.__getitem__, alike))
+        self.draft.steps += [Step(old, new, program, rules) for old, new, program in rows if program is not None]
+
+    def _built_at(
+        self, at: int, matches: Matches, spec: TensorSpec, want: TensorSpec | None, marks: tuple[str, ...]
+    ) -> Built | None:
+        """What becomes of the tensor of one match; built once for all that are like it."""
+        place = (spec, want, marks)
+        if place not in self.programs:
+            values: Values = {n: c if isinstance(c, str) else c[at] for n, c in matches.columns.items()}
+            group = Group(values, [[(matches.keys[at],)]], [()], [((),)])
+            self.programs[place] = self._build(group, (spec,), ({(): want} if want else {},))
+        return self.programs[place]
 
     def _marker_names(self) -> list[str]:
         terms = (*self.bound.rule.sources, *self.bound.rule.targets)
@@ -125,15 +130,19 @@ class RuleSteps:
     def _step(self, group: Group) -> None:
         inputs = tuple(self.draft.specs[k] for k in group.keys)
         wanted = [self._wanted(n, group) for n in range(len(self.bound.rule.targets))]
-        place = (
-            inputs,
+        asked = (
             tuple(group.extents.items()),
             tuple(group.values.get(n) for n in self._marker_names()),
             tuple(tuple(w.items()) for w in wanted),
         )
-        if place not in self.programs:
-            self.programs[place] = self._build(group, inputs, wanted)
-        built = self.programs[place]
+        # As for single tensors: first by the identity of the specs, of which there may be many.
+        near = (tuple(map(id, inputs)), *asked)
+        if near not in self.programs:
+            place = (inputs, *asked)
+            if place not in self.programs:
+                self.programs[place] = self._build(group, inputs, wanted)
+            self.programs[near] = self.programs[place]
+        built = self.programs[near]
         if built is not None:
             self.draft.steps.append(Step(group.keys, self._made(group, built), built.program, (self.number,)))
 

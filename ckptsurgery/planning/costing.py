@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from ..specs import DTYPES
@@ -20,7 +21,7 @@ __all__ = ["BUDGET", "CHUNK", "REGION", "Cost", "cost_of", "held_by", "largest_s
 CHUNK = 1 << 20
 """Bytes that a copy reads at a time."""
 
-REGION = 4 << 20
+REGION = 1 << 20
 """Bytes of a target that are computed at a time where a step can be cut."""
 
 BUDGET = 256 << 20
@@ -72,26 +73,33 @@ def cost_of(plan: Plan, aliases: Collection[str] | None = None, unread: Collecti
             ties where nothing more is known.
         unread: pairs of source keys that are one tensor, so that nothing need be read to prove them equal.
     """
-    tied = plan.ties.keys() if aliases is None else aliases
-    kinds = Counter(step.kind for step in plan.steps)
-    known: dict[int, _Taken] = {}
+    tied = frozenset(plan.ties if aliases is None else aliases)
+    programs = {id(step.program): step.program for step in plan.steps}
+    kinds: Counter[str] = Counter()
+    for number, times in Counter(map(id, map(attrgetter("program"), plan.steps))).items():
+        kinds[programs[number].kind] += times
+    # Steps of one program that write the same of their targets cost the same.
+    alike = Counter([(id(step.program), _kept(step.targets, tied)) for step in plan.steps])
+    known = {number: _taken(program) for number, program in programs.items()}
     read = written = total = buffer = largest = 0
-    whole: set[str] = set()
-    for step in plan.steps:
-        kept = [n for n, key in enumerate(step.targets) if key not in tied]
-        if not kept:
+    for (number, kept), times in alike.items():
+        taken, outputs = known[number], programs[number].outputs
+        wanted = range(len(outputs)) if kept is None else kept
+        if not wanted:
             continue
-        taken = known.get(id(step.program)) or known.setdefault(id(step.program), _taken(step.program))
-        written += sum(step.program.outputs[n].nbytes for n in kept)
-        if taken.reads is None:
-            whole.update(step.sources)
-        else:
-            read += sum(taken.reads[n] for n in kept)
-        total, largest, buffer = total + taken.held, max(largest, taken.largest), max(buffer, taken.buffer)
-    read += sum(plan.source[key].nbytes for key in whole if key in plan.source)
+        written += times * sum(outputs[n].nbytes for n in wanted)
+        read += times * sum(taken.reads[n] for n in wanted) if taken.reads is not None else 0
+        total, largest, buffer = total + times * taken.held, max(largest, taken.largest), max(buffer, taken.buffer)
+    wholes = [s for s in plan.steps if known[id(s.program)].reads is None and _kept(s.targets, tied) != ()]
+    read += sum(plan.source[key].nbytes for key in {k for s in wholes for k in s.sources} if key in plan.source)
     read += sum(plan.source[k].nbytes for pair in plan.proofs if pair not in unread for k in pair)
     peak = max(buffer, min(total, max(largest, min(BUDGET, workers() * largest))))
     return Cost(read, written, peak, max(buffer, largest), kinds["copy"], kinds["move"], kinds["compute"])
+
+
+def _kept(targets: Sequence[str], tied: frozenset[str]) -> tuple[int, ...] | None:
+    """The numbers of the targets that are written; None for all of them."""
+    return None if tied.isdisjoint(targets) else tuple(n for n, key in enumerate(targets) if key not in tied)
 
 
 def largest_step(plan: Plan) -> Step:

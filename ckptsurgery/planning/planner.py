@@ -22,6 +22,7 @@ from .joining import canonical
 from .matching import Matches
 from .plan import Plan, RuleUse, Target
 from .stages import chained
+from .steps import Step, outputs_of
 from .targets import fit
 
 __all__ = ["draft_plan", "fitted", "make_plan"]
@@ -93,6 +94,8 @@ def draft_plan(
         if not last and not problems:
             planned = fit(planned, stage, None, "lossless", problems)
         plan = planned if plan is None else chained(plan, planned, problems)
+        if last:
+            break
         current = {**planned.specs, **{alias: planned.specs[base] for alias, base in plan.ties.items()}}
         if problems:
             break
@@ -132,8 +135,7 @@ class _Stage(Draft):
             self.rule(bound, [found], is_rest=True)
         self.check_choices(claims.terms)
         self.check_tables()
-        order = {key: n for n, key in enumerate(self.specs)}
-        self.steps.sort(key=lambda s: order[s.sources[0]])
+        self.steps = self.in_order()
         return Plan(
             steps=tuple(self.steps),
             uses=tuple(self.uses),
@@ -158,19 +160,28 @@ class _Stage(Draft):
                 )
         return tuple(same.items())
 
+    def in_order(self) -> list[Step]:
+        """The steps in the order of their first sources, of which each has its own."""
+        by_source = {step.sources[0]: step for step in self.steps}
+        return [step for step in map(by_source.get, self.specs) if step is not None]
+
     def outputs(self) -> dict[str, TensorSpec]:
         """Keys made, with their specs; two rules that make one key are a problem."""
-        made: dict[str, TensorSpec] = {}
+        made = outputs_of(self.steps)
+        if len(made) < sum([len(step.targets) for step in self.steps]):
+            self.collisions()
+        return made
+
+    def collisions(self) -> None:
         maker: dict[str, int] = {}
         collisions: dict[tuple[int, int], list[str]] = {}
         for step in self.steps:
-            for key, spec in zip(step.targets, step.program.outputs):
-                if key in made:
+            for key in step.targets:
+                if key in maker:
                     collisions.setdefault((maker[key], step.rules[0]), []).append(key)
-                made[key], maker[key] = spec, step.rules[0]
+                maker[key] = step.rules[0]
         for (a, b), keys in collisions.items():
             self.problems.append(self.made_twice(self.uses[a], self.uses[b], keys))
-        return made
 
     def made_twice(self, a: RuleUse, b: RuleUse, keys: Sequence[str]) -> Diagnostic:
         folded = [text for text, _ in fold(keys)]

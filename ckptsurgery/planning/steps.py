@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeVar
+from itertools import chain
+from operator import attrgetter
+from typing import NamedTuple, TypeVar
 
 from ..ops.base import Op, Specs
 from ..specs import TensorSpec
 from .layout import Layout, Piece, run_piece, side_by_side
 
-__all__ = ["Beside", "Instruction", "Move", "Pick", "Program", "Run", "Step", "compose_layouts", "cut"]
+__all__ = ["Beside", "Instruction", "Move", "Pick", "Program", "Run", "Step", "compose_layouts", "cut", "outputs_of"]
 
 T = TypeVar("T")
 
@@ -226,8 +228,7 @@ def _joined(pieces: Sequence[Piece]) -> list[Piece]:
     return result
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """One unit of work: sources in, targets out.
 
     Args:
@@ -248,6 +249,12 @@ class Step:
         return self.program.kind
 
 
+def outputs_of(steps: Sequence[Step]) -> dict[str, TensorSpec]:
+    """The specs of all targets of steps."""
+    targets, outputs = map(attrgetter("targets"), steps), map(attrgetter("program.outputs"), steps)
+    return dict(zip(chain.from_iterable(targets), chain.from_iterable(outputs)))
+
+
 def cut(step: Step, keys: Collection[str]) -> tuple[Step, ...]:
     """The step that makes these targets alone; none where it makes none of them."""
     wanted = tuple(n for n, k in enumerate(step.targets) if k in keys)
@@ -256,4 +263,4 @@ def cut(step: Step, keys: Collection[str]) -> tuple[Step, ...]:
     if not wanted:
         return ()
     targets = tuple(step.targets[n] for n in wanted)
-    return (replace(step, targets=targets, program=step.program.then(Pick(wanted))),)
+    return (step._replace(targets=targets, program=step.program.then(Pick(wanted))),)

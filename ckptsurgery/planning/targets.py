@@ -14,7 +14,7 @@ from ..ops.registry import make_op
 from ..specs import DTYPES, TensorSpec, dtype_name, is_lossless
 from .expanding import BoundPattern, Stage
 from .plan import Plan, Target
-from .steps import Program, Run, Step
+from .steps import Program, Run, Step, outputs_of
 
 __all__ = ["DTYPE_POLICIES", "fit"]
 
@@ -58,8 +58,10 @@ class _Fitting:
         return self.target.specs if self.target is not None else {}
 
     def result(self) -> Plan:
-        steps = tuple(self.steps) if self.steps is not None else self.plan.steps
-        specs = {k: s for step in steps for k, s in zip(step.targets, step.program.outputs)}
+        steps, specs = self.plan.steps, self.plan.specs
+        if self.steps is not None:
+            steps = tuple(self.steps)
+            specs = outputs_of(steps)
         return replace(
             self.plan,
             steps=steps,
@@ -261,7 +263,7 @@ class _Fitting:
             if place not in changed:
                 changed[place] = self.cast(step.program, wants)
             program = changed[place]
-            steps.append(replace(step, program=program) if program is not None else step)
+            steps.append(step._replace(program=program) if program is not None else step)
         for (have, want), keys in refused.items():
             folded = [text for text, _ in fold(keys)]
             lossy = "" if is_lossless(have, want) else ", which can lose bits"

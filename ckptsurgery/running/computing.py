@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from threading import Lock, local
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -64,24 +65,28 @@ def tasks_of(steps: Sequence[Step], checkpoint: Checkpoint, writer: Sink, region
     Args:
         region: bytes that a region of a step that can be cut should have.
     """
-    cuts: dict[int, Cut | None] = {}
-    for step in steps:
-        if id(step.program) not in cuts:
-            cuts[id(step.program)] = cut_of(step.program)
+    programs = {id(step.program): step.program for step in steps}
+    cuts = {number: cut_of(program) for number, program in programs.items()}
+    regions: dict[int, list[tuple[int, Region]]] = {}
     # Only what lies in one run of a file can be read in parts.
-    parts = [s for s in steps if cuts[id(s.program)] is not None and all(map(checkpoint.extent, s.sources))]
+    plain, entries = attrgetter("lies_plainly"), checkpoint.entries
+    parts = [s for s in steps if cuts[id(s.program)] and all(map(plain, map(entries.__getitem__, s.sources)))]
     cut_up = set(map(id, parts))
-    checkpoint.read_in_order({e.file for s in parts for key in s.sources if (e := checkpoint.extent(key)) is not None})
+    checkpoint.read_in_order({str(entries[key].file) for s in parts for key in s.sources})
     buffers = _Buffers()
     loads = Loads(checkpoint, [s for s in steps if id(s) not in cut_up])
     for step in steps:
-        cut = cuts[id(step.program)] if id(step) in cut_up else None
+        program = step.program
+        cut = cuts[id(program)] if id(step) in cut_up else None
         if cut is None:
-            yield Task(held_by(step.program, None, None), _Whole(step, writer, loads))
+            yield Task(held_by(program, None, None), _Whole(step, writer, loads))
             continue
-        for one in regions_of(cut.layout, region_limit(step.program, region)):
+        if id(program) not in regions:
+            found = regions_of(cut.layout, region_limit(program, region))
+            regions[id(program)] = [(held_by(program, cut, one), one) for one in found]
+        for held, one in regions[id(program)]:
             if step.targets[one.target] in writer.places:
-                yield Task(held_by(step.program, cut, one), _Regional(step, cut, one, checkpoint, writer, buffers))
+                yield Task(held, _Regional(step, cut, one, checkpoint, writer, buffers))
 
 
 def run_tasks(tasks: Iterable[Task], moved: Moved, budget: int = BUDGET) -> None:
@@ -228,12 +233,10 @@ class _Regional:
 
     def _read(self, pieces: Sequence[Piece], buffer: memoryview, nbytes: int) -> None:
         size = DTYPES[self.step.program.inputs[pieces[0].source].dtype].itemsize
-        sources, checkpoint = self.step.sources, self.checkpoint
-        for number, piece in enumerate(pieces):
-            part = buffer[number * nbytes : (number + 1) * nbytes]
-            lies = checkpoint.extent(sources[piece.source])
-            assert lies is not None
-            checkpoint.read_file_into(lies.file, lies.offset + piece.source_offset * size, part)
+        sources, entries, read = self.step.sources, self.checkpoint.entries, self.checkpoint.read_file_into
+        for at, piece in zip(range(0, len(buffer), nbytes), pieces):
+            entry = entries[sources[piece.source]]
+            read(str(entry.file), entry.offset + piece.source_offset * size, buffer[at : at + nbytes])
 
     def _applied(self, flat: Tensor) -> Tensor:
         ops: tuple[Op, ...] = self.cut.chains[self.region.target]

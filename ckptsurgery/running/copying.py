@@ -15,13 +15,14 @@ from ..planning.layout import Layout, Piece
 from ..specs import DTYPES
 from ..storage.checkpoint import Checkpoint
 from ..storage.cloning import BLOCK
-from ..storage.contents import Extent
+from ..storage.contents import Entry, Extent
 from ..storage.staging import Writer
 
 __all__ = ["ByteRun", "copy_runs", "merged", "runs_of"]
 
 
 _WORTH_SHARING = 64 << 10
+Run = tuple[str, int, str, int, int]
 
 
 class ByteRun(NamedTuple):
@@ -35,32 +36,35 @@ class ByteRun(NamedTuple):
 
 
 def runs_of(
-    layout: Layout, dtypes: Sequence[str], sources: Sequence[Extent], targets: Sequence[Extent | None]
-) -> Iterator[ByteRun]:
+    layout: Layout, dtypes: Sequence[str], sources: Sequence[Entry], targets: Sequence[Extent | None]
+) -> Iterator[Run]:
     """The byte runs of a rearrangement.
 
     Args:
         dtypes: of the targets.
-        sources, targets: where the tensors of each side lie; None for a target that is not written.
+        sources: where their tensors lie, plainly; targets: where theirs go, None for one that is not written.
     """
     if layout.copies is not None:
         for number, target in zip(layout.copies, targets):
             if target is not None and target.nbytes:
                 source = sources[number]
-                yield ByteRun(target.file, target.offset, source.file, source.offset, target.nbytes)
+                yield target.file, target.offset, str(source.file), source.offset, target.nbytes
         return
     for piece in layout.pieces:
         source, target = sources[piece.source], targets[piece.target]
         if target is None:
             continue
-        size = DTYPES[dtypes[piece.target]].itemsize
+        size, file = DTYPES[dtypes[piece.target]].itemsize, str(source.file)
         for a, b, length in _elements(piece):
-            yield ByteRun(target.file, target.offset + b * size, source.file, source.offset + a * size, length * size)
+            yield target.file, target.offset + b * size, file, source.offset + a * size, length * size
 
 
 def _elements(piece: Piece) -> Iterator[tuple[int, int, int]]:
     """(source offset, target offset, length) of each run, in elements."""
     inner = run_length(piece)
+    if inner == piece.numel:
+        yield piece.source_offset, piece.target_offset, inner
+        return
     outer = slice(None, -1) if inner > 1 else slice(None)
     shape, a, b = piece.shape[outer], piece.source_strides[outer], piece.target_strides[outer]
     for index in product(*map(range, shape)):
@@ -71,18 +75,24 @@ def _elements(piece: Piece) -> Iterator[tuple[int, int, int]]:
         )
 
 
-def merged(runs: Iterable[ByteRun]) -> list[ByteRun]:
+def merged(runs: Iterable[Run]) -> list[ByteRun]:
     """Runs in the order of the target files, neighbours on both sides made one."""
     # Most come in order already: so what is sorted is short, and 100,000 runs never lie in memory together.
     return list(_joined(sorted(_joined(runs))))
 
 
-def _joined(runs: Iterable[ByteRun]) -> Iterator[ByteRun]:
+def _joined(runs: Iterable[Run]) -> Iterator[ByteRun]:
     file = source = ""
     at = start = size = 0
     for run in runs:
-        if run[3] == start + size and run[1] == at + size and run[2] == source and run[0] == file:
-            size += run[4]
+        target_file, target_offset, source_file, source_offset, nbytes = run
+        if (
+            source_offset == start + size
+            and target_offset == at + size
+            and source_file == source
+            and target_file == file
+        ):
+            size += nbytes
             continue
         if size:
             yield ByteRun(file, at, source, start, size)
@@ -101,7 +111,11 @@ def copy_runs(runs: Iterable[ByteRun], checkpoint: Checkpoint, writer: Writer, m
     checkpoint.read_in_order({run.source_file for run in runs})
     buffer = memoryview(bytearray(CHUNK))
     refused: set[tuple[str, str]] = set()
-    for run in runs:
+    for some in _in_one_write(runs):
+        run = some[0]
+        if len(some) > 1:
+            _collect(some, checkpoint, writer, buffer, moved)
+            continue
         pair = run.target_file, run.source_file
         shared = _blocks(run)
         if shared and pair not in refused:
@@ -113,6 +127,43 @@ def copy_runs(runs: Iterable[ByteRun], checkpoint: Checkpoint, writer: Writer, m
                 continue
             refused.add(pair)
         _copy(run, checkpoint, writer, buffer, moved)
+
+
+def _in_one_write(runs: Iterable[ByteRun]) -> Iterator[Sequence[ByteRun]]:
+    """Short runs that adjoin in the target together, as far as the buffer holds them; others alone."""
+    held: list[ByteRun] = []
+    file, end, size = "", 0, 0
+    for run in runs:
+        target_file, offset, _, _, nbytes = run
+        if held and (offset != end or size + nbytes > CHUNK or target_file != file or nbytes >= _WORTH_SHARING):
+            yield held
+            held, size = [], 0
+        if nbytes >= _WORTH_SHARING:
+            yield (run,)
+            continue
+        held.append(run)
+        file, end, size = target_file, offset + nbytes, size + nbytes
+    if held:
+        yield held
+
+
+def _collect(
+    runs: Sequence[ByteRun],
+    checkpoint: Checkpoint,
+    writer: Writer,
+    buffer: memoryview,
+    moved: Callable[[int], object],
+) -> None:
+    first, size = runs[0], sum([run.nbytes for run in runs])
+    if writer.has(first.target_file, first.target_offset, size):
+        writer.skip(size)
+    else:
+        at, read = 0, checkpoint.read_file_into
+        for _, _, file, offset, nbytes in runs:
+            read(file, offset, buffer[at : at + nbytes])
+            at += nbytes
+        writer.write(first.target_file, first.target_offset, buffer[:size])
+    moved(size)
 
 
 def _blocks(run: ByteRun) -> ByteRun | None:

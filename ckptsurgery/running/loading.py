@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -272,7 +271,7 @@ def _entries(plan: Plan, rows: Sequence[Any], kept: Sequence[str], model: nn.Mod
     target: Mapping[str, TensorSpec] = plan.target.specs if plan.target else {}
     for entry in ledger(plan, plan.ties, lambda rule: plan.uses[rule].text):
         if entry.action == "tied" and entry.spec is None:
-            entry = replace(entry, spec=target.get(entry.key))
+            entry = entry._replace(spec=target.get(entry.key))
         by_key[("source:" if entry.action == "dropped" else "") + entry.key] = entry
     said = {row.name: f"{row.initialiser} ({row.by}, seed {row.seed})" for row in rows}
     for key, what in plan.inits.items():

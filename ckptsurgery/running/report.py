@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import Diagnostic
 from ..language.folding import fold_groups
@@ -18,8 +18,7 @@ __all__ = ["Entry", "Proof", "Report"]
 ACTIONS = ("loaded", "initialised", "kept", "tied", "missing", "dropped", "unexpected")
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One line of the ledger.
 
     Args:

@@ -12,7 +12,7 @@ from ..planning.steps import Step
 from ..storage.checkpoint import Checkpoint
 from ..storage.collection import without_collection
 from ..storage.staging import Writer
-from .copying import ByteRun, copy_runs, merged, runs_of
+from .copying import Run, copy_runs, merged, runs_of
 
 __all__ = ["copied_from", "output_aliases", "renamed_metadata", "stream", "unread_proofs"]
 
@@ -79,29 +79,30 @@ def stream(
         run_tasks(tasks_of(computed, checkpoint, writer, region), moved, budget)
 
 
-def _byte_runs(plan: Plan, checkpoint: Checkpoint, writer: Writer, computed: list[Step]) -> Iterator[ByteRun]:
+def _byte_runs(plan: Plan, checkpoint: Checkpoint, writer: Writer, computed: list[Step]) -> Iterator[Run]:
     """The runs of bytes of all steps that only move them; the others are put on a list."""
-    as_bytes: dict[int, bool] = {}
+    programs = {id(step.program): step.program for step in plan.steps}
+    as_bytes = {number: copies_bytes(program) for number, program in programs.items()}
+    single = {n for n, p in programs.items() if as_bytes[n] and p.copies == (0,) and len(p.inputs) == 1}
     places, entries = writer.places, checkpoint.entries
     for step in plan.steps:
-        targets = [places.get(key) for key in step.targets]
+        sources, keys, program, _ = step
+        if id(program) in single and (place := places.get(keys[0])) is not None:
+            # by far the most, and worth no more than a microsecond
+            _, file, offset, strides, big_endian, _ = entries[sources[0]]
+            if file is not None and strides is None and not big_endian:
+                if place[2]:
+                    yield place[0], place[1], file, offset, place[2]
+                continue
+        targets = [places.get(key) for key in keys]
         if not any(targets):
             continue
-        program = step.program
-        if id(program) not in as_bytes:
-            as_bytes[id(program)] = copies_bytes(program)
         if not as_bytes[id(program)] or program.moves is None:
             computed.append(step)
             continue
-        place, entry = targets[0], entries[step.sources[0]]
-        if len(targets) == len(step.sources) == 1 and place is not None and program.copies and entry.lies_plainly:
-            # by far the most, and worth no more than a microsecond
-            if place.nbytes:
-                yield ByteRun(place.file, place.offset, str(entry.file), entry.offset, place.nbytes)
-            continue
-        extents = [e for key in step.sources if (e := checkpoint.extent(key)) is not None]
-        if len(extents) == len(step.sources):
-            yield from runs_of(program.moves, [s.dtype for s in program.outputs], extents, targets)
+        lie = [entries[key] for key in sources]
+        if all(entry.lies_plainly for entry in lie):
+            yield from runs_of(program.moves, [s.dtype for s in program.outputs], lie, targets)
         else:
             computed.append(step)
 

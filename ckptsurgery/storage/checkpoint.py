@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -65,9 +66,8 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
         self.extras: dict[str, Any] = contents.extras
         self.config: Mapping[str, Any] | None = contents.config
         self.source = source
-        self.files: tuple[str, ...] = tuple(
-            dict.fromkeys(e.file for e in contents.entries.values() if e.file is not None)
-        )
+        files = dict.fromkeys(map(attrgetter("file"), contents.entries.values()))
+        self.files: tuple[str, ...] = tuple(file for file in files if file is not None)
         self.stamps: dict[str, tuple[int, ...]] = contents.stamps
         self._open_files = OpenFiles(self.files, self.stamps)
         self._dense: tuple[str, memoryview] | None = None
@@ -75,14 +75,15 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
     @cached_property
     def specs(self) -> dict[str, TensorSpec]:
         """Shape and dtype of each key, in order."""
-        return {key: entry.spec for key, entry in self.entries.items()}
+        return dict(zip(self.entries, map(attrgetter("spec"), self.entries.values())))
 
     @cached_property
     def ties(self) -> tuple[Tie, ...]:
         """Groups of names that mean one tensor; disjoint or unequal views of one storage are none."""
-        full = {key: entry for key, entry in self.entries.items() if entry.spec.numel}
-        if len({(entry.file, entry.offset) for entry in full.values()}) == len(full):
+        places = map(attrgetter("file", "offset"), self.entries.values())
+        if len(set(places)) == len(self.entries):
             return ()  # what starts at different places of files is never one tensor, and mostly that is all there is
+        full = {key: entry for key, entry in self.entries.items() if entry.spec.numel}
         groups: dict[tuple[object, ...], list[str]] = {}
         for key, entry in full.items():
             groups.setdefault(_place(entry), []).append(key)

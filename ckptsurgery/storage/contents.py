@@ -23,8 +23,7 @@ class Extent(NamedTuple):
     nbytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """Where one tensor lies: in a file, or in memory.
 
     Args:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import json.encoder
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, islice, pairwise, repeat
 from pathlib import Path
 
 from ..errors import CheckpointError, Diagnostic
@@ -112,53 +114,58 @@ def _lay_out(
     metadata: Mapping[str, str],
     lies: Mapping[str, int],
 ) -> _Layout:
-    # Wide elements first keeps every tensor aligned to its element size without padding, which the format has not.
-    order = sorted(specs, key=lambda key: -DTYPES[specs[key].dtype].bits)
+    order = _order(specs)
     header = header_of(order, specs, metadata)
     if len(header) - 8 > MAX_HEADER:
         headline = f"the header would take {len(header) - 8:,} bytes, and readers accept {MAX_HEADER:,}"
         raise CheckpointError(
             Diagnostic("header-too-large", headline, str(path), help='write a folder of shards: max_shard_size="5GB"')
         )
-    if sum(specs[key].nbytes for key in lies.keys() & specs.keys()) >= _WORTH_SHARING:
-        _pad(header, order, specs, lies)
-    file, offset, places = str(temporary), len(header), {}
-    sizes = {spec: spec.nbytes for spec in set(specs.values())}  # few, where tensors are many
-    for key in order:
-        nbytes = sizes[specs[key]]
-        places[key] = Extent(file, offset, nbytes)
-        offset += nbytes
-    return _Layout(header, places, offset)
+    sizes = _sizes(order, specs)
+    offsets = accumulate(sizes, initial=0)
+    moved = [(lies[key], offset, size) for key, offset, size in zip(order, offsets, sizes) if key in lies]
+    if sum(size for _, _, size in moved) >= _WORTH_SHARING:
+        _pad(header, moved)
+    starts = accumulate(sizes, initial=len(header))
+    places = dict(zip(order, map(Extent, repeat(str(temporary)), starts, sizes)))
+    return _Layout(header, places, len(header) + sum(sizes))
 
 
-def _pad(header: bytearray, order: Iterable[str], specs: Mapping[str, TensorSpec], lies: Mapping[str, int]) -> None:
-    """Spaces at the header's end, so that bytes keep their place within a block, and blocks can be shared."""
-    runs, offset = [], len(header)
-    for key in order:
-        nbytes = specs[key].nbytes
-        if key in lies:
-            runs.append((offset, lies[key], nbytes))
-        offset += nbytes
-    more = padding(runs)
+def _order(specs: Mapping[str, TensorSpec]) -> list[str]:
+    # Wide elements first keeps every tensor aligned to its element size without padding, which the format has not.
+    by_width: dict[int, list[str]] = {}
+    for key, spec in specs.items():
+        by_width.setdefault(DTYPES[spec.dtype].bits, []).append(key)
+    return [key for width in sorted(by_width, reverse=True) for key in by_width[width]]
+
+
+def _sizes(order: Iterable[str], specs: Mapping[str, TensorSpec]) -> list[int]:
+    """The bytes of each; specs are few where tensors are many."""
+    nbytes = {number: spec.nbytes for number, spec in {id(spec): spec for spec in specs.values()}.items()}
+    return [nbytes[id(specs[key])] for key in order]
+
+
+def _pad(header: bytearray, moved: Iterable[tuple[int, int, int]]) -> None:
+    """Spaces at the header's end, so that bytes keep their place within a block, and blocks can be shared.
+
+    Args:
+        moved: offset in the source's file, offset in the data to be written, and size.
+    """
+    more = padding([(len(header) + offset, source, size) for source, offset, size in moved])
     if len(header) - 8 + more <= MAX_HEADER:
         header += b" " * more
         header[:8] = (len(header) - 8).to_bytes(8, "little")
 
 
-def header_of(order: Iterable[str], specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> bytearray:
+def header_of(order: Sequence[str], specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> bytearray:
     """The length and the text of a header, put together piece by piece: a tree of 100,000 entries would fill memory."""
     text = bytearray(8)
     text += b'{"__metadata__":' + _json({"format": "pt", **metadata}).encode()
-    said: dict[TensorSpec, tuple[bytes, int]] = {}
-    offset = 0
-    for key in order:
-        spec = specs[key]
-        if spec not in said:
-            said[spec] = _json({"dtype": spec.dtype, "shape": list(spec.shape)})[:-1].encode(), spec.nbytes
-        row, nbytes = said[spec]
-        end = offset + nbytes
-        text += b',%b:%b,"data_offsets":[%d,%d]}' % (_json(key).encode(), row, offset, end)
-        offset = end
+    kinds = {id(spec): spec for spec in specs.values()}
+    said = {n: _json({"dtype": s.dtype, "shape": list(s.shape)})[:-1] + ',"data_offsets":' for n, s in kinds.items()}
+    rows = zip(order, pairwise(accumulate(_sizes(order, specs), initial=0)))
+    while some := list(islice(rows, _ROWS)):
+        text += "".join([f",{_quoted(k)}:{said[id(specs[k])]}[{a},{b}]}}" for k, (a, b) in some]).encode()
     text += b"}"
     text += b" " * (-len(text) % 8)
     text[:8] = (len(text) - 8).to_bytes(8, "little")
@@ -166,6 +173,8 @@ def header_of(order: Iterable[str], specs: Mapping[str, TensorSpec], metadata: M
 
 
 _json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+_quoted = json.encoder.encode_basestring
+_ROWS = 4096
 
 
 def _split(specs: Mapping[str, TensorSpec], limit: int | None) -> list[list[str]]:

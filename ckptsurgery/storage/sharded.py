@@ -56,16 +56,15 @@ def read_index(path: str, read: Reader, places: Mapping[str, str] = {}) -> Conte
             problems += error.diagnostics
     if problems:
         raise CheckpointError(problems)
-    entries: dict[str, Entry] = {}
     aliases: dict[str, str] = {}
-    absent: dict[str, list[str]] = {}
-    for key, name in weight_map.items():
-        entry = shards[name].entries.get(key)
-        if entry is None:
-            absent.setdefault(name, []).append(key)
-            continue
-        entries[key] = entry
-    if absent:
+    held = {name: contents.entries for name, contents in shards.items()}
+    try:
+        entries: dict[str, Entry] = {key: held[name][key] for key, name in weight_map.items()}
+    except KeyError:
+        absent: dict[str, list[str]] = {}
+        for key, name in weight_map.items():
+            if key not in held[name]:
+                absent.setdefault(name, []).append(key)
         raise CheckpointError(
             Diagnostic(
                 "missing-key-in-shard",
@@ -75,7 +74,7 @@ def read_index(path: str, read: Reader, places: Mapping[str, str] = {}) -> Conte
                 help="index and shards belong to different checkpoints; get them again together",
             )
             for name, keys in absent.items()
-        )
+        ) from None
     for shard_contents in shards.values():
         aliases |= {a: kept for a, kept in shard_contents.aliases.items() if a in entries and kept in entries}
     aliases |= aliases_in(about, entries)
@@ -110,7 +109,7 @@ def weight_map_of(path: str) -> tuple[dict[str, str], dict[str, Any]]:
             Diagnostic("bad-index", f"the index is no JSON: {error}", path, help="download or write it again")
         ) from None
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+    if not isinstance(weight_map, dict) or not set(map(type, weight_map.values())) <= {str}:
         raise CheckpointError(
             Diagnostic(
                 "bad-index", "the index has no weight_map of keys to file names", path, help="is it an index at all?"
@@ -137,11 +136,10 @@ def weight_map_of(path: str) -> tuple[dict[str, str], dict[str, Any]]:
                 help="shards lie beside their index; do not trust this one",
             )
         )
-    names: dict[str, str] = {}
-    for key, name in weight_map.items():
-        weight_map[key] = names.setdefault(name, name)  # the parser makes a string for every key, and they are few
+    names = {name: name for name in weight_map.values()}
+    one_each = dict(zip(weight_map, map(names.get, weight_map.values())))  # the parser makes a name for every key
     metadata = index.get("metadata")
-    return weight_map, metadata if isinstance(metadata, dict) else {}
+    return one_each, metadata if isinstance(metadata, dict) else {}
 
 
 def _leaves_folder(name: str) -> bool:
@@ -224,7 +222,7 @@ def read_together(folder: str, names: Sequence[str], read: Reader) -> Contents:
     return joined
 
 
-_MEMBER = re.compile(r'"\s*:')
+_SPACED = re.compile(r'"\s+:')
 
 
 def _parsed(raw: bytes, repeated: list[str]) -> Any:
@@ -235,7 +233,7 @@ def _parsed(raw: bytes, repeated: list[str]) -> Any:
         # Where nothing is escaped, there are no fewer objects' keys than places that look like one: if all of them are
         # in the result, none was given twice, and the pairs need not lie in memory beside it.
         found = json.loads(text)
-        if _members(found) == sum(1 for _ in _MEMBER.finditer(text)):
+        if not _SPACED.search(text) and _members(found) == text.count('":'):
             return found
 
     def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -24,6 +24,8 @@ from .transactions import MARK, Replacement, locked, remove_abandoned, stamp_of,
 __all__ = ["MARK", "Output", "Writer", "beside"]
 
 WEIGHTS = (".safetensors", ".safetensors.index.json")
+_SEND_EVERY = 32 << 20
+_AT_ONCE = 1 << 20  # above this, file systems of today are erratic
 
 
 def beside(path: Path, tag: str | None = None) -> Path:
@@ -48,6 +50,15 @@ class Output:
     size: int
     head: bytes | bytearray = b""
     beside: bool = False
+
+
+@dataclass(slots=True)
+class _Span:
+    """What was written to a file since the system was last told to begin with it."""
+
+    start: int
+    stop: int
+    nbytes: int = 0
 
 
 class Writer:
@@ -90,6 +101,9 @@ class Writer:
         self._whole_folder, self._decided, self._finished = whole_folder, False, False
         self._before = self._seen()
         self._lock = threading.Lock()
+        # Threads that write to one file take turns in the system anyway, where they would wait by spinning.
+        self._turns = {file: threading.Lock() for file in self._sizes}
+        self._unsent: dict[str, _Span] = {}
 
     def __enter__(self) -> Writer:
         with self._undone():
@@ -170,7 +184,24 @@ class Writer:
         except OSError as error:
             raise os_error(error, file, "write") from error
         self.skip(len(view))
+        self._send(file, offset, len(view))
         self._note(file, offset, len(view))
+
+    def _send(self, file: str, offset: int, nbytes: int) -> None:
+        """Have the system begin to write to the disk now, so that little is left to wait for at the end."""
+        with self._lock:
+            span = self._unsent.setdefault(file, _Span(offset, offset))
+            span.start, span.stop = min(span.start, offset), max(span.stop, offset + nbytes)
+            span.nbytes += nbytes
+            if span.nbytes < _SEND_EVERY:
+                return
+            del self._unsent[file]
+        # "Not needed" makes a file system start on what is dirty; what is not on the disk yet stays in memory.
+        if hasattr(os, "posix_fadvise"):
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(
+                    self._descriptors[file], span.start, span.stop - span.start, os.POSIX_FADV_DONTNEED
+                )
 
     def clone(self, file: str, offset: int, source: int, source_offset: int, nbytes: int) -> bool:
         """Share whole blocks with another open file instead of writing them; False where the file system does not."""
@@ -186,7 +217,8 @@ class Writer:
     def _pwrite(self, file: str, offset: int, view: memoryview) -> None:
         descriptor, done = self._descriptors[file], 0
         while done < len(view):
-            count = os.pwrite(descriptor, view[done:], offset + done)
+            with self._turns[file]:
+                count = os.pwrite(descriptor, view[done : done + _AT_ONCE], offset + done)
             if count == 0:
                 raise OSError(errno.EIO, "the file system takes no more bytes and says no reason", file)
             done += count

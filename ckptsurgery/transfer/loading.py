@@ -362,7 +362,7 @@ class _Transfer:
         """The report with what was missing, unexpected and set aside, and with what modules took in their own way."""
         missing = set(decision.missing)
         entries = [
-            replace(e, action="missing", by="not in the source, as the model built it")
+            e._replace(action="missing", by="not in the source, as the model built it")
             if e.key in missing and e.action == "kept"
             else e
             for e in report.ledger
