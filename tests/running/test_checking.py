@@ -130,7 +130,7 @@ def test_a_rearrangement_that_doubles_one_element_and_loses_another_is_found_by_
     program = Program(step.program.inputs, (Move(wrong, ("F32",)),), step.program.outputs)
     assert wrong.invertible and not whole.warnings
     with pytest.raises(cs.CheckpointError, match="check-elements-differ"):
-        replace(plan, steps=(replace(step, program=program),)).save(source.with_name("x.safetensors"), check=True)
+        replace(plan, steps=(step._replace(program=program),)).save(source.with_name("x.safetensors"), check=True)
     assert not source.with_name("x.safetensors").exists()
 
 
