@@ -205,7 +205,8 @@ def main() -> None:
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
     failed = 0
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as root:
+    memory = "/dev/shm" if Path("/dev/shm").is_dir() else None  # every case writes files, and copies are synced
+    with tempfile.TemporaryDirectory(prefix="fuzz-", dir=memory) as root:
         watch = Watch(Path(root))
         for name in options.only or ["named", *TARGETS]:
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
