@@ -141,7 +141,8 @@ class _Check:
         total = self.written.specs[key].nbytes
         for start in range(0, total, CHUNK):
             stop = min(start + CHUNK, total)
-            if memoryview(self.written.read(key, start, stop)) != memoryview(self.checkpoint.read(source, start, stop)):
+            # What comes from a file is a bytearray, which compares as memory does; a memoryview goes byte by byte.
+            if self.written.read(key, start, stop) != self.checkpoint.read(source, start, stop):
                 return False
             self.compared(stop - start)
         return True

@@ -13,6 +13,7 @@ from ..storage.checkpoint import Checkpoint
 __all__ = ["conserves", "fingerprint_of", "total_of"]
 
 _WORD = (1 << 64) - 1
+_BLOCK = 1 << 14  # elements that a core's own cache holds
 _HISTOGRAM = 2  # bytes of an element up to which counting each value is quicker than mixing each element
 
 
@@ -32,15 +33,17 @@ def fingerprint_of(data: bytes | bytearray | memoryview, width: int) -> int:
     """
     import numpy as np
 
-    if width == 16:
-        halves = np.frombuffer(data, dtype="<u8").reshape(-1, 2)
-        mixed = _mixed(_mixed(halves[:, 0]) ^ halves[:, 1])
-    elif width <= _HISTOGRAM:
+    if width <= _HISTOGRAM:
         counts = np.bincount(np.frombuffer(data, dtype=f"<u{width}"), minlength=1 << 8 * width).astype("u8")
-        mixed = _mixed(np.arange(len(counts), dtype="u8")) * counts
-    else:
-        mixed = _mixed(np.frombuffer(data, dtype=f"<u{width}"))
-    return int(mixed.sum(dtype="u8"))
+        return int((_mixed(np.arange(len(counts), dtype="u8")) * counts).sum(dtype="u8"))
+    words = np.frombuffer(data, dtype="<u8" if width == 16 else f"<u{width}")
+    words = words.reshape(-1, 2) if width == 16 else words
+    total = 0
+    for start in range(0, len(words), _BLOCK):
+        block = words[start : start + _BLOCK]
+        mixed = _mixed(_mixed(block[:, 0]) ^ block[:, 1]) if width == 16 else _mixed(block)
+        total += int(mixed.sum(dtype="u8"))
+    return total & _WORD
 
 
 def _mixed(words: Any) -> Any:
@@ -48,10 +51,12 @@ def _mixed(words: Any) -> Any:
 
     z = words.astype("u8")
     z += np.uint64(0x9E3779B97F4A7C15)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        z ^= z >> np.uint64(shift)
-        z *= np.uint64(factor)
-    z ^= z >> np.uint64(31)
+    shifted = np.empty_like(z)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        np.right_shift(z, np.uint64(shift), out=shifted)
+        z ^= shifted
+        if factor > 1:
+            z *= np.uint64(factor)
     return z
 
 
