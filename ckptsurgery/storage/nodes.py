@@ -70,6 +70,8 @@ class _Settler:
         if known is not None:
             return known[1]
         if isinstance(value, (dict, list, tuple)):
+            if not value and type(value) is not Ordered:
+                return value if type(value) is not Fields else {}
             name = type(value).__name__
             if depth >= DEPTH:
                 return Opaque("builtins", name, (), "nested too deep")
