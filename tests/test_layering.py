@@ -50,6 +50,8 @@ NEIGHBOURS = {
     ("demo", ""),
     # two layouts are compared by the recipe that is inferred between them
     ("comparing", "inference"),
+    # a checkpoint whose outputs are compared is loaded first
+    ("inference", "transfer"),
     ("cli", "demo"),
     ("__main__", "cli"),
 }

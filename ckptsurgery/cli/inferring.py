@@ -11,6 +11,7 @@ import ckptsurgery as cs
 
 from . import options as o
 from .output import show
+from .recipe import recipe_from
 from .targets import built
 
 __all__ = ["suggest", "verify"]
@@ -51,25 +52,32 @@ def verify(
     other: Annotated[
         str | None, typer.Option(metavar="MODULE:CALLABLE", help="What builds the model that B is for, if another.")
     ] = None,
+    recipe: o.RecipeNames = None,
+    rule: o.Rules = None,
+    rest: o.Rest = None,
     tolerance: Annotated[float | None, typer.Option(help="How far apart, as a share of the largest output.")] = None,
     json: o.Json = False,
 ) -> None:
     """Compare what two checkpoints compute.
 
-    Outputs on the same inputs and, where they differ, the first module at which they part.
+    Outputs on the same inputs and, where they differ, the first module at which they part. A recipe brings B into the
+    layout of the model that it is loaded into.
 
     \b
     ckptsurgery verify a.pt b.safetensors --model mine:Net --inputs batch.safetensors
     ckptsurgery verify a.pt b.safetensors --model mine:Net --other theirs:Net --inputs batch.pt
+    ckptsurgery verify a.pt b.safetensors --model mine:Net --inputs batch.pt --recipe back.toml
     """
     first, second = built(model), built(other or model)
-    for one, path in ((first, a), (second, b)):
-        cs.load_into(one, path)
+    said = recipe_from(recipe, rule, rest=rest) if recipe or rule or rest else None
+    cs.load_into(first, a)
+    cs.load_into(second, b, said)
     with cs.open(inputs) as batch:
         tensors = {name: tensor.load() for name, tensor in batch.items()}
     positional = all(name.isdigit() for name in tensors)
     given = tuple(tensors[k] for k in sorted(tensors, key=int)) if positional else tensors
-    found = cs.verify(first, second, given, tolerance=tolerance)
+    plan = None if said is None else cs.plan(b, said)
+    found = cs.verify(first, second, given, tolerance=tolerance, plan=plan)
     show(found, json)
     if not found.ok:
         raise typer.Exit(1)

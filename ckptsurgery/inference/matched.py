@@ -28,6 +28,7 @@ __all__ = ["Candidate", "Matched", "Question", "match"]
 _LEAST = 2.0  # a pair for which less speaks than this is no pair
 _DOUBTS = 6  # how often the question is asked again, with other weights
 _ASKED = 3  # how many candidates an open question lists
+_NOISE = 0.1  # what is added to scores then
 _SPREAD = 0.45  # by how much the weights differ then: the standard deviation of their logarithms
 
 
@@ -114,7 +115,9 @@ def _doubt(
     for _ in range(_DOUBTS):
         other = {k: v * float(np.exp(random.normal(0.0, _SPREAD))) for k, v in weights.items()}
         heard = {k: v * float(np.exp(random.normal(0.0, _SPREAD))) for k, v in votes.items()}
-        kept.update(solve(evidence, voters, other, heard, rounds=4).pairs.keys())
+        # Equals stay equal however they are weighed: a little noise tells that nothing decides between them.
+        noise = random.normal(0.0, _NOISE, evidence.mask.shape)
+        kept.update(solve(evidence, voters, other, heard, rounds=4, noise=noise).pairs.keys())
     sure: list[tuple[int, int]] = []
     doubted: list[tuple[int, int]] = []
     for pair, score in solution.pairs.items():

@@ -97,13 +97,20 @@ def _neighbours(side: Side) -> Any:
 
 
 def solve(
-    evidence: Evidence, voters: Voters, weights: Mapping[str, float], votes: Mapping[str, float], rounds: int = _ROUNDS
+    evidence: Evidence,
+    voters: Voters,
+    weights: Mapping[str, float],
+    votes: Mapping[str, float],
+    rounds: int = _ROUNDS,
+    noise: Matrix | None = None,
 ) -> Solution:
-    """Match softly, let neighbours vote, again and again; then assign."""
+    """Match softly, let neighbours vote, again and again; then assign. Noise is added to what speaks for each pair."""
     import numpy as np
 
     mask = evidence.mask > 0
     base = evidence.total(weights)
+    if noise is not None:
+        base = base + noise
     score = np.where(mask, base, _NEVER)
     if not mask.any():
         return Solution({}, score, np.zeros(mask.shape))

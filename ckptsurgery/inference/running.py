@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..errors import CkptSurgeryError, Diagnostic, LoadError
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ..specs import TensorSpec
 
-__all__ = ["Call", "by_use", "tensors_in", "watched"]
+__all__ = ["Call", "by_use", "tensors_in", "tried", "watched"]
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,30 @@ def watched(model: nn.Module, inputs: Any) -> tuple[tuple[Tensor, ...], list[Cal
     return tuple(tensors_in(result)), calls
 
 
-def by_use(model: nn.Module, inputs: Any, specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
+def tried(model: nn.Module, inputs: Any, name: str) -> tuple[tuple[Tensor, ...], list[Call]]:
+    """What a model gives, from the same random state each time; a failure says whose it is.
+
+    Raises:
+        LoadError: the model fails on the inputs.
+    """
+    import torch
+
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(0)
+        try:
+            return watched(model, inputs)
+        except CkptSurgeryError:
+            raise
+        except Exception as error:  # whatever the user's own code raises
+            text = f"{name} fails on the inputs: {type(error).__name__}: {error}"
+            raise LoadError(Diagnostic("forward-failed", text)) from error
+
+
+def by_use(model: nn.Module, inputs: Any, specs: Mapping[str, TensorSpec], name: str) -> dict[str, TensorSpec]:
     """A model's specs in the order in which a forward pass uses its modules; what it does not use comes last."""
     rank: dict[str, int] = {}
-    for n, call in enumerate(watched(model, inputs)[1]):
+    for n, call in enumerate(tried(model, inputs, name)[1]):
         rank.setdefault(call.module, n)
     last = len(rank) + 1
     listed = list(specs)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CkptSurgeryError, Diagnostic, RecipeError
+from ..errors import CkptSurgeryError, Diagnostic, LoadError, RecipeError
 from ..language.folding import fold, fold_groups
 from ..language.recipe import Recipe
 from ..planning.plan import Plan
@@ -116,6 +116,7 @@ def suggest(source: Any, target: Any, *, by: str = "names", inputs: Any = None) 
 
     Raises:
         CheckpointError: a side cannot be read. RecipeError: there is no such kind of evidence.
+        LoadError: a model fails on the inputs, or is none.
     """
     if by not in ("names", "values"):
         raise RecipeError(Diagnostic("bad-argument", f"by={by!r} is neither", help='by="names" or by="values"'))
@@ -145,9 +146,12 @@ def _by_use(
     from .running import by_use
     from .verifying import verify
 
-    first, second = (by_use(model, inputs, side) for model, side in ((source, specs), (target, wanted)))
+    if not all(callable(getattr(side, "named_modules", None)) for side in (source, target)):
+        text = "the order of use is known of two live models, and one side is none"
+        raise LoadError(Diagnostic("bad-argument", text, help="leave out inputs=, or give the models"))
+    first, second = by_use(source, inputs, specs, "the source"), by_use(target, inputs, wanted, "the target")
     found = _attempt(first, second, cut=False, in_order=True)
-    if found.unmatched_target or found.problems:
+    if found.coverage < 1.0 or found.problems:
         return found
     twin = deepcopy(target)
     made = plan(source, found.recipe, target=model_target(twin))

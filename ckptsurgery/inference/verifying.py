@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CkptSurgeryError, Diagnostic, LoadError
-from .running import Call, watched
+from ..errors import Diagnostic, LoadError
+from .running import Call, tried
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from ..catalog import RecipeLike
     from ..planning.plan import Plan
 
 __all__ = ["TOLERANCES", "Difference", "Parity", "Parting", "verify"]
@@ -121,7 +122,15 @@ class Parity:
         }
 
 
-def verify(a: nn.Module, b: Any, inputs: Any, *, tolerance: float | None = None, plan: Plan | None = None) -> Parity:
+def verify(
+    a: nn.Module,
+    b: Any,
+    inputs: Any,
+    recipe: RecipeLike | None = None,
+    *,
+    tolerance: float | None = None,
+    plan: Plan | None = None,
+) -> Parity:
     """Compare the outputs of two models on the same inputs, and find the first module at which they part.
 
     >>> import torch
@@ -136,8 +145,10 @@ def verify(a: nn.Module, b: Any, inputs: Any, *, tolerance: float | None = None,
 
     Args:
         a: a model.
-        b: another model, or a checkpoint with `a`'s keys (whatever `open` takes): then a copy of `a` with its tensors.
+        b: another model, or a checkpoint (whatever `open` takes): then it is loaded into a copy of `a`, as `load_into`
+            does, which takes wrapper prefixes off and finds the tensors inside a training checkpoint.
         inputs: a tensor, a tuple of positional or a mapping of named arguments, for both.
+        recipe: what brings the checkpoint into `a`'s layout, where it has another.
         tolerance: how far outputs may be apart, as a share of the largest; by default the dtype's, see `TOLERANCES`.
         plan: the plan that made the second's tensors; a module's parameters are then shown with their rules.
 
@@ -146,9 +157,9 @@ def verify(a: nn.Module, b: Any, inputs: Any, *, tolerance: float | None = None,
     Raises:
         LoadError: a model fails on the inputs, or the checkpoint does not fit `a`.
     """
-    other = _model(a, b)
-    one, first = _run(a, inputs, "a")
-    two, second = _run(other, inputs, "b")
+    other = _loaded(a, b, recipe)
+    one, first = tried(a, inputs, "a")
+    two, second = tried(other, inputs, "b")
     if len(one) != len(two):
         text = f"a gives {len(one)} tensors, b gives {len(two)}"
         raise LoadError(Diagnostic("outputs-differ", text, help="wrap the models so that both give the same outputs"))
@@ -156,36 +167,33 @@ def verify(a: nn.Module, b: Any, inputs: Any, *, tolerance: float | None = None,
     pairs = _pairs(first, second, tolerance)
     parting = None
     if not all(d.within for d in outputs):
+        plan = _planned(b, recipe, other) if plan is None and recipe is not None else plan
         parting = _parting(pairs, other, tolerance, plan)
     return Parity(outputs, len(pairs), parting)
 
 
-def _model(a: nn.Module, b: Any) -> nn.Module:
+def _loaded(a: nn.Module, b: Any, recipe: RecipeLike | None) -> nn.Module:
+    """The second model; of a checkpoint, a copy of the first that it was loaded into."""
     from torch import nn
 
     if isinstance(b, nn.Module):
+        if recipe is not None:
+            text = "a recipe says how a checkpoint is loaded, and b is a model"
+            raise LoadError(Diagnostic("bad-argument", text, help="plan= names the rules behind a model's tensors"))
         return b
-    from ..language.recipe import Recipe
-    from ..running.plan import plan
+    from ..transfer.loading import load_into
 
     twin = copy.deepcopy(a)
-    plan(b, Recipe(rest="keep")).load_into(twin)
+    load_into(twin, b, recipe)
     return twin
 
 
-def _run(model: nn.Module, inputs: Any, name: str) -> tuple[tuple[Tensor, ...], list[Call]]:
-    import torch
+def _planned(b: Any, recipe: RecipeLike, model: nn.Module) -> Plan:
+    """Where each tensor came from; headers alone."""
+    from ..running.loading import model_target
+    from ..running.plan import plan
 
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(0)
-        try:
-            return watched(model, inputs)
-        except CkptSurgeryError:
-            raise
-        except Exception as error:  # whatever the user's own code raises
-            text = f"{name} fails on the inputs: {type(error).__name__}: {error}"
-            raise LoadError(Diagnostic("forward-failed", text)) from error
+    return plan(b, recipe, target=model_target(model))
 
 
 def _apart(x: Tensor, y: Tensor, tolerance: float | None) -> Difference:

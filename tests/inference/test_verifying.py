@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -108,22 +109,103 @@ def test_infinities_of_a_mask_are_no_difference() -> None:
     assert cs.verify(Masked(), Masked(), torch.tensor([1.0, -1.0])).ok
 
 
+def test_a_checkpoint_is_loaded_as_any_other(ours: Ours, tmp_path: Path) -> None:
+    x = torch.randn(5, 4)
+    torch.save({"epoch": 3, "model": {f"module.{k}": v for k, v in ours.state_dict().items()}}, tmp_path / "run.pt")
+    assert cs.verify(ours, tmp_path / "run.pt", x).ok
+    with pytest.raises(cs.CkptSurgeryError):
+        cs.verify(ours, {k: v for k, v in ours.state_dict().items() if k != "fc2.bias"}, x)
+
+
+def test_a_checkpoint_in_another_layout_is_brought_into_this_one_by_a_recipe(ours: Ours) -> None:
+    x, back = torch.randn(5, 4), ["{m:body.0,body.1,head}.{l} -> {m:fc1,norm,fc2}.{l}"]
+    theirs = cs.plan(ours, RENAME).state_dict()
+    before = copy.deepcopy(ours.state_dict())
+    assert cs.verify(ours, theirs, x, back).ok
+    theirs["body.1.weight"] = theirs["body.1.weight"] * 2
+    found = cs.verify(ours, theirs, x, back)
+    assert found.parting is not None
+    assert (found.parting.module, found.parting.rules["norm.weight"]) == ("norm", back[0])
+    assert all(torch.equal(v, before[k]) for k, v in ours.state_dict().items())
+    with pytest.raises(cs.LoadError, match="bad-argument"):
+        cs.verify(ours, copy.deepcopy(ours), x, back)
+
+
+class Plain(nn.Module):
+    """Equal layers under names that say nothing, used in an order of their own."""
+
+    def __init__(self, order: str, use: str, turned: str = "") -> None:
+        super().__init__()
+        self.use, self.turned, self.drop = use, turned, nn.Dropout(0.5)
+        for name in order:
+            self.add_module(name, nn.Linear(4, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for name in self.use:
+            layer = getattr(self, name)
+            weight = layer.weight.t() if name in self.turned else layer.weight
+            # the layer itself is called, so that its use is seen
+            x = self.drop(torch.tanh(layer(x) - x @ layer.weight.t() + x @ weight.t()))
+        return x
+
+
 def test_two_live_models_are_matched_in_the_order_of_use_and_tried(ours: Ours) -> None:
-    class Plain(nn.Module):
-        """Equal layers, defined in the wrong order under names that say nothing."""
-
-        def __init__(self, order: str) -> None:
-            super().__init__()
-            for name in order:
-                self.add_module(name, nn.Linear(4, 4))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            for name in self.use:
-                x = torch.tanh(getattr(self, name)(x))
-            return x
-
-    a, b = Plain("rst"), Plain("xyz")
-    a.use, b.use = "srt", "zxy"
+    a, b = Plain("rst", "srt"), Plain("xyz", "zxy")
+    assert cs.suggest(a, b).parity is None
     found = cs.suggest(a, b, inputs=torch.randn(2, 4))
     assert found.parity is not None and found.parity.ok
+    made = cs.plan(a, found.recipe).state_dict()
+    assert all(torch.equal(made[f"{y}.weight"], getattr(a, x).weight) for x, y in zip(a.use, b.use))
     assert not cs.verify(a, b, torch.randn(2, 4)).ok
+
+
+def test_what_names_leave_open_the_forward_pass_decides() -> None:
+    def model(*names: str) -> nn.Module:
+        inner = nn.ModuleDict({"norm": nn.LayerNorm(4), **{n: nn.Linear(4, 4) for n in names}})
+
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.inner = inner
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                for name in names:
+                    x = self.inner[name](x).sin()
+                return self.inner["norm"](x)
+
+        return Net()
+
+    a, b = model("foo", "baz"), model("tock", "tick")
+    specs = [{k: cs.open(m).specs[k] for k in sorted(cs.open(m).specs)} for m in (a, b)]
+    unsure = cs.suggest(*specs)
+    assert {q.target.split(".")[1] for q in unsure.ambiguous} == {"tick", "tock"}
+    assert all(len(q.candidates) == 2 for q in unsure.ambiguous)
+    found = cs.suggest(a, b, inputs={"x": torch.randn(3, 4)})
+    assert found.coverage == 1.0 and found.parity is not None and found.parity.ok
+
+
+def test_a_trial_that_fails_names_the_rule() -> None:
+    a, b = Plain("rst", "rst"), Plain("rst", "rst", turned="s")
+    found = cs.suggest(a, b, inputs=torch.randn(2, 4))
+    assert found.parity is not None and not found.parity.ok
+    assert "# tried: different" in str(found)
+
+
+def test_a_trial_leaves_nothing_behind() -> None:
+    a, b = Plain("rst", "srt").train(), Plain("xyz", "zxy").train()
+    before = [copy.deepcopy(m.state_dict()) for m in (a, b)]
+    x, wrong = torch.randn(2, 4), torch.randn(2, 7)
+    state = torch.random.get_rng_state()
+    cs.suggest(a, b, inputs=x)
+    with pytest.raises(cs.LoadError, match="the source fails on the inputs"):
+        cs.suggest(a, b, inputs=wrong)
+    assert torch.equal(state, torch.random.get_rng_state())
+    for model, was in zip((a, b), before):
+        assert model.training and model.drop.training
+        assert not any(m._forward_hooks for m in model.modules())
+        assert all(torch.equal(v, was[k]) and v.grad is None for k, v in model.state_dict().items())
+
+
+def test_the_order_of_use_wants_two_models() -> None:
+    with pytest.raises(cs.LoadError, match="two live models"):
+        cs.suggest(Plain("r", "r").state_dict(), Plain("r", "r"), inputs=torch.randn(2, 4))
