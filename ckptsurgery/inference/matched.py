@@ -116,7 +116,7 @@ def _doubt(
         other = {k: v * float(np.exp(random.normal(0.0, _SPREAD))) for k, v in weights.items()}
         heard = {k: v * float(np.exp(random.normal(0.0, _SPREAD))) for k, v in votes.items()}
         # Equals stay equal however they are weighed: a little noise tells that nothing decides between them.
-        noise = _NOISE * random.standard_normal(evidence.mask.shape)
+        noise = np.asarray(random.normal(size=evidence.mask.shape)) * _NOISE
         kept.update(solve(evidence, voters, other, heard, rounds=4, noise=noise).pairs.keys())
     sure: list[tuple[int, int]] = []
     doubted: list[tuple[int, int]] = []
