@@ -6,17 +6,21 @@ exactly the keys it spells out: no expert is shown that is not there.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
+
+from .grouping import KeyGroup, group_keys
 
 __all__ = ["Folded", "fold", "fold_groups"]
 
 Row = tuple[tuple[str, ...], ...]  # a grid: for each number of a key, the values it takes
 
 # Longer runs of digits are hashes, not indices.
-_NUMBER = re.compile(r"((?<![0-9])[0-9]{1,9}(?![0-9]))")
+_LONGEST = 9
+_NUMBER = re.compile(rf"((?<![0-9])[0-9]{{1,{_LONGEST}}}(?![0-9]))")
 _SPECIAL = re.compile(r"->|[{}\[\],|?\\]")
 _NAMES = "ijkmn"
 
@@ -53,18 +57,58 @@ def fold_groups(keys: Iterable[str], label: Callable[[str], Hashable] | None = N
     >>> [(g.text, g.pattern) for g in fold_groups(["h.0.w", "h.1.w", "h.3.w"], label={"h.0.w": 4, "h.1.w": 4}.get)]
     [('h.{0,1}.w', 'h.{i}.w'), ('h.3.w', 'h.3.w')]
     """
-    families: dict[tuple[Hashable, tuple[str, ...]], dict[Row, int]] = {}
     order = list(dict.fromkeys(keys))
-    for position, key in enumerate(order):
+    found: dict[str, Folded] = {}
+    for group in group_keys(order):
+        for part in _by_label(group, label) if label else [group]:
+            found |= {folded.first: folded for folded in _folded_group(part)}
+    return [found[key] for key in order if key in found]
+
+
+def _by_label(group: KeyGroup, label: Callable[[str], Hashable]) -> list[KeyGroup]:
+    """The group in parts of equal labels."""
+    labels = [label(key) for key in group.keys]
+    # Labels are few and their keys many: to compare them all by value would take most of the time.
+    kinds: dict[Hashable, int] = {}
+    known = {number: kinds.setdefault(one, len(kinds)) for number, one in {id(one): one for one in labels}.items()}
+    if len(kinds) == 1:
+        return [group]
+    parts: list[list[int]] = [[] for _ in kinds]
+    for at, one in enumerate(labels):
+        parts[known[id(one)]].append(at)
+    return [
+        replace(group, keys=[group.keys[at] for at in part], slots=[[slot[at] for at in part] for slot in group.slots])
+        for part in parts
+    ]
+
+
+def _folded_group(group: KeyGroup) -> Iterator[Folded]:
+    columns = [set(slot) for slot in group.slots]
+    if any(len(number) > _LONGEST for column in columns for number in column):
+        yield from _folded_one_by_one(group.keys)
+        return
+    ends = [0, *(end for _, end in group.spans)]
+    starts = [*(start for start, _ in group.spans), len(group.template)]
+    literals = tuple(group.template[end:start] for end, start in zip(ends, starts))
+    if math.prod(map(len, columns)) == len(group.keys):  # one full grid, as mostly
+        yield _folded(literals, tuple(tuple(sorted(column, key=_numeric)) for column in columns), group.keys[0])
+        return
+    rows: dict[Row, int] = {tuple((n,) for n in row): at for at, row in enumerate(zip(*group.slots))}
+    yield from _folded_rows(literals, rows, group.keys)
+
+
+def _folded_one_by_one(keys: Sequence[str]) -> Iterator[Folded]:
+    families: dict[tuple[str, ...], dict[Row, int]] = {}
+    for position, key in enumerate(keys):
         parts = _NUMBER.split(key)
-        row: Row = tuple((number,) for number in parts[1::2])
-        family = (label(key) if label else None, tuple(parts[::2]))
-        families.setdefault(family, {})[row] = position
-    found: list[tuple[int, Folded]] = []
-    for (_, literals), rows in families.items():
-        for row, position in _grids(rows, len(literals) - 1):
-            found.append((position, _folded(literals, row, order[position])))
-    return [group for _, group in sorted(found, key=lambda pair: pair[0])]
+        families.setdefault(tuple(parts[::2]), {})[tuple((number,) for number in parts[1::2])] = position
+    for literals, rows in families.items():
+        yield from _folded_rows(literals, rows, keys)
+
+
+def _folded_rows(literals: tuple[str, ...], rows: dict[Row, int], keys: Sequence[str]) -> Iterator[Folded]:
+    for row, position in _grids(rows, len(literals) - 1):
+        yield _folded(literals, row, keys[position])
 
 
 def _grids(rows: dict[Row, int], columns: int) -> Iterator[tuple[Row, int]]:

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field, replace
 
 from ..errors import Diagnostic, RecipeError
 from ..language.folding import fold, fold_groups
+from ..language.grouping import KeyGroup, group_keys, template
 from ..language.keys import KeyPattern
 from ..specs import TensorSpec
 from .expanding import BoundPattern, BoundRule, Rest, Stage
-from .matching import KeyGroup, Matches, group_keys, match_group, template
+from .matching import Matches, match_group
 
 __all__ = ["Claims", "claim", "near_rules", "unexpected"]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,8 @@ class Inspection:
     def distinct(self) -> dict[str, TensorSpec]:
         """The tensors, tied ones once."""
         repeated = {name for tie in self.ties for name in tie.names[1:]}
+        if not repeated:
+            return dict(self.specs)
         return {key: spec for key, spec in self.specs.items() if key not in repeated}
 
     def lines(self, fold: bool = True) -> list[Line]:
@@ -78,11 +81,12 @@ class Inspection:
 
     def _summary(self, width: int) -> Iterator[str]:
         distinct = self.distinct
-        yield from _section("tensors", [_totals(len(self.specs), len(distinct), distinct.values())], width)
-        by_dtype: dict[str, list[TensorSpec]] = {}
-        for spec in distinct.values():
-            by_dtype.setdefault(spec.dtype, []).append(spec)
-        yield from _section("dtypes", [f"{d}: {_totals(len(s), len(s), s)}" for d, s in by_dtype.items()], width)
+        yield from _section("tensors", [_totals(len(self.specs), len(distinct), _counted(distinct.values()))], width)
+        by_dtype: dict[str, dict[TensorSpec, int]] = {}
+        for spec, count in _counted(distinct.values()).items():
+            by_dtype.setdefault(spec.dtype, {})[spec] = count
+        rows = [(dtype, sum(counts.values()), counts) for dtype, counts in by_dtype.items()]
+        yield from _section("dtypes", [f"{dtype}: {_totals(n, n, counts)}" for dtype, n, counts in rows], width)
         yield from _section("ties", [f"{' = '.join(tie.names)}  ({tie.kind})" for tie in self.ties], width)
         yield from _section("extras", _pairs(self.extras), width)
         yield from _section("metadata", _pairs(self.metadata), width)
@@ -149,10 +153,21 @@ def _rows(lines: list[Line], width: int) -> list[str]:
     return table(rows, "<<>>", width)
 
 
-def _totals(names: int, distinct: int, specs: Any) -> str:
-    specs = list(specs)
+def _counted(specs: Iterable[TensorSpec]) -> dict[TensorSpec, int]:
+    """How often each spec occurs; most tensors share theirs with many."""
+    found = list(specs)
+    objects = {id(spec): spec for spec in found}
+    counts: dict[TensorSpec, int] = {}
+    for number, count in Counter(map(id, found)).items():
+        counts[objects[number]] = counts.get(objects[number], 0) + count
+    return counts
+
+
+def _totals(names: int, distinct: int, specs: Mapping[TensorSpec, int]) -> str:
     counted = f"{names} tensor{'s' if names != 1 else ''}" + (f" ({distinct} distinct)" if distinct != names else "")
-    return f"{counted}, {shown_count(sum(s.numel for s in specs))} numbers, {shown_bytes(sum(s.nbytes for s in specs))}"
+    numel = sum(spec.numel * count for spec, count in specs.items())
+    nbytes = sum(spec.nbytes * count for spec, count in specs.items())
+    return f"{counted}, {shown_count(numel)} numbers, {shown_bytes(nbytes)}"
 
 
 def _section(title: str, items: list[str], width: int) -> Iterator[str]:

@@ -200,7 +200,8 @@ def writing(work: Path, sources: list[str], small: bool, torch: Found) -> list[C
              job("ours_zip", zipped, file), {"torch.load + save_file": job("peer_zip", zipped, file)}),
         case("fuse and transpose", "2 x cp + torch's start", llama, beside,
              job("ours_rearrange", llama, out), {"load all + torch": job("peer_rearrange", llama, out)}),
-        case("stack and transpose experts", "2 x cp + torch's start", many, beside, job("ours_stack", many, out)),
+        case("stack experts", "2 x cp", many, against_cp(2.0, 256 * MIB), job("ours_stack", many, out)),
+        case("stack and transpose experts", "2 x cp + torch's start", many, beside, job("ours_turn", many, out)),
         case("cast bf16 to fp16", "1.5 x cp + torch's start", llama, casts,
              job("ours_cast", llama, out, "f16"), {"load_file + to + save_file": job("peer_cast", llama, out, "f16")}),
         case("cast fp32 to bf16", "1.5 x cp + torch's start", plain, casts,
@@ -234,6 +235,8 @@ def reading(work: Path, sources: list[str], small: bool) -> list[Case]:
     if not data.missing("accelerate"):
         for case, name in ((found[3], "peer_accelerate_meta"), (found[4], "peer_accelerate_copy")):
             case.commands["accelerate"] = job(name, llama)
+    if not data.missing("transformers"):
+        found[3].commands["from_pretrained"] = job("peer_from_pretrained", llama)
     shared = data.sharing_folder(work, llama)
     if shared is not None:
         source, out = shared
@@ -286,6 +289,9 @@ def main() -> int:
         print(f"{options.work}: {needed / 1e9:.0f} GB are needed", file=sys.stderr)
         return 1
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE.parents[1]), os.environ.get("PYTHONPATH")]))
+    # What is installed has its bytecode; what is run from a working tree gets it from the first run of each command.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = str(options.work / "bytecode")
     torch: Found = {"torch": summary([run([sys.executable, "-c", "import torch"]) for _ in range(3)])}
     results: dict[str, Found] = {}
     print(f"{machine()}\n\n| case | bar | reached | ours | peers |\n|---|---|---|---|---|")

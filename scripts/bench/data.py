@@ -117,7 +117,7 @@ def single_fp32(path: Path, gigabytes: float) -> Path:
     return path
 
 
-PEERS = ("accelerate", "mergekit")
+PEERS = ("accelerate", "mergekit", "transformers")
 
 
 def missing(name: str) -> bool:

@@ -24,7 +24,11 @@ FUSE = [
     "model.layers.{i}.self_attn.{p:q,k,v}_proj.weight [rows:p d] -> h.{i}.qkv.weight [d (p rows:p)]",
     "model.layers.{i}.mlp.{p:gate,up,down}_proj.weight [o i] -> h.{i}.{p}.weight [i o]",
 ]
-STACK = ["model.layers.{i}.mlp.experts.{e}.{p}.weight [o d] -> layers.{i}.{p} [e d o]"]
+STACK = [
+    "model.layers.{i}.mlp.experts.{e}.{p:gate,up}_proj.weight [f d] -> layers.{i}.gate_up_proj [e (p f) d]",
+    "model.layers.{i}.mlp.experts.{e}.down_proj.weight [d f] -> layers.{i}.down_proj [e d f]",
+]
+TURN = ["model.layers.{i}.mlp.experts.{e}.{p}.weight [o d] -> layers.{i}.{p} [e d o]"]
 FORTY = [
     *(
         f"model.layers.{{i}}.mlp.experts.{{e}}.{a}_proj.weight -> l.{{i}}.e.{{e}}.{b}.weight"
@@ -120,7 +124,14 @@ def peer_rearrange(source: str, target: str) -> dict[str, object]:
 def ours_stack(source: str, target: str) -> dict[str, object]:
     import ckptsurgery as cs
 
-    cs.plan(source, cs.Recipe(STACK, rest="keep")).save(target, overwrite=True)
+    cs.plan(source, STACK).save(target, overwrite=True)
+    return {"torch": "torch" in sys.modules}
+
+
+def ours_turn(source: str, target: str) -> dict[str, object]:
+    import ckptsurgery as cs
+
+    cs.plan(source, TURN).save(target, overwrite=True)
     return {}
 
 
@@ -235,6 +246,14 @@ def peer_meta(source: str) -> dict[str, object]:
     for path in sorted(Path(source).glob("*.safetensors")):
         tensors.update(load_file(path))
     model.load_state_dict(tensors, assign=True)
+    return {"seconds": time.perf_counter() - start, "anonymous": anonymous() - before}
+
+
+def peer_from_pretrained(source: str) -> dict[str, object]:
+    from transformers import LlamaForCausalLM
+
+    before, start = anonymous(), time.perf_counter()
+    LlamaForCausalLM.from_pretrained(source)
     return {"seconds": time.perf_counter() - start, "anonymous": anonymous() - before}
 
 

@@ -6,11 +6,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ckptsurgery.errors import Diagnostic, RecipeError
+from ckptsurgery.language.grouping import group_keys
 from ckptsurgery.language.keys import Capture, KeyPattern, Literal, Span
 from ckptsurgery.language.recipe import Recipe
 from ckptsurgery.planning.claims import claim
 from ckptsurgery.planning.expanding import expand
-from ckptsurgery.planning.matching import group_keys, match_group
+from ckptsurgery.planning.matching import match_group
 
 LITERALS = st.sampled_from([".", "/", "w", "w1", "1", "10.", ".1.", "_", ".w", "2x", "0", ".layer1."])
 CHOICES = st.sampled_from([("q", "k"), ("w1", "w2", "w10"), ("", "1"), ("a.b", "1.2", "a"), ("1", "12"), ("01", "x0")])
