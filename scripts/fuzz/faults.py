@@ -145,6 +145,7 @@ class Faults:
     def __init__(self, kind: str = "", at: int = -1, disk: Disk | None = None, report: int | None = None) -> None:
         self.kind, self.at, self.disk, self.report = kind, at, disk, report
         self.log: list[str] = []
+        self.written = 0  # bytes, by pwrite
         self.inside = False
         self._real = {name: getattr(os, name) for name in CALLS}
 
@@ -175,6 +176,7 @@ class Faults:
             if len(self.log) == self.at and self.kind == "half, then kill":
                 self.die()
             after()
+            self.written += result if name == "pwrite" else 0
             if len(self.log) == self.at and self.kind == "late Ctrl-C":
                 raise Struck
             return result
