@@ -76,6 +76,9 @@ def _versions(atoms: Sequence[Atom], book: Book) -> list[Sequence[Atom]]:
     """The atoms as they are, and with towers that are alike, such as an encoder and a decoder, taken together."""
     atoms = _leaf_renames(atoms, book)
     found: list[Sequence[Atom]] = [atoms]
+    whole = _subtrees(atoms, book)
+    if len(whole) < len(atoms):
+        found.append(whole)
     for at in range(2):
         for to in range(3):
             together = _towers(atoms, at, to)
@@ -101,6 +104,31 @@ def _leaf_renames(atoms: Sequence[Atom], book: Book) -> Sequence[Atom]:
             moves = tuple(n for m in members for n in m.moves)
             added.append(Atom(source, f"{{r...}}.{end}", moves=moves))
     return [*(a for a in atoms if id(a) not in taken), *added]
+
+
+def _subtrees(atoms: Sequence[Atom], book: Book) -> list[Atom]:
+    """Modules whose keys all change in nothing but the path to them, each as one rule; the largest first."""
+    groups: dict[tuple[str, str], list[Atom]] = defaultdict(list)
+    for atom in atoms:
+        if atom.left or atom.right or atom.dims or any(v is not None for v in atom.free.values()):
+            continue
+        common = common_head([atom.source[::-1], atom.target[::-1]])[::-1]
+        for sep in re.finditer(r"[./](?=.)", common):
+            start = sep.end() - len(common)
+            pair = atom.source[:start], atom.target[:start]
+            if "{" not in pair[0] + pair[1]:
+                groups[pair].append(atom)
+    left = list(atoms)
+    added: list[Atom] = []
+    for (head, to), members in sorted(groups.items(), key=lambda g: (-len(g[1]), g[0])):
+        here = [m for m in members if any(m is a for a in left)]
+        if len(here) < 2 or not book.claimed(head + "{r...}") <= frozenset().union(
+            *(book.claimed(m.source) for m in here)
+        ):
+            continue
+        left = [a for a in left if not any(a is m for m in here)]
+        added.append(Atom(head + "{r...}", to + "{r...}", moves=tuple(n for m in here for n in m.moves)))
+    return [*left, *added]
 
 
 def _towers(atoms: Sequence[Atom], at: int, to: int) -> list[Atom] | None:
@@ -383,15 +411,28 @@ def _one_module(key: tuple[Any, ...], rows: Sequence[tuple[Atom, str, str]], boo
         if (lead or not head or head[-1] in "./") and book.claimed(whole) <= own:
             return [replace(base, source=whole, target=f"{to_head}{lead}{{r...}}")]
     (a, one, b), (c, two, d) = _trimmed(ones), _trimmed(twos)
+    if sum(len(t) + 1 for t in (*one, *two)) - 2 > _INLINE:
+        parts = _by_part(rows)
+        if len(parts) > 1:
+            return [atom for part in parts for atom in _one_module(key, part, book)]
     # Equal spellings on one side would be one choice for two modules.
     if len(set(one)) < len(one) or len(set(two)) < len(two) or any("," in t for t in (*one, *two)):
         return [r[0] for r in rows]
     source, target = (f"{{m:{','.join(side)}}}" for side in (one, two))
     candidate = f"{head}{a}{source}{b}{leaf}"
     wanted = f"{to_head}{c}{target}{d}{end}"
-    if "}{" in candidate + wanted or not book.claimed(candidate) <= own:
+    if any("}{" in text for text in (candidate, wanted)) or not book.claimed(candidate) <= own:
         return [r[0] for r in rows]
     return [replace(base, source=candidate, target=wanted)]
+
+
+def _by_part(rows: Sequence[tuple[Atom, str, str]]) -> list[list[tuple[Atom, str, str]]]:
+    """Modules apart by the part of the layer that they stand in; those that stand in none together."""
+    groups: dict[str, list[tuple[Atom, str, str]]] = defaultdict(list)
+    for row in rows:
+        segments = [s for s in re.split(r"[./]", row[1]) if s]
+        groups[segments[0] if len(segments) > 1 else ""].append(row)
+    return list(groups.values())
 
 
 def _trimmed(texts: Sequence[str]) -> tuple[str, list[str], str]:

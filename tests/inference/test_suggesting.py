@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import re
+import sys
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -16,6 +17,9 @@ import torch
 
 import ckptsurgery as cs
 from ckptsurgery.language.toml import loads
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "recipes"))
+from conversions import recipe_for
 
 DATA = Path(__file__).parent.parent / "data" / "corpus"
 PAIRS = sorted(p.name.removesuffix(".json.gz") for p in DATA.glob("*.json.gz"))
@@ -336,3 +340,26 @@ def test_a_suggestion_is_plain_data_too() -> None:
     assert loads(data["recipe"]).rules == found.recipe.rules
     assert data["coverage"] == 1.0
     assert {a["kind"] for a in data["assumptions"]} >= {"rows", "order"}
+
+
+def length(recipe: cs.Recipe) -> int:
+    """How many lines there are to read: rules, drops, ties, pairs of names, those of used recipes among them."""
+    own = len(recipe.rules) + len(recipe.drop) + len(recipe.tie) + sum(map(len, recipe.names.values()))
+    used = [cs.load_recipe(scope.use) for scope in recipe.scopes if scope.use]
+    parts = [*recipe.stages, *(scope.recipe for scope in recipe.scopes), *used]
+    return own + (recipe.rest not in ("error", "keep")) + sum(map(length, parts))
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_suggested_recipe_is_hardly_longer_than_the_one_that_a_person_wrote(name: str) -> None:
+    pair = load(name)
+    found = cs.suggest(specs(pair["source"]), specs(pair["target"]))
+    assert length(found.recipe) <= 1.5 * max(1, length(recipe_for(name)))
+
+
+def test_a_subtree_that_moves_as_a_whole_is_one_rule() -> None:
+    names = {"conv.weight": (8, 8), "norm.weight": (8,), "mlp.deep.weight": (3, 8)}
+    source = {f"a.{t}.{k}": spec(*s) for t in ("one", "two") for k, s in names.items()} | {"head.weight": spec(5, 8)}
+    moved = {k.replace("a.one.", "x.first.").replace("a.two.", "two."): s for k, s in source.items()}
+    rules = {str(r) for r in cs.suggest(source, moved).recipe.rules} | {cs.suggest(source, moved).recipe.rest}
+    assert len(rules) <= 3
