@@ -86,16 +86,16 @@ def run(command: list[str]) -> Run:
     return Run(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, said)
 
 
-def measure(case: Case, runs: int) -> Found:
-    """Medians for each label, the commands taken in turn."""
+def measure(case: Case, runs: int, warming: int) -> Found:
+    """Medians for each label, the commands taken in turn; the first turns may only warm the page cache."""
     runs_of: dict[str, list[Run]] = {label: [] for label in case.commands}
-    for turn in range(runs + 1):
+    for turn in range(warming + runs):
         for label, command in case.commands.items():
             for output in case.outputs:
                 clean(output)
             os.sync()  # else the next command would wait for what the last one, or the removal of its output, left
             one = run(command)
-            if turn:  # the first turn warms the page cache
+            if turn >= warming:
                 runs_of[label].append(one)
     for output in case.outputs:
         clean(output)
@@ -127,7 +127,7 @@ def against_cp(times: float, memory: int, torch: Found | None = None) -> Judge:
 
     def judge(found: Found) -> tuple[str, bool]:
         ours, cp, synced = found["ours"], found["cp"], found["cp + fsync"]
-        ratio, honest = ((ours["wall"] - start) / c["wall"] for c in (cp, synced))
+        ratio, honest = (max(0.0, ours["wall"] - start) / c["wall"] for c in (cp, synced))
         fits = ours["peak"] - own <= memory and (torch is not None or not ours.get("torch", False))
         held = f"{(ours['peak'] - own) / MIB:.0f} MiB" + (" beside torch" if torch else "")
         return f"{ratio:.2f} x cp, {honest:.2f} x cp + fsync, {held}", ratio <= times and fits
@@ -297,7 +297,7 @@ def main() -> int:
     print(f"{machine()}\n\n| case | bar | reached | ours | peers |\n|---|---|---|---|---|")
     for case in cases(options.work, options.small, torch):
         if options.only in case.name:
-            found = measure(case, options.runs or (1 if options.small else 3))
+            found = measure(case, options.runs or (1 if options.small else 3), 0 if options.small else 1)
             if "failed" in found["ours"]:
                 print(f"| {case.name} | {case.bar} | failed | - | - |", flush=True)
                 continue
