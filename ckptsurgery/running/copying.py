@@ -179,8 +179,8 @@ def _share(run: ByteRun, checkpoint: Checkpoint, writer: Writer) -> bool:
     if writer.has(run.target_file, run.target_offset, run.nbytes):
         writer.skip(run.nbytes)
         return True
-    source = checkpoint.descriptor(run.source_file)
-    return writer.clone(run.target_file, run.target_offset, source, run.source_offset, run.nbytes)
+    with checkpoint.using(run.source_file) as source:
+        return writer.clone(run.target_file, run.target_offset, source, run.source_offset, run.nbytes)
 
 
 def _part(run: ByteRun, start: int, stop: int) -> ByteRun:

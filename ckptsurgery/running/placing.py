@@ -37,7 +37,8 @@ class Elements:
         start = extent.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
         length = extent.offset - start + extent.nbytes
         try:
-            mapped = mmap.mmap(checkpoint.descriptor(extent.file), length, access=mmap.ACCESS_READ, offset=start)
+            with checkpoint.using(extent.file) as descriptor:
+                mapped = mmap.mmap(descriptor, length, access=mmap.ACCESS_READ, offset=start)
         except (OSError, ValueError):  # no such thing here, or the file became shorter: reading says so properly
             return cls(np.frombuffer(checkpoint.read(key), f"<u{size}"), None)
         return cls(np.frombuffer(mapped, f"<u{size}", extent.nbytes // size, extent.offset - start), mapped)

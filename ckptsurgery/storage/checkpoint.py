@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
@@ -159,16 +158,13 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
         """Fills `buffer` with bytes of one of `files` from `offset` on: for runs that cover neighbouring tensors."""
         self._open_files.read_into(file, offset, buffer)
 
-    def descriptor(self, file: str) -> int:
-        """The open descriptor of one of `files`, which stays the checkpoint's own."""
-        return self._open_files.descriptor(file)
+    def using(self, file: str) -> AbstractContextManager[int]:
+        """The descriptor of one of `files`, which stays the checkpoint's own, and open meanwhile."""
+        return self._open_files.using(file)
 
     def read_in_order(self, files: Iterable[str]) -> None:
         """Tell the system that files will be read from front to back, so that it reads further ahead."""
-        if hasattr(os, "posix_fadvise"):
-            for file in files:
-                with suppress(OSError):
-                    os.posix_fadvise(self.descriptor(file), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        self._open_files.read_in_order(files)
 
     def _dense_view(self, key: str, entry: Entry) -> memoryview:
         # A strided tensor is gathered as a whole; the last one is kept, since ranges come one after another.

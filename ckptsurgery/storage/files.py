@@ -6,12 +6,14 @@ import errno
 import mmap
 import os
 import stat
-import threading
 import weakref
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from ..errors import CheckpointError, Diagnostic
+from .descriptors import Descriptors
+from .windows import Windows
 
 __all__ = ["OpenFiles", "os_error", "read_regular", "stamp"]
 
@@ -33,53 +35,60 @@ class OpenFiles:
     """The files of one checkpoint, opened on first use.
 
     A path is no identity: the file behind it may be replaced between the reading of its header and that of its data. So
-    each file's identity is taken at the start and compared when it is opened; from then on the descriptor holds it.
+    each file's identity is taken at the start and compared whenever it is opened; from then on the descriptor holds it.
     """
 
     def __init__(self, paths: Iterable[str], stamps: Mapping[str, tuple[int, ...]] = {}) -> None:
         self._stamps = {path: stamps.get(path) or stamp(Path(path).stat()) for path in paths}
-        self._descriptors: dict[str, int] = {}
-        self._lock = threading.Lock()
-        self._closed = False
-        self._finalizer = weakref.finalize(self, _close_all, self._descriptors)
+        self._read: set[str] = set()
+        self._in_order: frozenset[str] = frozenset()
+        self._windows = Windows()
+        itself = weakref.ref(self)  # a cycle would keep the files open until a collection
+        self._files = Descriptors(lambda path: itself()._open(path))  # type: ignore[union-attr]
 
-    def descriptor(self, path: str) -> int:
-        """The open descriptor of a file.
+    def using(self, path: str) -> AbstractContextManager[int]:
+        """The descriptor of a file, which stays open meanwhile.
 
         Raises:
             CheckpointError: closed already, not readable, or another file than at the start.
         """
-        found = self._descriptors.get(path)
-        if found is not None:
-            return found
-        with self._lock:
-            if self._closed:
-                raise CheckpointError(
-                    Diagnostic(
-                        "closed-checkpoint",
-                        "the checkpoint is closed",
-                        path,
-                        help="read before close(), or open it again",
-                    )
-                )
-            if path not in self._descriptors:
-                self._descriptors[path] = self._open(path)
-            return self._descriptors[path]
+        return self._files.using(path)
 
     def _open(self, path: str) -> int:
+        if self._files.closed:
+            raise CheckpointError(
+                Diagnostic(
+                    "closed-checkpoint",
+                    "the checkpoint is closed",
+                    path,
+                    help="read before close(), or open it again",
+                )
+            )
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE) and self._files.make_room():
+                return self._open(path)
             raise os_error(error, path) from error
         if stamp(os.fstat(descriptor)) != self._stamps.get(path):
             os.close(descriptor)
             raise _changed(path)
+        self._read.add(path)
+        if path in self._in_order:
+            _read_ahead(descriptor)
         return descriptor
 
+    def read_in_order(self, paths: Iterable[str]) -> None:
+        """Tell the system, now or when they are opened, that files will be read from front to back."""
+        self._in_order |= set(paths)
+        for path in self._files.held() & self._in_order:
+            with self.using(path) as descriptor:
+                _read_ahead(descriptor)
+
     def check_unchanged(self) -> None:
-        """Makes sure that nothing wrote to the files that are open since their headers were read."""
-        with self._lock:
-            for path, descriptor in self._descriptors.items():
+        """Makes sure that nothing wrote to the files that were read since their headers were read."""
+        for path in [] if self._files.closed else sorted(self._read):
+            with self.using(path) as descriptor:  # what had to make room is opened again, and so compared
                 if stamp(os.fstat(descriptor)) != self._stamps.get(path):
                     raise _changed(path)
 
@@ -91,46 +100,42 @@ class OpenFiles:
 
     def read_into(self, path: str, offset: int, buffer: memoryview) -> None:
         """Fills a buffer from a file's bytes at `offset`."""
-        descriptor, done = self.descriptor(path), 0
-        while done < len(buffer):
-            try:
-                count = os.preadv(descriptor, [buffer[done:]], offset + done)
-            except OSError as error:
-                raise os_error(error, path) from error
-            if count == 0:
-                raise CheckpointError(
-                    Diagnostic(
-                        "truncated-file",
-                        f"the file ends at byte {offset + done}, {len(buffer) - done} bytes early",
-                        path,
-                        help="download or copy the file again",
+        held, done = self._files.take(path), 0
+        try:
+            while done < len(buffer):
+                count = os.preadv(held.number, [buffer[done:]], offset + done)
+                if count == 0:
+                    raise CheckpointError(
+                        Diagnostic(
+                            "truncated-file",
+                            f"the file ends at byte {offset + done}, {len(buffer) - done} bytes early",
+                            path,
+                            help="download or copy the file again",
+                        )
                     )
-                )
-            done += count
+                done += count
+        except OSError as error:
+            raise os_error(error, path) from error
+        finally:
+            held.give()
 
     def map(self, path: str, offset: int, nbytes: int) -> tuple[mmap.mmap, int] | None:
         """A private, writable mapping that holds the range, and where the range starts in it; None if there is none."""
-        page = mmap.ALLOCATIONGRANULARITY
-        start = offset // page * page
-        descriptor = self.descriptor(path)
-        if os.fstat(descriptor).st_size < offset + nbytes:
-            return None  # the plain read says so properly, where the mapping would kill the process
-        try:
-            return mmap.mmap(descriptor, offset + nbytes - start, access=mmap.ACCESS_COPY, offset=start), offset - start
-        except (OSError, ValueError):
-            return None
+        with self.using(path) as descriptor:
+            size = os.fstat(descriptor).st_size
+            if size < offset + nbytes:
+                return None  # the plain read says so properly, where the mapping would kill the process
+            return self._windows.over(path, descriptor, offset, nbytes, size)
 
     def close(self) -> None:
-        """Closes what is open; tensors that were made already stay valid."""
-        with self._lock:
-            self._closed = True
-            self._finalizer()
-            self._descriptors.clear()
+        """Closes what is open; tensors that were made already stay valid, and reads that go on are finished."""
+        self._files.close()
 
 
-def _close_all(descriptors: dict[str, int]) -> None:
-    for descriptor in descriptors.values():
-        os.close(descriptor)
+def _read_ahead(descriptor: int) -> None:
+    if hasattr(os, "posix_fadvise"):
+        with suppress(OSError):
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
 
 
 def _changed(path: str) -> CheckpointError:

@@ -10,7 +10,7 @@ from ..errors import CheckpointError, Diagnostic
 from .contents import Contents
 from .files import os_error
 from .mounts import join_mounts
-from .sharded import read_together, shard_names
+from .sharded import is_numbered, read_together, shard_names
 from .sniffing import read_file
 from .subtree import enter
 from .text import shown_keys
@@ -74,7 +74,7 @@ def _indexed(
 def _loose(path: str, subtree: str | None, weights: Sequence[str], common: str, read: Reader) -> Contents:
     if len(weights) == 1 and len(shard_names(weights[0])) < 2:
         return read(str(Path(path, weights[0])), subtree)
-    numbered = all(name in shard_names(name) for name in weights)
+    numbered = all(map(is_numbered, weights))
     if common.endswith(".safetensors") or numbered:
         contents = read_together(path, weights, read)
         return enter(contents, subtree, path) if subtree else contents

@@ -138,8 +138,10 @@ class ResumableWriter(Writer):
         said = self.journal.open()
         self._mine = True
         there = {n: name for name, n in self._numbers.items() if self._as_left(self._outputs[n])}
-        for number, name in there.items():
-            self._there[name] = _merged([(start, stop) for n, start, stop in said if n == number])
+        runs: dict[int, list[tuple[int, int]]] = {number: [] for number in there}
+        for number, start, stop in said:
+            runs.get(number, []).append((start, stop))
+        self._there = {name: _merged(runs[number]) for number, name in there.items()}
         lost = {n for n, _, _ in said} - there.keys()
         if lost:  # a file that is made anew must not inherit what was said of the old one
             self.journal.remove()
@@ -195,7 +197,8 @@ class ResumableWriter(Writer):
             by_file.setdefault(number, []).append((start, stop))
         names = list(self._numbers)
         for number in by_file:
-            os.fdatasync(self._descriptors[names[number]])
+            with self._descriptors.using(names[number]) as descriptor:
+                os.fdatasync(descriptor)
         self.journal.record([(n, a, b) for n, runs in sorted(by_file.items()) for a, b in _merged(runs)])
         self._recorded = True
 

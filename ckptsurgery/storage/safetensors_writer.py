@@ -16,7 +16,7 @@ from .contents import Extent
 from .resuming import Journal, ResumableWriter
 from .safetensors_format import MAX_HEADER
 from .sharded import weight_map_of
-from .staging import Output, Writer, beside
+from .staging import Output, Writer, beside, new_tag
 from .text import is_text, shown_keys
 from .tie_records import declared
 from .transactions import Replacement
@@ -65,18 +65,19 @@ def folder_writer(
         names = ["model.safetensors"]
     else:
         names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
-    new_folder = None if path.exists() else (beside(path, resume), path)
+    tag = resume or new_tag()
+    new_folder = None if path.exists() else (beside(path, tag), path)
     # What this library tells of an output may be long, and is told once.
     common = {name: text for name, text in metadata.items() if not name.startswith("ckptsurgery.")}
     outputs: list[Output] = []
     for name, data in companions.items():
-        temporary = new_folder[0] / name if new_folder else beside(path / name, resume)
+        temporary = new_folder[0] / name if new_folder else beside(path / name, tag)
         outputs.append(Output(path / name, temporary, len(data), data, beside=True))
     places: dict[str, Extent] = {}
     for name, keys in zip(names, shards):
         held = specs if len(shards) == 1 else {key: specs[key] for key in keys}
         own = metadata if len(shards) == 1 or name == names[0] else common
-        temporary = new_folder[0] / name if new_folder else beside(path / name, resume)
+        temporary = new_folder[0] / name if new_folder else beside(path / name, tag)
         layout = _lay_out(
             path / name, temporary, held, declared(own, aliases if len(shards) == 1 else {}, held), lies
         )
@@ -84,7 +85,7 @@ def folder_writer(
         places |= layout.places
     if len(shards) > 1:
         index = _index(specs, names, shards, aliases)
-        temporary = new_folder[0] / INDEX if new_folder else beside(path / INDEX, resume)
+        temporary = new_folder[0] / INDEX if new_folder else beside(path / INDEX, tag)
         outputs.append(Output(path / INDEX, temporary, len(index), index))
     indices, former = ([], set()) if new_folder else _former(path)
     # A run that is resumed finds its own unfinished files: they are not the former checkpoint's.

@@ -16,7 +16,7 @@ from .json_text import refuse_brackets
 from .text import is_text, shown_keys
 from .tie_records import TIES, aliases_in
 
-__all__ = ["read_index", "read_together", "shard_names", "weight_map_of"]
+__all__ = ["is_numbered", "read_index", "read_together", "shard_names", "weight_map_of"]
 
 Reader = Callable[[str], Contents]
 
@@ -159,6 +159,7 @@ def _leaves_folder(name: str) -> bool:
     )
 
 
+_MOST = 100_000
 _NUMBERED = re.compile(r"(?P<stem>.*)-(?P<number>\d+)-of-(?P<count>\d+)(?P<suffix>\.[^.]+)")
 
 
@@ -169,11 +170,26 @@ def shard_names(name: str) -> list[str]:
     ['model-00001-of-00002.safetensors', 'model-00002-of-00002.safetensors']
     """
     match = _NUMBERED.fullmatch(name)
-    if match is None or not 1 <= int(match["count"]) <= 100_000:
+    if match is None or not 1 <= int(match["count"]) <= _MOST:
         return []
     width, count = len(match["number"]), int(match["count"])
     first = 0 if int(match["number"]) == 0 else 1
     return [f"{match['stem']}-{i:0{width}d}-of-{match['count']}{match['suffix']}" for i in range(first, count + first)]
+
+
+def is_numbered(name: str) -> bool:
+    """Whether `shard_names` of the name holds it; not made to find out, since each of 10,000 shards is asked."""
+    match = _NUMBERED.fullmatch(name)
+    return match is not None and int(match["number"]) <= int(match["count"]) and 1 <= int(match["count"]) <= _MOST
+
+
+def _series(name: str) -> tuple[str, ...]:
+    """Equal for names of which `shard_names` says the same."""
+    match = _NUMBERED.fullmatch(name)
+    if match is None:
+        return (name,)
+    first = "0" if int(match["number"]) == 0 else "1"
+    return match["stem"], match["suffix"], match["count"], str(len(match["number"])), first
 
 
 def read_together(folder: str, names: Sequence[str], read: Reader) -> Contents:
@@ -182,8 +198,10 @@ def read_together(folder: str, names: Sequence[str], read: Reader) -> Contents:
     Raises:
         CheckpointError: two files hold the same key, or a numbered shard is missing.
     """
-    missing = {name for known in names for name in shard_names(known)} - set(names)
-    missing -= {name for name in missing if name.replace("-00000-of-", "-") in names}
+    # one of each series: every shard of a series names all of it
+    there, series = set(names), {_series(name): name for name in names}
+    missing = {name for known in series.values() for name in shard_names(known)} - there
+    missing -= {name for name in missing if name.replace("-00000-of-", "-") in there}
     if missing:
         raise CheckpointError(
             Diagnostic(

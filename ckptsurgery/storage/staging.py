@@ -8,6 +8,7 @@ import fcntl
 import os
 import secrets
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,20 +18,27 @@ from typing import Any
 from ..errors import CheckpointError, Diagnostic
 from .cloning import clone_range
 from .contents import Extent
+from .descriptors import Descriptors
 from .files import os_error
 from .text import shown_bytes
 from .transactions import MARK, Replacement, locked, remove_abandoned, stamp_of, sync_folder
 
-__all__ = ["MARK", "Output", "Writer", "beside"]
+__all__ = ["MARK", "Output", "Writer", "beside", "new_tag"]
 
 WEIGHTS = (".safetensors", ".safetensors.index.json")
 _SEND_EVERY = 32 << 20
+_AGAIN = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 _AT_ONCE = 1 << 20  # above this, file systems of today are erratic
 
 
 def beside(path: Path, tag: str | None = None) -> Path:
     """A temporary name in the same folder that no reader takes for a checkpoint; a new one each time, but for a tag."""
-    return path.with_name(f".{path.name[:120]}{MARK}{tag or f'{os.getpid()}-{secrets.token_hex(4)}'}")
+    return path.with_name(f".{path.name[:120]}{MARK}{tag or new_tag()}")
+
+
+def new_tag() -> str:
+    """What tells the temporary files of one run from those of every other."""
+    return f"{os.getpid()}-{secrets.token_hex(4)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +101,15 @@ class Writer:
         self.order = list(places)
         self.files = [str(output.final) for output in outputs if not output.beside]
         self._outputs = list(outputs)
+        self._by_name = {str(output.temporary): output for output in outputs}
         self._new_folder, self._set_aside, self._stale = new_folder, list(set_aside), list(stale)
-        self._descriptors: dict[str, int] = {}
+        self._identities: dict[str, tuple[int, int]] = {}
+        self._synced: set[str] = set()
+        itself = weakref.ref(self)  # a cycle would keep the files open, and locked, until a collection
+        self._descriptors = Descriptors(
+            lambda path: itself()._open(path),  # type: ignore[union-attr]
+            lambda path, number: itself()._sync_first(path, number),  # type: ignore[union-attr]
+        )
         self._sizes = {str(output.temporary): output.size for output in outputs}
         self._made: list[Path] = []
         self._awaited = sum(place.nbytes for place in places.values())
@@ -128,11 +143,34 @@ class Writer:
             )
         for output in self._outputs:
             name = str(output.temporary)
-            self._descriptors[name] = self._begin(output)
-            with contextlib.suppress(OSError):  # whoever finds the file without a lock knows that its writer is gone
-                fcntl.flock(self._descriptors[name], fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(self._descriptors[name], output.size)
+            with self._descriptors.using(name) as descriptor:
+                os.ftruncate(descriptor, output.size)
             self._pwrite(name, 0, memoryview(output.head))
+
+    def _open(self, name: str) -> int:
+        """Begin an output, or open it again after it had to make room for others."""
+        if self._descriptors.closed:
+            raise OSError(errno.EBADF, "the output was given up", name)
+        known = self._identities.get(name)
+        try:
+            descriptor = self._begin(self._by_name[name]) if known is None else os.open(name, _AGAIN)
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE) and self._descriptors.make_room():
+                return self._open(name)
+            raise
+        status = os.fstat(descriptor)
+        self._identities[name] = status.st_dev, status.st_ino
+        if known not in (None, self._identities[name]):
+            os.close(descriptor)
+            raise OSError(errno.ESTALE, "something else took the place of a file that is being written", name)
+        with contextlib.suppress(OSError):  # whoever finds no file of a run with a lock knows that its writer is gone
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return descriptor
+
+    def _sync_first(self, name: str, descriptor: int) -> None:
+        # Nobody would hear later of what the disk refused. Before the call: what is written meanwhile is synced again.
+        self._synced.add(name)
+        os.fsync(descriptor)
 
     def _make_folders(self, folder: Path) -> None:
         missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
@@ -174,11 +212,8 @@ class Writer:
         """
         view = memoryview(data).cast("B") if memoryview(data).nbytes else memoryview(b"")
         if offset < 0 or offset + len(view) > self._sizes[file]:
-            raise CheckpointError(
-                Diagnostic(
-                    "write-out-of-range", f"bytes {offset} to {offset + len(view)} lie outside of the file", file
-                )
-            )
+            text = f"bytes {offset} to {offset + len(view)} lie outside of the file"
+            raise CheckpointError(Diagnostic("write-out-of-range", text, file))
         try:
             self._pwrite(file, offset, view)
         except OSError as error:
@@ -198,15 +233,15 @@ class Writer:
             del self._unsent[file]
         # "Not needed" makes a file system start on what is dirty; what is not on the disk yet stays in memory.
         if hasattr(os, "posix_fadvise"):
-            with contextlib.suppress(OSError):
-                os.posix_fadvise(
-                    self._descriptors[file], span.start, span.stop - span.start, os.POSIX_FADV_DONTNEED
-                )
+            with contextlib.suppress(OSError), self._descriptors.using(file) as descriptor:
+                os.posix_fadvise(descriptor, span.start, span.stop - span.start, os.POSIX_FADV_DONTNEED)
 
     def clone(self, file: str, offset: int, source: int, source_offset: int, nbytes: int) -> bool:
         """Share whole blocks with another open file instead of writing them; False where the file system does not."""
-        if not clone_range(self._descriptors[file], offset, source, source_offset, nbytes):
-            return False
+        with self._descriptors.using(file) as descriptor:
+            if not clone_range(descriptor, offset, source, source_offset, nbytes):
+                return False
+        self._synced.discard(file)
         self.skip(nbytes)
         self._note(file, offset, nbytes)
         return True
@@ -215,13 +250,17 @@ class Writer:
         """Hear of bytes that were written."""
 
     def _pwrite(self, file: str, offset: int, view: memoryview) -> None:
-        descriptor, done = self._descriptors[file], 0
-        while done < len(view):
-            with self._turns[file]:
-                count = os.pwrite(descriptor, view[done : done + _AT_ONCE], offset + done)
-            if count == 0:
-                raise OSError(errno.EIO, "the file system takes no more bytes and says no reason", file)
-            done += count
+        held, done = self._descriptors.take(file), 0
+        try:
+            while done < len(view):
+                with self._turns[file]:
+                    count = os.pwrite(held.number, view[done : done + _AT_ONCE], offset + done)
+                if count == 0:
+                    raise OSError(errno.EIO, "the file system takes no more bytes and says no reason", file)
+                done += count
+        finally:
+            held.give()
+            self._synced.discard(file)
 
     @property
     def staged(self) -> tuple[str, dict[str, str]]:
@@ -239,15 +278,13 @@ class Writer:
             return
         if self._awaited:
             self.abort()
-            raise CheckpointError(
-                Diagnostic(
-                    "incomplete-output", f"{self._awaited:,} bytes of the output were not written", self.files[0]
-                )
-            )
+            text = f"{self._awaited:,} bytes of the output were not written"
+            raise CheckpointError(Diagnostic("incomplete-output", text, self.files[0]))
         with self._undone():
             self._complete()
-            for output in self._outputs:
-                os.fsync(self._descriptors[str(output.temporary)])
+            for name in [name for name in self._by_name if name not in self._synced]:
+                with self._descriptors.using(name) as descriptor:
+                    os.fsync(descriptor)
             for parent in self._made:
                 sync_folder(parent.parent)
         self._finished = True
@@ -349,8 +386,7 @@ class Writer:
         self._remove_folders()
 
     def _close(self) -> None:
-        while self._descriptors:
-            os.close(self._descriptors.popitem()[1])
+        self._descriptors.close()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -273,10 +273,11 @@ class TorchZipWriter(Writer):
         seen, crc = self._running.get(number, (-1, 0)) if record.nbytes else (0, 0)
         if seen == record.nbytes:
             return crc
-        crc, descriptor = 0, self._descriptors[self._temporary]
-        for start in range(0, record.nbytes, _CHUNK):
-            count = min(_CHUNK, record.nbytes - start)
-            crc = zlib.crc32(os.pread(descriptor, count, record.data + start), crc)
+        crc = 0
+        with self._descriptors.using(self._temporary) as descriptor:
+            for start in range(0, record.nbytes, _CHUNK):
+                count = min(_CHUNK, record.nbytes - start)
+                crc = zlib.crc32(os.pread(descriptor, count, record.data + start), crc)
         return crc
 
     def _identity(self) -> bytes:

@@ -156,7 +156,10 @@ def stamp_of(path: Path) -> tuple[int, ...] | None:
 
 
 def remove_abandoned(outputs: Sequence[Path]) -> None:
-    """Remove what runs that were killed left beside outputs of one folder: nobody holds a lock on it any more."""
+    """Remove what runs that were killed left beside outputs of one folder: nobody holds a lock on any of it any more.
+
+    A run that writes more files than it may hold open has locks on some of them only.
+    """
     folder, starts = outputs[0].parent, {f".{path.name[:120]}" for path in outputs}
     try:
         decided = Replacement.read(folder)
@@ -164,29 +167,39 @@ def remove_abandoned(outputs: Sequence[Path]) -> None:
         names = [path.name for path in folder.iterdir()]
     except (OSError, CheckpointError):
         return
+    runs: dict[str, list[tuple[str, str]]] = {}
     for name in names:
-        match = _TEMPORARY.search(name)
-        if match and name[: match.start()] in starts and name not in named:
-            with contextlib.suppress(OSError):
-                _remove(folder / name)
+        if (match := _TEMPORARY.search(name)) and name not in named:
+            runs.setdefault(match.group(), []).append((name[: match.start()], name))
+    for left in runs.values():
+        mine = [folder / name for start, name in left if start in starts]
+        if mine and not any(_in_use(folder / name) for _, name in left):
+            for path in mine:
+                with contextlib.suppress(OSError):
+                    _remove(path)
 
 
 def _remove(left: Path) -> None:
     if not stat.S_ISDIR(left.lstat().st_mode):
-        if not _in_use(left):
-            left.unlink()
+        left.unlink()
         return
-    inside = sorted(left.iterdir())
-    if not any(map(_in_use, inside)):
-        for file in inside:
-            file.unlink()
-        left.rmdir()
+    for file in left.iterdir():
+        file.unlink()
+    left.rmdir()
 
 
 def _in_use(path: Path) -> bool:
+    """Whether a process holds a lock on a file, or on one of those in a folder; what cannot be looked at is in use."""
     import fcntl
 
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        if stat.S_ISDIR(path.lstat().st_mode):
+            return any(map(_in_use, sorted(path.iterdir())))
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -87,7 +87,7 @@ def test_what_a_killed_run_left_is_cleared_away_by_the_next_and_a_living_one_is_
 ) -> None:
     program = (
         "import sys, os, ckptsurgery as cs\nfrom ckptsurgery.storage import open_writer\n"
-        "open_writer(sys.argv[1], {'w': cs.TensorSpec([9], 'U8')}).__enter__()\n"
+        "writer = open_writer(sys.argv[1], {'w': cs.TensorSpec([9], 'U8')}).__enter__()\n"
         "print('ready', flush=True)\nsys.stdin.read()\n"
     )
     for end, left in ((signal.SIGSTOP, 1), (signal.SIGKILL, 0)):

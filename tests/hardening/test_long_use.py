@@ -94,7 +94,7 @@ def test_200_threads_read_one_checkpoint(tmp_path: Path) -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        assert len(checkpoint._open_files._descriptors) == len(checkpoint.files)
+        assert len(checkpoint._open_files._files.held()) == len(checkpoint.files)
     assert not wrong
 
 

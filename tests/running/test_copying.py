@@ -73,8 +73,9 @@ def shares_blocks(self: Writer, file: str, offset: int, source: int, source_offs
     """What a file system that shares extents does, done by copying in the kernel."""
     assert offset % BLOCK == source_offset % BLOCK == nbytes % BLOCK == 0
     done = 0
-    while done < nbytes:
-        done += os.copy_file_range(source, self._descriptors[file], nbytes - done, source_offset + done, offset + done)
+    with self._descriptors.using(file) as target:
+        while done < nbytes:
+            done += os.copy_file_range(source, target, nbytes - done, source_offset + done, offset + done)
     self.skip(nbytes)
     self._note(file, offset, nbytes)
     return True
