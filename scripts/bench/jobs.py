@@ -82,6 +82,13 @@ def ours_many(source: str, target: str) -> dict[str, object]:
     return {"torch": "torch" in sys.modules}
 
 
+def ours_share(source: str, target: str) -> dict[str, object]:
+    import ckptsurgery as cs
+
+    cs.plan(source, "layers.{i}.weight -> l.{i}.weight").save(target, overwrite=True)
+    return {"torch": "torch" in sys.modules}
+
+
 def ours_zip(source: str, target: str) -> dict[str, object]:
     import ckptsurgery as cs
 
