@@ -41,6 +41,7 @@ class Score:
     unnamed: int
     seconds: float
     rules: int
+    fails: str = ""  # why the recipe does not run, where it does not: everything is open then
 
     @property
     def whole(self) -> bool:
@@ -86,7 +87,10 @@ def score(name: str, pair: dict[str, Any]) -> Score:
     found = cs.suggest(source, target)
     result = Score(name, 0, [], [], 0, time.process_time() - start, len(found.recipe.rules))
     named = {k for a in found.assumptions for k in a.keys}
-    made = cs.plan(numbered(pair["source"]), loads(found.recipe.dumps())).state_dict()
+    try:
+        made = cs.plan(numbered(pair["source"]), loads(found.recipe.dumps())).state_dict()
+    except cs.CkptSurgeryError as error:
+        made, result.fails = {}, error.diagnostics[0].headline
     for key, wanted in pair["expected"].items():
         if key not in made:
             result.open.append(key)
@@ -162,6 +166,8 @@ def main() -> int:
         scores.append(one)
         whole = "yes" if one.whole else "no"
         print(f"{name:46}{one.right:6}{len(one.wrong):6}{len(one.open):6}{one.rules:6}{one.seconds:7.2f}  {whole}")
+        if one.fails:
+            print(f"    does not plan: {one.fails}")
         for label, keys in (("wrong", one.wrong), ("open", one.open)):
             for key in keys if options.wrong else ():
                 print(f"    {label:6}{key}")

@@ -7,11 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CkptSurgeryError, Diagnostic, LoadError, RecipeError
+from ..errors import Diagnostic, LoadError, RecipeError
 from ..language.folding import fold, fold_groups
 from ..language.recipe import Recipe
-from ..planning.plan import Plan
-from ..planning.planner import make_plan
 from ..specs import TensorSpec
 from ..storage.opening import open_checkpoint
 from .assuming import Assumption, assumed
@@ -20,6 +18,7 @@ from .matched import Matched, Question, match
 from .merging import Book, Draft, merged, unmerged
 from .reducing import Reduced, reduced
 from .resolving import Move
+from .surviving import planned, says, surviving
 
 if TYPE_CHECKING:
     from .verifying import Parity
@@ -42,7 +41,7 @@ class Suggestion:
         assumptions: what the headers cannot show.
         unmatched_source, unmatched_target: keys without a counterpart.
         evidence: `"names"` or `"values"`: what it was inferred from.
-        problems: why the recipe does not plan, where it does not.
+        problems: why none of the short recipes planned, where the recipe is the one of last resort, key by key.
         parity: the outputs of both models after a trial conversion, where they were run.
     """
 
@@ -128,8 +127,8 @@ def suggest(source: Any, target: Any, *, by: str = "names", inputs: Any = None) 
     if inputs is not None:
         return _by_use(source, target, inputs, specs, wanted)
     best = _attempt(specs, wanted, cut=True)
-    if len(specs) + len(wanted) < _SMALL and _cut_away(specs, wanted, best):
-        # What was left out may be what tells the layers apart.
+    if len(specs) + len(wanted) < _SMALL and (best.problems or _cut_away(specs, wanted, best)):
+        # What was left out may be what tells the layers apart, or what no rule for the others claims.
         whole = _attempt(specs, wanted, cut=False)
         best = whole if whole.coverage > best.coverage else best
     return best
@@ -215,8 +214,6 @@ def _drafts(found: Matched, one: Reduced, two: Reduced, spare: Sequence[str]) ->
             yield replace(staged, dims={**staged.dims, "block": list(flat.stages)}), [flat.rule]
     yield draft, []
     yield unmerged(listed), []
-    never = lambda prefix: False  # noqa: E731
-    yield unmerged(atoms(found.moves, one.keys, (never, never), lambda prefix, seen: tuple(seen))), []
 
 
 def _loops(found: Matched) -> tuple[Callable[[str], bool], Callable[[str], bool]]:
@@ -226,7 +223,10 @@ def _loops(found: Matched) -> tuple[Callable[[str], bool], Callable[[str], bool]
 
 def _atoms(found: Matched, moves: Sequence[Move], one: Reduced, two: Reduced) -> list[Atom]:
     side = {"s": one, "t": two}
-    return atoms(moves, one.keys, _loops(found), lambda prefix, seen: side[prefix[0]].values(prefix[1:], seen))
+    first, second = _loops(found)
+    # A number that stands for others counts, though what it counts may be single tensors.
+    loops = (lambda prefix: first(prefix) or prefix in one.stands_for), (lambda p: second(p) or p in two.stands_for)
+    return atoms(moves, one.keys, loops, lambda prefix, seen: side[prefix[0]].values(prefix[1:], seen))
 
 
 def ordered(specs: Mapping[str, TensorSpec]) -> bool:
@@ -260,14 +260,18 @@ def finish(
     """The first draft that does what was found, as a recipe over the whole source; what is left over is named."""
     whole: dict[str, Any] = {"drop": _patterns(spare, source)}
     ties = {escaped(k): escaped(v) for k, v in found.ties.items()}
-    recipe, plan = Recipe(), None
     problems: tuple[Diagnostic, ...] = ()
     for draft, first in drafts:
         parts: dict[str, Any] = {"rules": draft.rules, "names": draft.names, "rest": draft.rest, "tie": ties}
-        recipe, plan, problems = _planned(source, parts, {"dims": draft.dims, **whole}, first)
-        if plan is not None and _says(plan, target, found.moves):
+        recipe, plan, why = planned(source, _parts(parts, {"dims": draft.dims, **whole}, first))
+        if plan is not None and says(plan, target, found.moves):
+            problems = ()
             break
-    made: set[str] = set() if plan is None else {*plan.specs, *plan.ties}
+        problems = problems or why
+    else:
+        recipe, plan = surviving(source, target, found.moves, found.ties)
+        spare = tuple(k for k in source if k in set(plan.dropped))
+    made = {*plan.specs, *plan.ties}
     missing = [k for k in target if k not in made]
     open_ = {k: replace(q, target=k) for q in found.questions for k in expand([q.target])}
     return Suggestion(
@@ -281,30 +285,11 @@ def finish(
     )
 
 
-def _says(plan: Plan, target: Mapping[str, TensorSpec], moves: Sequence[Move]) -> bool:
-    """Whether a plan makes each tensor of what was found for it, and nothing that the target does not have."""
-    if any(k not in target or spec.shape != target[k].shape for k, spec in plan.specs.items()):
-        return False
-    made = {k: step.sources for step in plan.steps for k in step.targets}
-    return all(k in made and set(made[k]) == set(move.sources) for move in moves for k in move.targets)
-
-
-def _recipe(parts: Mapping[str, Any], whole: Mapping[str, Any], first: Sequence[str]) -> Recipe:
-    """One recipe, or one that goes on from what a first rule gives."""
+def _parts(parts: Mapping[str, Any], whole: Mapping[str, Any], first: Sequence[str]) -> dict[str, Any]:
+    """Of one recipe, or of one that goes on from what a first rule gives."""
     if not first:
-        return Recipe(**parts, **whole)
-    return Recipe(rules=first, rest="keep", stages=[Recipe(**parts)], **whole)
-
-
-def _planned(
-    source: Mapping[str, TensorSpec], parts: Mapping[str, Any], whole: Mapping[str, Any], first: Sequence[str]
-) -> tuple[Recipe, Plan | None, tuple[Diagnostic, ...]]:
-    recipe = Recipe()
-    try:
-        recipe = _recipe(parts, whole, first)
-        return recipe, make_plan(source, recipe, lambda name: recipe), ()
-    except CkptSurgeryError as error:
-        return recipe, None, tuple(error.diagnostics)
+        return {**parts, **whole}
+    return {"rules": first, "rest": "keep", "stages": [Recipe(**parts)], **whole}
 
 
 def _patterns(keys: Sequence[str], everything: Iterable[str]) -> tuple[str, ...]:

@@ -267,5 +267,6 @@ def _parsed(raw: bytes, repeated: list[str]) -> Any:
 def _members(value: Any) -> int:
     """Keys of all objects in a JSON value."""
     if isinstance(value, dict):
-        return len(value) + sum(_members(v) for v in value.values() if not isinstance(v, str))
+        inner = value.values() if set(map(type, value.values())) - {str} else ()
+        return len(value) + sum(map(_members, inner))
     return sum(map(_members, value)) if isinstance(value, list) else 0

@@ -93,13 +93,14 @@ def _storage(identity: Any, storages: dict[str, tuple[Storage, int]], source: st
     root = storages.get(key)
     if root is None:
         root = storages[key] = Storage(key, storage_dtype(kind), numel, location), storage_width(kind)
+    if storage_dtype(kind) != root[0].dtype:
+        # torch writes no such file, and reads by the first type what it finds in one
+        raise damaged(source, f"storage {key!r} is of two types")
     if view and type(view[0]) is tuple:
         _, shift, numel = view[0]
         if type(shift) is not int or type(numel) is not int or min(shift, numel) < 0:
             raise damaged(source, "a view of a storage makes no sense")
         return Storage(key, root[0].dtype, numel, location, shift)
-    if storage_dtype(kind) != root[0].dtype:
-        return Storage(key, storage_dtype(kind), numel, location)
     return root[0]
 
 

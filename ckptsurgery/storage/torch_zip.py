@@ -18,7 +18,7 @@ from ..errors import CheckpointError, Diagnostic
 from ..specs import DTYPES
 from .contents import Contents
 from .files import os_error
-from .inert import Opaque, Storage
+from .inert import Storage
 from .json_text import parse_json
 from .nesting import locate, settle
 from .pickle_calls import storage_dtype
@@ -193,20 +193,22 @@ def _root(archive: TorchArchive) -> str:
 
 def _unpickled(archive: TorchArchive, root: str) -> Any:
     record = archive.stored(f"{root}data.pkl")
-    storages: dict[tuple[str, str], Storage] = {}
+    storages: dict[str, Storage] = {}
     source = archive.source
 
     def persistent(identity: Any) -> Any:
         if type(identity) is not tuple or len(identity) < 5 or identity[0] not in ("storage", b"storage"):
             raise damaged(source, "a persistent id is no storage")
         _, kind, key, location, numel = identity[:5]
-        name = kind.name if type(kind) is Opaque else ""
-        known = storages.get((key, name)) if type(key) is str else None
+        if type(key) is not str or type(numel) is not int or numel < 0:
+            raise damaged(source, "a storage has no key or no size")
+        known = storages.get(key)
         if known is None:
-            if type(key) is not str or type(numel) is not int or numel < 0:
-                raise damaged(source, "a storage has no key or no size")
             where = location if type(location) is str else ""
-            known = storages[key, name] = Storage(key, storage_dtype(kind), numel, where)
+            known = storages[key] = Storage(key, storage_dtype(kind), numel, where)
+        elif known.dtype != storage_dtype(kind):
+            # torch writes no such file, and reads by the first type what it finds in one
+            raise damaged(source, f"storage {key!r} is of two types")
         return known
 
     if record.nbytes <= _IN_MEMORY:

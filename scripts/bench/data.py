@@ -125,10 +125,10 @@ def missing(name: str) -> bool:
     return importlib.util.find_spec(name) is None
 
 
-def sharing_folder(work: Path, source: str) -> tuple[str, str] | None:
-    """A copy of the source, and a place for the output, on an XFS in a loop device; None where none can be."""
+def sharing_file(work: Path, source: str) -> tuple[str, str] | None:
+    """A copy of a file, and a place for the output, on an XFS in a loop device; None where none can be."""
     image, mount = work / "xfs.img", work / "xfs"
-    size = sum(file.stat().st_size for file in Path(source).iterdir())
+    size = Path(source).stat().st_size
     if os.geteuid() or not shutil.which("mkfs.xfs") or not shutil.which("losetup"):
         return None
     unmount(work)
@@ -138,12 +138,12 @@ def sharing_folder(work: Path, source: str) -> tuple[str, str] | None:
     commands = (
         ["mkfs.xfs", "-q", "-f", "-m", "reflink=1", str(image)],
         ["mount", "-o", "loop", str(image), str(mount)],
-        ["cp", "--reflink=never", "-r", source, str(mount / "source")],
+        ["cp", "--reflink=never", source, str(mount / "source.safetensors")],
     )
     if any(subprocess.run(command, capture_output=True).returncode for command in commands):
         unmount(work)
         return None
-    return str(mount / "source"), str(mount / "out")
+    return str(mount / "source.safetensors"), str(mount / "out.safetensors")
 
 
 def unmount(work: Path) -> None:

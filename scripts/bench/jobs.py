@@ -82,6 +82,13 @@ def ours_many(source: str, target: str) -> dict[str, object]:
     return {"torch": "torch" in sys.modules}
 
 
+def ours_share(source: str, target: str) -> dict[str, object]:
+    import ckptsurgery as cs
+
+    cs.plan(source, "layers.{i}.weight -> l.{i}.weight").save(target, overwrite=True)
+    return {"torch": "torch" in sys.modules}
+
+
 def ours_zip(source: str, target: str) -> dict[str, object]:
     import ckptsurgery as cs
 
@@ -318,7 +325,7 @@ def peer_mergekit(source: str, target: str) -> dict[str, object]:
     layers = json.loads(Path(source, "config.json").read_text())["num_hidden_layers"]
     slices = [{"sources": [{"model": source, "layer_range": [0, layers]}]}]
     config = {"slices": slices, "merge_method": "passthrough", "dtype": "bfloat16"}
-    options = MergeOptions(lazy_unpickle=True, copy_tokenizer=False)
+    options = MergeOptions(lazy_unpickle=True, copy_tokenizer=False, write_model_card=False)
     run_merge(MergeConfiguration.model_validate(yaml.safe_load(yaml.dump(config))), target, options)
     return {}
 

@@ -41,7 +41,8 @@ def main() -> None:
             if target.run(data, Path(root)) and target.compare is not None:
                 target.compare(Path(root))
 
-        atheris.Setup([sys.argv[0], *sys.argv[2:], str(corpus)], run)
+        given = any(Path(word).is_file() for word in sys.argv[2:])  # inputs to be run again, and no corpus with them
+        atheris.Setup([sys.argv[0], *sys.argv[2:], *([] if given else [str(corpus)])], run)
         atheris.Fuzz()
 
 

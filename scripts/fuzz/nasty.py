@@ -141,6 +141,8 @@ for _name, _body, _codes in (
      + b"t(K\x01K\x01t\x89NtR"), ("damaged-tensor",)),
     ("a storage called ../data/0", _alone(_text("w"), _TENSOR.replace(b"X\x01\0\0\x000", _text("../data/0"))),
      ("damaged-zip",)),
+    ("a storage of two types", b"\x80\x04}(" + _text("w") + _TENSOR + _text("x") + _TENSOR.replace(b"Float", b"Int")
+     + b"u.", _DAMAGED),
     ("a storage of 2^62 elements", _alone(_text("w"), _TENSOR.replace(b"cpuK\x04", b"cpu" + _long(1 << 62))),
      ("damaged-tensor",)),
     ("a storage of -4 elements", _alone(_text("w"), _TENSOR.replace(b"cpuK\x04", b"cpu" + _long(-4))), _DAMAGED),
