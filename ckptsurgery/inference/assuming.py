@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from ..language.folding import fold
 from ..specs import TensorSpec
 from .matched import Matched
+from .norms import is_norm
 from .resolving import Move
 from .roles import parent
+from .units import Unit
 from .vocabulary import concepts
 
 __all__ = ["Assumption", "assumed"]
@@ -21,7 +23,7 @@ class Assumption:
     """Something that the recipe takes on trust.
 
     Args:
-        kind: `"rows"`, `"order"`, `"square"`, `"gate"` or `"tied"`.
+        kind: `"rows"`, `"order"`, `"chunks"`, `"square"`, `"gate"` or `"tied"`.
         text: one sentence.
         keys: the target keys that it concerns.
     """
@@ -35,6 +37,7 @@ _TEXTS = {
     "rows": "the rows of query and key projections (and of what fuses them) keep their order; codebases that interleave"
     " rotary halves or heads order them otherwise",
     "order": "what is fused lies block after block in the order written, not interleaved",
+    "chunks": "projections that make several vectors at once (shift, scale, gate) make them in the same order",
     "square": "square matrices, which show no transposition, are turned or not as their neighbours are",
     "gate": "of two equal projections, the gate is the one that is named or numbered first",
     "tied": "tensors of an embedding's shape may be tied to it or be copies of their own",
@@ -51,12 +54,28 @@ def assumed(
     sources = {k: u.roles for u in found.a.units for leaf in u.leaves.values() for k in leaf.keys}
     gated = {parent(u.path) for u in found.b.units if "gate" in u.roles}
     beside = {k for u in found.b.units if parent(u.path) in gated and "up" in u.roles for k in u.weight.keys}
+    chunked = {k for side in (found.a, found.b) for u in side.units if _modulates(u) for k in _keys(u)}
     for move in found.moves:
+        if chunked & {*move.sources, *move.targets}:
+            keys["chunks"] += move.targets
         for kind in _kinds(move, roles, sources, beside):
             keys[kind] += move.targets
     keys["tied"] += [k for k in _may_be_tied(found, target) if k not in keys["tied"]]
     listed = {kind: expand(keys[kind]) for kind in _TEXTS if keys[kind]}
     return tuple(Assumption(k, f"{_TEXTS[k]}: {_folded(names)}", tuple(names)) for k, names in listed.items())
+
+
+def _keys(unit: Unit) -> list[str]:
+    return [k for leaf in unit.leaves.values() for k in leaf.keys]
+
+
+def _modulates(unit: Unit) -> bool:
+    """Whether a unit makes several vectors of one width that scale and shift, told by its name and its shape."""
+    shape = [n for n in unit.weight.shape if n > 1]
+    if len(shape) != 2 or shape[0] == shape[1] or max(shape) % min(shape):
+        return False
+    meant = {c for segment in unit.segments[-3:] for c, _ in concepts(segment)}
+    return "modulation" in meant or is_norm(unit.path)
 
 
 def _kinds(

@@ -112,9 +112,14 @@ def _doubt(
 
     random = np.random.default_rng(0)
     kept: Counter[tuple[int, int]] = Counter()
-    for _ in range(_DOUBTS):
-        other = {k: v * float(np.exp(random.normal(0.0, _SPREAD))) for k, v in weights.items()}
-        heard = {k: v * float(np.exp(random.normal(0.0, _SPREAD))) for k, v in votes.items()}
+    drawn: dict[str, float] = {}
+    for turn in range(_DOUBTS):
+        # Every second time what weighed more weighs less: the chances of a draw even out.
+        drawn = {k: -v for k, v in drawn.items()} if turn % 2 else {k: random.normal() for k in (*weights, *votes)}
+        drawn["exclusive"] = abs(drawn.get("exclusive", 0.0))  # what contradicts never weighs less
+        other, heard = (
+            {k: v * float(np.exp(_SPREAD * drawn[k])) for k, v in kind.items()} for kind in (weights, votes)
+        )
         # Equals stay equal however they are weighed: a little noise tells that nothing decides between them.
         noise = np.asarray(random.normal(size=evidence.mask.shape)) * _NOISE
         kept.update(solve(evidence, voters, other, heard, rounds=4, noise=noise).pairs.keys())

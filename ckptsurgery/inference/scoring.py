@@ -38,6 +38,7 @@ WEIGHTS: Mapping[str, float] = {
     "only": 2.5,
     "sequence": 2.0,
     "nest": 0.8,
+    "count": 1.0,
 }
 _FLOATS = ("weight", "bias", "mean", "var", "weight_g", "weight_v")
 
@@ -89,6 +90,7 @@ def gather(a: Side, b: Side) -> Evidence:
         "only": np.maximum(_only(mask), 0.6 * _only(mask * _spread(one, two, lambda x, y: float(x == y)))),
         "sequence": _sequence(a, b),
         "nest": _nest(a, b),
+        "count": _counts(a, b, aligned),
     }
     return found
 
@@ -341,9 +343,9 @@ def _order(a: Side, b: Side, mask: Matrix) -> Matrix:
 def _norms(a: Side, b: Side) -> Matrix:
     """The first norm of a block belongs to the first, the last to the last."""
 
-    def of(x: tuple[tuple[int, int], ...], y: tuple[tuple[int, int], ...]) -> float:
-        for (i, n), (j, m) in product(x, y):
-            if n == m > 1:
+    def of(x: tuple[tuple[int, int, bool], ...], y: tuple[tuple[int, int, bool], ...]) -> float:
+        for (i, n, kin), (j, m, others) in product(x, y):
+            if n == m > 1 and kin == others:
                 return 1.0 if i == j else -1.0
         return 0.0
 
@@ -371,6 +373,20 @@ def _only(mask: Matrix) -> Matrix:
 def _nest(a: Side, b: Side) -> Matrix:
     """What stands in a layer belongs to what stands in a layer."""
     return _spread([bool(s) for s in a.slots], [bool(s) for s in b.slots], lambda x, y: 0.0 if x == y else -1.0)
+
+
+def _counts(a: Side, b: Side, aligned: Mapping[tuple[str, str], tuple[float, bool]]) -> Matrix:
+    """What every layer has belongs to what every layer has, what some have to what as many have; if both sides agree
+    how many tensors of a shape there are of either sort."""
+    many = a.counts({p for p, _ in aligned}), b.counts({q for _, q in aligned})
+    rows = [[(_canonical(u), n) for u, n in zip(side.units, counts)] for side, counts in zip((a, b), many)]
+    total = [Counter(row) for row in rows]
+    balanced = {name for name, n in total[0].items() if total[1].get(name) == n}
+
+    def of(x: tuple[tuple[int, ...], int], y: tuple[tuple[int, ...], int]) -> float:
+        return -1.0 if x != y and x in balanced and y in balanced else 0.0
+
+    return _spread(rows[0], rows[1], of)
 
 
 def _sizes(a: Side, b: Side) -> Matrix:

@@ -99,7 +99,18 @@ def _permuted(source: Shape, target: Shape) -> list[Relation]:
                 continue
             found.append(Relation(0.2, "squeeze", left_text, right_text))
         else:
-            found.append(Relation(1.0 + _disorder(order), "transpose", left_text, right_text, True))
+            disorder = 0.0 if order in _kernels(source, target) else _disorder(order)
+            found.append(Relation(1.0 + disorder, "transpose", left_text, right_text, True))
+    return found
+
+
+def _kernels(source: Shape, target: Shape) -> set[tuple[int, ...]]:
+    """Orders of the axes that are not one in which kernels keep height before width, where ones hide the channels."""
+    found = set()
+    for full in ((3, 2, 0, 1), (2, 3, 0, 1), (2, 3, 1, 0)) if len(source) == len(target) == 4 else ():
+        if 1 in source and tuple(source[i] for i in full) == target:
+            real = [i for i in range(4) if source[i] != 1]
+            found.add(tuple(real.index(i) for i in full if source[i] != 1))
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,6 +16,9 @@ __all__ = ["Loop", "Side"]
 
 _NUMBER = re.compile(r"(\d+)")
 _FADE = 0.72  # what a concept is worth for each segment that it stands farther from the leaf
+
+
+_Block = tuple[str, tuple[int, ...], int]
 
 
 @dataclass(frozen=True)
@@ -91,12 +94,21 @@ class Side:
     @cached_property
     def families(self) -> list[str]:
         """For each unit: its path with the numbers of loops replaced by `#`, the others left."""
+        return self._named(self.loops)
+
+    def counts(self, layers: Container[str]) -> list[int]:
+        """For each unit: how many are called alike but for the numbers behind these prefixes."""
+        names = self._named(layers)
+        many = Counter(names)
+        return [many[name] for name in names]
+
+    def _named(self, layers: Container[str]) -> list[str]:
         found = []
         for split in self.splits:
             text, prefix = "", ""
             for at in range(0, len(split) - 1, 2):
                 prefix += split[at]
-                text += split[at] + ("#" if prefix in self.loops else split[at + 1])
+                text += split[at] + ("#" if prefix in layers else split[at + 1])
                 prefix += "#"
             found.append(text + split[-1])
         return found
@@ -138,19 +150,22 @@ class Side:
         return found
 
     @cached_property
-    def norm_ranks(self) -> list[tuple[tuple[int, int], ...]]:
+    def norm_ranks(self) -> list[tuple[tuple[int, int, bool], ...]]:
         """For each norm, its rank and how many there are in each numbered block around it, innermost first.
 
-        By definition, or by name where the order of definition is lost.
+        Among those that as many blocks have (True), and among all of its size. By definition, or by name where the
+        order of definition is lost.
         """
-        blocks: dict[tuple[str, tuple[int, ...]], list[int]] = defaultdict(list)
-        rows: list[list[tuple[str, tuple[int, ...]]]] = [[] for _ in self.units]
+        counts = self.counts(self.loops)
+        blocks: dict[_Block, list[int]] = defaultdict(list)
+        rows: list[list[_Block]] = [[] for _ in self.units]
         for i, (unit, split) in enumerate(zip(self.units, self.splits)):
             if self.slots[i] and len(unit.weight.shape) == 1 and is_norm(unit.path):
-                rows[i] = [(path, unit.weight.shape) for path in _blocks(split, self.loops)]
+                paths = _blocks(split, self.loops)
+                rows[i] = [(path, unit.weight.shape, n) for n in (counts[i], 0) for path in paths]
                 for row in rows[i]:
                     blocks[row].append(i)
-        ranks: dict[tuple[str, tuple[int, ...]], dict[int, int]] = {}
+        ranks: dict[_Block, dict[int, int]] = {}
         for name, members in blocks.items():
             stages = {i: stage(self.families[i]) for i in members}
             if self.ordered:
@@ -164,7 +179,7 @@ class Side:
             else:
                 ranked = sorted(members, key=lambda i: stages[i] or 0.0)
             ranks[name] = {i: rank for rank, i in enumerate(ranked)}
-        return [tuple((ranks[r][i], len(ranks[r])) for r in row if r in ranks) for i, row in enumerate(rows)]
+        return [tuple((ranks[r][i], len(ranks[r]), r[2] > 0) for r in row if r in ranks) for i, row in enumerate(rows)]
 
     @cached_property
     def sequence_ranks(self) -> list[tuple[tuple[int, int, bool], ...]]:

@@ -13,9 +13,10 @@ from ..language.recipe import Recipe
 from ..specs import TensorSpec
 from ..storage.opening import open_checkpoint
 from .assuming import Assumption, assumed
+from .claiming import Book
 from .inducing import Atom, atoms, escaped, flats
 from .matched import Matched, Question, match
-from .merging import Book, Draft, merged, unmerged
+from .merging import Draft, merged, unmerged
 from .reducing import Reduced, reduced
 from .resolving import Move
 from .surviving import planned, says, surviving

@@ -73,6 +73,8 @@ _SINGLE = {
     "box": "bbox box boxes",
     "level": "level levels scale",
     "transform": "transform",
+    "content": "content",
+    "modulation": "modulation modulate modulator mod adaln ada adanorm",
 }
 _SEVERAL = {
     "layer norm": "norm",
@@ -186,6 +188,8 @@ for _phrase, _list in _SEVERAL.items():
     _WORDS[tuple(_phrase.split())] = dict.fromkeys(_list.split(), 1.0)
 _LONGEST = max(map(len, _WORDS))
 
+# Words that a letter for query, key or value is often glued to.
+_GLUED = frozenset(["norm", "ln", "layernorm", "rmsnorm", "proj", "linear", "conv", "pos", "position", "content"])
 _PIECE = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 
 
@@ -193,10 +197,14 @@ _PIECE = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 def words(segment: str) -> tuple[str, ...]:
     """The words of one segment of a key.
 
-    >>> words("LayerNorm"), words("self_attn"), words("fc1"), words("dense_4h_to_h")
-    (('layer', 'norm'), ('self', 'attn'), ('fc', '1'), ('dense', '4', 'h', 'to', 'h'))
+    >>> words("LayerNorm"), words("self_attn"), words("fc1"), words("dense_4h_to_h"), words("qnorm")
+    (('layer', 'norm'), ('self', 'attn'), ('fc', '1'), ('dense', '4', 'h', 'to', 'h'), ('q', 'norm'))
     """
-    return tuple(piece.lower() for piece in _PIECE.findall(segment))
+    found: list[str] = []
+    for piece in _PIECE.findall(segment):
+        word = piece.lower()
+        found += (word[0], word[1:]) if word[0] in "qkv" and word[1:] in _GLUED and (word,) not in _WORDS else (word,)
+    return tuple(found)
 
 
 @lru_cache(maxsize=65536)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from typing import Any
 
 from ..errors import CkptSurgeryError, Diagnostic, RecipeError
@@ -20,6 +21,8 @@ from ..language.rules import Rule, Term, parse_pattern
 __all__ = ["BoundPattern", "BoundRule", "Rest", "Stage", "expand"]
 
 Resolve = Callable[[str], Recipe]
+_WORD = re.compile(r"[^\W\d]\w*")
+_BRACKETS = re.compile(r"\{[^}]*\}|\[[^\]]*\]|\([^)]*\)")
 
 
 @dataclass(frozen=True)
@@ -94,14 +97,25 @@ def expand(
     """
     stages: list[Stage] = []
     problems: list[Diagnostic] = []
+    asked: set[str] = set()
     for part in (recipe.but(stages=()), *recipe.stages):
-        expansion = _Expansion(resolve, dict(dims or {}), problems)
+        expansion = _Expansion(resolve, dict(dims or {}), problems, asked)
         expansion.add(part, Frame(config=config), depth=0)
         expansion.stage.rests.sort(key=lambda r: -len(str(r.prefix or "")))
         stages.append(expansion.stage)
+    problems += [_unasked(name, asked) for name in dims or {} if name not in asked]
     if problems:
         raise RecipeError(problems)
     return stages
+
+
+def _unasked(name: str, asked: set[str]) -> Diagnostic:
+    near = get_close_matches(name, asked, n=2)
+    return Diagnostic(
+        "unused-dim",
+        f"a size is given for {name!r}, and nothing asks for it",
+        help=" or ".join(f"--dim {n}=…" for n in near) + "?" if near else "leave it out",
+    )
 
 
 @dataclass(frozen=True)
@@ -116,8 +130,10 @@ class Frame:
 
 
 class _Expansion:
-    def __init__(self, resolve: Resolve, overrides: dict[str, DimValue], problems: list[Diagnostic]) -> None:
-        self.resolve, self.overrides, self.problems = resolve, overrides, problems
+    def __init__(
+        self, resolve: Resolve, overrides: dict[str, DimValue], problems: list[Diagnostic], asked: set[str]
+    ) -> None:
+        self.resolve, self.overrides, self.problems, self.asked = resolve, overrides, problems, asked
         self.stage = Stage()
         self.open: list[str] = []
 
@@ -132,6 +148,8 @@ class _Expansion:
                 )
             )
             return
+        if self.overrides:
+            self.asked |= _sizes_asked(recipe)
         dims = Dims({**recipe.dims, **self.overrides}, frame.config, frame.dims)
         frame = replace(frame, names={**frame.names, **recipe.names}, dims=dims)
         for rule in recipe.rules:
@@ -256,6 +274,15 @@ class _Expansion:
             self.stage.rests.append(Rest(frame.source, kind, bound))
 
 
+def _sizes_asked(recipe: Recipe) -> set[str]:
+    """Names that may stand for sizes: within the brackets of rules and patterns, and in the recipe's own dims."""
+    texts = [str(r) for r in (*recipe.rules, *((recipe.fallback,) if recipe.fallback else ()))]
+    texts += [*recipe.drop, *recipe.init, *recipe.tie, *recipe.tie.values(), *recipe.same, *recipe.same.values()]
+    texts += [text for scope in recipe.scopes for text in (scope.source, scope.target)]
+    inside = [found for text in texts for found in _BRACKETS.findall(text)]
+    return {*recipe.dims} | set(_WORD.findall(" ".join([*inside, *map(str, recipe.dims.values())])))
+
+
 def _captured(recipe: Recipe) -> set[str]:
     """All names that the patterns of a recipe bind; those of its scopes too."""
     texts = (*recipe.drop, *recipe.init, *recipe.tie, *recipe.tie.values(), *recipe.same, *recipe.same.values())
@@ -320,7 +347,7 @@ def _numbers(rule: Rule, dims: Dims) -> dict[str, int]:
         return {}
     for capture in (c for t in (*rule.sources, *rule.targets) for c in t.pattern.captures):
         ends = (str(capture.span.first), str(capture.span.last)) if capture.span else ()
-        words = [str(a) for _, a in capture.terms or ()] + [w for end in ends for w in re.findall(r"[^\W\d]\w*", end)]
+        words = [str(a) for _, a in capture.terms or ()] + [w for end in ends for w in _WORD.findall(end)]
         for name in words:
             lacking = dims.missing(name)
             if lacking is not None:

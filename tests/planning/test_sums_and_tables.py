@@ -7,6 +7,8 @@ import pytest
 from ckptsurgery.errors import PlanError, RecipeError
 from ckptsurgery.language.keys import KeyPattern
 from ckptsurgery.language.recipe import Recipe
+from ckptsurgery.language.toml import loads
+from ckptsurgery.planning.expanding import expand
 from ckptsurgery.planning.planner import make_plan
 from ckptsurgery.specs import TensorSpec
 
@@ -89,3 +91,30 @@ class TestAxesThatTravelTogether:
         with pytest.raises(PlanError, match="the size of axis"):
             made(Recipe(["w [(a b c)] -> w [(a c b)]"]), {"w": (12,)})
         assert made(Recipe(["w [(a b c) d] -> w [d (a b c)]"]), {"w": (12, 2)}) == {"w": (2, 12)}
+
+
+class TestSizesThatNothingAsksFor:
+    @pytest.mark.parametrize(
+        ("recipe", "name"),
+        [
+            (Recipe(["a [(heads d)] -> b [heads d]"]), "heads"),
+            (Recipe(["c.{i:0..n} -> d.{i}"]), "n"),
+            (Recipe(["a.{i} -> b.{i+n}"]), "n"),
+            (Recipe(["a -> b | fp8_dequant(block=n)"]), "n"),
+            (Recipe(["a -> b"], dims={"width": 3}), "width"),
+            (Recipe(["a -> b"], dims={"width": "config.w * depth"}), "depth"),
+            (Recipe(["a -> b"], drop=["c.{i:0..n}"]), "n"),
+        ],
+    )
+    def test_what_a_recipe_asks_for_may_be_given(self, recipe: Recipe, name: str) -> None:
+        assert list(expand(recipe, lambda name: Recipe(), {"w": 1}, {name: 1}))
+
+    def test_a_misspelt_name_is_refused_with_the_one_that_was_meant(self) -> None:
+        with pytest.raises(RecipeError, match="a size is given for 'head', and nothing asks for it") as caught:
+            made(Recipe(["a [(heads d)] -> b [heads d]"]), {"a": (6,)}, dims={"head": 2})
+        assert caught.value.diagnostics[0].help == "--dim heads=…?"
+
+    def test_a_scope_may_ask(self) -> None:
+        scope = '[[scope]]\nsource = "m."\ntarget = "n."\nrules = ["a [(heads d)] -> b [heads d]"]\n'
+        recipe = loads(f"schema = 1\n{scope}")
+        assert made(recipe, {"m.a": (6,)}, dims={"heads": 2}) == {"n.b": (2, 3)}
