@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from .roles import parent, part_of, with_roles
 from .units import Leaf, Unit, split_path
+from .vocabulary import concepts
 
 __all__ = ["fused"]
 
@@ -93,12 +94,16 @@ def _candidates(units: Sequence[Unit]) -> Iterator[list[_Group]]:
             families.setdefault((parent(unit.path), part[1]), {})[part[0]] = unit
         for role in unit.roles & {"gate", "up"}:
             gates.setdefault(parent(unit.path), {})[role] = unit
+    beside = _parallel(units, {path for path, _ in families})
     for (path, frame), by_role in families.items():
         for wanted, short in ((("query", "key", "value"), "qkv"), (("key", "value"), "kv")):
             if all(r in by_role for r in wanted):
                 name = path + "_".join(short if w == "*" else w for w in frame)  # type: ignore[attr-defined]
                 group = _Group("concat", name, tuple(by_role[r] for r in wanted))
                 found.setdefault((short, group.members[0].template), []).append(group)
+                for other in beside.get(path, ()) if short == "qkv" else ():
+                    wide = _Group("concat", parent(path[:-1]) + "qkv_mlp", (*group.members, other))
+                    found.setdefault(("wide", group.members[0].template + other.template), []).append(wide)
     pairs: dict[str, _Group] = {}
     for path, by_role in gates.items():
         if "gate" in by_role and "up" in by_role:
@@ -106,6 +111,24 @@ def _candidates(units: Sequence[Unit]) -> Iterator[list[_Group]]:
             found.setdefault(("gate", by_role["gate"].template), []).append(pairs[path])
     yield from found.values()
     yield from _stacks(units, pairs)
+
+
+def _parallel(units: Sequence[Unit], paths: set[str]) -> dict[str, list[Unit]]:
+    """For each module with queries: the first matrices of feed-forwards beside it, which some compute together."""
+    found: dict[str, list[Unit]] = {}
+    places: dict[str, list[str]] = {}
+    for path in paths:
+        for place in {path, parent(path[:-1])}:
+            places.setdefault(place, []).append(path)
+    for unit in units:
+        named = {c for c, _ in concepts(split_path(unit.path)[1])}
+        if unit.members or part_of(unit.path) is not None or not ("mlp" in named or unit.roles & {"up", "gate"}):
+            continue
+        if "down" in unit.roles or len(unit.weight.shape) != 2:
+            continue
+        for path in places.get(parent(unit.path), ()):
+            found.setdefault(path, []).append(unit)
+    return found
 
 
 def _stacks(units: Sequence[Unit], pairs: dict[str, _Group]) -> Iterator[list[_Group]]:

@@ -29,6 +29,7 @@ _LEAST = 2.0  # a pair for which less speaks than this is no pair
 _DOUBTS = 6  # how often the question is asked again, with other weights
 _ASKED = 3  # how many candidates an open question lists
 _NOISE = 0.1  # what is added to scores then
+_LARGEST = 4_000_000  # pairs that are looked at together, at most: some twenty matrices of so many numbers
 _SPREAD = 0.45  # by how much the weights differ then: the standard deviation of their logarithms
 
 
@@ -87,21 +88,76 @@ def match(
     """
     one, two = fused(read_units(source), read_units(target), ordered)
     a, b = Side(one, ordered[0]), Side(two, ordered[1])
-    if not one or not two:
-        return Matched(a, b, [])
-    evidence, voters = gather(a, b), Voters.of(a, b)
-    solution = solve(evidence, voters, weights, votes)
-    sure, doubted = _doubt(solution, evidence, voters, weights, votes)
-    agreement = Agreement.of(a, b, {p: solution.pairs[p] for p in sure})
-    only = evidence.features["only"] > 0
-    broken = [p for p in sure if not only[p] and agreement.breaks(*p)]
-    sure, doubted = [p for p in sure if p not in set(broken)], [*doubted, *broken]
-    moves = resolve(a, b, sure)
-    moves += _left_over(a, b, sure, moves, agreement)
+    moves: list[Move] = []
+    parts = []
+    for x, y in _manageable(a, b):
+        part = _Part.of(x, y, weights, votes)
+        moves += part.moves
+        parts.append(part)
     ties = _tied(dict(source), dict(target), moves)
     settled = {k for m in moves for k in (*m.sources, *m.targets)} | set(ties)
-    questions = _questions(a, b, set(doubted), solution, evidence, weights, settled)
-    return Matched(a, b, moves, ties, questions)
+    return Matched(a, b, moves, ties, tuple(q for part in parts for q in part.questions(weights, settled)))
+
+
+def _manageable(a: Side, b: Side) -> list[tuple[Side, Side]]:
+    """Both sides whole; or, where their matrices would fill the memory, in parts of which no two can have a pair.
+
+    Of tensors of one size of which there are too many even so, those are looked at that both sides call alike.
+    """
+    if not len(a) or not len(b):
+        return []
+    if len(a) * len(b) <= _LARGEST:
+        return [(a, b)]
+    sizes: dict[int, tuple[list[Unit], list[Unit]]] = defaultdict(lambda: ([], []))
+    for side, listed in enumerate((a, b)):
+        for unit in listed.units:
+            sizes[math.prod(unit.weight.shape)][side].append(unit)
+    found: list[tuple[list[Unit], list[Unit]]] = []
+    for one, two in sorted(sizes.values(), key=lambda g: len(g[0]) * len(g[1])):
+        if not one or not two:
+            continue
+        if len(one) * len(two) > _LARGEST:
+            there, step = {u.path: u for u in two}, math.isqrt(_LARGEST)
+            both = [u for u in one if u.path in there]
+            cuts = [both[at : at + step] for at in range(0, len(both), step)]
+            found += [(cut, [there[u.path] for u in cut]) for cut in cuts]
+            continue
+        if found and (len(found[-1][0]) + len(one)) * (len(found[-1][1]) + len(two)) <= _LARGEST:
+            found[-1][0].extend(one)
+            found[-1][1].extend(two)
+        else:
+            found.append(([*one], [*two]))
+    return [(Side(one, a.ordered), Side(two, b.ordered)) for one, two in found]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What was found between two sides, or between what of them can be looked at together."""
+
+    a: Side
+    b: Side
+    moves: list[Move]
+    doubted: set[tuple[int, int]]
+    solution: Solution
+    evidence: Evidence
+
+    @classmethod
+    def of(cls, a: Side, b: Side, weights: Mapping[str, float], votes: Mapping[str, float]) -> _Part:
+        """Gather evidence, solve, doubt, and look again at what is left."""
+        evidence, voters = gather(a, b), Voters.of(a, b)
+        solution = solve(evidence, voters, weights, votes)
+        sure, doubted = _doubt(solution, evidence, voters, weights, votes)
+        agreement = Agreement.of(a, b, {p: solution.pairs[p] for p in sure})
+        only = evidence.features["only"] > 0
+        broken = [p for p in sure if not only[p] and agreement.breaks(*p)]
+        sure, doubted = [p for p in sure if p not in set(broken)], [*doubted, *broken]
+        moves = resolve(a, b, sure)
+        moves += _left_over(a, b, sure, moves, agreement)
+        return cls(a, b, moves, set(doubted), solution, evidence)
+
+    def questions(self, weights: Mapping[str, float], settled: set[str]) -> tuple[Question, ...]:
+        """What is open."""
+        return _questions(self.a, self.b, self.doubted, self.solution, self.evidence, weights, settled)
 
 
 def _doubt(
@@ -175,10 +231,12 @@ def _left_over(
     a: Side, b: Side, pairs: Sequence[tuple[int, int]], moves: Sequence[Move], agreement: Agreement
 ) -> list[Move]:
     """Tensors of units that were fused in one role only, or whose roles go by other names: matched once more, alone."""
+    import numpy as np
+
     used = {k for m in moves for k in (*m.sources, *m.targets)}
     one, alone, own = _rest(a, used)
     two, apart, its = _rest(b, used)
-    if not one or not two:
+    if not one or not two or len(one) * len(two) > _LARGEST:
         return []
     x, y = Side(one, a.ordered), Side(two, b.ordered)
     evidence = gather(x, y)
@@ -191,7 +249,7 @@ def _left_over(
                 agreed[p, q] += 1
         for q in (*b.prefixes[j], b.units[j].path):
             size[1, q] += 1
-    found = []
+    found: list[tuple[int, int]] = []
     score = evidence.total(WEIGHTS)
     fits = evidence.mask > 0
     for i, u in enumerate(x.units):
@@ -206,17 +264,13 @@ def _left_over(
                 if agreed[p, q] and size[0, p] < 0.5 * len(a)
             ]  # fmt: skip
             score[i, j] += 4.0 * max(near, default=0.0)
-    for i in range(len(one)):
-        for j in range(len(two)):
-            if (
-                evidence.mask[i, j]
-                and score[i, j] >= max(score[i][evidence.mask[i] > 0])
-                and score[i, j] >= max(score[:, j][evidence.mask[:, j] > 0])
-            ):
-                others = sorted([*score[i][evidence.mask[i] > 0], *score[:, j][evidence.mask[:, j] > 0]])[:-2]
-                clear = score[i, j] >= 2 * _LEAST and (not others or score[i, j] - others[-1] > 1.0)
-                if clear and not agreement.breaks(own[i], its[j]):
-                    found.append((i, j))
+    seen = np.where(evidence.mask > 0, score, -np.inf)
+    best = np.maximum(seen.max(axis=1, keepdims=True), seen.max(axis=0, keepdims=True))
+    for i, j in map(tuple, np.argwhere((seen >= best) & (seen > -np.inf)).tolist()):
+        others = np.sort(np.concatenate([seen[i], seen[:, j]]))[:-2]
+        clear = score[i, j] >= 2 * _LEAST and (not len(others) or score[i, j] - others[-1] > 1.0)
+        if clear and not agreement.breaks(own[i], its[j]):
+            found.append((i, j))
     met = {(own[i], its[j]) for i, j in found}
     taken = [{p[side] for p in found} for side in (0, 1)]
     for i in range(len(one)):

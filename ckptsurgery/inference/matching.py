@@ -186,10 +186,16 @@ def _counted(
 
     def at(level: int, other: int) -> Matrix:
         (rows, _), (columns, _) = one.columns[level], two.columns[other]
+        weight = worth(level, other)
+        if weight.size == 1:
+            return weight
         # What speaks for other partners of the two does not speak for the pair.
-        votes = table[rows][:, columns] - across[:, columns] - down[rows] + soft
-        result: Matrix = votes * worth(level, other)
-        return result
+        votes: Matrix = table.take(rows, axis=0).take(columns, axis=1)
+        votes -= across.take(columns, axis=1)
+        votes -= down.take(rows, axis=0)
+        votes += soft
+        votes *= weight
+        return votes
 
     def worth(level: int, other: int) -> Matrix:
         """What a vote counts: less the larger the groups are, and nothing where there is none."""
@@ -198,7 +204,8 @@ def _counted(
             size = np.maximum(one.sizes[rows][:, None], two.sizes[columns][None, :])
             # A group that is nearly everything says nothing.
             special = np.maximum(1.0 - size / max(soft.shape), 0.0)
-            known[level, other] = np.where(there[:, None] & here[None, :], special / (size - 1), 0.0)
+            counted = np.where(there[:, None] & here[None, :], special / (size - 1), 0.0)
+            known[level, other] = counted if counted.any() else np.zeros((1, 1))
         return known[level, other]
 
     return at
@@ -216,8 +223,8 @@ def _by_module(soft: Matrix, voters: Voters) -> Matrix:
     for level in range(len(one.columns)):
         along = np.zeros(soft.shape)
         for other in range(len(two.columns)):
-            along = np.maximum(along, votes(level, other))
-        best = np.maximum(best, along)
+            np.maximum(along, votes(level, other), out=along)
+        np.maximum(best, along, out=best)
         total += along
     return 0.6 * best + 0.4 * np.minimum(total, 2.0)
 

@@ -59,7 +59,7 @@ _SINGLE = {
     "index": "index indices idx",
     "pool": "pool pooler pooling",
     "time": "time timestep temb temporal t",
-    "text": "text txt language textual",
+    "text": "text txt language textual context caption prompt",
     "vision": "vision visual image img",
     "audio": "audio speech acoustic",
     "mid": "mid middle bottleneck neck",
