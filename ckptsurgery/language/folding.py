@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
+from .escaping import escape
 from .grouping import KeyGroup, group_keys
 
 __all__ = ["Folded", "fold", "fold_groups"]
@@ -21,7 +22,6 @@ Row = tuple[tuple[str, ...], ...]  # a grid: for each number of a key, the value
 # Longer runs of digits are hashes, not indices.
 _LONGEST = 9
 _NUMBER = re.compile(rf"((?<![0-9])[0-9]{{1,{_LONGEST}}}(?![0-9]))")
-_SPECIAL = re.compile(r"->|[{}\[\],|?\\]")
 _NAMES = "ijkmn"
 
 
@@ -132,13 +132,13 @@ def _numeric(number: str) -> tuple[int, str]:
 
 
 def _folded(literals: tuple[str, ...], row: Row, first: str) -> Folded:
-    text, pattern, count = [literals[0]], [_escaped(literals[0])], 1
+    text, pattern, count = [literals[0]], [escape(literals[0])], 1
     names = _capture_names()
     for values, literal in zip(row, literals[1:], strict=True):
         count *= len(values)
         several = len(values) > 1
         text += ["{" + _runs(values) + "}" if several else values[0], literal]
-        pattern += ["{" + next(names) + "}" if several else values[0], _escaped(literal)]
+        pattern += ["{" + next(names) + "}" if several else values[0], escape(literal)]
     return Folded("".join(text), "".join(pattern), first, count)
 
 
@@ -148,10 +148,6 @@ def _capture_names() -> Iterator[str]:
     while True:
         yield f"i{n}"
         n += 1
-
-
-def _escaped(literal: str) -> str:
-    return _SPECIAL.sub(r"\\\g<0>", literal)
 
 
 def _runs(values: tuple[str, ...]) -> str:

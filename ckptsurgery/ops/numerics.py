@@ -102,6 +102,7 @@ def narrow(
         past &= ~infinite if was_finite is None else ~infinite | was_finite()
     if past.any():
         if not saturate:
+            low, high = (float(v) for v in torch.aminmax(values[~values.isnan()]))
             raise OpError(
                 f"{who}: {int(past.sum())} of {wide.numel()} values lie outside the range of {dtype}, "
                 f"±{limit:g}; they run from {low:g} to {high:g}"

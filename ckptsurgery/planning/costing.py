@@ -65,13 +65,19 @@ class Cost:
         )
 
 
-def cost_of(plan: Plan, aliases: Collection[str] | None = None, unread: Collection[tuple[str, str]] = ()) -> Cost:
+def cost_of(
+    plan: Plan,
+    aliases: Collection[str] | None = None,
+    unread: Collection[tuple[str, str]] = (),
+    scattered: Collection[str] = (),
+) -> Cost:
     """The cost of streaming a plan to a file.
 
     Args:
         aliases: target keys that share the tensor of another, so that nothing is written for them; the plan's own
             ties where nothing more is known.
         unread: pairs of source keys that are one tensor, so that nothing need be read to prove them equal.
+        scattered: source keys whose tensors are no run of bytes in their file, so that they are read whole.
     """
     tied = frozenset(plan.ties if aliases is None else aliases)
     programs = {id(step.program): step.program for step in plan.steps}
@@ -79,18 +85,19 @@ def cost_of(plan: Plan, aliases: Collection[str] | None = None, unread: Collecti
     for number, times in Counter(map(id, map(attrgetter("program"), plan.steps))).items():
         kinds[programs[number].kind] += times
     # Steps of one program that write the same of their targets cost the same.
-    alike = Counter([(id(step.program), _kept(step.targets, tied)) for step in plan.steps])
-    known = {number: _taken(program) for number, program in programs.items()}
+    apart = frozenset(scattered)
+    rows = [(id(s.program), _kept(s.targets, tied), apart.isdisjoint(s.sources)) for s in plan.steps]
+    known = {(n, plain): _taken(programs[n], plain) for n, plain in {(n, plain) for n, _, plain in rows}}
     read = written = total = buffer = largest = 0
-    for (number, kept), times in alike.items():
-        taken, outputs = known[number], programs[number].outputs
+    for (number, kept, plain), times in Counter(rows).items():
+        taken, outputs = known[number, plain], programs[number].outputs
         wanted = range(len(outputs)) if kept is None else kept
         if not wanted:
             continue
         written += times * sum(outputs[n].nbytes for n in wanted)
         read += times * sum(taken.reads[n] for n in wanted) if taken.reads is not None else 0
         total, largest, buffer = total + times * taken.held, max(largest, taken.largest), max(buffer, taken.buffer)
-    wholes = [s for s in plan.steps if known[id(s.program)].reads is None and _kept(s.targets, tied) != ()]
+    wholes = [s for s, (n, kept, plain) in zip(plan.steps, rows) if known[n, plain].reads is None and kept != ()]
     read += sum(plan.source[key].nbytes for key in {k for s in wholes for k in s.sources} if key in plan.source)
     read += sum(plan.source[k].nbytes for pair in plan.proofs if pair not in unread for k in pair)
     peak = max(buffer, min(total, max(largest, min(BUDGET, workers() * largest))))
@@ -102,14 +109,16 @@ def _kept(targets: Sequence[str], tied: frozenset[str]) -> tuple[int, ...] | Non
     return None if tied.isdisjoint(targets) else tuple(n for n, key in enumerate(targets) if key not in tied)
 
 
-def largest_step(plan: Plan) -> Step:
-    """The step that holds most at once."""
-    known: dict[int, int] = {}
-    for step in plan.steps:
-        if id(step.program) not in known:
-            taken = _taken(step.program)
-            known[id(step.program)] = max(taken.largest, taken.buffer)
-    return max(plan.steps, key=lambda step: known[id(step.program)])
+def largest_step(plan: Plan, scattered: Collection[str] = ()) -> Step:
+    """The step that holds most at once; `scattered` as for `cost_of`."""
+    apart = frozenset(scattered)
+    rows = [(id(step.program), apart.isdisjoint(step.sources)) for step in plan.steps]
+    known: dict[tuple[int, bool], int] = {}
+    for step, row in zip(plan.steps, rows):
+        if row not in known:
+            taken = _taken(step.program, row[1])
+            known[row] = max(taken.largest, taken.buffer)
+    return max(zip(plan.steps, rows), key=lambda pair: known[pair[1]])[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +131,13 @@ class _Taken:
     buffer: int = 0
 
 
-def _taken(program: Program) -> _Taken:
+def _taken(program: Program, plain: bool) -> _Taken:
+    """What a program takes where its sources lie plainly, each in one run of bytes, or where one does not."""
     outputs = program.outputs
-    if copies_bytes(program):
+    if plain and copies_bytes(program):
         sizes = tuple(s.nbytes for s in outputs)
         return _Taken(sizes, buffer=min(CHUNK, max(sizes, default=0)))
-    cut = cut_of(program)
+    cut = cut_of(program) if plain else None
     if cut is None:
         held = held_by(program, None, None)
         return _Taken(None, held, held)

@@ -84,7 +84,8 @@ def unknown_key(plan: Plan, key: str) -> Diagnostic:
     """The diagnostic for a key that no rule names, with the rules that nearly do."""
     left = [(u.text, t.pattern) for u in plan.uses for t in u.bound.rule.sources]
     right = [(u.text, t.pattern) for u in plan.uses for t in u.bound.rule.targets]
-    notes = tuple(f"nearly: {text}  ({why})" for text, why in [*near_rules(key, left), *near_rules(key, right)])
+    near = dict.fromkeys([*near_rules(key, left), *near_rules(key, right)])
+    notes = tuple(f"nearly: {text}  ({why})" for text, why in near)
     return Diagnostic(
         "unknown-key",
         f"the plan has no key {key!r}, and no rule names it",

@@ -61,7 +61,11 @@ def rearrange(layout: Layout, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The targets of a rearrangement; a whole source that only changes its shape is passed on as a view."""
     copies = layout.copies
     if copies is not None:
-        return tuple(tensors[s].contiguous().reshape(shape) for s, shape in zip(copies, layout.targets))
+        # What keeps its shape is left alone: torch counts two packed elements as one, so its own shape is another.
+        return tuple(
+            whole if layout.sources[s] == shape else whole.reshape(shape)
+            for s, shape, whole in zip(copies, layout.targets, (tensors[s].contiguous() for s in copies))
+        )
     flat = {piece.source: tensors[piece.source].detach().contiguous() for piece in layout.pieces}
     made = []
     for number, shape in enumerate(layout.targets):

@@ -23,7 +23,7 @@ from ..storage.opening import open_checkpoint
 from .provenance import Asked, as_told, read_provenance
 from .report import Report
 from .saving import save_plan, state_dict_of
-from .streaming import output_aliases, unread_proofs
+from .streaming import output_aliases, scattered_keys, unread_proofs
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -47,7 +47,9 @@ class RunnablePlan(Plan):
     @property
     def cost(self) -> Cost:
         """What running it will take; tensors that are tied in the source are written once, and not compared."""
-        return cost_of(self, output_aliases(self, self.checkpoint), unread_proofs(self, self.checkpoint))
+        checkpoint = self.checkpoint
+        aliases, unread = output_aliases(self, checkpoint), unread_proofs(self, checkpoint)
+        return cost_of(self, aliases, unread, scattered_keys(checkpoint))
 
     def save(
         self,

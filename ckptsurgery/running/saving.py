@@ -24,7 +24,7 @@ from .provenance import PROVENANCE, Asked, provenance_of
 from .proving import prove
 from .report import Entry, Proof, Report
 from .resuming import fingerprint
-from .streaming import copied_from, output_aliases, renamed_metadata, stream, unread_proofs
+from .streaming import copied_from, output_aliases, renamed_metadata, scattered_keys, stream, unread_proofs
 
 __all__ = ["save_plan", "state_dict_of"]
 
@@ -54,7 +54,7 @@ def save_plan(
             written is not what was meant.
     """
     _refuse_inits(plan)
-    budget = _budget(plan, max_memory)
+    budget = _budget(plan, checkpoint, max_memory)
     prove(plan, checkpoint)
     aliases = output_aliases(plan, checkpoint)
     if in_place:
@@ -65,7 +65,7 @@ def save_plan(
         file = str(Path(path).expanduser())
         return _report(plan, checkpoint, str(path), aliases, (file,), written, (note,), read=0)
     options = _Options(max_shard_size, overwrite, companions, resume, provenance, check)
-    files, written, notes, proofs = _write(plan, checkpoint, Path(path), aliases, budget, options, progress)
+    files, written, notes, proofs = _write(plan, checkpoint, path, aliases, budget, options, progress)
     with without_collection():
         return replace(_report(plan, checkpoint, str(path), aliases, files, written, tuple(notes)), proofs=proofs)
 
@@ -83,14 +83,14 @@ class _Options:
 def _write(
     plan: Plan,
     checkpoint: Checkpoint,
-    path: Path,
+    path: PathLike,
     aliases: Mapping[str, str],
     budget: int,
     options: _Options,
     progress: bool | None,
 ) -> tuple[tuple[str, ...], int, list[str], tuple[Proof, ...]]:
     """The files, the bytes, what is to be said and what was proved; the writer and its places are gone by then."""
-    along = companions_for(checkpoint.files, path.expanduser()) if options.companions else {}
+    along = companions_for(checkpoint.files, Path(path).expanduser()) if options.companions else {}
     with without_collection():
         specs = plan.specs
         if aliases or plan.target is not None:
@@ -112,7 +112,7 @@ def _write(
     total = sum(s.nbytes for s in specs.values())
     del specs
     with writer:
-        with ByteBar(total, f"writing {path.name}", progress) as bar:
+        with ByteBar(total, f"writing {Path(path).name}", progress) as bar:
             stream(plan, checkpoint, writer, bar, budget=budget)
             checkpoint.check_unchanged()
         proofs = _checked(plan, checkpoint, writer, aliases, budget, progress) if options.check else ()
@@ -170,14 +170,14 @@ def state_dict_of(plan: Plan, checkpoint: Checkpoint) -> dict[str, Any]:
     return {key: made[at] for key in plan.keys if (at := aliases.get(key, key)) in made}
 
 
-def _budget(plan: Plan, max_memory: int | str | None) -> int:
+def _budget(plan: Plan, checkpoint: Checkpoint, max_memory: int | str | None) -> int:
     """Bytes that tasks may hold together; a limit that the largest of them breaks is refused before anything starts."""
     if max_memory is None:
         return BUDGET
     allowed, least = parse_size(max_memory), plan.cost.least_memory
     if least <= allowed:
         return min(BUDGET, allowed)
-    step = largest_step(plan)
+    step = largest_step(plan, scattered_keys(checkpoint))
     raise PlanError(
         Diagnostic(
             "too-much-memory",
@@ -256,9 +256,13 @@ def _report(
         notes=notes,
         warnings=plan.warnings,
         files=files,
-        bytes_read=cost_of(plan, aliases, unread_proofs(plan, checkpoint)).bytes_read if read is None else read,
+        bytes_read=_read(plan, checkpoint, aliases) if read is None else read,
         bytes_written=written,
     )
+
+
+def _read(plan: Plan, checkpoint: Checkpoint, aliases: Mapping[str, str]) -> int:
+    return cost_of(plan, aliases, unread_proofs(plan, checkpoint), scattered_keys(checkpoint)).bytes_read
 
 
 def ledger(plan: Plan, aliases: Mapping[str, str], text: Callable[[int], str]) -> tuple[Entry, ...]:

@@ -14,7 +14,7 @@ from ..storage.collection import without_collection
 from ..storage.staging import Writer
 from .copying import Run, copy_runs, merged, runs_of
 
-__all__ = ["copied_from", "output_aliases", "renamed_metadata", "stream", "unread_proofs"]
+__all__ = ["copied_from", "output_aliases", "renamed_metadata", "scattered_keys", "stream", "unread_proofs"]
 
 _SAMPLES = 4096
 
@@ -41,6 +41,12 @@ def unread_proofs(plan: Plan, checkpoint: Checkpoint) -> list[tuple[str, str]]:
     """Pairs that must be equal and are one run of bytes, so that nothing is read to prove it."""
     place = checkpoint.extent
     return [pair for pair in plan.proofs if place(pair[0]) is not None and place(pair[0]) == place(pair[1])]
+
+
+def scattered_keys(checkpoint: Checkpoint) -> set[str]:
+    """Keys whose tensors lie in a file, but in no run of bytes that could be copied."""
+    entries = checkpoint.entries.items()
+    return {key for key, (_, file, _, strides, big, _) in entries if file is not None and (strides is not None or big)}
 
 
 def copied_from(plan: Plan, checkpoint: Checkpoint) -> dict[str, int]:

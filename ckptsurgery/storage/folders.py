@@ -119,7 +119,8 @@ def _ambiguous(path: str, found: Sequence[str]) -> CheckpointError:
             f"the folder {path!r} holds several checkpoints",
             path,
             notes=tuple(found),
-            help=f'name one: {str(Path(path, found[0]))!r}, or open all: by_file=True ("file stem/" before keys)',
+            help=f"name one: {str(Path(path, found[0]))!r}, or open all: by_file=True (--by-file) "
+            'puts "file stem/" before keys',
         )
     )
 

@@ -126,6 +126,10 @@ def restore_header(path: str | os.PathLike[str]) -> None:
     file = Path(path).expanduser()
     refuse_shared(file)
     backup = backup_of(file)
+    if file.exists() and not backup.exists():
+        text = "there is no header to put back: none was saved beside it, or it was put back already"
+        help = f"a change in place saves it as {backup.name!r}"
+        raise CheckpointError(Diagnostic("missing-file", text, str(file), help=help))
     with _for(backup, os.O_RDONLY) as kept, _for(file, os.O_RDWR) as descriptor:
         old = os.pread(kept, os.fstat(kept).st_size, 0)
         now = os.pread(descriptor, len(old), 0)

@@ -53,6 +53,9 @@ def open_checkpoint(source: Any, subtree: str | None = None, by_file: bool = Fal
 
 def _open_path(path: str | bytes, subtree: str | None, by_file: bool) -> Checkpoint:
     path = os.fsdecode(path)
+    if not path:
+        # Path("") is the current folder, which an unset variable in a shell does not mean
+        raise CheckpointError(Diagnostic("bad-source", "the source has no name", help="name a file or a folder"))
     if path.startswith("hf://"):
         from .hub import fetch
 

@@ -233,7 +233,7 @@ def read_together(folder: str, names: Sequence[str], read: Reader) -> Contents:
                 + (f" and {len(keys) - 1} more keys" if len(keys) > 1 else ""),
                 folder,
                 notes=shown_keys(keys[1:]),
-                help='name one of the files, or open the folder with by_file=True ("file stem/" before keys)',
+                help='name one of the files, or all: by_file=True (--by-file) puts "file stem/" before keys',
             )
             for (first, second), keys in twice.items()
         )

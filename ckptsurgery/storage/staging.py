@@ -137,7 +137,7 @@ class Writer:
                 Diagnostic(
                     "disk-full",
                     text,
-                    str(folder),
+                    str(self._outputs[0].final.parent),
                     help="free some space, or choose another folder; nothing was written",
                 )
             )

@@ -74,6 +74,9 @@ def open_writer(
     Raises:
         CheckpointError: the output exists, the format cannot hold a tensor, or a size is none.
     """
+    if not os.fspath(path):
+        # Path("") is the current folder, which an unset variable in a shell does not mean
+        raise CheckpointError(Diagnostic("no-output", "the output has no name", help="name a file or a folder"))
     target = Path(path).expanduser()
     limit = None if max_shard_size is None else parse_size(max_shard_size)
     suffix = target.suffix.lower()
