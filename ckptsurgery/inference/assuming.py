@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,9 +10,10 @@ from dataclasses import dataclass
 from ..language.folding import fold
 from ..specs import TensorSpec
 from .matched import Matched
-from .norms import is_norm
+from .norms import is_norm, stage
 from .resolving import Move
 from .roles import parent
+from .sides import Side
 from .units import Unit
 from .vocabulary import concepts
 
@@ -23,7 +25,8 @@ class Assumption:
     """Something that the recipe takes on trust.
 
     Args:
-        kind: `"rows"`, `"order"`, `"chunks"`, `"square"`, `"gate"` or `"tied"`.
+        kind: `"rows"`, `"order"`, `"chunks"`, `"norms"`, `"square"`, `"gate"` or
+            `"tied"`.
         text: one sentence.
         keys: the target keys that it concerns.
     """
@@ -38,6 +41,7 @@ _TEXTS = {
     " rotary halves or heads order them otherwise",
     "order": "what is fused lies block after block in the order written, not interleaved",
     "chunks": "projections that make several vectors at once (shift, scale, gate) make them in the same order",
+    "norms": "norms of a layer whose names do not say in the same words where they stand go by their order",
     "square": "square matrices, which show no transposition, are turned or not as their neighbours are",
     "gate": "of two equal projections, the gate is the one that is named or numbered first",
     "tied": "tensors of an embedding's shape may be tied to it or be copies of their own",
@@ -55,7 +59,12 @@ def assumed(
     gated = {parent(u.path) for u in found.b.units if "gate" in u.roles}
     beside = {k for u in found.b.units if parent(u.path) in gated and "up" in u.roles for k in u.weight.keys}
     chunked = {k for side in (found.a, found.b) for u in side.units if _modulates(u) for k in _keys(u)}
+    ranks = _ranks(found.a), _ranks(found.b)
     for move in found.moves:
+        told = {ranks[0].get(k) for k in move.sources} | {ranks[1].get(k) for k in move.targets}
+        names = {re.split(r"[./]", k)[-2:][0] for k in (*move.sources, *move.targets)}
+        if ranks[1].keys() & set(move.targets) and (len(told) > 1 or None in told) and len(names) > 1:
+            keys["norms"] += move.targets
         if chunked & {*move.sources, *move.targets}:
             keys["chunks"] += move.targets
         for kind in _kinds(move, roles, sources, beside):
@@ -67,6 +76,25 @@ def assumed(
 
 def _keys(unit: Unit) -> list[str]:
     return [k for leaf in unit.leaves.values() for k in leaf.keys]
+
+
+def _ranks(side: Side) -> dict[str, int | None]:
+    """The rank of each norm in a layer that has several, as their names tell it, key by key; None where they do not.
+
+    Norms with statistics stand behind a convolution, with which they go.
+    """
+    layers: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    for i, unit in enumerate(side.units):
+        if side.slots[i] and len(unit.weight.shape) == 1 and is_norm(unit.path) and "mean" not in unit.leaves:
+            layers[side.slots[i], unit.weight.shape].append(i)
+    found: dict[str, int | None] = {}
+    for members in layers.values():
+        said = [stage(side.families[i]) for i in members]
+        places = sorted({where for where in said if where is not None})
+        told = len(places) == len(said)
+        for i, where in zip(members, said) if len(members) > 1 else ():
+            found |= dict.fromkeys(_keys(side.units[i]), places.index(where) if told and where is not None else None)
+    return found
 
 
 def _modulates(unit: Unit) -> bool:
