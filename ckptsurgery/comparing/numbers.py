@@ -91,6 +91,9 @@ class _Sums:
     dot: float = 0.0
     squares_a: float = 0.0
     squares_b: float = 0.0
+    # Powers of two by which either side is divided, so that no square of what is tiny or huge is lost.
+    exponent_a: int = -1000
+    exponent_b: int = -1000
 
     def add(self, a: Tensor, b: Tensor) -> None:
         x, y = _wide(a), _wide(b)
@@ -106,14 +109,22 @@ class _Sums:
         apart, size = (x - y).abs(), x.abs().maximum(y.abs())
         self.max_abs = max(self.max_abs, float(apart.max()))
         self.max_rel = max(self.max_rel, float((apart / size.clamp(min=5e-324)).max()))
-        self.dot += float((x.conj() * y).real.sum())
-        self.squares_a += float(x.abs().square().sum())
-        self.squares_b += float(y.abs().square().sum())
+        a_now, b_now = _exponent(x, self.exponent_a), _exponent(y, self.exponent_b)
+        more_a, more_b = self.exponent_a - a_now, self.exponent_b - b_now
+        self.exponent_a, self.exponent_b = a_now, b_now
+        x, y = x * 2.0**-a_now, y * 2.0**-b_now
+        self.dot = self.dot * 2.0 ** (more_a + more_b) + float((x.conj() * y).real.sum())
+        self.squares_a = self.squares_a * 4.0**more_a + float(x.abs().square().sum())
+        self.squares_b = self.squares_b * 4.0**more_b + float(y.abs().square().sum())
 
     def result(self, numel: int) -> Difference:
         norms = math.sqrt(self.squares_a) * math.sqrt(self.squares_b)
-        cosine = max(-1.0, min(1.0, self.dot / norms)) if norms and math.isfinite(norms) else None
+        cosine = max(-1.0, min(1.0, self.dot / norms)) if norms else None
         return Difference(numel, self.differing, self.nonfinite, self.max_abs, self.max_rel, cosine)
+
+
+def _exponent(x: Tensor, least: int) -> int:
+    return max(least, min(1000, math.frexp(float(x.abs().max()))[1]))
 
 
 def _wide(tensor: Tensor) -> Tensor:
