@@ -1,7 +1,7 @@
 """Cutting a program into regions: runs of a target that can be made alone, from the parts of the sources they need.
 
 What only rearranges, and what works element by element after that, need not be done tensor by tensor: a stack of
-experts is made an expert at a time, a cast a few megabytes at a time. The cut is known from shapes, before anything
+experts is made an expert at a time, a cast a megabyte at a time. The cut is known from shapes, before anything
 runs.
 """
 

@@ -136,6 +136,8 @@ def _checked(
 ) -> tuple[Proof, ...]:
     """What reading the output back proves, while it still has no name; what fails is not kept, nor gone on from."""
     writer.finish()
+    if not writer.places:
+        return ()  # a torch file without tensors is written, and is no checkpoint to a reader
     try:
         with open_staged(writer) as written:
             return check_output(plan, checkpoint, written, aliases, progress, budget)

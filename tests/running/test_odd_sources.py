@@ -58,3 +58,14 @@ def test_an_output_without_a_name_is_not_the_current_folder(
 def test_a_slash_at_the_end_means_a_folder_whatever_the_name(tmp_path: Path) -> None:
     cs.plan({"w": torch.ones(2)}, "w -> v").save(f"{tmp_path}/out.safetensors/")
     assert [p.name for p in (tmp_path / "out.safetensors").iterdir()] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["out.safetensors", "out.pt", "out"])
+def test_a_plan_that_drops_everything_is_written_and_checked(tmp_path: Path, name: str) -> None:
+    report = cs.plan({"w": torch.ones(2)}, cs.Recipe([], drop=["w"])).save(tmp_path / name, check=True)
+    assert report.dropped == ("w",) and report.bytes_written == 0 and (tmp_path / name).exists()
+
+
+def test_an_overflow_is_told_by_the_numbers_among_the_values() -> None:
+    with pytest.raises(cs.CheckpointError, match="run from 1 to 1e\\+30"):
+        cs.plan({"w": torch.tensor([1.0, 1e30, float("nan")])}, "w -> w | cast(f16)").state_dict()
