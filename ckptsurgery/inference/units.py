@@ -16,7 +16,8 @@ _NUMBER = re.compile(r"(\d+)")
 # What a leaf's last segment says; None marks a leaf that belongs to no module, whose name is all there is.
 _ROLES = {
     "weight": "weight", "kernel": "weight", "w": "weight", "embedding": "weight", "gamma": "weight", "scale": "weight",
-    "_weight": "weight", "weights": "weight", "biases": "bias", "bias": "bias", "beta": "bias", "b": "bias", "offset": "bias", "_bias": "bias",
+    "_weight": "weight", "weights": "weight",
+    "bias": "bias", "biases": "bias", "beta": "bias", "b": "bias", "offset": "bias", "_bias": "bias",
     "running_mean": "mean", "moving_mean": "mean", "mean": "mean", "_mean": "mean",
     "running_var": "var", "moving_variance": "var", "moving_var": "var", "var": "var", "variance": "var",
     "_variance": "var",
