@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from blocks import OURS, THEIRS, block, spec
 
 import ckptsurgery as cs
 from ckptsurgery.language.toml import loads
@@ -32,10 +33,6 @@ def load(name: str) -> dict[str, Any]:
 
 def specs(side: dict[str, Any]) -> dict[str, cs.TensorSpec]:
     return {k: cs.TensorSpec(tuple(v["shape"]), v["dtype"]) for k, v in side.items()}
-
-
-def spec(*shape: int) -> cs.TensorSpec:
-    return cs.TensorSpec(shape, "F32")
 
 
 def numbered(side: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -153,21 +150,6 @@ def test_no_family_and_no_codebase_is_named_in_the_engine() -> None:
     for path in folder.glob("*.py"):
         said = {w.lower() for w in re.findall(r"[A-Za-z]+", path.read_text())}
         assert not said & FAMILIES, path.name
-
-
-def block(names: dict[str, tuple[int, ...]], prefix: str, count: int) -> dict[str, cs.TensorSpec]:
-    return {f"{prefix}{i}.{n}": spec(*s) for i in range(count) for n, s in names.items()}
-
-
-OURS = {
-    "ln_1.weight": (16,), "attn.q.weight": (16, 16), "attn.k.weight": (8, 16), "attn.v.weight": (8, 16),
-    "attn.o.weight": (16, 16), "ln_2.weight": (16,), "mlp.w1.weight": (24, 16), "mlp.w3.weight": (24, 16),
-    "mlp.w2.weight": (16, 24),
-}  # fmt: skip
-THEIRS = {
-    "input_norm.weight": (16,), "self_attn.qkv.weight": (32, 16), "self_attn.out.weight": (16, 16),
-    "post_norm.weight": (16,), "ff.gate_up.weight": (48, 16), "ff.down.weight": (16, 24),
-}  # fmt: skip
 
 
 def test_eighty_layers_take_as_many_rules_as_three() -> None:
