@@ -73,8 +73,9 @@ def test_looking_planning_and_moving_bytes_import_no_torch(source: Path, command
 
 
 STRUCK = """
-import os, sys
+import os, signal, sys
 from ckptsurgery.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background hands on that it is ignored
 number, left = int(sys.argv.pop(1)), [int(sys.argv.pop(1))]
 write = os.pwrite
 def pwrite(descriptor, data, offset):
