@@ -50,6 +50,7 @@ class RuleSteps:
     number: int
     flats: Flattening
     programs: dict[Any, Built | None] = field(default_factory=dict)
+    near: dict[Any, Built | None] = field(default_factory=dict)
 
     def run(self, matched: list[list[Matches]]) -> None:
         """Add the steps, or say why there are none.
@@ -137,12 +138,12 @@ class RuleSteps:
         )
         # As for single tensors: first by the identity of the specs, of which there may be many.
         near = (tuple(map(id, inputs)), *asked)
-        if near not in self.programs:
+        if near not in self.near:
             place = (inputs, *asked)
             if place not in self.programs:
                 self.programs[place] = self._build(group, inputs, wanted)
-            self.programs[near] = self.programs[place]
-        built = self.programs[near]
+            self.near[near] = self.programs[place]
+        built = self.near[near]
         if built is not None:
             self.draft.steps.append(Step(group.keys, self._made(group, built), built.program, (self.number,)))
 

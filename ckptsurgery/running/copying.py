@@ -22,7 +22,8 @@ __all__ = ["ByteRun", "copy_runs", "merged", "runs_of"]
 
 
 _WORTH_SHARING = 64 << 10
-Run = tuple[str, int, str, int, int]
+BareRun = tuple[str, int, str, int, int]
+"""What a `ByteRun` is made of: most are joined with their neighbours before one is made."""
 
 
 class ByteRun(NamedTuple):
@@ -37,7 +38,7 @@ class ByteRun(NamedTuple):
 
 def runs_of(
     layout: Layout, dtypes: Sequence[str], sources: Sequence[Entry], targets: Sequence[Extent | None]
-) -> Iterator[Run]:
+) -> Iterator[BareRun]:
     """The byte runs of a rearrangement.
 
     Args:
@@ -75,13 +76,13 @@ def _elements(piece: Piece) -> Iterator[tuple[int, int, int]]:
         )
 
 
-def merged(runs: Iterable[Run]) -> list[ByteRun]:
+def merged(runs: Iterable[BareRun]) -> list[ByteRun]:
     """Runs in the order of the target files, neighbours on both sides made one."""
     # Most come in order already: so what is sorted is short, and 100,000 runs never lie in memory together.
     return list(_joined(sorted(_joined(runs))))
 
 
-def _joined(runs: Iterable[Run]) -> Iterator[ByteRun]:
+def _joined(runs: Iterable[BareRun]) -> Iterator[ByteRun]:
     file = source = ""
     at = start = size = 0
     for run in runs:

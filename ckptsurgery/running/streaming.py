@@ -12,7 +12,7 @@ from ..planning.steps import Step
 from ..storage.checkpoint import Checkpoint
 from ..storage.collection import without_collection
 from ..storage.staging import Writer
-from .copying import Run, copy_runs, merged, runs_of
+from .copying import BareRun, copy_runs, merged, runs_of
 
 __all__ = ["copied_from", "output_aliases", "renamed_metadata", "scattered_keys", "stream", "unread_proofs"]
 
@@ -85,7 +85,7 @@ def stream(
         run_tasks(tasks_of(computed, checkpoint, writer, region), moved, budget)
 
 
-def _byte_runs(plan: Plan, checkpoint: Checkpoint, writer: Writer, computed: list[Step]) -> Iterator[Run]:
+def _byte_runs(plan: Plan, checkpoint: Checkpoint, writer: Writer, computed: list[Step]) -> Iterator[BareRun]:
     """The runs of bytes of all steps that only move them; the others are put on a list."""
     programs = {id(step.program): step.program for step in plan.steps}
     as_bytes = {number: copies_bytes(program) for number, program in programs.items()}
