@@ -10,10 +10,11 @@ import ckptsurgery as cs
 
 from . import options as o
 from .output import show, width
+from .words import Command, Group
 
 __all__ = ["app"]
 
-app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
+app = typer.Typer(cls=Group, invoke_without_command=True, rich_markup_mode=None)
 
 
 @app.callback()
@@ -32,7 +33,7 @@ def recipes(context: typer.Context, json: o.Json = False) -> None:
         show(found if json else "\n".join(table(list(found.items()), "<<", width())), json)
 
 
-@app.command("show")
+@app.command("show", cls=Command)
 def show_recipe(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A built-in recipe, or a TOML file.")],
     inverse: o.Inverse = False,
@@ -48,7 +49,7 @@ def show_recipe(
     show({"name": name, "summary": recipe.summary, "toml": text} if json else text, json)
 
 
-@app.command("match")
+@app.command("match", cls=Command)
 def match(source: o.Source, subtree: o.Subtree = None, config: o.Config = None, json: o.Json = False) -> None:
     """Name the recipes that fit a checkpoint.
 

@@ -7,12 +7,12 @@ import sys
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
 
 from ..errors import CkptSurgeryError
 from . import catalog, converting, inferring, looking, showing
 from .options import Version
 from .output import complain
+from .words import Command, Group
 
 __all__ = ["app"]
 
@@ -20,7 +20,7 @@ _INTERRUPTED = 130  # 128 + SIGINT and 128 + SIGPIPE, as a shell reports them
 _PIPE_CLOSED = 141
 
 
-class _Program(TyperGroup):
+class _Program(Group):
     """Turns what a command raises into a message and an exit code; only a defect of the library leaves a traceback."""
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
@@ -72,5 +72,5 @@ for command in (
     inferring.verify,
     showing.demo,
 ):
-    app.command()(command)
+    app.command(cls=Command)(command)
 app.add_typer(catalog.app, name="recipes")
