@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import groupby
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
 
 from .escaping import escape
 from .grouping import KeyGroup, group_keys
 
-__all__ = ["Folded", "fold", "fold_groups"]
+__all__ = ["Folded", "fold", "fold_groups", "fold_items"]
 
 Row = tuple[tuple[str, ...], ...]  # a grid: for each number of a key, the values it takes
 
@@ -58,28 +58,35 @@ def fold_groups(keys: Iterable[str], label: Callable[[str], Hashable] | None = N
     [('h.{0,1}.w', 'h.{i}.w'), ('h.3.w', 'h.3.w')]
     """
     order = list(dict.fromkeys(keys))
-    found: dict[str, Folded] = {}
-    for group in group_keys(order):
-        for part in _by_label(group, label) if label else [group]:
-            found |= {folded.first: folded for folded in _folded_group(part)}
-    return [found[key] for key in order if key in found]
+    return _folded_parts(order, [order] if label is None else _alike(order, list(map(label, order))))
 
 
-def _by_label(group: KeyGroup, label: Callable[[str], Hashable]) -> list[KeyGroup]:
-    """The group in parts of equal labels."""
-    labels = [label(key) for key in group.keys]
+def fold_items(labels: Mapping[str, Hashable]) -> list[Folded]:
+    """Fold keys that differ in numbers only and have equal labels, by key.
+
+    >>> [(g.text, g.count) for g in fold_items({"h.0.w": 4, "h.1.w": 4, "h.3.w": 5})]
+    [('h.{0,1}.w', 2), ('h.3.w', 1)]
+    """
+    order = list(labels)
+    return _folded_parts(order, _alike(order, list(labels.values())))
+
+
+def _folded_parts(order: list[str], parts: Iterable[list[str]]) -> list[Folded]:
+    """Each part folded by itself; the lines in the order of their first keys."""
+    found = {line.first: line for part in parts for group in group_keys(part) for line in _folded_group(group)}
+    return [found[key] for key in islice(filter(found.__contains__, order), len(found))]
+
+
+def _alike(keys: list[str], labels: list[Hashable]) -> Iterable[list[str]]:
+    """The keys in parts of equal labels."""
     # Labels are few and their keys many: to compare them all by value would take most of the time.
-    kinds: dict[Hashable, int] = {}
-    known = {number: kinds.setdefault(one, len(kinds)) for number, one in {id(one): one for one in labels}.items()}
-    if len(kinds) == 1:
-        return [group]
-    parts: list[list[int]] = [[] for _ in kinds]
-    for at, one in enumerate(labels):
-        parts[known[id(one)]].append(at)
-    return [
-        replace(group, keys=[group.keys[at] for at in part], slots=[[slot[at] for at in part] for slot in group.slots])
-        for part in parts
-    ]
+    parts: dict[Hashable, list[str]] = {}
+    members = {number: parts.setdefault(one, []) for number, one in dict(zip(map(id, labels), labels)).items()}
+    if len(parts) == 1:
+        return [keys]
+    for key, one in zip(keys, labels):
+        members[id(one)].append(key)
+    return parts.values()
 
 
 def _folded_group(group: KeyGroup) -> Iterator[Folded]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from itertools import repeat
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import CheckpointError, Diagnostic
-from ..language.folding import fold_groups
-from ..language.keys import KeyPattern
+from ..language.folding import fold, fold_items
 from ..specs import TensorSpec
-from .tables import cut, shown_bytes, shown_count, table
+from ..storage.collection import without_collection
+from ..storage.text import counted, shown_bytes
+from .tables import cut, shown_numbers, table
+from .totals import Total
 from .trees import tree
 
 if TYPE_CHECKING:
@@ -20,19 +22,18 @@ if TYPE_CHECKING:
 __all__ = ["Inspection", "Line", "inspection"]
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):
     """Keys of one shape and dtype that read as one: `layers.{0..31}.w`.
 
     Args:
         text: the keys, folded.
         spec: shape and dtype of each.
-        count: how many keys.
+        times: how many keys.
     """
 
     text: str
     spec: TensorSpec
-    count: int
+    times: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,55 +56,55 @@ class Inspection:
     metadata: Mapping[str, str]
     config: Mapping[str, Any] | None
 
-    @property
-    def distinct(self) -> dict[str, TensorSpec]:
-        """The tensors, tied ones once."""
-        repeated = {name for tie in self.ties for name in tie.names[1:]}
-        if not repeated:
-            return dict(self.specs)
-        return {key: spec for key, spec in self.specs.items() if key not in repeated}
-
     def lines(self, fold: bool = True) -> list[Line]:
         """The keys, in the checkpoint's order; `fold=False` gives each a line."""
         if not fold:
-            return [Line(key, spec, 1) for key, spec in self.specs.items()]
-        groups = fold_groups(self.specs, label=self.specs.__getitem__)
-        return [Line(group.text, self.specs[group.first], group.count) for group in groups]
+            return list(map(Line, self.specs.keys(), self.specs.values(), repeat(1)))
+        return [Line(group.text, self.specs[group.first], group.count) for group in fold_items(self.specs)]
 
+    @without_collection()
     def render(self, width: int = 100, *, fold: bool = True, as_tree: bool = False) -> str:
         """The inspection as text of `width` columns; a key that is longer keeps its line to itself."""
         lines = self.lines(fold)
-        body = tree([(line.text, line.spec, line.count) for line in lines], width) if as_tree else _rows(lines, width)
-        return "\n".join([cut(self.source, width), "", *body, "", *self._summary(width)])
+        body = tree(lines, width) if as_tree else _rows(lines, width)
+        return "\n".join([cut(self.source, width), "", *body, "", *self._summary(lines, width)])
 
     def __str__(self) -> str:
         return self.render()
 
-    def _summary(self, width: int) -> Iterator[str]:
-        distinct = self.distinct
-        yield from _section("tensors", [_totals(len(self.specs), len(distinct), _counted(distinct.values()))], width)
-        by_dtype: dict[str, dict[TensorSpec, int]] = {}
-        for spec, count in _counted(distinct.values()).items():
-            by_dtype.setdefault(spec.dtype, {})[spec] = count
-        rows = [(dtype, sum(counts.values()), counts) for dtype, counts in by_dtype.items()]
-        yield from _section("dtypes", [f"{dtype}: {_totals(n, n, counts)}" for dtype, n, counts in rows], width)
+    def _totals(self, lines: Iterable[Line]) -> dict[str, Total]:
+        """Sums by dtype, tied names counted once."""
+        totals: dict[str, Total] = {}
+        for _, spec, times in lines:
+            totals.setdefault(spec.dtype, Total()).add(spec, times)
+        for tie in self.ties:
+            spec = self.specs[tie.names[0]]
+            totals[spec.dtype].add(spec, 1 - len(tie.names))
+        return totals
+
+    def _summary(self, lines: Iterable[Line], width: int) -> Iterator[str]:
+        totals = self._totals(lines)
+        yield from _section("tensors", [_said(Total(totals.values()), len(self.specs))], width)
+        yield from _section("dtypes", [f"{dtype}: {_said(total)}" for dtype, total in totals.items()], width)
         yield from _section("ties", [f"{' = '.join(tie.names)}  ({tie.kind})" for tie in self.ties], width)
         yield from _section("extras", _pairs(self.extras), width)
         yield from _section("metadata", _pairs(self.metadata), width)
         if self.config is not None:
             entries = [f"{k}: {v}" for k, v in self.config.items() if isinstance(v, str | int | float)]
-            yield from _section("config", [f"{len(self.config)} entries ({', '.join(entries)})"], width)
+            yield from _section("config", [f"{counted(len(self.config), 'entry')} ({', '.join(entries)})"], width)
 
+    @without_collection()
     def to_json(self) -> dict[str, object]:
         """The inspection as plain data, each tensor apart; sizes in bytes."""
+        whole = Total(self._totals(self.lines(fold=False)).values())
         return {
             "source": self.source,
             "tensors": {
                 key: {"dtype": spec.dtype, "shape": list(spec.shape), "nbytes": spec.nbytes}
                 for key, spec in self.specs.items()
             },
-            "parameters": sum(spec.numel for spec in self.distinct.values()),
-            "nbytes": sum(spec.nbytes for spec in self.distinct.values()),
+            "parameters": whole.numel,
+            "nbytes": whole.nbytes,
             "ties": [{"names": list(tie.names), "kind": tie.kind} for tie in self.ties],
             "extras": {path: _plain(value) for path, value in self.extras.items()},
             "metadata": dict(self.metadata),
@@ -123,11 +124,13 @@ def inspection(checkpoint: Checkpoint, pattern: str | None = None) -> Inspection
     if pattern is not None:
         specs = _selected(specs, pattern, checkpoint.source)
         kept = (tuple(name for name in tie.names if name in specs) for tie in ties)
-        ties = tuple(tie for tie, names in zip(ties, kept, strict=True) if len(names) == len(tie.names))
+        ties = tuple(replace(tie, names=names) for tie, names in zip(ties, kept, strict=True) if len(names) > 1)
     return Inspection(checkpoint.source, specs, ties, checkpoint.extras, checkpoint.metadata, checkpoint.config)
 
 
 def _selected(specs: Mapping[str, TensorSpec], pattern: str, source: str) -> dict[str, TensorSpec]:
+    from ..language.keys import KeyPattern
+
     wanted = [KeyPattern.parse(pattern)]
     if not pattern.endswith("...}"):
         wanted += [KeyPattern.parse(pattern + separator + "{below...}") for separator in "./"]
@@ -138,7 +141,7 @@ def _selected(specs: Mapping[str, TensorSpec], pattern: str, source: str) -> dic
                 "no-such-keys",
                 f"none of the {len(specs)} keys matches {pattern!r}",
                 source,
-                notes=tuple(group.text for group in fold_groups(specs)[:6]),
+                notes=tuple(text for text, _ in fold(specs)[:6]),
                 help="a pattern matches whole keys: --filter 'layers.{i}.{rest...}'",
             )
         )
@@ -146,28 +149,18 @@ def _selected(specs: Mapping[str, TensorSpec], pattern: str, source: str) -> dic
 
 
 def _rows(lines: list[Line], width: int) -> list[str]:
-    rows = []
-    for line in lines:
-        times = f"x{line.count}" if line.count > 1 else ""
-        rows.append((line.text, str(line.spec), times, shown_bytes(line.spec.nbytes * line.count)))
+    rows = [
+        (text, str(spec), f"x{times}" if times > 1 else "", shown_bytes(spec.nbytes * times))
+        for text, spec, times in lines
+    ]
     return table(rows, "<<>>", width)
 
 
-def _counted(specs: Iterable[TensorSpec]) -> dict[TensorSpec, int]:
-    """How often each spec occurs; most tensors share theirs with many."""
-    found = list(specs)
-    objects = {id(spec): spec for spec in found}
-    counts: dict[TensorSpec, int] = {}
-    for number, count in Counter(map(id, found)).items():
-        counts[objects[number]] = counts.get(objects[number], 0) + count
-    return counts
-
-
-def _totals(names: int, distinct: int, specs: Mapping[TensorSpec, int]) -> str:
-    counted = f"{names} tensor{'s' if names != 1 else ''}" + (f" ({distinct} distinct)" if distinct != names else "")
-    numel = sum(spec.numel * count for spec, count in specs.items())
-    nbytes = sum(spec.nbytes * count for spec, count in specs.items())
-    return f"{counted}, {shown_count(numel)} numbers, {shown_bytes(nbytes)}"
+def _said(total: Total, names: int | None = None) -> str:
+    """A sum in words; `names` where they may be more than the tensors."""
+    apart = f" ({total.count:,} distinct)" if names not in (None, total.count) else ""
+    tensors = counted(total.count if names is None else names, "tensor")
+    return f"{tensors}{apart}, {shown_numbers(total.numel)}, {shown_bytes(total.nbytes)}"
 
 
 def _section(title: str, items: list[str], width: int) -> Iterator[str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["cut", "shown_bytes", "shown_count", "table"]
+from ..storage.text import counted
+
+__all__ = ["cut", "shown_numbers", "table"]
 
 
 def table(rows: Sequence[Sequence[str]], align: str, width: int) -> list[str]:
@@ -47,28 +49,17 @@ def cut(text: str, width: int) -> str:
     return text if len(text) <= width else text[: max(0, width - 1)] + "…"
 
 
-def shown_bytes(n: int) -> str:
-    """A size for people, in decimal units.
+def shown_numbers(n: int) -> str:
+    """So many elements, for people.
 
-    >>> shown_bytes(999), shown_bytes(1_500_000), shown_bytes(2_000_000_000)
-    ('999 B', '1.5 MB', '2.0 GB')
+    >>> shown_numbers(1), shown_numbers(72), shown_numbers(22_713_216), shown_numbers(671_026_404_352)
+    ('1 number', '72 numbers', '22.7 M numbers', '671.0 B numbers')
     """
-    return f"{n} B" if n < 1000 else _scaled(n, ("kB", "MB", "GB", "TB"))
-
-
-def shown_count(n: int) -> str:
-    """A number of elements for people.
-
-    >>> shown_count(72), shown_count(22_713_216), shown_count(671_026_404_352)
-    ('72', '22.7 M', '671.0 B')
-    """
-    return str(n) if n < 1000 else _scaled(n, ("k", "M", "B", "T"))
-
-
-def _scaled(n: int, units: Sequence[str]) -> str:
-    size = n / 1000
-    for unit in units[:-1]:
-        if size < 999.95:
-            return f"{size:.1f} {unit}"
+    if n < 1000:
+        return counted(n, "number")
+    size: float = n
+    for unit in ("k", "M", "B", "T"):
         size /= 1000
-    return f"{size:.1f} {units[-1]}"
+        if size < 999.95 or unit == "T":
+            break
+    return f"{size:.1f} {unit} numbers"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
 from ..specs import TensorSpec
-from .tables import shown_bytes, shown_count, table
+from ..storage.text import shown_bytes
+from .tables import shown_numbers, table
+from .totals import Total
 
 __all__ = ["tree"]
 
@@ -15,18 +16,11 @@ __all__ = ["tree"]
 _SEGMENTS = re.compile(r"(?:\{[^{}]*\}|[^./{])+|\{|[./]")
 
 
-@dataclass
-class _Node:
-    children: dict[str, _Node] = field(default_factory=dict)
-    spec: TensorSpec | None = None
-    count: int = 0
-    numel: int = 0
-    nbytes: int = 0
-
-    def add(self, spec: TensorSpec, count: int) -> None:
-        self.count += count
-        self.numel += spec.numel * count
-        self.nbytes += spec.nbytes * count
+class _Node(Total):
+    def __init__(self) -> None:
+        super().__init__()
+        self.children: dict[str, _Node] = {}
+        self.spec: TensorSpec | None = None
 
 
 def tree(lines: Sequence[tuple[str, TensorSpec, int]], width: int) -> list[str]:
@@ -59,6 +53,6 @@ def _rows(node: _Node, indent: str | None = None) -> Iterator[tuple[str, str, st
         last = i == len(children) - 1
         branch = "" if indent is None else indent + ("└ " if last else "├ ")
         times = f"x{child.count}" if child.count > 1 else ""
-        says = str(child.spec) if child.spec is not None else f"{shown_count(child.numel)} numbers"
+        says = str(child.spec) if child.spec is not None else shown_numbers(child.numel)
         yield branch + name.rstrip("./"), times, says, shown_bytes(child.nbytes)
         yield from _rows(child, "" if indent is None else indent + ("  " if last else "│ "))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptsurgery.language.folding import fold, fold_groups
+from ckptsurgery.language.folding import fold, fold_groups, fold_items
 
 CASES = [
     ([], []),
@@ -84,3 +84,13 @@ def test_folded_lines_stand_for_the_keys_given_once_each(keys: list[str]) -> Non
     unfolded = [key for text, _ in folded for key in spelled_out(text)]
     assert sorted(unfolded) == sorted(keys)
     assert [count for _, count in folded] == [len(spelled_out(text)) for text, _ in folded]
+
+
+@given(st.dictionaries(st.lists(segments, min_size=1, max_size=3).map(".".join), st.integers(0, 2), max_size=40))
+def test_what_folds_by_label_is_each_label_s_keys_folded_by_themselves(labels: dict[str, int]) -> None:
+    folded = fold_items(labels)
+    assert folded == fold_groups(labels, label=labels.__getitem__)
+    assert [group.first for group in folded] == sorted((group.first for group in folded), key=list(labels).index)
+    for label in set(labels.values()):
+        mine = [(group.text, group.count) for group in folded if labels[group.first] == label]
+        assert mine == fold(key for key in labels if labels[key] == label)

@@ -90,6 +90,21 @@ def test_a_tie_with_a_filtered_name_is_not_shown() -> None:
     assert inspection(checkpoint(), "head.weight").ties == ()
 
 
+def test_of_a_tie_the_filtered_names_are_shown_where_they_are_several() -> None:
+    entry = Entry(TensorSpec([4], "F32"), os.devnull)
+    tied = Checkpoint(Contents({"a.w": entry, "a.v": entry, "b.w": entry}), "m.bin")
+    text = str(inspection(tied, "a"))
+    assert "\ntensors   2 tensors (1 distinct), 4 numbers, 16 B\n" in text
+    assert "\nties      a.w = a.v  (storage)" in text
+
+
+def test_one_is_not_many_and_thousands_stand_apart() -> None:
+    spec = TensorSpec([], "F32")
+    assert "1 tensor, 1 number, 4 B" in str(inspection(Checkpoint(Contents({"w": Entry(spec, os.devnull)}), "one")))
+    entries = {f"w.{i}": Entry(spec, os.devnull, 4 * i) for i in range(1234)}
+    assert "F32: 1,234 tensors, 1.2 k numbers, 4.9 kB" in str(inspection(Checkpoint(Contents(entries), "many")))
+
+
 def test_json_holds_every_tensor_and_is_plain() -> None:
     data = json.loads(json.dumps(inspection(checkpoint()).to_json()))
     assert data["tensors"]["h.1.fc.bias"] == {"dtype": "F32", "shape": [4], "nbytes": 16}
