@@ -9,6 +9,7 @@ import reprlib
 from contextlib import nullcontext
 from dataclasses import dataclass
 from io import FileIO
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..specs import DTYPES, TensorSpec
 from .contents import Contents, Entry
 from .files import os_error
 from .json_text import refuse_brackets
+from .plain_headers import read_plain_header
 from .shapes import shape_problem
 from .text import is_text, shown_keys
 from .tie_records import TIES, aliases_in
@@ -44,12 +46,7 @@ def read_safetensors(path: str, subtree: str | None = None, file: FileIO | None 
 
     with nullcontext(file) if file else Path(path).open("rb", buffering=0) as opened:
         header = _Header.read(path, opened)
-    rows, metadata, doubtful = _parse(header)
-    problems = _problems(rows, header) if doubtful else []
-    entries = None if problems else _entries(rows, header)
-    if entries is None:
-        found = problems or _problems(rows, header)
-        raise CheckpointError(found or [header.problem("bad-header", "the header is inconsistent")])
+    entries, metadata = _read_plainly(header) or _read_precisely(header)
     aliases = aliases_in(metadata, entries)
     for alias, kept in aliases.items():
         entries[alias] = entries[kept]
@@ -123,33 +120,38 @@ def _check_length(path: str, size: int, length: int) -> None:
     raise CheckpointError(problem)
 
 
-class _Duplicates(ValueError):
-    pass
+def _read_plainly(header: _Header) -> tuple[dict[str, Entry], dict[str, str]] | None:
+    """Entries and metadata of a header that is sound and written as usual; None for all others."""
+    plain = read_plain_header(header.text, header.data_size)
+    if plain is None:
+        return None
+    names, specs, begins, metadata = plain
+    entries = dict(zip(names, map(Entry, specs, repeat(header.path), map(header.start.__add__, begins))))
+    if len(entries) < len(names) or "__metadata__" in entries:
+        return None
+    _check_metadata(header, metadata)
+    return entries, metadata
 
 
-def _parse(header: _Header) -> tuple[dict[str, Any], dict[str, str], bool]:
-    """Rows by name, the metadata, and whether the rows need the slow, precise check."""
-    text, doubtful = header.text, True
+def _read_precisely(header: _Header) -> tuple[dict[str, Entry], dict[str, str]]:
+    """Entries and metadata by way of JSON, or everything that is wrong with them."""
     try:
-        refuse_brackets(text)
-        rows = json.loads(text, parse_float=_NoInteger, parse_constant=_NoInteger)
-        if not isinstance(rows, dict):
-            raise CheckpointError(
-                header.problem("bad-header", f"the header is a JSON {type(rows).__name__}, not an object")
-            )
-        if _plainly_unique(text, rows):
-            doubtful = False
-        else:
-            rows = _unique_rows(header)
+        refuse_brackets(header.text)
+        rows = _unique_rows(header)
     except (ValueError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(
-            header.problem("bad-header", f"the header is no JSON: {error}", "download or write the file again")
-        ) from None
+        raise CheckpointError(header.problem("bad-header", f"the header is no JSON: {error}")) from None
     metadata = rows.pop("__metadata__", {})
     _check_metadata(header, metadata)
-    return rows, metadata, doubtful
+    problems = _problems(rows, header)
+    if problems:
+        raise CheckpointError(problems)
+    path, start = header.path, header.start
+    return {
+        name: Entry(TensorSpec(row["shape"], row["dtype"]), path, start + row["data_offsets"][0])
+        for name, row in rows.items()
+    }, metadata
 
 
 class _NoInteger:
@@ -162,36 +164,8 @@ class _NoInteger:
         return self.text[:40]
 
 
-def _plainly_unique(text: str, rows: dict[str, Any]) -> bool:
-    """Proves in passing that nothing was given twice; where it cannot tell, it says False.
-
-    A row given twice, or a field given twice in a row, shows as one field name too many, as long as nothing is escaped.
-    """
-    if "\\" in text or "true" in text or "false" in text:
-        return False
-    tensors = len(rows)
-    if (at := text.find('"__metadata__"')) >= 0:
-        if text.count('"__metadata__"') != 1 or "__metadata__" not in rows:
-            return False
-        colon = text.index(":", at) + 1
-        while text[colon] in " \t\r\n":
-            colon += 1
-        try:
-            json.JSONDecoder(object_pairs_hook=_refuse_twice).raw_decode(text, colon)
-        except _Duplicates:
-            return False
-        tensors -= 1
-    return all(text.count(f'"{field}"') == tensors for field in _FIELDS)
-
-
-def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise _Duplicates
-    return found
-
-
 def _unique_rows(header: _Header) -> dict[str, Any]:
+    """The header's JSON, an object in which nothing is given twice."""
     twice: list[tuple[set[str], list[str]]] = []
 
     def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -202,9 +176,11 @@ def _unique_rows(header: _Header) -> dict[str, Any]:
             twice.append((set(found), names))
         return found
 
-    rows: dict[str, Any] = json.loads(
-        header.text, object_pairs_hook=collect, parse_float=_NoInteger, parse_constant=_NoInteger
-    )
+    rows = json.loads(header.text, object_pairs_hook=collect, parse_float=_NoInteger, parse_constant=_NoInteger)
+    if not isinstance(rows, dict):
+        raise CheckpointError(
+            header.problem("bad-header", f"the header is a JSON {type(rows).__name__}, not an object")
+        )
     problems = []
     for fields, names in twice:
         if fields == set(rows):
@@ -247,48 +223,12 @@ def _check_metadata(header: _Header, metadata: Any) -> None:
         raise CheckpointError(
             header.problem("bad-metadata", "metadata values must be strings", notes=shown_keys(wrong))
         )
-    if not header.text.isascii() or "\\" in header.text:
+    if "\\" in header.text:
         odd = [repr(key) for key, value in metadata.items() if not (is_text(key) and is_text(value))]
         if odd:
             raise CheckpointError(
                 header.problem("bad-metadata", "half of a surrogate pair stands in the metadata", notes=shown_keys(odd))
             )
-
-
-def _entries(rows: dict[str, Any], header: _Header) -> dict[str, Entry] | None:
-    """All entries, quickly; None when anything at all is off, and `_problems` then says what."""
-    path, start, position, in_order = header.path, header.start, 0, True
-    specs: dict[tuple[Any, ...], tuple[TensorSpec, int]] = {}
-    entries: dict[str, Entry] = {}
-    try:
-        for name, row in rows.items():
-            begin, end = row["data_offsets"]
-            shape = row["shape"]
-            known = specs.get(identity := (row["dtype"], *shape))
-            if type(shape) is not list:
-                return None  # an empty object or text would pass for no dimensions
-            if known is None:
-                if _row_problem(row) is not None:
-                    return None
-                spec = TensorSpec(shape, row["dtype"])
-                known = specs[identity] = spec, spec.nbytes
-            spec, nbytes = known
-            if type(begin) is not int or end - begin != nbytes or len(row) != 3:
-                return None
-            in_order = in_order and begin == position
-            position = end
-            entries[name] = Entry(spec, path, start + begin)
-    except (TypeError, KeyError, ValueError):
-        return None
-    if "" in entries:
-        return None
-    if not in_order:
-        position = 0
-        for begin, end in sorted(row["data_offsets"] for row in rows.values()):
-            if begin != position:
-                return None
-            position = end
-    return entries if position == header.data_size else None
 
 
 def _row_problem(row: Any) -> tuple[str, str] | None:
