@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
-from operator import attrgetter
+from itertools import groupby
+from operator import attrgetter, lt
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -79,9 +80,8 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
     @cached_property
     def ties(self) -> tuple[Tie, ...]:
         """Groups of names that mean one tensor; disjoint or unequal views of one storage are none."""
-        places = map(attrgetter("file", "offset"), self.entries.values())
-        if len(set(places)) == len(self.entries):
-            return ()  # what starts at different places of files is never one tensor, and mostly that is all there is
+        if _all_apart(self.entries.values()):
+            return ()  # mostly that is all there is
         full = {key: entry for key, entry in self.entries.items() if entry.spec.numel}
         groups: dict[tuple[object, ...], list[str]] = {}
         for key, entry in full.items():
@@ -296,6 +296,14 @@ class LazyTensor:
 
     def __repr__(self) -> str:
         return f"LazyTensor({self.key!r}, {self.spec})"
+
+
+def _all_apart(entries: Collection[Entry]) -> bool:
+    """Whether all tensors start at different places of files, so that no two of them are one."""
+    runs = [(file, list(map(attrgetter("offset"), run))) for file, run in groupby(entries, attrgetter("file"))]
+    if len({file for file, _ in runs}) == len(runs) and all(all(map(lt, at, at[1:])) for _, at in runs):
+        return True  # file by file, each from front to back
+    return len(set(map(attrgetter("file", "offset"), entries))) == len(entries)
 
 
 def _place(entry: Entry) -> tuple[object, ...]:

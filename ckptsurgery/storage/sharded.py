@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,12 @@ def read_index(path: str, read: Reader, places: Mapping[str, str] = {}) -> Conte
     folder = Path(path).parent
     problems: list[Diagnostic] = []
     shards: dict[str, Contents] = {}
-    keys_of: dict[str, list[str]] = {}
-    for key, name in weight_map.items():
-        keys_of.setdefault(name, []).append(key)
-    for name, keys in keys_of.items():
+    for name in dict.fromkeys(weight_map.values()):
         if len(problems) >= _TOLD:
             break
         shard = folder / name
         if not shard.exists() and str(shard) not in places:
+            keys = [key for key, its in weight_map.items() if its == name]
             text = f"the index names the shard {name!r}, which is not there ({len(keys)} keys)"
             problems.append(
                 Diagnostic(
@@ -59,7 +58,7 @@ def read_index(path: str, read: Reader, places: Mapping[str, str] = {}) -> Conte
     aliases: dict[str, str] = {}
     held = {name: contents.entries for name, contents in shards.items()}
     try:
-        entries: dict[str, Entry] = {key: held[name][key] for key, name in weight_map.items()}
+        entries = _listed(weight_map, held)
     except KeyError:
         absent: dict[str, list[str]] = {}
         for key, name in weight_map.items():
@@ -91,6 +90,17 @@ def read_index(path: str, read: Reader, places: Mapping[str, str] = {}) -> Conte
     extras = {path: value for contents in shards.values() for path, value in contents.extras.items()}
     stamps = {path: stamp for contents in shards.values() for path, stamp in contents.stamps.items()}
     return Contents(entries, aliases, metadata, extras, stamps=stamps)
+
+
+def _listed(weight_map: Mapping[str, str], held: Mapping[str, dict[str, Entry]]) -> dict[str, Entry]:
+    """The entries that an index lists, in its order; a `KeyError` where a shard does not hold one."""
+    joined: dict[str, Entry] = {}
+    for entries in held.values():
+        joined |= entries
+    owners = chain.from_iterable(repeat(name, len(entries)) for name, entries in held.items())
+    if list(joined) == list(weight_map) and list(owners) == list(weight_map.values()):
+        return joined  # the shards one after the other, as writers have it, and no key needs to be looked up
+    return {key: held[name][key] for key, name in weight_map.items()}
 
 
 def weight_map_of(path: str) -> tuple[dict[str, str], dict[str, Any]]:
