@@ -71,7 +71,7 @@ def fitted_header(
         end += spec.nbytes
     if end != size:
         raise _unfit("in-place-holes", f"the last {size - end:,} bytes would belong to no tensor", path)
-    header = header_of(order, {key: places[key][0] for key in order}, declared(metadata, aliases, places))
+    header = header_of({key: places[key][0] for key in order}, declared(metadata, aliases, places))
     if len(header) > start:
         room = f"the new header takes {len(header):,} bytes, and there is room for {start:,}"
         raise _unfit("in-place-room", room, path)

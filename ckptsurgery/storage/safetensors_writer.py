@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import json.encoder
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import accumulate, islice, pairwise, repeat
+from itertools import accumulate, chain, compress, islice, repeat, tee
 from pathlib import Path
+from typing import TypeVar
 
 from ..errors import CheckpointError, Diagnostic
 from ..specs import DTYPES, TensorSpec
@@ -25,6 +26,7 @@ __all__ = ["file_writer", "folder_writer", "header_of"]
 
 INDEX = "model.safetensors.index.json"
 _WORTH_SHARING = 1 << 20
+T = TypeVar("T")
 
 
 def file_writer(
@@ -115,35 +117,44 @@ def _lay_out(
     metadata: Mapping[str, str],
     lies: Mapping[str, int],
 ) -> _Layout:
-    order = _order(specs)
-    header = header_of(order, specs, metadata)
+    specs = _ordered(specs)
+    header = header_of(specs, metadata)
     if len(header) - 8 > MAX_HEADER:
         headline = f"the header would take {len(header) - 8:,} bytes, and readers accept {MAX_HEADER:,}"
         raise CheckpointError(
             Diagnostic("header-too-large", headline, str(path), help='write a folder of shards: max_shard_size="5GB"')
         )
-    sizes = _sizes(order, specs)
-    offsets = accumulate(sizes, initial=0)
-    moved = [(lies[key], offset, size) for key, offset, size in zip(order, offsets, sizes) if key in lies]
+    sizes = _sizes(specs)
+    rows = zip(specs, accumulate(sizes, initial=0), sizes)
+    moved = [(lies[key], offset, size) for key, offset, size in compress(rows, map(lies.__contains__, specs))]
     if sum(size for _, _, size in moved) >= _WORTH_SHARING:
         _pad(header, moved)
-    starts = accumulate(sizes, initial=len(header))
-    places = dict(zip(order, map(Extent, repeat(str(temporary)), starts, sizes)))
+    extents = zip(repeat(str(temporary)), accumulate(sizes, initial=len(header)), sizes)
+    places = dict(zip(specs, map(tuple.__new__, repeat(Extent), extents)))
     return _Layout(header, places, len(header) + sum(sizes))
 
 
-def _order(specs: Mapping[str, TensorSpec]) -> list[str]:
+def _ordered(specs: Mapping[str, TensorSpec]) -> Mapping[str, TensorSpec]:
     # Wide elements first keeps every tensor aligned to its element size without padding, which the format has not.
-    by_width: dict[int, list[str]] = {}
-    for key, spec in specs.items():
-        by_width.setdefault(DTYPES[spec.dtype].bits, []).append(key)
-    return [key for width in sorted(by_width, reverse=True) for key in by_width[width]]
+    widths = _each(specs, lambda spec: DTYPES[spec.dtype].bits)
+    falling = sorted({*widths}, reverse=True)
+    if len(falling) < 2:
+        return specs
+    return dict(chain.from_iterable(compress(specs.items(), map(width.__eq__, widths)) for width in falling))
 
 
-def _sizes(order: Iterable[str], specs: Mapping[str, TensorSpec]) -> list[int]:
-    """The bytes of each; specs are few where tensors are many."""
-    nbytes = {number: spec.nbytes for number, spec in {id(spec): spec for spec in specs.values()}.items()}
-    return [nbytes[id(specs[key])] for key in order]
+def _each(specs: Mapping[str, TensorSpec], fact: Callable[[TensorSpec], T]) -> list[T]:
+    """A fact about each, asked of each spec once: they are few where tensors are many."""
+    facts = {number: fact(spec) for number, spec in _kinds(specs).items()}
+    return list(map(facts.__getitem__, map(id, specs.values())))
+
+
+def _kinds(specs: Mapping[str, TensorSpec]) -> dict[int, TensorSpec]:
+    return dict(zip(map(id, specs.values()), specs.values()))
+
+
+def _sizes(specs: Mapping[str, TensorSpec]) -> list[int]:
+    return _each(specs, lambda spec: spec.nbytes)
 
 
 def _pad(header: bytearray, moved: Iterable[tuple[int, int, int]]) -> None:
@@ -158,15 +169,19 @@ def _pad(header: bytearray, moved: Iterable[tuple[int, int, int]]) -> None:
         header[:8] = (len(header) - 8).to_bytes(8, "little")
 
 
-def header_of(order: Sequence[str], specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> bytearray:
-    """The length and the text of a header, put together piece by piece: a tree of 100,000 entries would fill memory."""
+def header_of(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> bytearray:
+    """The length and the text of a header for tensors that lie in this order.
+
+    It is put together piece by piece: a tree of 100,000 entries would fill memory.
+    """
     text = bytearray(8)
     text += b'{"__metadata__":' + _json({"format": "pt", **metadata}).encode()
-    kinds = {id(spec): spec for spec in specs.values()}
-    said = {n: _json({"dtype": s.dtype, "shape": list(s.shape)})[:-1] + ',"data_offsets":' for n, s in kinds.items()}
-    rows = zip(order, pairwise(accumulate(_sizes(order, specs), initial=0)))
-    while some := list(islice(rows, _ROWS)):
-        text += "".join([f",{_quoted(k)}:{said[id(specs[k])]}[{a},{b}]}}" for k, (a, b) in some]).encode()
+    facts = _each(specs, lambda spec: _json({"dtype": spec.dtype, "shape": spec.shape})[:-1] + ',"data_offsets":')
+    starts, stops = tee(map(str, accumulate(_sizes(specs), initial=0)))
+    next(stops)
+    rows = zip(map(_quoted, specs), facts, starts, stops)
+    while some := "".join([f",{key}:{fact}[{start},{stop}]}}" for key, fact, start, stop in islice(rows, _ROWS)]):
+        text += some.encode()
     text += b"}"
     text += b" " * (-len(text) % 8)
     text[:8] = (len(text) - 8).to_bytes(8, "little")
@@ -180,11 +195,12 @@ _ROWS = 4096
 
 def _split(specs: Mapping[str, TensorSpec], limit: int | None) -> list[list[str]]:
     """Keys by shard, in the given order; a tensor above the limit has a shard of its own."""
+    if limit is None:
+        return [list(specs)]
     shards: list[list[str]] = [[]]
     filled = 0
-    for key, spec in specs.items():
-        nbytes = spec.nbytes
-        if limit is not None and shards[-1] and filled + nbytes > limit:
+    for key, nbytes in zip(specs, _sizes(specs)):
+        if shards[-1] and filled + nbytes > limit:
             shards.append([])
             filled = 0
         shards[-1].append(key)
@@ -195,10 +211,11 @@ def _split(specs: Mapping[str, TensorSpec], limit: int | None) -> list[list[str]
 def _index(
     specs: Mapping[str, TensorSpec], names: list[str], shards: list[list[str]], aliases: Mapping[str, str]
 ) -> bytes:
-    size = sum(spec.nbytes for spec in specs.values())
+    size = sum(_sizes(specs))
     metadata: dict[str, object] = {"total_size": size, **declared({}, aliases, specs)}
-    weight_map = {key: name for name, keys in zip(names, shards) for key in keys}
-    return (json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2, ensure_ascii=False) + "\n").encode()
+    head = json.dumps({"metadata": metadata, "weight_map": {}}, indent=2, ensure_ascii=False).removesuffix("}\n}")
+    rows = (f": {_quoted(name)},\n    ".join([*map(_quoted, keys), ""]) for name, keys in zip(names, shards))
+    return (head + "\n    " + "".join(rows).removesuffix(",\n    ") + "\n  }\n}\n").encode()
 
 
 def _former(folder: Path) -> tuple[list[Path], set[Path]]:
@@ -229,13 +246,19 @@ def _check(
         if names := list(keys):
             problems.append(Diagnostic(code, headline, place, notes=shown_keys(names), help=help))
 
-    unheld = [f"{key}  {spec}" for key, spec in specs.items() if not DTYPES[spec.dtype].safetensors]
+    def having(wrong: Callable[[TensorSpec], bool]) -> Iterator[str]:
+        if any(map(wrong, _kinds(specs).values())):
+            yield from (f"{key}  {spec}" for key, spec in specs.items() if wrong(spec))
+
+    unheld = having(lambda spec: not DTYPES[spec.dtype].safetensors)
     refuse("dtype-not-in-safetensors", "safetensors cannot hold these dtypes", unheld, "cast them, or write a .pt file")
-    packed = [f"{key}  {spec}" for key, spec in specs.items() if spec.numel * DTYPES[spec.dtype].bits % 8]
+    packed = having(lambda spec: spec.numel * DTYPES[spec.dtype].bits % 8 != 0)
     refuse("odd-packed-shape", "these tensors do not fill whole bytes", packed, "pad their last axis")
-    names = [repr(name) for name in (*specs, *aliases) if name in ("", "__metadata__")]
+    names = [repr(name) for name in ("", "__metadata__") if name in specs or name in aliases]
     refuse("reserved-name", "safetensors has no place for these names", names, "rename them, or write a .pt file")
-    odd = [repr(text) for text in (*specs, *aliases, *metadata, *metadata.values()) if not is_text(text)]
+    every = is_text("".join(chain(specs, aliases, metadata))) and all(map(is_text, metadata.values()))
+    texts = () if every else (*specs, *aliases, *metadata, *metadata.values())
+    odd = [repr(text) for text in texts if not is_text(text)]
     refuse("bad-name", "these names or metadata are no text: they cannot be encoded as UTF-8", odd, "rename them")
     both = [key for key in aliases if key in specs or key in metadata]
     refuse("alias-clash", "these aliases are names of tensors or of metadata already", both, "give each name once")

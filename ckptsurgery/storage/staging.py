@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -112,7 +113,7 @@ class Writer:
         )
         self._sizes = {str(output.temporary): output.size for output in outputs}
         self._made: list[Path] = []
-        self._awaited = sum(place.nbytes for place in places.values())
+        self._awaited = sum(map(itemgetter(2), places.values()))
         self._whole_folder, self._decided, self._finished = whole_folder, False, False
         self._before = self._seen()
         self._lock = threading.Lock()
