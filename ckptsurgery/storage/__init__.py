@@ -3,13 +3,13 @@
 A format is a function from a path to `Contents` (`safetensors_format`, `torch_zip`, `torch_legacy`, `memory`);
 `opening` picks one by a source's first bytes, `mounts` and `sharded` join several into one. `Checkpoint` is the one
 class over the result and does all reading. `writing` mirrors it: a writer says where each tensor's bytes go, and its
-output appears whole or not at all. Nothing here knows of rules, and nothing imports torch until a tensor is made.
+output appears whole or not at all; who only reads does not import it. Nothing here knows of rules, and nothing imports
+torch until a tensor is made.
 """
 
 from __future__ import annotations
 
 from .checkpoint import Checkpoint, LazyTensor, MissingKeyError, Tie
 from .opening import open_checkpoint
-from .writing import Writer, open_writer
 
-__all__ = ["Checkpoint", "LazyTensor", "MissingKeyError", "Tie", "Writer", "open_checkpoint", "open_writer"]
+__all__ = ["Checkpoint", "LazyTensor", "MissingKeyError", "Tie", "open_checkpoint"]

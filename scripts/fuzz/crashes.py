@@ -30,7 +30,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 import ckptsurgery as cs
-from ckptsurgery.storage import open_writer, resuming
+from ckptsurgery.storage import resuming
+from ckptsurgery.storage.writing import open_writer
 
 MARK = ".ckptsurgery-tmp-"
 _HEADERS = 4000  # bytes, at most, of headers and an index

@@ -87,6 +87,14 @@ def test_looking_planning_and_moving_bytes_import_the_standard_library_and_typer
     assert strangers(found) - {"ckptsurgery"} == strangers(modules_of("import typer"))
 
 
+@pytest.mark.parametrize("options", [[], ["--tree", "--all"], ["--json"]])
+def test_looking_imports_nothing_that_plans_or_writes(source: Path, options: list[str]) -> None:
+    found = modules_after("inspect", str(source), *options)
+    parts = {name.split(".")[1] for name in found if name.startswith("ckptsurgery.")}
+    assert parts == {"cli", "errors", "language", "reporting", "specs", "storage"}
+    assert not found & {"ckptsurgery.storage.writing", "ckptsurgery.storage.staging", "ckptsurgery.language.keys"}
+
+
 STRUCK = """
 import os, signal, sys
 from ckptsurgery.cli import main

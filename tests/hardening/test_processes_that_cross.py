@@ -20,7 +20,7 @@ from ckptsurgery.storage.staging import MARK
 PROGRAM = """
 import os, sys
 import ckptsurgery as cs
-from ckptsurgery.storage import open_writer
+from ckptsurgery.storage.writing import open_writer
 
 def told(step):
     try:

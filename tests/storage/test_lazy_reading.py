@@ -212,7 +212,9 @@ def test_each_file_is_opened_once_for_its_header_and_once_for_its_data(tmp_path:
 
 def test_opening_reading_bytes_and_writing_import_no_torch(path: Path) -> None:
     program = (
-        "import sys, json; from ckptsurgery.storage import open_checkpoint, open_writer\n"
+        "import sys, json\n"
+        "from ckptsurgery.storage import open_checkpoint\n"
+        "from ckptsurgery.storage.writing import open_writer\n"
         "with open_checkpoint(sys.argv[1]) as ckpt:\n"
         "    with open_writer(sys.argv[2], ckpt.specs, max_shard_size='1MB') as writer:\n"
         "        for key, place in writer.places.items(): writer.write(place.file, place.offset, ckpt.read(key))\n"

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file, save_model
 
 import ckptsurgery as cs
-from ckptsurgery.storage import open_writer
 from ckptsurgery.storage.tie_records import aliases_in, declared
+from ckptsurgery.storage.writing import open_writer
 
 W = torch.arange(6.0)
 
