@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import repeat
+from itertools import compress, count, pairwise, repeat
+from operator import is_not
 from typing import Any
 
 from ..errors import Diagnostic, RecipeError
@@ -18,20 +19,25 @@ from .joining import Group, Values, group_rows, spell_columns
 from .matching import Matches
 from .plan import RuleUse, Target
 from .solving import SizeError
-from .steps import Program, Step
+from .steps import Program, Step, steps_of
 
 __all__ = ["Draft", "RuleSteps"]
 
 
 @dataclass
 class Draft:
-    """What planning one stage has found so far; problems are collected, never raised one by one."""
+    """What planning one stage has found so far; problems are collected, never raised one by one.
+
+    Args:
+        steps: rule by rule. firsts: the first source of each.
+    """
 
     specs: Mapping[str, TensorSpec]
     target: Target | None
     problems: list[Diagnostic]
     notes: list[Diagnostic]
     steps: list[Step] = field(default_factory=list)
+    firsts: list[str] = field(default_factory=list)
     uses: list[RuleUse] = field(default_factory=list)
 
     def problem(self, code: str, headline: str, bound: BoundRule, *, help: str | None = None, **more: Any) -> None:
@@ -99,30 +105,33 @@ class RuleSteps:
         except RecipeError as error:
             self.draft.problems += map(self._in_rule, error.diagnostics)
             return
-        columns = [matches.columns[n] for n in self._marker_names() if n in matches.columns]
-        markers = zip(*(c if isinstance(c, list) else repeat(c) for c in columns)) if columns else repeat(())
-        specs = [self.draft.specs[key] for key in matches.keys]
-        wanted = [self.draft.target.specs.get(key) for key in keys] if self.draft.target else [None] * len(keys)
-        # Most tensors share their spec object with many others; to compare them by value takes longer than all else.
-        alike = list(zip(map(id, specs), map(id, wanted), markers))
-        found: dict[tuple[int, int, tuple[str, ...]], Program | None] = {}
-        for place, at in {place: at for at, place in reversed(list(enumerate(alike)))}.items():
-            built = self._built_at(at, matches, specs[at], wanted[at], place[2])
-            found[place] = built.program if built else None
-        rules = (self.number,)
-        rows = zip(zip(matches.keys), zip(keys), map(found.__getitem__, alike))
-        self.draft.steps += [Step(old, new, program, rules) for old, new, program in rows if program is not None]
+        target = self.draft.target.specs if self.draft.target else None
+        specs = list(map(self.draft.specs.__getitem__, matches.keys))
+        wanted = None if target is None else list(map(target.get, keys))
+        markers = [matches.columns[n] for n in self._marker_names() if n in matches.columns]
+        programs: list[Program | None] = []
+        for start, end in _runs([specs, wanted or (), *(column for column in markers if isinstance(column, list))]):
+            marks = tuple(column if isinstance(column, str) else column[start] for column in markers)
+            built = self._built_at(start, matches, specs[start], wanted[start] if wanted else None, marks)
+            programs += [built.program if built else None] * (end - start)
+        rows = zip(zip(matches.keys), zip(keys), programs, repeat((self.number,)))
+        self.draft.steps += steps_of(compress(rows, programs))
+        self.draft.firsts += compress(matches.keys, programs)
 
     def _built_at(
         self, at: int, matches: Matches, spec: TensorSpec, want: TensorSpec | None, marks: tuple[str, ...]
     ) -> Built | None:
         """What becomes of the tensor of one match; built once for all that are like it."""
-        place = (spec, want, marks)
-        if place not in self.programs:
-            values: Values = {n: c if isinstance(c, str) else c[at] for n, c in matches.columns.items()}
-            group = Group(values, [[(matches.keys[at],)]], [()], [((),)])
-            self.programs[place] = self._build(group, (spec,), ({(): want} if want else {},))
-        return self.programs[place]
+        # Most tensors share their spec object with others; to compare them by value takes longer than all else.
+        near = (id(spec), id(want), marks)
+        if near not in self.near:
+            place = (spec, want, marks)
+            if place not in self.programs:
+                values: Values = {n: c if isinstance(c, str) else c[at] for n, c in matches.columns.items()}
+                group = Group(values, [[(matches.keys[at],)]], [()], [((),)])
+                self.programs[place] = self._build(group, (spec,), ({(): want} if want else {},))
+            self.near[near] = self.programs[place]
+        return self.near[near]
 
     def _marker_names(self) -> list[str]:
         terms = (*self.bound.rule.sources, *self.bound.rule.targets)
@@ -146,6 +155,7 @@ class RuleSteps:
         built = self.near[near]
         if built is not None:
             self.draft.steps.append(Step(group.keys, self._made(group, built), built.program, (self.number,)))
+            self.draft.firsts.append(group.keys[0])
 
     def _build(
         self, group: Group, inputs: tuple[TensorSpec, ...], wanted: Sequence[Mapping[tuple[int, ...], TensorSpec]]
@@ -240,6 +250,12 @@ class RuleSteps:
             else:
                 texts[capture.name] = _number(capture, str(value)) if capture.terms else str(value)
         return pattern.spell(texts)
+
+
+def _runs(columns: Sequence[Sequence[object]]) -> Iterable[tuple[int, int]]:
+    """From where to where every column holds one and the same object."""
+    changes = (compress(count(1), map(is_not, column[1:], column)) for column in columns)
+    return pairwise([*sorted({0}.union(*changes)), len(columns[0])])
 
 
 def _spell(capture: Capture, value: str) -> str:

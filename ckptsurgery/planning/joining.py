@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice, product
+from itertools import islice, product, repeat
 
 from ..errors import Diagnostic
 from ..language.folding import fold
@@ -77,23 +77,20 @@ def canonical(term: Term, matches: Matches) -> Matches:
 
 def spell_columns(pattern: KeyPattern, matches: Matches, texts: Callable[[Capture, str], str]) -> list[str]:
     """The target key for every matched key at once."""
-    fixed: list[str] = []
-    columns: list[list[str]] = []
+    parts: list[Iterable[str]] = []
     for piece in pattern.pieces:
         if not isinstance(piece, Capture):
-            fixed.append(piece.text.replace("%", "%%"))
+            parts.append(repeat(piece.text, len(matches.keys)))
             continue
         column = matches.columns[piece.name]
         if isinstance(column, str):
-            fixed.append(texts(piece, column).replace("%", "%%"))
-            continue
-        fixed.append("%s")
-        plain = piece.choices is None and not piece.numeric
-        columns.append(column if plain else [texts(piece, c) for c in column])
-    template = "".join(fixed)
-    if not columns:
-        return [template.replace("%%", "%")] * len(matches.keys)
-    return [template % row for row in zip(*columns)]
+            parts.append(repeat(texts(piece, column), len(matches.keys)))
+        elif piece.choices is None and not piece.numeric:
+            parts.append(column)
+        else:
+            spelled = {text: texts(piece, text) for text in dict.fromkeys(column)}
+            parts.append(map(spelled.__getitem__, column))
+    return list(map("".join, zip(*parts)))
 
 
 def group_rows(

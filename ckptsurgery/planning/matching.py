@@ -61,7 +61,9 @@ def match_group(group: KeyGroup, pattern: KeyPattern) -> Matches | None:
         return _one_by_one(group, pattern)  # the numbers decide, or it is ambiguous indeed
     if not readings:
         return None
-    matches, keep = Matches(group.keys, {}), [True] * len(group.keys)
+    matches = Matches(group.keys, {})
+    spelled: list[str] = []
+    slots: list[list[str]] = []
     at = 0
     for piece, open_piece in zip(pattern.pieces, loose.pieces):
         start = at
@@ -69,11 +71,12 @@ def match_group(group: KeyGroup, pattern: KeyPattern) -> Matches | None:
         if isinstance(piece, Capture):
             matches.columns[piece.name] = _column(group, (start, at))
             continue
-        spelled = _DIGITS.findall(piece.text)
-        slots = [slot for slot, (a, b) in zip(group.slots, group.spans) if start <= a and b <= at]
-        for number, slot in zip(spelled, slots):
-            keep = [k and text == number for k, text in zip(keep, slot)]
-    return _restricted(matches.where(keep), pattern)
+        if numbers := _DIGITS.findall(piece.text):
+            spelled += numbers
+            slots += [slot for slot, (a, b) in zip(group.slots, group.spans) if start <= a and b <= at]
+    if spelled:
+        matches = matches.where([row == tuple(spelled) for row in zip(*slots)])
+    return _restricted(matches, pattern)
 
 
 def _one_by_one(group: KeyGroup, pattern: KeyPattern) -> Matches | None:
@@ -123,6 +126,8 @@ def _column(group: KeyGroup, span: tuple[int, int]) -> Column:
     inside = [i for i, (a, b) in enumerate(group.spans) if a >= start and b <= end]
     if not inside:
         return group.template[start:end]
+    if span == (0, len(group.template)):
+        return group.keys
     if len(inside) == 1 and group.spans[inside[0]] == span:
         return group.slots[inside[0]]
     parts: list[Column] = []

@@ -102,7 +102,7 @@ def draft_plan(
     assert plan is not None
     if problems:
         raise PlanError([*problems, *notes])
-    return replace(plan, warnings=tuple(notes), source=dict(specs), recipe=recipe), stages[-1]
+    return replace(plan, warnings=tuple(notes), source=specs, recipe=recipe), stages[-1]
 
 
 def _homeless(init: BoundPattern) -> Diagnostic:
@@ -161,14 +161,20 @@ class _Stage(Draft):
         return tuple(same.items())
 
     def in_order(self) -> list[Step]:
-        """The steps in the order of their first sources, of which each has its own."""
-        by_source = {step.sources[0]: step for step in self.steps}
-        return [step for step in map(by_source.get, self.specs) if step is not None]
+        """The steps in the order of their first sources."""
+        placed: dict[str, Step | None] = dict.fromkeys(self.specs)
+        placed.update(zip(self.firsts, self.steps))
+        steps = [step for step in placed.values() if step is not None]
+        if len(steps) == len(self.steps) or self.problems:
+            return steps
+        place = {key: number for number, key in enumerate(self.specs)}  # a source begins several steps
+        return sorted(self.steps, key=lambda step: place[step.sources[0]])
 
     def outputs(self) -> dict[str, TensorSpec]:
         """Keys made, with their specs; two rules that make one key are a problem."""
-        made = outputs_of(self.steps)
-        if len(made) < sum([len(step.targets) for step in self.steps]):
+        targets, specs = outputs_of(self.steps)
+        made = dict(zip(targets, specs))
+        if len(made) < len(targets):
             self.collisions()
         return made
 

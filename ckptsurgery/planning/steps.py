@@ -7,18 +7,30 @@ side.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain
+from itertools import chain, repeat
 from operator import attrgetter
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ..ops.base import Op, Specs
 from ..specs import TensorSpec
 from .layout import Layout, Piece, run_piece, side_by_side
 
-__all__ = ["Beside", "Instruction", "Move", "Pick", "Program", "Run", "Step", "compose_layouts", "cut", "outputs_of"]
+__all__ = [
+    "Beside",
+    "Instruction",
+    "Move",
+    "Pick",
+    "Program",
+    "Run",
+    "Step",
+    "compose_layouts",
+    "cut",
+    "outputs_of",
+    "steps_of",
+]
 
 T = TypeVar("T")
 
@@ -249,10 +261,15 @@ class Step(NamedTuple):
         return self.program.kind
 
 
-def outputs_of(steps: Sequence[Step]) -> dict[str, TensorSpec]:
-    """The specs of all targets of steps."""
+def steps_of(rows: Iterable[tuple[Any, ...]]) -> Iterator[Step]:
+    """Steps from their fields, very many of them: without a call of Python for each."""
+    return map(tuple.__new__, repeat(Step), rows)
+
+
+def outputs_of(steps: Sequence[Step]) -> tuple[list[str], Iterable[TensorSpec]]:
+    """All targets of steps, and their specs."""
     targets, outputs = map(attrgetter("targets"), steps), map(attrgetter("program.outputs"), steps)
-    return dict(zip(chain.from_iterable(targets), chain.from_iterable(outputs)))
+    return list(chain.from_iterable(targets)), chain.from_iterable(outputs)
 
 
 def cut(step: Step, keys: Collection[str]) -> tuple[Step, ...]:

@@ -61,7 +61,7 @@ class _Fitting:
         steps, specs = self.plan.steps, self.plan.specs
         if self.steps is not None:
             steps = tuple(self.steps)
-            specs = outputs_of(steps)
+            specs = dict(zip(*outputs_of(steps)))
         return replace(
             self.plan,
             steps=steps,

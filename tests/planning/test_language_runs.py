@@ -208,6 +208,12 @@ def test_ops_over_axes_run_and_turn_back() -> None:
         cs.plan({**norms, "rank2/norm": v + 1}, "rank{r}/norm -> norm | same(r)").state_dict()
 
 
+@pytest.mark.parametrize("sources", ["shared, a.{i}", "a.{i}, shared"])
+def test_a_source_that_serves_several_steps_loses_none_of_them(sources: str) -> None:
+    one = torch.ones(2)
+    forward(f"{sources} -> b.{{i}} | same", {"shared": one, "a.0": one, "a.1": one}, {"b.0": one, "b.1": one})
+
+
 def test_ops_stand_on_both_sides() -> None:
     t = Numbered()
     w = t(2, 3)
