@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, compress
+from operator import itemgetter
+from typing import Any, TypeVar
 
 from ..planning.costing import BUDGET, REGION
 from ..planning.cutting import copies_bytes
@@ -16,7 +18,9 @@ from .copying import BareRun, copy_runs, merged, runs_of
 
 __all__ = ["copied_from", "output_aliases", "renamed_metadata", "scattered_keys", "stream", "unread_proofs"]
 
+T = TypeVar("T")
 _SAMPLES = 4096
+_PROGRAM = itemgetter(2)
 
 
 def output_aliases(plan: Plan, checkpoint: Checkpoint) -> dict[str, str]:
@@ -87,19 +91,17 @@ def stream(
 
 def _byte_runs(plan: Plan, checkpoint: Checkpoint, writer: Writer, computed: list[Step]) -> Iterator[BareRun]:
     """The runs of bytes of all steps that only move them; the others are put on a list."""
-    programs = {id(step.program): step.program for step in plan.steps}
+    steps = plan.steps
+    programs = dict(zip(map(id, map(_PROGRAM, steps)), map(_PROGRAM, steps)))
     as_bytes = {number: copies_bytes(program) for number, program in programs.items()}
     single = {n for n, p in programs.items() if as_bytes[n] and p.copies == (0,) and len(p.inputs) == 1}
+    alone = list(map(single.__contains__, map(id, map(_PROGRAM, steps))))
+    scattered: list[Step] = []
+    yield from _copies(list(compress(steps, alone)), checkpoint, writer, scattered)
+    among = set(map(id, scattered))
     places, entries = writer.places, checkpoint.entries
-    for step in plan.steps:
+    for step in (step for step, one in zip(steps, alone) if not one or id(step) in among):
         sources, keys, program, _ = step
-        if id(program) in single and (place := places.get(keys[0])) is not None:
-            # by far the most, and worth no more than a microsecond
-            _, file, offset, strides, big_endian, _ = entries[sources[0]]
-            if file is not None and strides is None and not big_endian:
-                if place[2]:
-                    yield place[0], place[1], file, offset, place[2]
-                continue
         targets = [places.get(key) for key in keys]
         if not any(targets):
             continue
@@ -111,6 +113,27 @@ def _byte_runs(plan: Plan, checkpoint: Checkpoint, writer: Writer, computed: lis
             yield from runs_of(program.moves, [s.dtype for s in program.outputs], lie, targets)
         else:
             computed.append(step)
+
+
+def _copies(
+    steps: Sequence[Step], checkpoint: Checkpoint, writer: Writer, scattered: list[Step]
+) -> Iterator[BareRun]:
+    """The runs of steps that copy one tensor each, by far the most; those that lie in no run are put on a list."""
+    sources, keys = (list(chain.from_iterable(map(itemgetter(n), steps))) for n in (0, 1))
+    places, entries = _values(writer.places, keys), _values(checkpoint.entries, sources)
+    for step, place, entry in zip(steps, places, entries):
+        if place is not None and entry is not None:
+            target, at, nbytes = place
+            _, file, offset, strides, big_endian, _ = entry
+            if file is None or strides is not None or big_endian:
+                scattered.append(step)
+            elif nbytes:
+                yield target, at, file, offset, nbytes
+
+
+def _values(table: Mapping[str, T], keys: list[str]) -> Iterable[T | None]:
+    # Walking along 100,000 is several times as fast as looking them up.
+    return table.values() if keys == list(table) else map(table.get, keys)
 
 
 def renamed_metadata(metadata: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
