@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..catalog import RecipeLike
 from ..errors import Diagnostic, RecipeError
-from ..inference.suggesting import Suggestion, suggest
 from ..language.folding import fold, fold_groups
-from ..running.plan import plan
 from ..running.progress import ByteBar
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
+from ..storage.collection import without_collection
 from ..storage.opening import open_checkpoint
 from .numbers import Difference, difference
-from .sides import Groups, Made, Side, Stored
+from .sides import Groups, Side, Stored
+
+if TYPE_CHECKING:
+    from ..catalog import RecipeLike
+    from ..inference.suggesting import Suggestion
 
 __all__ = ["Diff", "diff"]
 
@@ -165,15 +167,25 @@ def diff(
         first, second = (_opened(source, opened) for source in (a, b))
         if align is not None:
             return _aligned(first, second, align, values, progress)
-        one: Side = Stored(first) if recipe is None else Made(plan(first, recipe))
+        one: Side = Stored(first) if recipe is None else _made(first, recipe)
         return _compared(one, Stored(second), values, progress)
 
 
 def _aligned(a: Checkpoint, b: Checkpoint, by: str, values: bool, progress: bool | None) -> Diff:
     """The first in the layout of the second; what the recipe drops stands under its own name."""
+    from ..inference.suggesting import suggest
+
     found = suggest(a, b, by=by)
-    result = _compared(Made(plan(a, found.recipe)), Stored(b), values, progress)
+    result = _compared(_made(a, found.recipe), Stored(b), values, progress)
     return replace(result, only_a={key: a.specs[key] for key in found.unmatched_source}, alignment=found)
+
+
+def _made(checkpoint: Checkpoint, recipe: RecipeLike) -> Side:
+    """What a recipe makes of a checkpoint."""
+    from ..running.plan import plan
+    from .made import Made
+
+    return Made(plan(checkpoint, recipe))
 
 
 def _opened(source: Any, opened: ExitStack) -> Checkpoint:
@@ -184,8 +196,8 @@ def _opened(source: Any, opened: ExitStack) -> Checkpoint:
 
 
 def _compared(a: Side, b: Side, values: bool, progress: bool | None) -> Diff:
-    common = [key for key in a.specs if key in b.specs]
-    pairs = {key: (a.specs[key], b.specs[key]) for key in common}
+    with without_collection():
+        pairs = {key: (spec, b.specs[key]) for key, spec in a.specs.items() if key in b.specs}
     alike = [key for key, (one, other) in pairs.items() if one.shape == other.shape]
     found: dict[str, Difference] = {}
     with ByteBar(sum(a.specs[key].nbytes for key in alike), "comparing", progress) as bar:
@@ -198,7 +210,7 @@ def _compared(a: Side, b: Side, values: bool, progress: bool | None) -> Diff:
     return Diff(
         a.name,
         b.name,
-        len(common),
+        len(pairs),
         {key: spec for key, spec in a.specs.items() if key not in b.specs},
         {key: spec for key, spec in b.specs.items() if key not in a.specs},
         {key: pair for key, pair in pairs.items() if pair[0].shape != pair[1].shape},
@@ -210,9 +222,8 @@ def _compared(a: Side, b: Side, values: bool, progress: bool | None) -> Diff:
     )
 
 
-def _within(ties: Groups, keys: Iterable[str]) -> set[tuple[str, ...]]:
-    known = set(keys)
-    groups = (tuple(sorted(name for name in names if name in known)) for names in ties)
+def _within(ties: Groups, keys: Container[str]) -> set[tuple[str, ...]]:
+    groups = (tuple(sorted(name for name in names if name in keys)) for names in ties)
     return {names for names in groups if len(names) > 1}
 
 

@@ -1,18 +1,14 @@
-"""What is compared: specs, ties, and bytes by range, whether they lie in a checkpoint or are made by a plan."""
+"""What is compared: specs, ties, and bytes by range; of a checkpoint here, of what a plan makes of one in `made`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Protocol
 
-from ..running.executing import run_step
-from ..running.plan import RunnablePlan
-from ..running.streaming import output_aliases
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
-from ..storage.tensors import dense_bytes
 
-__all__ = ["Made", "Side", "Stored"]
+__all__ = ["Side", "Stored"]
 
 Groups = tuple[tuple[str, ...], ...]
 
@@ -40,32 +36,3 @@ class Stored:
     def read(self, key: str, start: int, stop: int) -> bytes | bytearray | memoryview:
         """Straight from the file."""
         return self._checkpoint.read(key, start, stop)
-
-
-class Made:
-    """What a plan makes, computed step by step when it is asked for; one step's result is held at a time."""
-
-    def __init__(self, plan: RunnablePlan) -> None:
-        self.name = f"{plan.checkpoint.source} by the recipe"
-        aliases = output_aliases(plan, plan.checkpoint)
-        made = {**plan.specs, **{alias: plan.specs[base] for alias, base in aliases.items()}}
-        self.specs: Mapping[str, TensorSpec] = {key: made[key] for key in plan.keys if key in made}
-        groups: dict[str, list[str]] = {}
-        for alias, base in aliases.items():
-            groups.setdefault(base, [base]).append(alias)
-        self.ties: Groups = tuple(map(tuple, groups.values()))
-        self._aliases, self._checkpoint = aliases, plan.checkpoint
-        self._steps = {key: step for step in plan.steps for key in step.targets}
-        self._held: dict[str, memoryview] = {}
-
-    def read(self, key: str, start: int, stop: int) -> bytes | bytearray | memoryview:
-        """Copied from the source where the plan copies, else from the step's tensors."""
-        key = self._aliases.get(key, key)
-        step = self._steps[key]
-        copies = step.program.copies
-        if copies is not None:
-            return self._checkpoint.read(step.sources[copies[step.targets.index(key)]], start, stop)
-        if key not in self._held:
-            tensors = run_step(step, self._checkpoint.load)
-            self._held = {k: dense_bytes(t, k) for k, t in zip(step.targets, tensors)}
-        return self._held[key][start:stop]

@@ -73,17 +73,20 @@ def _of_index(index: Path, weights: list[Path]) -> Iterator[Diagnostic]:
             help="remove them, or name them in the index; left behind by another save?",
             severity="warning",
         )
-    owners: dict[str, list[str]] = {}
+    holder: dict[str, str] = {}
+    holders: dict[str, list[str]] = {}  # of keys that lie in several shards
     total = 0
     for name in sorted(named):
         try:
             contents = read_file(str(index.parent / name))
         except CheckpointError:
             continue
-        for key in contents.entries.keys() - contents.aliases.keys():
-            owners.setdefault(key, []).append(name)
-            total += contents.entries[key].spec.nbytes if weight_map.get(key) == name else 0
-    unnamed = sorted(key for key in owners if key not in weight_map)
+        keys = contents.entries.keys() - contents.aliases.keys()
+        for key in keys & holder.keys():
+            holders.setdefault(key, [holder[key]]).append(name)
+        holder |= dict.fromkeys(keys, name)
+        total += sum(contents.entries[key].spec.nbytes for key in keys if weight_map.get(key) == name)
+    unnamed = sorted(holder.keys() - weight_map.keys())
     if unnamed:
         yield Diagnostic(
             "unlisted-keys",
@@ -93,22 +96,21 @@ def _of_index(index: Path, weights: list[Path]) -> Iterator[Diagnostic]:
             help="add them to the index, or open the folder file by file: --by-file",
             severity="warning",
         )
-    twice = sorted(key for key, names in owners.items() if len(names) > 1)
-    if twice:
+    if holders:
+        twice = sorted(holders)
         example = twice[0]
         yield Diagnostic(
             "duplicate-key",
-            f"{len(twice)} keys lie in more than one shard, as {example!r} in {' and '.join(owners[example])}",
+            f"{len(twice)} keys lie in more than one shard, as {example!r} in {' and '.join(holders[example])}",
             str(index),
             shown(twice),
             help=f"the index decides for {weight_map.get(example, 'none')!r}; write it again: ckptsurgery convert",
             severity="warning",
         )
 
-
     told = about.get("total_size")
     # Shared storages are counted once by some writers, and as often as they are named by others.
-    if type(told) is int and told > total and weight_map.keys() <= owners.keys():
+    if type(told) is int and told > total and weight_map.keys() <= holder.keys():
         yield Diagnostic(
             "total-size",
             f"the index says that there are {told:,} bytes of tensors, and its tensors have {total:,}",

@@ -40,12 +40,13 @@ def _empty(checkpoint: Checkpoint) -> Iterator[Diagnostic]:
 
 
 def _dtypes(checkpoint: Checkpoint) -> Iterator[Diagnostic]:
+    floats = {dtype for dtype in {spec.dtype for spec in checkpoint.specs.values()} if DTYPES[dtype].kind == "float"}
+    if len(floats) < 2:
+        return
     kinds: dict[str, list[str]] = {}
     for key, spec in checkpoint.specs.items():
-        if DTYPES[spec.dtype].kind == "float":
+        if spec.dtype in floats:
             kinds.setdefault(spec.dtype, []).append(key)
-    if len(kinds) < 2:
-        return
     usual = max(kinds, key=lambda dtype: sum(checkpoint.specs[key].nbytes for key in kinds[dtype]))
     others = [(dtype, keys) for dtype, keys in kinds.items() if dtype != usual]
     notes = tuple(f"{dtype}: {line}" for dtype, keys in others for line in shown(keys, 4))

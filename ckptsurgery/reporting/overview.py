@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, Diagnostic
-from ..modeling.summary import Summary, summarise
-from ..modeling.ties import TieGroup, find_ties
 from ..storage.checkpoint import Tie
 from ..storage.memory import is_module
 from ..storage.opening import open_checkpoint
 from .inspecting import Inspection, inspection
+
+if TYPE_CHECKING:
+    from ..modeling.summary import Summary
+    from ..modeling.ties import TieGroup
 
 __all__ = ["summary", "ties"]
 
@@ -28,7 +30,11 @@ def ties(source: Any) -> tuple[TieGroup, ...] | tuple[Tie, ...]:
         source: a model, or whatever `open` takes. Kinds are `"object"`, `"storage"` and `"declared"` in a model,
             `"storage"` and `"alias"` in a checkpoint.
     """
-    return find_ties(source) if is_module(source) else open_checkpoint(source).ties
+    if is_module(source):
+        from ..modeling.ties import find_ties
+
+        return find_ties(source)
+    return open_checkpoint(source).ties
 
 
 def summary(source: Any, input_size: Sequence[int] | Sequence[Sequence[int]] | None = None) -> Summary | Inspection:
@@ -54,6 +60,8 @@ def summary(source: Any, input_size: Sequence[int] | Sequence[Sequence[int]] | N
         CheckpointError: an input size for a checkpoint, which cannot be run.
     """
     if is_module(source):
+        from ..modeling.summary import summarise
+
         return summarise(source, input_size)
     if input_size is not None:
         raise CheckpointError(

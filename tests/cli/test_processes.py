@@ -87,11 +87,22 @@ def test_looking_planning_and_moving_bytes_import_the_standard_library_and_typer
     assert strangers(found) - {"ckptsurgery"} == strangers(modules_of("import typer"))
 
 
-@pytest.mark.parametrize("options", [[], ["--tree", "--all"], ["--json"]])
-def test_looking_imports_nothing_that_plans_or_writes(source: Path, options: list[str]) -> None:
-    found = modules_after("inspect", str(source), *options)
+@pytest.mark.parametrize(
+    ("command", "part"),
+    [
+        (["inspect", "SRC"], "reporting"),
+        (["inspect", "SRC", "--tree", "--all"], "reporting"),
+        (["inspect", "SRC", "--json"], "reporting"),
+        (["ties", "SRC"], "reporting"),
+        (["diff", "SRC", "SRC"], "comparing"),
+        (["doctor", "SRC", "--headers"], "diagnosing"),
+    ],
+)
+def test_looking_imports_nothing_that_plans_or_writes(source: Path, command: list[str], part: str) -> None:
+    found = modules_after(*(str(source) if word == "SRC" else word for word in command))
     parts = {name.split(".")[1] for name in found if name.startswith("ckptsurgery.")}
-    assert parts == {"cli", "errors", "language", "reporting", "specs", "storage"}
+    assert parts - {"running"} == {"cli", "errors", "language", "specs", "storage", part}
+    assert {name for name in found if name.startswith("ckptsurgery.running.")} <= {"ckptsurgery.running.progress"}
     assert not found & {"ckptsurgery.storage.writing", "ckptsurgery.storage.staging", "ckptsurgery.language.keys"}
 
 
