@@ -16,13 +16,27 @@ from .steps import Program, Step
 if TYPE_CHECKING:
     from .plan import Plan
 
-__all__ = ["BUDGET", "CHUNK", "REGION", "Cost", "cost_of", "held_by", "largest_step", "region_limit", "workers"]
+__all__ = [
+    "BUDGET",
+    "CHUNK",
+    "REGION",
+    "TOGETHER",
+    "Cost",
+    "cost_of",
+    "held_by",
+    "largest_step",
+    "region_limit",
+    "workers",
+]
 
 CHUNK = 1 << 20
 """Bytes that a copy reads at a time."""
 
 REGION = 1 << 20
 """Bytes of a target that are computed at a time where a step can be cut."""
+
+TOGETHER = 1 << 17
+"""Elements of small pieces that are read together, before one copy puts them in their places."""
 
 BUDGET = 256 << 20
 """Bytes that tasks side by side may hold together; a single larger one runs alone."""
@@ -142,10 +156,11 @@ def _taken(program: Program, plain: bool) -> _Taken:
         held = held_by(program, None, None)
         return _Taken(None, held, held)
     reads = [0] * len(outputs)
-    for piece in cut.layout.pieces:
+    regions = list(regions_of(cut.layout, region_limit(program, REGION)))
+    for piece in (piece for region in regions for piece in region.pieces):
         size = DTYPES[program.inputs[piece.source].dtype].itemsize
         reads[piece.target] += extent_of(piece.shape, piece.source_strides) * size
-    tasks = [held_by(program, cut, region) for region in regions_of(cut.layout, region_limit(program, REGION))]
+    tasks = [held_by(program, cut, region) for region in regions]
     return _Taken(tuple(reads), sum(tasks), max(tasks, default=0))
 
 
@@ -161,8 +176,11 @@ def held_by(program: Program, cut: Cut | None, region: Region | None) -> int:
     count = region.stop - region.start
     old = DTYPES[program.inputs[region.pieces[0].source].dtype].itemsize
     new = DTYPES[program.outputs[region.target].dtype].itemsize if cut.chains[region.target] else 0
-    straight = all(p.contiguous for p in region.pieces)
-    return count * (old * (1 if straight else 2) + new)
+    if all(p.contiguous for p in region.pieces):
+        return count * (old + new)
+    panel = max(extent_of(p.shape, p.source_strides) for p in region.pieces)
+    # read as it lies, and once more with rows that are a little further apart
+    return count * (old + new) + 2 * max(panel, min(count, TOGETHER)) * old
 
 
 def _shown(count: int) -> str:

@@ -20,6 +20,11 @@ __all__ = ["Cut", "Region", "copies_bytes", "cut_of", "extent_of", "regions_of",
 
 _SHORT_RUN = 16 << 10
 _MANY_RUNS = 4096
+# Elements. A part of a matrix that is turned: so much lies in a core's cache beside what it becomes, and its rows make
+# whole lines of the memory that they are columns of.
+_PANEL = 1 << 16
+_LARGEST_PANEL = 1 << 19
+_ROWS = 64
 _Chain = tuple[Op, ...]
 
 
@@ -38,7 +43,7 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A run of one target's elements, `[start, stop)`, and the pieces that fill it exactly."""
+    """A run of one target's elements, `[start, stop)`, and the pieces that fill it exactly, each to be read at once."""
 
     target: int
     start: int
@@ -146,24 +151,56 @@ def regions_of(layout: Layout, limit: int) -> Iterator[Region]:
 
 
 def _split(piece: Piece, limit: int) -> Iterator[Piece]:
-    """Parts of a piece along its outermost axes, as long as the parts span disjoint runs of its source."""
-    if piece.numel <= limit or not piece.shape:
+    """Parts of a piece along its outermost axes, as long as the parts span disjoint runs of both sides."""
+    if piece.numel <= limit or not piece.shape or not _apart(piece, 0):
+        yield from _panels(piece)
+        return
+    count = max(1, limit // math.prod(piece.shape[1:]))
+    for start in range(0, piece.shape[0], count):
+        part = _part(piece, 0, start, min(start + count, piece.shape[0]))
+        yield from _split(part, limit) if count == 1 else _panels(part)
+
+
+def _panels(piece: Piece) -> Iterator[Piece]:
+    """Parts of a piece that is turned, along its outermost axis in the source; what is not turned is one part."""
+    if piece.numel <= _PANEL or piece.source_strides == piece.target_strides:
         yield piece
         return
-    rows, *inner = piece.shape
-    a, b = piece.source_strides, piece.target_strides
-    if a[0] < extent_of(inner, a[1:]) or b[0] < extent_of(inner, b[1:]):
+    axis = max(range(len(piece.shape)), key=lambda n: piece.source_strides[n])
+    row = _within(piece.shape, piece.source_strides, axis)
+    if row > piece.source_strides[axis]:
         yield piece
         return
-    count = max(1, limit // math.prod(inner))
-    for start in range(0, rows, count):
-        n = min(count, rows - start)
-        offsets = piece.source_offset + start * a[0], piece.target_offset + start * b[0]
-        if n == 1:
-            part = Piece(piece.source, piece.target, tuple(inner), offsets[0], a[1:], offsets[1], b[1:])
-            yield from _split(part, limit)
-        else:
-            yield replace(piece, shape=(n, *inner), source_offset=offsets[0], target_offset=offsets[1])
+    count = max(1, min(max(_ROWS, _PANEL // row), _LARGEST_PANEL // row))
+    for start in range(0, piece.shape[axis], count):
+        yield _part(piece, axis, start, min(start + count, piece.shape[axis]))
+
+
+def _apart(piece: Piece, axis: int) -> bool:
+    """Whether parts along an axis span disjoint runs of both sides."""
+    both = piece.source_strides, piece.target_strides
+    return all(_within(piece.shape, strides, axis) <= strides[axis] for strides in both)
+
+
+def _within(shape: Sequence[int], strides: Sequence[int], axis: int) -> int:
+    """Elements from the first to the last that one step along an axis touches."""
+    others = [n for n in range(len(shape)) if n != axis]
+    return extent_of([shape[n] for n in others], [strides[n] for n in others])
+
+
+def _part(piece: Piece, axis: int, start: int, stop: int) -> Piece:
+    """The elements `[start, stop)` along an axis; an axis of one is left out."""
+    kept = [axis] if stop - start > 1 else []
+    axes = sorted([*kept, *(n for n in range(len(piece.shape)) if n != axis)])
+    return Piece(
+        piece.source,
+        piece.target,
+        tuple(stop - start if n == axis else piece.shape[n] for n in axes),
+        piece.source_offset + start * piece.source_strides[axis],
+        tuple(piece.source_strides[n] for n in axes),
+        piece.target_offset + start * piece.target_strides[axis],
+        tuple(piece.target_strides[n] for n in axes),
+    )
 
 
 def _joined(target: int, pieces: Sequence[Piece], limit: int) -> Iterator[Region]:

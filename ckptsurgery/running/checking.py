@@ -175,11 +175,11 @@ class _Check:
 
     def _computed(self, steps: Sequence[Step], budget: int) -> None:
         if steps:
-            from .computing import run_tasks, tasks_of
+            from .computing import compute
 
             keys = [key for step in steps for key in step.targets if key not in self.aliases]
             sink = _Comparing(self.written, keys)
-            run_tasks(tasks_of(steps, self.checkpoint, sink, min(REGION, budget)), self.compared, budget)
+            compute(steps, self.checkpoint, sink, self.compared, budget, min(REGION, budget))
             self.wrong += [key for key in keys if key in sink.wrong]
 
 

@@ -7,32 +7,28 @@ within a budget. Each uses one intra-op thread: threads over chunks are faster t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from operator import attrgetter
-from threading import Lock, local
-from typing import TYPE_CHECKING, Any, Protocol
+from threading import Condition, Lock
+from typing import Any, Protocol
 
 from ..errors import CheckpointError, Diagnostic
 from ..ops.base import Op, OpError
 from ..planning.costing import BUDGET, REGION, held_by, region_limit, workers
-from ..planning.cutting import Cut, Region, cut_of, extent_of, regions_of
-from ..planning.layout import Piece
+from ..planning.cutting import Cut, Region, cut_of, regions_of
 from ..planning.steps import Step
 from ..specs import DTYPES
 from ..storage.checkpoint import Checkpoint
+from ..storage.collection import without_collection
 from ..storage.contents import Extent
-from .executing import Loads, move_box, run_step
+from .executing import Loads, run_step
+from .gathering import Gatherer
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
+__all__ = ["Sink", "Task", "compute", "one_thread_each", "run_tasks"]
 
-__all__ = ["Sink", "Task", "run_tasks", "tasks_of"]
-
-_LARGE_BOX = 1 << 16
 Moved = Callable[[int], object]
 
 
@@ -59,22 +55,45 @@ class Task:
     run: Callable[[], int]
 
 
-def tasks_of(steps: Sequence[Step], checkpoint: Checkpoint, writer: Sink, region: int = REGION) -> Iterator[Task]:
-    """The tasks of steps, in the order of the steps.
+def compute(
+    steps: Sequence[Step],
+    checkpoint: Checkpoint,
+    writer: Sink,
+    moved: Moved,
+    budget: int = BUDGET,
+    region: int = REGION,
+) -> None:
+    """Make what steps make, over the cores; torch is imported where values change.
 
     Args:
+        moved: hears of bytes as they are written.
+        budget: bytes that tasks may hold together; a single larger one runs alone.
         region: bytes that a region of a step that can be cut should have.
     """
     programs = {id(step.program): step.program for step in steps}
     cuts = {number: cut_of(program) for number, program in programs.items()}
-    regions: dict[int, list[tuple[int, Region]]] = {}
     # Only what lies in one run of a file can be read in parts.
     plain, entries = attrgetter("lies_plainly"), checkpoint.entries
     parts = [s for s in steps if cuts[id(s.program)] and all(map(plain, map(entries.__getitem__, s.sources)))]
+    used = {id(s.program) for s in parts}
+    by_torch = len(parts) < len(steps) or any(any(cut.chains) for n, cut in cuts.items() if cut and n in used)
+    with one_thread_each() if by_torch else nullcontext():
+        run_tasks(_tasks_of(steps, parts, cuts, checkpoint, writer, region), moved, budget)
+
+
+def _tasks_of(
+    steps: Sequence[Step],
+    parts: Sequence[Step],
+    cuts: Mapping[int, Cut | None],
+    checkpoint: Checkpoint,
+    writer: Sink,
+    region: int,
+) -> Iterator[Task]:
+    """The tasks of steps, in the order of the steps; those of `parts` are cut."""
     cut_up = set(map(id, parts))
-    checkpoint.read_in_order({str(entries[key].file) for s in parts for key in s.sources})
-    buffers = _Buffers()
-    loads = Loads(checkpoint, [s for s in steps if id(s) not in cut_up])
+    checkpoint.read_in_order({str(checkpoint.entries[key].file) for s in parts for key in s.sources})
+    gatherer, loads = Gatherer(checkpoint), Loads(checkpoint, [s for s in steps if id(s) not in cut_up])
+    regions: dict[int, list[tuple[int, Region]]] = {}
     for step in steps:
         program = step.program
         cut = cuts[id(program)] if id(step) in cut_up else None
@@ -86,45 +105,76 @@ def tasks_of(steps: Sequence[Step], checkpoint: Checkpoint, writer: Sink, region
             regions[id(program)] = [(held_by(program, cut, one), one) for one in found]
         for held, one in regions[id(program)]:
             if step.targets[one.target] in writer.places:
-                yield Task(held, _Regional(step, cut, one, checkpoint, writer, buffers))
+                yield Task(held, _Regional(step, cut, one, gatherer, writer))
 
 
 def run_tasks(tasks: Iterable[Task], moved: Moved, budget: int = BUDGET) -> None:
     """Run tasks over the cores; the first failure stops the rest, and is raised when nothing runs any more.
 
     Args:
+        moved: hears of what each task returns, from any thread, but from one at a time.
         budget: bytes that tasks may hold together; a single larger one runs alone.
     """
-    count = workers()
-    running: dict[Future[int], int] = {}
-    with _one_thread_each(), ThreadPoolExecutor(count, thread_name_prefix="ckptsurgery") as pool:
+    queue = _Queue(tasks, moved, budget)
+    with ThreadPoolExecutor(workers(), thread_name_prefix="ckptsurgery") as pool:
         try:
-            for task in tasks:
-                while running and (len(running) >= 2 * count or sum(running.values()) + task.held > budget):
-                    _reap(running, moved)
-                running[pool.submit(task.run)] = task.held
-            while running:
-                _reap(running, moved)
+            for thread in as_completed([pool.submit(queue.work) for _ in range(workers())]):
+                thread.result()
         finally:
-            # nothing is left here but for a failure: what has not begun shall not
-            for future in running:
-                future.cancel()
+            queue.stop()
 
 
-def _reap(running: dict[Future[int], int], moved: Moved) -> None:
-    done, _ = wait(running, return_when=FIRST_COMPLETED)
-    for future in done:
-        del running[future]
-        moved(future.result())
+class _Queue:
+    """Tasks for threads of which each takes the next one as soon as it is done with the last."""
+
+    def __init__(self, tasks: Iterable[Task], moved: Moved, budget: int) -> None:
+        self._tasks, self._moved, self._budget = iter(tasks), moved, budget
+        self._next: Task | None = None
+        self._held = 0
+        self._stopped = False
+        self._changed = Condition()
+
+    def work(self) -> None:
+        """Run tasks until there are no more, or one of them fails."""
+        try:
+            while (task := self._taken()) is not None:
+                nbytes = task.run()
+                with self._changed:
+                    self._held -= task.held
+                    self._changed.notify_all()
+                    self._moved(nbytes)
+        finally:
+            self.stop()  # a task failed, or there are no more
+
+    def stop(self) -> None:
+        """Let nothing begin any more."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    def _taken(self) -> Task | None:
+        """The next task, as soon as there is room for what it holds."""
+        with self._changed:
+            while not self._stopped:
+                self._next = task = self._next or next(self._tasks, None)
+                if task is None:
+                    return None
+                if not self._held or self._held + task.held <= self._budget:
+                    self._next = None
+                    self._held += task.held
+                    return task
+                self._changed.wait()
+            return None
 
 
 _threads = Lock()
 
 
 @contextmanager
-def _one_thread_each() -> Iterator[None]:
+def one_thread_each() -> Iterator[None]:
     """torch's thread count is the process's own, so only one run at a time may have it, and gives it back."""
-    import torch
+    with without_collection():
+        import torch
 
     with _threads:
         before = torch.get_num_threads()
@@ -159,23 +209,6 @@ class _Whole:
         return total
 
 
-class _Buffers(local):
-    """Memory of each thread that its tasks use again: fresh memory costs as much as what is done with it."""
-
-    def __init__(self) -> None:
-        self._kept: dict[str, Tensor] = {}
-
-    def take(self, name: str, count: int, dtype: torch.dtype) -> Tensor:
-        """A flat tensor of so many elements; what the name gave before is used again."""
-        import torch
-
-        nbytes = count * dtype.itemsize
-        kept = self._kept.get(name)
-        if kept is None or kept.numel() < nbytes:
-            self._kept[name] = kept = torch.empty(nbytes, dtype=torch.uint8)
-        return kept[:nbytes].view(dtype)
-
-
 @dataclass(frozen=True, slots=True)
 class _Regional:
     """One region of one target."""
@@ -183,91 +216,35 @@ class _Regional:
     step: Step
     cut: Cut
     region: Region
-    checkpoint: Checkpoint
+    gatherer: Gatherer
     writer: Sink
-    buffers: _Buffers
 
     def __call__(self) -> int:
-        from ..storage.tensors import dense_bytes
-
         step, region, key = self.step, self.region, self.step.targets[self.region.target]
         size = DTYPES[step.program.outputs[region.target].dtype].itemsize
         place, count = self.writer.places[key], region.stop - region.start
         if self.writer.has(place.file, place.offset + region.start * size, count * size):
             self.writer.skip(count * size)
             return count * size
-        made = self._applied(self._gathered())
-        self.writer.write(place.file, place.offset + region.start * size, dense_bytes(made, key))
+        dtype = step.program.inputs[region.pieces[0].source].dtype
+        flat = self.gatherer.gathered(region, step.sources, DTYPES[dtype].itemsize)
+        ops = self.cut.chains[region.target]
+        made = self._applied(ops, flat, dtype) if ops else flat.view("u1").data
+        self.writer.write(place.file, place.offset + region.start * size, made)
         return count * size
 
-    def _gathered(self) -> Tensor:
-        """The region's elements, before ops."""
+    def _applied(self, ops: Sequence[Op], flat: Any, dtype: str) -> memoryview:
+        import torch
+
         from ..ops.numerics import torch_dtype
-
-        region = self.region
-        dtype = torch_dtype(self.step.program.inputs[region.pieces[0].source].dtype)
-        flat = self.buffers.take("made", region.stop - region.start, dtype)
-        for pieces in _alike(region.pieces):
-            self._fill(flat, pieces)
-        return flat
-
-    def _fill(self, flat: Tensor, pieces: Sequence[Piece]) -> None:
-        """Pieces of one geometry at even distances in the target: read one after another, rearranged by one op."""
         from ..storage.tensors import dense_bytes
 
-        first, count, size = pieces[0], len(pieces), flat.element_size()
-        span, at = extent_of(first.shape, first.source_strides), first.target_offset - self.region.start
-        step = pieces[1].target_offset - first.target_offset if count > 1 else 0
-        if first.source_strides == first.target_strides and first.numel == span and (count == 1 or step == span):
-            self._read(pieces, dense_bytes(flat[at : at + count * span], ""), span * size)
-            return
-        scratch = self.buffers.take("read", count * span, flat.dtype)
-        self._read(pieces, dense_bytes(scratch, ""), span * size)
-        if count == 1 or first.numel >= _LARGE_BOX:
-            for number in range(count):
-                box = scratch.as_strided(first.shape, first.source_strides, number * span)
-                move_box(box, flat.as_strided(first.shape, first.target_strides, at + number * step))
-            return
-        box = scratch.as_strided((count, *first.shape), (span, *first.source_strides))
-        flat.as_strided((count, *first.shape), (step, *first.target_strides), at).copy_(box)
-
-    def _read(self, pieces: Sequence[Piece], buffer: memoryview, nbytes: int) -> None:
-        size = DTYPES[self.step.program.inputs[pieces[0].source].dtype].itemsize
-        sources, entries, read = self.step.sources, self.checkpoint.entries, self.checkpoint.read_file_into
-        for at, piece in zip(range(0, len(buffer), nbytes), pieces):
-            entry = entries[sources[piece.source]]
-            read(str(entry.file), entry.offset + piece.source_offset * size, buffer[at : at + nbytes])
-
-    def _applied(self, flat: Tensor) -> Tensor:
-        ops: tuple[Op, ...] = self.cut.chains[self.region.target]
+        key = self.step.targets[self.region.target]
+        made = torch.frombuffer(flat, dtype=torch_dtype(dtype))
         try:
             for op in ops:
-                (flat,) = op.run((flat,))
+                (made,) = op.run((made,))
         except OpError as error:
-            run_step(self.step, self.checkpoint.load)  # says it of the whole tensor
-            raise CheckpointError(
-                Diagnostic("op-failed", str(error), place=self.step.targets[self.region.target])
-            ) from error
-        return flat
-
-
-def _alike(pieces: Sequence[Piece]) -> Iterator[Sequence[Piece]]:
-    """Neighbours of one geometry at even distances."""
-    start = 0
-    for at in range(1, len(pieces) + 1):
-        if at < len(pieces) and _continues(pieces, start, at):
-            continue
-        yield pieces[start:at]
-        start = at
-
-
-def _continues(pieces: Sequence[Piece], start: int, at: int) -> bool:
-    first, last, piece = pieces[start], pieces[at - 1], pieces[at]
-    if (piece.shape, piece.source_strides, piece.target_strides) != (
-        first.shape,
-        first.source_strides,
-        first.target_strides,
-    ):
-        return False
-    distance = pieces[start + 1].target_offset - first.target_offset
-    return piece.target_offset - last.target_offset == distance
+            run_step(self.step, self.gatherer.checkpoint.load)  # says it of the whole tensor
+            raise CheckpointError(Diagnostic("op-failed", str(error), place=key)) from error
+        return dense_bytes(made, key)

@@ -84,9 +84,9 @@ def stream(
         runs = merged(_byte_runs(plan, checkpoint, writer, computed))
     copy_runs(runs, checkpoint, writer, moved)
     if computed:
-        from .computing import run_tasks, tasks_of
+        from .computing import compute
 
-        run_tasks(tasks_of(computed, checkpoint, writer, region), moved, budget)
+        compute(computed, checkpoint, writer, moved, budget, region)
 
 
 def _byte_runs(plan: Plan, checkpoint: Checkpoint, writer: Writer, computed: list[Step]) -> Iterator[BareRun]:

@@ -14,7 +14,7 @@ from ckptsurgery.ops.base import Op, Specs, Tensors
 from ckptsurgery.planning.cutting import cut_of, extent_of, regions_of
 from ckptsurgery.planning.layout import Layout
 from ckptsurgery.running import streaming
-from ckptsurgery.running.computing import Task, run_tasks
+from ckptsurgery.running.computing import Task, one_thread_each, run_tasks
 from ckptsurgery.running.executing import Loads, move_box
 from ckptsurgery.storage.writing import open_writer
 
@@ -80,6 +80,22 @@ def test_streaming_writes_the_bits_of_the_state_dict(
         assert set(made) == set(expected)
         for key, tensor in expected.items():
             assert bytes(made.read(key)) == bytes(tensor.contiguous().flatten().view(torch.uint8).tolist()), key
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float32, torch.float64, torch.complex128])
+@pytest.mark.parametrize("shape", [(300, 700), (700, 300), (5, 70001), (70001, 5), (257, 512)])
+@pytest.mark.parametrize("target", ["w.{e} [b a]", "w [b (e a)]", "w [b e a]", "w [e b a]"])
+def test_large_matrices_are_turned_a_panel_at_a_time(
+    tmp_path: Path, target: str, shape: tuple[int, int], dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    whole = [torch.randint(0, 256, (*shape, dtype.itemsize), dtype=torch.uint8) for _ in range(2)]
+    cs.save({f"w.{e}": bits.view(dtype)[..., 0] for e, bits in enumerate(whole)}, tmp_path / "source.pt")
+    plan = cs.plan(tmp_path / "source.pt", f"w.{{e}} [a b] -> {target}")
+    plan.save(tmp_path / "out.pt")
+    with cs.open(tmp_path / "out.pt") as made:
+        for key, tensor in plan.state_dict().items():
+            assert bytes(made.read(key)) == bytes(tensor.contiguous().flatten().view(torch.uint8).numpy()), key
 
 
 @pytest.mark.parametrize("rules", RECIPES.values(), ids=list(RECIPES))
@@ -199,7 +215,8 @@ def test_tasks_never_hold_more_than_the_budget_unless_one_alone_does() -> None:
 def test_the_number_of_intra_op_threads_is_given_back() -> None:
     before = torch.get_num_threads()
     inside: list[int] = []
-    run_tasks(iter([Task(1, lambda: inside.append(torch.get_num_threads()) or 0)]), lambda count: None)
+    with one_thread_each():
+        run_tasks(iter([Task(1, lambda: inside.append(torch.get_num_threads()) or 0)]), lambda count: None)
     assert inside == [1]
     assert torch.get_num_threads() == before
 

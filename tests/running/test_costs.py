@@ -159,3 +159,19 @@ def test_each_file_is_opened_once_for_its_data(source: Path, tmp_path: Path, mon
     plan = cs.plan(source, cs.Recipe(RULES["cast"], rest="drop"))
     plan.save(tmp_path / "out.safetensors")
     assert sorted(opened) == sorted(set(opened)) == sorted(plan.checkpoint.files)
+
+
+@pytest.mark.parametrize("rule", ["l.{i}.{p} [a b] -> m.{i}.{p} [b a]", "l.{i}.{p} [a b] -> m.{p} [i b a]"])
+def test_what_only_moves_elements_imports_no_torch(source: Path, tmp_path: Path, rule: str) -> None:
+    code = (
+        "import sys, ckptsurgery as cs; cs.plan(sys.argv[1], sys.argv[2]).save(sys.argv[3]);"
+        "print('torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(source), rule, str(tmp_path / "out.safetensors")]
+    assert subprocess.check_output(command, text=True) == "False\n"
+
+
+def test_a_matrix_that_is_turned_is_held_once() -> None:
+    cost = cs.plan({"w": cs.TensorSpec([8192, 8192], "BF16")}, "w [a b] -> w [b a]").cost
+    assert cost.bytes_read == cost.bytes_written == 8192 * 8192 * 2
+    assert cost.least_memory <= 8192 * 8192 * 2 + 4 * MIB
