@@ -124,6 +124,15 @@ InPlace = Annotated[
         help="DST is SRC: write a new header over the old one, which is saved; `restore-header` puts it back.",
     ),
 ]
+NoSync = Annotated[
+    bool,
+    typer.Option(
+        "--no-sync",
+        rich_help_panel=_OUTPUT,
+        help="Do not wait for the disk: after a power failure the output may be missing or damaged. A killed process "
+        "leaves all of it or nothing, as ever.",
+    ),
+]
 Check = Annotated[
     bool, typer.Option("--check", rich_help_panel=_OUTPUT, help="Read the output back and prove that it is the plan's.")
 ]

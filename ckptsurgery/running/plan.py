@@ -62,6 +62,7 @@ class RunnablePlan(Plan):
         check: bool = False,
         resume: bool = False,
         in_place: bool = False,
+        sync: bool = True,
         provenance: bool = False,
         progress: bool | None = None,
     ) -> Report:
@@ -80,6 +81,8 @@ class RunnablePlan(Plan):
             in_place: `path` is the one safetensors file that is read, and nothing but names and shapes changes: write a
                 new header over the old one, which is saved beside it and `restore_header` puts back. Refused where more
                 would change, where the header has no room, and where the file has other names on the disk.
+            sync: wait until all of it is on the disk; without, a power failure may take the output or damage it, and a
+                process that is killed still leaves all of it or nothing.
             provenance: write into the metadata what this was made from: the recipe, the source's headers and hashes (so
                 it is read once more), the version; `plan_back` needs nothing else.
             progress: True or False to insist on a bar or on none.
@@ -95,6 +98,7 @@ class RunnablePlan(Plan):
             check=check,
             resume=resume,
             in_place=in_place,
+            sync=sync,
             provenance=self.asked if provenance else None,
             progress=progress,
         )
@@ -253,6 +257,7 @@ def save(
     overwrite: bool = False,
     *,
     check: bool = False,
+    sync: bool = True,
     progress: bool | None = None,
 ) -> Report:
     """Write a state_dict, a model or a checkpoint to a file or a folder; tied tensors are stored once, and stay tied.
@@ -270,12 +275,13 @@ def save(
         max_shard_size: bytes, or "5GB", "5GiB"; for folders.
         overwrite: replace what is there.
         check: read the output back and prove that it is the source.
+        sync: wait until all of it is on the disk; without, a power failure may take the output or damage it.
 
     Raises:
         CheckpointError: the source cannot be read, or the output not be written; nothing is left half-written.
     """
     whole = plan(source, Recipe(rest="keep"))
-    return whole.save(path, max_shard_size, overwrite, check=check, progress=progress)
+    return whole.save(path, max_shard_size, overwrite, check=check, sync=sync, progress=progress)
 
 
 def _check_dtype(dtype: str) -> None:

@@ -43,17 +43,21 @@ def save_plan(
     check: bool = False,
     resume: bool = False,
     in_place: bool = False,
+    sync: bool = True,
     provenance: Asked | None = None,
     progress: bool | None = None,
 ) -> Report:
     """Stream a plan into a file or a folder; it appears whole or not at all.
 
     Raises:
-        PlanError: values that must be equal differ, the plan initialises what a file cannot, or memory would not do.
+        PlanError: values that must be equal differ, the plan initialises what a file cannot, memory would not do, or
+            two arguments do not go together.
         CheckpointError: the output exists, cannot be written, or the source cannot be read; with `check`, what was
             written is not what was meant.
     """
     _refuse_inits(plan)
+    if not sync:
+        _refuse_without_sync(resume=resume, in_place=in_place)
     budget = _budget(plan, checkpoint, max_memory)
     prove(plan, checkpoint)
     aliases = output_aliases(plan, checkpoint)
@@ -64,7 +68,7 @@ def save_plan(
         written, note = change_in_place(plan, checkpoint, Path(path).expanduser(), aliases, _metadata(checkpoint))
         file = str(Path(path).expanduser())
         return _report(plan, checkpoint, str(path), aliases, (file,), written, (note,), read=0)
-    options = _Options(max_shard_size, overwrite, companions, resume, provenance, check)
+    options = _Options(max_shard_size, overwrite, companions, resume, provenance, check, sync)
     files, written, notes, proofs = _write(plan, checkpoint, path, aliases, budget, options, progress)
     with without_collection():
         return replace(_report(plan, checkpoint, str(path), aliases, files, written, tuple(notes)), proofs=proofs)
@@ -78,6 +82,7 @@ class _Options:
     resume: bool
     provenance: Asked | None
     check: bool
+    sync: bool
 
 
 def _write(
@@ -108,6 +113,7 @@ def _write(
             resume=fingerprint(plan, checkpoint, aliases, along) if options.resume else None,
             lies=copied_from(plan, checkpoint),
             companions=along,
+            sync=options.sync,
         )
     total = sum(s.nbytes for s in specs.values())
     del specs
@@ -211,6 +217,19 @@ def _refuse_with_in_place(**given: object) -> None:
                     "bad-argument", f"in_place changes one file's header, and knows no {name}", help=f"without {name}"
                 )
             )
+
+
+_RELY_ON_SYNC = {
+    "resume": "resume goes on from what is known to be on the disk",
+    "in_place": "in_place writes over the header that the tensors are found by",
+}
+
+
+def _refuse_without_sync(**given: bool) -> None:
+    for name, value in given.items():
+        if value:
+            text = f"{_RELY_ON_SYNC[name]}, so it cannot go without sync"
+            raise PlanError(Diagnostic("bad-argument", text, help=f"without sync=False (--no-sync), or without {name}"))
 
 
 def _metadata(checkpoint: Checkpoint) -> dict[str, str]:

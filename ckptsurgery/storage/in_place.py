@@ -10,11 +10,11 @@ from pathlib import Path
 
 from ..errors import CheckpointError, Diagnostic
 from ..specs import TensorSpec
+from .durability import SYNCED
 from .files import os_error
 from .safetensors_format import CHANGING, read_safetensors
 from .safetensors_writer import header_of
 from .tie_records import declared
-from .transactions import sync_folder
 
 __all__ = ["backup_of", "fitted_header", "refuse_shared", "replace_header", "restore_header"]
 
@@ -172,7 +172,7 @@ def _save(backup: Path, header: bytes) -> None:
             os.close(descriptor)
         temporary.replace(backup)
         undone.pop_all()
-    sync_folder(backup.parent)
+    SYNCED.keep_names(backup.parent)
 
 
 @contextmanager

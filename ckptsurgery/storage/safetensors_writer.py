@@ -14,6 +14,7 @@ from ..errors import CheckpointError, Diagnostic
 from ..specs import DTYPES, TensorSpec
 from .cloning import padding
 from .contents import Extent
+from .durability import SYNCED, Durability
 from .resuming import Journal, ResumableWriter
 from .safetensors_format import MAX_HEADER
 from .sharded import weight_map_of
@@ -36,13 +37,16 @@ def file_writer(
     metadata: Mapping[str, str],
     resume: str | None = None,
     lies: Mapping[str, int] = {},
+    durability: Durability = SYNCED,
 ) -> Writer:
     """A writer of one safetensors file; aliases go into its metadata, as `save_model` puts them there."""
     _check(specs, aliases, metadata, str(path))
     temporary = beside(path, resume)
     layout = _lay_out(path, temporary, specs, declared(metadata, aliases, specs), lies)
     outputs, places = [layout.output(path, temporary)], layout.places
-    return Writer(outputs, places) if resume is None else ResumableWriter(outputs, places, Journal(path, resume))
+    if resume is None:
+        return Writer(outputs, places, durability=durability)
+    return ResumableWriter(outputs, places, Journal(path, resume))
 
 
 def folder_writer(
@@ -54,6 +58,7 @@ def folder_writer(
     resume: str | None = None,
     lies: Mapping[str, int] = {},
     companions: Mapping[str, bytes] = {},
+    durability: Durability = SYNCED,
 ) -> Writer:
     """A writer of a folder that `from_pretrained` loads: `model.safetensors`, or numbered shards and their index.
 
@@ -93,7 +98,15 @@ def folder_writer(
     # A run that is resumed finds its own unfinished files: they are not the former checkpoint's.
     stale = sorted(former - {path for output in outputs for path in (output.final, output.temporary)})
     if resume is None:
-        return Writer(outputs, places, new_folder=new_folder, set_aside=indices, stale=stale, whole_folder=True)
+        return Writer(
+            outputs,
+            places,
+            new_folder=new_folder,
+            set_aside=indices,
+            stale=stale,
+            whole_folder=True,
+            durability=durability,
+        )
     journal = Journal(path, resume)
     return ResumableWriter(
         outputs, places, journal, new_folder=new_folder, set_aside=indices, stale=stale, whole_folder=True

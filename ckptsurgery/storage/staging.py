@@ -20,9 +20,10 @@ from ..errors import CheckpointError, Diagnostic
 from .cloning import clone_range
 from .contents import Extent
 from .descriptors import Descriptors
+from .durability import SYNCED, Durability
 from .files import os_error
 from .text import shown_bytes
-from .transactions import MARK, Replacement, locked, remove_abandoned, stamp_of, sync_folder
+from .transactions import MARK, Replacement, locked, remove_abandoned, stamp_of
 
 __all__ = ["MARK", "Output", "Writer", "beside", "new_tag"]
 
@@ -83,6 +84,7 @@ class Writer:
         set_aside: what must not be seen while the outputs take their names, such as an index of the files replaced.
         stale: files of the checkpoint replaced that are removed at the end.
         whole_folder: whether the outputs are all that the folder is to hold.
+        durability: whether to wait until all of it is on the disk.
 
     Raises:
         CheckpointError: on entering and on writing: no permission, no space, and so on; nothing is left behind.
@@ -97,6 +99,7 @@ class Writer:
         set_aside: Sequence[Path] = (),
         stale: Sequence[Path] = (),
         whole_folder: bool = False,
+        durability: Durability = SYNCED,
     ) -> None:
         self.places = places
         self.order = list(places)
@@ -104,6 +107,7 @@ class Writer:
         self._outputs = list(outputs)
         self._by_name = {str(output.temporary): output for output in outputs}
         self._new_folder, self._set_aside, self._stale = new_folder, list(set_aside), list(stale)
+        self._durability = durability
         self._identities: dict[str, tuple[int, int]] = {}
         self._synced: set[str] = set()
         itself = weakref.ref(self)  # a cycle would keep the files open, and locked, until a collection
@@ -171,7 +175,7 @@ class Writer:
     def _sync_first(self, name: str, descriptor: int) -> None:
         # Nobody would hear later of what the disk refused. Before the call: what is written meanwhile is synced again.
         self._synced.add(name)
-        os.fsync(descriptor)
+        self._durability.keep(descriptor)
 
     def _make_folders(self, folder: Path) -> None:
         missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
@@ -224,7 +228,9 @@ class Writer:
         self._note(file, offset, len(view))
 
     def _send(self, file: str, offset: int, nbytes: int) -> None:
-        """Have the system begin to write to the disk now, so that little is left to wait for at the end."""
+        """Have the disk begin with what was written, whenever that is enough to be worth a call."""
+        if not self._durability.sync:
+            return
         with self._lock:
             span = self._unsent.setdefault(file, _Span(offset, offset))
             span.start, span.stop = min(span.start, offset), max(span.stop, offset + nbytes)
@@ -232,10 +238,8 @@ class Writer:
             if span.nbytes < _SEND_EVERY:
                 return
             del self._unsent[file]
-        # "Not needed" makes a file system start on what is dirty; what is not on the disk yet stays in memory.
-        if hasattr(os, "posix_fadvise"):
-            with contextlib.suppress(OSError), self._descriptors.using(file) as descriptor:
-                os.posix_fadvise(descriptor, span.start, span.stop - span.start, os.POSIX_FADV_DONTNEED)
+        with self._descriptors.using(file) as descriptor:
+            self._durability.begin(descriptor, span.start, span.stop - span.start)
 
     def clone(self, file: str, offset: int, source: int, source_offset: int, nbytes: int) -> bool:
         """Share whole blocks with another open file instead of writing them; False where the file system does not."""
@@ -285,9 +289,9 @@ class Writer:
             self._complete()
             for name in [name for name in self._by_name if name not in self._synced]:
                 with self._descriptors.using(name) as descriptor:
-                    os.fsync(descriptor)
+                    self._durability.keep(descriptor)
             for parent in self._made:
-                sync_folder(parent.parent)
+                self._durability.keep_names(parent.parent)
         self._finished = True
 
     def _complete(self) -> None:
@@ -323,20 +327,20 @@ class Writer:
         folder = self._outputs[0].final.parent
         if self._new_folder is not None:
             temporary, final = self._new_folder
-            sync_folder(temporary)
+            self._durability.keep_names(temporary)
             with locked(final.parent):
                 self._refuse_changed()
                 temporary.rename(final)
-                sync_folder(final.parent)
+                self._durability.keep_names(final.parent)
             return
         with locked(folder):
             self._refuse_changed()
             unfinished = Replacement.read(folder)
             if unfinished is not None and not self._whole_folder:
-                unfinished.carry_out()
+                unfinished.carry_out()  # another run decided on it, and may have promised that it lasts
             if len(self._outputs) == 1 and not (self._set_aside or self._stale or (unfinished and self._whole_folder)):
                 self._outputs[0].temporary.replace(self._outputs[0].final)
-                sync_folder(folder)
+                self._durability.keep_names(folder)
                 return
             replacement = Replacement(
                 folder,
@@ -347,10 +351,10 @@ class Writer:
             with contextlib.ExitStack() as broken:
                 # Ctrl-C may come between the call that decides and the word that it was made.
                 broken.callback(self._ask_whether_decided, replacement)
-                replacement.write()
+                replacement.write(self._durability)
                 broken.pop_all()
             self._decided = True
-            replacement.carry_out()
+            replacement.carry_out(self._durability)
 
     def _ask_whether_decided(self, replacement: Replacement) -> None:
         try:

@@ -21,6 +21,7 @@ from typing import Any
 from ..errors import CheckpointError, Diagnostic
 from ..specs import DTYPES, TensorSpec
 from .contents import Entry, Extent
+from .durability import SYNCED, Durability
 from .inert import Ordered
 from .staging import Output, Writer, beside
 from .torch_pickle import OMITTED, Pickle, StoredTensor, writable
@@ -108,6 +109,7 @@ class TorchZipWriter(Writer):
         aliases: other name -> key, for tied tensors; both names share one storage in the file.
         metadata: string metadata, kept in a record of its own that torch passes over.
         extras: dotted path -> value for what is no tensor of the model.
+        durability: whether to wait until all of it is on the disk.
 
     Raises:
         CheckpointError: a dtype that torch has not; an alias of nothing; and what `Writer` raises.
@@ -120,6 +122,7 @@ class TorchZipWriter(Writer):
         aliases: Mapping[str, str] = {},
         metadata: Mapping[str, str] = {},
         extras: Mapping[str, Any] = {},
+        durability: Durability = SYNCED,
     ) -> None:
         final = Path(path)
         _check(specs, aliases, str(final))
@@ -139,7 +142,7 @@ class TorchZipWriter(Writer):
             key: Extent(str(temporary), self._storages[i].data, self._sizes_of[i]) for i, key in enumerate(specs)
         }
         size = self._end + self._directory_size()
-        super().__init__([Output(final, temporary, size, bytes(head))], places)
+        super().__init__([Output(final, temporary, size, bytes(head))], places, durability=durability)
         self.left_out.sort()
         self._temporary = str(temporary)
         self._starts = [record.data for record in self._storages]

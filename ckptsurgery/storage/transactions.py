@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError, Diagnostic
+from .durability import SYNCED, Durability
 from .files import read_regular
 from .json_text import parse_json
 
-__all__ = ["MARK", "RECORD", "Replacement", "locked", "remove_abandoned", "stamp_of", "sync_folder"]
+__all__ = ["MARK", "RECORD", "Replacement", "locked", "remove_abandoned", "stamp_of"]
 
 MARK = ".ckptsurgery-tmp-"
 RECORD = f"{MARK}record.json"
@@ -74,7 +75,7 @@ class Replacement:
             ) from None
         return made
 
-    def write(self) -> None:
+    def write(self, durability: Durability = SYNCED) -> None:
         """Make it so: when this returns, the folder holds the new checkpoint, and when it raises, the old one.
 
         A record that is there already is replaced: the new checkpoint takes the place of what it decided.
@@ -88,15 +89,15 @@ class Replacement:
                 done = 0
                 while done < len(text):
                     done += os.write(descriptor, text[done:])
-                os.fsync(descriptor)
+                durability.keep(descriptor)
             finally:
                 os.close(descriptor)
             temporary.replace(self.folder / RECORD)
             undone.pop_all()
 
-    def carry_out(self) -> None:
+    def carry_out(self, durability: Durability = SYNCED) -> None:
         """Give the files their names; a second call, after a first that was interrupted, goes on."""
-        sync_folder(self.folder)  # the record first: what is done here must not outlive it
+        durability.keep_names(self.folder)  # the record first: what is done here must not outlive it
         temporary = {final: name for name, final in self.renamed}
         for name in self.hidden:
             # One that has its new name already is the new index.
@@ -107,9 +108,9 @@ class Replacement:
                 (self.folder / name).replace(self.folder / final)
         for name in self.removed:
             (self.folder / name).unlink(missing_ok=True)
-        sync_folder(self.folder)
+        durability.keep_names(self.folder)
         (self.folder / RECORD).unlink(missing_ok=True)
-        sync_folder(self.folder)
+        durability.keep_names(self.folder)
 
     def names(self, present: Iterable[str]) -> list[str]:
         """The names that the folder has once all is done, from those that are present."""
@@ -207,12 +208,3 @@ def _in_use(path: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import CheckpointError, Diagnostic
 from ..specs import TensorSpec
 from .checkpoint import Checkpoint
+from .durability import Durability
 from .files import os_error
 from .safetensors_writer import file_writer, folder_writer
 from .sniffing import read_file
@@ -52,6 +53,7 @@ def open_writer(
     resume: str | None = None,
     lies: Mapping[str, int] = {},
     companions: Mapping[str, bytes] = {},
+    sync: bool = True,
 ) -> Writer:
     """A writer for the tensors announced by `specs`, in the format that the path asks for.
 
@@ -70,6 +72,7 @@ def open_writer(
             left is not written again, and this one leaves its own when it is interrupted. For safetensors.
         lies: where in its source file a tensor lies that is copied as it is, so that blocks can be shared.
         companions: small files that go along into a folder, name -> content.
+        sync: wait until all of it is on the disk; whoever resumes always does.
 
     Raises:
         CheckpointError: the output exists, the format cannot hold a tensor, or a size is none.
@@ -77,7 +80,7 @@ def open_writer(
     if not os.fspath(path):
         # Path("") is the current folder, which an unset variable in a shell does not mean
         raise CheckpointError(Diagnostic("no-output", "the output has no name", help="name a file or a folder"))
-    target = Path(path).expanduser()
+    target, durability = Path(path).expanduser(), Durability(sync)
     limit = None if max_shard_size is None else parse_size(max_shard_size)
     suffix = target.suffix.lower()
     try:
@@ -93,7 +96,7 @@ def open_writer(
         )
     if suffix not in (".safetensors", *_TORCH) or as_folder:
         _check_folder(target, overwrite)
-        return folder_writer(target, specs, aliases, metadata, limit, resume, lies, companions)
+        return folder_writer(target, specs, aliases, metadata, limit, resume, lies, companions, durability)
     if companions:
         text = "config and tokenizer files go along into a folder, and the output is one file"
         help = f"name a folder: {str(target.with_suffix(''))!r}"
@@ -111,7 +114,7 @@ def open_writer(
     if target.exists() and not overwrite:
         raise _exists(target, ())
     if suffix == ".safetensors":
-        return file_writer(target, specs, aliases, metadata, resume, lies)
+        return file_writer(target, specs, aliases, metadata, resume, lies, durability)
     if resume is not None:
         help = f"write {str(target.with_suffix('.safetensors'))!r} instead, or do without resume"
         raise CheckpointError(
@@ -119,7 +122,7 @@ def open_writer(
         )
     from .torch_writer import TorchZipWriter
 
-    return TorchZipWriter(target, specs, aliases=aliases, metadata=metadata, extras=extras)
+    return TorchZipWriter(target, specs, aliases=aliases, metadata=metadata, extras=extras, durability=durability)
 
 
 def open_staged(writer: Writer) -> Checkpoint:

@@ -46,6 +46,7 @@ class Story:
         old: makes what lies at the target before.
         resumes: what a failure leaves is meant to be gone on from.
         once: what is done already cannot be done again, and a crash may ask for `restore_header`.
+        synced: whether it waits for the disk, without which a power cut may do what it likes.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Story:
     old: Callable[[Path], object] | None = None
     resumes: bool = False
     once: bool = False
+    synced: bool = True
 
 
 def write_checkpoint(path: Path, start: int, shards: int | None = None) -> None:
@@ -147,6 +149,10 @@ STORIES = (
     Story("resumable, to a file", *_FILE, _convert(resume=True), resumes=True),
     Story("resumable, to a new folder", *_SHARDS, _convert(max_shard_size=9000, resume=True), resumes=True),
     Story("resumable, over other shards", *_SHARDS, _convert(max_shard_size=9000, resume=True), _old(2), resumes=True),
+    Story("not synced, over a file", *_FILE, _convert(sync=False), _old(None), synced=False),
+    Story("not synced, to a new folder", *_SHARDS, _convert(max_shard_size=9000, sync=False), synced=False),
+    Story("not synced, over shards", *_SHARDS, _convert(max_shard_size=9000, sync=False), _old(2), synced=False),
+    Story("not synced, a torch file", "s.safetensors", "t.pt", _convert(sync=False), _old_torch, synced=False),
 )  # fmt: skip
 
 _ENDS = {
@@ -327,6 +333,9 @@ def main() -> None:
             survived["signals"] += not wrong
             strikes = [(kind, n, name) for n, name in enumerate(case.calls, 1) for kind in kinds_for(name)]
             strikes += [(kind, len(case.calls) + 1, "the end") for kind in ("power", "torn power")]
+            if not story.synced:
+                strikes = [strike for strike in strikes if "power" not in strike[0]]
+                problems += [f"{story.name}: it waits for the disk" for name in case.calls if "sync" in name]
             strikes.reverse()  # the end is among those that are taken
             for kind, number, name in strikes[:: options.every]:
                 found = list(case.strike(kind, number))

@@ -112,6 +112,15 @@ def test_a_change_in_place_is_made_and_taken_back(source: Path) -> None:
     assert "missing-file" in run("restore-header", source, code=1).stderr
 
 
+def test_what_is_not_synced_is_the_same_and_does_not_go_with_what_relies_on_it(source: Path) -> None:
+    synced, out = source.with_name("synced.safetensors"), source.with_name("out.safetensors")
+    run("convert", source, synced)
+    run("convert", source, out, "--no-sync")
+    assert out.read_bytes() == synced.read_bytes()
+    for option in ("--resume", "--in-place"):
+        assert "cannot go without sync" in run("convert", source, out, "--no-sync", option, code=1).stderr
+
+
 def test_companions_of_a_file_are_refused_before_it_is_written(source: Path) -> None:
     out = source.with_name("out.safetensors")
     assert "companions-need-a-folder" in run("convert", source, out, "--companions", code=1).stderr
