@@ -1,6 +1,7 @@
 """What each process of the benchmark does: `python jobs.py NAME ARGUMENT...`; peers are the usual ways to do the same.
 
-Every job prints one line of JSON with what only the process itself knows.
+Jobs that write take "no sync" as a last argument, and then do not wait for the disk. Every job prints one line of JSON
+with what only the process itself knows.
 """
 
 from __future__ import annotations
@@ -55,10 +56,10 @@ def cp_and_sync(source: str, target: str) -> dict[str, object]:
     return {}
 
 
-def ours_rename(source: str, target: str, shards: str = "2GB") -> dict[str, object]:
+def ours_rename(source: str, target: str, sync: str = "sync") -> dict[str, object]:
     import ckptsurgery as cs
 
-    cs.plan(source, cs.Recipe(**RENAME)).save(target, max_shard_size=shards, overwrite=True)
+    cs.plan(source, cs.Recipe(**RENAME)).save(target, max_shard_size="2GB", overwrite=True, sync=sync == "sync")
     return {"torch": "torch" in sys.modules}
 
 
@@ -75,10 +76,10 @@ def peer_rename(source: str, target: str) -> dict[str, object]:
     return {}
 
 
-def ours_many(source: str, target: str) -> dict[str, object]:
+def ours_many(source: str, target: str, sync: str = "sync") -> dict[str, object]:
     import ckptsurgery as cs
 
-    cs.plan(source, FORTY[:3]).save(target, overwrite=True)
+    cs.plan(source, FORTY[:3]).save(target, overwrite=True, sync=sync == "sync")
     return {"torch": "torch" in sys.modules}
 
 
@@ -89,10 +90,10 @@ def ours_share(source: str, target: str) -> dict[str, object]:
     return {"torch": "torch" in sys.modules}
 
 
-def ours_zip(source: str, target: str) -> dict[str, object]:
+def ours_zip(source: str, target: str, sync: str = "sync") -> dict[str, object]:
     import ckptsurgery as cs
 
-    cs.plan(source, "{k...} -> model.{k...}").save(target, overwrite=True)
+    cs.plan(source, "{k...} -> model.{k...}").save(target, overwrite=True, sync=sync == "sync")
     return {"torch": "torch" in sys.modules}
 
 
@@ -104,10 +105,10 @@ def peer_zip(source: str, target: str) -> dict[str, object]:
     return {}
 
 
-def ours_rearrange(source: str, target: str) -> dict[str, object]:
+def ours_rearrange(source: str, target: str, sync: str = "sync") -> dict[str, object]:
     import ckptsurgery as cs
 
-    cs.plan(source, cs.Recipe(FUSE, rest="keep")).save(target, overwrite=True)
+    cs.plan(source, cs.Recipe(FUSE, rest="keep")).save(target, overwrite=True, sync=sync == "sync")
     return {}
 
 
@@ -128,24 +129,24 @@ def peer_rearrange(source: str, target: str) -> dict[str, object]:
     return {}
 
 
-def ours_stack(source: str, target: str) -> dict[str, object]:
+def ours_stack(source: str, target: str, sync: str = "sync") -> dict[str, object]:
     import ckptsurgery as cs
 
-    cs.plan(source, STACK).save(target, overwrite=True)
+    cs.plan(source, STACK).save(target, overwrite=True, sync=sync == "sync")
     return {"torch": "torch" in sys.modules}
 
 
-def ours_turn(source: str, target: str) -> dict[str, object]:
+def ours_turn(source: str, target: str, sync: str = "sync") -> dict[str, object]:
     import ckptsurgery as cs
 
-    cs.plan(source, TURN).save(target, overwrite=True)
+    cs.plan(source, TURN).save(target, overwrite=True, sync=sync == "sync")
     return {}
 
 
-def ours_cast(source: str, target: str, dtype: str) -> dict[str, object]:
+def ours_cast(source: str, target: str, dtype: str, sync: str = "sync") -> dict[str, object]:
     import ckptsurgery as cs
 
-    cs.plan(source, f"{{k...}} -> {{k...}} | cast({dtype})").save(target, overwrite=True)
+    cs.plan(source, f"{{k...}} -> {{k...}} | cast({dtype})").save(target, overwrite=True, sync=sync == "sync")
     return {}
 
 
