@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, CkptSurgeryError, Diagnostic, PlanError
-from ..language.toml import dumps, loads
 from ..planning.plan import Plan, Target
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
@@ -49,6 +47,8 @@ def provenance_of(plan: Plan, asked: Asked, checkpoint: Checkpoint) -> dict[str,
         )
     from importlib.metadata import version
 
+    from ..language.toml import dumps
+
     told = {
         "version": version("ckptsurgery"),
         "recipe": dumps(plan.recipe),
@@ -73,6 +73,8 @@ def _told(specs: Mapping[str, TensorSpec]) -> dict[str, list[Any]]:
 
 
 def _hashed(path: Path) -> dict[str, object]:
+    import hashlib  # its OpenSSL takes milliseconds that no other save has to wait
+
     digest = hashlib.blake2b(digest_size=32)
     with path.open("rb", buffering=0) as file:
         while block := file.read(_BLOCK):
@@ -86,6 +88,8 @@ def read_provenance(checkpoint: Checkpoint) -> tuple[dict[str, TensorSpec], Any,
     Raises:
         CheckpointError: there is no provenance in it, or none that can be understood.
     """
+    from ..language.toml import loads
+
     text = checkpoint.metadata.get(PROVENANCE)
     if text is None:
         raise CheckpointError(

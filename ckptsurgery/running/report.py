@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import html
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from ..errors import Diagnostic
@@ -156,11 +157,12 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain data."""
+        counts = self._counts()
         return {
             "source": self.source,
             "target": self.target,
             "coverage": self.coverage,
-            "counts": {action: len(self.keys(action)) for action in ACTIONS} | {"cast": len(self.cast)},
+            "counts": {action: counts[action] for action in ACTIONS} | {"cast": len(self.cast)},
             "notes": list(self.notes),
             "warnings": [w.to_json() for w in self.warnings],
             "files": list(self.files),
@@ -174,16 +176,24 @@ class Report:
         return "\n".join(self._lines())
 
     def __repr__(self) -> str:
-        counts = ", ".join(f"{n} {action}" for action in ACTIONS if (n := len(self.keys(action))))
-        return f"<Report {self.source} -> {self.target}: {counts or 'nothing'}>"
+        counts = self._counts()
+        shown = ", ".join(f"{counts[action]} {action}" for action in ACTIONS if counts[action])
+        return f"<Report {self.source} -> {self.target}: {shown or 'nothing'}>"
+
+    def _counts(self) -> Counter[str]:
+        return Counter(map(attrgetter("action"), self.ledger))
 
     def _repr_html_(self) -> str:
+        import html
+
         return f"<pre>{html.escape(str(self))}</pre>"
 
     def _lines(self) -> Iterable[str]:
         yield f"{self.source} -> {self.target}: {self._headline()}"
-        for action in ACTIONS:
-            entries = [e for e in self.ledger if e.action == action]
+        by_action: dict[str, list[Entry]] = {action: [] for action in ACTIONS}
+        for e in self.ledger:
+            by_action[e.action].append(e)
+        for action, entries in by_action.items():
             if not entries:
                 continue
             numel = sum(e.spec.numel for e in entries if e.spec)

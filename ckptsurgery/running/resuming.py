@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,6 +23,8 @@ def fingerprint(
     Raises:
         CheckpointError: the source is not in files alone, so nothing says whether it is the same the next time.
     """
+    import hashlib
+
     if any(entry.file is None for entry in checkpoint.entries.values()):
         raise CheckpointError(
             Diagnostic("not-resumable", "only what is read straight from files can be resumed", checkpoint.source,

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, repeat
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, Diagnostic, PlanError
 from ..planning.costing import BUDGET, cost_of, largest_step
 from ..planning.plan import Plan
+from ..planning.steps import Step, outputs_of
 from ..storage.checkpoint import Checkpoint
 from ..storage.collection import without_collection
 from ..storage.resuming import ResumableWriter
 from ..storage.staging import Writer
 from ..storage.writing import open_staged, open_writer, parse_size
-from .checking import check_output
 from .companions import companions_for
-from .in_place import change_in_place
 from .progress import ByteBar
 from .provenance import PROVENANCE, Asked, provenance_of
 from .proving import prove
@@ -65,6 +66,8 @@ def save_plan(
         _refuse_with_in_place(
             max_shard_size=max_shard_size, companions=companions, resume=resume, provenance=provenance
         )
+        from .in_place import change_in_place
+
         written, note = change_in_place(plan, checkpoint, Path(path).expanduser(), aliases, _metadata(checkpoint))
         file = str(Path(path).expanduser())
         return _report(plan, checkpoint, str(path), aliases, (file,), written, (note,), read=0)
@@ -115,10 +118,9 @@ def _write(
             companions=along,
             sync=options.sync,
         )
-    total = sum(s.nbytes for s in specs.values())
     del specs
     with writer:
-        with ByteBar(total, f"writing {Path(path).name}", progress) as bar:
+        with ByteBar(writer.nbytes, f"writing {Path(path).name}", progress) as bar:
             stream(plan, checkpoint, writer, bar, budget=budget)
             checkpoint.check_unchanged()
         proofs = _checked(plan, checkpoint, writer, aliases, budget, progress) if options.check else ()
@@ -144,6 +146,8 @@ def _checked(
     writer.finish()
     if not writer.places:
         return ()  # a torch file without tensors is written, and is no checkpoint to a reader
+    from .checking import check_output
+
     try:
         with open_staged(writer) as written:
             return check_output(plan, checkpoint, written, aliases, progress, budget)
@@ -288,17 +292,14 @@ def _read(plan: Plan, checkpoint: Checkpoint, aliases: Mapping[str, str]) -> int
 
 def ledger(plan: Plan, aliases: Mapping[str, str], text: Callable[[int], str]) -> tuple[Entry, ...]:
     """One entry for every key of either side."""
-    entries = [
-        Entry(key, "tied", spec, step.sources, aliases[key])
-        if key in aliases
-        else Entry(key, "loaded", spec, step.sources, text(step.rules[-1]), plan.casts.get(key))
-        for step in plan.steps
-        for key, spec in zip(step.targets, step.program.outputs)
-    ]
-    made = {e.key for e in entries}
-    entries += [
-        Entry(alias, "tied", plan.specs.get(base), (), base) for alias, base in plan.ties.items() if alias not in made
-    ]
+    entries = _made(plan, {rules: text(rules[-1]) for rules in set(map(attrgetter("rules"), plan.steps))})
+    if aliases:
+        tied = ((e, aliases.get(e.key)) for e in entries)
+        entries = [e if base is None else Entry(e.key, "tied", e.spec, e.sources, base) for e, base in tied]
+    if plan.ties:
+        made = {e.key for e in entries}
+        bare = ((alias, base) for alias, base in plan.ties.items() if alias not in made)
+        entries += [Entry(alias, "tied", plan.specs.get(base), (), base) for alias, base in bare]
     wanted = plan.target.specs if plan.target else {}
     entries += [
         Entry(key, "kept", wanted.get(key), by="left to the module that builds it")
@@ -308,3 +309,19 @@ def ledger(plan: Plan, aliases: Mapping[str, str], text: Callable[[int], str]) -
     entries += [Entry(key, "dropped", plan.source.get(key), (key,), line) for key, line in plan.dropped.items()]
     entries += [Entry(key, "dropped", plan.source.get(key), (key,), f"equal to {kept}") for key, kept in plan.proofs]
     return tuple(entries)
+
+
+def _made(plan: Plan, texts: Mapping[tuple[int, ...], str]) -> list[Entry]:
+    """An entry for every key that a step makes; of 100,000 none by a call of its own.
+
+    Args:
+        texts: what is said of the steps of the same rules.
+    """
+    steps: Sequence[Step] = plan.steps
+    keys, specs = outputs_of(steps)
+    if len(keys) > len(steps):  # the step of each key
+        steps = list(chain.from_iterable(map(repeat, steps, map(len, map(attrgetter("targets"), steps)))))
+    sources, rules = map(attrgetter("sources"), steps), map(attrgetter("rules"), steps)
+    casts = map(plan.casts.get, keys) if plan.casts else repeat(None)
+    rows = zip(keys, repeat("loaded"), specs, sources, map(texts.__getitem__, rules), casts)
+    return list(map(tuple.__new__, repeat(Entry), rows))

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import secrets
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
@@ -40,7 +39,7 @@ def beside(path: Path, tag: str | None = None) -> Path:
 
 def new_tag() -> str:
     """What tells the temporary files of one run from those of every other."""
-    return f"{os.getpid()}-{secrets.token_hex(4)}"
+    return f"{os.getpid()}-{os.urandom(4).hex()}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +74,7 @@ class Writer:
     """Takes tensors' bytes in any order, from any thread; leaving its context commits or aborts.
 
     `places` says for each key in which (temporary) file and at which offset its bytes go, `order` lists the keys in
-    file order, `files` the names that the output will have.
+    file order, `files` the names that the output will have, `nbytes` says how much is to be written in all.
 
     Args:
         outputs: the files, in the order in which they are to appear; the one that makes the others valid comes last.
@@ -117,7 +116,7 @@ class Writer:
         )
         self._sizes = {str(output.temporary): output.size for output in outputs}
         self._made: list[Path] = []
-        self._awaited = sum(map(itemgetter(2), places.values()))
+        self.nbytes = self._awaited = sum(map(itemgetter(2), places.values()))
         self._whole_folder, self._decided, self._finished = whole_folder, False, False
         self._before = self._seen()
         self._lock = threading.Lock()
