@@ -6,12 +6,11 @@ import os
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from ..specs import DTYPES
 from .cutting import Cut, Region, copies_bytes, cut_of, extent_of, regions_of
-from .steps import Program, Step
+from .steps import Program, Step, programs_of
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -93,34 +92,54 @@ def cost_of(
         unread: pairs of source keys that are one tensor, so that nothing need be read to prove them equal.
         scattered: source keys whose tensors are no run of bytes in their file, so that they are read whole.
     """
-    tied = frozenset(plan.ties if aliases is None else aliases)
-    programs = {id(step.program): step.program for step in plan.steps}
+    tied, apart = frozenset(plan.ties if aliases is None else aliases), frozenset(scattered)
+    counted = programs_of(plan.steps)
+    programs = {id(program): program for program, _ in counted}
     kinds: Counter[str] = Counter()
-    for number, times in Counter(map(id, map(attrgetter("program"), plan.steps))).items():
-        kinds[programs[number].kind] += times
-    # Steps of one program that write the same of their targets cost the same.
-    apart = frozenset(scattered)
-    rows = [(id(s.program), _kept(s.targets, tied), apart.isdisjoint(s.sources)) for s in plan.steps]
-    known = {(n, plain): _taken(programs[n], plain) for n, plain in {(n, plain) for n, _, plain in rows}}
+    for program, times in counted:
+        kinds[program.kind] += times
+    ways = _ways(plan.steps, counted, tied, apart)
+    known = {(n, plain): _taken(programs[n], plain) for n, plain in {(n, plain) for n, _, plain in ways}}
     read = written = total = buffer = largest = 0
-    for (number, kept, plain), times in Counter(rows).items():
+    whole: set[_Way] = set()
+    for (number, kept, plain), times in ways.items():
         taken, outputs = known[number, plain], programs[number].outputs
         wanted = range(len(outputs)) if kept is None else kept
         if not wanted:
             continue
         written += times * sum(outputs[n].nbytes for n in wanted)
-        read += times * sum(taken.reads[n] for n in wanted) if taken.reads is not None else 0
+        if taken.reads is None:
+            whole.add((number, kept, plain))
+        else:
+            read += times * sum(taken.reads[n] for n in wanted)
         total, largest, buffer = total + times * taken.held, max(largest, taken.largest), max(buffer, taken.buffer)
-    wholes = [s for s, (n, kept, plain) in zip(plan.steps, rows) if known[n, plain].reads is None and kept != ()]
-    read += sum(plan.source[key].nbytes for key in {k for s in wholes for k in s.sources} if key in plan.source)
+    if whole:
+        sources = {key for s in plan.steps if _way(s, tied, apart) in whole for key in s.sources}
+        read += sum(plan.source[key].nbytes for key in sources if key in plan.source)
     read += sum(plan.source[k].nbytes for pair in plan.proofs if pair not in unread for k in pair)
     peak = max(buffer, min(total, max(largest, min(BUDGET, workers() * largest))))
     return Cost(read, written, peak, max(buffer, largest), kinds["copy"], kinds["move"], kinds["compute"])
 
 
-def _kept(targets: Sequence[str], tied: frozenset[str]) -> tuple[int, ...] | None:
-    """The numbers of the targets that are written; None for all of them."""
-    return None if tied.isdisjoint(targets) else tuple(n for n, key in enumerate(targets) if key not in tied)
+_Way = tuple[int, tuple[int, ...] | None, bool]
+"""What a step costs by: its program, which of its targets are written, whether all of its sources lie plainly."""
+
+
+def _way(step: Step, tied: frozenset[str], apart: frozenset[str]) -> _Way:
+    kept = None if tied.isdisjoint(step.targets) else tuple(n for n, key in enumerate(step.targets) if key not in tied)
+    return id(step.program), kept, apart.isdisjoint(step.sources)
+
+
+def _ways(
+    steps: Sequence[Step], counted: Sequence[tuple[Program, int]], tied: frozenset[str], apart: frozenset[str]
+) -> Counter[_Way]:
+    """How many steps go each way; the most write all of their targets, from sources that lie plainly."""
+    ways: Counter[_Way] = Counter({(id(program), None, True): times for program, times in counted})
+    if tied or apart:
+        odd = [s for s in steps if not (tied.isdisjoint(s.targets) and apart.isdisjoint(s.sources))]
+        ways.subtract((id(step.program), None, True) for step in odd)
+        ways.update(_way(step, tied, apart) for step in odd)
+    return +ways
 
 
 def largest_step(plan: Plan, scattered: Collection[str] = ()) -> Step:

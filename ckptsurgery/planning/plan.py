@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Diagnostic
@@ -128,7 +130,8 @@ class Plan:
         }
 
     def __str__(self) -> str:
-        kinds = {kind: sum(s.kind == kind for s in self.steps) for kind in ("copy", "move", "compute")}
+        cost = self.cost
+        kinds = {"copy": cost.copies, "move": cost.moves, "compute": cost.computes}
         parts = [f"{n} {kind}" for kind, n in kinds.items() if n]
         lines = [
             f"plan: {len(self.source)} source keys -> {len(self.keys)} target keys ({', '.join(parts) or 'no steps'})"
@@ -147,7 +150,7 @@ class Plan:
                 lines += [f"    {f.text}  {_said(says[f.first])}" for f in folded[:20]]
                 lines += [f"    … and {len(folded) - 20} more"] if len(folded) > 20 else []
         lines += [f"  {w.severity}: {w.headline}" for w in self.warnings]
-        lines.append(f"  cost: {self.cost}")
+        lines.append(f"  cost: {cost}")
         return "\n".join(lines)
 
     def _rule_lines(self) -> list[str]:
@@ -157,7 +160,8 @@ class Plan:
         lines = []
         for numbers, steps in by_rule.items():
             lines.append("  " + "  then  ".join(self.uses[n].text for n in numbers))
-            sources, targets = len({k for s in steps for k in s.sources}), sum(len(s.targets) for s in steps)
+            sources = len(set(chain.from_iterable(map(attrgetter("sources"), steps))))
+            targets = sum(map(len, map(attrgetter("targets"), steps)))
             shown = steps[0]
             example, made = _few(shown.sources), _few(shown.targets)
             lines.append(f"    {sources} -> {targets} {steps[0].kind}  {example} -> {made} {shown.program.outputs[0]}")

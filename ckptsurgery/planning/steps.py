@@ -7,6 +7,7 @@ side.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -29,6 +30,7 @@ __all__ = [
     "compose_layouts",
     "cut",
     "outputs_of",
+    "programs_of",
     "steps_of",
 ]
 
@@ -270,6 +272,13 @@ def outputs_of(steps: Sequence[Step]) -> tuple[list[str], Iterable[TensorSpec]]:
     """All targets of steps, and their specs."""
     targets, outputs = map(attrgetter("targets"), steps), map(attrgetter("program.outputs"), steps)
     return list(chain.from_iterable(targets)), chain.from_iterable(outputs)
+
+
+def programs_of(steps: Sequence[Step]) -> list[tuple[Program, int]]:
+    """The programs of steps, which are far fewer, each with how many of them run it."""
+    programs = list(map(attrgetter("program"), steps))
+    times = Counter(map(id, programs))
+    return [(program, times[number]) for number, program in dict(zip(map(id, programs), programs)).items()]
 
 
 def cut(step: Step, keys: Collection[str]) -> tuple[Step, ...]:
