@@ -194,7 +194,7 @@ def peer_plan(source: str) -> dict[str, object]:
     start = time.perf_counter()
     keys = []
     for path in sorted(Path(source).glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
+        with safe_open(path, "np") as file:
             keys += list(file.keys())
     rules = [
         (re.compile(r"^model\.layers\.(\d+)\.mlp\.experts\.(\d+)\." + p), r"l.\1.e.\2." + p)
@@ -211,7 +211,7 @@ def peer_inspect(source: str) -> dict[str, object]:
 
     total = 0
     for path in sorted(Path(source).glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
+        with safe_open(path, "np") as file:
             total += sum(len(file.get_slice(k).get_shape()) for k in file.keys())  # noqa: SIM118
     return {"dims": total}
 
