@@ -14,7 +14,6 @@ from ..errors import CheckpointError, Diagnostic, PlanError
 from ..planning.costing import BUDGET, cost_of, largest_step
 from ..planning.plan import Plan
 from ..planning.steps import Step, outputs_of
-from ..planning.steps import Step, outputs_of
 from ..storage.checkpoint import Checkpoint
 from ..storage.collection import without_collection
 from ..storage.resuming import ResumableWriter
