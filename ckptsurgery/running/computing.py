@@ -25,7 +25,7 @@ from ..storage.checkpoint import Checkpoint
 from ..storage.collection import without_collection
 from ..storage.contents import Extent
 from .executing import Loads, run_step
-from .gathering import Gatherer
+from .gathering import Batch, Gatherer, batches_of
 
 __all__ = ["Sink", "Task", "compute", "one_thread_each", "run_tasks"]
 
@@ -91,9 +91,9 @@ def _tasks_of(
 ) -> Iterator[Task]:
     """The tasks of steps, in the order of the steps; those of `parts` are cut."""
     cut_up = set(map(id, parts))
-    checkpoint.read_in_order({str(checkpoint.entries[key].file) for s in parts for key in s.sources})
+    checkpoint.read_in_order(checkpoint.files)
     gatherer, loads = Gatherer(checkpoint), Loads(checkpoint, [s for s in steps if id(s) not in cut_up])
-    regions: dict[int, list[tuple[int, Region]]] = {}
+    regions: dict[int, list[tuple[int, Region, list[Batch]]]] = {}
     for step in steps:
         program = step.program
         cut = cuts[id(program)] if id(step) in cut_up else None
@@ -102,10 +102,10 @@ def _tasks_of(
             continue
         if id(program) not in regions:
             found = regions_of(cut.layout, region_limit(program, region))
-            regions[id(program)] = [(held_by(program, cut, one), one) for one in found]
-        for held, one in regions[id(program)]:
+            regions[id(program)] = [(held_by(program, cut, one), one, batches_of(one)) for one in found]
+        for held, one, batches in regions[id(program)]:
             if step.targets[one.target] in writer.places:
-                yield Task(held, _Regional(step, cut, one, gatherer, writer))
+                yield Task(held, _Regional(step, cut, one, batches, gatherer, writer))
 
 
 def run_tasks(tasks: Iterable[Task], moved: Moved, budget: int = BUDGET) -> None:
@@ -216,6 +216,7 @@ class _Regional:
     step: Step
     cut: Cut
     region: Region
+    batches: Sequence[Batch]
     gatherer: Gatherer
     writer: Sink
 
@@ -227,7 +228,7 @@ class _Regional:
             self.writer.skip(count * size)
             return count * size
         dtype = step.program.inputs[region.pieces[0].source].dtype
-        flat = self.gatherer.gathered(region, step.sources, DTYPES[dtype].itemsize)
+        flat = self.gatherer.gathered(region, self.batches, step.sources, DTYPES[dtype].itemsize)
         ops = self.cut.chains[region.target]
         made = self._applied(ops, flat, dtype) if ops else flat.view("u1").data
         self.writer.write(place.file, place.offset + region.start * size, made)

@@ -6,7 +6,7 @@ turned a panel of rows at a time, which lies in a core's cache while its columns
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from threading import local
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from ..storage.checkpoint import Checkpoint
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Gatherer"]
+__all__ = ["Batch", "Gatherer", "batches_of"]
 
 _ELEMENTS = {1: "u1", 2: "u2", 4: "u4", 8: "u8", 16: "c16"}
 _LONG_ROW = 256  # elements
@@ -43,63 +43,38 @@ class _Buffers(local):
 
 
 @dataclass(frozen=True, slots=True)
-class Gatherer:
-    """Gathers regions; what a thread got is its own until it asks for the next one."""
+class Batch:
+    """Pieces of one geometry at even distances in the target: read one after another, put in place by one copy.
 
-    checkpoint: Checkpoint
-    buffers: _Buffers = field(default_factory=_Buffers)
+    Args:
+        first: what the others are like.
+        places: source and offset of each.
+        span: elements that each spans in its source.
+        step: elements from one to the next in the target.
+    """
 
-    def gathered(self, region: Region, sources: Sequence[str], size: int) -> np.ndarray[Any, Any]:
-        """A region's elements in one row.
+    first: Piece
+    places: tuple[tuple[int, int], ...]
+    span: int
+    step: int
 
-        Args:
-            sources: the keys of the step.
-            size: bytes of an element.
-        """
-        flat = self.buffers.take("made", region.stop - region.start, size)
-        for pieces in _alike(region.pieces):
-            self._fill(flat, pieces, sources, pieces[0].target_offset - region.start)
-        return flat
-
-    def _fill(self, flat: np.ndarray[Any, Any], pieces: Sequence[Piece], sources: Sequence[str], at: int) -> None:
-        """Pieces of one geometry at even distances in the target: read one after another, put in place by one copy."""
-        first, count, size = pieces[0], len(pieces), flat.itemsize
-        span = extent_of(first.shape, first.source_strides)
-        step = pieces[1].target_offset - first.target_offset if count > 1 else span
-        if step == span == first.numel and first.source_strides == first.target_strides:
-            self._read(pieces, sources, flat[at : at + count * span])
-            return
-        box = self.buffers.take("read", count * span, size)
-        self._read(pieces, sources, box)
-        strides = (span, *first.source_strides)
-        row = max(strides[1:], default=0)
-        if row >= _LONG_ROW and span == row * first.shape[strides.index(row, 1) - 1]:
-            # Rows at distances of a power of two would displace each other in a core's cache.
-            apart = row + _LINE // size
-            padded = self.buffers.take("padded", count * span // row * apart, size)
-            padded.reshape(-1, apart)[:, :row] = box.reshape(-1, row)
-            box, strides = padded, tuple(n // row * apart if n >= row else n for n in strides)
-        shape = (count, *first.shape)
-        _view(flat, at, shape, (step, *first.target_strides))[...] = _view(box, 0, shape, strides)
-
-    def _read(self, pieces: Sequence[Piece], sources: Sequence[str], box: np.ndarray[Any, Any]) -> None:
-        """The runs that pieces span, one after another."""
-        entries, read = self.checkpoint.entries, self.checkpoint.read_file_into
-        size, buffer = box.itemsize, box.view("u1").data
-        nbytes = len(buffer) // len(pieces)
-        for at, piece in zip(range(0, len(buffer), nbytes), pieces):
-            entry = entries[sources[piece.source]]
-            read(str(entry.file), entry.offset + piece.source_offset * size, buffer[at : at + nbytes])
+    @property
+    def straight(self) -> bool:
+        """Whether the target has the elements in the order in which they are read."""
+        first = self.first
+        return self.step == self.span == first.numel and first.source_strides == first.target_strides
 
 
-def _view(
-    flat: np.ndarray[Any, Any], at: int, shape: tuple[int, ...], strides: tuple[int, ...]
-) -> np.ndarray[Any, Any]:
-    """A view of some elements; offset and strides in elements."""
-    import numpy as np
+def batches_of(region: Region) -> list[Batch]:
+    """A region's pieces, neighbours that are alike together, as many as are worth it."""
+    return [_batch(pieces) for pieces in _alike(region.pieces)]
 
-    size = flat.itemsize
-    return np.ndarray(shape, flat.dtype, flat, at * size, tuple(n * size for n in strides))
+
+def _batch(pieces: Sequence[Piece]) -> Batch:
+    first = pieces[0]
+    span = extent_of(first.shape, first.source_strides)
+    step = pieces[1].target_offset - first.target_offset if len(pieces) > 1 else span
+    return Batch(first, tuple((p.source, p.source_offset) for p in pieces), span, step)
 
 
 def _alike(pieces: Sequence[Piece]) -> Iterator[Sequence[Piece]]:
@@ -124,3 +99,63 @@ def _continues(pieces: Sequence[Piece], start: int, at: int) -> bool:
         return False
     distance = pieces[start + 1].target_offset - first.target_offset
     return piece.target_offset - last.target_offset == distance
+
+
+@dataclass(frozen=True, slots=True)
+class Gatherer:
+    """Gathers regions; what a thread got is its own until it asks for the next one."""
+
+    checkpoint: Checkpoint
+    buffers: _Buffers = field(default_factory=_Buffers)
+
+    def gathered(
+        self, region: Region, batches: Iterable[Batch], sources: Sequence[str], size: int
+    ) -> np.ndarray[Any, Any]:
+        """A region's elements in one row.
+
+        Args:
+            sources: the keys of the step.
+            size: bytes of an element.
+        """
+        flat = self.buffers.take("made", region.stop - region.start, size)
+        for batch in batches:
+            self._fill(flat, batch.first.target_offset - region.start, batch, sources)
+        return flat
+
+    def _fill(self, flat: np.ndarray[Any, Any], at: int, batch: Batch, sources: Sequence[str]) -> None:
+        first, count, span, size = batch.first, len(batch.places), batch.span, flat.itemsize
+        if batch.straight:
+            self._read(batch, sources, flat[at : at + count * span])
+            return
+        box = self.buffers.take("read", count * span, size)
+        self._read(batch, sources, box)
+        strides = (span, *first.source_strides)
+        row = max(first.source_strides, default=0)
+        if row >= _LONG_ROW and span == row * first.shape[first.source_strides.index(row)]:
+            # Rows at distances of a power of two would displace each other in a core's cache.
+            apart = row + _LINE // size
+            padded = self.buffers.take("padded", count * span // row * apart, size)
+            padded.reshape(-1, apart)[:, :row] = box.reshape(-1, row)
+            box, strides = padded, tuple(n // row * apart if n >= row else n for n in strides)
+        shape = (count, *first.shape)
+        _view(flat, at, shape, (batch.step, *first.target_strides))[...] = _view(box, 0, shape, strides)
+
+    def _read(self, batch: Batch, sources: Sequence[str], box: np.ndarray[Any, Any]) -> None:
+        """The runs that pieces span, one after another."""
+        entries, read = self.checkpoint.entries, self.checkpoint.read_file_into
+        size, buffer, at = box.itemsize, box.view("u1").data, 0
+        nbytes = batch.span * size
+        for source, offset in batch.places:
+            entry = entries[sources[source]]
+            read(str(entry.file), entry.offset + offset * size, buffer[at : at + nbytes])
+            at += nbytes
+
+
+def _view(
+    flat: np.ndarray[Any, Any], at: int, shape: tuple[int, ...], strides: tuple[int, ...]
+) -> np.ndarray[Any, Any]:
+    """A view of some elements; offset and strides in elements."""
+    import numpy as np
+
+    size = flat.itemsize
+    return np.ndarray(shape, flat.dtype, flat, at * size, tuple(n * size for n in strides))
