@@ -21,6 +21,7 @@ from .contents import Extent
 from .descriptors import Descriptors
 from .durability import SYNCED, Durability
 from .files import os_error
+from .reserving import reserve
 from .text import shown_bytes
 from .transactions import MARK, Replacement, locked, remove_abandoned, stamp_of
 
@@ -149,6 +150,7 @@ class Writer:
             name = str(output.temporary)
             with self._descriptors.using(name) as descriptor:
                 os.ftruncate(descriptor, output.size)
+                reserve(descriptor, output.size)
             self._pwrite(name, 0, memoryview(output.head))
 
     def _open(self, name: str) -> int:
