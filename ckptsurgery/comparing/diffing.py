@@ -15,6 +15,7 @@ from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
 from ..storage.collection import without_collection
 from ..storage.opening import open_checkpoint
+from ..wording import counted
 from .numbers import Difference, difference
 from .sides import Groups, Side, Stored
 
@@ -96,7 +97,7 @@ class Diff:
             yield from (f"  assumed ({found.kind}): {found.text}" for found in self.alignment.assumptions)
         if self.identical:
             what = "keys, shapes, dtypes, ties and bytes" if self.values_compared else "keys, shapes, dtypes and ties"
-            yield f"identical: {what} of all {self.common:,} tensors"
+            yield f"identical: {what} of {_all(self.common)}"
             return
         yield f"keys: {self.common:,} in common, {len(self.only_a):,} in a alone, {len(self.only_b):,} in b alone"
         yield from _section("in a alone", self.only_a, str)
@@ -114,9 +115,9 @@ class Diff:
         if not self.values_compared:
             yield "values were not compared"
         elif not self.values:
-            yield f"values: equal in all {comparable:,} tensors of equal shape"
+            yield f"values: equal in {_all(comparable)} of equal shape"
         else:
-            yield f"values: {len(self.values):,} of {comparable:,} tensors differ"
+            yield f"values: {len(self.values):,} of {counted(comparable, 'tensor')} differ"
             families: dict[str, list[str]] = {}
             for key in self.values:
                 families.setdefault(_DIGITS.sub("0", key), []).append(key)
@@ -125,6 +126,10 @@ class Diff:
                 yield f"    {_said([self.values[key] for key in keys])}"
             if len(families) > _SHOWN:
                 yield f"  … and {len(families) - _SHOWN} more patterns"
+
+
+def _all(tensors: int) -> str:
+    return f"{'all ' if tensors > 1 else ''}{counted(tensors, 'tensor')}"
 
 
 def diff(

@@ -11,6 +11,7 @@ from ..errors import CheckpointError, Diagnostic
 from ..running.progress import ByteBar
 from ..storage.checkpoint import Checkpoint
 from ..storage.opening import open_checkpoint
+from ..wording import counted
 from .files import file_findings
 from .headers import header_findings
 from .values import Survey, value_findings
@@ -56,10 +57,9 @@ class Diagnosis:
         }
 
     def __str__(self) -> str:
-        counts = [f"{len(self.of(s))} {s}{'s' if len(self.of(s)) != 1 else ''}" for s in _ORDER if self.of(s)]
-        head = (
-            f"{self.source}: {self.tensors:,} tensors, {self.bytes_read:,} bytes read: {', '.join(counts) or 'sound'}"
-        )
+        counts = [counted(len(self.of(s)), s) for s in _ORDER if self.of(s)]
+        looked = f"{counted(self.tensors, 'tensor')}, {self.bytes_read:,} bytes read"
+        head = f"{self.source}: {looked}: {', '.join(counts) or 'sound'}"
         return "\n\n".join([head, *map(str, self.findings)])
 
 

@@ -11,6 +11,7 @@ from ..storage.json_text import parse_json
 from ..storage.sharded import weight_map_of
 from ..storage.sniffing import kind_of, read_file
 from ..storage.transactions import MARK, RECORD
+from ..wording import counted
 
 __all__ = ["file_findings", "shown"]
 
@@ -46,7 +47,8 @@ def _of_folder(folder: Path) -> Iterator[Diagnostic]:
     if safe and pickles:
         yield Diagnostic(
             "two-formats",
-            f"{len(safe)} safetensors files and {len(pickles)} pickles lie side by side; the pickles are not read",
+            f"{counted(len(safe), 'safetensors file')} and {counted(len(pickles), 'pickle')} lie side by side; "
+            "pickles are not read then",
             str(folder),
             shown([path.name for path in pickles]),
             help="remove the pickles if they hold the same",
@@ -67,7 +69,7 @@ def _of_index(index: Path, weights: list[Path]) -> Iterator[Diagnostic]:
     if stray:
         yield Diagnostic(
             "stray-file",
-            f"{len(stray)} files of weights belong to no index and are not read",
+            f"{counted(len(stray), 'file')} of weights in no index, and so not read",
             str(index),
             shown(stray),
             help="remove them, or name them in the index; left behind by another save?",
@@ -90,7 +92,7 @@ def _of_index(index: Path, weights: list[Path]) -> Iterator[Diagnostic]:
     if unnamed:
         yield Diagnostic(
             "unlisted-keys",
-            f"{len(unnamed)} tensors lie in the shards, but the index does not name them, so they are not read",
+            f"{counted(len(unnamed), 'tensor', 'lies')} in the shards, but not in the index, and so not read",
             str(index),
             shown(unnamed),
             help="add them to the index, or open the folder file by file: --by-file",
@@ -101,7 +103,8 @@ def _of_index(index: Path, weights: list[Path]) -> Iterator[Diagnostic]:
         example = twice[0]
         yield Diagnostic(
             "duplicate-key",
-            f"{len(twice)} keys lie in more than one shard, as {example!r} in {' and '.join(holders[example])}",
+            f"{counted(len(twice), 'key', 'lies')} in more than one shard, "
+            f"as {example!r} in {' and '.join(holders[example])}",
             str(index),
             shown(twice),
             help=f"the index decides for {weight_map.get(example, 'none')!r}; write it again: ckptsurgery convert",
@@ -178,7 +181,7 @@ def _unfinished(folder: Path, names: list[str]) -> Iterator[Diagnostic]:
     if left:
         yield Diagnostic(
             "unfinished-output",
-            f"{len(left)} temporary files lie here: a run is writing, or one was killed",
+            f"{counted(len(left), 'temporary file', 'lies')} here: a run is writing, or one was killed",
             str(folder),
             shown(left),
             help="run the same command again, which clears them away, or remove them",

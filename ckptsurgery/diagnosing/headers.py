@@ -10,6 +10,7 @@ from ..specs import DTYPES
 from ..storage.checkpoint import Checkpoint
 from ..storage.inert import Opaque
 from ..storage.pickle_calls import POWERFUL
+from ..wording import counted
 from .files import shown
 
 __all__ = ["header_findings"]
@@ -31,7 +32,7 @@ def _empty(checkpoint: Checkpoint) -> Iterator[Diagnostic]:
     if empty:
         yield Diagnostic(
             "empty-tensors",
-            f"{len(empty)} tensors have no elements",
+            f"{counted(len(empty), 'tensor', 'has')} no elements",
             checkpoint.source,
             shown(empty),
             help="were they gathered on another rank? sharded training leaves such stubs",
@@ -52,7 +53,7 @@ def _dtypes(checkpoint: Checkpoint) -> Iterator[Diagnostic]:
     notes = tuple(f"{dtype}: {line}" for dtype, keys in others for line in shown(keys, 4))
     yield Diagnostic(
         "dtype-mix",
-        f"most is {usual}, but " + " and ".join(f"{len(keys)} tensors are {dtype}" for dtype, keys in others),
+        f"most is {usual}, but " + " and ".join(f"{counted(len(k), 'tensor', 'is')} {dtype}" for dtype, k in others),
         checkpoint.source,
         notes,
         help=f"if that is not meant: ckptsurgery convert --dtype {usual.lower()}",
@@ -70,10 +71,10 @@ def _vocabulary(checkpoint: Checkpoint) -> Iterator[Diagnostic]:
         if len(spec.shape) == 2 and size < spec.shape[0] <= size + _PADDING and spec.shape[0] % 8 == 0
     }
     if padded:
-        rows = sorted(set(padded.values()))
+        rows = ", ".join(map(str, sorted(set(padded.values()))))
         yield Diagnostic(
             "padded-vocabulary",
-            f"the config has {size} words, but {len(padded)} tensors have {', '.join(map(str, rows))} rows",
+            f"the config has {size} words, but {counted(len(padded), 'tensor', 'has')} {rows} rows",
             checkpoint.source,
             shown(list(padded)),
             help="the rows behind the vocabulary are padding; a target without it needs them cut off",
@@ -110,7 +111,7 @@ def _calls(checkpoint: Checkpoint) -> Iterator[Diagnostic]:
     if others:
         yield Diagnostic(
             "pickled-objects",
-            f"beside the tensors it holds objects of {len(others)} classes or functions, which are not made here",
+            f"beside the tensors it holds {counted(len(others), 'kind')} of objects, which are not made here",
             checkpoint.source,
             tuple(f"{name}, at {path!r}" for name, path in list(others.items())[:8]),
             help="torch.load(weights_only=True) refuses such a file; convert leaves them out",

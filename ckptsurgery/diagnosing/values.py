@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..errors import Diagnostic
 from ..specs import DTYPES, TensorSpec
 from ..storage.checkpoint import Checkpoint
+from ..wording import counted
 from .files import shown
 
 if TYPE_CHECKING:
@@ -108,33 +109,35 @@ def value_findings(survey: Survey, checkpoint: Checkpoint) -> Iterator[Diagnosti
     """Findings from a survey."""
     specs, seen, place = checkpoint.specs, survey.seen, checkpoint.source
 
-    def finding(code: str, text: str, keys: list[str], help: str, severity: str) -> Iterator[Diagnostic]:
+    def finding(code: str, noun: str, says: str, keys: list[str], help: str, severity: str) -> Iterator[Diagnostic]:
         if keys:
-            yield Diagnostic(code, text.format(n=len(keys)), place, shown(keys), help=help, severity=severity)
+            verb, _, what = says.partition(" ")
+            headline = f"{counted(len(keys), noun, verb)} {what}"
+            yield Diagnostic(code, headline, place, shown(keys), help=help, severity=severity)
 
     nan = [f"{key}  {s.nans:,} of {specs[key].numel:,}" for key, s in seen.items() if s.nans]
-    yield from finding("nan", "{n} tensors hold NaN", nan, "go back to an earlier checkpoint: training broke", "error")
+    yield from finding("nan", "tensor", "holds NaN", nan, "go back to an earlier checkpoint: training broke", "error")
     masks = [
         key for key, s in seen.items() if s.infinite and not (s.positive_infinite or s.nans) and s.low == s.high == 0
     ]
     infinite = [key for key, s in seen.items() if s.infinite and key not in masks]
     help = "it overflowed, in training or in a cast: go back to the wider dtype, such as bf16 instead of fp16"
-    yield from finding("inf", "{n} tensors hold infinities", infinite, help, "error")
+    yield from finding("inf", "tensor", "holds infinities", infinite, help, "error")
     help = "attention masks are made by the model: drop them"
-    yield from finding("mask", "{n} tensors are masks of 0 and -inf", masks, help, "note")
+    yield from finding("mask", "tensor", "consists of 0 and -inf: a mask", masks, help, "note")
 
     constant = [key for key, s in seen.items() if s.constant and specs[key].numel >= _FEW and _is_float(specs[key])]
     dead = [key for key in constant if seen[key].high == 0 and len(specs[key].shape) > 1]
     help = "was it ever trained or loaded? a low-rank adapter's second factor starts so"
-    yield from finding("dead-tensor", "{n} matrices are all zeros", dead, help, "warning")
+    yield from finding("dead-tensor", "matrix", "is all zeros", dead, help, "warning")
     level = [key for key in constant if seen[key].high != 0 and len(specs[key].shape) > 1 and not seen[key].nans]
-    yield from finding("constant-tensor", "{n} matrices hold one value alone", level, "was it ever trained?", "warning")
+    yield from finding("constant-tensor", "matrix", "holds one value alone", level, "was it ever trained?", "warning")
     vectors = [key for key in constant if len(specs[key].shape) < 2]
     help = "biases of 0 and norms of 1 are where training starts: fine if they never were trained"
-    yield from finding("constant-vector", "{n} vectors hold one value alone", vectors, help, "note")
+    yield from finding("constant-vector", "vector", "holds one value alone", vectors, help, "note")
     few = [key for key, s in seen.items() if s.denormal > _MANY_DENORMALS * specs[key].numel]
     help = "they are slow on some machines and flushed to zero on others; a wider dtype, or zero"
-    yield from finding("denormals", "{n} tensors are more than 1% denormal numbers", few, help, "warning")
+    yield from finding("denormals", "tensor", "has more than 1% denormal numbers", few, help, "warning")
     yield from _twins(survey, checkpoint, set(constant))
 
 
@@ -177,7 +180,7 @@ def _twins(survey: Survey, checkpoint: Checkpoint, constant: set[str]) -> Iterat
         spare = sum(checkpoint.specs[key].nbytes for keys in lost for key in keys[1:])
         yield Diagnostic(
             "lost-tie",
-            f"{len(lost)} groups of matrices are equal bit for bit and stored apart: {spare:,} bytes twice",
+            f"{counted(len(lost), 'group')} of matrices equal bit for bit and stored apart: {spare:,} bytes twice",
             place,
             tuple(" = ".join(keys[:4]) for keys in lost[:8]),
             help=f"if the model ties them: ckptsurgery convert --drop {lost[0][1]!r} --tie '{lost[0][1]}={lost[0][0]}'",
@@ -188,7 +191,7 @@ def _twins(survey: Survey, checkpoint: Checkpoint, constant: set[str]) -> Iterat
     if vectors:
         yield Diagnostic(
             "repeated-vector",
-            f"{len(vectors)} vectors are stored more than once, equal bit for bit",
+            f"{counted(len(vectors), 'vector', 'is')} stored more than once, equal bit for bit",
             place,
             tuple(f"{len(keys)} x {keys[0]}" for keys in vectors[:8]),
             help="buffers that a model computes by itself, such as frequencies, can be dropped",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import Diagnostic, LoadError
 from ..language.folding import fold
 from ..specs import TensorSpec, is_lossless
+from ..wording import counted
 from .initialising import Whats, by_name, initialise
 from .matching import matching_names
 from .places import named_tensors, place_of, require_module, size_of
@@ -160,7 +161,8 @@ class Selection(Mapping[str, "Tensor"]):
 
         empty = [name for name, tensor in self.items() if tensor.is_meta or is_lazy(tensor)]
         if empty:
-            raise LoadError(Diagnostic("no-values", f"{len(empty)} tensors are meta or lazy", notes=_folded(empty)))
+            text = f"{counted(len(empty), 'tensor', 'is')} meta or lazy"
+            raise LoadError(Diagnostic("no-values", text, notes=_folded(empty)))
         return stats_of(self)
 
     def assert_count(self, count: int) -> Selection:
@@ -172,7 +174,7 @@ class Selection(Mapping[str, "Tensor"]):
         if len(self) != count:
             raise LoadError(
                 Diagnostic(
-                    "wrong-count", f"{count} tensors were expected, {len(self)} are selected", notes=_folded(self)
+                    "wrong-count", f"{counted(count, 'tensor')} expected, {len(self)} selected", notes=_folded(self)
                 )
             )
         return self
@@ -197,7 +199,8 @@ class Selection(Mapping[str, "Tensor"]):
         if fixed:
             raise LoadError(
                 Diagnostic(
-                    "integer-parameter", f"{len(fixed)} parameters hold integers, which cannot be trained",
+                    "integer-parameter",
+                    f"{counted(len(fixed), 'parameter', 'holds')} integers, which cannot be trained",
                     notes=_folded(fixed), help="sel & select(model, lambda name, p: p.is_floating_point())",
                 )
             )  # fmt: skip
@@ -273,7 +276,7 @@ class Selection(Mapping[str, "Tensor"]):
     def __repr__(self) -> str:
         shown = _folded(self)
         more = f", … {len(shown) - 6} more" if len(shown) > 6 else ""
-        return f"Selection({len(self)} tensors, {self.numel:,} elements: {', '.join(shown[:6])}{more})"
+        return f"Selection({counted(len(self), 'tensor')}, {self.numel:,} elements: {', '.join(shown[:6])}{more})"
 
 
 def _folded(names: Mapping[str, Any] | list[str]) -> tuple[str, ...]:

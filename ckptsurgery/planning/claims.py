@@ -11,6 +11,7 @@ from ..language.folding import fold, fold_groups
 from ..language.grouping import KeyGroup, group_keys, template
 from ..language.keys import KeyPattern
 from ..specs import TensorSpec
+from ..wording import counted
 from .expanding import BoundPattern, BoundRule, Rest, Stage
 from .matching import Matches, match_group
 
@@ -176,7 +177,7 @@ def _claimed_twice(a: _Candidate, b: _Candidate, keys: list[str]) -> Diagnostic:
     folded = [text for text, _ in fold(keys)]
     return Diagnostic(
         "claimed-twice",
-        f"{_count(keys, 'source key')} {'is' if len(keys) == 1 else 'are'} claimed by two rules: {folded[0]}",
+        f"{counted(len(keys), 'source key', 'is')} claimed by two rules: {folded[0]}",
         place=b.place or a.place,
         notes=(a.text, b.text, *folded[1:6]),
         help="each source key is claimed once: give a capture its choices, or make one the fallback (rest = …)",
@@ -213,19 +214,14 @@ def unexpected(keys: Sequence[str], specs: dict[str, TensorSpec]) -> list[Diagno
     notes = tuple(f"{f.text}  {specs[f.first]}" if f.first in specs else f.text for f in folded[:12])
     more = (f"… and {len(folded) - 12} more patterns",) if len(folded) > 12 else ()
     drops = ", ".join(f'"{f.pattern}"' for f in folded[:4]) + (", …" if len(folded) > 4 else "")
-    verb = "matches" if len(keys) == 1 else "match"
     return [
         Diagnostic(
             "unexpected-keys",
-            f"{_count(keys, 'source key')} {verb} no rule",
+            f"{counted(len(keys), 'source key', 'matches')} no rule",
             notes=notes + more,
             help=f"drop = [{drops}]",
         )
     ]
-
-
-def _count(items: Sequence[object], noun: str) -> str:
-    return f"{len(items)} {noun}" + ("" if len(items) == 1 else "s")
 
 
 def near_rules(key: str, patterns: Iterable[tuple[str, KeyPattern]], most: int = 3) -> list[tuple[str, str]]:

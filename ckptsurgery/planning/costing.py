@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .. import wording
 from ..specs import DTYPES
 from .cutting import Cut, Region, copies_bytes, cut_of, extent_of, regions_of
 from .steps import Program, Step, programs_of
@@ -74,7 +75,7 @@ class Cost:
         return (
             f"reads {_shown(self.bytes_read)}, writes {_shown(self.bytes_written)}, "
             f"holds at most {_shown(self.peak_memory)}; "
-            f"{self.copies} copies, {self.moves} moves, {self.computes} computed"
+            f"{wording.counted(self.copies, 'copy')}, {wording.counted(self.moves, 'move')}, {self.computes:,} computed"
         )
 
 

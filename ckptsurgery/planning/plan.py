@@ -12,6 +12,7 @@ from ..errors import Diagnostic
 from ..language.folding import fold_groups
 from ..language.recipe import Recipe
 from ..specs import TensorSpec
+from ..wording import counted
 from .costing import Cost, cost_of
 from .expanding import BoundRule
 from .steps import Step
@@ -133,9 +134,8 @@ class Plan:
         cost = self.cost
         kinds = {"copy": cost.copies, "move": cost.moves, "compute": cost.computes}
         parts = [f"{n} {kind}" for kind, n in kinds.items() if n]
-        lines = [
-            f"plan: {len(self.source)} source keys -> {len(self.keys)} target keys ({', '.join(parts) or 'no steps'})"
-        ]
+        source, target = counted(len(self.source), "source key"), counted(len(self.keys), "target key")
+        lines = [f"plan: {source} -> {target} ({', '.join(parts) or 'no steps'})"]
         lines += self._rule_lines()
         for title, keys in (
             ("initialised", self.inits),

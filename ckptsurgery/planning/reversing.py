@@ -12,6 +12,7 @@ from ..language.folding import fold
 from ..ops.axes import Same
 from ..ops.base import Specs
 from ..specs import TensorSpec
+from ..wording import counted
 from .layout import Layout, Piece
 from .plan import Plan
 from .steps import Beside, Instruction, Move, Pick, Program, Run, Step
@@ -39,7 +40,7 @@ def reversed_plan(plan: Plan, converted: Mapping[str, TensorSpec], tied: Collect
         problems.append(
             Diagnostic(
                 "lossy-drop",
-                f"{len(plan.dropped)} source keys were dropped and cannot come back",
+                f"{counted(len(plan.dropped), 'source key', 'was')} dropped and cannot come back",
                 notes=tuple(folded[:8]),
                 help="recipe.inverse() goes back without them",
             )
@@ -86,14 +87,14 @@ def _check_keys(plan: Plan, converted: Mapping[str, TensorSpec], problems: list[
     surplus = [k for k in converted if k not in plan.specs and k not in plan.ties and k not in plan.inits]
     changed = [k for k, s in plan.specs.items() if k in converted and converted[k] != s]
     for code, keys, text in (
-        ("missing-keys", missing, "that the plan made are not in the converted checkpoint"),
-        ("unexpected-keys", surplus, "of the converted checkpoint are none that the plan made"),
-        ("shape-mismatch", changed, "have another shape or dtype than the plan gave them"),
+        ("missing-keys", missing, "that the plan made and the converted checkpoint lacks"),
+        ("unexpected-keys", surplus, "of the converted checkpoint that the plan did not make"),
+        ("shape-mismatch", changed, "of another shape or dtype than the plan gave"),
     ):
         if keys:
             help = "it was changed since: go back by a recipe, recipe.inverse() or --recipe R --inverse"
             notes = tuple(t for t, _ in fold(keys)[:8])
-            problems.append(Diagnostic(code, f"{len(keys)} keys {text}", notes=notes, help=help))
+            problems.append(Diagnostic(code, f"{counted(len(keys), 'key')} {text}", notes=notes, help=help))
 
 
 def _reversed(program: Program) -> Program:

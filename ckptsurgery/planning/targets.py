@@ -12,6 +12,7 @@ from ..ops.base import OpError
 from ..ops.initialisers import Initialiser
 from ..ops.registry import make_op
 from ..specs import DTYPES, TensorSpec, dtype_name, is_lossless
+from ..wording import counted
 from .expanding import BoundPattern, Stage
 from .plan import Plan, Target
 from .steps import Program, Run, Step, outputs_of
@@ -270,7 +271,7 @@ class _Fitting:
             self.problems.append(
                 Diagnostic(
                     "dtype-mismatch",
-                    f"{len(keys)} tensors are {have}, the {self.name} wants {want}{lossy}",
+                    f"{counted(len(keys), 'tensor', 'is')} {have}, the {self.name} wants {want}{lossy}",
                     notes=tuple(folded[:8]),
                     help='dtype="model" casts them, dtype="source" keeps them; or | cast(…)',
                 )

@@ -11,7 +11,8 @@ from ..errors import CheckpointError, Diagnostic
 from ..language.folding import fold, fold_items
 from ..specs import TensorSpec
 from ..storage.collection import without_collection
-from ..storage.text import counted, shown_bytes
+from ..storage.text import shown_bytes
+from ..wording import counted
 from .tables import cut, shown_numbers, table
 from .totals import Total
 from .trees import tree
@@ -139,7 +140,7 @@ def _selected(specs: Mapping[str, TensorSpec], pattern: str, source: str) -> dic
         raise CheckpointError(
             Diagnostic(
                 "no-such-keys",
-                f"none of the {len(specs)} keys matches {pattern!r}",
+                f"none of {counted(len(specs), 'key')} matches {pattern!r}",
                 source,
                 notes=tuple(text for text, _ in fold(specs)[:6]),
                 help="a pattern matches whole keys: --filter 'layers.{i}.{rest...}'",

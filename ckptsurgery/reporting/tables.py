@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from textwrap import wrap
 
-from ..storage.text import counted
+from ..wording import counted
 
-__all__ = ["cut", "shown_numbers", "table"]
+__all__ = ["cut", "listing", "shown_numbers", "table"]
 
 
 def table(rows: Sequence[Sequence[str]], align: str, width: int) -> list[str]:
@@ -36,6 +37,23 @@ def table(rows: Sequence[Sequence[str]], align: str, width: int) -> list[str]:
             lines.append(head)
             head = ""
         lines.append("  ".join([f"{head:{align[0]}{first}}", *cells]).rstrip())
+    return lines
+
+
+def listing(entries: Mapping[str, str], width: int | None) -> list[str]:
+    """Names and what they are; what is too long for `width` goes on below itself. Without a width, a line each.
+
+    >>> print("\\n".join(listing({"a": "what there is to be said of it", "long": "little"}, 26)))
+    a     what there is to be
+          said of it
+    long  little
+    """
+    indent = max(map(len, entries), default=0) + 2
+    lines: list[str] = []
+    for name, text in entries.items():
+        folded = [text] if width is None else wrap(text, max(20, width - indent), break_on_hyphens=False)
+        first, *rest = folded or [""]
+        lines += [f"{name:<{indent}}{first}".rstrip(), *(" " * indent + more for more in rest)]
     return lines
 
 

@@ -26,6 +26,7 @@ from ..planning.steps import Step
 from ..specs import DTYPES
 from ..storage.checkpoint import Checkpoint
 from ..storage.contents import Extent
+from ..wording import counted
 from .conserving import conserves, total_of
 from .placing import Elements, equal_at
 from .progress import ByteBar
@@ -238,12 +239,12 @@ def _headers(plan: Plan, written: Checkpoint, aliases: Mapping[str, str]) -> lis
     specs = {**plan.specs, **{alias: plan.specs[base] for alias, base in aliases.items()}}
     group = {name: number for number, tie in enumerate(written.ties) for name in tie.names}
     found = (
-        ("keys-missing", "are not there", [k for k in specs if k not in written.specs]),
-        ("keys-unexpected", "should not be there", [k for k in written.specs if k not in specs]),
-        ("specs-differ", "have another shape or dtype", [k for k, s in specs.items() if written.specs.get(k, s) != s]),
+        ("keys-missing", "missing", [k for k in specs if k not in written.specs]),
+        ("keys-unexpected", "unexpected", [k for k in written.specs if k not in specs]),
+        ("specs-differ", "of another shape or dtype", [k for k, s in specs.items() if written.specs.get(k, s) != s]),
         (
             "ties-lost",
-            "are tied no more",
+            "no longer tied",
             [a for a, b in aliases.items() if specs[a].numel and group.get(a, a) != group.get(b, b)],
         ),
     )
@@ -253,7 +254,7 @@ def _headers(plan: Plan, written: Checkpoint, aliases: Mapping[str, str]) -> lis
 def _problem(code: str, text: str, keys: list[str], path: str) -> Diagnostic:
     return Diagnostic(
         f"check-{code}",
-        f"{len(keys)} keys of the output {text}",
+        f"{counted(len(keys), 'output key', 'is')} {text}",
         path,
         notes=tuple(t for t, _ in fold(keys)[:8]),
         help="nothing was put in place; the disk or the memory is failing, or something else wrote to it",

@@ -11,6 +11,7 @@ from ..planning.plan import Plan
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
 from ..storage.in_place import fitted_header, refuse_shared, replace_header
+from ..wording import counted
 
 __all__ = ["change_in_place"]
 
@@ -55,12 +56,12 @@ def _refuse(plan: Plan, checkpoint: Checkpoint, path: Path) -> None:
     more = [key for step in plan.steps if step.kind != "copy" for key in step.targets]
     more += [k for s in plan.steps if s.kind == "copy" for k in s.sources if checkpoint.extent(k) is None]
     if more:
-        refuse("in-place-bytes", f"{len(more)} tensors take more than a name or a shape", [t for t, _ in fold(more)])
+        taken = f"{counted(len(more), 'tensor', 'takes')} more than a name or a shape"
+        refuse("in-place-bytes", taken, [t for t, _ in fold(more)])
     kept = {checkpoint.extent(key) for step in plan.steps for key in step.sources}
     gone = [key for key in plan.dropped if checkpoint.extent(key) not in kept and checkpoint.specs[key].nbytes]
     if gone:
-        refuse(
-            "in-place-drop", f"{len(gone)} tensors are dropped, and their bytes would stay", [t for t, _ in fold(gone)]
-        )
+        left = f"the bytes of {counted(len(gone), 'dropped tensor')} would stay"
+        refuse("in-place-drop", left, [t for t, _ in fold(gone)])
     if problems:
         raise PlanError(problems)

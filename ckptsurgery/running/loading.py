@@ -16,6 +16,7 @@ from ..planning.plan import Plan, Target
 from ..planning.steps import Step
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
+from ..wording import counted
 from .executing import Loads, run_step
 from .filling import Progress, read_straight, straight_reads
 from .progress import ByteBar
@@ -38,7 +39,7 @@ def model_target(model: nn.Module) -> Target:
         raise LoadError(
             Diagnostic(
                 "lazy-parameter",
-                f"{len(facts.lazy)} parameters have no shape yet",
+                f"{counted(len(facts.lazy), 'parameter', 'has')} no shape yet",
                 notes=facts.lazy[:6],
                 help="run the model on one batch first",
             )
@@ -151,7 +152,7 @@ def _broken_off(plan: Plan, progress: Progress, error: OSError | CheckpointError
     torn = f", {len(progress.torn)} a mix of both ({', '.join(progress.torn[:4])})" if progress.torn else ""
     half = Diagnostic(
         "half-loaded",
-        f"the load broke off: {len(progress.written)} keys hold new values, {len(untouched)} old ones{torn}",
+        f"the load broke off: new values in {counted(len(progress.written), 'key')}, old in {len(untouched):,}{torn}",
         help="load again, or build the model anew",
     )
     return LoadError([*first, half], progress.written, untouched)
@@ -196,7 +197,7 @@ def _refuse_meta(filled: Sequence[str], model: nn.Module, kept: Sequence[str], a
         raise LoadError(
             Diagnostic(
                 "meta-target",
-                f"{len(targets)} parameters of the model are on the meta device, nothing can be copied into them",
+                f"{counted(len(targets), 'model parameter', 'is')} on the meta device, where nothing can be copied to",
                 notes=tuple(targets[:6]),
                 help="assign=True",
             )
@@ -232,7 +233,7 @@ def refuse_non_finite(tensors: Iterable[tuple[str, Tensor]]) -> None:
         raise LoadError(
             Diagnostic(
                 "non-finite",
-                f"{len(bad)} tensors of the source hold NaN or Inf; nothing was loaded",
+                f"{counted(len(bad), 'source tensor', 'holds')} NaN or Inf; nothing was loaded",
                 notes=tuple(bad[:12]),
                 help="check_values=False loads them all the same",
             )
@@ -259,7 +260,7 @@ def _buffers(model: nn.Module) -> None:
         raise LoadError(
             Diagnostic(
                 "meta-left",
-                f"{len(left)} tensors of the model are still on the meta device",
+                f"{counted(len(left), 'model tensor', 'is')} still on the meta device",
                 notes=tuple(left[:12]),
                 help="load or initialise them",
             )

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from ..errors import Diagnostic
 from ..language.folding import fold_groups
 from ..specs import TensorSpec
+from ..wording import counted
 
 __all__ = ["Entry", "Proof", "Report"]
 
@@ -77,7 +78,11 @@ class Proof:
         return {name: getattr(self, name) for name in self.__slots__}
 
     def __str__(self) -> str:
-        return f"{self.how:<8} {self.tensors:>6,} tensors  {self.elements:>15,} elements  {self.proof}: {self.rule}"
+        return f"{self.how:<8} {_columns(self.tensors, self.elements)}  {self.proof}: {self.rule}"
+
+
+def _columns(tensors: int, elements: int) -> str:
+    return f"{counted(tensors, 'tensor'):>14}  {counted(elements, 'element'):>24}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -198,7 +203,7 @@ class Report:
                 continue
             numel = sum(e.spec.numel for e in entries if e.spec)
             shown = "written" if self.files and action == "loaded" else action
-            yield f"  {shown:<12} {len(entries):>6,} tensors  {numel:>15,} elements"
+            yield f"  {shown:<12} {_columns(len(entries), numel)}"
             if action != "loaded":
                 yield from self._folded(entries)
         if self.cast:
@@ -206,7 +211,8 @@ class Report:
             for e in self.ledger:
                 if e.cast:
                     kinds[" -> ".join(e.cast)] = kinds.get(" -> ".join(e.cast), 0) + 1
-            yield f"  {'cast':<12} {len(self.cast):>6,} tensors  " + ", ".join(f"{k} ({n})" for k, n in kinds.items())
+            how = ", ".join(f"{kind} ({n})" for kind, n in kinds.items())
+            yield f"  {'cast':<12} {counted(len(self.cast), 'tensor'):>14}  {how}"
         for proof in self.proofs[:16]:
             yield f"  proved  {proof}"
         if len(self.proofs) > 16:
@@ -218,8 +224,7 @@ class Report:
 
     def _headline(self) -> str:
         if self.files:
-            many = "1 file" if len(self.files) == 1 else f"{len(self.files)} files"
-            return f"{many}, {self.bytes_written:,} bytes of tensors"
+            return f"{counted(len(self.files), 'file')}, {self.bytes_written:,} bytes of tensors"
         if self.coverage == 1:
             return "all of the model's elements loaded"
         # cut off, not rounded: 100.0% would say that nothing is left

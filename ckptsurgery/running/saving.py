@@ -19,6 +19,7 @@ from ..storage.collection import without_collection
 from ..storage.resuming import ResumableWriter
 from ..storage.staging import Writer
 from ..storage.writing import open_staged, open_writer, parse_size
+from ..wording import counted
 from .companions import companions_for
 from .progress import ByteBar
 from .provenance import PROVENANCE, Asked, provenance_of
@@ -206,7 +207,7 @@ def _refuse_inits(plan: Plan) -> None:
         raise PlanError(
             Diagnostic(
                 "init-needs-model",
-                f"{len(drawn)} keys are to be initialised, which a model does and a file does not",
+                f"{counted(len(drawn), 'key', 'is')} to be initialised, which a model does and a file does not",
                 notes=tuple(drawn)[:8],
                 help="plan.load_into(model), then cs.save(model.state_dict(), path)",
             )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, Diagnostic
 from ..specs import DTYPES, TensorSpec
+from ..wording import counted
 from .contents import Contents, Entry, Extent
 from .files import OpenFiles
 from .inert import Opaque
@@ -244,7 +245,7 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
         self.close()
 
     def __repr__(self) -> str:
-        parts = [f"{len(self)} tensors", shown_bytes(self.nbytes)]
+        parts = [counted(len(self), "tensor"), shown_bytes(self.nbytes)]
         if self.ties:
             parts.append(f"{len(self.ties)} tied")
         if len(self.files) > 1:

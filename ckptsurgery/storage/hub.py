@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError, Diagnostic
+from ..wording import counted
 from .sharded import weight_map_of
 from .text import shown_keys
 
@@ -101,7 +102,7 @@ def _fetch_shards(location: Location, index: str, prefix: str) -> None:
         if _download(location, prefix + name) is None:
             missing.append(name)
     if missing:
-        text = f"the index names {len(missing)} shards that the repository does not hold"
+        text = f"the index names {counted(len(missing), 'shard')} that the repository does not hold"
         help = "name another revision: hf://org/repo@rev"
         raise CheckpointError(Diagnostic("missing-shard", text, str(location), notes=shown_keys(missing), help=help))
 

@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from ..errors import CheckpointError, Diagnostic
+from ..wording import counted
 from .inert import Opaque, Ordered
 from .nodes import DEPTH, children, is_tensor, name_of, settle
 from .pickle_calls import POWERFUL
@@ -277,13 +278,13 @@ def _ambiguous(tree: Any, found: list[Path], above: Path, source: str) -> NoRetu
     for path in shown[:_SHOWN]:
         count = _survey(_at(tree, path)).tensors
         name = ".".join(path)
-        lines.append(f'subtree="{name}"  {count} tensors' + ("" if path else " (the whole file, flattened)"))
+        lines.append(f'subtree="{name}"  {counted(count, "tensor")}' + ("" if path else " (the whole file, flattened)"))
     if len(shown) > _SHOWN:
         lines.append(f"… and {len(shown) - _SHOWN} more")
     whole = ".".join(above)
     if above not in shown:
         count = _survey(_at(tree, above)).tensors
-        lines.append(f'subtree="{whole}"  {count} tensors (all of them, flattened with dots)')
+        lines.append(f'subtree="{whole}"  {counted(count, "tensor")} (all of them, flattened with dots)')
     names = ", ".join(repr(".".join(p)) for p in shown[:_SHOWN] if p)
     raise CheckpointError(
         Diagnostic("ambiguous-subtree", f"{source!r} holds tensors in several places: {names}", source, tuple(lines),

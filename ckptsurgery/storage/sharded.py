@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, Diagnostic
+from ..wording import counted
 from .contents import Contents, Entry
 from .files import os_error, read_regular
 from .json_text import refuse_brackets
@@ -42,7 +43,7 @@ def read_index(path: str, read: Reader, places: Mapping[str, str] = {}) -> Conte
         shard = folder / name
         if not shard.exists() and str(shard) not in places:
             keys = [key for key, its in weight_map.items() if its == name]
-            text = f"the index names the shard {name!r}, which is not there ({len(keys)} keys)"
+            text = f"the index names the shard {name!r}, which is not there ({counted(len(keys), 'key')})"
             problems.append(
                 Diagnostic(
                     "missing-shard", text, path, notes=shown_keys(keys), help="download or copy the missing file too"

@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Collection, Iterable
 
-__all__ = ["close_keys", "counted", "is_text", "shown_bytes", "shown_keys"]
+__all__ = ["close_keys", "is_text", "shown_bytes", "shown_keys"]
 
 
 def shown_bytes(n: int) -> str:
@@ -23,17 +23,6 @@ def shown_bytes(n: int) -> str:
         if size < 999.95 or unit == "TB":
             break
     return f"{size:.1f} {unit}"
-
-
-def counted(n: int, noun: str) -> str:
-    """So many things.
-
-    >>> counted(1, "tensor"), counted(99840, "tensor"), counted(2, "entry"), counted(0, "match")
-    ('1 tensor', '99,840 tensors', '2 entries', '0 matches')
-    """
-    if n != 1:
-        noun = noun[:-1] + "ies" if noun.endswith("ry") else noun + ("es" if noun.endswith("ch") else "s")
-    return f"{n:,} {noun}"
 
 
 def is_text(value: object) -> bool:

@@ -8,6 +8,7 @@ from ..errors import Diagnostic, LoadError
 from ..language.keys import escape
 from ..language.recipe import Recipe, Scope
 from ..specs import TensorSpec
+from ..wording import counted
 from .aligning import Alignment, align
 from .deciding import Wishes, named_keys
 from .spelling import respelled
@@ -59,7 +60,7 @@ def own_layout(source: Specs, target: Specs, drop: Sequence[str] = ()) -> tuple[
 def _ambiguous(best: Alignment, rivals: Sequence[Alignment]) -> LoadError:
     found = [best, *rivals]
     notes = tuple(
-        f"{f.source or f.target or '(no prefix)'}  {len(f.matched)} keys match, {f.equal} with equal shapes"
+        f"{f.source or f.target or '(no prefix)'}  {counted(len(f.matched), 'key')}, {f.equal} with equal shapes"
         for f in found
     )
     source = [f.source.rstrip(".") for f in found if f.source]

@@ -12,6 +12,7 @@ from ..language.folding import fold, fold_groups
 from ..language.keys import KeyPattern
 from ..modeling.initialising import by_name
 from ..specs import TensorSpec
+from ..wording import counted
 
 __all__ = ["Decision", "Wishes", "decide", "named_keys", "samples"]
 
@@ -175,7 +176,9 @@ def _check_both(
     both = sorted(inits.keys() & keeps)
     if both:
         out.problems.append(
-            Diagnostic("init-and-keep", f"{len(both)} keys are named by init= and by keep=", notes=tuple(both[:6]))
+            Diagnostic(
+                "init-and-keep", f"{counted(len(both), 'key', 'is')} in both init= and keep=", notes=tuple(both[:6])
+            )
         )
     for argument, named, verb in (("init", inits.keys(), "initialise"), ("keep", keeps, "keep")):
         for key in sorted(named):
@@ -211,9 +214,7 @@ def _mismatches(
     out.problems.append(
         Diagnostic(
             "shape-mismatch",
-            f"{len(wrong)} tensors have another shape in the model"
-            if len(wrong) > 1
-            else "1 tensor has another shape in the model",
+            f"{counted(len(wrong), 'tensor', 'has')} another shape in the model",
             notes=tuple(lines[:16]),
             facts=tuple(("fits", t) for t in tips[:3]),
             help=f'init=[{shown}] initialises these, keep=[…] leaves them, mismatch="init" or "keep" does so for all',
@@ -283,9 +284,7 @@ def _unexpected(
     shown = _shown_roots(sources, [s for k, found in origins.items() if k not in set(keys) for s in found])
     return Diagnostic(
         "unexpected-keys",
-        f"{len(sources)} tensors of the source have no place in the model"
-        if len(sources) > 1
-        else "1 tensor of the source has no place in the model",
+        f"{counted(len(sources), 'source tensor', 'has')} no place in the model",
         notes=lines,
         help=f"drop=[{shown}] leaves them out, partial=True loads what fits",
     )

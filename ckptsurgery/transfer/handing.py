@@ -20,6 +20,7 @@ from ..modeling.assigning import hooked_modules, parameter_like, set_tensor
 from ..modeling.places import places
 from ..specs import TensorSpec, dtype_name, is_lossless
 from ..storage.tensors import torch_dtype
+from ..wording import counted
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -138,7 +139,7 @@ class Handing:
         return [
             Diagnostic(
                 "dtype-mismatch",
-                f"{len(keys)} tensors are {have}, {self.title} wants {want}",
+                f"{counted(len(keys), 'tensor', 'is')} {have}, {self.title} wants {want}",
                 notes=tuple(text for text, _ in fold(keys)[:8]),
                 help='dtype="model" casts them',
             )

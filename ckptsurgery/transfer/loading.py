@@ -19,6 +19,7 @@ from ..running.report import Entry, Report
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
 from ..storage.opening import open_checkpoint
+from ..wording import counted
 from .authoring import own_layout
 from .deciding import Decision, Wishes, decide, named_keys, samples
 from .handing import Handing, own_loaders, renamed_versions
@@ -206,7 +207,7 @@ class _Transfer:
             return []
         lines = tuple(f"{key}: {why}" for key, why in lost.items())
         names = ", ".join(f'"{k}"' for k in list(lost)[:6]) + (", …" if len(lost) > 6 else "")
-        text = f"{len(lost)} tensor{'s' * (len(lost) > 1)} of the source cannot be read"
+        text = f"{counted(len(lost), 'tensor')} of the source cannot be read"
         return [Diagnostic("unreadable-tensors", text, notes=lines[:8], help=f"drop=[{names}] does without")]
 
     def hand_over(self) -> tuple[dict[str, TensorSpec], dict[str, tuple[str, ...]], list[Diagnostic]]:
@@ -227,7 +228,7 @@ class _Transfer:
                 problems.append(
                     Diagnostic(
                         "unexpected-keys",
-                        f"{len(handing.strays)} tensors have no place in {handing.title}, whose hooks name them so",
+                        f"{counted(len(handing.strays), 'tensor', 'has')} no place in {handing.title}, say its hooks",
                         notes=tuple(handing.strays[:8]),
                         help="partial=True loads what fits",
                     )
@@ -237,7 +238,8 @@ class _Transfer:
             filled = self.under(path) if handing.refused else handing.taken
             made |= {k: self.target.specs[k] for k in filled if k in self.target.specs}
             origins |= {k: handing.origin(k) for k in handing.taken}
-            self.notes.append(f"{handing.title} loads in its own way: {len(handing.tensors)} tensors handed over")
+            handed = counted(len(handing.tensors), "tensor")
+            self.notes.append(f"{handing.title} loads in its own way: {handed} handed over")
         return made, origins, problems
 
     def handing(self, path: str, keys: set[str]) -> Handing:

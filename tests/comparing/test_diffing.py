@@ -136,6 +136,14 @@ def test_layers_are_folded_and_the_worst_is_shown() -> None:
     assert "  l.{1..11}.w\n    22 of 22 elements, max |a - b| 2.75, " in str(found)
 
 
+def test_one_tensor_is_not_all_tensors() -> None:
+    one, two = {"w": torch.ones(2)}, {"w": torch.ones(2), "v": torch.ones(3)}
+    assert "ties and bytes of 1 tensor" in str(cs.diff(one, one))
+    assert "ties and bytes of all 2 tensors" in str(cs.diff(two, two))
+    assert "values: equal in 1 tensor of equal shape" in str(cs.diff(one, two))
+    assert "values: 1 of 1 tensor differ" in str(cs.diff(one, {"w": torch.zeros(2)}))
+
+
 def test_the_difference_is_plain_data() -> None:
     found = cs.diff({"w": ONE, "a": ONE, "s": ONE}, {"w": ONE + 1, "b": ONE, "s": ONE.half()})
     assert json.loads(json.dumps(found.to_json()))["only_a"] == {"a": {"dtype": "F32", "shape": [4]}}

@@ -182,6 +182,21 @@ class Evil:
         return eval, ("1 + 1",)
 
 
+def test_one_is_said_otherwise_than_many() -> None:
+    nan, zeros = torch.full((4, 4), float("nan")), torch.zeros(4, 4)
+    few = cs.doctor({"a": nan, "b": zeros, "c": torch.zeros(0), "d": torch.randn(4, 4).half()})
+    many = cs.doctor({f"{n}.{k}": v.clone() for n in range(2) for k, v in {"a": nan, "b": zeros}.items()})
+    said = {finding.code: finding.headline for finding in few.findings}
+    assert said["nan"] == "1 tensor holds NaN"
+    assert said["dead-tensor"] == "1 matrix is all zeros"
+    assert said["empty-tensors"] == "1 tensor has no elements"
+    assert said["dtype-mix"] == "most is F32, but 1 tensor is F16"
+    said = {finding.code: finding.headline for finding in many.findings}
+    assert said["nan"] == "2 tensors hold NaN"
+    assert said["dead-tensor"] == "2 matrices are all zeros"
+    assert str(cs.doctor({"w": W})) == f"state_dict: 1 tensor, {W.nbytes:,} bytes read: sound"
+
+
 def test_pickles_are_told_apart_by_what_they_would_run(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     torch.save({"w": W}, tmp_path / "plain.pt")

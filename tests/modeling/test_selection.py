@@ -187,7 +187,7 @@ def test_shared_tensors_are_counted_once() -> None:
 def test_a_count_that_is_wrong_lists_the_names() -> None:
     sel = select(nested(), nn.Linear)
     assert sel.assert_count(10) is sel
-    with pytest.raises(LoadError, match="9 tensors were expected, 10 are selected") as caught:
+    with pytest.raises(LoadError, match="9 tensors expected, 10 selected") as caught:
         sel.assert_count(9)
     assert "0.block {0,1}.{0,2}.weight" in caught.value.diagnostics[0].notes
 
@@ -201,7 +201,7 @@ def test_freezing_a_tied_parameter_freezes_all_its_names() -> None:
 def test_integers_cannot_be_unfrozen_and_then_nothing_is() -> None:
     model = nn.Linear(2, 2).requires_grad_(False)
     model.weight = nn.Parameter(torch.zeros(2, 2, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(LoadError, match="1 parameters hold integers"):
+    with pytest.raises(LoadError, match="1 parameter holds integers"):
         select(model).unfreeze()
     assert not model.bias.requires_grad
 

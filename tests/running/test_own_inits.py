@@ -23,5 +23,5 @@ def test_own_is_left_out_of_a_state_dict_and_of_a_file(own: str, tmp_path: Path)
 
 def test_what_must_be_drawn_still_needs_a_model() -> None:
     plan = cs.plan({"a": torch.ones(2)}, cs.Recipe(["a -> w"], init={"index": "zeros"}), target=TARGET)
-    with pytest.raises(cs.PlanError, match="1 keys are to be initialised"):
+    with pytest.raises(cs.PlanError, match="1 key is to be initialised"):
         plan.state_dict()
