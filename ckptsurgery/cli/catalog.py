@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -26,11 +27,11 @@ def recipes(context: typer.Context, json: o.Json = False) -> None:
     ckptsurgery recipes show NAME
     ckptsurgery recipes match model.safetensors
     """
-    from ..reporting.tables import table
+    from ..reporting.tables import listing
 
     if context.invoked_subcommand is None:
         found = {name: cs.load_recipe(name).summary for name in cs.list_recipes()}
-        show(found if json else "\n".join(table(list(found.items()), "<<", width())), json)
+        show(found if json else "\n".join(listing(found, width() if sys.stdout.isatty() else None)), json)
 
 
 @app.command("show", cls=Command)

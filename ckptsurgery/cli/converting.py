@@ -130,7 +130,9 @@ def convert(
 
 
 def restore_header(file: o.Source) -> None:
-    """Take back a change in place: the old header lies beside the file.
+    """Take back a change in place.
+
+    The old header lies beside the file, hidden.
 
     \b
     ckptsurgery restore-header big.safetensors

@@ -52,7 +52,7 @@ app = typer.Typer(
 
 @app.callback()
 def program(version: Version = False) -> None:
-    """Checkpoint surgery for PyTorch: inspect, plan, convert and prove, by one-line rules.
+    """Checkpoint surgery for PyTorch, by rules of one line: inspect, plan, convert, prove.
 
     \b
     ckptsurgery inspect model.safetensors

@@ -266,8 +266,8 @@ def test_recipes_are_listed_shown_and_matched(source: Path) -> None:
     names = list(as_json("recipes"))
     assert names == cs.list_recipes()
     assert names
-    for name in names:
-        assert cs.load_recipe(name).summary in run("recipes").stdout.replace("\n   ", " ")
+    lines = run("recipes").stdout.splitlines()
+    assert [line.split(maxsplit=1) for line in lines] == [[name, cs.load_recipe(name).summary] for name in names]
     assert run("recipes", "show", source.with_name("mine.toml")).stdout.startswith("schema = 1")
     inverse = run("recipes", "show", source.with_name("mine.toml"), "--inverse").stdout
     assert "layers.{n}.{p:q,k,v}.{l}" in inverse
