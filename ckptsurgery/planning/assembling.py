@@ -57,6 +57,8 @@ class RuleSteps:
     flats: Flattening
     programs: dict[Any, Built | None] = field(default_factory=dict)
     near: dict[Any, Built | None] = field(default_factory=dict)
+    kinds: dict[int, int] = field(default_factory=dict)
+    values: dict[TensorSpec, int] = field(default_factory=dict)
 
     def run(self, matched: list[list[Matches]]) -> None:
         """Add the steps, or say why there are none.
@@ -138,24 +140,29 @@ class RuleSteps:
         return sorted({a.marker for t in terms if t.axes for a in t.axes.axes if a.marker})
 
     def _step(self, group: Group) -> None:
-        inputs = tuple(self.draft.specs[k] for k in group.keys)
+        keys = group.keys
+        inputs = tuple(map(self.draft.specs.__getitem__, keys))
         wanted = [self._wanted(n, group) for n in range(len(self.bound.rule.targets))]
-        asked = (
+        place = (
+            self._kinds(inputs),
             tuple(group.extents.items()),
             tuple(group.values.get(n) for n in self._marker_names()),
             tuple(tuple(w.items()) for w in wanted),
         )
-        # As for single tensors: first by the identity of the specs, of which there may be many.
-        near = (tuple(map(id, inputs)), *asked)
-        if near not in self.near:
-            place = (inputs, *asked)
-            if place not in self.programs:
-                self.programs[place] = self._build(group, inputs, wanted)
-            self.near[near] = self.programs[place]
-        built = self.near[near]
+        if place not in self.programs:
+            self.programs[place] = self._build(group, inputs, wanted)
+        built = self.programs[place]
         if built is not None:
-            self.draft.steps.append(Step(group.keys, self._made(group, built), built.program, (self.number,)))
-            self.draft.firsts.append(group.keys[0])
+            self.draft.steps.append(Step(keys, self._made(group, built), built.program, (self.number,)))
+            self.draft.firsts.append(keys[0])
+
+    def _kinds(self, specs: Sequence[TensorSpec]) -> tuple[int, ...]:
+        """A number for each spec, the same for equal ones; each object is compared by value once."""
+        objects = list(map(id, specs))
+        for one, spec in dict(zip(objects, specs)).items():
+            if one not in self.kinds:
+                self.kinds[one] = self.values.setdefault(spec, len(self.values))
+        return tuple(map(self.kinds.__getitem__, objects))
 
     def _build(
         self, group: Group, inputs: tuple[TensorSpec, ...], wanted: Sequence[Mapping[tuple[int, ...], TensorSpec]]

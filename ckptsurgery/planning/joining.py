@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice, product, repeat
+from itertools import chain, islice, product, repeat
+from operator import itemgetter
 
 from ..errors import Diagnostic
 from ..language.folding import fold
@@ -32,12 +34,11 @@ class Table:
 
     def by(self, names: Sequence[str]) -> dict[tuple[int | str, ...], list[Row]]:
         """The rows for each value of some of the names."""
-        at = [self.names.index(n) for n in names]
-        found: dict[tuple[int | str, ...], list[Row]] = {}
-        for row in self.rows:
-            values = row[1]
-            found.setdefault(tuple([values[i] for i in at]), []).append(row)
-        return found
+        columns = [[values[at] for _, values in self.rows] for at in map(self.names.index, names)]
+        found: dict[tuple[int | str, ...], list[Row]] = defaultdict(list)
+        for place, row in zip(zip(*columns) if columns else repeat(()), self.rows):
+            found[place].append(row)
+        return dict(found)
 
 
 @dataclass(slots=True)
@@ -61,7 +62,7 @@ class Group:
     @property
     def keys(self) -> tuple[str, ...]:
         """All source keys, in the order in which the program takes them."""
-        return tuple([key for rows in self.rows for keys in rows for key in keys])
+        return tuple(chain.from_iterable(chain.from_iterable(self.rows)))
 
 
 def canonical(term: Term, matches: Matches) -> Matches:
@@ -192,7 +193,7 @@ class _Gathering:
         self.terms, self.tables, self.problems = terms, tables, problems
         self.bound = [tuple(n for n in gathered if n in table.names) for table in tables]
         self.captures = {c.name: c for t in terms for c in t.pattern.captures}
-        self.numbers: dict[str, dict[int | str, int | None]] = {n: {} for n in gathered}
+        self.numbers: dict[str, dict[int | str, int]] = {n: {} for n in gathered}
         self.missing: list[str] = []
         self.no_numbers: dict[str, str] = {}
 
@@ -204,32 +205,37 @@ class _Gathering:
                 group.rows.append([keys for keys, _ in rows])
                 group.indices.append(((),) * len(rows))
                 continue
-            at = [(table.names.index(n), n) for n in bound]
-            placed = {tuple([self.number(n, row[1][i], row) for i, n in at]): row[0] for row in rows}
-            if any(None in index for index in placed):
+            found = [self.indices(n, table.names.index(n), rows) for n in bound]
+            columns = [column for column in found if column is not None]
+            if len(columns) < len(bound):
                 return None
-            extents = [self.extent(n) or max(index[k] or 0 for index in placed) + 1 for k, n in enumerate(bound)]
+            placed = dict(zip(zip(*columns), map(itemgetter(0), rows)))
+            extents = [self.extent(n) or max(column) + 1 for n, column in zip(bound, columns)]
             full = tuple(product(*map(range, extents))) if math.prod(extents) <= len(placed) else ()
-            missing = list(islice((index for index in full or _indices(extents) if index not in placed), _TOLD))
-            if missing:
+            gathered = [placed[index] for index in full if index in placed]
+            if not full or len(gathered) < len(full):
+                missing = list(islice((index for index in full or _indices(extents) if index not in placed), _TOLD))
                 room = max(1, _TOLD - len(self.missing))
                 self.missing += [self.key(table, rows[0], bound, index) for index in missing[:room]]
                 return None
-            group.rows.append([placed[index] for index in full])
+            group.rows.append(gathered)
             group.indices.append(full)
             group.extents.update(zip(bound, extents))
         return group
 
-    def number(self, name: str, value: int | str, row: Row) -> int | None:
-        """The index that a captured text stands for."""
+    def indices(self, name: str, at: int, rows: list[Row]) -> list[int] | None:
+        """The indices that the captured texts of rows stand for; None where one of them is no number."""
+        values = [captured[at] for _, captured in rows]
         known = self.numbers[name]
-        if value not in known:
-            capture = self.captures.get(name)
-            first = int(capture.span.first) if capture is not None and capture.span is not None else 0
-            known[value] = int(value) - first if is_index(str(value)) else None
-            if known[value] is None:
-                self.no_numbers.setdefault(name, row[0][0])
-        return known[value]
+        for value, row in zip(values, rows) if not known.keys() >= set(values) else ():
+            if value not in known:
+                capture = self.captures.get(name)
+                first = int(capture.span.first) if capture is not None and capture.span is not None else 0
+                if not is_index(str(value)):
+                    self.no_numbers.setdefault(name, row[0][0])
+                    return None
+                known[value] = int(value) - first
+        return [known[value] for value in values]
 
     def extent(self, name: str) -> int | None:
         """How many indices the pattern itself asks for."""

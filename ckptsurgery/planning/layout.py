@@ -8,7 +8,7 @@ needs, they invert by swapping sides, and a piece whose elements lie in one run 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
@@ -191,6 +191,7 @@ def arrange(source: Side, target: Side, markers: Mapping[str, int], env: Mapping
     scattered = sorted(set(target.bound) - set(source.bound))
     ranges = [sorted({i[target.bound.index(n)] for i in target.indices}) for n in scattered]
     loose = [n for n in markers if n not in source.bound and n not in scattered]
+    looks_here, looks_there = _views(source, env, sizes), _views(target, env, sizes)
     pieces: list[Piece] = []
     shapes: dict[int, Shape] = {}
     target_shapes: dict[int, Shape] = {}
@@ -199,7 +200,7 @@ def arrange(source: Side, target: Side, markers: Mapping[str, int], env: Mapping
         for values in product(*ranges, *(range(markers[n]) for n in loose)):
             fixed = {**here, **dict(zip((*scattered, *loose), values))}
             where = places[tuple(fixed[n] for n in target.bound)]
-            a, b = (_seen(side, fixed, env, sizes) for side in (source, target))
+            a, b = looks_here(fixed), looks_there(fixed)
             shapes[number], target_shapes[where] = a.shape, b.shape
             pieces.append(_piece(number, where, a, b))
     if len(shapes) < len(source.indices) or len(target_shapes) < len(target.indices):
@@ -214,9 +215,19 @@ def arrange(source: Side, target: Side, markers: Mapping[str, int], env: Mapping
     )
 
 
-def _seen(side: Side, fixed: Mapping[str, int], env: Mapping[str, int], sizes: Equations) -> View:
+def _views(side: Side, env: Mapping[str, int], sizes: Equations) -> Callable[[Mapping[str, int]], View]:
+    """How the tensors of a side lie, worked out once for all indices that make no difference to it."""
     names = {axis.name for axes in side.dims for axis in axes}
-    return view(side.dims, {n: v for n, v in fixed.items() if n in names}, {**env, **fixed}, sizes)
+    asked = sorted(names | {axis.marker for axes in side.dims for axis in axes if axis.marker})
+    seen: dict[tuple[int | None, ...], View] = {}
+
+    def look(fixed: Mapping[str, int]) -> View:
+        place = tuple(map(fixed.get, asked))
+        if place not in seen:
+            seen[place] = view(side.dims, {n: v for n, v in fixed.items() if n in names}, {**env, **fixed}, sizes)
+        return seen[place]
+
+    return look
 
 
 def _piece(source: int, target: int, a: View, b: View) -> Piece:

@@ -162,11 +162,9 @@ class _Stage(Draft):
 
     def in_order(self) -> list[Step]:
         """The steps in the order of their first sources."""
-        placed: dict[str, Step | None] = dict.fromkeys(self.specs)
-        placed.update(zip(self.firsts, self.steps))
-        steps = [step for step in placed.values() if step is not None]
-        if len(steps) == len(self.steps) or self.problems:
-            return steps
+        by_source = dict(zip(self.firsts, self.steps))
+        if len(by_source) == len(self.steps) or self.problems:
+            return list(filter(None, map(by_source.get, self.specs)))
         place = {key: number for number, key in enumerate(self.specs)}  # a source begins several steps
         return sorted(self.steps, key=lambda step: place[step.sources[0]])
 
