@@ -16,7 +16,7 @@ from ..specs import DTYPES
 from .layout import Layout, Piece, side_by_side
 from .steps import Beside, Instruction, Move, Pick, Program, Run, compose_layouts
 
-__all__ = ["Cut", "Region", "copies_bytes", "cut_of", "extent_of", "regions_of", "run_length"]
+__all__ = ["Cut", "Region", "copies_bytes", "cut_of", "extent_of", "panels_of", "regions_of", "run_length"]
 
 _SHORT_RUN = 16 << 10
 _MANY_RUNS = 4096
@@ -153,15 +153,15 @@ def regions_of(layout: Layout, limit: int) -> Iterator[Region]:
 def _split(piece: Piece, limit: int) -> Iterator[Piece]:
     """Parts of a piece along its outermost axes, as long as the parts span disjoint runs of both sides."""
     if piece.numel <= limit or not piece.shape or not _apart(piece, 0):
-        yield from _panels(piece)
+        yield from panels_of(piece)
         return
     count = max(1, limit // math.prod(piece.shape[1:]))
     for start in range(0, piece.shape[0], count):
         part = _part(piece, 0, start, min(start + count, piece.shape[0]))
-        yield from _split(part, limit) if count == 1 else _panels(part)
+        yield from _split(part, limit) if count == 1 else panels_of(part)
 
 
-def _panels(piece: Piece) -> Iterator[Piece]:
+def panels_of(piece: Piece) -> Iterator[Piece]:
     """Parts of a piece that is turned, along its outermost axis in the source; what is not turned is one part."""
     if piece.numel <= _PANEL or piece.source_strides == piece.target_strides:
         yield piece
@@ -184,8 +184,7 @@ def _apart(piece: Piece, axis: int) -> bool:
 
 def _within(shape: Sequence[int], strides: Sequence[int], axis: int) -> int:
     """Elements from the first to the last that one step along an axis touches."""
-    others = [n for n in range(len(shape)) if n != axis]
-    return extent_of([shape[n] for n in others], [strides[n] for n in others])
+    return extent_of(shape, strides) - (shape[axis] - 1) * strides[axis]
 
 
 def _part(piece: Piece, axis: int, start: int, stop: int) -> Piece:

@@ -28,7 +28,7 @@ from ..storage.checkpoint import Checkpoint
 from ..storage.contents import Extent
 from ..wording import counted
 from .conserving import conserves, total_of
-from .placing import Elements, equal_at
+from .placing import Elements, equal_at, has_views
 from .progress import ByteBar
 from .report import Proof
 
@@ -116,8 +116,8 @@ class _Check:
         if how == "copied":
             self._copied(steps)
         elif how == "moved":
-            self._moved([s for s in steps if _has_views(s)])
-            self._computed([s for s in steps if not _has_views(s)], budget)
+            self._moved([s for s in steps if has_views(s.program)])
+            self._computed([s for s in steps if not has_views(s.program)], budget)
             fingerprint = self._conserved(steps)
         else:
             self._computed(steps, budget)
@@ -215,12 +215,6 @@ class _Comparing:
                 with self._lock:
                     self.wrong.add(self._order[at][2])
                 return
-
-
-def _has_views(step: Step) -> bool:
-    """Whether it is one rearrangement of elements that views of integers can have."""
-    specs = (*step.program.inputs, *step.program.outputs)
-    return step.program.moves is not None and all(DTYPES[s.dtype].bits in (8, 16, 32, 64) for s in specs)
 
 
 def _forget(files: Iterable[str]) -> None:

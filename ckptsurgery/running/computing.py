@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 from threading import Condition, Lock
 from typing import Any, Protocol
@@ -26,6 +27,7 @@ from ..storage.collection import without_collection
 from ..storage.contents import Extent
 from .executing import Loads, run_step
 from .gathering import Batch, Gatherer, batches_of
+from .placing import Elements, has_views
 
 __all__ = ["Sink", "Task", "compute", "one_thread_each", "run_tasks"]
 
@@ -75,30 +77,32 @@ def compute(
     # Only what lies in one run of a file can be read in parts.
     plain, entries = attrgetter("lies_plainly"), checkpoint.entries
     parts = [s for s in steps if cuts[id(s.program)] and all(map(plain, map(entries.__getitem__, s.sources)))]
-    used = {id(s.program) for s in parts}
-    by_torch = len(parts) < len(steps) or any(any(cut.chains) for n, cut in cuts.items() if cut and n in used)
+    cut_up = set(map(id, parts))
+    wholes = [s for s in steps if id(s) not in cut_up]
+    by_views = all(has_views(s.program) and all(entries[key].lies_plainly for key in s.sources) for s in wholes)
+    by_torch = not by_views or any(any(cut.chains) for cut in cuts.values() if cut)
+    maker = (_ByViews if by_views else _ByTorch)(checkpoint, wholes)
+    whole = {id(step): Task(held_by(step.program, None, None), _Whole(step, writer, maker)) for step in wholes}
+    checkpoint.read_in_order(checkpoint.files)
     with one_thread_each() if by_torch else nullcontext():
-        run_tasks(_tasks_of(steps, parts, cuts, checkpoint, writer, region), moved, budget)
+        run_tasks(_tasks_of(steps, whole, cuts, Gatherer(checkpoint), writer, region), moved, budget)
 
 
 def _tasks_of(
     steps: Sequence[Step],
-    parts: Sequence[Step],
+    whole: Mapping[int, Task],
     cuts: Mapping[int, Cut | None],
-    checkpoint: Checkpoint,
+    gatherer: Gatherer,
     writer: Sink,
     region: int,
 ) -> Iterator[Task]:
-    """The tasks of steps, in the order of the steps; those of `parts` are cut."""
-    cut_up = set(map(id, parts))
-    checkpoint.read_in_order(checkpoint.files)
-    gatherer, loads = Gatherer(checkpoint), Loads(checkpoint, [s for s in steps if id(s) not in cut_up])
+    """The tasks of steps, in the order of the steps; those that are not cut are tasks already."""
     regions: dict[int, list[tuple[int, Region, list[Batch]]]] = {}
     for step in steps:
         program = step.program
-        cut = cuts[id(program)] if id(step) in cut_up else None
-        if cut is None:
-            yield Task(held_by(program, None, None), _Whole(step, writer, loads))
+        cut = cuts[id(program)]
+        if cut is None or id(step) in whole:
+            yield whole[id(step)]
             continue
         if id(program) not in regions:
             found = regions_of(cut.layout, region_limit(program, region))
@@ -191,22 +195,49 @@ class _Whole:
 
     step: Step
     writer: Sink
-    loads: Loads
+    maker: _ByTorch | _ByViews
 
     def __call__(self) -> int:
-        from ..storage.tensors import dense_bytes
-
-        writer = self.writer
-        places = {key: writer.places[key] for key in self.step.targets if key in writer.places}
+        step, writer = self.step, self.writer
+        places = {key: writer.places[key] for key in step.targets if key in writer.places}
         total = sum(place.nbytes for place in places.values())
         if all(writer.has(*place) for place in places.values()):
             writer.skip(total)
         else:
-            for key, tensor in zip(self.step.targets, run_step(self.step, self.loads)):
+            for key, made in zip(step.targets, self.maker.made(step)):
                 if key in places:
-                    writer.write(places[key].file, places[key].offset, dense_bytes(tensor, key))
-        self.loads.done(self.step)
+                    writer.write(places[key].file, places[key].offset, made)
+        self.maker.loads.done(step)
         return total
+
+
+class _ByTorch:
+    """Makes the targets of a step together, from tensors."""
+
+    def __init__(self, checkpoint: Checkpoint, steps: Sequence[Step]) -> None:
+        self.loads = Loads(checkpoint.load, steps)
+
+    def made(self, step: Step) -> Iterator[memoryview]:
+        """The bytes of each target."""
+        from ..storage.tensors import dense_bytes
+
+        return map(dense_bytes, run_step(step, self.loads), step.targets)
+
+
+class _ByViews:
+    """Makes one target after another of a step that only rearranges, through views of the files."""
+
+    def __init__(self, checkpoint: Checkpoint, steps: Sequence[Step]) -> None:
+        self.loads = Loads(partial(Elements.of, checkpoint), steps)
+        self._gatherer = Gatherer(checkpoint)
+
+    def made(self, step: Step) -> Iterator[memoryview]:
+        """The bytes of each target; they are overwritten by those of the next."""
+        layout = step.program.moves
+        assert layout is not None
+        rows = {n: self.loads(step.sources[n]).row for n in {piece.source for piece in layout.pieces}}
+        for target in range(len(step.targets)):
+            yield self._gatherer.turned(layout, target, rows).view("u1").data
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from ..errors import CheckpointError, Diagnostic
 from ..ops.base import OpError
 from ..planning.layout import Layout
 from ..planning.steps import Beside, Move, Pick, Program, Run, Step
-from ..storage.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["Loads", "execute", "move_box", "rearrange", "run_step"]
 
+T = TypeVar("T")
 Load = Callable[[str], "Tensor"]
 
 
@@ -90,13 +90,13 @@ def move_box(box: Tensor, target: Tensor) -> None:
 
 
 @dataclass
-class Loads:
+class Loads(Generic[T]):
     """Loads sources, and holds one only as long as a later step still wants it; from any thread."""
 
-    checkpoint: Checkpoint
+    load: Callable[[str], T]
     steps: Iterable[Step]
     wanted: dict[str, int] = field(default_factory=dict)
-    held: dict[str, Tensor] = field(default_factory=dict)
+    held: dict[str, T] = field(default_factory=dict)
     lock: Lock = field(default_factory=Lock)
 
     def __post_init__(self) -> None:
@@ -104,12 +104,12 @@ class Loads:
             for key in set(step.sources):
                 self.wanted[key] = self.wanted.get(key, 0) + 1
 
-    def __call__(self, key: str) -> Tensor:
+    def __call__(self, key: str) -> T:
         if key not in self.held and self.wanted.get(key, 0) < 2:
-            return self.checkpoint.load(key)
+            return self.load(key)
         with self.lock:
             if key not in self.held:
-                self.held[key] = self.checkpoint.load(key)
+                self.held[key] = self.load(key)
             return self.held[key]
 
     def done(self, step: Step) -> None:

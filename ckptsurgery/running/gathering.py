@@ -6,24 +6,27 @@ turned a panel of rows at a time, which lies in a core's cache while its columns
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import local
 from typing import TYPE_CHECKING, Any
 
 from ..planning.costing import TOGETHER
-from ..planning.cutting import Region, extent_of
-from ..planning.layout import Piece
+from ..planning.cutting import Region, extent_of, panels_of
+from ..planning.layout import Layout, Piece
 from ..storage.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     import numpy as np
 
+    Row = np.ndarray[Any, Any]
+
 __all__ = ["Batch", "Gatherer", "batches_of"]
 
 _ELEMENTS = {1: "u1", 2: "u2", 4: "u4", 8: "u8", 16: "c16"}
-_LONG_ROW = 256  # elements
-_LINE = 64  # bytes
+_LONG_LINE = 256  # elements
+_CACHE_LINE = 64  # bytes
+_KEPT = 32 << 20  # bytes; what is larger costs less to get than to hold, beside the tasks of all other threads
 
 
 class _Buffers(local):
@@ -32,14 +35,16 @@ class _Buffers(local):
     def __init__(self) -> None:
         self._kept: dict[str, Any] = {}
 
-    def take(self, name: str, count: int, size: int) -> np.ndarray[Any, Any]:
+    def take(self, name: str, count: int, size: int) -> Row:
         """So many elements of a size; what the name gave before is used again."""
         import numpy as np
 
-        kept = self._kept.get(name)
-        if kept is None or len(kept) < count * size:
-            self._kept[name] = kept = np.empty(count * size, "u1")
-        return kept[: count * size].view(_ELEMENTS[size])
+        kept, nbytes = self._kept.get(name), count * size
+        if kept is None or len(kept) < nbytes:
+            kept = np.empty(nbytes, "u1")
+            if nbytes <= _KEPT:
+                self._kept[name] = kept
+        return kept[:nbytes].view(_ELEMENTS[size])
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +56,28 @@ class Batch:
         places: source and offset of each.
         span: elements that each spans in its source.
         step: elements from one to the next in the target.
+        axis: the outermost in the source.
+        line: elements that one step along it spans.
     """
 
     first: Piece
     places: tuple[tuple[int, int], ...]
     span: int
     step: int
+    axis: int
+    line: int
 
     @property
     def straight(self) -> bool:
         """Whether the target has the elements in the order in which they are read."""
         first = self.first
         return self.step == self.span == first.numel and first.source_strides == first.target_strides
+
+    @property
+    def turned(self) -> bool:
+        """Whether lines of the source, which do not overlap, become columns of the target."""
+        strides = self.first.source_strides
+        return bool(strides) and strides[-1] != 1 and self.line <= strides[self.axis]
 
 
 def batches_of(region: Region) -> list[Batch]:
@@ -72,9 +87,12 @@ def batches_of(region: Region) -> list[Batch]:
 
 def _batch(pieces: Sequence[Piece]) -> Batch:
     first = pieces[0]
-    span = extent_of(first.shape, first.source_strides)
+    shape, strides = first.shape, first.source_strides
+    span = extent_of(shape, strides)
     step = pieces[1].target_offset - first.target_offset if len(pieces) > 1 else span
-    return Batch(first, tuple((p.source, p.source_offset) for p in pieces), span, step)
+    axis = max(range(len(shape)), key=strides.__getitem__, default=0)
+    line = span - (shape[axis] - 1) * strides[axis] if shape else 1
+    return Batch(first, tuple((p.source, p.source_offset) for p in pieces), span, step, axis, line)
 
 
 def _alike(pieces: Sequence[Piece]) -> Iterator[Sequence[Piece]]:
@@ -108,9 +126,7 @@ class Gatherer:
     checkpoint: Checkpoint
     buffers: _Buffers = field(default_factory=_Buffers)
 
-    def gathered(
-        self, region: Region, batches: Iterable[Batch], sources: Sequence[str], size: int
-    ) -> np.ndarray[Any, Any]:
+    def gathered(self, region: Region, batches: Iterable[Batch], sources: Sequence[str], size: int) -> Row:
         """A region's elements in one row.
 
         Args:
@@ -122,25 +138,41 @@ class Gatherer:
             self._fill(flat, batch.first.target_offset - region.start, batch, sources)
         return flat
 
-    def _fill(self, flat: np.ndarray[Any, Any], at: int, batch: Batch, sources: Sequence[str]) -> None:
-        first, count, span, size = batch.first, len(batch.places), batch.span, flat.itemsize
+    def _fill(self, flat: Row, at: int, batch: Batch, sources: Sequence[str]) -> None:
+        count, span, size = len(batch.places), batch.span, flat.itemsize
         if batch.straight:
             self._read(batch, sources, flat[at : at + count * span])
             return
         box = self.buffers.take("read", count * span, size)
         self._read(batch, sources, box)
-        strides = (span, *first.source_strides)
-        row = max(first.source_strides, default=0)
-        if row >= _LONG_ROW and span == row * first.shape[first.source_strides.index(row)]:
-            # Rows at distances of a power of two would displace each other in a core's cache.
-            apart = row + _LINE // size
-            padded = self.buffers.take("padded", count * span // row * apart, size)
-            padded.reshape(-1, apart)[:, :row] = box.reshape(-1, row)
-            box, strides = padded, tuple(n // row * apart if n >= row else n for n in strides)
-        shape = (count, *first.shape)
-        _view(flat, at, shape, (batch.step, *first.target_strides))[...] = _view(box, 0, shape, strides)
+        self._put(flat, at, batch, box, 0)
 
-    def _read(self, batch: Batch, sources: Sequence[str], box: np.ndarray[Any, Any]) -> None:
+    def turned(self, layout: Layout, target: int, sources: Mapping[int, Row]) -> Row:
+        """A whole target's elements in one row, from sources in one row each."""
+        pieces = [part for piece in layout.into(target) for part in panels_of(piece)]
+        size = sources[pieces[0].source].itemsize if pieces else 1
+        flat = self.buffers.take("made", sum(piece.numel for piece in pieces), size)
+        for piece in pieces:
+            self._put(flat, piece.target_offset, _batch((piece,)), sources[piece.source], piece.source_offset)
+        return flat
+
+    def _put(self, flat: Row, at: int, batch: Batch, row: Row, start: int) -> None:
+        """Copy pieces from a row, in which they begin at distances of their span, to their places in another."""
+        first, count, strides = batch.first, len(batch.places), batch.first.source_strides
+        step, box = batch.span, (count, *first.shape)
+        if batch.turned and batch.line >= _LONG_LINE:
+            # Lines at distances of a power of two would displace each other in a core's cache.
+            lines, apart = first.shape[batch.axis], batch.line + _CACHE_LINE // row.itemsize
+            padded = self.buffers.take("padded", count * lines * apart, row.itemsize)
+            shape = count, lines, batch.line
+            a, b = _view(row, start, shape, (step, strides[batch.axis], 1)), (lines * apart, apart, 1)
+            _view(padded, 0, shape, b)[...] = a
+            row, start, step = padded, 0, lines * apart
+            strides = tuple(apart if n == batch.axis else stride for n, stride in enumerate(strides))
+        target = _view(flat, at, box, (batch.step, *first.target_strides))
+        target[...] = _view(row, start, box, (step, *strides))
+
+    def _read(self, batch: Batch, sources: Sequence[str], box: Row) -> None:
         """The runs that pieces span, one after another."""
         entries, read = self.checkpoint.entries, self.checkpoint.read_file_into
         size, buffer, at = box.itemsize, box.view("u1").data, 0
@@ -151,9 +183,7 @@ class Gatherer:
             at += nbytes
 
 
-def _view(
-    flat: np.ndarray[Any, Any], at: int, shape: tuple[int, ...], strides: tuple[int, ...]
-) -> np.ndarray[Any, Any]:
+def _view(flat: Row, at: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Row:
     """A view of some elements; offset and strides in elements."""
     import numpy as np
 

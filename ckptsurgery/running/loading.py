@@ -131,7 +131,7 @@ def _set_one_by_one(
     bar: ByteBar,
 ) -> None:
     places = shared_places(model) if assign else {}
-    loads = Loads(checkpoint, steps)
+    loads = Loads(checkpoint.load, steps)
     for step in steps:
         if any(key not in skipped for key in step.targets):
             for key, tensor in zip(step.targets, run_step(step, loads)):

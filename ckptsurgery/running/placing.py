@@ -1,4 +1,4 @@
-"""Comparing elements at their places in two files, by views of both."""
+"""Elements at their places in files, by views: to compare both sides of a rearrangement, or to make it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..planning.layout import Piece
+from ..planning.steps import Program
 from ..specs import DTYPES
 from ..storage.checkpoint import Checkpoint
 
-__all__ = ["Elements", "equal_at"]
+__all__ = ["Elements", "equal_at", "has_views"]
 
 _TILE = 1 << 18  # elements
 _MAP_FROM = 1 << 20
@@ -57,6 +58,12 @@ class Elements:
         if self.mapped is not None:
             with contextlib.suppress(OSError, AttributeError):
                 self.mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def has_views(program: Program) -> bool:
+    """Whether it is one rearrangement of elements that views of integers can have."""
+    specs = (*program.inputs, *program.outputs)
+    return program.moves is not None and all(DTYPES[s.dtype].bits in (8, 16, 32, 64) for s in specs)
 
 
 def equal_at(source: Elements, target: Elements, piece: Piece) -> bool:

@@ -169,7 +169,7 @@ def state_dict_of(plan: Plan, checkpoint: Checkpoint) -> dict[str, Any]:
     _refuse_inits(plan)
     prove(plan, checkpoint)
     aliases = output_aliases(plan, checkpoint)
-    loads = Loads(checkpoint, plan.steps)
+    loads = Loads(checkpoint.load, plan.steps)
     made: dict[str, Any] = {}
     taken: set[int] = set()
     for step in plan.steps:

@@ -98,6 +98,19 @@ def test_large_matrices_are_turned_a_panel_at_a_time(
             assert bytes(made.read(key)) == bytes(tensor.contiguous().flatten().view(torch.uint8).numpy()), key
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float32, torch.float64, torch.complex128])
+@pytest.mark.parametrize("target", ["w.{p} [b a]", "w.{p} [a b]", "w.{p} [b a], v [p b a]"])
+def test_large_matrices_are_split_by_turns_and_turned(tmp_path: Path, target: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    whole = torch.randint(0, 256, (300, 3 * 311, dtype.itemsize), dtype=torch.uint8).view(dtype)[..., 0]
+    cs.save({"w": whole}, tmp_path / "source.pt")
+    plan = cs.plan(tmp_path / "source.pt", cs.Recipe([f"w [a (b p)] -> {target}"], dims={"p": 3}))
+    plan.save(tmp_path / "out.pt")
+    with cs.open(tmp_path / "out.pt") as made:
+        for key, tensor in plan.state_dict().items():
+            assert bytes(made.read(key)) == bytes(tensor.contiguous().flatten().view(torch.uint8).numpy()), key
+
+
 @pytest.mark.parametrize("rules", RECIPES.values(), ids=list(RECIPES))
 @pytest.mark.parametrize("limit", [1, 3, 8, 1000])
 def test_regions_fill_each_target_once_and_read_no_element_twice(rules: list[str], limit: int) -> None:
@@ -224,7 +237,7 @@ def test_the_number_of_intra_op_threads_is_given_back() -> None:
 def test_a_source_of_many_computed_steps_is_loaded_once_and_then_let_go(source: Path) -> None:
     with cs.open(source) as checkpoint:
         (step,) = cs.plan(checkpoint, cs.Recipe(["l.0.fused [a b c] -> m.{c} [b a]"], rest="drop")).steps
-        loads = Loads(checkpoint, [step, step])
+        loads = Loads(checkpoint.load, [step, step])
         first = loads("l.0.fused")
         loads.done(step)
         assert loads("l.0.fused") is first

@@ -161,11 +161,19 @@ def test_each_file_is_opened_once_for_its_data(source: Path, tmp_path: Path, mon
     assert sorted(opened) == sorted(set(opened)) == sorted(plan.checkpoint.files)
 
 
-@pytest.mark.parametrize("rule", ["l.{i}.{p} [a b] -> m.{i}.{p} [b a]", "l.{i}.{p} [a b] -> m.{p} [i b a]"])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "l.{i}.{p} [a b] -> m.{i}.{p} [b a]",
+        "l.{i}.{p} [a b] -> m.{p} [i b a]",
+        "l.{i}.{p} [(a two) b] -> m.{i}.{p}.{two:x,y} [b a]",
+    ],
+)
 def test_what_only_moves_elements_imports_no_torch(source: Path, tmp_path: Path, rule: str) -> None:
     code = (
-        "import sys, ckptsurgery as cs; cs.plan(sys.argv[1], sys.argv[2]).save(sys.argv[3]);"
-        "print('torch' in sys.modules)"
+        "import sys, ckptsurgery as cs;"
+        "recipe = cs.Recipe([sys.argv[2]], dims={'two': 2} if 'two' in sys.argv[2] else {});"
+        "cs.plan(sys.argv[1], recipe).save(sys.argv[3]); print('torch' in sys.modules)"
     )
     command = [sys.executable, "-c", code, str(source), rule, str(tmp_path / "out.safetensors")]
     assert subprocess.check_output(command, text=True) == "False\n"
