@@ -58,9 +58,9 @@ def copied_from(plan: Plan, checkpoint: Checkpoint) -> dict[str, int]:
     found: dict[str, int] = {}
     for step in plan.steps[:: 1 + len(plan.steps) // _SAMPLES]:
         for key, number in zip(step.targets, step.program.copies or ()):
-            extent = checkpoint.extent(step.sources[number])
-            if extent is not None:
-                found[key] = extent.offset
+            entry = checkpoint.entries[step.sources[number]]
+            if entry.lies_plainly:
+                found[key] = entry.offset
     return found
 
 
