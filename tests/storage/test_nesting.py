@@ -83,7 +83,7 @@ def test_several_candidates_are_listed_with_the_line_to_paste(tree, paths):
     (problem,) = caught.value.diagnostics
     assert problem.code == "ambiguous-subtree"
     for path in paths:
-        assert any(note.startswith(f'subtree="{path}"  ') and "tensors" in note for note in problem.notes)
+        assert any(note.startswith(f'subtree="{path}"  ') and " tensor" in note for note in problem.notes)
         locate(tree, path, "x.pt")
 
 
