@@ -8,12 +8,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from ..collection import without_collection
 from ..errors import Diagnostic, RecipeError
 from ..language.folding import fold, fold_groups
 from ..running.progress import ByteBar
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
-from ..storage.collection import without_collection
 from ..storage.opening import open_checkpoint
 from ..wording import counted
 from .numbers import Difference, difference

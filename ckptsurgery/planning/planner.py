@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..collection import without_collection
 from ..errors import Diagnostic, PlanError, RecipeError
 from ..language.dims import Dims, DimValue
 from ..language.folding import fold, fold_groups
@@ -28,6 +29,7 @@ from .targets import fit
 __all__ = ["draft_plan", "fitted", "make_plan"]
 
 
+@without_collection()
 def make_plan(
     specs: Mapping[str, TensorSpec],
     recipe: Recipe,
@@ -67,6 +69,7 @@ def fitted(drafted: Plan, stage: Stage, target: Target | None, dtype: str) -> Pl
     return plan
 
 
+@without_collection()
 def draft_plan(
     specs: Mapping[str, TensorSpec],
     recipe: Recipe,

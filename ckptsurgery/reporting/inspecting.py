@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..collection import without_collection
 from ..errors import CheckpointError, Diagnostic
 from ..language.folding import fold, fold_items
 from ..specs import TensorSpec
-from ..storage.collection import without_collection
 from ..storage.text import shown_bytes
 from ..wording import counted
 from .tables import cut, shown_numbers, table

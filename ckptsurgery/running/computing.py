@@ -16,6 +16,7 @@ from operator import attrgetter
 from threading import Condition, Lock
 from typing import Any, Protocol
 
+from ..collection import without_collection
 from ..errors import CheckpointError, Diagnostic
 from ..ops.base import Op, OpError
 from ..planning.costing import BUDGET, REGION, held_by, region_limit, workers
@@ -23,7 +24,6 @@ from ..planning.cutting import Cut, Region, cut_of, regions_of
 from ..planning.steps import Step
 from ..specs import DTYPES
 from ..storage.checkpoint import Checkpoint
-from ..storage.collection import without_collection
 from ..storage.contents import Extent
 from .executing import Loads, run_step
 from .gathering import Batch, Gatherer, batches_of

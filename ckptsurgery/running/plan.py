@@ -18,7 +18,6 @@ from ..planning.reversing import reversed_plan
 from ..planning.targets import DTYPE_POLICIES
 from ..specs import DTYPES, TensorSpec, dtype_name
 from ..storage.checkpoint import Checkpoint
-from ..storage.collection import without_collection
 from ..storage.opening import open_checkpoint
 from .provenance import Asked, as_told, read_provenance
 from .report import Report
@@ -162,19 +161,11 @@ def _planned(
     dims: Mapping[str, DimValue] | None,
 ) -> RunnablePlan:
     asked = Asked(config if config is not None else checkpoint.config, dims or {}, dtype)
-    with without_collection():
-        found = make_plan(
-            checkpoint.specs,
-            recipe,
-            load_recipe,
-            target=target,
-            config=asked.config,
-            dims=dims,
-            dtype=dtype,
-        )
-    # the checkpoint's own specs, not the planner's copy of them
+    found = make_plan(
+        checkpoint.specs, recipe, load_recipe, target=target, config=asked.config, dims=dims, dtype=dtype
+    )
     warnings = (*found.warnings, *_left_behind(checkpoint))
-    return _runnable(replace(found, source=checkpoint.specs, warnings=warnings), checkpoint, asked)
+    return _runnable(replace(found, warnings=warnings), checkpoint, asked)
 
 
 def _left_behind(checkpoint: Checkpoint) -> tuple[Diagnostic, ...]:

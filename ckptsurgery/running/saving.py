@@ -10,12 +10,12 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from ..collection import without_collection
 from ..errors import CheckpointError, Diagnostic, PlanError
 from ..planning.costing import BUDGET, cost_of, largest_step
 from ..planning.plan import Plan
 from ..planning.steps import Step, outputs_of
 from ..storage.checkpoint import Checkpoint
-from ..storage.collection import without_collection
 from ..storage.resuming import ResumableWriter
 from ..storage.staging import Writer
 from ..storage.writing import open_staged, open_writer, parse_size

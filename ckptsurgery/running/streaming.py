@@ -7,12 +7,12 @@ from itertools import chain, compress
 from operator import itemgetter
 from typing import Any, TypeVar
 
+from ..collection import without_collection
 from ..planning.costing import BUDGET, REGION
 from ..planning.cutting import copies_bytes
 from ..planning.plan import Plan
 from ..planning.steps import Step
 from ..storage.checkpoint import Checkpoint
-from ..storage.collection import without_collection
 from ..storage.staging import Writer
 from .copying import BareRun, copy_runs, merged, runs_of
 

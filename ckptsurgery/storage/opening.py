@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..collection import without_collection
 from ..errors import CheckpointError, Diagnostic
 from .checkpoint import Checkpoint
-from .collection import without_collection
 from .contents import Contents
 from .files import os_error, read_regular
 from .folders import read_folder

@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 
-from ckptsurgery.storage.collection import without_collection
+from ckptsurgery.collection import without_collection
 
 
 class Ring:
