@@ -11,12 +11,13 @@ from typing import Any, TextIO
 
 import typer
 
-from ..errors import CkptSurgeryError, Diagnostic
+from ..errors import CkptSurgeryError
 
 __all__ = ["complain", "show", "width"]
 
 # Keys and metadata come from files: they must not steer the terminal.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_DIAGNOSTIC = re.compile(r"^(?:(error|warning|note)(\[[a-z-]+\])(: .*)| = help: .*)$", re.MULTILINE)
 _COLOURS = {"error": typer.colors.RED, "warning": typer.colors.YELLOW, "note": typer.colors.BLUE}
 
 
@@ -31,7 +32,7 @@ def show(result: Any, as_json: bool = False) -> None:
         data = result.to_json() if hasattr(result, "to_json") else result
         _write(json.dumps(data, indent=2, default=str), sys.stdout)
     else:
-        _write(_printable(str(result)), sys.stdout)
+        _say(str(result), sys.stdout)
 
 
 def complain(error: CkptSurgeryError, as_json: bool = False) -> None:
@@ -40,17 +41,19 @@ def complain(error: CkptSurgeryError, as_json: bool = False) -> None:
         found = [diagnostic.to_json() for diagnostic in error.diagnostics]
         _write(json.dumps({"diagnostics": found}, indent=2, default=str), sys.stderr)
         return
-    coloured = sys.stderr.isatty() and "NO_COLOR" not in os.environ
-    _write("\n\n".join(_styled(d) if coloured else _printable(str(d)) for d in error.diagnostics), sys.stderr)
+    _say("\n\n".join(map(str, error.diagnostics)), sys.stderr)
 
 
-def _styled(diagnostic: Diagnostic) -> str:
-    head, *lines = _printable(str(diagnostic)).split("\n")
-    mark = f"{diagnostic.severity}[{diagnostic.code}]"
-    colour = _COLOURS.get(diagnostic.severity, typer.colors.RED)
-    styled = typer.style(mark, fg=colour, bold=True) + typer.style(head.removeprefix(mark), bold=True)
-    helped = (typer.style(line, fg=typer.colors.CYAN) if line.startswith(" = help") else line for line in lines)
-    return "\n".join([styled, *helped])
+def _say(text: str, stream: TextIO) -> None:
+    text = _printable(text)
+    _write(_DIAGNOSTIC.sub(_coloured, text) if stream.isatty() and "NO_COLOR" not in os.environ else text, stream)
+
+
+def _coloured(line: re.Match[str]) -> str:
+    severity, code, headline = line.groups()
+    if severity is None:
+        return typer.style(line.group(), fg=typer.colors.CYAN)
+    return typer.style(severity + code, fg=_COLOURS[severity], bold=True) + typer.style(headline, bold=True)
 
 
 def _printable(text: str) -> str:

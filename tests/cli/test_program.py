@@ -77,6 +77,25 @@ def test_a_checkpoint_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[st
     assert captured.err == "error[bad-key]: a key with \\x07 in it\n"
 
 
+@pytest.mark.parametrize("looked_at", [True, False])
+def test_findings_and_complaints_are_coloured_where_a_person_looks(
+    looked_at: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    problem = Diagnostic("bad-key", "a key", notes=("error: none",), help="mend it", severity="warning")
+    for name, say in (("stdout", lambda: show(problem)), ("stderr", lambda: complain(CheckpointError(problem)))):
+        stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+        monkeypatch.setattr(stream, "isatty", lambda: looked_at)
+        monkeypatch.setattr(sys, name, stream)
+        say()
+        stream.seek(0)
+        mark, title, help = "warning[bad-key]", ": a key", " = help: mend it"
+        if looked_at:
+            mark, title = f"\x1b[33m\x1b[1m{mark}\x1b[0m", f"\x1b[1m{title}\x1b[0m"
+            help = f"\x1b[36m{help}\x1b[0m"
+        assert stream.read() == f"{mark}{title}\n   error: none\n{help}\n"
+
+
 def test_what_the_terminal_cannot_spell_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", stream)
