@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import chain, count, filterfalse
+from operator import attrgetter
 
 from ..errors import Diagnostic, RecipeError
 from ..language.calls import parse_call
@@ -171,8 +175,7 @@ class _Fitting:
             self.proofs += [(other, made[0]) for other in made[1:]]
 
     def coverage(self) -> None:
-        known = self.wanted.keys()
-        extra = [k for k in (*self.plan.specs, *self.ties) if k not in known]
+        extra = list(filterfalse(self.wanted.__contains__, chain(self.plan.specs, self.ties)))
         if extra:
             folded = fold_groups(extra, label=self.plan.specs.get)
             notes = tuple(
@@ -188,7 +191,8 @@ class _Fitting:
                     help=self.drop_help(extra),
                 )
             )
-        missing = [k for k in known if k not in self.plan.specs and k not in self.chosen and k not in self.ties]
+        left = filterfalse(self.plan.specs.__contains__, self.wanted)
+        missing = [k for k in left if k not in self.chosen and k not in self.ties]
         if missing:
             folded = fold_groups(missing, label=self.wanted.get)
             notes = tuple(f"{f.text}  {self.wanted[f.first]}" for f in folded[:12])
@@ -220,12 +224,23 @@ class _Fitting:
             f"drop = [{', '.join(repr(f.pattern).replace(chr(39), chr(34)) for f in folded[:3])}], or correct the rule"
         )
 
+    @cached_property
+    def kinds(self) -> list[int]:
+        """A number for each key made, the same where its spec and the one that is wanted are the same objects."""
+        numbers: dict[tuple[int, int], int] = defaultdict(count().__next__)
+        pairs = zip(map(id, self.plan.specs.values()), map(id, map(self.wanted.get, self.plan.specs)))
+        return list(map(numbers.__getitem__, pairs))
+
+    @cached_property
+    def examples(self) -> dict[int, str]:
+        """One key of each kind; kinds are few."""
+        return dict(zip(self.kinds, self.plan.specs))
+
     def shapes(self) -> None:
         wrong: dict[int, list[tuple[str, TensorSpec, Step]]] = {}
-        for step in self.plan.steps:
+        for step in self.plan.steps if any(map(self.misshapen, self.examples.values())) else ():
             for key, spec in zip(step.targets, step.program.outputs):
-                want = self.wanted.get(key)
-                if want is not None and want.shape != spec.shape:
+                if self.misshapen(key):
                     wrong.setdefault(step.rules[-1], []).append((key, spec, step))
         for number, cases in wrong.items():
             key, spec, step = cases[0]
@@ -243,45 +258,51 @@ class _Fitting:
                 )
             )
 
+    def misshapen(self, key: str) -> bool:
+        want = self.wanted.get(key)
+        return want is not None and want.shape != self.plan.specs[key].shape
+
     def dtypes(self, policy: str) -> None:
         if policy == "source":
             return
-        steps: list[Step] = []
-        refused: dict[tuple[str, str], list[str]] = {}
-        changed: dict[tuple[int, tuple[str, ...]], Program | None] = {}
+        made = self.plan.specs
+        wants = {n: _wanted_dtype(made[key], self.wanted.get(key), policy) for n, key in self.examples.items()}
+        odd = {n: (made[key].dtype, wants[n]) for n, key in self.examples.items() if made[key].dtype != wants[n]}
+        if not odd:
+            return
+        kinds = dict(zip(made, self.kinds))
+        keys = chain.from_iterable(map(attrgetter("targets"), self.plan.steps))
+        self.casts = {key: odd[kinds[key]] for key in keys if kinds[key] in odd}
+        cast: dict[tuple[int, tuple[str, ...]], Program | None] = {}
+        programs: dict[tuple[int, ...], Program] = {}  # by the one before, and by the kinds of the targets
+        self.steps = []
         for step in self.plan.steps:
-            outputs = step.program.outputs
-            wants = tuple(self.wanted_dtype(k, s, policy) for k, s in zip(step.targets, outputs))
-            if all(w == s.dtype for w, s in zip(wants, outputs)):
-                steps.append(step)
-                continue
-            for key, spec, want in zip(step.targets, outputs, wants):
-                if want != spec.dtype:
-                    self.casts[key] = (spec.dtype, want)
-                    if policy == "error" or (policy == "lossless" and not is_lossless(spec.dtype, want)):
-                        refused.setdefault((spec.dtype, want), []).append(key)
-            place = (id(step.program), wants)
-            if place not in changed:
-                changed[place] = self.cast(step.program, wants)
-            program = changed[place]
-            steps.append(step._replace(program=program) if program is not None else step)
-        for (have, want), keys in refused.items():
-            folded = [text for text, _ in fold(keys)]
-            lossy = "" if is_lossless(have, want) else ", which can lose bits"
-            self.problems.append(
-                Diagnostic(
-                    "dtype-mismatch",
-                    f"{counted(len(keys), 'tensor', 'is')} {have}, the {self.name} wants {want}{lossy}",
-                    notes=tuple(folded[:8]),
-                    help='dtype="model" casts them, dtype="source" keeps them; or | cast(…)',
-                )
-            )
-        self.steps = steps
+            sources, targets, program, rules = step
+            way = (id(program), *map(kinds.__getitem__, targets))
+            if way not in programs:
+                place = (id(program), tuple(map(wants.__getitem__, way[1:])))
+                if place not in cast:
+                    cast[place] = self.cast(program, place[1])
+                programs[way] = cast[place] or program
+            changed = programs[way]
+            self.steps.append(step if changed is program else Step(sources, targets, changed, rules))
+        self.refuse(policy)
 
-    def wanted_dtype(self, key: str, spec: TensorSpec, policy: str) -> str:
-        if policy not in DTYPE_POLICIES and DTYPES[spec.dtype].kind == "float":
-            return dtype_name(policy)
-        return self.wanted[key].dtype if key in self.wanted else spec.dtype
+    def refuse(self, policy: str) -> None:
+        """Say which casts the policy does not allow."""
+        for have, want in dict.fromkeys(self.casts.values()):
+            lossless = is_lossless(have, want)
+            if policy == "error" or (policy == "lossless" and not lossless):
+                keys = [key for key, change in self.casts.items() if change == (have, want)]
+                lossy = "" if lossless else ", which can lose bits"
+                self.problems.append(
+                    Diagnostic(
+                        "dtype-mismatch",
+                        f"{counted(len(keys), 'tensor', 'is')} {have}, the {self.name} wants {want}{lossy}",
+                        notes=tuple([text for text, _ in fold(keys)][:8]),
+                        help='dtype="model" casts them, dtype="source" keeps them; or | cast(…)',
+                    )
+                )
 
     def cast(self, program: Program, wants: Sequence[str]) -> Program | None:
         for want in dict.fromkeys(wants):
@@ -296,6 +317,12 @@ class _Fitting:
 
     def problem(self, code: str, headline: str, said: BoundPattern, help: str | None) -> None:
         self.problems.append(Diagnostic(code, headline, place=said.place, help=help))
+
+
+def _wanted_dtype(spec: TensorSpec, want: TensorSpec | None, policy: str) -> str:
+    if policy not in DTYPE_POLICIES and DTYPES[spec.dtype].kind == "float":
+        return dtype_name(policy)
+    return want.dtype if want is not None else spec.dtype
 
 
 def _shape_help(spec: TensorSpec, want: TensorSpec, key: str) -> str | None:
