@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -96,6 +98,21 @@ def test_large_matrices_are_turned_a_panel_at_a_time(
     with cs.open(tmp_path / "out.pt") as made:
         for key, tensor in plan.state_dict().items():
             assert bytes(made.read(key)) == bytes(tensor.contiguous().flatten().view(torch.uint8).numpy()), key
+
+
+@pytest.mark.parametrize("order", ["".join(axes) for axes in permutations("abx")])
+@pytest.mark.parametrize("axes", ["a b x", "a (b x)"])
+@pytest.mark.parametrize("shape", [(9, 130, 120), (300, 7, 260), (70, 1030, 2)])
+def test_large_boxes_are_turned_in_every_order(
+    tmp_path: Path, axes: str, order: str, shape: tuple[int, int, int]
+) -> None:
+    whole = torch.arange(math.prod(shape), dtype=torch.int32).reshape(shape)
+    cs.save({"w": whole.flatten(1) if "(" in axes else whole}, tmp_path / "source.safetensors")
+    recipe = cs.Recipe([f"w [{axes}] -> w [{' '.join(order)}]"], dims={"x": shape[2]})
+    cs.plan(tmp_path / "source.safetensors", recipe).save(tmp_path / "out.safetensors")
+    expected = whole.permute(["abx".index(axis) for axis in order])
+    with cs.open(tmp_path / "out.safetensors") as made:
+        assert torch.equal(made["w"].load(), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float32, torch.float64, torch.complex128])
