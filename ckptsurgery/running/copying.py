@@ -6,22 +6,24 @@ A rearrangement whose pieces are runs of bytes never becomes a tensor, so splitt
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import product
+from itertools import product, starmap
 from typing import NamedTuple
 
 from ..planning.costing import CHUNK
 from ..planning.cutting import run_length
 from ..planning.layout import Layout, Piece
-from ..specs import DTYPES
+from ..specs import DTYPES, TensorSpec
 from ..storage.checkpoint import Checkpoint
 from ..storage.cloning import BLOCK
-from ..storage.contents import Entry, Extent
+from ..storage.contents import Extent
 from ..storage.staging import Writer
 
-__all__ = ["ByteRun", "copy_runs", "merged", "runs_of"]
-
+__all__ = ["ByteRun", "copy_runs", "merged", "moves_of", "runs_of"]
 
 _WORTH_SHARING = 64 << 10
+Move = tuple[int, int, int, int, int]
+"""Which source goes to which target, from which byte of the one to which byte of the other, and how many bytes."""
+
 BareRun = tuple[str, int, str, int, int]
 """What a `ByteRun` is made of: most are joined with their neighbours before one is made."""
 
@@ -36,28 +38,36 @@ class ByteRun(NamedTuple):
     nbytes: int
 
 
+def moves_of(layout: Layout, outputs: Sequence[TensorSpec]) -> list[Move]:
+    """A rearrangement in bytes, which is the same for all steps that run one program.
+
+    Args:
+        outputs: specs of the targets.
+    """
+    if layout.copies is not None:
+        return [(source, n, 0, 0, spec.nbytes) for n, (source, spec) in enumerate(zip(layout.copies, outputs))]
+    sizes = [DTYPES[spec.dtype].itemsize for spec in outputs]
+    return [
+        (piece.source, piece.target, a * sizes[piece.target], b * sizes[piece.target], length * sizes[piece.target])
+        for piece in layout.pieces
+        for a, b, length in _elements(piece)
+    ]
+
+
 def runs_of(
-    layout: Layout, dtypes: Sequence[str], sources: Sequence[Entry], targets: Sequence[Extent | None]
+    moves: Iterable[Move], sources: Sequence[tuple[str, int]], targets: Sequence[Extent | None]
 ) -> Iterator[BareRun]:
     """The byte runs of a rearrangement.
 
     Args:
-        dtypes: of the targets.
-        sources: where their tensors lie, plainly; targets: where theirs go, None for one that is not written.
+        sources: file and offset of each tensor, all of whose bytes lie there in order.
+        targets: where theirs go, None for one that is not written.
     """
-    if layout.copies is not None:
-        for number, target in zip(layout.copies, targets):
-            if target is not None and target.nbytes:
-                source = sources[number]
-                yield target.file, target.offset, str(source.file), source.offset, target.nbytes
-        return
-    for piece in layout.pieces:
-        source, target = sources[piece.source], targets[piece.target]
-        if target is None:
-            continue
-        size, file = DTYPES[dtypes[piece.target]].itemsize, str(source.file)
-        for a, b, length in _elements(piece):
-            yield target.file, target.offset + b * size, file, source.offset + a * size, length * size
+    for source, target, start, at, nbytes in moves:
+        place = targets[target]
+        if place is not None and nbytes:
+            file, offset = sources[source]
+            yield place[0], place[1] + at, file, offset + start, nbytes
 
 
 def _elements(piece: Piece) -> Iterator[tuple[int, int, int]]:
@@ -79,10 +89,10 @@ def _elements(piece: Piece) -> Iterator[tuple[int, int, int]]:
 def merged(runs: Iterable[BareRun]) -> list[ByteRun]:
     """Runs in the order of the target files, neighbours on both sides made one."""
     # Most come in order already: so what is sorted is short, and 100,000 runs never lie in memory together.
-    return list(_joined(sorted(_joined(runs))))
+    return list(starmap(ByteRun, _joined(sorted(_joined(runs)))))
 
 
-def _joined(runs: Iterable[BareRun]) -> Iterator[ByteRun]:
+def _joined(runs: Iterable[BareRun]) -> Iterator[BareRun]:
     file = source = ""
     at = start = size = 0
     for run in runs:
@@ -96,10 +106,10 @@ def _joined(runs: Iterable[BareRun]) -> Iterator[ByteRun]:
             size += nbytes
             continue
         if size:
-            yield ByteRun(file, at, source, start, size)
+            yield file, at, source, start, size
         file, at, source, start, size = run
     if size:
-        yield ByteRun(file, at, source, start, size)
+        yield file, at, source, start, size
 
 
 def copy_runs(runs: Iterable[ByteRun], checkpoint: Checkpoint, writer: Writer, moved: Callable[[int], object]) -> None:

@@ -14,7 +14,7 @@ from ..planning.plan import Plan
 from ..planning.steps import Step
 from ..storage.checkpoint import Checkpoint
 from ..storage.staging import Writer
-from .copying import BareRun, copy_runs, merged, runs_of
+from .copying import BareRun, Move, copy_runs, merged, moves_of, runs_of
 
 __all__ = ["copied_from", "output_aliases", "renamed_metadata", "scattered_keys", "stream", "unread_proofs"]
 
@@ -100,6 +100,7 @@ def _byte_runs(plan: Plan, checkpoint: Checkpoint, writer: Writer, computed: lis
     yield from _copies(list(compress(steps, alone)), checkpoint, writer, scattered)
     among = set(map(id, scattered))
     places, entries = writer.places, checkpoint.entries
+    moves: dict[int, list[Move]] = {}
     for step in (step for step, one in zip(steps, alone) if not one or id(step) in among):
         sources, keys, program, _ = step
         targets = [places.get(key) for key in keys]
@@ -108,11 +109,17 @@ def _byte_runs(plan: Plan, checkpoint: Checkpoint, writer: Writer, computed: lis
         if not as_bytes[id(program)] or program.moves is None:
             computed.append(step)
             continue
-        lie = [entries[key] for key in sources]
-        if all(entry.lies_plainly for entry in lie):
-            yield from runs_of(program.moves, [s.dtype for s in program.outputs], lie, targets)
-        else:
+        lie = [
+            (file, offset)
+            for _, file, offset, strides, big_endian, _ in map(entries.__getitem__, sources)
+            if file is not None and strides is None and not big_endian
+        ]
+        if len(lie) < len(sources):
             computed.append(step)
+            continue
+        if id(program) not in moves:
+            moves[id(program)] = moves_of(program.moves, program.outputs)
+        yield from runs_of(moves[id(program)], lie, targets)
 
 
 def _copies(

@@ -11,7 +11,7 @@ import torch
 import ckptsurgery as cs
 from ckptsurgery.planning.layout import Layout
 from ckptsurgery.running import copying
-from ckptsurgery.running.copying import ByteRun, merged, runs_of
+from ckptsurgery.running.copying import ByteRun, merged, moves_of, runs_of
 from ckptsurgery.storage.checkpoint import Checkpoint
 from ckptsurgery.storage.cloning import BLOCK
 from ckptsurgery.storage.contents import Extent
@@ -28,8 +28,8 @@ def test_neighbours_become_one_run_whatever_their_order() -> None:
 
 def test_a_target_that_is_not_written_has_no_runs() -> None:
     layout = Layout.identity([(2,), (3,)])
-    lies = [Extent("s", 0, 8), Extent("s", 8, 12)]
-    assert list(runs_of(layout, ["F32", "F32"], lies, [None, Extent("t", 0, 12)])) == [ByteRun("t", 0, "s", 8, 12)]
+    moves = moves_of(layout, [cs.TensorSpec([2], "F32"), cs.TensorSpec([3], "F32")])
+    assert list(runs_of(moves, [("s", 0), ("s", 8)], [None, Extent("t", 0, 12)])) == [ByteRun("t", 0, "s", 8, 12)]
 
 
 @pytest.fixture
