@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import compress, count, pairwise, repeat
+from itertools import compress, count, repeat
 from operator import is_not
 from typing import Any
 
@@ -56,9 +56,8 @@ class RuleSteps:
     number: int
     flats: Flattening
     programs: dict[Any, Built | None] = field(default_factory=dict)
-    near: dict[Any, Built | None] = field(default_factory=dict)
     kinds: dict[int, int] = field(default_factory=dict)
-    values: dict[TensorSpec, int] = field(default_factory=dict)
+    values: dict[TensorSpec | None, int] = field(default_factory=dict)
 
     def run(self, matched: list[list[Matches]]) -> None:
         """Add the steps, or say why there are none.
@@ -109,31 +108,29 @@ class RuleSteps:
             return
         target = self.draft.target.specs if self.draft.target else None
         specs = list(map(self.draft.specs.__getitem__, matches.keys))
-        wanted = None if target is None else list(map(target.get, keys))
+        wanted: list[TensorSpec | None] = [] if target is None else list(map(target.get, keys))
         markers = [matches.columns[n] for n in self._marker_names() if n in matches.columns]
+        starts = _starts([specs, wanted, *(column for column in markers if isinstance(column, list))])
+        places = zip(
+            self._kinds([specs[at] for at in starts]),
+            self._kinds([wanted[at] for at in starts]) if wanted else repeat(None),
+            [tuple(column if isinstance(column, str) else column[at] for column in markers) for at in starts],
+        )
         programs: list[Program | None] = []
-        for start, end in _runs([specs, wanted or (), *(column for column in markers if isinstance(column, list))]):
-            marks = tuple(column if isinstance(column, str) else column[start] for column in markers)
-            built = self._built_at(start, matches, specs[start], wanted[start] if wanted else None, marks)
+        for start, end, place in zip(starts, [*starts[1:], len(keys)], places):
+            if place not in self.programs:
+                self.programs[place] = self._built_at(start, matches, specs[start], wanted[start] if wanted else None)
+            built = self.programs[place]
             programs += [built.program if built else None] * (end - start)
         rows = zip(zip(matches.keys), zip(keys), programs, repeat((self.number,)))
         self.draft.steps += steps_of(compress(rows, programs))
         self.draft.firsts += compress(matches.keys, programs)
 
-    def _built_at(
-        self, at: int, matches: Matches, spec: TensorSpec, want: TensorSpec | None, marks: tuple[str, ...]
-    ) -> Built | None:
-        """What becomes of the tensor of one match; built once for all that are like it."""
-        # Most tensors share their spec object with others; to compare them by value takes longer than all else.
-        near = (id(spec), id(want), marks)
-        if near not in self.near:
-            place = (spec, want, marks)
-            if place not in self.programs:
-                values: Values = {n: c if isinstance(c, str) else c[at] for n, c in matches.columns.items()}
-                group = Group(values, [[(matches.keys[at],)]], [()], [((),)])
-                self.programs[place] = self._build(group, (spec,), ({(): want} if want else {},))
-            self.near[near] = self.programs[place]
-        return self.near[near]
+    def _built_at(self, at: int, matches: Matches, spec: TensorSpec, want: TensorSpec | None) -> Built | None:
+        """What becomes of the tensor of one match."""
+        values: Values = {n: c if isinstance(c, str) else c[at] for n, c in matches.columns.items()}
+        group = Group(values, [[(matches.keys[at],)]], [()], [((),)])
+        return self._build(group, (spec,), ({(): want} if want else {},))
 
     def _marker_names(self) -> list[str]:
         terms = (*self.bound.rule.sources, *self.bound.rule.targets)
@@ -156,8 +153,9 @@ class RuleSteps:
             self.draft.steps.append(Step(keys, self._made(group, built), built.program, (self.number,)))
             self.draft.firsts.append(keys[0])
 
-    def _kinds(self, specs: Sequence[TensorSpec]) -> tuple[int, ...]:
-        """A number for each spec, the same for equal ones; each object is compared by value once."""
+    def _kinds(self, specs: Sequence[TensorSpec | None]) -> tuple[int, ...]:
+        """A number for each spec, the same for equal ones."""
+        # Most tensors share their spec object with others; to compare all of them by value takes longer than all else.
         objects = list(map(id, specs))
         for one, spec in dict(zip(objects, specs)).items():
             if one not in self.kinds:
@@ -259,10 +257,10 @@ class RuleSteps:
         return pattern.spell(texts)
 
 
-def _runs(columns: Sequence[Sequence[object]]) -> Iterable[tuple[int, int]]:
-    """From where to where every column holds one and the same object."""
+def _starts(columns: Sequence[Sequence[object]]) -> list[int]:
+    """Where runs start over which every column holds one and the same object."""
     changes = (compress(count(1), map(is_not, column[1:], column)) for column in columns)
-    return pairwise([*sorted({0}.union(*changes)), len(columns[0])])
+    return sorted({0}.union(*changes))
 
 
 def _spell(capture: Capture, value: str) -> str:
