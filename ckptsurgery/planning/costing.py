@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BUDGET",
     "CHUNK",
+    "JOINED",
     "REGION",
     "TOGETHER",
     "Cost",
@@ -34,6 +35,9 @@ CHUNK = 1 << 20
 
 REGION = 1 << 20
 """Bytes of a target that are computed at a time where a step can be cut."""
+
+JOINED = 2
+"""Regions' worth of bytes that small neighbours may hold together when they are made as one."""
 
 TOGETHER = 1 << 17
 """Elements of small pieces that are read together, before one copy puts them in their places."""
@@ -118,7 +122,8 @@ def cost_of(
         sources = {key for s in plan.steps if _way(s, tied, apart) in whole for key in s.sources}
         read += sum(plan.source[key].nbytes for key in sources if key in plan.source)
     read += sum(plan.source[k].nbytes for pair in plan.proofs if pair not in unread for k in pair)
-    peak = max(buffer, min(total, max(largest, min(BUDGET, workers() * largest))))
+    task = max(largest, JOINED * REGION)  # small neighbours are made as one
+    peak = max(buffer, min(total, max(largest, min(BUDGET, workers() * task))))
     return Cost(read, written, peak, max(buffer, largest), kinds["copy"], kinds["move"], kinds["compute"])
 
 

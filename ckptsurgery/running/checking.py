@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import islice, takewhile
 from threading import Lock
 from typing import Any
 
@@ -203,18 +204,26 @@ class _Comparing:
         """Nothing is owed."""
 
     def write(self, file: str, offset: int, data: Any) -> None:
-        """Compare a run of bytes of one tensor."""
+        """Compare a run of bytes, of one tensor or of neighbours."""
         view = memoryview(data)
         view = view.cast("B") if view.nbytes else memoryview(b"")
+        if self._equal(file, offset, view):
+            return
+        at = max(0, bisect.bisect_right(self._order, (file, offset, "\U0010ffff")) - 1)
+        for _, start, key in takewhile(lambda one: one[:2] < (file, offset + len(view)), islice(self._order, at, None)):
+            stop = start + self.places[key].nbytes
+            if not self._equal(file, max(start, offset), view[max(0, start - offset) : max(0, stop - offset)]):
+                with self._lock:
+                    self.wrong.add(key)
+
+    def _equal(self, file: str, offset: int, view: memoryview) -> bool:
         for start in range(0, len(view), CHUNK):
             part = view[start : start + CHUNK]
             found = bytearray(len(part))
             self._written.read_file_into(file, offset + start, memoryview(found))
             if found != part:
-                at = bisect.bisect_right(self._order, (file, offset, "\U0010ffff")) - 1
-                with self._lock:
-                    self.wrong.add(self._order[at][2])
-                return
+                return False
+        return True
 
 
 def _forget(files: Iterable[str]) -> None:

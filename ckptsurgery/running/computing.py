@@ -14,19 +14,19 @@ from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
 from threading import Condition, Lock
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ..collection import without_collection
 from ..errors import CheckpointError, Diagnostic
 from ..ops.base import Op, OpError
-from ..planning.costing import BUDGET, REGION, held_by, region_limit, workers
+from ..planning.costing import BUDGET, JOINED, REGION, held_by, region_limit, workers
 from ..planning.cutting import Cut, Region, cut_of, regions_of
-from ..planning.steps import Step
+from ..planning.steps import Program, Step
 from ..specs import DTYPES
 from ..storage.checkpoint import Checkpoint
 from ..storage.contents import Extent
 from .executing import Loads, run_step
-from .gathering import Batch, Gatherer, batches_of
+from .gathering import Batch, Gatherer, Part, batches_of
 from .placing import Elements, has_views
 
 __all__ = ["Sink", "Task", "compute", "one_thread_each", "run_tasks"]
@@ -84,20 +84,39 @@ def compute(
     maker = (_ByViews if by_views else _ByTorch)(checkpoint, wholes)
     whole = {id(step): Task(held_by(step.program, None, None), _Whole(step, writer, maker)) for step in wholes}
     checkpoint.read_in_order(checkpoint.files)
+    runs = _joined(_runs_of(steps, whole, cuts, writer, region), min(JOINED * region, budget // workers()))
+    gatherer = Gatherer(checkpoint)
+    tasks = (one if isinstance(one, Task) else Task(one.held, _Making(one, gatherer, writer)) for one in runs)
     with one_thread_each() if by_torch else nullcontext():
-        run_tasks(_tasks_of(steps, whole, cuts, Gatherer(checkpoint), writer, region), moved, budget)
+        run_tasks(tasks, moved, budget)
 
 
-def _tasks_of(
-    steps: Sequence[Step],
-    whole: Mapping[int, Task],
-    cuts: Mapping[int, Cut | None],
-    gatherer: Gatherer,
-    writer: Sink,
-    region: int,
-) -> Iterator[Task]:
-    """The tasks of steps, in the order of the steps; those that are not cut are tasks already."""
-    regions: dict[int, list[tuple[int, Region, list[Batch]]]] = {}
+class _Way(NamedTuple):
+    """How elements are made: ops on them one by one, the dtype that they are read in, the bytes that one becomes."""
+
+    ops: tuple[Op, ...]
+    dtype: str
+    size: int
+
+
+@dataclass(slots=True)
+class _Run:
+    """Bytes `[start, stop)` of a file, made in one way of parts one after another."""
+
+    file: str
+    start: int
+    stop: int
+    way: _Way
+    held: int
+    parts: list[Part]
+
+
+def _runs_of(
+    steps: Sequence[Step], whole: Mapping[int, Task], cuts: Mapping[int, Cut | None], writer: Sink, region: int
+) -> Iterator[_Run | Task]:
+    """What steps make, in their order, a region at a time; those that are not cut are tasks already."""
+    regions: dict[int, list[tuple[Region, list[Batch], _Way, int]]] = {}
+    places = writer.places
     for step in steps:
         program = step.program
         cut = cuts[id(program)]
@@ -106,10 +125,49 @@ def _tasks_of(
             continue
         if id(program) not in regions:
             found = regions_of(cut.layout, region_limit(program, region))
-            regions[id(program)] = [(held_by(program, cut, one), one, batches_of(one)) for one in found]
-        for held, one, batches in regions[id(program)]:
-            if step.targets[one.target] in writer.places:
-                yield Task(held, _Regional(step, cut, one, batches, gatherer, writer))
+            regions[id(program)] = [
+                (one, batches_of(one), _way(program, cut, one), held_by(program, cut, one)) for one in found
+            ]
+        for one, batches, way, held in regions[id(program)]:
+            place = places.get(step.targets[one.target])
+            if place is not None:
+                start, stop = place.offset + one.start * way.size, place.offset + one.stop * way.size
+                yield _Run(place.file, start, stop, way, held, [Part(step, one, batches)])
+
+
+def _way(program: Program, cut: Cut, region: Region) -> _Way:
+    size = DTYPES[program.outputs[region.target].dtype].itemsize
+    return _Way(cut.chains[region.target], program.inputs[region.pieces[0].source].dtype, size)
+
+
+def _joined(runs: Iterable[_Run | Task], limit: int) -> Iterator[_Run | Task]:
+    """Neighbours in the target that are made in one way, as one: small tensors are many.
+
+    Args:
+        limit: bytes that what is joined may hold.
+    """
+    last: _Run | None = None
+    for run in runs:
+        if isinstance(run, Task):
+            if last is not None:
+                yield last
+            last = None
+            yield run
+        elif (
+            last is not None
+            and last.stop == run.start
+            and last.held + run.held <= limit
+            and last.file == run.file
+            and (last.way is run.way or last.way == run.way)
+        ):
+            last.stop, last.held = run.stop, last.held + run.held
+            last.parts += run.parts
+        else:
+            if last is not None:
+                yield last
+            last = run
+    if last is not None:
+        yield last
 
 
 def run_tasks(tasks: Iterable[Task], moved: Moved, budget: int = BUDGET) -> None:
@@ -241,42 +299,37 @@ class _ByViews:
 
 
 @dataclass(frozen=True, slots=True)
-class _Regional:
-    """One region of one target."""
+class _Making:
+    """Making one run of a file."""
 
-    step: Step
-    cut: Cut
-    region: Region
-    batches: Sequence[Batch]
+    made: _Run
     gatherer: Gatherer
     writer: Sink
 
     def __call__(self) -> int:
-        step, region, key = self.step, self.region, self.step.targets[self.region.target]
-        size = DTYPES[step.program.outputs[region.target].dtype].itemsize
-        place, count = self.writer.places[key], region.stop - region.start
-        if self.writer.has(place.file, place.offset + region.start * size, count * size):
-            self.writer.skip(count * size)
-            return count * size
-        dtype = step.program.inputs[region.pieces[0].source].dtype
-        flat = self.gatherer.gathered(region, self.batches, step.sources, DTYPES[dtype].itemsize)
-        ops = self.cut.chains[region.target]
-        made = self._applied(ops, flat, dtype) if ops else flat.view("u1").data
-        self.writer.write(place.file, place.offset + region.start * size, made)
-        return count * size
+        run, way = self.made, self.made.way
+        nbytes = run.stop - run.start
+        if self.writer.has(run.file, run.start, nbytes):
+            self.writer.skip(nbytes)
+            return nbytes
+        flat = self.gatherer.gathered(run.parts, DTYPES[way.dtype].itemsize)
+        self.writer.write(run.file, run.start, self._applied(flat) if way.ops else flat.view("u1").data)
+        return nbytes
 
-    def _applied(self, ops: Sequence[Op], flat: Any, dtype: str) -> memoryview:
+    def _applied(self, flat: Any) -> memoryview:
         import torch
 
         from ..ops.numerics import torch_dtype
         from ..storage.tensors import dense_bytes
 
-        key = self.step.targets[self.region.target]
-        made = torch.frombuffer(flat, dtype=torch_dtype(dtype))
+        run = self.made
+        key = run.parts[0].step.targets[run.parts[0].region.target]
+        made = torch.frombuffer(flat, dtype=torch_dtype(run.way.dtype))
         try:
-            for op in ops:
+            for op in run.way.ops:
                 (made,) = op.run((made,))
         except OpError as error:
-            run_step(self.step, self.gatherer.checkpoint.load)  # says it of the whole tensor
+            for part in run.parts:
+                run_step(part.step, self.gatherer.checkpoint.load)  # says it of the whole tensor
             raise CheckpointError(Diagnostic("op-failed", str(error), place=key)) from error
         return dense_bytes(made, key)

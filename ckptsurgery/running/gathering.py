@@ -6,14 +6,15 @@ turned a panel of rows at a time, which lies in a core's cache while its columns
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import local
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..planning.costing import TOGETHER
 from ..planning.cutting import Region, extent_of, panels_of
 from ..planning.layout import Layout, Piece
+from ..planning.steps import Step
 from ..storage.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     Row = np.ndarray[Any, Any]
 
-__all__ = ["Batch", "Gatherer", "batches_of"]
+__all__ = ["Batch", "Gatherer", "Part", "batches_of"]
 
 _ELEMENTS = {1: "u1", 2: "u2", 4: "u4", 8: "u8", 16: "c16"}
 _LONG_LINE = 256  # elements
@@ -119,33 +120,41 @@ def _continues(pieces: Sequence[Piece], start: int, at: int) -> bool:
     return piece.target_offset - last.target_offset == distance
 
 
+class Part(NamedTuple):
+    """A region of a target of a step, and how to gather it."""
+
+    step: Step
+    region: Region
+    batches: Sequence[Batch]
+
+
 @dataclass(frozen=True, slots=True)
 class Gatherer:
-    """Gathers regions; what a thread got is its own until it asks for the next one."""
+    """Gathers parts; what a thread got is its own until it asks for the next one."""
 
     checkpoint: Checkpoint
     buffers: _Buffers = field(default_factory=_Buffers)
 
-    def gathered(self, region: Region, batches: Iterable[Batch], sources: Sequence[str], size: int) -> Row:
-        """A region's elements in one row.
+    def gathered(self, parts: Sequence[Part], size: int) -> Row:
+        """The elements of parts in one row, one after another.
 
         Args:
-            sources: the keys of the step.
             size: bytes of an element.
         """
-        flat = self.buffers.take("made", region.stop - region.start, size)
-        for batch in batches:
-            self._fill(flat, batch.first.target_offset - region.start, batch, sources)
+        flat = self.buffers.take("made", sum([part.region.stop - part.region.start for part in parts]), size)
+        reads, start = _Reads(self.checkpoint, flat), 0
+        for step, region, batches in parts:
+            for batch in batches:
+                at = start + batch.first.target_offset - region.start
+                if batch.straight:
+                    reads.add(step.sources, batch, at)
+                    continue
+                box = self.buffers.take("read", len(batch.places) * batch.span, size)
+                _Reads(self.checkpoint, box).add(step.sources, batch, 0).finish()
+                self._put(flat, at, batch, box, 0)
+            start += region.stop - region.start
+        reads.finish()
         return flat
-
-    def _fill(self, flat: Row, at: int, batch: Batch, sources: Sequence[str]) -> None:
-        count, span, size = len(batch.places), batch.span, flat.itemsize
-        if batch.straight:
-            self._read(batch, sources, flat[at : at + count * span])
-            return
-        box = self.buffers.take("read", count * span, size)
-        self._read(batch, sources, box)
-        self._put(flat, at, batch, box, 0)
 
     def turned(self, layout: Layout, target: int, sources: Mapping[int, Row]) -> Row:
         """A whole target's elements in one row, from sources in one row each."""
@@ -172,15 +181,37 @@ class Gatherer:
         target = _view(flat, at, box, (batch.step, *first.target_strides))
         target[...] = _view(row, start, box, (step, *strides))
 
-    def _read(self, batch: Batch, sources: Sequence[str], box: Row) -> None:
-        """The runs that pieces span, one after another."""
-        entries, read = self.checkpoint.entries, self.checkpoint.read_file_into
-        size, buffer, at = box.itemsize, box.view("u1").data, 0
-        nbytes = batch.span * size
-        for source, offset in batch.places:
-            entry = entries[sources[source]]
-            read(str(entry.file), entry.offset + offset * size, buffer[at : at + nbytes])
-            at += nbytes
+
+class _Reads:
+    """Reads runs of files into a row; those that adjoin on both sides are one."""
+
+    def __init__(self, checkpoint: Checkpoint, row: Row) -> None:
+        self._entries, self._read = checkpoint.entries, checkpoint.read_file_into
+        self._size, self._buffer = row.itemsize, row.view("u1").data
+        self._file: str | None = None
+        self._ahead = self._start = self._stop = 0
+
+    def add(self, sources: Sequence[str], batch: Batch, at: int) -> _Reads:
+        """The runs that pieces span, to lie one after another from an element on."""
+        size, entries, buffer, read = self._size, self._entries, self._buffer, self._read
+        file, ahead, start, stop = self._file, self._ahead, self._start, self._stop
+        at, nbytes = at * size, batch.span * size
+        for source, first in batch.places:
+            _, name, offset, _, _, _ = entries[sources[source]]
+            distance = offset + first * size - at
+            if at != stop or distance != ahead or name != file:
+                if file is not None:
+                    read(file, start + ahead, buffer[start:stop])
+                file, ahead, start = name, distance, at
+            at = stop = at + nbytes
+        self._file, self._ahead, self._start, self._stop = file, ahead, start, stop
+        return self
+
+    def finish(self) -> None:
+        """Read what is left."""
+        if self._file is not None:
+            self._read(self._file, self._start + self._ahead, self._buffer[self._start : self._stop])
+            self._file = None
 
 
 def _view(flat: Row, at: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Row:

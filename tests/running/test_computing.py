@@ -18,6 +18,8 @@ from ckptsurgery.planning.layout import Layout
 from ckptsurgery.running import streaming
 from ckptsurgery.running.computing import Task, one_thread_each, run_tasks
 from ckptsurgery.running.executing import Loads, move_box
+from ckptsurgery.storage.files import OpenFiles
+from ckptsurgery.storage.staging import Writer
 from ckptsurgery.storage.writing import open_writer
 
 
@@ -174,6 +176,28 @@ def test_a_value_that_does_not_fit_is_told_of_the_whole_tensor(tmp_path: Path) -
         streaming.stream(plan, plan.checkpoint, writer, lambda count: None, region=32)
     assert told.value.diagnostics[0].place == "w"
     assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+def test_small_neighbours_are_read_and_written_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cs.save({f"w.{i}": torch.randn(i % 5, 7) for i in range(500)}, tmp_path / "w.safetensors")
+    plan = cs.plan(tmp_path / "w.safetensors", "w.{i} -> v.{i} | cast(f64)")
+    calls: list[str] = []
+    read, write = OpenFiles.read_into, Writer.write
+    monkeypatch.setattr(OpenFiles, "read_into", lambda *args: (calls.append("read"), read(*args)))
+    monkeypatch.setattr(Writer, "write", lambda *args: (calls.append("write"), write(*args)))
+    plan.save(tmp_path / "out.safetensors")
+    assert sorted(calls) == ["read", "write"]
+    with cs.open(tmp_path / "out.safetensors") as made:
+        assert all(torch.equal(made[key].load(), tensor) for key, tensor in plan.state_dict().items())
+
+
+def test_a_value_that_does_not_fit_is_told_of_its_tensor_among_small_neighbours(tmp_path: Path) -> None:
+    values = {f"w.{i}": torch.zeros(4) for i in range(9)}
+    values["w.7"][2] = 1e6
+    cs.save(values, tmp_path / "w.safetensors")
+    with pytest.raises(cs.CheckpointError, match="1 of 4 values") as told:
+        cs.plan(tmp_path / "w.safetensors", "w.{i} -> w.{i} | cast(f16)").save(tmp_path / "out.safetensors")
+    assert told.value.diagnostics[0].place == "w.7"
 
 
 @dataclass(frozen=True)
