@@ -1,8 +1,9 @@
 """Computing what is more than moving bytes, in bounded tasks that are spread over the cores.
 
-A step that can be cut (`planning/cutting.py`) becomes tasks of a megabyte or so, each of which reads only what it needs
-and writes one run of bytes; any other step is one task. Tasks run side by side as long as what they hold together stays
-within a budget. Each uses one intra-op thread: threads over chunks are faster than one op over threads, and steadier.
+A step that can be cut (`planning/cutting.py`) becomes runs of a megabyte or so, each of which reads only what it needs;
+neighbours that are smaller are one run. Any other step is one task. Tasks run side by side as long as what they hold
+together stays within a budget. torch is imported only where values change, and uses one intra-op thread a task: threads
+over chunks are faster than one op over threads, and steadier.
 """
 
 from __future__ import annotations
