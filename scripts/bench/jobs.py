@@ -109,7 +109,7 @@ def ours_rearrange(source: str, target: str, sync: str = "sync") -> dict[str, ob
     import ckptsurgery as cs
 
     cs.plan(source, cs.Recipe(FUSE, rest="keep")).save(target, overwrite=True, sync=sync == "sync")
-    return {}
+    return {"torch": "torch" in sys.modules}
 
 
 def peer_rearrange(source: str, target: str) -> dict[str, object]:
@@ -140,14 +140,14 @@ def ours_turn(source: str, target: str, sync: str = "sync") -> dict[str, object]
     import ckptsurgery as cs
 
     cs.plan(source, TURN).save(target, overwrite=True, sync=sync == "sync")
-    return {}
+    return {"torch": "torch" in sys.modules}
 
 
 def ours_cast(source: str, target: str, dtype: str, sync: str = "sync") -> dict[str, object]:
     import ckptsurgery as cs
 
     cs.plan(source, f"{{k...}} -> {{k...}} | cast({dtype})").save(target, overwrite=True, sync=sync == "sync")
-    return {}
+    return {"torch": "torch" in sys.modules}
 
 
 def peer_cast(source: str, target: str, dtype: str) -> dict[str, object]:
