@@ -12,31 +12,30 @@ from typer.core import TyperCommand, TyperGroup
 __all__ = ["Command", "Group"]
 
 
-class Command(TyperCommand):
-    """A command without pydantic, unless an argument has to be more than text."""
+class _Words:
+    """Reads words without pydantic, unless an argument has to be more than text."""
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
-        """Read the words behind the command's name."""
-        _spare_text(self.get_params(ctx))
-        return super().parse_args(ctx, args)
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+        """Read the words behind the name."""
+        _spare_text(self.get_params(ctx))  # type: ignore[attr-defined]
+        rest: list[str] = super().parse_args(ctx, args)  # type: ignore[misc]
+        return rest
 
 
-class Group(TyperGroup):
+class Command(_Words, TyperCommand):  # type: ignore[misc]
+    """A command."""
+
+
+class Group(_Words, TyperGroup):  # type: ignore[misc]
     """Commands under a common name, whose own options are text too."""
-
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
-        """Read the words behind the group's name."""
-        _spare_text(self.get_params(ctx))
-        return super().parse_args(ctx, args)
 
 
 def _spare_text(parameters: Sequence[Any]) -> None:
     for parameter in parameters:
         described = getattr(parameter, "type_descriptor", None)  # none where typer leaves it all to click, as it did
-        if described is not None:
+        if described is not None and "process_value" not in vars(parameter):  # else a command called again has it
             text = described.annotation in (str, list[str])
-            process = partial(_processed, parameter.process_value, text, parameter.required)
-            parameter.process_value = process
+            parameter.process_value = partial(_processed, parameter.process_value, text, parameter.required)
 
 
 def _processed(

@@ -8,8 +8,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .. import wording
 from ..specs import DTYPES
+from ..wording import counted
 from .cutting import Cut, Region, copies_bytes, cut_of, extent_of, regions_of
 from .steps import Program, Step, programs_of
 
@@ -79,7 +79,7 @@ class Cost:
         return (
             f"reads {_shown(self.bytes_read)}, writes {_shown(self.bytes_written)}, "
             f"holds at most {_shown(self.peak_memory)}; "
-            f"{wording.counted(self.copies, 'copy')}, {wording.counted(self.moves, 'move')}, {self.computes:,} computed"
+            f"{counted(self.copies, 'copy')}, {counted(self.moves, 'move')}, {self.computes:,} computed"
         )
 
 
@@ -98,12 +98,12 @@ def cost_of(
         scattered: source keys whose tensors are no run of bytes in their file, so that they are read whole.
     """
     tied, apart = frozenset(plan.ties if aliases is None else aliases), frozenset(scattered)
-    counted = programs_of(plan.steps)
-    programs = {id(program): program for program, _ in counted}
+    runs = programs_of(plan.steps)
+    programs = {id(program): program for program, _ in runs}
     kinds: Counter[str] = Counter()
-    for program, times in counted:
+    for program, times in runs:
         kinds[program.kind] += times
-    ways = _ways(plan.steps, counted, tied, apart)
+    ways = _ways(plan.steps, runs, tied, apart)
     known = {(n, plain): _taken(programs[n], plain) for n, plain in {(n, plain) for n, _, plain in ways}}
     read = written = total = buffer = largest = 0
     whole: set[_Way] = set()
@@ -137,10 +137,10 @@ def _way(step: Step, tied: frozenset[str], apart: frozenset[str]) -> _Way:
 
 
 def _ways(
-    steps: Sequence[Step], counted: Sequence[tuple[Program, int]], tied: frozenset[str], apart: frozenset[str]
+    steps: Sequence[Step], runs: Sequence[tuple[Program, int]], tied: frozenset[str], apart: frozenset[str]
 ) -> Counter[_Way]:
     """How many steps go each way; the most write all of their targets, from sources that lie plainly."""
-    ways: Counter[_Way] = Counter({(id(program), None, True): times for program, times in counted})
+    ways: Counter[_Way] = Counter({(id(program), None, True): times for program, times in runs})
     if tied or apart:
         odd = [s for s in steps if not (tied.isdisjoint(s.targets) and apart.isdisjoint(s.sources))]
         ways.subtract((id(step.program), None, True) for step in odd)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 from typer.testing import CliRunner, Result
 
 import ckptsurgery as cs
@@ -319,3 +320,14 @@ def test_resume_is_an_option_of_convert(source: Path) -> None:
     out = source.with_name("out.safetensors")
     run("convert", source, out, *RULES, "--resume")
     assert cs.open(out)["layers.0.q.weight"].shape == (4, 4)
+
+
+def test_a_program_that_is_called_again_and_again_reads_its_words_as_before(source: Path) -> None:
+    program = typer.main.get_command(app)
+    assert isinstance(program, typer.core.TyperGroup)
+
+    def called() -> list[Any]:
+        assert program.main(["inspect", str(source), "--json"], standalone_mode=False) is None
+        return [vars(parameter).get("process_value") for parameter in program.commands["inspect"].params]
+
+    assert called() == called()
