@@ -9,9 +9,10 @@ from ..errors import Diagnostic, LoadError
 from .places import Place, place_of, places, places_of
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
-__all__ = ["hooked_modules", "parameter_like", "set_tensor", "shared_places"]
+__all__ = ["hooked_modules", "move_to", "parameter_like", "set_tensor", "shared_places"]
 
 
 def set_tensor(
@@ -105,6 +106,14 @@ def shared_places(model: nn.Module) -> dict[str, tuple[Place, ...]]:
     for place in places(model):
         by_object.setdefault(id(place.tensor), []).append(place)
     return {p.name: tuple(group) for group in by_object.values() for p in group}
+
+
+def move_to(model: nn.Module, device: torch.device) -> None:
+    """Put what lies elsewhere on a device, by new tensors; names of one object stay so, and meta tensors stay meta."""
+    for name, partners in shared_places(model).items():
+        old = partners[0].tensor
+        if name == partners[0].name and old.device != device and not old.is_meta:
+            set_tensor(model, name, old.detach().to(device), assign=True, partners=partners)
 
 
 def hooked_modules(model: nn.Module) -> tuple[str, ...]:

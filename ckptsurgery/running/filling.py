@@ -17,7 +17,7 @@ from .progress import ByteBar
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["Progress", "Straight", "read_straight", "straight_reads"]
+__all__ = ["Progress", "Straight", "is_plain_memory", "read_straight", "straight_reads"]
 
 
 class Straight(NamedTuple):
@@ -51,11 +51,11 @@ def _found(step: Step, checkpoint: Checkpoint, model: nn.Module, skipped: Collec
         if key in skipped:
             continue
         lies, tensor = checkpoint.extent(step.sources[number]), place_of(model, key).tensor
-        if lies is not None and _takes_bytes(tensor, spec.shape, spec.dtype):
+        if lies is not None and tensor.device.type == "cpu" and is_plain_memory(tensor, spec.shape, spec.dtype):
             yield Straight(lies, key, tensor)
 
 
-def _takes_bytes(tensor: Tensor, shape: tuple[int, ...], dtype: str) -> bool:
+def is_plain_memory(tensor: Tensor, shape: tuple[int, ...], dtype: str) -> bool:
     """Whether the tensor's memory is those elements, in C order, and nothing else has a say in it."""
     import torch
     from torch.nn.parameter import is_lazy
@@ -63,7 +63,7 @@ def _takes_bytes(tensor: Tensor, shape: tuple[int, ...], dtype: str) -> bool:
     from ..storage.tensors import spec_of
 
     plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and not is_lazy(tensor)
-    if not plain or tensor.device.type != "cpu" or tensor.layout != torch.strided or not tensor.is_contiguous():
+    if not plain or tensor.layout != torch.strided or not tensor.is_contiguous():
         return False
     said = spec_of(tensor)
     return (said.shape, said.dtype) == (shape, dtype) and not tensor.is_conj() and not tensor.is_neg()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, Diagnostic, LoadError
-from ..modeling.assigning import set_tensor, shared_places
+from ..modeling.assigning import move_to, set_tensor, shared_places
 from ..modeling.facts import target_of
 from ..modeling.initialising import initialise, materialise_buffers
 from ..modeling.places import named_tensors
@@ -16,7 +16,9 @@ from ..planning.plan import Plan, Target
 from ..planning.steps import Step
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
+from ..storage.links import as_device
 from ..wording import counted
+from .carrying import fill_accelerators, made_on
 from .executing import Loads, run_step
 from .filling import Progress, read_straight, straight_reads
 from .progress import ByteBar
@@ -25,6 +27,7 @@ from .report import Entry, Report
 from .saving import ledger
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 __all__ = ["load_plan", "model_target", "refuse_non_finite"]
@@ -54,6 +57,7 @@ def load_plan(
     model: nn.Module,
     *,
     assign: bool = False,
+    device: torch.device | str | None = None,
     seed: int = 0,
     check_values: bool = False,
     progress: bool | None = None,
@@ -65,6 +69,7 @@ def load_plan(
 
     Args:
         assign: put new parameters in place of the old ones, which a meta model needs; else copy into them.
+        device: where all of the model comes to lie, with `assign`; a copy stays where the model is.
         seed: of the initialisers; each key has a stream of its own.
         check_values: look for NaN and Inf in what is loaded, before anything is written.
         notes: what the report should say besides.
@@ -75,12 +80,14 @@ def load_plan(
         PlanError: values that must be equal differ. LoadError: the model cannot take the result; after an I/O failure
             in the middle, `.written` and `.untouched` tell which keys hold what.
     """
+    where = as_device(device) if device is not None else None
     prove(plan, checkpoint)
     inits = {k: v for k, v in plan.inits.items() if v not in _KEEPS}
     kept = [k for k, v in plan.inits.items() if v in _KEEPS]
     _refuse_meta((*plan.specs, *also_filled), model, kept, assign)
     if not assign:
         _refuse_repeated((*plan.specs, *also_filled), model)
+        _refuse_elsewhere((*plan.specs, *also_filled), model, where)
     if check_values:
         made = (zip(step.targets, run_step(step, checkpoint.load)) for step in plan.steps)
         refuse_non_finite(chain.from_iterable(made))
@@ -88,12 +95,14 @@ def load_plan(
     filled = {*also_filled, *inits, *(k for step in plan.steps for k in step.targets)}
     skipped = {other for other, _ in plan.tie_proofs}
     with ByteBar(sum(s.nbytes for s in plan.specs.values()), "loading", progress) as bar:
-        _fill(plan, checkpoint, model, assign, skipped, bar)
+        _fill(plan, checkpoint, model, assign, where, skipped, bar)
     if also is not None:
         also()
     rows = initialise(model, inits, seed) if inits else ()
+    if where is not None:
+        move_to(model, where)
     _restore(model, ties, filled, plan)
-    _buffers(model)
+    _buffers(model, where)
     entries = _entries(plan, rows, kept, model)
     scanned = () if check_values else ("values were not scanned for NaN and Inf: check_values=True does",)
     return Report(
@@ -108,39 +117,66 @@ def load_plan(
 
 
 def _fill(
-    plan: Plan, checkpoint: Checkpoint, model: nn.Module, assign: bool, skipped: Collection[str], bar: ByteBar
+    plan: Plan,
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    assign: bool,
+    device: torch.device | None,
+    skipped: Collection[str],
+    bar: ByteBar,
 ) -> None:
     progress = Progress()
     try:
-        steps: Sequence[Step] = plan.steps
-        if not assign:
-            straight, steps = straight_reads(steps, checkpoint, model, skipped)
-            read_straight(straight, checkpoint, progress, bar)
-        _set_one_by_one(steps, checkpoint, model, assign, skipped, progress, bar)
+        if assign:
+            _assign(plan.steps, checkpoint, model, device, skipped, progress, bar)
+            return
+        straight, steps = straight_reads(plan.steps, checkpoint, model, skipped)
+        read_straight(straight, checkpoint, progress, bar)
+        steps = fill_accelerators(steps, checkpoint, model, skipped, progress, bar)
+        for key, tensor, _ in _made(steps, checkpoint, skipped):
+            set_tensor(model, key, tensor)
+            _note(key, tensor, progress, bar)
     except (OSError, CheckpointError) as error:
         raise _broken_off(plan, progress, error) from error
 
 
-def _set_one_by_one(
+def _assign(
     steps: Sequence[Step],
     checkpoint: Checkpoint,
     model: nn.Module,
-    assign: bool,
+    device: torch.device | None,
     skipped: Collection[str],
     progress: Progress,
     bar: ByteBar,
 ) -> None:
-    places = shared_places(model) if assign else {}
+    places = shared_places(model)
+    carried, steps = made_on(device, steps, checkpoint, skipped, bar) if device is not None else ({}, steps)
+    for key, tensor in carried.items():
+        set_tensor(model, key, tensor, assign=True, partners=places.get(key))
+        progress.written.append(key)
+    for key, tensor, step in _made(steps, checkpoint, skipped):
+        there = tensor.to(device) if device is not None else tensor
+        value = _own(tensor, step, checkpoint) if there is tensor else there
+        set_tensor(model, key, value, assign=True, partners=places.get(key))
+        _note(key, value, progress, bar)
+
+
+def _made(
+    steps: Sequence[Step], checkpoint: Checkpoint, skipped: Collection[str]
+) -> Iterator[tuple[str, Tensor, Step]]:
+    """What the steps make, one after another, but for what nobody wants."""
     loads = Loads(checkpoint.load, steps)
     for step in steps:
         if any(key not in skipped for key in step.targets):
             for key, tensor in zip(step.targets, run_step(step, loads)):
                 if key not in skipped:
-                    value = _own(tensor, step, checkpoint) if assign else tensor
-                    set_tensor(model, key, value, assign=assign, partners=places.get(key))
-                    progress.written.append(key)
-                    bar(value.numel() * value.element_size())
+                    yield key, tensor, step
         loads.done(step)
+
+
+def _note(key: str, tensor: Tensor, progress: Progress, bar: ByteBar) -> None:
+    progress.written.append(key)
+    bar(tensor.numel() * tensor.element_size())
 
 
 def _broken_off(plan: Plan, progress: Progress, error: OSError | CheckpointError) -> LoadError:
@@ -175,6 +211,22 @@ def _refuse_repeated(filled: Sequence[str], model: nn.Module) -> None:
                 f"{len(wrong)} of the model's tensors show one value many times (expand), and cannot take many",
                 notes=tuple(wrong[:6]),
                 help="assign=True puts new tensors in their place",
+            )
+        )
+
+
+def _refuse_elsewhere(filled: Sequence[str], model: nn.Module, device: torch.device | None) -> None:
+    """What is copied into stays where it is, so that another device is asked for in vain."""
+    tensors = named_tensors(model) if device is not None else {}
+    wrong = {k: tensors[k].device for k in filled if k in tensors and tensors[k].device != device}
+    if wrong:
+        lie = ", ".join(sorted({str(there) for there in wrong.values()}))
+        raise LoadError(
+            Diagnostic(
+                "other-device",
+                f"{counted(len(wrong), 'model tensor', 'lies')} on {lie}, and device={str(device)!r} is asked for",
+                notes=tuple(wrong)[:6],
+                help=f"model.to({str(device)!r}) first, or assign=True",
             )
         )
 
@@ -252,9 +304,11 @@ def _restore(model: nn.Module, ties: Sequence[TieGroup], filled: Collection[str]
         restore_ties(model, groups, prefer=filled)
 
 
-def _buffers(model: nn.Module) -> None:
+def _buffers(model: nn.Module, device: torch.device | None) -> None:
     if any(t.is_meta for t in named_tensors(model).values()):
         materialise_buffers(model)
+        if device is not None:
+            move_to(model, device)
     left = [n for n, t in named_tensors(model).items() if t.is_meta]
     if left:
         raise LoadError(

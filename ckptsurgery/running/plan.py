@@ -25,6 +25,7 @@ from .saving import save_plan, state_dict_of
 from .streaming import output_aliases, scattered_keys, unread_proofs
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 __all__ = ["RunnablePlan", "as_target", "plan", "plan_back", "save"]
@@ -111,13 +112,15 @@ class RunnablePlan(Plan):
         model: nn.Module,
         *,
         assign: bool = False,
+        device: torch.device | str | None = None,
         seed: int = 0,
         check_values: bool = False,
         progress: bool | None = None,
     ) -> Report:
         """Put the result into a model, by copy or by assignment; ties are restored, nothing is left on the meta device.
 
-        A plan that was made without a target is held against this model first.
+        A plan that was made without a target is held against this model first. With `assign=True` all of the model
+        comes to lie on `device`, where one is given; a copy stays where the model is.
         """
         from .loading import load_plan, model_target
 
@@ -129,7 +132,14 @@ class RunnablePlan(Plan):
                 )
             ready = _planned(self.checkpoint, self.recipe, model_target(model), None, "lossless", None)
         return load_plan(
-            ready, self.checkpoint, model, assign=assign, seed=seed, check_values=check_values, progress=progress
+            ready,
+            self.checkpoint,
+            model,
+            assign=assign,
+            device=device,
+            seed=seed,
+            check_values=check_values,
+            progress=progress,
         )
 
     def inverse(self, converted: Any) -> RunnablePlan:

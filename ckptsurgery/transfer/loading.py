@@ -18,6 +18,7 @@ from ..running.loading import load_plan, model_target, refuse_non_finite
 from ..running.report import Entry, Report
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
+from ..storage.links import as_device
 from ..storage.opening import open_checkpoint
 from ..wording import counted
 from .authoring import own_layout
@@ -27,6 +28,7 @@ from .layouts import foreign_layout
 from .recipes import fitting_recipes
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 __all__ = ["load_into"]
@@ -47,6 +49,7 @@ def load_into(
     partial: bool = False,
     subtree: str | None = None,
     assign: bool = False,
+    device: torch.device | str | None = None,
     check_values: bool = False,
     seed: int = 0,
 ) -> Report:
@@ -79,6 +82,8 @@ def load_into(
         partial: load what fits in name and shape, and list what did not.
         subtree: where in a training checkpoint the tensors are.
         assign: put new parameters in place of the old ones, instead of copying into them.
+        device: where all of the model comes to lie, with `assign=True`: what is only copied goes there from the files,
+            with no copy in the host's memory. Without, a copy stays where the model is.
         check_values: look for NaN and Inf first.
         seed: of the initialisers.
 
@@ -89,6 +94,7 @@ def load_into(
     import torch
 
     _check_arguments(model, mismatch, dtype, assign)
+    where = as_device(device) if device is not None else None
     checkpoint = open_checkpoint(source, subtree=subtree)
     inits = dict(init) if isinstance(init, Mapping) else dict.fromkeys(_listed("init", init), "default")
     dropped = _listed("drop", drop)
@@ -98,7 +104,7 @@ def load_into(
     transfer = _Transfer(model, checkpoint, model_target(model), wishes, dtype, without)
     transfer.draft(as_recipe(recipe) if recipe is not None else None)
     with torch.inference_mode(False):  # parameters made in it could never be trained
-        return transfer.load(assign=assign, check_values=check_values, seed=seed)
+        return transfer.load(assign=assign, device=where, check_values=check_values, seed=seed)
 
 
 def _listed(argument: str, what: Any) -> tuple[str, ...]:
@@ -161,7 +167,7 @@ class _Transfer:
         to_dict: Any = getattr(getattr(self.model, "config", None), "to_dict", None)
         return to_dict() if callable(to_dict) else None
 
-    def load(self, *, assign: bool, check_values: bool, seed: int) -> Report:
+    def load(self, *, assign: bool, device: torch.device | None, check_values: bool, seed: int) -> Report:
         made, origins, problems = self.hand_over()
         decision = decide(
             made,
@@ -190,6 +196,7 @@ class _Transfer:
             self.checkpoint,
             self.model,
             assign=assign,
+            device=device,
             seed=seed,
             check_values=check_values,
             notes=self.notes,
