@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ..errors import CheckpointError, Diagnostic
 from ..language.folding import fold
+from ..storage.index_json import weight_map_of
 from ..storage.json_text import parse_json
-from ..storage.sharded import weight_map_of
 from ..storage.sniffing import kind_of, read_file
 from ..storage.transactions import MARK, RECORD
 from ..wording import counted

@@ -10,7 +10,8 @@ from ..errors import CheckpointError, Diagnostic
 from .contents import Contents
 from .files import os_error
 from .mounts import join_mounts
-from .sharded import is_numbered, read_together, shard_names
+from .numbering import is_numbered, shard_names
+from .sharded import read_together
 from .sniffing import read_file
 from .subtree import enter
 from .text import shown_keys

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError, Diagnostic
 from ..wording import counted
-from .sharded import weight_map_of
+from .index_json import weight_map_of
 from .text import shown_keys
 
 __all__ = ["Location", "fetch"]

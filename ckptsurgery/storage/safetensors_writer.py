@@ -15,9 +15,9 @@ from ..specs import DTYPES, TensorSpec
 from .cloning import padding
 from .contents import Extent
 from .durability import SYNCED, Durability
+from .index_json import weight_map_of
 from .resuming import Journal, ResumableWriter
 from .safetensors_format import MAX_HEADER
-from .sharded import weight_map_of
 from .staging import Output, Writer, beside, new_tag
 from .text import is_text, shown_keys
 from .tie_records import declared
