@@ -176,13 +176,18 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
             kept = self._dense = key, dense_bytes(self.load(key), key)
         return kept[1]
 
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """All tensors, contiguous, in order; tied names share one tensor."""
+    def state_dict(self, device: torch.device | str | None = None) -> dict[str, torch.Tensor]:
+        """All tensors, contiguous, in order, on the CPU or on `device`; tied names share one tensor."""
         first = {name: tie.names[0] for tie in self.ties for name in tie.names[1:]}
-        tensors: dict[str, torch.Tensor] = {}
-        for key in self.entries:
-            tensors[key] = tensors[first[key]] if key in first else self.load(key).contiguous()
-        return tensors
+        kept = [key for key in self.entries if key not in first]
+        if device is None:
+            made = {key: self.load(key).contiguous() for key in kept}
+        else:
+            from .links import as_device
+            from .sending import load_onto
+
+            made = load_onto(self, kept, as_device(device))
+        return {key: made[first.get(key, key)] for key in self.entries}
 
     def check_unchanged(self) -> None:
         """Makes sure that the files which were read are as they were when their headers were read.
