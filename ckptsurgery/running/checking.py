@@ -203,6 +203,9 @@ class _Comparing:
     def skip(self, nbytes: int) -> None:
         """Nothing is owed."""
 
+    def room(self, file: str, offset: int, nbytes: int) -> None:
+        """What is compared may lie anywhere."""
+
     def write(self, file: str, offset: int, data: Any) -> None:
         """Compare a run of bytes, of one tensor or of neighbours."""
         view = memoryview(data)

@@ -36,7 +36,7 @@ Moved = Callable[[int], object]
 
 
 class Sink(Protocol):
-    """What takes the bytes that tasks make: a writer, or whoever wants to compare them."""
+    """What takes the bytes that tasks make: a writer, the memory of tensors, or whoever wants to compare them."""
 
     places: dict[str, Extent]
 
@@ -45,6 +45,9 @@ class Sink(Protocol):
 
     def skip(self, nbytes: int) -> None:
         """Count bytes that need not be made."""
+
+    def room(self, file: str, offset: int, nbytes: int) -> memoryview | None:
+        """Memory that a run of bytes is to be made in before it is written; None where it may lie anywhere."""
 
     def write(self, file: str, offset: int, data: Any) -> None:
         """Take a run of bytes."""
@@ -80,7 +83,7 @@ def compute(
     parts = [s for s in steps if cuts[id(s.program)] and all(map(plain, map(entries.__getitem__, s.sources)))]
     cut_up = set(map(id, parts))
     wholes = [s for s in steps if id(s) not in cut_up]
-    by_views = all(has_views(s.program) and all(entries[key].lies_plainly for key in s.sources) for s in wholes)
+    by_views = all(has_views(s.program) for s in wholes)
     by_torch = not by_views or any(any(cut.chains) for cut in cuts.values() if cut)
     maker = (_ByViews if by_views else _ByTorch)(checkpoint, wholes)
     whole = {id(step): Task(held_by(step.program, None, None), _Whole(step, writer, maker)) for step in wholes}
@@ -263,7 +266,7 @@ class _Whole:
         if all(writer.has(*place) for place in places.values()):
             writer.skip(total)
         else:
-            for key, made in zip(step.targets, self.maker.made(step)):
+            for key, made in zip(step.targets, self.maker.made(step, writer)):
                 if key in places:
                     writer.write(places[key].file, places[key].offset, made)
         self.maker.loads.done(step)
@@ -276,7 +279,7 @@ class _ByTorch:
     def __init__(self, checkpoint: Checkpoint, steps: Sequence[Step]) -> None:
         self.loads = Loads(checkpoint.load, steps)
 
-    def made(self, step: Step) -> Iterator[memoryview]:
+    def made(self, step: Step, writer: Sink) -> Iterator[memoryview]:
         """The bytes of each target."""
         from ..storage.tensors import dense_bytes
 
@@ -290,13 +293,15 @@ class _ByViews:
         self.loads = Loads(partial(Elements.of, checkpoint), steps)
         self._gatherer = Gatherer(checkpoint)
 
-    def made(self, step: Step) -> Iterator[memoryview]:
-        """The bytes of each target; they are overwritten by those of the next."""
+    def made(self, step: Step, writer: Sink) -> Iterator[memoryview]:
+        """The bytes of each target; without room of the writer for them, they are overwritten by those of the next."""
         layout = step.program.moves
         assert layout is not None
         rows = {n: self.loads(step.sources[n]).row for n in {piece.source for piece in layout.pieces}}
-        for target in range(len(step.targets)):
-            yield self._gatherer.turned(layout, target, rows).view("u1").data
+        for target, key in enumerate(step.targets):
+            place = writer.places.get(key)
+            room = writer.room(*place) if place is not None else None
+            yield self._gatherer.turned(layout, target, rows, room).view("u1").data
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,7 +318,8 @@ class _Making:
         if self.writer.has(run.file, run.start, nbytes):
             self.writer.skip(nbytes)
             return nbytes
-        flat = self.gatherer.gathered(run.parts, DTYPES[way.dtype].itemsize)
+        room = None if way.ops else self.writer.room(run.file, run.start, nbytes)
+        flat = self.gatherer.gathered(run.parts, DTYPES[way.dtype].itemsize, room)
         self.writer.write(run.file, run.start, self._applied(flat) if way.ops else flat.view("u1").data)
         return nbytes
 

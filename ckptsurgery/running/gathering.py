@@ -135,13 +135,14 @@ class Gatherer:
     checkpoint: Checkpoint
     buffers: _Buffers = field(default_factory=_Buffers)
 
-    def gathered(self, parts: Sequence[Part], size: int) -> Row:
+    def gathered(self, parts: Sequence[Part], size: int, room: memoryview | None = None) -> Row:
         """The elements of parts in one row, one after another.
 
         Args:
             size: bytes of an element.
+            room: memory to gather them in; one of the thread's own buffers where there is none.
         """
-        flat = self.buffers.take("made", sum([part.region.stop - part.region.start for part in parts]), size)
+        flat = self._row(sum([part.region.stop - part.region.start for part in parts]), size, room)
         reads, start = _Reads(self.checkpoint, flat), 0
         for step, region, batches in parts:
             for batch in batches:
@@ -156,14 +157,22 @@ class Gatherer:
         reads.finish()
         return flat
 
-    def turned(self, layout: Layout, target: int, sources: Mapping[int, Row]) -> Row:
-        """A whole target's elements in one row, from sources in one row each."""
+    def turned(self, layout: Layout, target: int, sources: Mapping[int, Row], room: memoryview | None = None) -> Row:
+        """A whole target's elements in one row, from sources in one row each; `room` as for `gathered`."""
         pieces = [part for piece in layout.into(target) for part in panels_of(piece)]
         size = sources[pieces[0].source].itemsize if pieces else 1
-        flat = self.buffers.take("made", sum(piece.numel for piece in pieces), size)
+        flat = self._row(sum(piece.numel for piece in pieces), size, room)
         for piece in pieces:
             self._put(flat, piece.target_offset, _batch((piece,)), sources[piece.source], piece.source_offset)
         return flat
+
+    def _row(self, count: int, size: int, room: memoryview | None) -> Row:
+        """So many elements of a size, in the room that there is."""
+        if room is None:
+            return self.buffers.take("made", count, size)
+        import numpy as np
+
+        return np.frombuffer(room, _ELEMENTS[size])
 
     def _put(self, flat: Row, at: int, batch: Batch, row: Row, start: int) -> None:
         """Copy pieces from a row, in which they begin at distances of their span, to their places in another."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, repeat
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..collection import without_collection
 from ..errors import CheckpointError, Diagnostic, PlanError
@@ -27,6 +27,9 @@ from .proving import prove
 from .report import Entry, Proof, Report
 from .resuming import fingerprint
 from .streaming import copied_from, output_aliases, renamed_metadata, scattered_keys, stream, unread_proofs
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["save_plan", "state_dict_of"]
 
@@ -158,23 +161,33 @@ def _checked(
         raise
 
 
-def state_dict_of(plan: Plan, checkpoint: Checkpoint) -> dict[str, Any]:
-    """The result in memory, in the target's order; tied names share one tensor.
+def state_dict_of(plan: Plan, checkpoint: Checkpoint, device: torch.device | None = None) -> dict[str, Any]:
+    """The result in memory, on the CPU or on a device, in the target's order; tied names share one tensor.
 
     Raises:
         PlanError: as for `save_plan`.
     """
+    from .carrying import made_on
     from .executing import Loads, run_step
+    from .receiving import Receiver, gathered_steps
 
     _refuse_inits(plan)
     prove(plan, checkpoint)
     aliases = output_aliases(plan, checkpoint)
-    loads = Loads(checkpoint.load, plan.steps)
     made: dict[str, Any] = {}
+    steps: Sequence[Step] = plan.steps
+    if device is not None:
+        made, steps = made_on(device, steps, checkpoint, aliases)
+    gathered, others = gathered_steps(steps, checkpoint)
+    Receiver(gathered, aliases, lambda key, tensor: made.update({key: tensor.to(device)})).receive(
+        checkpoint, lambda nbytes: None
+    )
+    loads = Loads(checkpoint.load, others)
     taken: set[int] = set()
-    for step in plan.steps:
+    for step in others:
         if not all(key in aliases for key in step.targets):
-            for key, tensor in zip(step.targets, run_step(step, loads)):
+            for key, value in zip(step.targets, run_step(step, loads)):
+                tensor = value.to(device)
                 # two targets of one tensor are copies, not ties, unless the plan says so
                 made[key] = tensor.clone() if tensor.data_ptr() in taken and tensor.numel() else tensor
                 taken.add(made[key].data_ptr())

@@ -210,6 +210,9 @@ class Writer:
         with self._lock:
             self._awaited -= nbytes
 
+    def room(self, file: str, offset: int, nbytes: int) -> None:
+        """What is written may lie anywhere: a file has no memory to make it in."""
+
     def write(self, file: str, offset: int, data: Any) -> None:
         """Writes a buffer at an offset of one of the files that `places` names.
 
