@@ -1,23 +1,26 @@
-"""Reading straight into the memory of a model's tensors: what is only copied has no second copy anywhere."""
+"""Filling the memory of a model's tensors: what is copied or rearranged has no second copy anywhere."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..modeling.assigning import set_tensor
 from ..modeling.places import place_of
 from ..planning.costing import workers
 from ..planning.steps import Step
+from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
 from ..storage.contents import Extent
 from .progress import ByteBar
+from .receiving import Receiver, gathered_steps
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["Progress", "Straight", "is_plain_memory", "read_straight", "straight_reads"]
+__all__ = ["Progress", "Straight", "fill_gathered", "is_plain_memory", "read_straight", "straight_reads"]
 
 
 class Straight(NamedTuple):
@@ -112,3 +115,42 @@ def _read(one: Straight, checkpoint: Checkpoint) -> int:
     torch.autograd.graph.increment_version(one.tensor)
     checkpoint.read_file_into(one.lies.file, one.lies.offset, dense_bytes(one.tensor, one.key))
     return one.lies.nbytes
+
+
+def fill_gathered(
+    steps: Sequence[Step],
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    skipped: Collection[str],
+    progress: Progress,
+    bar: ByteBar,
+) -> list[Step]:
+    """Make what is gathered from elements, in the model's own memory where it takes them; the steps that are left.
+
+    Raises:
+        CheckpointError: a read failed, or an op refused what it met; nothing is written any more when it is raised.
+    """
+    gathered, others = gathered_steps(steps, checkpoint)
+    inside: set[str] = set()
+
+    def own(key: str, spec: TensorSpec) -> Tensor | None:
+        import torch
+
+        tensor = place_of(model, key).tensor
+        if tensor.device.type != "cpu" or not is_plain_memory(tensor, spec.shape, spec.dtype):
+            return None
+        inside.add(key)
+        torch.autograd.graph.increment_version(tensor)
+        return tensor
+
+    def whole(key: str, tensor: Tensor) -> None:
+        if key not in inside:
+            set_tensor(model, key, tensor)
+        progress.written.append(key)
+
+    receiver = Receiver(gathered, skipped, whole, own)
+    try:
+        receiver.receive(checkpoint, bar)
+    finally:
+        progress.torn += [key for key in receiver.torn if key in inside]
+    return others

@@ -20,9 +20,10 @@ from ..storage.links import as_device
 from ..wording import counted
 from .carrying import fill_accelerators, made_on
 from .executing import Loads, run_step
-from .filling import Progress, read_straight, straight_reads
+from .filling import Progress, fill_gathered, read_straight, straight_reads
 from .progress import ByteBar
 from .proving import prove
+from .receiving import Receiver, gathered_steps
 from .report import Entry, Report
 from .saving import ledger
 
@@ -92,8 +93,8 @@ def load_plan(
         made = (zip(step.targets, run_step(step, checkpoint.load)) for step in plan.steps)
         refuse_non_finite(chain.from_iterable(made))
     ties = find_ties(model)
-    filled = {*also_filled, *inits, *(k for step in plan.steps for k in step.targets)}
     skipped = {other for other, _ in plan.tie_proofs}
+    filled = {*also_filled, *inits, *(k for step in plan.steps for k in step.targets if k not in skipped)}
     with ByteBar(sum(s.nbytes for s in plan.specs.values()), "loading", progress) as bar:
         _fill(plan, checkpoint, model, assign, where, skipped, bar)
     if also is not None:
@@ -133,6 +134,7 @@ def _fill(
         straight, steps = straight_reads(plan.steps, checkpoint, model, skipped)
         read_straight(straight, checkpoint, progress, bar)
         steps = fill_accelerators(steps, checkpoint, model, skipped, progress, bar)
+        steps = fill_gathered(steps, checkpoint, model, skipped, progress, bar)
         for key, tensor, _ in _made(steps, checkpoint, skipped):
             set_tensor(model, key, tensor)
             _note(key, tensor, progress, bar)
@@ -154,6 +156,13 @@ def _assign(
     for key, tensor in carried.items():
         set_tensor(model, key, tensor, assign=True, partners=places.get(key))
         progress.written.append(key)
+
+    def whole(key: str, tensor: Tensor) -> None:
+        set_tensor(model, key, tensor.to(device), assign=True, partners=places.get(key))
+        progress.written.append(key)
+
+    gathered, steps = gathered_steps(steps, checkpoint)
+    Receiver(gathered, skipped, whole).receive(checkpoint, bar)
     for key, tensor, step in _made(steps, checkpoint, skipped):
         there = tensor.to(device) if device is not None else tensor
         value = _own(tensor, step, checkpoint) if there is tensor else there

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..planning.cutting import cut_of
 from ..planning.steps import Program, Step, programs_of
+from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
 from ..storage.contents import Extent
 from .computing import Moved, compute
@@ -37,8 +38,8 @@ class Receiver:
     Args:
         steps: those of `gathered_steps`.
         skipped: targets that are not wanted.
-        tensor: gives the tensor of a key, contiguous and on the CPU; a new one where nothing is given.
         whole: hears of each tensor that has all of its bytes, of one at a time, from any thread.
+        own: gives the tensor that is to be filled, C-contiguous and on the CPU, or None for a new one.
     """
 
     def __init__(
@@ -46,12 +47,12 @@ class Receiver:
         steps: Sequence[Step],
         skipped: Collection[str],
         whole: Callable[[str, Tensor], object],
-        tensor: Callable[[str], Tensor] | None = None,
+        own: Callable[[str, TensorSpec], Tensor | None] = lambda key, spec: None,
     ) -> None:
         made = ((key, spec) for step in steps for key, spec in zip(step.targets, step.program.outputs))
         self._steps, self._specs = steps, {key: spec for key, spec in made if key not in skipped}
         self.places = {key: Extent(key, 0, spec.nbytes) for key, spec in self._specs.items() if spec.nbytes}
-        self._tensor, self._whole = tensor or self._new, whole
+        self._own, self._whole = own, whole
         self._begun: dict[str, _Begun] = {}
         self._lock = Lock()
 
@@ -105,13 +106,16 @@ class Receiver:
         begun = self._begun[key] = _Begun(tensor, dense_bytes(tensor, key), self.places[key].nbytes)
         return begun
 
-    def _new(self, key: str) -> Tensor:
+    def _tensor(self, key: str) -> Tensor:
         import torch
 
         from ..storage.tensors import torch_dtype, torch_shape
 
         spec = self._specs[key]
-        return torch.empty(torch_shape(spec, key), dtype=torch_dtype(spec.dtype, key))
+        own = self._own(key, spec)
+        if own is not None:
+            return own
+        return torch.empty(torch_shape(spec, key), dtype=torch_dtype(spec.dtype, key), device="cpu")
 
 
 def gathered_steps(steps: Sequence[Step], checkpoint: Checkpoint) -> tuple[list[Step], list[Step]]:
