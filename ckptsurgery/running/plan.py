@@ -18,6 +18,7 @@ from ..planning.reversing import reversed_plan
 from ..planning.targets import DTYPE_POLICIES
 from ..specs import DTYPES, TensorSpec, dtype_name
 from ..storage.checkpoint import Checkpoint
+from ..storage.links import as_device
 from ..storage.opening import open_checkpoint
 from .provenance import Asked, as_told, read_provenance
 from .report import Report
@@ -103,9 +104,12 @@ class RunnablePlan(Plan):
             progress=progress,
         )
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """The result in memory: contiguous tensors in the target's order, tied names sharing one."""
-        return state_dict_of(self, self.checkpoint)
+    def state_dict(self, device: torch.device | str | None = None) -> dict[str, Tensor]:
+        """The result in memory: contiguous tensors in the target's order, tied names sharing one.
+
+        They lie on the CPU, or on `device`: what is only copied goes there from the files, with no copy on the host.
+        """
+        return state_dict_of(self, self.checkpoint, as_device(device) if device is not None else None)
 
     def load_into(
         self,

@@ -41,6 +41,17 @@ def test_both_names_of_a_tie_must_be_equal() -> None:
     assert codes(error) == {"tied-values-differ"} and torch.equal(model.embed.weight, before)
 
 
+@pytest.mark.parametrize("assign", [False, True])
+def test_two_parameters_over_one_storage_stay_two_over_one(assign: bool) -> None:
+    model = nn.Module()
+    model.a = nn.Parameter(torch.zeros(4, 3))
+    model.b = nn.Parameter(model.a.detach())
+    value = torch.randn(4, 3)
+    cs.load_into(model, {"a": value, "b": value.clone()}, assign=assign)
+    assert model.a is not model.b and model.a.data_ptr() == model.b.data_ptr()
+    assert torch.equal(model.a, value)
+
+
 def test_a_tie_survives_a_meta_model_and_to_empty() -> None:
     with torch.device("meta"):
         model = Tied()
