@@ -23,6 +23,7 @@ FLOORS = {
     "errors": 0,
     "specs": 0,
     "collection": 0,
+    "distinct": 0,
     "wording": 0,
     "language": 1,
     "storage": 1,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import dataclass
 from itertools import groupby, islice
 
+from ..distinct import Distinct
 from .escaping import escape
 from .grouping import KeyGroup, group_keys
 
@@ -79,13 +80,12 @@ def _folded_parts(order: list[str], parts: Iterable[list[str]]) -> list[Folded]:
 
 def _alike(keys: list[str], labels: list[Hashable]) -> Iterable[list[str]]:
     """The keys in parts of equal labels."""
-    # Labels are few and their keys many: to compare them all by value would take most of the time.
     parts: dict[Hashable, list[str]] = {}
-    members = {number: parts.setdefault(one, []) for number, one in dict(zip(map(id, labels), labels)).items()}
+    members = Distinct(labels).each(lambda label: parts.setdefault(label, []))
     if len(parts) == 1:
         return [keys]
-    for key, one in zip(keys, labels):
-        members[id(one)].append(key)
+    for key, its in zip(keys, members):
+        its.append(key)
     return parts.values()
 
 

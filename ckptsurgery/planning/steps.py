@@ -15,6 +15,7 @@ from itertools import chain, repeat
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
+from ..distinct import Distinct
 from ..ops.base import Op, Specs
 from ..specs import TensorSpec
 from .layout import Layout, Piece, run_piece, side_by_side
@@ -276,9 +277,9 @@ def outputs_of(steps: Sequence[Step]) -> tuple[list[str], Iterable[TensorSpec]]:
 
 def programs_of(steps: Sequence[Step]) -> list[tuple[Program, int]]:
     """The programs of steps, which are far fewer, each with how many of them run it."""
-    programs = list(map(attrgetter("program"), steps))
-    times = Counter(map(id, programs))
-    return [(program, times[number]) for number, program in dict(zip(map(id, programs), programs)).items()]
+    programs = Distinct(map(attrgetter("program"), steps))
+    times = Counter(programs.ids)
+    return [(program, times[number]) for number, program in programs.objects.items()]
 
 
 def cut(step: Step, keys: Collection[str]) -> tuple[Step, ...]:

@@ -8,6 +8,7 @@ from operator import itemgetter
 from typing import Any, TypeVar
 
 from ..collection import without_collection
+from ..distinct import Distinct
 from ..planning.costing import BUDGET, REGION
 from ..planning.cutting import copies_bytes
 from ..planning.plan import Plan
@@ -92,10 +93,9 @@ def stream(
 def _byte_runs(plan: Plan, checkpoint: Checkpoint, writer: Writer, computed: list[Step]) -> Iterator[BareRun]:
     """The runs of bytes of all steps that only move them; the others are put on a list."""
     steps = plan.steps
-    programs = dict(zip(map(id, map(_PROGRAM, steps)), map(_PROGRAM, steps)))
-    as_bytes = {number: copies_bytes(program) for number, program in programs.items()}
-    single = {n for n, p in programs.items() if as_bytes[n] and p.copies == (0,) and len(p.inputs) == 1}
-    alone = list(map(single.__contains__, map(id, map(_PROGRAM, steps))))
+    programs = Distinct(map(_PROGRAM, steps))
+    as_bytes = {number: copies_bytes(program) for number, program in programs.objects.items()}
+    alone = programs.each(lambda p: as_bytes[id(p)] and p.copies == (0,) and len(p.inputs) == 1)
     scattered: list[Step] = []
     yield from _copies(list(compress(steps, alone)), checkpoint, writer, scattered)
     among = set(map(id, scattered))

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate, chain, compress, islice, repeat, tee
 from pathlib import Path
-from typing import TypeVar
 
+from ..distinct import Distinct
 from ..errors import CheckpointError, Diagnostic
 from ..specs import DTYPES, TensorSpec
 from .cloning import padding
@@ -27,7 +27,6 @@ __all__ = ["file_writer", "folder_writer", "header_of"]
 
 INDEX = "model.safetensors.index.json"
 _WORTH_SHARING = 1 << 20
-T = TypeVar("T")
 
 
 def file_writer(
@@ -130,14 +129,17 @@ def _lay_out(
     metadata: Mapping[str, str],
     lies: Mapping[str, int],
 ) -> _Layout:
-    specs = _ordered(specs)
-    header = header_of(specs, metadata)
+    kinds = Distinct(specs.values())
+    if len({DTYPES[spec.dtype].bits for spec in kinds.objects.values()}) > 1:
+        specs = _falling(specs, kinds)
+        kinds = Distinct(specs.values())
+    header = _header(specs, kinds, metadata)
     if len(header) - 8 > MAX_HEADER:
         headline = f"the header would take {len(header) - 8:,} bytes, and readers accept {MAX_HEADER:,}"
         raise CheckpointError(
             Diagnostic("header-too-large", headline, str(path), help='write a folder of shards: max_shard_size="5GB"')
         )
-    sizes = _sizes(specs)
+    sizes = _sizes(kinds)
     rows = zip(specs, accumulate(sizes, initial=0), sizes)
     moved = [(lies[key], offset, size) for key, offset, size in compress(rows, map(lies.__contains__, specs))]
     if sum(size for _, _, size in moved) >= _WORTH_SHARING:
@@ -147,27 +149,15 @@ def _lay_out(
     return _Layout(header, places, len(header) + sum(sizes))
 
 
-def _ordered(specs: Mapping[str, TensorSpec]) -> Mapping[str, TensorSpec]:
+def _falling(specs: Mapping[str, TensorSpec], kinds: Distinct[TensorSpec]) -> Mapping[str, TensorSpec]:
     # Wide elements first keeps every tensor aligned to its element size without padding, which the format has not.
-    widths = _each(specs, lambda spec: DTYPES[spec.dtype].bits)
+    widths = kinds.each(lambda spec: DTYPES[spec.dtype].bits)
     falling = sorted({*widths}, reverse=True)
-    if len(falling) < 2:
-        return specs
     return dict(chain.from_iterable(compress(specs.items(), map(width.__eq__, widths)) for width in falling))
 
 
-def _each(specs: Mapping[str, TensorSpec], fact: Callable[[TensorSpec], T]) -> list[T]:
-    """A fact about each, asked of each spec once: they are few where tensors are many."""
-    facts = {number: fact(spec) for number, spec in _kinds(specs).items()}
-    return list(map(facts.__getitem__, map(id, specs.values())))
-
-
-def _kinds(specs: Mapping[str, TensorSpec]) -> dict[int, TensorSpec]:
-    return dict(zip(map(id, specs.values()), specs.values()))
-
-
-def _sizes(specs: Mapping[str, TensorSpec]) -> list[int]:
-    return _each(specs, lambda spec: spec.nbytes)
+def _sizes(kinds: Distinct[TensorSpec]) -> list[int]:
+    return kinds.each(lambda spec: spec.nbytes)
 
 
 def _pad(header: bytearray, moved: Iterable[tuple[int, int, int]]) -> None:
@@ -183,16 +173,18 @@ def _pad(header: bytearray, moved: Iterable[tuple[int, int, int]]) -> None:
 
 
 def header_of(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> bytearray:
-    """The length and the text of a header for tensors that lie in this order.
+    """The length and the text of a header for tensors that lie in this order."""
+    return _header(specs, Distinct(specs.values()), metadata)
 
-    It is put together piece by piece: a tree of 100,000 entries would fill memory.
-    """
+
+def _header(names: Iterable[str], kinds: Distinct[TensorSpec], metadata: Mapping[str, str]) -> bytearray:
+    # It is put together piece by piece: a tree of 100,000 entries would fill memory.
     text = bytearray(8)
     text += b'{"__metadata__":' + _json({"format": "pt", **metadata}).encode()
-    facts = _each(specs, lambda spec: _json({"dtype": spec.dtype, "shape": spec.shape})[:-1] + ',"data_offsets":')
-    starts, stops = tee(map(str, accumulate(_sizes(specs), initial=0)))
+    facts = kinds.each(lambda spec: _json({"dtype": spec.dtype, "shape": spec.shape})[:-1] + ',"data_offsets":')
+    starts, stops = tee(map(str, accumulate(_sizes(kinds), initial=0)))
     next(stops)
-    rows = zip(map(_quoted, specs), facts, starts, stops)
+    rows = zip(map(_quoted, names), facts, starts, stops)
     while some := "".join([f",{key}:{fact}[{start},{stop}]}}" for key, fact, start, stop in islice(rows, _ROWS)]):
         text += some.encode()
     text += b"}"
@@ -212,7 +204,7 @@ def _split(specs: Mapping[str, TensorSpec], limit: int | None) -> list[list[str]
         return [list(specs)]
     shards: list[list[str]] = [[]]
     filled = 0
-    for key, nbytes in zip(specs, _sizes(specs)):
+    for key, nbytes in zip(specs, _sizes(Distinct(specs.values()))):
         if shards[-1] and filled + nbytes > limit:
             shards.append([])
             filled = 0
@@ -224,7 +216,7 @@ def _split(specs: Mapping[str, TensorSpec], limit: int | None) -> list[list[str]
 def _index(
     specs: Mapping[str, TensorSpec], names: list[str], shards: list[list[str]], aliases: Mapping[str, str]
 ) -> bytes:
-    size = sum(_sizes(specs))
+    size = sum(_sizes(Distinct(specs.values())))
     metadata: dict[str, object] = {"total_size": size, **declared({}, aliases, specs)}
     head = json.dumps({"metadata": metadata, "weight_map": {}}, indent=2, ensure_ascii=False).removesuffix("}\n}")
     rows = (f": {_quoted(name)},\n    ".join([*map(_quoted, keys), ""]) for name, keys in zip(names, shards))
@@ -254,13 +246,14 @@ def _check(
 ) -> None:
     """Everything that the format cannot hold, at once."""
     problems = []
+    kinds = Distinct(specs.values()).objects.values()
 
     def refuse(code: str, headline: str, keys: Iterable[str], help: str) -> None:
         if names := list(keys):
             problems.append(Diagnostic(code, headline, place, notes=shown_keys(names), help=help))
 
     def having(wrong: Callable[[TensorSpec], bool]) -> Iterator[str]:
-        if any(map(wrong, _kinds(specs).values())):
+        if any(map(wrong, kinds)):
             yield from (f"{key}  {spec}" for key, spec in specs.items() if wrong(spec))
 
     unheld = having(lambda spec: not DTYPES[spec.dtype].safetensors)
