@@ -13,7 +13,7 @@ from ..planning.steps import Program, Step
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
 from ..storage.links import Link, empty_on, link_to
-from ..storage.sending import Run, send
+from ..storage.sending import BUFFER, Run, send
 from ..storage.tensors import torch_dtype, torch_shape
 from .copying import Move, moves_of
 from .filling import Progress, is_plain_memory
@@ -53,7 +53,7 @@ class _Cargo:
         checkpoint.read_in_order({run.file for run in self.runs})
         try:
             read = checkpoint.read_file_into
-            send(self.runs, self.tensors, read, self.link, begun=begun.add, arrived=arrived)
+            send(self.runs, self.tensors, read, self.link, begun=begun.add, arrived=arrived, size=BUFFER)
         finally:
             progress.torn += [self.keys[number] for number in sorted(begun)]
 
