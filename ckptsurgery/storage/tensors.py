@@ -99,7 +99,7 @@ def tensor_from(
 
     dtype, shape = torch_dtype(spec.dtype, key), torch_shape(spec, key)
     if spec.numel == 0:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device="cpu")
     count = math.prod(shape) if strides is None else span(shape, strides)
     flat = torch.frombuffer(buffer, dtype=torch.uint8, count=count * dtype.itemsize, offset=start).view(dtype)
     if strides is None:
