@@ -15,7 +15,7 @@ from .places import Place, named_tensors, place_of, places, places_of, require_m
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["TieGroup", "find_ties", "record_ties", "restore_ties", "tie", "untie"]
+__all__ = ["TieGroup", "equal_bytes", "find_ties", "record_ties", "restore_ties", "tie", "untie"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +288,7 @@ def _holder(group: TieGroup, members: Sequence[Place], prefer: Collection[str], 
     wanted = [p for p, name in zip(members, group.names) if name in prefer and p in real] or real
     first = wanted[0]
     for other in wanted[1:] if check_values else ():
-        if other.tensor is not first.tensor and not _same_bytes(first.tensor, other.tensor):
+        if other.tensor is not first.tensor and not equal_bytes(first.tensor, other.tensor):
             raise LoadError(
                 Diagnostic(
                     "tied-values-differ",
@@ -299,14 +299,15 @@ def _holder(group: TieGroup, members: Sequence[Place], prefer: Collection[str], 
     return first
 
 
-def _same_bytes(a: Tensor, b: Tensor) -> bool:
+def equal_bytes(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal bit for bit; they are compared where the first of them lies."""
     import torch
 
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     if a.is_meta or b.is_meta:
         return a.is_meta and b.is_meta
-    x, y = (t.detach().contiguous().flatten().view(torch.uint8) for t in (a, b))
+    x, y = (t.detach().resolve_conj().resolve_neg().contiguous().flatten().view(torch.uint8) for t in (a, b))
     return torch.equal(x, y.to(x.device))
 
 
