@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ..errors import CheckpointError, Diagnostic
@@ -75,10 +75,15 @@ def _of_index(index: Path, weights: list[Path]) -> Iterator[Diagnostic]:
             help="remove them, or name them in the index; left behind by another save?",
             severity="warning",
         )
+    yield from _of_shards(index, weight_map, about.get("total_size"))
+
+
+def _of_shards(index: Path, weight_map: Mapping[str, str], told: object) -> Iterator[Diagnostic]:
+    """What the shards hold, against what the index says of keys and of the size of all."""
     holder: dict[str, str] = {}
     holders: dict[str, list[str]] = {}  # of keys that lie in several shards
     total = 0
-    for name in sorted(named):
+    for name in sorted({*weight_map.values()}):
         try:
             contents = read_file(str(index.parent / name))
         except CheckpointError:
@@ -99,19 +104,7 @@ def _of_index(index: Path, weights: list[Path]) -> Iterator[Diagnostic]:
             severity="warning",
         )
     if holders:
-        twice = sorted(holders)
-        example = twice[0]
-        yield Diagnostic(
-            "duplicate-key",
-            f"{counted(len(twice), 'key', 'lies')} in more than one shard, "
-            f"as {example!r} in {' and '.join(holders[example])}",
-            str(index),
-            shown(twice),
-            help=f"the index decides for {weight_map.get(example, 'none')!r}; write it again: ckptsurgery convert",
-            severity="warning",
-        )
-
-    told = about.get("total_size")
+        yield _in_several(index, holders, weight_map)
     # Shared storages are counted once by some writers, and as often as they are named by others.
     if type(told) is int and told > total and weight_map.keys() <= holder.keys():
         yield Diagnostic(
@@ -121,6 +114,20 @@ def _of_index(index: Path, weights: list[Path]) -> Iterator[Diagnostic]:
             help="was it made for these files? write it again: ckptsurgery convert",
             severity="warning",
         )
+
+
+def _in_several(index: Path, holders: Mapping[str, list[str]], weight_map: Mapping[str, str]) -> Diagnostic:
+    twice = sorted(holders)
+    example = twice[0]
+    return Diagnostic(
+        "duplicate-key",
+        f"{counted(len(twice), 'key', 'lies')} in more than one shard, "
+        f"as {example!r} in {' and '.join(holders[example])}",
+        str(index),
+        shown(twice),
+        help=f"the index decides for {weight_map.get(example, 'none')!r}; write it again: ckptsurgery convert",
+        severity="warning",
+    )
 
 
 def _of_pickles(paths: list[Path]) -> Iterator[Diagnostic]:

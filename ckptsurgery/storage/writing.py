@@ -77,52 +77,57 @@ def open_writer(
     Raises:
         CheckpointError: the output exists, the format cannot hold a tensor, or a size is none.
     """
-    if not os.fspath(path):
-        # Path("") is the current folder, which an unset variable in a shell does not mean
-        raise CheckpointError(Diagnostic("no-output", "the output has no name", help="name a file or a folder"))
     target, durability = Path(path).expanduser(), Durability(sync)
     limit = None if max_shard_size is None else parse_size(max_shard_size)
-    suffix = target.suffix.lower()
+    if _names_folder(os.fspath(path), target):
+        _check_folder(target, overwrite)
+        return folder_writer(target, specs, aliases, metadata, limit, resume, lies, companions, durability)
+    _check_file(target, overwrite, bool(companions), limit is not None, resume is not None)
+    if target.suffix.lower() == ".safetensors":
+        return file_writer(target, specs, aliases, metadata, resume, lies, durability)
+    from .torch_writer import TorchZipWriter
+
+    return TorchZipWriter(target, specs, aliases=aliases, metadata=metadata, extras=extras, durability=durability)
+
+
+def _names_folder(path: str, target: Path) -> bool:
+    """Whether an output is to be a folder."""
+    if not path:
+        # Path("") is the current folder, which an unset variable in a shell does not mean
+        raise CheckpointError(Diagnostic("no-output", "the output has no name", help="name a file or a folder"))
     try:
-        if "\0" in os.fspath(path):
+        if "\0" in path:
             raise OSError(errno.EINVAL, "a NUL character")
-        as_folder = os.fspath(path).endswith("/") or target.is_dir()
+        if path.endswith("/") or target.is_dir():
+            return True
     except OSError as error:
         raise os_error(error, str(target), "write") from error
-    if suffix in _UNWRITTEN and not as_folder:
+    suffix = target.suffix.lower()
+    if suffix in _UNWRITTEN:
         help = f"write {str(target.with_suffix('.safetensors'))!r} instead"
         raise CheckpointError(
             Diagnostic("unsupported-output", f"{suffix} files are not written here", str(target), help=help)
         )
-    if suffix not in (".safetensors", *_TORCH) or as_folder:
-        _check_folder(target, overwrite)
-        return folder_writer(target, specs, aliases, metadata, limit, resume, lies, companions, durability)
+    return suffix not in (".safetensors", *_TORCH)
+
+
+def _check_file(target: Path, overwrite: bool, companions: bool, shards: bool, resume: bool) -> None:
+    """Refuse what one file cannot be, and one that is there already."""
+    folder = f"name a folder: {str(target.with_suffix(''))!r}"
     if companions:
         text = "config and tokenizer files go along into a folder, and the output is one file"
-        help = f"name a folder: {str(target.with_suffix(''))!r}"
-        raise CheckpointError(Diagnostic("companions-need-a-folder", text, str(target), help=help))
-    if limit is not None:
-        help = f"name a folder: {str(target.with_suffix(''))!r}"
-        raise CheckpointError(
-            Diagnostic(
-                "shards-need-a-folder",
-                "max_shard_size makes several files, and a file was named",
-                str(target),
-                help=help,
-            )
-        )
+        raise CheckpointError(Diagnostic("companions-need-a-folder", text, str(target), help=folder))
+    if shards:
+        text = "max_shard_size makes several files, and a file was named"
+        raise CheckpointError(Diagnostic("shards-need-a-folder", text, str(target), help=folder))
     if target.exists() and not overwrite:
         raise _exists(target, ())
-    if suffix == ".safetensors":
-        return file_writer(target, specs, aliases, metadata, resume, lies, durability)
-    if resume is not None:
+    suffix = target.suffix.lower()
+    if resume and suffix != ".safetensors":
         help = f"write {str(target.with_suffix('.safetensors'))!r} instead, or do without resume"
         raise CheckpointError(
             Diagnostic("not-resumable", f"writing a {suffix} file cannot be resumed", str(target), help=help)
         )
-    from .torch_writer import TorchZipWriter
-
-    return TorchZipWriter(target, specs, aliases=aliases, metadata=metadata, extras=extras, durability=durability)
 
 
 def open_staged(writer: Writer) -> Checkpoint:
