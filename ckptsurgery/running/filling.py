@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..modeling.assigning import set_tensor
 from ..modeling.places import place_of
-from ..planning.costing import workers
 from ..planning.steps import Step
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
 from ..storage.contents import Extent
+from .computing import Task, run_tasks
 from .progress import ByteBar
 from .receiving import Receiver, gathered_steps
 
@@ -86,34 +86,23 @@ def read_straight(reads: list[Straight], checkpoint: Checkpoint, progress: Progr
     Raises:
         CheckpointError: a read failed; nothing is being read any more when it is raised.
     """
-    failures: list[BaseException] = []
     checkpoint.read_in_order({one.lies.file for one in reads})
-    with ThreadPoolExecutor(workers(), thread_name_prefix="ckptsurgery") as pool:
-        running = {pool.submit(_read, one, checkpoint): one.key for one in reads}
-        for future in as_completed(running):
-            if future.cancelled():
-                continue
-            error = future.exception()
-            if error is None:
-                progress.written.append(running[future])
-                bar(future.result())
-            else:
-                progress.torn.append(running[future])
-                failures.append(error)
-                for other in running:
-                    other.cancel()
-    if failures:
-        raise failures[0]
+    run_tasks((Task(0, partial(_read, one, checkpoint, progress)) for one in reads), bar)
 
 
-def _read(one: Straight, checkpoint: Checkpoint) -> int:
+def _read(one: Straight, checkpoint: Checkpoint, progress: Progress) -> int:
     import torch
 
     from ..storage.tensors import dense_bytes
 
     # autograd must see that the values changed, as after `copy_`
     torch.autograd.graph.increment_version(one.tensor)
-    checkpoint.read_file_into(one.lies.file, one.lies.offset, dense_bytes(one.tensor, one.key))
+    try:
+        checkpoint.read_file_into(one.lies.file, one.lies.offset, dense_bytes(one.tensor, one.key))
+    except BaseException:
+        progress.torn.append(one.key)
+        raise
+    progress.written.append(one.key)
     return one.lies.nbytes
 
 
