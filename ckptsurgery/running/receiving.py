@@ -11,7 +11,7 @@ from ..planning.cutting import cut_of
 from ..planning.steps import Program, Step, programs_of
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
-from ..storage.contents import Extent
+from ..storage.contents import Entry, Extent
 from .computing import Moved, compute
 from .placing import has_views
 
@@ -119,19 +119,27 @@ class Receiver:
 
 
 def gathered_steps(steps: Sequence[Step], checkpoint: Checkpoint) -> tuple[list[Step], list[Step]]:
-    """The steps that make new tensors of elements as they lie in files, or as they are, and the others.
+    """The steps that make new tensors of elements in files or in the host's memory, and the others.
 
-    The others hand on tensors that are there already, have an op that looks at more than one element, or make little.
+    The others hand on tensors that are there already, have an op that looks at more than one element, make little, or
+    work on an accelerator.
     """
     large = [program for program, _ in programs_of(steps) if _makes_much(program)]
     anywhere = {id(program) for program in large if has_views(program)}
     in_files = {id(program) for program in large if cut_of(program)} - anywhere
     entries, gathered, others = checkpoint.entries, list[Step](), list[Step]()
     for step in steps:
-        number = id(step.program)
-        found = number in anywhere or (number in in_files and all(entries[key].lies_plainly for key in step.sources))
+        number, lie = id(step.program), (entries[key] for key in step.sources)
+        found = (number in anywhere and all(map(_on_host, lie))) or (
+            number in in_files and all(entry.lies_plainly for entry in lie)
+        )
         (gathered if found else others).append(step)
     return gathered, others
+
+
+def _on_host(entry: Entry) -> bool:
+    tensor = entry.tensor  # one that is built when it is asked for is built on the host
+    return tensor is None or callable(tensor) or bool(tensor.device.type == "cpu")
 
 
 def _makes_much(program: Program) -> bool:

@@ -254,3 +254,10 @@ def test_a_value_that_does_not_fit_is_told_of_its_tensor(tmp_path: Path) -> None
     with pytest.raises(cs.CheckpointError, match="2 of 3 values") as told:
         cs.plan(tmp_path / "source.safetensors", "{k} -> {k} | cast(f16)").state_dict()
     assert told.value.diagnostics[0].place == "b"
+
+
+def test_what_lies_on_another_device_is_not_gathered_on_the_host() -> None:
+    plan = cs.plan({"a": torch.ones(3, 4), "b": torch.ones(3, 4, device="meta")}, "{k} [x y] -> {k} [y x]")
+    gathered, others = gathered_steps(plan.steps, plan.checkpoint)
+    assert [step.sources for step in gathered] == [("a",)]
+    assert [step.sources for step in others] == [("b",)]
