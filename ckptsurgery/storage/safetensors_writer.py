@@ -25,6 +25,7 @@ from .transactions import Replacement
 
 __all__ = ["file_writer", "folder_writer", "header_of"]
 
+SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _WORTH_SHARING = 1 << 20
 
@@ -66,33 +67,12 @@ def folder_writer(
     name -> content, appear together with the rest.
     """
     _check(specs, aliases, metadata, str(path))
-    shards = _split(specs, max_shard_size)
-    if len(shards) == 1:
-        names = ["model.safetensors"]
-    else:
-        names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     tag = resume or new_tag()
-    new_folder = None if path.exists() else (beside(path, tag), path)
-    # What this library tells of an output may be long, and is told once.
-    common = {name: text for name, text in metadata.items() if not name.startswith("ckptsurgery.")}
-    outputs: list[Output] = []
-    for name, data in companions.items():
-        temporary = new_folder[0] / name if new_folder else beside(path / name, tag)
-        outputs.append(Output(path / name, temporary, len(data), data, beside=True))
-    places: dict[str, Extent] = {}
-    for name, keys in zip(names, shards):
-        held = specs if len(shards) == 1 else {key: specs[key] for key in keys}
-        own = metadata if len(shards) == 1 or name == names[0] else common
-        temporary = new_folder[0] / name if new_folder else beside(path / name, tag)
-        layout = _lay_out(
-            path / name, temporary, held, declared(own, aliases if len(shards) == 1 else {}, held), lies
-        )
-        outputs.append(layout.output(path / name, temporary))
-        places |= layout.places
-    if len(shards) > 1:
-        index = _index(specs, names, shards, aliases)
-        temporary = new_folder[0] / INDEX if new_folder else beside(path / INDEX, tag)
-        outputs.append(Output(path / INDEX, temporary, len(index), index))
+    folder = _Folder(path, tag, None if path.exists() else beside(path, tag))
+    outputs = [folder.whole(name, data, beside=True) for name, data in companions.items()]
+    laid, places = _shards(folder, specs, aliases, metadata, max_shard_size, lies)
+    outputs += laid
+    new_folder = (folder.new, path) if folder.new else None
     indices, former = ([], set()) if new_folder else _former(path)
     # A run that is resumed finds its own unfinished files: they are not the former checkpoint's.
     stale = sorted(former - {path for output in outputs for path in (output.final, output.temporary)})
@@ -110,6 +90,49 @@ def folder_writer(
     return ResumableWriter(
         outputs, places, journal, new_folder=new_folder, set_aside=indices, stale=stale, whole_folder=True
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    """Where files lie until they take their names: in a new folder beside the one meant, or each beside its own."""
+
+    path: Path
+    tag: str
+    new: Path | None
+
+    def temporary(self, name: str) -> Path:
+        return self.new / name if self.new else beside(self.path / name, self.tag)
+
+    def whole(self, name: str, data: bytes, beside: bool = False) -> Output:
+        return Output(self.path / name, self.temporary(name), len(data), data, beside=beside)
+
+
+def _shards(
+    folder: _Folder,
+    specs: Mapping[str, TensorSpec],
+    aliases: Mapping[str, str],
+    metadata: Mapping[str, str],
+    max_shard_size: int | None,
+    lies: Mapping[str, int],
+) -> tuple[list[Output], dict[str, Extent]]:
+    """The files that hold the tensors, their index where they are several, and where in them each tensor goes."""
+    shards = _split(specs, max_shard_size)
+    if len(shards) == 1:
+        file, temporary = folder.path / SINGLE, folder.temporary(SINGLE)
+        layout = _lay_out(file, temporary, specs, declared(metadata, aliases, specs), lies)
+        return [layout.output(file, temporary)], layout.places
+    names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    # What this library tells of an output may be long, and is told once.
+    common = {name: text for name, text in metadata.items() if not name.startswith("ckptsurgery.")}
+    outputs: list[Output] = []
+    places: dict[str, Extent] = {}
+    for name, keys in zip(names, shards):
+        held = {key: specs[key] for key in keys}
+        own = declared(metadata if name == names[0] else common, {}, held)
+        layout = _lay_out(folder.path / name, folder.temporary(name), held, own, lies)
+        outputs.append(layout.output(folder.path / name, folder.temporary(name)))
+        places |= layout.places
+    return [*outputs, folder.whole(INDEX, _index(specs, names, shards, aliases))], places
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +249,7 @@ def _index(
 def _former(folder: Path) -> tuple[list[Path], set[Path]]:
     """The safetensors indices that lie in a folder, and the files of the checkpoint that is being replaced."""
     indices = sorted(folder.glob("*.safetensors.index.json"))
-    files = {folder / "model.safetensors"} if (folder / "model.safetensors").exists() else set()
+    files = {folder / SINGLE} if (folder / SINGLE).exists() else set()
     for index in indices:
         try:
             weight_map, _ = weight_map_of(str(index))
