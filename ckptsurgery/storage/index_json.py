@@ -80,8 +80,11 @@ def read_plain_index(text: str, held: Mapping[str, Collection[str]]) -> PlainInd
     keys = list(chain.from_iterable(held.values()))
     if first is None or not all(held.values()) or len(set(keys)) < len(keys) or not _is_plain("".join([*held, *keys])):
         return None
+    comma = first["comma"] or ""
+    if not comma and len(keys) > 1:
+        return None
     for by_name in (False, True):
-        rows = _written(_runs_by_name(held) if by_name else held.items(), first["colon"], first["comma"] or "")
+        rows = _written(_runs_by_name(held) if by_name else held.items(), first["colon"], comma)
         if text.startswith(rows, first.start("row")):
             # The rest is small enough to be read precisely; one row tells that those left out were the weight map's.
             start, end = first.start("row"), first.start("row") + len(rows)

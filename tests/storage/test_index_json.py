@@ -76,6 +76,7 @@ TRAPS: dict[str, tuple[str, dict[str, list[str]]]] = {
     "a map that is given twice": ('{"weight_map": {"a": "1.st"}, "weight_map": {"b": "1.st"}}', {"1.st": ["a"]}),
     "a map inside of a list": ('[{"weight_map": {"a": "1.st"}}]', {"1.st": ["a"]}),
     "a text that ends early": ('{"weight_map": {"a": "1.st"}', {"1.st": ["a"]}),
+    "a comma too few": ('{"weight_map": {"a": "1.st""b": "2.st"}}', {"1.st": ["a"], "2.st": ["b"]}),
     "a comma too many": ('{"weight_map": {"a": "1.st", }}', {"1.st": ["a"]}),
     "no row": ('{"weight_map": {}}', {"1.st": []}),
     "no map": ("{}", {}),
