@@ -168,6 +168,13 @@ def judge_copy(found: Found) -> tuple[str, bool]:
     return text, ratio <= 1
 
 
+def judge_device(found: Found) -> tuple[str, bool]:
+    ours = found["ours"]
+    ratio = ours["seconds"] / found["pinned copy"]["seconds"]
+    text = f"{ours['seconds']:.2f} s, {ratio:.2f} x a pinned copy, {ours['anonymous'] / MIB:.0f} MiB anonymous"
+    return text, ratio <= 1.1 and ours["anonymous"] <= 256 * MIB
+
+
 def judge_partial(found: Found) -> tuple[str, bool]:
     ratio = found["ours"]["read"] / max(1, found["ours"]["wanted"])
     return f"reads {ratio:.3f} x the bytes wanted", ratio <= 1.1
@@ -248,6 +255,12 @@ def reading(work: Path, sources: list[str], small: bool) -> list[Case]:
             case.commands["accelerate"] = job(name, llama)
     if not small and not data.missing("transformers"):
         found[3].commands["from_pretrained"] = job("peer_from_pretrained", llama)
+    if data.accelerator():
+        found.append(
+            Case("load onto a GPU", "1.1 x a pinned copy, 256 MiB anonymous",
+                 {"ours": job("ours_device", llama), "load_file(device=)": job("peer_device", llama),
+                  "pinned copy": job("pinned_device", llama)}, judge_device)
+        )  # fmt: skip
     shared = data.sharing_file(work, plain)
     if shared is not None:
         source, out = shared
@@ -319,6 +332,8 @@ def main() -> int:
             print(f"\n{name} is not installed, so it is not measured.")
     if not any("blocks shared" in name for name in results) and options.only in "rename on XFS, blocks shared":
         print("\nNo file system that shares extents could be made (root, losetup and mkfs.xfs are needed).")
+    if not data.accelerator() and options.only in "load onto a GPU":
+        print("\nNo accelerator that torch knows is there, so loading onto a GPU is not measured.")
     data.unmount(options.work)
     if options.json:
         options.json.write_text(json.dumps({"machine": machine(), "results": results}, indent=1))

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 BLOCK = 1 << 20
@@ -121,6 +122,13 @@ PEERS = ("accelerate", "mergekit", "transformers")
 def missing(name: str) -> bool:
     """Whether a peer is not installed."""
     return importlib.util.find_spec(name) is None
+
+
+@cache
+def accelerator() -> bool:
+    """Whether torch finds a device to load onto."""
+    asked = "import sys, torch; sys.exit(not torch.accelerator.is_available())"
+    return subprocess.run([sys.executable, "-c", asked], stderr=subprocess.DEVNULL).returncode == 0
 
 
 def sharing_file(work: Path, source: str) -> tuple[str, str] | None:
