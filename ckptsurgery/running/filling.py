@@ -97,12 +97,12 @@ def _read(one: Straight, checkpoint: Checkpoint, progress: Progress) -> int:
 
     # autograd must see that the values changed, as after `copy_`
     torch.autograd.graph.increment_version(one.tensor)
+    whole = False
     try:
         checkpoint.read_file_into(one.lies.file, one.lies.offset, dense_bytes(one.tensor, one.key))
-    except BaseException:
-        progress.torn.append(one.key)
-        raise
-    progress.written.append(one.key)
+        whole = True
+    finally:
+        (progress.written if whole else progress.torn).append(one.key)
     return one.lies.nbytes
 
 
