@@ -80,11 +80,11 @@ def _folded_parts(order: list[str], parts: Iterable[list[str]]) -> list[Folded]:
 
 def _alike(keys: list[str], labels: list[Hashable]) -> Iterable[list[str]]:
     """The keys in parts of equal labels."""
-    parts: dict[Hashable, list[str]] = {}
-    members = Distinct(labels).each(lambda label: parts.setdefault(label, []))
+    known = Distinct(labels)
+    parts: dict[Hashable, list[str]] = {label: [] for label in known.objects.values()}
     if len(parts) == 1:
         return [keys]
-    for key, its in zip(keys, members):
+    for key, its in zip(keys, known.each(parts.__getitem__)):
         its.append(key)
     return parts.values()
 

@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from itertools import chain, groupby
+from itertools import groupby
 from typing import Any, NamedTuple
 
 from ..errors import CheckpointError, Diagnostic
@@ -77,17 +77,17 @@ def read_plain_index(text: str, held: Mapping[str, Collection[str]]) -> PlainInd
     True
     """
     first = _FIRST_ROW.search(text)
-    keys = list(chain.from_iterable(held.values()))
-    if first is None or not all(held.values()) or len(set(keys)) < len(keys) or not _is_plain("".join([*held, *keys])):
+    count = sum(map(len, held.values()))
+    if first is None or not all(held.values()) or len(set().union(*held.values())) < count:
         return None
     comma = first["comma"] or ""
-    if not comma and len(keys) > 1:
+    if not all(_is_plain("".join([file, *keys])) for file, keys in held.items()) or (not comma and count > 1):
         return None
     for by_name in (False, True):
-        rows = _written(_runs_by_name(held) if by_name else held.items(), first["colon"], comma)
-        if text.startswith(rows, first.start("row")):
+        start = first.start("row")
+        end = _end_of_rows(text, start, _runs_by_name(held) if by_name else held.items(), first["colon"], comma)
+        if end is not None:
             # The rest is small enough to be read precisely; one row tells that those left out were the weight map's.
-            start, end = first.start("row"), first.start("row") + len(rows)
             return _with_rest(f'{text[:start]}"":""{text[end:]}', by_name)
     return None
 
@@ -102,10 +102,18 @@ def _runs_by_name(held: Mapping[str, Collection[str]]) -> Iterator[tuple[str, It
     return groupby(sorted(owners), owners.__getitem__)
 
 
-def _written(runs: Iterable[tuple[str, Iterable[str]]], colon: str, comma: str) -> str:
-    """The rows of a weight map, from each file and the keys that it is said to hold."""
-    ends = ((keys, f'"{colon}"{file}"') for file, keys in runs)
-    return comma.join('"' + f'{end}{comma}"'.join(keys) + end for keys, end in ends)
+def _end_of_rows(
+    text: str, start: int, runs: Iterable[tuple[str, Iterable[str]]], colon: str, comma: str
+) -> int | None:
+    """Where the rows end that a weight map has for each file and the keys in it; None where it has others."""
+    at = start
+    for file, keys in runs:
+        end = f'"{colon}"{file}"'
+        rows = (comma if at > start else "") + '"' + f'{end}{comma}"'.join(keys) + end
+        if not text.startswith(rows, at):
+            return None
+        at += len(rows)
+    return at
 
 
 def _with_rest(text: str, by_name: bool) -> PlainIndex | None:

@@ -9,13 +9,12 @@ import reprlib
 from contextlib import nullcontext
 from dataclasses import dataclass
 from io import FileIO
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, Diagnostic
 from ..specs import DTYPES, TensorSpec
-from .contents import Contents, Entry
+from .contents import Contents, Entry, entries_in
 from .files import os_error
 from .json_text import refuse_brackets
 from .plain_headers import read_plain_header
@@ -126,7 +125,7 @@ def _read_plainly(header: _Header) -> tuple[dict[str, Entry], dict[str, str]] | 
     if plain is None:
         return None
     names, specs, begins, metadata = plain
-    entries = dict(zip(names, map(Entry, specs, repeat(header.path), map(header.start.__add__, begins))))
+    entries = dict(zip(names, entries_in(header.path, specs, map(header.start.__add__, begins))))
     if len(entries) < len(names) or "__metadata__" in entries:
         return None
     _check_metadata(header, metadata)
