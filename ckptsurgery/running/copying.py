@@ -122,7 +122,7 @@ def copy_runs(runs: Iterable[ByteRun], checkpoint: Checkpoint, writer: Writer, m
     checkpoint.read_in_order({run.source_file for run in runs})
     buffer = memoryview(bytearray(CHUNK))
     refused: set[tuple[str, str]] = set()
-    for some in _in_one_write(runs):
+    for some in _in_one_write(runs, writer):
         run = some[0]
         if len(some) > 1:
             _collect(some, checkpoint, writer, buffer, moved)
@@ -140,20 +140,23 @@ def copy_runs(runs: Iterable[ByteRun], checkpoint: Checkpoint, writer: Writer, m
         _copy(run, checkpoint, writer, buffer, moved)
 
 
-def _in_one_write(runs: Iterable[ByteRun]) -> Iterator[Sequence[ByteRun]]:
+def _in_one_write(runs: Iterable[ByteRun], writer: Writer) -> Iterator[Sequence[ByteRun]]:
     """Short runs that adjoin in the target together, as far as the buffer holds them; others alone."""
     held: list[ByteRun] = []
-    file, end, size = "", 0, 0
+    file, start, end = "", 0, 0
     for run in runs:
         target_file, offset, _, _, nbytes = run
-        if held and (offset != end or size + nbytes > CHUNK or target_file != file or nbytes >= _WORTH_SHARING):
+        fits = target_file == file and offset + nbytes - start <= CHUNK and nbytes < _WORTH_SHARING
+        if held and not (fits and writer.adjoin(end, offset)):
             yield held
-            held, size = [], 0
+            held = []
         if nbytes >= _WORTH_SHARING:
             yield (run,)
             continue
+        if not held:
+            file, start = target_file, offset
         held.append(run)
-        file, end, size = target_file, offset + nbytes, size + nbytes
+        end = offset + nbytes
     if held:
         yield held
 
@@ -165,15 +168,15 @@ def _collect(
     buffer: memoryview,
     moved: Callable[[int], object],
 ) -> None:
-    first, size = runs[0], sum([run.nbytes for run in runs])
-    if writer.has(first.target_file, first.target_offset, size):
+    first, last, size = runs[0], runs[-1], sum([run.nbytes for run in runs])
+    start = first.target_offset
+    if writer.has(first.target_file, start, size):
         writer.skip(size)
     else:
-        at, read = 0, checkpoint.read_file_into
-        for _, _, file, offset, nbytes in runs:
-            read(file, offset, buffer[at : at + nbytes])
-            at += nbytes
-        writer.write(first.target_file, first.target_offset, buffer[:size])
+        read = checkpoint.read_file_into
+        for _, at, file, offset, nbytes in runs:
+            read(file, offset, buffer[at - start : at - start + nbytes])
+        writer.write(first.target_file, start, buffer[: last.target_offset + last.nbytes - start])
     moved(size)
 
 

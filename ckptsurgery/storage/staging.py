@@ -213,6 +213,10 @@ class Writer:
     def room(self, file: str, offset: int, nbytes: int) -> None:
         """What is written may lie anywhere: a file has no memory to make it in."""
 
+    def adjoin(self, stop: int, offset: int) -> bool:
+        """Whether what ends at one byte and what begins at the other may be written at once, and all between them."""
+        return stop == offset
+
     def write(self, file: str, offset: int, data: Any) -> None:
         """Writes a buffer at an offset of one of the files that `places` names.
 
@@ -220,6 +224,10 @@ class Writer:
             CheckpointError: the disk is full, and the like.
         """
         view = memoryview(data).cast("B") if memoryview(data).nbytes else memoryview(b"")
+        self._put(file, offset, view, len(view))
+
+    def _put(self, file: str, offset: int, view: memoryview, owed: int) -> None:
+        """Write a buffer of which so many bytes are the caller's to write."""
         if offset < 0 or offset + len(view) > self._sizes[file]:
             text = f"bytes {offset} to {offset + len(view)} lie outside of the file"
             raise CheckpointError(Diagnostic("write-out-of-range", text, file))
@@ -227,7 +235,7 @@ class Writer:
             self._pwrite(file, offset, view)
         except OSError as error:
             raise os_error(error, file, "write") from error
-        self.skip(len(view))
+        self.skip(owed)
         self._send(file, offset, len(view))
         self._note(file, offset, len(view))
 

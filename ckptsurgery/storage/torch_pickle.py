@@ -140,6 +140,7 @@ class Pickle:
         self._out = bytearray(b"\x80\x02")
         self._memo: dict[tuple[str, str], int] = {}
         self._shared: dict[int, int] = {}  # id of a container -> its place in the memo
+        self._kinds: dict[tuple[object, ...], tuple[bytes, bytes]] = {}  # what stands around the keys of like tensors
 
     def dumps(self, value: Any) -> bytes:
         """The pickle of a value that `writable` has passed."""
@@ -207,12 +208,25 @@ class Pickle:
             self._out += b"b"
 
     def _tensor(self, tensor: StoredTensor) -> None:
-        spec = tensor.spec
-        kind = _STORAGES.get(spec.dtype)
-        shape = spec.shape
-        if DTYPES[spec.dtype].bits == 4:
-            shape = (*shape[:-1], shape[-1] // 2)  # torch counts pairs
-        strides = contiguous_strides(shape) if tensor.strides is None else tensor.strides
+        kind = tensor.spec, tensor.strides, tensor.nbytes
+        known = self._kinds.get(kind)
+        if known is not None:
+            before, behind = known
+            self._out += before
+            self._text(tensor.key, memo=False)
+            self._out += behind
+            return
+        said, start = len(self._memo), len(self._out)
+        self._until_key(tensor)
+        key = len(self._out)
+        self._text(tensor.key, memo=False)
+        stop = len(self._out)
+        self._from_key(tensor)
+        if len(self._memo) == said:  # nothing in it is said for the first time, so the next of its kind is the same
+            self._kinds[kind] = bytes(self._out[start:key]), bytes(self._out[stop:])
+
+    def _until_key(self, tensor: StoredTensor) -> None:
+        kind = _STORAGES.get(tensor.spec.dtype)
         self._global("torch._utils", "_rebuild_tensor_v2" if kind else "_rebuild_tensor_v3")
         self._out += b"(("
         self._text("storage")
@@ -220,12 +234,17 @@ class Pickle:
             self._global("torch", kind)
         else:
             self._global("torch.storage", "UntypedStorage")
-        self._text(tensor.key, memo=False)
+
+    def _from_key(self, tensor: StoredTensor) -> None:
+        spec = tensor.spec
+        shape, kind = spec.shape, spec.dtype in _STORAGES
+        if DTYPES[spec.dtype].bits == 4:
+            shape = (*shape[:-1], shape[-1] // 2)  # torch counts pairs
         self._text("cpu")
         self._int(tensor.nbytes // DTYPES[spec.dtype].itemsize if kind else tensor.nbytes)
         self._out += b"tQK\x00"
         self._sequence(b"(", shape, b"t")
-        self._sequence(b"(", strides, b"t")
+        self._sequence(b"(", contiguous_strides(shape) if tensor.strides is None else tensor.strides, b"t")
         self._out += b"\x89"
         self._call("collections", "OrderedDict", ())
         if not kind:

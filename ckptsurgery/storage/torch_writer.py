@@ -1,20 +1,14 @@
-"""`TorchZipWriter`: the zip file that `torch.save` would write, laid out beforehand and filled in any order.
-
-Records are stored, their data begin at multiples of 64 bytes, and each is followed by a data descriptor with its
-checksum, exactly as torch lays them out: torch computes the offsets of mapped records from that, without reading the
-headers.
-"""
+"""`TorchZipWriter`: the zip file that `torch.save` would write, laid out beforehand and filled in any order."""
 
 from __future__ import annotations
 
 import bisect
 import hashlib
 import os
-import struct
 import threading
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -26,74 +20,11 @@ from .inert import Ordered
 from .staging import Output, Writer, beside
 from .torch_pickle import OMITTED, Pickle, StoredTensor, writable
 from .torch_zip import METADATA_RECORD
+from .zip_records import ALIGNMENT, Records
 
 __all__ = ["TorchZipWriter"]
 
-_ROOT = "archive/"
-_ALIGNMENT = 64
 _CHUNK = 1 << 20
-_MAX32 = 0xFFFFFFFF
-_UTF8, _DESCRIPTOR = 0x800, 0x8
-
-
-@dataclass(slots=True)
-class _Record:
-    """One file of the archive: where its header and its data lie."""
-
-    name: str
-    header: int
-    data: int
-    nbytes: int
-    crc: int | None = None
-
-    @property
-    def flags(self) -> int:
-        return _UTF8 | (_DESCRIPTOR if self.nbytes else 0)
-
-    @property
-    def wide(self) -> bool:
-        return self.nbytes >= _MAX32 or self.header >= _MAX32
-
-    @property
-    def end(self) -> int:
-        """Where the next header begins: behind the data and their descriptor."""
-        return self.data + self.nbytes + ((24 if self.wide else 16) if self.nbytes else 0)
-
-    def local_header(self) -> bytes:
-        extra = b""
-        if self.wide:
-            sizes = struct.pack("<QQ", self.nbytes, self.nbytes) if self.nbytes >= _MAX32 else b""
-            place = struct.pack("<Q", self.header) if self.header >= _MAX32 else b""
-            extra = struct.pack("<HH", 1, len(sizes + place)) + sizes + place
-        name = self.name.encode()
-        padding = self.data - self.header - 30 - len(name) - len(extra) - 4
-        extra += b"FB" + struct.pack("<H", padding) + b"Z" * padding
-        fields = (0, self.flags, 0, 0, 0, 0, 0, 0, len(name), len(extra))
-        return struct.pack("<4s5H3I2H", b"PK\3\4", *fields) + name + extra
-
-    def descriptor(self) -> bytes:
-        if not self.nbytes:
-            return b""
-        layout = "<4sIQQ" if self.wide else "<4sIII"
-        return struct.pack(layout, b"PK\x07\x08", self.crc, self.nbytes, self.nbytes)
-
-    def directory_entry(self) -> bytes:
-        size, place, extra = min(self.nbytes, _MAX32), min(self.header, _MAX32), b""
-        if self.wide:
-            sizes = struct.pack("<QQ", self.nbytes, self.nbytes) if self.nbytes >= _MAX32 else b""
-            offset = struct.pack("<Q", self.header) if self.header >= _MAX32 else b""
-            extra = struct.pack("<HH", 1, len(sizes + offset)) + sizes + offset
-        name = self.name.encode()
-        fields = (0, 0, self.flags, 0, 0, 0, self.crc, size, size, len(name), len(extra), 0, 0, 0, 0, place)
-        return struct.pack("<4s6H3I5H2I", b"PK\1\2", *fields) + name + extra
-
-
-def _after(header: int, name: str, nbytes: int) -> _Record:
-    """The record that begins at `header`, its data aligned."""
-    start = header + 30 + len(_ROOT + name) + 4
-    if nbytes >= _MAX32 or header >= _MAX32:
-        start += 4 + (16 if nbytes >= _MAX32 else 0) + (8 if header >= _MAX32 else 0)
-    return _Record(_ROOT + name, header, -(-start // _ALIGNMENT) * _ALIGNMENT, nbytes)
 
 
 class TorchZipWriter(Writer):
@@ -131,21 +62,15 @@ class TorchZipWriter(Writer):
         self._kept: list[tuple[int, Any]] = []  # storage number, and the tensor among the extras that fills it
         self._sizes_of = [spec.nbytes for spec in specs.values()]
         pickled = Pickle().dumps(self._tree(specs, aliases, extras))
-        plain = self._lay_out(pickled, metadata)
         temporary = beside(final)
-        head = bytearray()
-        for name, data in plain.items():
-            record = self._records[name]
-            head.extend(bytes(record.header - len(head)))
-            head += record.local_header() + data + record.descriptor()
-        places = {
-            key: Extent(str(temporary), self._storages[i].data, self._sizes_of[i]) for i, key in enumerate(specs)
-        }
-        size = self._end + self._directory_size()
-        super().__init__([Output(final, temporary, size, bytes(head))], places, durability=durability)
+        file = self._temporary = str(temporary)
+        head = self._lay_out(pickled, metadata)
+        places = dict(zip(specs, map(Extent, repeat(file), self._starts, self._sizes_of)))
+        size = self._records.end + self._records.directory_size
+        super().__init__([Output(final, temporary, size, head)], places, durability=durability)
         self.left_out.sort()
-        self._temporary = str(temporary)
-        self._starts = [record.data for record in self._storages]
+        self._sums: list[int | None] = [None if nbytes else 0 for nbytes in self._sizes_of]
+        self._sealed = bytearray(len(self._sums))  # whether what stands before each storage is written
         self._running: dict[int, tuple[int, int]] = {}  # storage -> bytes seen in order, their checksum
         self._guard = threading.Lock()
 
@@ -200,109 +125,136 @@ class TorchZipWriter(Writer):
             known = self._numbers[place] = StoredTensor(str(number), spec, strides, nbytes)
         return known
 
-    def _lay_out(self, pickled: bytes, metadata: Mapping[str, str]) -> dict[str, bytes]:
-        """Places every record; gives back those whose bytes are known already and that come first."""
-        plain = {"data.pkl": pickled, ".format_version": b"1", ".storage_alignment": str(_ALIGNMENT).encode()}
-        plain["byteorder"] = b"little"
+    def _lay_out(self, pickled: bytes, metadata: Mapping[str, str]) -> bytearray:
+        """Places every record; gives back the beginning of the file, as far as it is known already."""
         noted = {key: value for key, value in metadata.items() if (key, value) != ("format", "pt")}
-        self._records: dict[str, _Record] = {}
-        at = 0
-        for name, data in plain.items():
-            at = self._add(name, len(data), at, zlib.crc32(data))
-        self._storages: list[_Record] = []
-        for number, nbytes in enumerate(self._sizes_of):
-            at = self._add(f"data/{number}", nbytes, at, None if nbytes else 0)
-            self._storages.append(self._records[f"data/{number}"])
-        self._tail = {"version": b"3\n"}
+        first = {"data.pkl": pickled, ".format_version": b"1", ".storage_alignment": str(ALIGNMENT).encode()}
+        first["byteorder"] = b"little"
+        last = {"version": b"3\n"}
         if noted:
             import json
 
-            self._tail[METADATA_RECORD] = json.dumps(noted, ensure_ascii=False).encode()
-        for name, data in self._tail.items():
-            at = self._add(name, len(data), at, zlib.crc32(data))
-        self._end = self._add(".data/serialization_id", 40, at, None)
-        return plain
+            last[METADATA_RECORD] = json.dumps(noted, ensure_ascii=False).encode()
+        self._records = records = Records()
+        _add(records, first)
+        head = bytearray()
+        for number, data in enumerate(first.values()):
+            head += records.seam(number) + data
+        head += records.descriptor(len(first) - 1)
+        self._first, self._tail = len(first), list(last.values())
+        records.add(map("archive/data/{}".format, range(len(self._sizes_of))), self._sizes_of)
+        self._starts = records.starts[self._first :]
+        _add(records, last)
+        records.add(["archive/.data/serialization_id"], [40])
+        return head
 
-    def _add(self, name: str, nbytes: int, at: int, crc: int | None) -> int:
-        record = self._records[name] = _after(at, name, nbytes)
-        record.crc = crc
-        return record.end
+    def adjoin(self, stop: int, offset: int) -> bool:
+        """Whether a storage ends at one byte and the next that has any bytes begins at the other."""
+        number = bisect.bisect_left(self._starts, stop) - 1
+        if stop == offset or number < 0 or self._starts[number] + self._sizes_of[number] != stop:
+            return stop == offset
+        after = next((n for n in range(number + 1, len(self._starts)) if self._sizes_of[n]), number)
+        return self._starts[after] == offset
 
     def write(self, file: str, offset: int, data: Any) -> None:
-        """Writes a buffer at an offset of the file that `places` names; checksums are kept of what comes in order."""
-        super().write(file, offset, data)
+        """Writes a buffer at an offset of the file that `places` names; checksums are kept of what comes in order.
+
+        One that spans several storages is written into: what stands between them is put there.
+        """
         view = memoryview(data)
-        if not view.nbytes:
+        view = view.cast("B") if view.nbytes else memoryview(b"")
+        number = max(0, bisect.bisect_right(self._starts, offset) - 1)
+        if not view or offset + len(view) <= self._starts[number] + self._sizes_of[number]:
+            super().write(file, offset, view)
+            if view:
+                self._sum(number, offset - self._starts[number], view)
+        else:
+            self._put(file, offset, view, self._fill(number, offset, view))
+
+    def _fill(self, number: int, offset: int, view: memoryview) -> int:
+        """Take the checksums of the storages that a buffer spans, and put what stands between them there.
+
+        Args:
+            number: of the first.
+
+        Returns:
+            bytes of storages among those of the buffer.
+        """
+        starts, sizes, records, owed = self._starts, self._sizes_of, self._records, 0
+        last = bisect.bisect_left(starts, offset + len(view)) - 1
+        for n in range(number, last + 1):
+            start, stop = max(0, starts[n] - offset), starts[n] + sizes[n] - offset
+            part = view[start:stop]
+            self._sum(n, offset + start - starts[n], part)
+            owed += len(part)
+            crc = self._sums[n]
+            if crc is None or n == last:
+                continue
+            records.crcs[self._first + n] = crc
+            view[stop : starts[n + 1] - offset] = records.seam(self._first + n + 1)
+            self._sealed[n + 1] = 1
+        return owed
+
+    def _sum(self, number: int, at: int, view: memoryview) -> None:
+        """Carries the checksum of a storage on by the bytes that lie from `at` on."""
+        if not at and len(view) == self._sizes_of[number]:
+            self._sums[number] = zlib.crc32(view)
             return
-        view = view.cast("B")
-        number = bisect.bisect_right(self._starts, offset) - 1
         with self._guard:
             # The checksum is made outside of the lock; who comes meanwhile finds itself out of order.
             seen, crc = self._running.get(number, (0, 0))
             self._running[number] = (-1, 0)
-        in_order = offset - self._starts[number] == seen
-        state = (seen + len(view), zlib.crc32(view, crc)) if in_order else (-1, 0)
+        state = (seen + len(view), zlib.crc32(view, crc)) if at == seen else (-1, 0)
         with self._guard:
             self._running[number] = state
+        if state[0] == self._sizes_of[number]:
+            self._sums[number] = state[1]
 
     def _complete(self) -> None:
-        """Copies the extras' tensors, then writes headers, checksums and the directory."""
+        """Copies the extras' tensors, then writes what stands between the records, and the directory."""
         for number, value in self._kept:
             at = self._starts[number]
             for chunk in _chunks(value):
                 # not `self.write`: these bytes are not among those that the caller owes
                 self._pwrite(self._temporary, at, memoryview(chunk))
                 at += len(chunk)
-        for number, record in enumerate(self._storages):
-            record.crc = self._checksum(number, record)
-        before = b""
-        for record in self._storages:
-            self._seam(before, record)
-            before = record.descriptor()
-        for name, data in self._tail.items():
-            self._seam(before, self._records[name], data)
-            before = self._records[name].descriptor()
-        identity = self._records[".data/serialization_id"]
+        records, first, count = self._records, self._first, len(self._sums)
+        sums = [self._checksum(number) if known is None else known for number, known in enumerate(self._sums)]
+        records.crcs[first : first + count] = sums
+        for number, sealed in enumerate(self._sealed):
+            if not sealed:
+                self._seam(first + number)
+        for number, data in enumerate(self._tail, first + count):
+            self._seam(number, data)
+        identity = len(records.names) - 1
         data = self._identity()
-        identity.crc = zlib.crc32(data)
-        self._seam(before, identity, data)
-        self._pwrite(self._temporary, identity.data + len(data), memoryview(identity.descriptor() + self._directory()))
+        records.crcs[identity] = zlib.crc32(data)
+        self._seam(identity, data + records.descriptor(identity) + records.directory())
 
-    def _seam(self, before: bytes, record: _Record, data: bytes = b"") -> None:
-        """Writes what lies between two records' data: a descriptor and a header."""
-        self._pwrite(self._temporary, record.header - len(before), memoryview(before + record.local_header() + data))
+    def _seam(self, number: int, data: bytes = b"") -> None:
+        """Writes what stands before a record's data, and the data."""
+        before = self._records.seam(number)
+        self._pwrite(self._temporary, self._records.starts[number] - len(before), memoryview(before + data))
 
-    def _checksum(self, number: int, record: _Record) -> int:
-        seen, crc = self._running.get(number, (-1, 0)) if record.nbytes else (0, 0)
-        if seen == record.nbytes:
-            return crc
-        crc = 0
+    def _checksum(self, number: int) -> int:
+        crc, at = 0, self._starts[number]
         with self._descriptors.using(self._temporary) as descriptor:
-            for start in range(0, record.nbytes, _CHUNK):
-                count = min(_CHUNK, record.nbytes - start)
-                crc = zlib.crc32(os.pread(descriptor, count, record.data + start), crc)
+            for start in range(0, self._sizes_of[number], _CHUNK):
+                count = min(_CHUNK, self._sizes_of[number] - start)
+                crc = zlib.crc32(os.pread(descriptor, count, at + start), crc)
         return crc
 
     def _identity(self) -> bytes:
-        told = "".join(f"{record.name} {record.crc} {record.nbytes}\n" for record in self._records.values())
+        records = self._records
+        rows = list(zip(records.names, records.crcs, records.sizes))[:-1]
+        told = "".join([f"{name.decode()} {crc} {nbytes}\n" for name, crc, nbytes in rows])
         return str(int(hashlib.sha256(told.encode()).hexdigest(), 16) % 10**40).zfill(40).encode()
 
-    def _directory(self) -> bytes:
-        entries = b"".join(record.directory_entry() for record in self._records.values())
-        count, place = len(self._records), self._end
-        wide = struct.pack("<4sQ2H2I4Q", b"PK\6\6", 44, 0x031E, 45, 0, 0, count, count, len(entries), place)
-        wide += struct.pack("<4sIQI", b"PK\6\7", 0, place + len(entries), 1)
-        few, size, start = min(count, 0xFFFF), min(len(entries), _MAX32), min(place, _MAX32)
-        return entries + wide + struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, few, few, size, start, 0)
 
-    def _directory_size(self) -> int:
-        narrow = sum(46 + len(record.name.encode()) for record in self._records.values())
-        wide = sum(
-            4 + (16 if record.nbytes >= _MAX32 else 0) + (8 if record.header >= _MAX32 else 0)
-            for record in self._records.values()
-            if record.wide
-        )
-        return narrow + wide + 56 + 20 + 22
+def _add(records: Records, known: Mapping[str, bytes]) -> None:
+    """Place records whose data are known."""
+    data = known.values()
+    records.add([f"archive/{name}" for name in known], list(map(len, data)), map(zlib.crc32, data))
 
 
 def _check(specs: Mapping[str, TensorSpec], aliases: Mapping[str, str], place: str) -> None:

@@ -71,6 +71,17 @@ def test_torch_loads_every_dtype_mapped_or_not(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:ComplexHalf")
+def test_tensors_of_a_kind_are_each_their_own(tmp_path):
+    tensors = {f"{i}.{key}": tensor.roll(i, 0) for i in range(4) for key, tensor in every_dtype().items()}
+    tensors |= {f"{i}.flat": torch.arange(12.0) + i for i in range(4)}
+    write(tmp_path / "x.pt", tensors)
+    found = torch.load(tmp_path / "x.pt", weights_only=True)
+    assert list(found) == list(tensors)
+    for key, tensor in tensors.items():
+        assert (found[key].dtype, found[key].shape, raw(found[key])) == (tensor.dtype, tensor.shape, raw(tensor)), key
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
 def test_data_are_aligned_and_lie_where_torch_computes_them(tmp_path, monkeypatch):
     tensors = {**every_dtype(), "empty": torch.empty(0), "odd": torch.ones(7, dtype=torch.int8), "after": torch.ones(3)}
     path = tmp_path / "x.pt"
