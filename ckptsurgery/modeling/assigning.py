@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from ..errors import Diagnostic, LoadError
+from ..storage.links import moved_to
 from .places import Place, place_of, places, places_of
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def move_to(model: nn.Module, device: torch.device) -> None:
     for name, partners in shared_places(model).items():
         old = partners[0].tensor
         if name == partners[0].name and old.device != device and not old.is_meta:
-            set_tensor(model, name, old.detach().to(device), assign=True, partners=partners)
+            set_tensor(model, name, moved_to(device, old.detach()), assign=True, partners=partners)
 
 
 def hooked_modules(model: nn.Module) -> tuple[str, ...]:

@@ -71,16 +71,16 @@ def fill_accelerators(
     Raises:
         CheckpointError: a read failed or the device did; nothing is on its way any more when it is raised.
     """
-    links: dict[torch.device, Link | None] = {}
+    targets = (key for step in steps for key in step.targets if key not in skipped)
+    devices = {place_of(model, key).tensor.device for key in targets}
+    # devices of one kind go by one way, so that all of them share its buffers
+    links = {kind: link_to(device) for kind, device in {device.type: device for device in devices}.items()}
+    if not any(links.values()):
+        return list(steps)
 
     def room(key: str, spec: TensorSpec) -> tuple[Tensor, Link] | None:
         tensor = place_of(model, key).tensor
-        device = tensor.device
-        if device not in links:
-            # devices of one kind go by one way, so that all of them share its buffers
-            same = [link for other, link in links.items() if other.type == device.type]
-            links[device] = same[0] if same else link_to(device)
-        link = links[device]
+        link = links[tensor.device.type]
         if link is None or tensor.is_inference() or not is_plain_memory(tensor, spec.shape, spec.dtype):
             return None
         return tensor, link

@@ -16,7 +16,7 @@ from ..planning.plan import Plan, Target
 from ..planning.steps import Step
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
-from ..storage.links import as_device
+from ..storage.links import as_device, moved_to
 from ..wording import counted
 from .carrying import fill_accelerators, made_on
 from .executing import Loads, run_step
@@ -158,13 +158,13 @@ def _assign(
         progress.written.append(key)
 
     def whole(key: str, tensor: Tensor) -> None:
-        set_tensor(model, key, tensor.to(device), assign=True, partners=places.get(key))
+        set_tensor(model, key, moved_to(device, tensor), assign=True, partners=places.get(key))
         progress.written.append(key)
 
     gathered, steps = gathered_steps(steps, checkpoint)
     Receiver(gathered, skipped, whole).receive(checkpoint, bar)
     for key, tensor, step in _made(steps, checkpoint, skipped):
-        there = tensor.to(device) if device is not None else tensor
+        there = moved_to(device, tensor)
         value = _own(tensor, step, checkpoint) if there is tensor else there
         set_tensor(model, key, value, assign=True, partners=places.get(key))
         _note(key, value, progress, bar)

@@ -16,6 +16,7 @@ from ..planning.costing import BUDGET, cost_of, largest_step
 from ..planning.plan import Plan
 from ..planning.steps import Step, outputs_of
 from ..storage.checkpoint import Checkpoint
+from ..storage.links import moved_to
 from ..storage.resuming import ResumableWriter
 from ..storage.staging import Writer
 from ..storage.writing import open_staged, open_writer, parse_size
@@ -179,7 +180,7 @@ def state_dict_of(plan: Plan, checkpoint: Checkpoint, device: torch.device | Non
     if device is not None:
         made, steps = made_on(device, steps, checkpoint, aliases)
     gathered, others = gathered_steps(steps, checkpoint)
-    Receiver(gathered, aliases, lambda key, tensor: made.update({key: tensor.to(device)})).receive(
+    Receiver(gathered, aliases, lambda key, tensor: made.update({key: moved_to(device, tensor)})).receive(
         checkpoint, lambda nbytes: None
     )
     loads = Loads(checkpoint.load, others)
@@ -187,7 +188,7 @@ def state_dict_of(plan: Plan, checkpoint: Checkpoint, device: torch.device | Non
     for step in others:
         if not all(key in aliases for key in step.targets):
             for key, value in zip(step.targets, run_step(step, loads)):
-                tensor = value.to(device)
+                tensor = moved_to(device, value)
                 # two targets of one tensor are copies, not ties, unless the plan says so
                 made[key] = tensor.clone() if tensor.data_ptr() in taken and tensor.numel() else tensor
                 taken.add(made[key].data_ptr())

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     Device = torch.device | str
 
-__all__ = ["Link", "as_device", "empty_on", "link_to"]
+__all__ = ["Link", "as_device", "empty_on", "link_to", "moved_to"]
 
 
 class Link(Protocol):
@@ -63,6 +63,20 @@ def empty_on(device: torch.device, shape: Sequence[int], dtype: torch.dtype) -> 
 
     try:
         return torch.empty(shape, dtype=dtype, device=device)
+    except RuntimeError as error:
+        raise _refused(device, error) from error
+
+
+def moved_to(device: torch.device | None, tensor: Tensor) -> Tensor:
+    """The tensor itself where it lies there, or anywhere will do; else a plain copy.
+
+    Raises:
+        CheckpointError: the device has no room left, or failed.
+    """
+    if device is None or tensor.device == device:
+        return tensor
+    try:
+        return tensor.to(device)
     except RuntimeError as error:
         raise _refused(device, error) from error
 

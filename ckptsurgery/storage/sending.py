@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from .links import Link, empty_on, link_to
+from .links import Link, empty_on, link_to, moved_to
 from .tensors import dense_bytes, torch_dtype, torch_shape
 
 if TYPE_CHECKING:
@@ -248,7 +248,7 @@ def load_onto(checkpoint: Checkpoint, keys: Collection[str], device: torch.devic
         runs = [Run(*lies, number) for number, (_, lies) in enumerate(straight)]
         checkpoint.read_in_order({run.file for run in runs})
         send(runs, list(made.values()), checkpoint.read_file_into, link, begun=_nothing, arrived=_nothing)
-    return {key: made[key] if key in made else checkpoint.load(key).to(device).contiguous() for key in keys}
+    return {key: made[key] if key in made else moved_to(device, checkpoint.load(key)).contiguous() for key in keys}
 
 
 def _nothing(number: int) -> None:

@@ -49,6 +49,7 @@ for name, kernel in {
     "_copy_from": _copy_from,
     "view": _shares(torch.ops.aten.view.default),
     "as_strided": _shares(torch.ops.aten.as_strided.default),
+    "equal": lambda one, other: torch.equal(_bytes(one), _bytes(other)),
     "zero_": lambda tensor: (_bytes(tensor).zero_(), tensor)[1],
 }.items():
     LIBRARY.impl(name, kernel, "PrivateUse1")
