@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from ..modeling.places import place_of
@@ -71,8 +72,7 @@ def fill_accelerators(
     Raises:
         CheckpointError: a read failed or the device did; nothing is on its way any more when it is raised.
     """
-    targets = (key for step in steps for key in step.targets if key not in skipped)
-    devices = {place_of(model, key).tensor.device for key in targets}
+    devices = {tensor.device for tensor in chain(model.parameters(), model.buffers())}
     # devices of one kind go by one way, so that all of them share its buffers
     links = {kind: link_to(device) for kind, device in {device.type: device for device in devices}.items()}
     if not any(links.values()):
