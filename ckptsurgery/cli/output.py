@@ -18,6 +18,7 @@ __all__ = ["complain", "show", "width"]
 # Keys and metadata come from files: they must not steer the terminal.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _DIAGNOSTIC = re.compile(r"^(?:(error|warning|note)(\[[a-z-]+\])(: .*)| = help: .*)$", re.MULTILINE)
+_compact = json.JSONEncoder(default=str).encode
 _COLOURS = {"error": typer.colors.RED, "warning": typer.colors.YELLOW, "note": typer.colors.BLUE}
 
 
@@ -30,7 +31,7 @@ def show(result: Any, as_json: bool = False) -> None:
     """Print a result: its text, or with `as_json` its `to_json()`."""
     if as_json:
         data = result.to_json() if hasattr(result, "to_json") else result
-        _write(json.dumps(data, indent=2, default=str), sys.stdout)
+        _write(_lines(data), sys.stdout)
     else:
         _say(str(result), sys.stdout)
 
@@ -39,9 +40,29 @@ def complain(error: CkptSurgeryError, as_json: bool = False) -> None:
     """Print all of an error's diagnostics on stderr."""
     if as_json:
         found = [diagnostic.to_json() for diagnostic in error.diagnostics]
-        _write(json.dumps({"diagnostics": found}, indent=2, default=str), sys.stderr)
+        _write(_lines({"diagnostics": found}), sys.stderr)
         return
     _say("\n\n".join(map(str, error.diagnostics)), sys.stderr)
+
+
+def _lines(data: Any, spread: int = 2, margin: str = "\n") -> str:
+    """JSON with an entry a line: the outer levels are spread, and what lies within them stands on one line.
+
+    >>> print(_lines({"files": [], "tensors": {"w": {"dtype": "F32", "shape": [2, 3]}}}))
+    {
+      "files": [],
+      "tensors": {
+        "w": {"dtype": "F32", "shape": [2, 3]}
+      }
+    }
+    """
+    if not spread or not data or not isinstance(data, dict | list | tuple):
+        return _compact(data)
+    inner = margin + "  "
+    if isinstance(data, dict):
+        entries = [f"{inner}{_compact(str(key))}: {_lines(value, spread - 1, inner)}" for key, value in data.items()]
+        return "{" + ",".join(entries) + margin + "}"
+    return "[" + ",".join([inner + _lines(value, spread - 1, inner) for value in data]) + margin + "]"
 
 
 def _say(text: str, stream: TextIO) -> None:

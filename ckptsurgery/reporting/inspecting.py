@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..collection import without_collection
+from ..distinct import Distinct
 from ..errors import CheckpointError, Diagnostic
 from ..language.folding import fold, fold_items
 from ..specs import TensorSpec
@@ -97,12 +99,15 @@ class Inspection:
     @without_collection()
     def to_json(self) -> dict[str, object]:
         """The inspection as plain data, each tensor apart; sizes in bytes."""
-        whole = Total(self._totals(self.lines(fold=False)).values())
+        kinds = Distinct(self.specs.values())
+        times = Counter(kinds.ids)
+        whole = Total(self._totals(Line("", spec, times[n]) for n, spec in kinds.objects.items()).values())
+        facts = kinds.each(lambda spec: (spec.dtype, spec.shape, spec.nbytes))
         return {
             "source": self.source,
             "tensors": {
-                key: {"dtype": spec.dtype, "shape": list(spec.shape), "nbytes": spec.nbytes}
-                for key, spec in self.specs.items()
+                key: {"dtype": dtype, "shape": list(shape), "nbytes": nbytes}
+                for key, (dtype, shape, nbytes) in zip(self.specs, facts)
             },
             "parameters": whole.numel,
             "nbytes": whole.nbytes,

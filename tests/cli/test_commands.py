@@ -54,6 +54,18 @@ def test_inspect_shows_each_tensor_and_what_is_tied(source: Path) -> None:
     assert "embed" not in run("inspect", source, "--filter", "blocks.{i}.fc").stdout.partition("tensors")[0]
 
 
+def test_json_has_a_line_for_each_tensor(source: Path) -> None:
+    """So that it can be searched and compared by lines; what it says does not depend on where lines end."""
+    lines = run("inspect", source, "--json").stdout.splitlines()
+    row = '    "blocks.0.mask": {"dtype": "I64", "shape": [3], "nbytes": 24},'
+    assert row in lines
+    assert len(lines) <= len(as_json("inspect", source)["tensors"]) + 20
+    found = cs.open(source)
+    whole = as_json("inspect", source)
+    assert whole["nbytes"] == found.nbytes
+    assert {key: row["nbytes"] for key, row in whole["tensors"].items()} == {k: s.nbytes for k, s in found.specs.items()}
+
+
 def test_plan_shows_explains_and_writes_nothing(source: Path) -> None:
     before = sorted(source.parent.iterdir())
     text = run("plan", source, *RULES).stdout
