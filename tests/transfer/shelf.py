@@ -1,6 +1,7 @@
 """A device of torch's own making: its memory is kept on a shelf of CPU tensors, which nothing but copies can reach.
 
-It registers itself as torch's private device, in Python alone: no page-locked memory, so that plain copies must do.
+`put_up` registers it as torch's private device, for the rest of the process, in Python alone. It knows no page-locked
+memory, so plain copies must do.
 """
 
 from __future__ import annotations
@@ -8,12 +9,28 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-_setup_privateuseone_for_python_backend("shelf")
 SHELF: dict[int, torch.Tensor] = {}  # storage -> its bytes
-LIBRARY = torch.library.Library("aten", "IMPL")
+LIBRARY: list[torch.library.Library] = []
 CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+
+
+def put_up() -> None:
+    """From now on "shelf" is a device."""
+    from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+    _setup_privateuseone_for_python_backend("shelf")
+    LIBRARY.append(torch.library.Library("aten", "IMPL"))
+    for name, kernel in {
+        "empty.memory_format": _empty,
+        "empty_strided": _empty_strided,
+        "_copy_from": _copy_from,
+        "view": _shares(torch.ops.aten.view.default),
+        "as_strided": _shares(torch.ops.aten.as_strided.default),
+        "equal": lambda one, other: torch.equal(_bytes(one), _bytes(other)),
+        "zero_": lambda tensor: (_bytes(tensor).zero_(), tensor)[1],
+    }.items():
+        LIBRARY[0].impl(name, kernel, "PrivateUse1")
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
@@ -41,15 +58,3 @@ def _copy_from(source: torch.Tensor, target: torch.Tensor, non_blocking: bool = 
 
 def _shares(op: Any) -> Any:
     return lambda *args, **kwargs: op.redispatch(CPU, *args, **kwargs)  # views look at no memory
-
-
-for name, kernel in {
-    "empty.memory_format": _empty,
-    "empty_strided": _empty_strided,
-    "_copy_from": _copy_from,
-    "view": _shares(torch.ops.aten.view.default),
-    "as_strided": _shares(torch.ops.aten.as_strided.default),
-    "equal": lambda one, other: torch.equal(_bytes(one), _bytes(other)),
-    "zero_": lambda tensor: (_bytes(tensor).zero_(), tensor)[1],
-}.items():
-    LIBRARY.impl(name, kernel, "PrivateUse1")

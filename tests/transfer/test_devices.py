@@ -158,9 +158,9 @@ def test_on_another_device(name: str, outcome: dict[str, str]) -> None:
 
 
 def main() -> None:
-    import shelf
+    from shelf import put_up
 
-    assert shelf.SHELF == {}
+    put_up()
     told = {}
     for name, run in LAWS.items():
         with tempfile.TemporaryDirectory() as folder:
