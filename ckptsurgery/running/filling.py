@@ -119,7 +119,10 @@ def fill_gathered(
     Raises:
         CheckpointError: a read failed, or an op refused what it met; nothing is written any more when it is raised.
     """
-    gathered, others = gathered_steps(steps, checkpoint)
+    # What comes from memory may come from the model's own, which must not change before all of it is read.
+    entries = checkpoint.entries
+    found = [s for s in gathered_steps(steps, checkpoint)[0] if all(entries[key].file is not None for key in s.sources)]
+    gathered = set(map(id, found))
     inside: set[str] = set()
 
     def own(key: str, spec: TensorSpec) -> Tensor | None:
@@ -137,9 +140,9 @@ def fill_gathered(
             set_tensor(model, key, tensor)
         progress.written.append(key)
 
-    receiver = Receiver(gathered, skipped, whole, own)
+    receiver = Receiver(found, skipped, whole, own)
     try:
         receiver.receive(checkpoint, bar)
     finally:
         progress.torn += [key for key in receiver.torn if key in inside]
-    return others
+    return [step for step in steps if id(step) not in gathered]

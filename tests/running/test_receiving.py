@@ -173,6 +173,17 @@ def test_autograd_sees_that_gathered_values_changed(file: Path) -> None:
     assert all(parameter._version > before[key] for key, parameter in model.named_parameters())
 
 
+def test_a_model_may_be_the_source_of_its_own_tensors() -> None:
+    model = model_of({"a": torch.zeros(300, 300), "b": torch.zeros(600, 50)})
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    rules = cs.Recipe(["a [x y] -> a [y x]", "b [(p x) y] -> b [(x p) y]"], dims={"p": 2})
+    cs.load_into(model, model.state_dict(), rules)
+    turned = before["b"].reshape(2, 300, 50).transpose(0, 1).reshape(600, 50)
+    assert_same(model.state_dict(), {"a": before["a"].t(), "b": turned})
+
+
 def test_a_parameter_whose_memory_is_not_the_elements_is_copied_into(file: Path) -> None:
     expected = WAYS["transposed"][1](tensors())
     model = model_of(expected)
