@@ -12,7 +12,7 @@ from threading import local
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..planning.costing import TOGETHER
-from ..planning.cutting import Region, extent_of, panels_of
+from ..planning.cutting import Region, extent_of, panels_of, run_length
 from ..planning.layout import Layout, Piece
 from ..planning.steps import Step
 from ..storage.checkpoint import Checkpoint
@@ -159,7 +159,7 @@ class Gatherer:
 
     def turned(self, layout: Layout, target: int, sources: Mapping[int, Row], room: memoryview | None = None) -> Row:
         """A whole target's elements in one row, from sources in one row each; `room` as for `gathered`."""
-        pieces = [part for piece in layout.into(target) for part in panels_of(piece)]
+        pieces = [part for piece in layout.into(target) for part in (panels_of(piece) if _crosses(piece) else (piece,))]
         size = sources[pieces[0].source].itemsize if pieces else 1
         flat = self._row(sum(piece.numel for piece in pieces), size, room)
         for piece in pieces:
@@ -189,6 +189,11 @@ class Gatherer:
             strides = tuple(apart if n == batch.axis else stride for n, stride in enumerate(strides))
         target = _view(flat, at, box, (batch.step, *first.target_strides))
         target[...] = _view(row, start, box, (step, *strides))
+
+
+def _crosses(piece: Piece) -> bool:
+    """Whether neighbours on one side are none on the other, so that a core's cache has to hold them meanwhile."""
+    return not piece.contiguous and run_length(piece) == 1
 
 
 class _Reads:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from threading import Lock
@@ -70,7 +71,8 @@ class Receiver:
         for key in self._specs:
             if key not in self.places:  # nothing will come
                 self._whole(key, self._tensor(key))
-        compute(self._steps, checkpoint, self, moved)
+        # What tasks hold is no more than stays: sources are pages of files or in memory anyway, targets are the result.
+        compute(self._steps, checkpoint, self, moved, budget=sys.maxsize)
 
     def has(self, file: str, offset: int, nbytes: int) -> bool:
         """Nothing is there beforehand."""
