@@ -241,8 +241,6 @@ class Writer:
 
     def _send(self, file: str, offset: int, nbytes: int) -> None:
         """Have the disk begin with what was written, whenever that is enough to be worth a call."""
-        if not self._durability.sync:
-            return
         with self._lock:
             span = self._unsent.setdefault(file, _Span(offset, offset))
             span.start, span.stop = min(span.start, offset), max(span.stop, offset + nbytes)
