@@ -12,6 +12,7 @@ import torch
 
 SHELF: dict[int, torch.Tensor] = {}  # storage -> its bytes
 LIBRARY: list[torch.library.Library] = []
+ROOM = 1 << 20  # bytes of a tensor at most
 CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 
 
@@ -41,6 +42,8 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 def _empty(size: Any, *, dtype: Any = None, **_: Any) -> torch.Tensor:
     dtype = dtype or torch.get_default_dtype()
+    if torch.Size(size).numel() * dtype.itemsize > ROOM:
+        raise RuntimeError("the shelf is full")
     made = torch._C._acc.create_empty_tensor(list(size), dtype)
     SHELF[made.untyped_storage()._cdata] = torch.zeros(made.numel() * made.element_size(), dtype=torch.uint8)
     return made

@@ -132,6 +132,17 @@ def another_device_than_the_model_s_is_refused(folder: str) -> None:
 
 
 @law
+def a_device_without_room_says_so_and_nothing_is_loaded(folder: str) -> None:
+    cs.save({"weight": torch.ones(600, 600)}, folder + "/big.safetensors")
+    model = cs.skeleton(lambda: nn.Linear(600, 600, bias=False))
+    with pytest.raises(cs.LoadError, match="shelf is full") as told:
+        cs.load_into(model, folder + "/big.safetensors", assign=True, device="shelf")
+    assert told.value.diagnostics[0].code == "device-failed"
+    assert told.value.untouched == ("weight",)
+    assert model.weight.is_meta
+
+
+@law
 def a_file_that_was_changed_leaves_the_model_as_it_was(folder: str) -> None:
     path, wanted = source(folder)
     plan, model = cs.plan(path, "{k...} -> {k...}", target=wanted), cs.skeleton(Net)
