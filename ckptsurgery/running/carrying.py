@@ -17,12 +17,12 @@ from ..storage.links import Link, empty_on, link_to
 from ..storage.sending import BUFFER, Run, send
 from ..storage.tensors import torch_dtype, torch_shape
 from .copying import Move, moves_of
-from .filling import Progress, is_plain_memory
+from .filling import Load, Progress, is_plain_memory
 from .progress import ByteBar
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import Tensor
 
 __all__ = ["fill_accelerators", "made_on"]
 
@@ -59,35 +59,28 @@ class _Cargo:
             progress.torn += [self.keys[number] for number in sorted(begun)]
 
 
-def fill_accelerators(
-    steps: Sequence[Step],
-    checkpoint: Checkpoint,
-    model: nn.Module,
-    skipped: Collection[str],
-    progress: Progress,
-    bar: ByteBar,
-) -> list[Step]:
+def fill_accelerators(steps: Sequence[Step], load: Load) -> list[Step]:
     """Fill those of a model's tensors that lie on accelerators and take runs of bytes; the steps that are left.
 
     Raises:
         CheckpointError: a read failed or the device did; nothing is on its way any more when it is raised.
     """
-    devices = {tensor.device for tensor in chain(model.parameters(), model.buffers())}
+    devices = {tensor.device for tensor in chain(load.model.parameters(), load.model.buffers())}
     # devices of one kind go by one way, so that all of them share its buffers
     links = {kind: link_to(device) for kind, device in {device.type: device for device in devices}.items()}
     if not any(links.values()):
         return list(steps)
 
     def room(key: str, spec: TensorSpec) -> tuple[Tensor, Link] | None:
-        tensor = place_of(model, key).tensor
+        tensor = place_of(load.model, key).tensor
         link = links[tensor.device.type]
         if link is None or tensor.is_inference() or not is_plain_memory(tensor, spec.shape, spec.dtype):
             return None
         return tensor, link
 
-    cargoes, others = _loaded(steps, checkpoint, skipped, room)
+    cargoes, others = _loaded(steps, load.checkpoint, load.skipped, room)
     for cargo in cargoes:
-        cargo.carry(checkpoint, progress, bar)
+        cargo.carry(load.checkpoint, load.progress, load.bar)
     return others
 
 

@@ -20,10 +20,34 @@ from .receiving import Receiver, gathered_steps
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["Progress", "Straight", "fill_gathered", "is_plain_memory", "read_straight", "straight_reads"]
+__all__ = ["Load", "Progress", "fill_gathered", "is_plain_memory", "read_straight"]
 
 
-class Straight(NamedTuple):
+@dataclass
+class Progress:
+    """How far a load came: keys that hold new values, and keys left between old and new ones."""
+
+    written: list[str] = field(default_factory=list)
+    torn: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Load:
+    """A load that is under way.
+
+    Args:
+        skipped: keys that get their values otherwise.
+        bar: hears of bytes as they arrive.
+    """
+
+    checkpoint: Checkpoint
+    model: nn.Module
+    skipped: Collection[str]
+    bar: ByteBar
+    progress: Progress = field(default_factory=Progress)
+
+
+class _Straight(NamedTuple):
     """A run of a file that is a tensor of the model, byte for byte."""
 
     lies: Extent
@@ -31,31 +55,36 @@ class Straight(NamedTuple):
     tensor: Tensor
 
 
-def straight_reads(
-    steps: Iterable[Step], checkpoint: Checkpoint, model: nn.Module, skipped: Collection[str]
-) -> tuple[list[Straight], list[Step]]:
-    """What can be read straight into the model, in the order of the files, and the steps for which more is needed."""
-    straight: list[Straight] = []
+def read_straight(steps: Iterable[Step], load: Load) -> list[Step]:
+    """Fill the tensors that are runs of files, several at a time, in disk order; the steps for which more is needed.
+
+    Raises:
+        CheckpointError: a read failed; nothing is being read any more when it is raised.
+    """
+    straight: list[_Straight] = []
     others: list[Step] = []
     for step in steps:
-        found = list(_found(step, checkpoint, model, skipped))
-        if len(found) == sum(key not in skipped for key in step.targets):
+        found = list(_found(step, load))
+        if len(found) == sum(key not in load.skipped for key in step.targets):
             straight += found
         else:
             others.append(step)
-    return sorted(straight, key=lambda s: s.lies), others
+    straight.sort(key=lambda one: one.lies)
+    load.checkpoint.read_in_order({one.lies.file for one in straight})
+    run_tasks((Task(0, partial(_read, one, load)) for one in straight), load.bar)
+    return others
 
 
-def _found(step: Step, checkpoint: Checkpoint, model: nn.Module, skipped: Collection[str]) -> Iterator[Straight]:
+def _found(step: Step, load: Load) -> Iterator[_Straight]:
     copies = step.program.copies
     if copies is None:
         return
     for key, number, spec in zip(step.targets, copies, step.program.outputs):
-        if key in skipped:
+        if key in load.skipped:
             continue
-        lies, tensor = checkpoint.extent(step.sources[number]), place_of(model, key).tensor
+        lies, tensor = load.checkpoint.extent(step.sources[number]), place_of(load.model, key).tensor
         if lies is not None and tensor.device.type == "cpu" and is_plain_memory(tensor, spec.shape, spec.dtype):
-            yield Straight(lies, key, tensor)
+            yield _Straight(lies, key, tensor)
 
 
 def is_plain_memory(tensor: Tensor, shape: tuple[int, ...], dtype: str) -> bool:
@@ -72,25 +101,7 @@ def is_plain_memory(tensor: Tensor, shape: tuple[int, ...], dtype: str) -> bool:
     return (said.shape, said.dtype) == (shape, dtype) and not tensor.is_conj() and not tensor.is_neg()
 
 
-@dataclass
-class Progress:
-    """How far a load came: keys that hold new values, and keys left between old and new ones."""
-
-    written: list[str] = field(default_factory=list)
-    torn: list[str] = field(default_factory=list)
-
-
-def read_straight(reads: list[Straight], checkpoint: Checkpoint, progress: Progress, bar: ByteBar) -> None:
-    """Fill the tensors, several at a time, and note each key when its tensor is whole.
-
-    Raises:
-        CheckpointError: a read failed; nothing is being read any more when it is raised.
-    """
-    checkpoint.read_in_order({one.lies.file for one in reads})
-    run_tasks((Task(0, partial(_read, one, checkpoint, progress)) for one in reads), bar)
-
-
-def _read(one: Straight, checkpoint: Checkpoint, progress: Progress) -> int:
+def _read(one: _Straight, load: Load) -> int:
     import torch
 
     from ..storage.tensors import dense_bytes
@@ -99,36 +110,30 @@ def _read(one: Straight, checkpoint: Checkpoint, progress: Progress) -> int:
     torch.autograd.graph.increment_version(one.tensor)
     whole = False
     try:
-        checkpoint.read_file_into(one.lies.file, one.lies.offset, dense_bytes(one.tensor, one.key))
+        load.checkpoint.read_file_into(one.lies.file, one.lies.offset, dense_bytes(one.tensor, one.key))
         whole = True
     finally:
-        (progress.written if whole else progress.torn).append(one.key)
+        (load.progress.written if whole else load.progress.torn).append(one.key)
     return one.lies.nbytes
 
 
-def fill_gathered(
-    steps: Sequence[Step],
-    checkpoint: Checkpoint,
-    model: nn.Module,
-    skipped: Collection[str],
-    progress: Progress,
-    bar: ByteBar,
-) -> list[Step]:
+def fill_gathered(steps: Sequence[Step], load: Load) -> list[Step]:
     """Make what is gathered from elements, in the model's own memory where it takes them; the steps that are left.
 
     Raises:
         CheckpointError: a read failed, or an op refused what it met; nothing is written any more when it is raised.
     """
     # What comes from memory may come from the model's own, which must not change before all of it is read.
-    entries = checkpoint.entries
-    found = [s for s in gathered_steps(steps, checkpoint)[0] if all(entries[key].file is not None for key in s.sources)]
+    entries = load.checkpoint.entries
+    found, _ = gathered_steps(steps, load.checkpoint)
+    found = [step for step in found if all(entries[key].file is not None for key in step.sources)]
     gathered = set(map(id, found))
     inside: set[str] = set()
 
     def own(key: str, spec: TensorSpec) -> Tensor | None:
         import torch
 
-        tensor = place_of(model, key).tensor
+        tensor = place_of(load.model, key).tensor
         if tensor.device.type != "cpu" or not is_plain_memory(tensor, spec.shape, spec.dtype):
             return None
         inside.add(key)
@@ -137,12 +142,12 @@ def fill_gathered(
 
     def whole(key: str, tensor: Tensor) -> None:
         if key not in inside:
-            set_tensor(model, key, tensor)
-        progress.written.append(key)
+            set_tensor(load.model, key, tensor)
+        load.progress.written.append(key)
 
-    receiver = Receiver(found, skipped, whole, own)
+    receiver = Receiver(found, load.skipped, whole, own)
     try:
-        receiver.receive(checkpoint, bar)
+        receiver.receive(load.checkpoint, load.bar)
     finally:
-        progress.torn += [key for key in receiver.torn if key in inside]
+        load.progress.torn += [key for key in receiver.torn if key in inside]
     return [step for step in steps if id(step) not in gathered]

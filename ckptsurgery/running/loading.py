@@ -20,7 +20,7 @@ from ..storage.links import as_device, moved_to
 from ..wording import counted
 from .carrying import fill_accelerators, made_on
 from .executing import Loads, run_step
-from .filling import Progress, fill_gathered, read_straight, straight_reads
+from .filling import Load, Progress, fill_gathered, read_straight
 from .progress import ByteBar
 from .proving import prove
 from .receiving import Receiver, gathered_steps
@@ -96,7 +96,7 @@ def load_plan(
     skipped = {other for other, _ in plan.tie_proofs}
     filled = {*also_filled, *inits, *(k for step in plan.steps for k in step.targets if k not in skipped)}
     with ByteBar(sum(s.nbytes for s in plan.specs.values()), "loading", progress) as bar:
-        _fill(plan, checkpoint, model, assign, where, skipped, bar)
+        _fill(plan, Load(checkpoint, model, skipped, bar), assign, where)
     if also is not None:
         also()
     rows = initialise(model, inits, seed) if inits else ()
@@ -117,75 +117,49 @@ def load_plan(
     )
 
 
-def _fill(
-    plan: Plan,
-    checkpoint: Checkpoint,
-    model: nn.Module,
-    assign: bool,
-    device: torch.device | None,
-    skipped: Collection[str],
-    bar: ByteBar,
-) -> None:
-    progress = Progress()
+def _fill(plan: Plan, load: Load, assign: bool, device: torch.device | None) -> None:
     try:
         if assign:
-            _assign(plan.steps, checkpoint, model, device, skipped, progress, bar)
+            _assign(plan.steps, load, device)
             return
-        straight, steps = straight_reads(plan.steps, checkpoint, model, skipped)
-        read_straight(straight, checkpoint, progress, bar)
-        steps = fill_accelerators(steps, checkpoint, model, skipped, progress, bar)
-        steps = fill_gathered(steps, checkpoint, model, skipped, progress, bar)
-        for key, tensor, _ in _made(steps, checkpoint, skipped):
-            set_tensor(model, key, tensor)
-            _note(key, tensor, progress, bar)
+        steps = read_straight(plan.steps, load)
+        steps = fill_accelerators(steps, load)
+        steps = fill_gathered(steps, load)
+        for key, tensor, _ in _made(steps, load):
+            set_tensor(load.model, key, tensor)
+            load.progress.written.append(key)
+            load.bar(tensor.numel() * tensor.element_size())
     except (OSError, CheckpointError) as error:
-        raise _broken_off(plan, progress, error) from error
+        raise _broken_off(plan, load.progress, error) from error
 
 
-def _assign(
-    steps: Sequence[Step],
-    checkpoint: Checkpoint,
-    model: nn.Module,
-    device: torch.device | None,
-    skipped: Collection[str],
-    progress: Progress,
-    bar: ByteBar,
-) -> None:
-    places = shared_places(model)
-    carried, steps = made_on(device, steps, checkpoint, skipped, bar) if device is not None else ({}, steps)
+def _assign(steps: Sequence[Step], load: Load, device: torch.device | None) -> None:
+    checkpoint, skipped, places = load.checkpoint, load.skipped, shared_places(load.model)
+
+    def put(key: str, tensor: Tensor) -> None:
+        set_tensor(load.model, key, tensor, assign=True, partners=places.get(key))
+        load.progress.written.append(key)
+
+    carried, steps = made_on(device, steps, checkpoint, skipped, load.bar) if device is not None else ({}, steps)
     for key, tensor in carried.items():
-        set_tensor(model, key, tensor, assign=True, partners=places.get(key))
-        progress.written.append(key)
-
-    def whole(key: str, tensor: Tensor) -> None:
-        set_tensor(model, key, moved_to(device, tensor), assign=True, partners=places.get(key))
-        progress.written.append(key)
-
+        put(key, tensor)
     gathered, steps = gathered_steps(steps, checkpoint)
-    Receiver(gathered, skipped, whole).receive(checkpoint, bar)
-    for key, tensor, step in _made(steps, checkpoint, skipped):
+    Receiver(gathered, skipped, lambda key, tensor: put(key, moved_to(device, tensor))).receive(checkpoint, load.bar)
+    for key, tensor, step in _made(steps, load):
         there = moved_to(device, tensor)
-        value = _own(tensor, step, checkpoint) if there is tensor else there
-        set_tensor(model, key, value, assign=True, partners=places.get(key))
-        _note(key, value, progress, bar)
+        put(key, _own(tensor, step, checkpoint) if there is tensor else there)
+        load.bar(tensor.numel() * tensor.element_size())
 
 
-def _made(
-    steps: Sequence[Step], checkpoint: Checkpoint, skipped: Collection[str]
-) -> Iterator[tuple[str, Tensor, Step]]:
+def _made(steps: Sequence[Step], load: Load) -> Iterator[tuple[str, Tensor, Step]]:
     """What the steps make, one after another, but for what nobody wants."""
-    loads = Loads(checkpoint.load, steps)
+    loads = Loads(load.checkpoint.load, steps)
     for step in steps:
-        if any(key not in skipped for key in step.targets):
+        if any(key not in load.skipped for key in step.targets):
             for key, tensor in zip(step.targets, run_step(step, loads)):
-                if key not in skipped:
+                if key not in load.skipped:
                     yield key, tensor, step
         loads.done(step)
-
-
-def _note(key: str, tensor: Tensor, progress: Progress, bar: ByteBar) -> None:
-    progress.written.append(key)
-    bar(tensor.numel() * tensor.element_size())
 
 
 def _broken_off(plan: Plan, progress: Progress, error: OSError | CheckpointError) -> LoadError:

@@ -17,7 +17,7 @@ from torch import nn
 import ckptsurgery as cs
 from ckptsurgery.running import carrying
 from ckptsurgery.running.carrying import fill_accelerators, made_on
-from ckptsurgery.running.filling import Progress
+from ckptsurgery.running.filling import Load, Progress
 from ckptsurgery.running.plan import RunnablePlan
 from ckptsurgery.running.progress import ByteBar
 from ckptsurgery.storage.checkpoint import Checkpoint
@@ -146,7 +146,7 @@ def model_and_plan(path: Path) -> tuple[nn.Module, RunnablePlan, dict[str, torch
 def fill(plan: RunnablePlan, model: nn.Module, progress: Progress) -> tuple[list[str], int]:
     """The keys that are left, and the bytes that were counted."""
     with ByteBar(1, "loading") as bar:
-        others = fill_accelerators(plan.steps, plan.checkpoint, model, (), progress, bar)
+        others = fill_accelerators(plan.steps, Load(plan.checkpoint, model, (), bar, progress))
         return [key for step in others for key in step.targets], bar.done
 
 
