@@ -24,7 +24,7 @@ _WORTH_SHARING = 64 << 10
 Move = tuple[int, int, int, int, int]
 """Which source goes to which target, from which byte of the one to which byte of the other, and how many bytes."""
 
-BareRun = tuple[str, int, str, int, int]
+BareRun = tuple[str, int, int, str, int]
 """What a `ByteRun` is made of: most are joined with their neighbours before one is made."""
 
 
@@ -33,9 +33,9 @@ class ByteRun(NamedTuple):
 
     target_file: str
     target_offset: int
+    nbytes: int
     source_file: str
     source_offset: int
-    nbytes: int
 
 
 def moves_of(layout: Layout, outputs: Sequence[TensorSpec]) -> list[Move]:
@@ -67,7 +67,7 @@ def runs_of(
         place = targets[target]
         if place is not None and nbytes:
             file, offset = sources[source]
-            yield place[0], place[1] + at, file, offset + start, nbytes
+            yield place[0], place[1] + at, nbytes, file, offset + start
 
 
 def _elements(piece: Piece) -> Iterator[tuple[int, int, int]]:
@@ -96,7 +96,7 @@ def _joined(runs: Iterable[BareRun]) -> Iterator[BareRun]:
     file = source = ""
     at = start = size = 0
     for run in runs:
-        target_file, target_offset, source_file, source_offset, nbytes = run
+        target_file, target_offset, nbytes, source_file, source_offset = run
         if (
             source_offset == start + size
             and target_offset == at + size
@@ -106,10 +106,10 @@ def _joined(runs: Iterable[BareRun]) -> Iterator[BareRun]:
             size += nbytes
             continue
         if size:
-            yield file, at, source, start, size
-        file, at, source, start, size = run
+            yield file, at, size, source, start
+        file, at, size, source, start = run
     if size:
-        yield file, at, source, start, size
+        yield file, at, size, source, start
 
 
 def copy_runs(runs: Iterable[ByteRun], checkpoint: Checkpoint, writer: Writer, moved: Callable[[int], object]) -> None:
@@ -145,7 +145,7 @@ def _in_one_write(runs: Iterable[ByteRun], writer: Writer) -> Iterator[Sequence[
     held: list[ByteRun] = []
     file, start, end = "", 0, 0
     for run in runs:
-        target_file, offset, _, _, nbytes = run
+        target_file, offset, nbytes, _, _ = run
         fits = target_file == file and offset + nbytes - start <= CHUNK and nbytes < _WORTH_SHARING
         if held and not (fits and writer.adjoin(end, offset)):
             yield held
@@ -174,7 +174,7 @@ def _collect(
         writer.skip(size)
     else:
         read = checkpoint.read_file_into
-        for _, at, file, offset, nbytes in runs:
+        for _, at, nbytes, file, offset in runs:
             read(file, offset, buffer[at - start : at - start + nbytes])
         writer.write(first.target_file, start, buffer[: last.target_offset + last.nbytes - start])
     moved(size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, compress
-from operator import itemgetter
+from operator import add, attrgetter, itemgetter, not_
 from typing import Any, TypeVar
 
 from ..collection import without_collection
@@ -22,6 +22,7 @@ __all__ = ["copied_from", "output_aliases", "renamed_metadata", "scattered_keys"
 T = TypeVar("T")
 _SAMPLES = 4096
 _PROGRAM = itemgetter(2)
+_FROM = attrgetter("file", "offset")
 
 
 def output_aliases(plan: Plan, checkpoint: Checkpoint) -> dict[str, str]:
@@ -50,6 +51,8 @@ def unread_proofs(plan: Plan, checkpoint: Checkpoint) -> list[tuple[str, str]]:
 
 def scattered_keys(checkpoint: Checkpoint) -> set[str]:
     """Keys whose tensors lie in a file, but in no run of bytes that could be copied."""
+    if checkpoint.lies_plainly:
+        return set()
     entries = checkpoint.entries.items()
     return {key for key, (_, file, _, strides, big, _) in entries if file is not None and (strides is not None or big)}
 
@@ -96,12 +99,12 @@ def _byte_runs(plan: Plan, checkpoint: Checkpoint, writer: Writer, computed: lis
     programs = Distinct(map(_PROGRAM, steps))
     as_bytes = {number: copies_bytes(program) for number, program in programs.objects.items()}
     alone = programs.each(lambda p: as_bytes[id(p)] and p.copies == (0,) and len(p.inputs) == 1)
-    scattered: list[Step] = []
-    yield from _copies(list(compress(steps, alone)), checkpoint, writer, scattered)
-    among = set(map(id, scattered))
     places, entries = writer.places, checkpoint.entries
+    if not checkpoint.lies_plainly:
+        alone = [one and entries[step.sources[0]].lies_plainly for one, step in zip(alone, steps)]
+    yield from _copies(list(compress(steps, alone)), checkpoint, writer)
     moves: dict[int, list[Move]] = {}
-    for step in (step for step, one in zip(steps, alone) if not one or id(step) in among):
+    for step in compress(steps, map(not_, alone)):
         sources, keys, program, _ = step
         targets = [places.get(key) for key in keys]
         if not any(targets):
@@ -122,25 +125,19 @@ def _byte_runs(plan: Plan, checkpoint: Checkpoint, writer: Writer, computed: lis
         yield from runs_of(moves[id(program)], lie, targets)
 
 
-def _copies(
-    steps: Sequence[Step], checkpoint: Checkpoint, writer: Writer, scattered: list[Step]
-) -> Iterator[BareRun]:
-    """The runs of steps that copy one tensor each, by far the most; those that lie in no run are put on a list."""
+def _copies(steps: Sequence[Step], checkpoint: Checkpoint, writer: Writer) -> Iterator[BareRun]:
+    """The runs of steps that copy one tensor each, by far the most, without a call of Python for each."""
     sources, keys = (list(chain.from_iterable(map(itemgetter(n), steps))) for n in (0, 1))
-    places, entries = _values(writer.places, keys), _values(checkpoint.entries, sources)
-    for step, place, entry in zip(steps, places, entries):
-        if place is not None and entry is not None:
-            target, at, nbytes = place
-            _, file, offset, strides, big_endian, _ = entry
-            if file is None or strides is not None or big_endian:
-                scattered.append(step)
-            elif nbytes:
-                yield target, at, file, offset, nbytes
+    written = list(map(writer.places.__contains__, keys))
+    places = _values(writer.places, compress(keys, written))
+    entries = _values(checkpoint.entries, compress(sources, written))
+    return map(add, places, map(_FROM, entries))
 
 
-def _values(table: Mapping[str, T], keys: list[str]) -> Iterable[T | None]:
+def _values(table: Mapping[str, T], keys: Iterable[str]) -> Iterable[T]:
     # Walking along 100,000 is several times as fast as looking them up.
-    return table.values() if keys == list(table) else map(table.get, keys)
+    found = list(keys)
+    return table.values() if found == list(table) else map(table.__getitem__, found)
 
 
 def renamed_metadata(metadata: Mapping[str, Any], plan: Plan) -> dict[str, Any]:

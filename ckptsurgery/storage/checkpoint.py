@@ -27,6 +27,9 @@ __all__ = ["Checkpoint", "LazyTensor", "MissingKeyError", "Tie"]
 # Below this a plain read is cheaper than a mapping, and a process may hold only some 65,000 mappings.
 _MAP_FROM = 1 << 20
 
+_FILE = attrgetter("file")
+_WAY = attrgetter("strides", "big_endian")
+
 
 class MissingKeyError(CheckpointError, KeyError):
     """The checkpoint has no such key; also a `KeyError`, as a mapping's lookup must raise."""
@@ -67,7 +70,7 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
         self.extras: dict[str, Any] = contents.extras
         self.config: Mapping[str, Any] | None = contents.config
         self.source = source
-        files = dict.fromkeys(map(attrgetter("file"), contents.entries.values()))
+        files = dict.fromkeys(map(_FILE, contents.entries.values()))
         self.files: tuple[str, ...] = tuple(file for file in files if file is not None)
         self.stamps: dict[str, tuple[int, ...]] = contents.stamps
         self._open_files = OpenFiles(self.files, self.stamps)
@@ -77,6 +80,12 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
     def specs(self) -> dict[str, TensorSpec]:
         """Shape and dtype of each key, in order."""
         return dict(zip(self.entries, map(attrgetter("spec"), self.entries.values())))
+
+    @cached_property
+    def lies_plainly(self) -> bool:
+        """Whether every tensor is one run of bytes in a file."""
+        entries = self.entries.values()
+        return all(map(_FILE, entries)) and set(map(_WAY, entries)) <= {(None, False)}
 
     @cached_property
     def ties(self) -> tuple[Tie, ...]:

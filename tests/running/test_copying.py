@@ -20,16 +20,16 @@ from ckptsurgery.storage.staging import Writer
 
 
 def test_neighbours_become_one_run_whatever_their_order() -> None:
-    runs = [ByteRun("t", 10 * n, "s", 100 + 10 * n, 10) for n in (3, 0, 2, 1)]
-    assert merged(runs) == [ByteRun("t", 0, "s", 100, 40)]
-    apart = [ByteRun("t", 0, "s", 0, 4), ByteRun("t", 4, "s", 8, 4), ByteRun("u", 8, "s", 12, 4)]
+    runs = [ByteRun("t", 10 * n, 10, "s", 100 + 10 * n) for n in (3, 0, 2, 1)]
+    assert merged(runs) == [ByteRun("t", 0, 40, "s", 100)]
+    apart = [ByteRun("t", 0, 4, "s", 0), ByteRun("t", 4, 4, "s", 8), ByteRun("u", 8, 4, "s", 12)]
     assert merged(reversed(apart)) == apart
 
 
 def test_a_target_that_is_not_written_has_no_runs() -> None:
     layout = Layout.identity([(2,), (3,)])
     moves = moves_of(layout, [cs.TensorSpec([2], "F32"), cs.TensorSpec([3], "F32")])
-    assert list(runs_of(moves, [("s", 0), ("s", 8)], [None, Extent("t", 0, 12)])) == [ByteRun("t", 0, "s", 8, 12)]
+    assert list(runs_of(moves, [("s", 0), ("s", 8)], [None, Extent("t", 0, 12)])) == [ByteRun("t", 0, 12, "s", 8)]
 
 
 @pytest.fixture
