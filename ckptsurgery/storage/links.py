@@ -46,7 +46,7 @@ def as_device(device: Device) -> torch.device:
     try:
         found = torch.empty(0, device=device).device
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:  # all of them mean that it is not there
-        text = f"torch finds no device {str(device)!r} here: {_first_line(error)}"
+        text = f"torch finds no device {str(device)!r} here: {_first_sentence(error)}"
         raise CheckpointError(Diagnostic("bad-device", text, help="torch.accelerator.current_accelerator()")) from error
     if found.type == "meta":
         raise CheckpointError(Diagnostic("bad-device", "the meta device holds no values, so nothing is loaded there"))
@@ -108,7 +108,7 @@ class _Streams:
         try:
             return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
         except RuntimeError as error:
-            text = f"the host gives no page-locked memory: {_first_line(error)}"
+            text = f"the host gives no page-locked memory: {_first_sentence(error)}"
             raise CheckpointError(Diagnostic("no-pinned-memory", text)) from error
 
     def copy(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> Callable[[], object]:
@@ -153,8 +153,9 @@ def _wait(events: Iterable[tuple[torch.device, torch.Event]]) -> None:
 
 
 def _refused(device: torch.device, error: RuntimeError) -> CheckpointError:
-    return CheckpointError(Diagnostic("device-failed", f"{device} gave up: {_first_line(error)}"))
+    return CheckpointError(Diagnostic("device-failed", f"{device} gave up: {_first_sentence(error)}"))
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _first_sentence(error: Exception) -> str:
+    # torch goes on for a page where a backend is not there
+    return (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
