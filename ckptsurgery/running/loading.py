@@ -16,7 +16,7 @@ from ..planning.plan import Plan, Target
 from ..planning.steps import Step
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
-from ..storage.links import as_device, moved_to
+from ..storage.links import moved_to
 from ..wording import counted
 from .carrying import fill_accelerators, made_on
 from .executing import Loads, run_step
@@ -58,7 +58,7 @@ def load_plan(
     model: nn.Module,
     *,
     assign: bool = False,
-    device: torch.device | str | None = None,
+    device: torch.device | None = None,
     seed: int = 0,
     check_values: bool = False,
     progress: bool | None = None,
@@ -81,14 +81,10 @@ def load_plan(
         PlanError: values that must be equal differ. LoadError: the model cannot take the result; after an I/O failure
             in the middle, `.written` and `.untouched` tell which keys hold what.
     """
-    where = as_device(device) if device is not None else None
     prove(plan, checkpoint)
     inits = {k: v for k, v in plan.inits.items() if v not in _KEEPS}
     kept = [k for k, v in plan.inits.items() if v in _KEEPS]
-    _refuse_meta((*plan.specs, *also_filled), model, kept, assign)
-    if not assign:
-        _refuse_repeated((*plan.specs, *also_filled), model)
-        _refuse_elsewhere((*plan.specs, *also_filled), model, where)
+    _refuse((*plan.specs, *also_filled), model, kept, assign, device)
     if check_values:
         made = (zip(step.targets, run_step(step, checkpoint.load)) for step in plan.steps)
         refuse_non_finite(chain.from_iterable(made))
@@ -96,14 +92,14 @@ def load_plan(
     skipped = {other for other, _ in plan.tie_proofs}
     filled = {*also_filled, *inits, *(k for step in plan.steps for k in step.targets if k not in skipped)}
     with ByteBar(sum(s.nbytes for s in plan.specs.values()), "loading", progress) as bar:
-        _fill(plan, Load(checkpoint, model, skipped, bar), assign, where)
+        _fill(plan, Load(checkpoint, model, skipped, bar), assign, device)
     if also is not None:
         also()
     rows = initialise(model, inits, seed) if inits else ()
-    if where is not None:
-        move_to(model, where)
+    if device is not None:
+        move_to(model, device)
     _restore(model, ties, filled, plan)
-    _buffers(model, where)
+    _buffers(model, device)
     entries = _entries(plan, rows, kept, model)
     scanned = () if check_values else ("values were not scanned for NaN and Inf: check_values=True does",)
     return Report(
@@ -181,6 +177,16 @@ def _own(tensor: Tensor, step: Step, checkpoint: Checkpoint) -> Tensor:
     """A tensor that the model may keep: not one that the caller's state_dict still holds."""
     in_memory = any(checkpoint.entries[k].tensor is not None for k in step.sources if k in checkpoint.entries)
     return tensor.clone() if in_memory else tensor
+
+
+def _refuse(
+    filled: Sequence[str], model: nn.Module, kept: Sequence[str], assign: bool, device: torch.device | None
+) -> None:
+    """Refuse what the model's tensors cannot take."""
+    _refuse_meta(filled, model, kept, assign)
+    if not assign:
+        _refuse_repeated(filled, model)
+        _refuse_elsewhere(filled, model, device)
 
 
 def _refuse_repeated(filled: Sequence[str], model: nn.Module) -> None:

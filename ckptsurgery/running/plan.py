@@ -128,6 +128,7 @@ class RunnablePlan(Plan):
         """
         from .loading import load_plan, model_target
 
+        where = as_device(device) if device is not None else None
         ready: RunnablePlan = self
         if self.target is None:
             if self.recipe is None:
@@ -140,7 +141,7 @@ class RunnablePlan(Plan):
             self.checkpoint,
             model,
             assign=assign,
-            device=device,
+            device=where,
             seed=seed,
             check_values=check_values,
             progress=progress,

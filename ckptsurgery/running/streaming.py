@@ -54,7 +54,7 @@ def scattered_keys(checkpoint: Checkpoint) -> set[str]:
     if checkpoint.lies_plainly:
         return set()
     entries = checkpoint.entries.items()
-    return {key for key, (_, file, _, strides, big, _) in entries if file is not None and (strides is not None or big)}
+    return {key for key, entry in entries if entry.file is not None and not entry.lies_plainly}
 
 
 def copied_from(plan: Plan, checkpoint: Checkpoint) -> dict[str, int]:
@@ -100,7 +100,8 @@ def _byte_runs(plan: Plan, checkpoint: Checkpoint, writer: Writer, computed: lis
     as_bytes = {number: copies_bytes(program) for number, program in programs.objects.items()}
     alone = programs.each(lambda p: as_bytes[id(p)] and p.copies == (0,) and len(p.inputs) == 1)
     places, entries = writer.places, checkpoint.entries
-    if not checkpoint.lies_plainly:
+    plain = checkpoint.lies_plainly  # then none of its entries need be asked
+    if not plain:
         alone = [one and entries[step.sources[0]].lies_plainly for one, step in zip(alone, steps)]
     yield from _copies(list(compress(steps, alone)), checkpoint, writer)
     moves: dict[int, list[Move]] = {}
@@ -109,20 +110,13 @@ def _byte_runs(plan: Plan, checkpoint: Checkpoint, writer: Writer, computed: lis
         targets = [places.get(key) for key in keys]
         if not any(targets):
             continue
-        if not as_bytes[id(program)] or program.moves is None:
-            computed.append(step)
-            continue
-        lie = [
-            (file, offset)
-            for _, file, offset, strides, big_endian, _ in map(entries.__getitem__, sources)
-            if file is not None and strides is None and not big_endian
-        ]
-        if len(lie) < len(sources):
+        lie = list(map(entries.__getitem__, sources))
+        if not as_bytes[id(program)] or program.moves is None or not (plain or all(one.lies_plainly for one in lie)):
             computed.append(step)
             continue
         if id(program) not in moves:
             moves[id(program)] = moves_of(program.moves, program.outputs)
-        yield from runs_of(moves[id(program)], lie, targets)
+        yield from runs_of(moves[id(program)], list(map(_FROM, lie)), targets)
 
 
 def _copies(steps: Sequence[Step], checkpoint: Checkpoint, writer: Writer) -> Iterator[BareRun]:

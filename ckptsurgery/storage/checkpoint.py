@@ -315,7 +315,7 @@ class LazyTensor:
 
 def _all_apart(entries: Collection[Entry]) -> bool:
     """Whether all tensors start at different places of files, so that no two of them are one."""
-    runs = [(file, list(map(attrgetter("offset"), run))) for file, run in groupby(entries, attrgetter("file"))]
+    runs = [(file, list(map(attrgetter("offset"), run))) for file, run in groupby(entries, _FILE)]
     if len({file for file, _ in runs}) == len(runs) and all(all(map(lt, at, at[1:])) for _, at in runs):
         return True  # file by file, each from front to back
     return len(set(map(attrgetter("file", "offset"), entries))) == len(entries)

@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import library
 
 SHELF: dict[int, torch.Tensor] = {}  # storage -> its bytes
-LIBRARY: list[torch.library.Library] = []
+KERNELS: list[library.Library] = []  # one, that lasts as long as the process
 ROOM = 1 << 20  # bytes of a tensor at most
 CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 
@@ -21,7 +22,7 @@ def put_up() -> None:
     from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
     _setup_privateuseone_for_python_backend("shelf")
-    LIBRARY.append(torch.library.Library("aten", "IMPL"))
+    KERNELS.append(library.Library("aten", "IMPL"))
     for name, kernel in {
         "empty.memory_format": _empty,
         "empty_strided": _empty_strided,
@@ -31,7 +32,7 @@ def put_up() -> None:
         "equal": lambda one, other: torch.equal(_bytes(one), _bytes(other)),
         "zero_": lambda tensor: (_bytes(tensor).zero_(), tensor)[1],
     }.items():
-        LIBRARY[0].impl(name, kernel, "PrivateUse1")
+        KERNELS[0].impl(name, kernel, "PrivateUse1")
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:

@@ -140,6 +140,8 @@ def a_device_without_room_says_so_and_nothing_is_loaded(folder: str) -> None:
     assert told.value.diagnostics[0].code == "device-failed"
     assert told.value.untouched == ("weight",)
     assert model.weight.is_meta
+    with cs.open(folder + "/big.safetensors") as checkpoint:
+        assert code_of(lambda: checkpoint.state_dict("shelf")) == "device-failed"
 
 
 @law
