@@ -1,4 +1,6 @@
-"""Moving bytes from files to files: which runs a plan needs, merged where they are neighbours, in blocks of 1 MiB.
+"""Moving bytes from files to files: which runs a plan needs, merged where they are neighbours.
+
+Long runs are copied by the kernel where it can; short ones, and those that it refuses, go through a buffer of 1 MiB.
 
 A rearrangement whose pieces are runs of bytes never becomes a tensor, so splitting, fusing and stacking need no torch.
 """
@@ -6,7 +8,7 @@ A rearrangement whose pieces are runs of bytes never becomes a tensor, so splitt
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import product, starmap
+from itertools import pairwise, product, starmap
 from typing import NamedTuple
 
 from ..planning.costing import CHUNK
@@ -14,13 +16,15 @@ from ..planning.cutting import run_length
 from ..planning.layout import Layout, Piece
 from ..specs import DTYPES, TensorSpec
 from ..storage.checkpoint import Checkpoint
-from ..storage.cloning import BLOCK
 from ..storage.contents import Extent
+from ..storage.kernel_copies import BLOCK, KERNEL_PIECE
 from ..storage.staging import Writer
 
 __all__ = ["ByteRun", "copy_runs", "merged", "moves_of", "runs_of"]
 
-_WORTH_SHARING = 64 << 10
+_LONG = 64 << 10
+"""Bytes of a run from which on a call of its own costs less than collecting it with its neighbours."""
+
 Move = tuple[int, int, int, int, int]
 """Which source goes to which target, from which byte of the one to which byte of the other, and how many bytes."""
 
@@ -113,31 +117,26 @@ def _joined(runs: Iterable[BareRun]) -> Iterator[BareRun]:
 
 
 def copy_runs(runs: Iterable[ByteRun], checkpoint: Checkpoint, writer: Writer, moved: Callable[[int], object]) -> None:
-    """Copy each run, by sharing its blocks where the file system can, else through one buffer of 1 MiB.
+    """Copy each run: long ones in the kernel, which shares blocks where the file system can, else through a buffer.
 
     Args:
-        moved: hears of the bytes as they go.
+        moved: called with a number of bytes as they are copied.
     """
     runs = list(runs)
     checkpoint.read_in_order({run.source_file for run in runs})
     buffer = memoryview(bytearray(CHUNK))
-    refused: set[tuple[str, str]] = set()
+    refused: set[tuple[str, str]] = set()  # pairs of files between which the kernel does not copy
     for some in _in_one_write(runs, writer):
-        run = some[0]
         if len(some) > 1:
             _collect(some, checkpoint, writer, buffer, moved)
             continue
-        pair = run.target_file, run.source_file
-        shared = _blocks(run)
-        if shared and pair not in refused:
-            if _share(shared, checkpoint, writer):
-                moved(shared.nbytes)
-                head = shared.target_offset - run.target_offset
-                _copy(_part(run, 0, head), checkpoint, writer, buffer, moved)
-                _copy(_part(run, head + shared.nbytes, run.nbytes), checkpoint, writer, buffer, moved)
-                continue
-            refused.add(pair)
-        _copy(run, checkpoint, writer, buffer, moved)
+        for part in _at_blocks(some[0]):
+            pair = part.target_file, part.source_file
+            if pair in refused or part.nbytes < _LONG:
+                _copy(part, checkpoint, writer, buffer, moved)
+            elif rest := _copy_in_kernel(part, checkpoint, writer, moved):
+                refused.add(pair)
+                _copy(rest, checkpoint, writer, buffer, moved)
 
 
 def _in_one_write(runs: Iterable[ByteRun], writer: Writer) -> Iterator[Sequence[ByteRun]]:
@@ -146,11 +145,11 @@ def _in_one_write(runs: Iterable[ByteRun], writer: Writer) -> Iterator[Sequence[
     file, start, end = "", 0, 0
     for run in runs:
         target_file, offset, nbytes, _, _ = run
-        fits = target_file == file and offset + nbytes - start <= CHUNK and nbytes < _WORTH_SHARING
+        fits = target_file == file and offset + nbytes - start <= CHUNK and nbytes < _LONG
         if held and not (fits and writer.adjoin(end, offset)):
             yield held
             held = []
-        if nbytes >= _WORTH_SHARING:
+        if nbytes >= _LONG:
             yield (run,)
             continue
         if not held:
@@ -180,21 +179,35 @@ def _collect(
     moved(size)
 
 
-def _blocks(run: ByteRun) -> ByteRun | None:
-    """The whole blocks within a run, where it has the same place within a block on both sides."""
+def _at_blocks(run: ByteRun) -> Iterator[ByteRun]:
+    """Part a run where whole blocks begin and end, if they have the same place on both sides and could be shared."""
     head = -run.target_offset % BLOCK
     whole = (run.nbytes - head) // BLOCK * BLOCK
-    if (run.target_offset - run.source_offset) % BLOCK or whole < _WORTH_SHARING:
-        return None
-    return _part(run, head, head + whole)
+    if (run.target_offset - run.source_offset) % BLOCK or whole < _LONG:
+        yield run
+        return
+    cuts = (0, head, head + whole, run.nbytes)
+    yield from (_part(run, start, stop) for start, stop in pairwise(cuts) if start < stop)
 
 
-def _share(run: ByteRun, checkpoint: Checkpoint, writer: Writer) -> bool:
-    if writer.has(run.target_file, run.target_offset, run.nbytes):
-        writer.skip(run.nbytes)
-        return True
-    with checkpoint.using(run.source_file) as source:
-        return writer.clone(run.target_file, run.target_offset, source, run.source_offset, run.nbytes)
+def _copy_in_kernel(
+    run: ByteRun, checkpoint: Checkpoint, writer: Writer, moved: Callable[[int], object]
+) -> ByteRun | None:
+    """Copy a run in the kernel, a piece at a time; return the rest that it refused, if any."""
+    done = 0
+    while done < run.nbytes:
+        size = min(KERNEL_PIECE, run.nbytes - done)
+        offset, copied = run.target_offset + done, size
+        if writer.has(run.target_file, offset, size):
+            writer.skip(size)
+        else:
+            with checkpoint.using(run.source_file) as source:
+                copied = writer.copy(run.target_file, offset, source, run.source_offset + done, size)
+        done += copied
+        moved(copied)
+        if copied < size:
+            return _part(run, done, run.nbytes)
+    return None
 
 
 def _part(run: ByteRun, start: int, stop: int) -> ByteRun:

@@ -12,10 +12,10 @@ from pathlib import Path
 from ..distinct import Distinct
 from ..errors import CheckpointError, Diagnostic
 from ..specs import DTYPES, TensorSpec
-from .cloning import padding
 from .contents import Extent
 from .durability import SYNCED, Durability
 from .index_json import weight_map_of
+from .kernel_copies import padding
 from .resuming import Journal, ResumableWriter
 from .safetensors_format import MAX_HEADER
 from .staging import Output, Writer, beside, new_tag

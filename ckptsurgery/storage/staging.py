@@ -16,11 +16,11 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import CheckpointError, Diagnostic
-from .cloning import clone_range
 from .contents import Extent
 from .descriptors import Descriptors
 from .durability import SYNCED, Durability
 from .files import os_error
+from .kernel_copies import copy_range
 from .reserving import reserve
 from .text import shown_bytes
 from .transactions import MARK, Replacement, locked, remove_abandoned, stamp_of
@@ -251,15 +251,16 @@ class Writer:
         with self._descriptors.using(file) as descriptor:
             self._durability.begin(descriptor, span.start, span.stop - span.start)
 
-    def clone(self, file: str, offset: int, source: int, source_offset: int, nbytes: int) -> bool:
-        """Share whole blocks with another open file instead of writing them; False where the file system does not."""
-        with self._descriptors.using(file) as descriptor:
-            if not clone_range(descriptor, offset, source, source_offset, nbytes):
-                return False
+    def copy(self, file: str, offset: int, source: int, source_offset: int, nbytes: int) -> int:
+        """Have the kernel copy bytes from another open file, or share its blocks; return how many it copied."""
+        with self._descriptors.using(file) as descriptor, self._turns[file]:
+            done = copy_range(source, source_offset, descriptor, offset, nbytes)
         self._synced.discard(file)
-        self.skip(nbytes)
-        self._note(file, offset, nbytes)
-        return True
+        if done:
+            self.skip(done)
+            self._send(file, offset, done)
+            self._note(file, offset, done)
+        return done
 
     def _note(self, file: str, offset: int, nbytes: int) -> None:
         """Hear of bytes that were written."""

@@ -30,6 +30,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 import ckptsurgery as cs
+from ckptsurgery.running import copying
 from ckptsurgery.storage import resuming
 from ckptsurgery.storage.writing import open_writer
 
@@ -105,6 +106,19 @@ def _convert(rule: str = "{k...} -> {k...}", **options: Any) -> Callable[[Path, 
     return run
 
 
+def _in_kernel(run: Callable[[Path, Path], object]) -> Callable[[Path, Path], object]:
+    """A story whose tensors, though small, are copied by the kernel."""
+
+    def told(source: Path, target: Path) -> object:
+        before, copying._LONG = copying._LONG, 1000
+        try:
+            return run(source, target)
+        finally:
+            copying._LONG = before
+
+    return told
+
+
 def _save(source: Path, target: Path) -> object:
     with cs.open(source) as checkpoint:
         return cs.save(checkpoint, target, max_shard_size=9000, overwrite=True, progress=False)
@@ -149,6 +163,9 @@ STORIES = (
     Story("resumable, to a file", *_FILE, _convert(resume=True), resumes=True),
     Story("resumable, to a new folder", *_SHARDS, _convert(max_shard_size=9000, resume=True), resumes=True),
     Story("resumable, over other shards", *_SHARDS, _convert(max_shard_size=9000, resume=True), _old(2), resumes=True),
+    Story("in the kernel, over a file", *_FILE, _in_kernel(_convert()), _old(None)),
+    Story("in the kernel, shards over other shards", *_SHARDS, _in_kernel(_convert(max_shard_size=9000)), _old(2)),
+    Story("in the kernel, resumable", *_FILE, _in_kernel(_convert(resume=True)), resumes=True),
     Story("not synced, over a file", *_FILE, _convert(sync=False), _old(None), synced=False),
     Story("not synced, to a new folder", *_SHARDS, _convert(max_shard_size=9000, sync=False), synced=False),
     Story("not synced, over shards", *_SHARDS, _convert(max_shard_size=9000, sync=False), _old(2), synced=False),

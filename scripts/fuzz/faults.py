@@ -20,7 +20,8 @@ from typing import Any
 
 __all__ = ["CALLS", "DEADLY", "Disk", "Faults", "Struck", "kinds_for", "watch"]
 
-CALLS = ("pwrite", "write", "open", "ftruncate", "fsync", "fdatasync", "mkdir", "rename", "replace", "unlink", "rmdir",
+CALLS = ("pwrite", "copy_file_range", "sendfile", "write", "open", "ftruncate",
+         "fsync", "fdatasync", "mkdir", "rename", "replace", "unlink", "rmdir",
          "link", "symlink", "truncate", "chmod", "utime")  # fmt: skip
 DEADLY = ("kill", "half, then kill", "power", "torn power")
 _AUDITED = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.link", "os.symlink", "os.chmod")
@@ -33,7 +34,28 @@ class Struck(KeyboardInterrupt):
 def kinds_for(call: str) -> tuple[str, ...]:
     """The faults that a system call can meet."""
     common = ("kill", "power", "torn power", "ENOSPC", "EIO", "EINTR", "Ctrl-C", "late Ctrl-C")
-    return (*common, "short", "half, then kill") if "write" in call else common
+    return (*common, "short", "half, then kill") if call in _MOVES else common
+
+
+_MOVES = ("pwrite", "write", "copy_file_range", "sendfile")
+
+
+def _run_of(name: str, args: tuple[Any, ...]) -> tuple[int, int | None, int]:
+    """The file that a call writes to, from which byte (None: its end), and how many bytes."""
+    if name == "copy_file_range":
+        return args[1], args[4], args[2]
+    if name == "sendfile":
+        return args[0], os.lseek(args[0], 0, os.SEEK_CUR), args[3]
+    return args[0], args[2] if len(args) > 2 else None, len(args[1])
+
+
+def _half(name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments of a call that moves half of the bytes."""
+    if name == "copy_file_range":
+        return (*args[:2], max(1, args[2] // 2), *args[3:])
+    if name == "sendfile":
+        return (*args[:3], max(1, args[3] // 2))
+    return (args[0], memoryview(args[1])[: max(1, len(args[1]) // 2)], *args[2:])
 
 
 @dataclass
@@ -53,8 +75,8 @@ class Disk:
 
     def before(self, name: str, args: tuple[Any, ...]) -> Callable[[], None]:
         """Remember what a call destroys; what is given back is to be called when the call is done."""
-        if name in ("pwrite", "write"):
-            return self._written(args)
+        if name in _MOVES:
+            return self._written(*_run_of(name, args))
         if name in ("fsync", "fdatasync"):
             return lambda: self._synced(args[0])
         if name in ("rename", "replace"):
@@ -67,12 +89,12 @@ class Disk:
             return lambda: None
         return lambda: self.names.append(change)
 
-    def _written(self, args: tuple[Any, ...]) -> Callable[[], None]:
-        status = os.fstat(args[0])
+    def _written(self, descriptor: int, at: int | None, size: int) -> Callable[[], None]:
+        status = os.fstat(descriptor)
         if stat.S_ISREG(status.st_mode):
-            at, size = args[2] if len(args) > 2 else status.st_size, len(args[1])
+            at = status.st_size if at is None else at
             # A second descriptor: this one may be for writing alone.
-            with Path(f"/proc/self/fd/{args[0]}").open("rb", buffering=0) as file:
+            with Path(f"/proc/self/fd/{descriptor}").open("rb", buffering=0) as file:
                 old = os.pread(file.fileno(), size, at).ljust(size, b"\0")
             self.writes.setdefault(status.st_ino, []).append((at, old))
         return lambda: None
@@ -145,7 +167,7 @@ class Faults:
     def __init__(self, kind: str = "", at: int = -1, disk: Disk | None = None, report: int | None = None) -> None:
         self.kind, self.at, self.disk, self.report = kind, at, disk, report
         self.log: list[str] = []
-        self.written = 0  # bytes, by pwrite
+        self.written = 0  # bytes of files, journals apart
         self.inside = False
         self._real = {name: getattr(os, name) for name in CALLS}
 
@@ -176,7 +198,7 @@ class Faults:
             if len(self.log) == self.at and self.kind == "half, then kill":
                 self.die()
             after()
-            self.written += result if name == "pwrite" else 0
+            self.written += result if name in _MOVES[:1] + _MOVES[2:] else 0
             if len(self.log) == self.at and self.kind == "late Ctrl-C":
                 raise Struck
             return result
@@ -189,8 +211,8 @@ class Faults:
             self.die()
         if self.kind == "Ctrl-C":
             raise Struck
-        if "write" in name and self.kind in ("short", "half, then kill"):
-            return (args[0], memoryview(args[1])[: max(1, len(args[1]) // 2)], *args[2:])
+        if name in _MOVES and self.kind in ("short", "half, then kill"):
+            return _half(name, args)
         if self.kind in ("short", "half, then kill", "late Ctrl-C"):
             return args
         raise OSError(getattr(errno, self.kind), os.strerror(getattr(errno, self.kind)))

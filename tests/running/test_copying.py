@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,9 @@ from ckptsurgery.planning.layout import Layout
 from ckptsurgery.running import copying
 from ckptsurgery.running.copying import ByteRun, merged, moves_of, runs_of
 from ckptsurgery.storage.checkpoint import Checkpoint
-from ckptsurgery.storage.cloning import BLOCK
 from ckptsurgery.storage.contents import Extent
 from ckptsurgery.storage.files import OpenFiles
-from ckptsurgery.storage.staging import Writer
+from ckptsurgery.storage.kernel_copies import BLOCK, copy_range
 
 
 def test_neighbours_become_one_run_whatever_their_order() -> None:
@@ -39,6 +40,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def reads_of(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of all reads into memory from here on."""
     sizes: list[int] = []
     read_into = OpenFiles.read_into
 
@@ -50,13 +52,34 @@ def reads_of(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-def test_a_rename_reads_each_byte_once_in_large_blocks(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = reads_of(monkeypatch)
+def kernel_copies_of(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The bytes that each call of `copy_file_range` copies from here on."""
+    sizes: list[int] = []
+    copy = os.copy_file_range
+
+    def counted(*args: int) -> int:
+        sizes.append(copy(*args))
+        return sizes[-1]
+
+    monkeypatch.setattr(os, "copy_file_range", counted)
+    return sizes
+
+
+def refusing(code: int) -> Callable[..., int]:
+    def call(*args: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    return call
+
+
+def test_a_rename_reads_nothing_into_memory(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, copied = reads_of(monkeypatch), kernel_copies_of(monkeypatch)
     with cs.open(source) as checkpoint:
         cs.plan(checkpoint, "h.{i}.w -> l.{i}.w").save(source.with_name("out"), "2GB")
         total = checkpoint.nbytes
-    assert sum(sizes) == total
-    assert len(sizes) == sum(-(-size // (1 << 20)) for size in (total // 2, total // 2))
+    assert sum(copied) + sum(read) == total
+    assert sum(read) < 2 * 4 * BLOCK  # the rest of a block at either end of the runs
+    assert len(copied) <= 2 * 2
 
 
 def test_bytes_keep_their_place_within_a_block_where_that_is_worth_a_few_spaces(source: Path) -> None:
@@ -69,44 +92,105 @@ def test_bytes_keep_their_place_within_a_block_where_that_is_worth_a_few_spaces(
                 assert (old.offset - new.offset) % BLOCK == 0
 
 
-def shares_blocks(self: Writer, file: str, offset: int, source: int, source_offset: int, nbytes: int) -> bool:
-    """What a file system that shares extents does, done by copying in the kernel."""
-    assert offset % BLOCK == source_offset % BLOCK == nbytes % BLOCK == 0
-    done = 0
-    with self._descriptors.using(file) as target:
-        while done < nbytes:
-            done += os.copy_file_range(source, target, nbytes - done, source_offset + done, offset + done)
-    self.skip(nbytes)
-    self._note(file, offset, nbytes)
-    return True
+def short(call: Callable[..., int]) -> Callable[..., int]:
+    """A system call that does a part of what it is asked for."""
+    return lambda a, b, third, fourth, *rest: call(a, b, *_less(call, third, fourth), *rest)
+
+
+def _less(call: Callable[..., int], third: int, fourth: int) -> tuple[int, int]:
+    # copy_file_range takes the count before the offsets, sendfile after its one
+    return (max(1, third // 3), fourth) if call is COPY else (third, max(1, fourth // 3))
+
+
+COPY, SEND = os.copy_file_range, os.sendfile
+CALLS = {
+    "works": lambda call: call,
+    "takes less": short,
+    "copies nothing": lambda call: lambda *args: 0,
+    **{f"fails with {errno.errorcode[code]}": lambda call, code=code: refusing(code)
+       for code in (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EIO, errno.ENOSPC)},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_shared_blocks_and_copied_ones_make_the_same_file(
-    source: Path, resume: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("second", ["works", "takes less", "fails with EINVAL"])
+@pytest.mark.parametrize("first", CALLS)
+def test_what_the_kernel_does_not_copy_goes_through_memory(
+    source: Path, first: str, second: str, resume: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = cs.plan(source, "h.{i}.w -> l.{i}.w")
-    plan.save(source.with_name("copied.safetensors"))
-    monkeypatch.setattr(Writer, "clone", shares_blocks)
-    sizes = reads_of(monkeypatch)
-    plan.save(source.with_name("shared.safetensors"), resume=resume)
-    assert sum(sizes) < plan.checkpoint.nbytes
-    files = [source.with_name(f"{kind}.safetensors").read_bytes() for kind in ("copied", "shared")]
+    plan.save(source.with_name("plain.safetensors"))
+    monkeypatch.setattr(os, "copy_file_range", CALLS[first](COPY))
+    monkeypatch.setattr(os, "sendfile", CALLS[second](SEND))
+    plan.save(source.with_name("other.safetensors"), resume=resume)
+    files = [source.with_name(f"{kind}.safetensors").read_bytes() for kind in ("plain", "other")]
     assert files[0] == files[1]
 
 
-def test_a_file_system_that_does_not_share_is_asked_once_a_file(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-    monkeypatch.setattr(Writer, "clone", lambda self, file, *rest: asked.append(file) is not None)
+def test_a_system_without_the_calls_copies_through_memory(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "copy_file_range")
+    monkeypatch.setattr(os, "sendfile", refusing(errno.ENOSYS))
+    sizes = reads_of(monkeypatch)
+    report = cs.plan(source, "h.{i}.w -> l.{i}.w").save(source.with_name("out.safetensors"))
+    assert sum(sizes) == report.bytes_written
+    assert cs.diff(source, report.files[0], "h.{i}.w -> l.{i}.w").identical
+
+
+def test_a_signal_interrupts_no_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def interrupted(*args: int) -> int:
+        calls.append(1)
+        return COPY(*args) if len(calls) % 3 == 0 else refusing(errno.EINTR)()
+
+    monkeypatch.setattr(os, "copy_file_range", interrupted)
+    monkeypatch.setattr(os, "sendfile", refusing(errno.EINVAL))
+    (tmp_path / "a").write_bytes(bytes(range(256)) * 400)
+    with (tmp_path / "a").open("rb") as a, (tmp_path / "b").open("wb") as b:
+        assert copy_range(a.fileno(), 56, b.fileno(), 7, 100_000) == 100_000
+    assert (tmp_path / "b").read_bytes() == bytes(7) + (tmp_path / "a").read_bytes()[56:100_056]
+    assert len(calls) == 3
+
+
+def test_the_end_of_the_source_ends_the_copy(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    with (tmp_path / "a").open("rb") as a, (tmp_path / "b").open("wb") as b:
+        assert copy_range(a.fileno(), 1, b.fileno(), 0, 100) == 2
+        assert copy_range(a.fileno(), 50, b.fileno(), 0, 100) == 0
+    assert (tmp_path / "b").read_bytes() == b"bc"
+
+
+def test_a_source_that_ends_meanwhile_is_named_and_leaves_nothing(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_first(*args: int) -> int:
+        for file in source.glob("*.safetensors"):
+            os.truncate(file, 1_500_000)
+        return COPY(*args)
+
+    plan = cs.plan(source, "h.{i}.w -> l.{i}.w")
+    monkeypatch.setattr(os, "copy_file_range", cut_first)
+    with pytest.raises(cs.CheckpointError, match="truncated-file") as caught:
+        plan.save(source.with_name("out.safetensors"))
+    assert caught.value.diagnostics[0].place in plan.checkpoint.files
+    assert not source.with_name("out.safetensors").exists()
+
+
+def test_a_pair_of_files_that_is_refused_is_asked_once(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(os, "copy_file_range", lambda *args: asked.append(args[:2]) or refusing(errno.EXDEV)())
+    monkeypatch.setattr(os, "sendfile", refusing(errno.EINVAL))
     plan = cs.plan(source, cs.Recipe(["h.{i:0,2}.w -> l.{i}.w", "h.{i:1,3}.w -> k.{i}.w"]))
     plan.save(source.with_name("out.safetensors"))
-    assert len(asked) <= 2
+    assert len(asked) == len(set(asked)) == 2
     assert cs.diff(source, source.with_name("out.safetensors"), plan.recipe).identical
 
 
 def test_the_block_buffer_is_all_that_a_copy_holds(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Checkpoint, "load", lambda self, key: pytest.fail(f"{key} became a tensor"))
     monkeypatch.setattr(copying, "CHUNK", 1000)
+    monkeypatch.setattr(os, "copy_file_range", refusing(errno.EXDEV))
+    monkeypatch.setattr(os, "sendfile", refusing(errno.EINVAL))
     sizes = reads_of(monkeypatch)
     cs.plan(source, cs.Recipe(rest="keep")).save(source.with_name("out.safetensors"))
     assert max(sizes) == 1000
