@@ -1,20 +1,23 @@
-"""Wrapper prefixes: which whole segments stand before the keys of one side and not of the other.
+"""Wrapper segments: which whole segments the names of one side have, and those of the other do not.
 
 Nothing is guessed from a list of names. A prefix is taken off, put on or replaced when the other side shows the keys
-without it, and by whole segments at the front only: no key is edited in its middle.
+without it. Inside of a name a segment is taken out only where it is an only child (see `unwrapping`), the other side
+shows the name without it, and no other key comes to bear that name. A name that both sides have is never touched.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..specs import TensorSpec
+from ..wording import counted
+from .unwrapping import OnlyChildren, Wrappers, candidates, may_replace
 
 __all__ = ["Alignment", "align"]
 
-_MOST_SAMPLED = 4096
+_MOST_SAMPLED = 2048
 Specs = Mapping[str, TensorSpec]
 
 
@@ -26,17 +29,46 @@ class Alignment:
         source, target: prefixes that end in their separator, or "".
         matched: source key -> target key, for all keys that it brings together.
         equal: how many of these have equal shapes.
+        bare: source key -> its name without the wrappers inside of it, where these were taken out.
+        wrapped: target key without wrappers -> target key, where they were.
     """
 
     source: str
     target: str
     matched: Mapping[str, str]
     equal: int
+    bare: Mapping[str, str] = field(default_factory=dict)
+    wrapped: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def score(self) -> tuple[int, int, int]:
         """Better first: equal shapes, equal names, then short prefixes."""
         return self.equal, len(self.matched), -len(self.source) - len(self.target)
+
+    def name(self, key: str) -> str:
+        """The name in the target that a source key stands for, whether or not the target has it."""
+        found = self.matched.get(key)
+        if found is not None:
+            return found
+        bare = self.bare.get(key, key)
+        moved = self.target + bare[len(self.source) :] if bare.startswith(self.source) else bare
+        return self.wrapped.get(moved, moved)
+
+    @property
+    def notes(self) -> list[str]:
+        """What was done to the names, for people."""
+        notes = [str(self)] if self.source or self.target else []
+        wrapped = set(self.wrapped.values())
+        changed = {k: n for k, n in self.matched.items() if k in self.bare or n in wrapped}
+        if changed:
+            key, name = next(iter(changed.items()))
+            some = list(changed.items())[:: len(changed) // _MOST_SAMPLED + 1]
+            gone = _folded(s for k, n in some for s in _extra(k[len(self.source) :], n[len(self.target) :]))
+            put = _folded(s for k, n in some for s in _extra(n[len(self.target) :], k[len(self.source) :]))
+            what = [f"{names} {done}" for names, done in ((gone, "taken out"), (put, "put in")) if names]
+            which = f"{counted(len(changed), 'key')}, such as {key!r} for {name!r}"
+            notes.append(f"wrapper {' and '.join(what)} inside of {which}")
+        return notes
 
     def __str__(self) -> str:
         if self.source and self.target:
@@ -53,6 +85,14 @@ def align(source: Specs, target: Specs) -> tuple[Alignment, list[Alignment]]:
     >>> str(best), rivals
     ("prefix 'module.' taken off", [])
     """
+    best, rivals = _by_prefix(source, target)
+    if len(best.matched) in (len(source), len(target)):
+        return best, rivals
+    return _unwrapped(source, target, best, rivals)
+
+
+def _by_prefix(source: Specs, target: Specs) -> tuple[Alignment, list[Alignment]]:
+    """The best pair of prefixes, which may be none, and its rivals."""
     found = [_aligned(a, b, source, target) for a, b in _candidates(source, target)]
     plain = _aligned("", "", source, target)
     good = [f for f in found if f.equal and _shown(f, source, target)]
@@ -61,6 +101,57 @@ def align(source: Specs, target: Specs) -> tuple[Alignment, list[Alignment]]:
         return plain, []
     rivals = [f for f in good if f is not best and _rivals(f, best)]
     return best, rivals
+
+
+def _unwrapped(
+    source: Specs, target: Specs, best: Alignment, rivals: list[Alignment]
+) -> tuple[Alignment, list[Alignment]]:
+    """The alignment with wrappers taken out as well, where that brings more keys together; else what was found."""
+    mine, theirs = OnlyChildren(source), OnlyChildren(target)
+    known, before = Wrappers(), -1
+    while before < best.equal:  # what is left once one wrapper is out may show another
+        before = best.equal
+        taken = set(best.matched.values())
+        left = [k for k in source if k not in best.matched]
+        for more in candidates(mine, theirs, left, [k for k in target if k not in taken]):
+            if may_replace(more):
+                found, others = _bare(source, target, mine, theirs, known | more)
+                if found.equal > best.equal:
+                    known, best, rivals = known | more, found, others
+    return best, rivals
+
+
+def _bare(
+    source: Specs, target: Specs, mine: OnlyChildren, theirs: OnlyChildren, wrappers: Wrappers
+) -> tuple[Alignment, list[Alignment]]:
+    """The alignment of the names without wrappers, said in the names as they are; a key that fits as it is stays."""
+    bare = _one_to_one({k: mine.bare(k, wrappers.source) for k in source})
+    wrapped = {b: k for k, b in _one_to_one({k: theirs.bare(k, wrappers.target) for k in target}).items()}
+    found, rivals = _by_prefix({b: source[k] for k, b in bare.items()}, {b: target[k] for b, k in wrapped.items()})
+    a, b = found.source, found.target
+    plain = {k: b + k[len(a) :] for k in source if k.startswith(a) and b + k[len(a) :] in target}
+    taken = set(plain.values())
+    matched = {k: wrapped[found.matched[n]] for k, n in bare.items() if n in found.matched}
+    whole = plain | {k: t for k, t in matched.items() if k not in plain and t not in taken}
+    equal = sum(source[k].shape == target[t].shape for k, t in whole.items())
+    inside = {k: n for k, n in bare.items() if n != k and k not in plain}
+    around = {n: k for n, k in wrapped.items() if n != k}
+    return Alignment(a, b, whole, equal, inside, around), rivals
+
+
+def _one_to_one(names: Mapping[str, str]) -> dict[str, str]:
+    """Those of the new names that one key alone comes to bear."""
+    uses = Counter(names.values())
+    return {k: n for k, n in names.items() if uses[n] == 1}
+
+
+def _extra(name: str, other: str) -> list[str]:
+    """Segments of a name that another one has fewer of."""
+    return list((Counter(name.split(".")) - Counter(other.split("."))).elements())
+
+
+def _folded(segments: Iterable[str]) -> str:
+    return " and ".join(map(repr, dict.fromkeys(segments)))
 
 
 def _aligned(a: str, b: str, source: Specs, target: Specs) -> Alignment:

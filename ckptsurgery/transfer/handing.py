@@ -25,7 +25,7 @@ from ..wording import counted
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["Handing", "own_loaders", "renamed_versions"]
+__all__ = ["Handing", "own_loaders", "renamed_versions", "saved_names"]
 
 
 def own_loaders(model: nn.Module) -> tuple[str, ...]:
@@ -48,6 +48,29 @@ def _only_respells(module: nn.Module) -> bool:
     hooks = [getattr(h, "hook", h) for h in module._load_state_dict_pre_hooks.values()]
     compat = all(getattr(h, "__module__", "") == "torch.nn.utils.parametrizations" for h in hooks)
     return plain and compat and not module._load_state_dict_post_hooks
+
+
+def saved_names(model: nn.Module) -> dict[str, str]:
+    """How modules that load in their own way spell their tensors when they are saved, where that is another name.
+
+    torch's activation checkpointing, for one, leaves its wrapper out of a state_dict, and a hook puts it in again.
+    """
+    found: dict[str, str] = {}
+    for path in own_loaders(model):
+        try:
+            twin = _twin(model.get_submodule(path), real=False)
+            state = twin.state_dict(keep_vars=True)
+        except Exception:  # a module's own code may raise anything: then its names are taken as they are
+            continue
+        before = f"{path}." if path else ""
+        names: dict[int, list[str]] = {}
+        for name, tensor in state.items():
+            names.setdefault(id(tensor), []).append(name)
+        for place in places(twin):
+            others = names.get(id(place.tensor), [])
+            if place.name not in state and len(others) == 1:
+                found[before + place.name] = before + others[0]
+    return found
 
 
 @dataclass

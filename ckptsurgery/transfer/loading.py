@@ -23,7 +23,7 @@ from ..storage.opening import open_checkpoint
 from ..wording import counted
 from .authoring import own_layout
 from .deciding import Decision, Wishes, decide, named_keys, samples
-from .handing import Handing, own_loaders, renamed_versions
+from .handing import Handing, own_loaders, renamed_versions, saved_names
 from .layouts import foreign_layout
 from .recipes import fitting_recipes
 
@@ -156,7 +156,9 @@ class _Transfer:
         config = self.checkpoint.config if self.checkpoint.config is not None else self.own_config()
         written = recipe
         if written is None:
-            written, notes = own_layout(self.checkpoint.specs, self.target.specs, self.wishes.drop)
+            saved = saved_names(self.model)
+            wanted = {saved.get(k, k): spec for k, spec in self.target.specs.items()}
+            written, notes = own_layout(self.checkpoint.specs, wanted, self.wishes.drop)
             self.notes += notes
         self.plan, self.stage = draft_plan(
             self.checkpoint.specs, written, load_recipe, target=self.target, config=config

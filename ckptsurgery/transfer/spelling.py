@@ -19,8 +19,6 @@ _LEAVES = (
     (("gamma",), ("weight",)),
     (("beta",), ("bias",)),
 )
-_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-"""Segments that PyTorch's own wrappers put in, at any depth; no one gives them to a module of their own."""
 
 
 def respelled(
@@ -39,9 +37,8 @@ def respelled(
     """
     found: dict[str, str] = {}
     used: set[str] = set(taken)
-    bare = _without_wrappers(free)
     for key, spec in unmatched.items():
-        for other in (*_spellings(key), *bare.get(_unwrapped(key), ())):
+        for other in _spellings(key):
             if other in free and other not in used and free[other].shape == spec.shape:
                 found[key] = other
                 used.add(other)
@@ -54,14 +51,3 @@ def _spellings(key: str) -> Iterator[str]:
     for one, other in (*_LEAVES, *((b, a) for a, b in _LEAVES)):
         if segments[-len(one) :] == one:
             yield ".".join((*segments[: -len(one)], *other))
-
-
-def _unwrapped(key: str) -> str:
-    return ".".join(s for s in key.split(".") if s not in _WRAPPERS)
-
-
-def _without_wrappers(keys: Mapping[str, TensorSpec]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for key in keys:
-        found.setdefault(_unwrapped(key), []).append(key)
-    return found
