@@ -17,7 +17,7 @@ from ..errors import Diagnostic
 from ..language.axes import Axis
 from .solving import ConcreteDims, Equations, SizeError, extent
 
-__all__ = ["Layout", "Piece", "View", "arrange", "run_piece", "side_by_side", "view"]
+__all__ = ["Layout", "Piece", "Shape", "View", "arrange", "merged_axes", "run_piece", "side_by_side", "view"]
 
 Shape = tuple[int, ...]
 
@@ -235,15 +235,15 @@ def _piece(source: int, target: int, a: View, b: View) -> Piece:
     for name, (size, stride) in b.axes.items():
         if size != 1:
             boxes.append((stride, size, a.axes[name][1] if name in a.axes else 0))
-    merged = list(_merged(sorted(boxes, reverse=True)))
+    merged = list(merged_axes(sorted(boxes, reverse=True)))
     shape = tuple(size for _, size, _ in merged)
     return Piece(
         source, target, shape, a.offset, tuple(s for _, _, s in merged), b.offset, tuple(t for t, _, _ in merged)
     )
 
 
-def _merged(boxes: Sequence[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
-    """Neighbouring extents that run on, on both sides, become one."""
+def merged_axes(boxes: Sequence[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
+    """Make axes one that run on, on both sides, given as (target stride, size, source stride), largest stride first."""
     open_box: tuple[int, int, int] | None = None
     for stride, size, back in boxes:
         if open_box and open_box[0] == stride * size and open_box[2] == back * size:
