@@ -8,14 +8,16 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from ..catalog import RecipeLike, as_recipe, load_recipe
+from ..collection import without_collection
 from ..errors import CheckpointError, Diagnostic, PlanError
 from ..language.dims import DimValue
 from ..language.recipe import Recipe
 from ..planning.costing import Cost, cost_of
 from ..planning.plan import Plan, Target
-from ..planning.planner import make_plan
+from ..planning.planner import fitted
 from ..planning.reversing import reversed_plan
 from ..planning.targets import DTYPE_POLICIES
+from ..planning.wrapping import draft_unwrapped
 from ..specs import DTYPES, TensorSpec, dtype_name
 from ..storage.checkpoint import Checkpoint
 from ..storage.links import as_device
@@ -167,6 +169,7 @@ def _runnable(found: Plan, checkpoint: Checkpoint, asked: Asked | None = None) -
     return RunnablePlan(**known, checkpoint=checkpoint, asked=asked or Asked())
 
 
+@without_collection()
 def _planned(
     checkpoint: Checkpoint,
     recipe: Recipe,
@@ -176,9 +179,10 @@ def _planned(
     dims: Mapping[str, DimValue] | None,
 ) -> RunnablePlan:
     asked = Asked(config if config is not None else checkpoint.config, dims or {}, dtype)
-    found = make_plan(
-        checkpoint.specs, recipe, load_recipe, target=target, config=asked.config, dims=dims, dtype=dtype
+    drafted, stage = draft_unwrapped(
+        checkpoint.specs, recipe, load_recipe, target=target, config=asked.config, dims=dims
     )
+    found = fitted(drafted, stage, target, dtype)
     warnings = (*found.warnings, *_left_behind(checkpoint))
     return _runnable(replace(found, warnings=warnings), checkpoint, asked)
 

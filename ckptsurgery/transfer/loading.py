@@ -14,6 +14,7 @@ from ..planning.plan import Plan, Target
 from ..planning.planner import draft_plan, fitted
 from ..planning.steps import Step, cut
 from ..planning.targets import DTYPE_POLICIES
+from ..planning.wrapping import draft_unwrapped
 from ..running.loading import load_plan, model_target, refuse_non_finite
 from ..running.report import Entry, Report
 from ..specs import TensorSpec
@@ -154,12 +155,15 @@ class _Transfer:
         """What the source would make in the model's names, before anything is decided."""
         self.by_recipe = recipe is not None
         config = self.checkpoint.config if self.checkpoint.config is not None else self.own_config()
-        written = recipe
-        if written is None:
-            saved = saved_names(self.model)
-            wanted = {saved.get(k, k): spec for k, spec in self.target.specs.items()}
-            written, notes = own_layout(self.checkpoint.specs, wanted, self.wishes.drop)
-            self.notes += notes
+        if recipe is not None:
+            self.plan, self.stage = draft_unwrapped(
+                self.checkpoint.specs, recipe, load_recipe, target=self.target, config=config
+            )
+            return
+        saved = saved_names(self.model)
+        wanted = {saved.get(k, k): spec for k, spec in self.target.specs.items()}
+        written, notes = own_layout(self.checkpoint.specs, wanted, self.wishes.drop)
+        self.notes += notes
         self.plan, self.stage = draft_plan(
             self.checkpoint.specs, written, load_recipe, target=self.target, config=config
         )
