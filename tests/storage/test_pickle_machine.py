@@ -14,10 +14,12 @@ import tracemalloc
 
 import numpy
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckptsurgery.errors import CheckpointError
+from ckptsurgery.storage import pickle_machine
 from ckptsurgery.storage.inert import Array, Blob, Opaque
 from ckptsurgery.storage.pickle_machine import Unpickler
 
@@ -221,3 +223,39 @@ def test_extension_codes_and_persistent_ids_mean_nothing_by_themselves():
         load(b"Pid\n.")
     with pytest.raises(CheckpointError, match="outside"):
         load(b"\x80\x05\x97.")
+
+
+def dcp_metadata(chunks: int, per_tensor: int) -> bytes:
+    """The `.metadata` of a checkpoint of `torch.distributed.checkpoint`, of torch's own classes."""
+    from torch.distributed.checkpoint.filesystem import _StorageInfo
+    from torch.distributed.checkpoint.metadata import (
+        ChunkStorageMetadata,
+        Metadata,
+        MetadataIndex,
+        StorageMeta,
+        TensorProperties,
+        TensorStorageMetadata,
+    )
+
+    tensors, places = {}, {}
+    for number in range(chunks // per_tensor):
+        key = f"model.layers.{number}.self_attn.q_proj.weight"
+        corners = [torch.Size([16 * i, 0]) for i in range(per_tensor)]
+        shards = [ChunkStorageMetadata(corner, torch.Size([16, 4096])) for corner in corners]
+        size = torch.Size([16 * per_tensor, 4096])
+        tensors[key] = TensorStorageMetadata(TensorProperties(torch.bfloat16), size, shards)
+        for i, corner in enumerate(corners):
+            places[MetadataIndex(key, corner, i)] = _StorageInfo(f"__{i}_0.distcp", 131_072 * number, 131_072)
+    about = StorageMeta(checkpoint_id=pathlib.PosixPath("/out"), save_id="1")
+    return pickle.dumps(Metadata(tensors, {key: ("model", key) for key in tensors}, places, about))
+
+
+@pytest.mark.parametrize(("chunks", "per_tensor"), [(1000, 1), (1000, 8), (24_000, 4)])
+def test_the_densest_genuine_pickles_are_within_the_credit(chunks, per_tensor, monkeypatch):
+    """Without what is free to any file, so that any number of chunks is."""
+    monkeypatch.setattr(pickle_machine, "FREE", 0)
+    data = dcp_metadata(chunks, per_tensor)
+    tree = load(data)
+    assert len(tree.state["state_dict_metadata"]) == chunks // per_tensor
+    assert len(tree.state["storage_data"]) == chunks
+    assert next(iter(tree.state["state_dict_metadata"].values())).state["size"] == (16 * per_tensor, 4096)
