@@ -27,7 +27,7 @@ FREE = 32 << 20
 TIMES = 20
 """Bytes of objects that a pickle may make beyond that for each byte of its file.
 
-The densest honest one known is the `.metadata` of `torch.distributed.checkpoint`, which is charged up to 13 and takes 10.
+The densest honest one known, the `.metadata` of `torch.distributed.checkpoint`, is charged up to 13 and takes 10.
 """
 
 _TURN = range(4096)  # opcodes between two looks at the credit
