@@ -17,9 +17,9 @@ from typing import Any, BinaryIO
 from ..errors import CheckpointError, Diagnostic
 from .inert import Array, Blob, Fields, FileBytes, NumpyType, Opaque, Ordered, Tensor
 from .pickle_calls import CALLS, set_array_state, set_type_state
-from .pickle_opcodes import OPCODES, Stop, damaged
+from .pickle_opcodes import OPCODES, Stop, damaged, trailing
 
-__all__ = ["FREE", "TIMES", "Unpickler", "damaged"]
+__all__ = ["FREE", "TIMES", "Unpickler", "damaged", "trailing"]
 
 FREE = 32 << 20
 """Bytes of objects that any pickle may make."""

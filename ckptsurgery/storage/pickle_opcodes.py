@@ -19,7 +19,7 @@ from .inert import Blob, Opaque
 if TYPE_CHECKING:
     from .pickle_machine import Unpickler
 
-__all__ = ["OPCODES", "Stop", "damaged"]
+__all__ = ["OPCODES", "Stop", "damaged", "trailing"]
 
 _MAX_PROTOCOL = 5
 
@@ -34,6 +34,13 @@ def damaged(source: str, why: str) -> CheckpointError:
         Diagnostic("damaged-pickle", f"the pickle in {source!r} cannot be read: {why}", place=source,
                    help="the file is truncated or damaged, or no checkpoint: copy or download it again")
     )  # fmt: skip
+
+
+def trailing(source: str, nbytes: int, writer: str) -> CheckpointError:
+    """The error for a file that goes on behind what was read."""
+    text = f"{source!r} has {nbytes:,} bytes behind its pickle, which would be left out"
+    help = f"if {writer} was called several times, write each object to a file of its own; else copy the file again"
+    return CheckpointError(Diagnostic("trailing-bytes", text, place=source, help=help))
 
 
 def _unpack(layout: str) -> Callable[[Unpickler], Any]:

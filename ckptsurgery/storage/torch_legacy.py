@@ -17,7 +17,7 @@ from .inert import Blob, FileBytes, Opaque, Storage
 from .nesting import locate, settle
 from .nodes import name_of
 from .pickle_calls import storage_dtype, storage_width
-from .pickle_machine import Unpickler, damaged
+from .pickle_machine import Unpickler, damaged, trailing
 from .placing import Region, place_all
 
 __all__ = ["nested_reader", "read_torch_legacy"]
@@ -121,6 +121,9 @@ def _places(
             raise damaged(source, f"storage {key!r} holds {numel} elements where {storage.numel} are announced")
         places[key] = at + 8, numel * width
         at += 8 + numel * width
+    if at != end:
+        # Two calls of torch.save into one open file: the second would be left out without a word.
+        raise trailing(source, end - at, "torch.save")
     return places
 
 

@@ -2,19 +2,16 @@
 
 The archive holds `<name>/data.pkl`, a pickle whose tensors refer to storages by key, and one stored record
 `<name>/data/<key>` for each storage. Records are aligned through padding in the *local* header's extra field, which the
-directory does not show, so the local headers are read, and must agree with the directory.
+directory does not show, so the local headers are read (see `zip_archive`).
 """
 
 from __future__ import annotations
 
 import io
-import itertools
 import os
-import struct
-import zipfile
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any
 
-from ..errors import CheckpointError, Diagnostic
+from ..errors import CheckpointError
 from ..specs import DTYPES
 from .contents import Contents
 from .files import os_error
@@ -25,109 +22,15 @@ from .pickle_calls import storage_dtype
 from .pickle_machine import Unpickler, damaged
 from .placing import Region, place_all
 from .text import is_text
+from .zip_archive import ZipArchive, refused
 
-__all__ = ["METADATA_RECORD", "Record", "TorchArchive", "read_torch_zip"]
+__all__ = ["METADATA_RECORD", "read_torch_zip"]
 
 METADATA_RECORD = ".metadata.json"  # string metadata that torch has no place for and passes over
 
-_LOCAL = struct.Struct("<4s5H3I2H")
 _IN_MEMORY = 1 << 26  # bytes; a longer data.pkl is read through the file
-_ENCRYPTED, _DESCRIPTOR = 1, 8
 _SCRIPTED = "torch.save(torch.jit.load(path).state_dict(), new_path)"
 _REMEDY = "torch.save(torch.load(path, weights_only=True), new_path) writes the records uncompressed"
-
-
-class Record(NamedTuple):
-    """One file of the archive: where its bytes lie, and whether they are stored as they are."""
-
-    name: str
-    offset: int
-    nbytes: int
-    stored: bool
-
-
-def _refused(source: str, code: str, why: str, help: str | None = None) -> CheckpointError:
-    help = help or "copy or download it again, or have it written again by torch.save"
-    return CheckpointError(Diagnostic(code, f"{source!r} {why}", place=source, help=help))
-
-
-class TorchArchive:
-    """The directory of one zip file, checked against the local headers.
-
-    Args:
-        file: the open file.
-        source: its path.
-
-    Raises:
-        CheckpointError: no zip file, or one whose parts contradict each other.
-    """
-
-    def __init__(self, file: BinaryIO, source: str) -> None:
-        self.source = source
-        self.file = file
-        self.size = os.fstat(file.fileno()).st_size
-        try:
-            with zipfile.ZipFile(file) as archive:
-                infos = archive.infolist()
-        except (zipfile.BadZipFile, struct.error, ValueError, NotImplementedError, LookupError, OverflowError) as error:
-            why = f"is no readable zip file: {error}"
-            raise _refused(source, "damaged-zip", why, "copy or download it again: it may be truncated") from None
-        self.records: dict[str, Record] = {}
-        runs: list[tuple[int, int, str]] = []
-        for info in infos:
-            if info.filename in self.records:
-                raise _refused(source, "damaged-zip", f"holds {info.filename!r} twice")
-            record = self._record(info)
-            self.records[info.filename] = record
-            runs.append((info.header_offset, record.offset + info.compress_size, info.filename))
-        runs.sort()
-        for (_, end, name), (start, _, following) in itertools.pairwise(runs):
-            if end > start:
-                raise _refused(source, "damaged-zip", f"has records that overlap: {name!r} and {following!r}")
-
-    def _record(self, info: zipfile.ZipInfo) -> Record:
-        name = info.orig_filename
-        if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") or "\0" in name:
-            raise _refused(self.source, "damaged-zip", f"holds a record outside of its folder: {name!r}")
-        if info.flag_bits & _ENCRYPTED:
-            raise _refused(self.source, "damaged-zip", f"is encrypted ({name!r})")
-        if not 0 <= info.header_offset < self.size or info.compress_size > self.size:
-            raise _refused(self.source, "damaged-zip", f"is truncated: {name!r} reaches past its end")
-        head = os.pread(self.file.fileno(), _LOCAL.size + len(name.encode()) + 64, info.header_offset)
-        if len(head) < _LOCAL.size:
-            raise _refused(self.source, "damaged-zip", f"is truncated before {name!r}")
-        sign, _, flags, method, _, _, crc, packed, size, name_size, extra_size = _LOCAL.unpack_from(head)
-        written = head[_LOCAL.size : _LOCAL.size + name_size]
-        encoding = "utf-8" if flags & 0x800 else "cp437"
-        same = sign == b"PK\x03\x04" and method == info.compress_type and written.decode(encoding, "replace") == name
-        if same and not flags & _DESCRIPTOR:
-            sizes = size in (info.file_size, 0xFFFFFFFF) and packed in (info.compress_size, 0xFFFFFFFF)
-            same = crc == info.CRC and sizes
-        if not same:
-            raise _refused(self.source, "damaged-zip", f"contradicts itself: header and directory differ for {name!r}")
-        offset = info.header_offset + _LOCAL.size + name_size + extra_size
-        if offset + info.compress_size > self.size:
-            raise _refused(self.source, "damaged-zip", f"is truncated: {name!r} reaches past its end")
-        stored = info.compress_type == zipfile.ZIP_STORED
-        if stored and info.compress_size != info.file_size:
-            raise _refused(self.source, "damaged-zip", f"contradicts itself: two sizes for {name!r}")
-        return Record(name, offset, info.file_size, stored)
-
-    def stored(self, name: str) -> Record:
-        """The record `name`, which has to exist and to be uncompressed."""
-        record = self.records.get(name)
-        if record is None:
-            raise _refused(self.source, "damaged-zip", f"holds no record {name!r}")
-        if not record.stored:
-            raise _refused(self.source, "compressed-records", f"has compressed records ({name!r})", _REMEDY)
-        return record
-
-    def bytes_of(self, name: str, at_most: int = 1 << 20) -> bytes:
-        """The bytes of a small record."""
-        record = self.stored(name)
-        if record.nbytes > at_most:
-            raise _refused(self.source, "damaged-zip", f"has an absurdly large record {name!r}")
-        return os.pread(self.file.fileno(), record.nbytes, record.offset)
 
 
 def read_torch_zip(path: str | os.PathLike[str], subtree: str | None = None) -> Contents:
@@ -143,7 +46,7 @@ def read_torch_zip(path: str | os.PathLike[str], subtree: str | None = None) -> 
     source = os.fspath(path)
     try:
         with open(source, "rb") as file:  # noqa: PTH123 - the path is kept as the caller spells it
-            archive = TorchArchive(file, source)
+            archive = ZipArchive(file, source)
             root = _root(archive)
             tree = _unpickled(archive, root)
             big, metadata = _big_endian(archive, root), _metadata(archive, root)
@@ -153,13 +56,13 @@ def read_torch_zip(path: str | os.PathLike[str], subtree: str | None = None) -> 
         leaves, extras = locate(tree, subtree, source)
     except CheckpointError as error:
         if f"{root}constants.pkl" in archive.records and error.diagnostics[0].code == "no-tensors":
-            raise _refused(source, "torchscript", "is a TorchScript archive without plain tensors", _SCRIPTED) from None
+            raise refused(source, "torchscript", "is a TorchScript archive without plain tensors", _SCRIPTED) from None
         raise
 
     def region(storage: Storage) -> Region:
         if storage.place is not None:
             return Region(source, *storage.place)
-        record = archive.stored(f"{root}data/{storage.key}")
+        record = archive.stored(f"{root}data/{storage.key}", _REMEDY)
         if storage.dtype and storage.numel * DTYPES[storage.dtype].itemsize > record.nbytes:
             raise ValueError(f"its storage {storage.key!r} is cut short ({record.nbytes} bytes)")
         return Region(source, record.offset, record.nbytes, big)
@@ -172,27 +75,27 @@ def read_torch_zip(path: str | os.PathLike[str], subtree: str | None = None) -> 
     )
 
 
-def _root(archive: TorchArchive) -> str:
+def _root(archive: ZipArchive) -> str:
     roots = [n.removesuffix("data.pkl") for n in archive.records if n.endswith("data.pkl") and n.count("/") <= 1]
     roots = [r for r in roots if r == "" or r.endswith("/")]
     if len(roots) == 1:
         return roots[0]
     names = list(archive.records)
     if roots:
-        raise _refused(archive.source, "damaged-zip", "holds more than one data.pkl")
+        raise refused(archive.source, "damaged-zip", "holds more than one data.pkl")
     if any(n.endswith("model.json") for n in names):
         why = "is a TorchScript archive of an old version (model.json)"
-        raise _refused(archive.source, "torchscript", why, _SCRIPTED)
+        raise refused(archive.source, "torchscript", why, _SCRIPTED)
     if names and all(n.endswith(".npy") for n in names):
         help = "torch.save({k: torch.from_numpy(v) for k, v in numpy.load(path).items()}, new_path)"
-        raise _refused(archive.source, "not-a-checkpoint", "is a numpy archive (.npz), not a torch file", help)
+        raise refused(archive.source, "not-a-checkpoint", "is a numpy archive (.npz), not a torch file", help)
     shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
     why = f"is a zip file but no torch file: it holds {shown or 'nothing'}"
-    raise _refused(archive.source, "not-a-checkpoint", why)
+    raise refused(archive.source, "not-a-checkpoint", why)
 
 
-def _unpickled(archive: TorchArchive, root: str) -> Any:
-    record = archive.stored(f"{root}data.pkl")
+def _unpickled(archive: ZipArchive, root: str) -> Any:
+    record = archive.stored(f"{root}data.pkl", _REMEDY)
     storages: dict[str, Storage] = {}
     source = archive.source
 
@@ -218,7 +121,7 @@ def _unpickled(archive: TorchArchive, root: str) -> Any:
     return Unpickler(archive.file, record.offset + record.nbytes, source, persistent, size=archive.size).load()
 
 
-def _metadata(archive: TorchArchive, root: str) -> dict[str, str]:
+def _metadata(archive: ZipArchive, root: str) -> dict[str, str]:
     """What `TorchZipWriter` keeps of another format's metadata."""
     name = root + METADATA_RECORD
     if name not in archive.records:
@@ -231,9 +134,9 @@ def _metadata(archive: TorchArchive, root: str) -> dict[str, str]:
     return {k: v for k, v in pairs if isinstance(v, str) and is_text(k) and is_text(v)}
 
 
-def _big_endian(archive: TorchArchive, root: str) -> bool:
+def _big_endian(archive: ZipArchive, root: str) -> bool:
     name = f"{root}byteorder"
     order = archive.bytes_of(name).strip() if name in archive.records else b"little"
     if order not in (b"little", b"big"):
-        raise _refused(archive.source, "damaged-zip", f"has an unknown byte order {order[:16]!r}")
+        raise refused(archive.source, "damaged-zip", f"has an unknown byte order {order[:16]!r}")
     return order == b"big"

@@ -14,7 +14,7 @@ from .contents import Contents
 from .files import os_error
 from .inert import Array, Joined, NumpyType, Storage
 from .nesting import locate, settle
-from .pickle_machine import Unpickler
+from .pickle_machine import Unpickler, trailing
 from .placing import Region, place_all
 from .torch_legacy import nested_reader
 
@@ -39,6 +39,8 @@ def read_pickle(path: str | os.PathLike[str], subtree: str | None = None) -> Con
         with open(source, "rb") as file:  # noqa: PTH123 - the path is kept as the caller spells it
             size = os.fstat(file.fileno()).st_size
             tree = Unpickler(file, size, source, nested=nested_reader(source)).load()
+            if file.tell() != size:
+                raise trailing(source, size - file.tell(), "pickle.dump")
     except OSError as error:
         raise os_error(error, source) from error
     if _marks(tree, _DEPTH):
