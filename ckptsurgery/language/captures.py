@@ -63,7 +63,7 @@ class Capture:
 
     Args:
         name: what rules and axes call it; for a flat index its names joined, `"(s b)"`.
-        choices: the texts it may have, in order.
+        choices: the texts it may have, in order; for a sum the values.
         span: the range its value may have.
         rest: whether it takes whole segments, one or more.
         terms: `(coefficient, atom)` pairs when it is a sum such as `{i+16}` or `{2*i+1}`; the atom that is no number
@@ -90,8 +90,6 @@ class Capture:
 
     def value_of(self, text: str) -> str | None:
         """The value that a piece of a key binds, or None when it cannot stand here."""
-        if self.choices is not None:
-            return text if text in self.choices else None
         if self.numeric:
             if not is_index(text):
                 return None
@@ -103,16 +101,34 @@ class Capture:
                 text = str(value)
             if self.span is not None and int(text) not in self.span:
                 return None
-        return text
+        return text if self.choices is None or text in self.choices else None
 
     def spell(self, value: str) -> str:
-        """The text in the key for a bound value."""
+        """The text in the key for a bound value.
+
+        Raises:
+            RecipeError: a sum over a value that is not an integer, or a sum that is negative.
+        """
         if self.terms is None:
             return value
+        if not is_index(value):
+            raise RecipeError(
+                Diagnostic(
+                    "not-a-number",
+                    f"{{{self}}} computes with {value!r}, which is no number without leading zeros",
+                    help=f"{{{self.name}}} alone hands any text on as it is",
+                )
+            )
         scale, offset = self.affine
         number = scale * int(value) + offset
         if number < 0:
-            raise RecipeError(Diagnostic("negative-index", f"{{{self}}} would be {number} for {self.name} = {value}"))
+            raise RecipeError(
+                Diagnostic(
+                    "negative-index",
+                    f"{{{self}}} would be {number} for {self.name} = {value}",
+                    help=_restricted_to(self.name, scale, offset),
+                )
+            )
         return str(number)
 
     @property
@@ -257,6 +273,14 @@ def _atoms(text: str) -> tuple[tuple[int, int | str], ...]:
 
 def _too_long(text: str) -> bool:
     return any(len(digits) > _MOST_DIGITS for digits in re.findall(r"\d+", text))
+
+
+def _restricted_to(name: str, scale: int, offset: int) -> str | None:
+    """The help for `scale * value + offset` below 0: the range of values for which it is not."""
+    if scale < 0 and offset < 0:
+        return None
+    first, last = (-(offset // scale), 9999) if scale > 0 else (0, offset // -scale)
+    return f"{{{name}:{first}..{last}}} in place of {{{name}}}, and a rule of their own, or a drop, for the other keys"
 
 
 def _signed(number: int) -> tuple[int, int]:

@@ -37,9 +37,12 @@ class KeyPattern:
 
     pieces: tuple[Piece, ...]
     _slots: tuple[Capture, ...] = field(init=False, repr=False, compare=False)
+    _respelled: Mapping[Capture, Mapping[str, str]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_slots", tuple(p for p in self.pieces if isinstance(p, Capture)))
+        slots = tuple(p for p in self.pieces if isinstance(p, Capture))
+        object.__setattr__(self, "_slots", slots)
+        object.__setattr__(self, "_respelled", _respelled(slots))
 
     @classmethod
     def parse(cls, text: str) -> KeyPattern:
@@ -61,6 +64,11 @@ class KeyPattern:
     def captures(self) -> tuple[Capture, ...]:
         """The captures, in the order in which they stand."""
         return self._slots
+
+    @property
+    def firsts(self) -> tuple[Capture, ...]:
+        """The first capture of each name, whose spelling the name's values have."""
+        return tuple({c.name: c for c in reversed(self._slots)}.values())
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -95,7 +103,7 @@ class KeyPattern:
         if not self._slots:
             return [{}] if key == self.prefix else []
         found: list[dict[str, str]] = []
-        for count, reading in enumerate(_Matcher(self.pieces, key).readings(0, 0)):
+        for count, reading in enumerate(_Matcher(self.pieces, key, self._respelled).readings(0, 0)):
             merged = _merge(reading)
             if merged is not None and merged not in found:
                 found.append(merged)
@@ -116,8 +124,18 @@ class KeyPattern:
         )
 
     def spell(self, values: Mapping[str, str]) -> str:
-        """The key for these values of the captures; a flat index goes by its joined name."""
-        return "".join(p.text if isinstance(p, Literal) else p.spell(values[p.name]) for p in self.pieces)
+        """The key for these values of the captures; a flat index goes by its joined name.
+
+        A name that has several spellings here goes by the first of them.
+
+        Raises:
+            RecipeError: a sum over a value that is not an integer, or a sum that is negative.
+        """
+        return "".join(p.text if isinstance(p, Literal) else self._text(p, values[p.name]) for p in self.pieces)
+
+    def _text(self, capture: Capture, value: str) -> str:
+        first = self._respelled.get(capture)
+        return capture.spell(value if first is None else {v: own for own, v in first.items()}[value])
 
     def bind(self, numbers: Mapping[str, int]) -> KeyPattern:
         """The pattern with names from `dims` replaced by their numbers."""
@@ -139,6 +157,16 @@ class KeyPattern:
         return "".join(f"{{{p}}}" if isinstance(p, Capture) else str(p) for p in self.pieces)
 
 
+def _respelled(captures: tuple[Capture, ...]) -> dict[Capture, dict[str, str]]:
+    """For captures that spell a name otherwise than the first one does: their choices -> those of the first."""
+    first: dict[str, tuple[str, ...]] = {}
+    found: dict[Capture, dict[str, str]] = {}
+    for capture in captures:
+        if capture.choices is not None and first.setdefault(capture.name, capture.choices) != capture.choices:
+            found[capture] = dict(zip(capture.choices, first[capture.name]))
+    return found
+
+
 def _merge(reading: tuple[tuple[str, str], ...]) -> dict[str, str] | None:
     merged: dict[str, str] = {}
     for name, value in reading:
@@ -150,8 +178,8 @@ def _merge(reading: tuple[tuple[str, str], ...]) -> dict[str, str] | None:
 class _Matcher:
     """Enumerates readings of one key; `dead` remembers what cannot be completed, so the search is polynomial."""
 
-    def __init__(self, pieces: tuple[Piece, ...], key: str) -> None:
-        self.pieces, self.key = pieces, key
+    def __init__(self, pieces: tuple[Piece, ...], key: str, respelled: Mapping[Capture, Mapping[str, str]]) -> None:
+        self.pieces, self.key, self.respelled = pieces, key, respelled
         self.dead: set[tuple[int, int]] = set()
 
     def readings(self, piece: int, at: int) -> Iterator[tuple[tuple[str, str], ...]]:
@@ -174,15 +202,18 @@ class _Matcher:
         if isinstance(piece, Literal):
             if key.startswith(piece.text, at):
                 yield at + len(piece.text), ()
-        elif piece.choices is not None:
+        elif piece.choices is not None and piece.terms is None:
             for choice in piece.choices:
                 if key.startswith(choice, at):
-                    yield at + len(choice), ((piece.name, choice),)
+                    yield at + len(choice), ((piece.name, self.first(piece, choice)),)
         else:
             for end in self.ends(piece, at):
                 value = piece.value_of(key[at:end])
                 if value is not None:
-                    yield end, ((piece.name, value),)
+                    yield end, ((piece.name, self.first(piece, value)),)
+
+    def first(self, piece: Capture, value: str) -> str:
+        return self.respelled[piece][value] if piece in self.respelled else value
 
     def ends(self, piece: Capture, at: int) -> Iterator[int]:
         key = self.key

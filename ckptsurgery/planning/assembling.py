@@ -9,12 +9,13 @@ from operator import is_not
 from typing import Any
 
 from ..errors import Diagnostic, RecipeError
+from ..language.folding import fold
 from ..language.keys import Capture, KeyPattern, is_index
 from ..ops.base import OpError
 from ..specs import TensorSpec
 from .building import Built, ProgramBuilder, RuleOps
 from .expanding import BoundRule
-from .flattening import Flattening
+from .flattening import Flattening, no_place
 from .joining import Group, Values, group_rows, spell_columns
 from .matching import Matches
 from .plan import RuleUse, Target
@@ -58,6 +59,7 @@ class RuleSteps:
     programs: dict[Any, Built | None] = field(default_factory=dict)
     kinds: dict[int, int] = field(default_factory=dict)
     values: dict[TensorSpec | None, int] = field(default_factory=dict)
+    unspelled: dict[str, dict[str, Diagnostic]] = field(default_factory=dict)  # by code and source key
 
     def run(self, matched: list[list[Matches]]) -> None:
         """Add the steps, or say why there are none.
@@ -70,6 +72,7 @@ class RuleSteps:
         if single and not signature.gathered and not signature.scattered:
             for matches in matched[0]:
                 self._one_by_one(matches)
+            self._tell_unspelled()
             return
         groups, problems = group_rows(
             self.bound.rule.sources, matched, signature.loops, signature.gathered, self.ops.joined_before
@@ -81,11 +84,20 @@ class RuleSteps:
         for group in groups:
             try:
                 self._step(group)
-            except RecipeError as error:  # a key that cannot be spelled; all groups would say so
-                self.draft.problems += [
-                    replace(self._in_rule(d), facts=(("at", group.keys[0]),)) for d in error.diagnostics
-                ]
-                return
+            except RecipeError as error:
+                self._not_spelled(group.keys[0], error)
+        self._tell_unspelled()
+
+    def _not_spelled(self, key: str, error: RecipeError) -> None:
+        for problem in error.diagnostics:
+            self.unspelled.setdefault(problem.code, {})[key] = problem
+
+    def _tell_unspelled(self) -> None:
+        """Report the target keys that cannot be spelled, once for all source keys of the rule."""
+        for found in self.unspelled.values():
+            folded = [text for text, _ in fold(list(found))]
+            facts = (("at", ", ".join(folded[:6])),)
+            self.draft.problems.append(replace(self._in_rule(next(iter(found.values()))), facts=facts))
 
     def _in_rule(self, problem: Diagnostic) -> Diagnostic:
         """The problem with the rule's text and place."""
@@ -103,8 +115,12 @@ class RuleSteps:
         term = self.bound.rule.targets[0]
         try:
             keys = spell_columns(term.pattern, self.flats.join(term.pattern, matches), _spell)
-        except RecipeError as error:
-            self.draft.problems += map(self._in_rule, error.diagnostics)
+        except RecipeError:
+            for key, values in matches.rows():
+                try:
+                    spell_columns(term.pattern, self.flats.join(term.pattern, Matches([key], {**values})), _spell)
+                except RecipeError as error:
+                    self._not_spelled(key, error)
             return
         target = self.draft.target.specs if self.draft.target else None
         specs = list(map(self.draft.specs.__getitem__, matches.keys))
@@ -244,16 +260,16 @@ class RuleSteps:
 
     def _spelled(self, pattern: KeyPattern, values: Mapping[str, int | str], scattered: Sequence[str]) -> str:
         texts: dict[str, str] = {}
-        for capture in pattern.captures:
+        for capture in pattern.firsts:
             value = values.get(capture.name)
             if capture.flat:
                 texts[capture.name] = self.flats.joined(capture.name, values)
             elif capture.choices is not None:
-                texts[capture.name] = _spell(capture, str(value or 0))
+                texts[capture.name] = _chosen(capture, str(value or 0))
             elif capture.name in scattered and capture.span is not None:
                 texts[capture.name] = str(int(value or 0) + int(capture.span.first))
             else:
-                texts[capture.name] = _number(capture, str(value)) if capture.terms else str(value)
+                texts[capture.name] = str(value)
         return pattern.spell(texts)
 
 
@@ -264,33 +280,16 @@ def _starts(columns: Sequence[Sequence[object]]) -> list[int]:
 
 
 def _spell(capture: Capture, value: str) -> str:
+    """The text of one capture in a key."""
     if capture.choices is not None:
-        if int(value) >= len(capture.choices):
-            raise _outside(capture, value)
-        return capture.choices[int(value)]
+        return capture.spell(_chosen(capture, value))
     if capture.span is not None and is_index(value) and int(value) not in capture.span:
-        raise _outside(capture, value)
-    return capture.spell(_number(capture, value) if capture.terms else value)
+        raise no_place(capture, value)
+    return capture.spell(value)
 
 
-def _outside(capture: Capture, value: str) -> RecipeError:
-    """A flat index counts its parts freely: what restricts one of them elsewhere cannot leave keys out."""
-    return RecipeError(
-        Diagnostic(
-            "wrong-extent",
-            f"{{{capture}}} has no place for index {value}, which a flat index of the rule reaches",
-            help="give it a place, or name the keys that are meant by a rule of their own",
-        )
-    )
-
-
-def _number(capture: Capture, value: str) -> str:
-    if not is_index(value):
-        raise RecipeError(
-            Diagnostic(
-                "not-a-number",
-                f"{{{capture}}} computes with {value!r}, which is no number without leading zeros",
-                help=f"{{{capture.name}}} alone hands any text on as it is",
-            )
-        )
-    return value
+def _chosen(capture: Capture, position: str) -> str:
+    choices = capture.choices or ()
+    if int(position) >= len(choices):
+        raise no_place(capture, position)
+    return choices[int(position)]

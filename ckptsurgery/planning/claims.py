@@ -114,7 +114,7 @@ def _claim_group(
         return
     whole = [(n, m) for n, m in hits if len(m.keys) == len(group.keys)]
     if len(hits) == 1 and whole:
-        _take(candidates[hits[0][0]], hits[0][1], claims)
+        _take(candidates[hits[0][0]], hits[0][1], claims, problems)
         used.add(hits[0][0])
         return
     owner: dict[str, int] = {}
@@ -124,7 +124,7 @@ def _claim_group(
             if key in owner:
                 twice.setdefault((owner[key], number), []).append(key)
             owner[key] = number
-        _take(candidates[number], matches, claims)
+        _take(candidates[number], matches, claims, problems)
     claims.leftover += [key for key in group.keys if key not in owner] if hits else group.keys
 
 
@@ -132,12 +132,15 @@ def _in_rule(error: RecipeError, text: str, place: str | None) -> list[Diagnosti
     return [replace(d, place=place, notes=(text, *d.notes)) for d in error.diagnostics]
 
 
-def _take(candidate: _Candidate, matches: Matches, claims: Claims) -> None:
+def _take(candidate: _Candidate, matches: Matches, claims: Claims, problems: list[Diagnostic]) -> None:
     if candidate.rule is not None:
         claims.terms[candidate.rule][candidate.term].append(matches)
     elif candidate.said is not None and candidate.same:
         for key, values in matches.rows():
-            claims.same[key] = candidate.said.value.spell(values)
+            try:
+                claims.same[key] = candidate.said.value.spell(values)
+            except RecipeError as error:
+                problems += _in_rule(error, candidate.text, candidate.place)
     elif candidate.said is not None:
         claims.dropped.update(dict.fromkeys(matches.keys, candidate.said.text))
 

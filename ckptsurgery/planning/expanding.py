@@ -13,7 +13,8 @@ from typing import Any
 
 from ..errors import CkptSurgeryError, Diagnostic, RecipeError
 from ..language.dims import Dims, DimValue
-from ..language.keys import Capture, KeyPattern, Literal, Span
+from ..language.domains import with_domains
+from ..language.keys import KeyPattern
 from ..language.law import Signature, normalise, signature
 from ..language.recipe import Recipe, Scope
 from ..language.rules import Rule, Term, parse_pattern
@@ -215,7 +216,7 @@ class _Expansion:
                 for side in (spelled.sources, spelled.targets)
             )
             sources, targets = map(tuple, terms)
-            final = replace(spelled, sources=_within(sources, targets), targets=targets)
+            final = with_domains(replace(spelled, sources=sources, targets=targets))
             return BoundRule(final, signature(final), dims, str(rule), frozenset(tables))
         except RecipeError as error:
             text = str(rule)
@@ -292,23 +293,6 @@ def _captured(recipe: Recipe) -> set[str]:
         prefixes = (p for p in (scope.source, scope.target) if p)
         found |= _captured(scope.recipe) | {n for p in prefixes for n in KeyPattern.parse(p).names}
     return found
-
-
-def _within(sources: tuple[Term, ...], targets: tuple[Term, ...]) -> tuple[Term, ...]:
-    """The sources with the ranges that the targets' keys give for the same names."""
-    spans = {c.name: c.span for t in targets for c in t.pattern.captures if c.span is not None}
-    if not spans:
-        return sources
-
-    def piece(found: Literal | Capture) -> Literal | Capture:
-        span = spans.get(found.name) if isinstance(found, Capture) else None
-        if span is None or not isinstance(found, Capture) or found.choices or found.rest or found.flat:
-            return found
-        own = found.span or span
-        both = Span(max(int(own.first), int(span.first)), min(int(own.last), int(span.last)))
-        return replace(found, span=both)
-
-    return tuple(replace(t, pattern=KeyPattern(tuple(map(piece, t.pattern.pieces)))) for t in sources)
 
 
 def _prefixed(term: Term, prefix: KeyPattern | None) -> Term:

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field, replace
 
 from ..errors import Diagnostic, RecipeError
 from ..language.dims import Dims
+from ..language.domains import numbers_of
 from ..language.folding import fold
 from ..language.keys import Capture, KeyPattern, is_index
 from ..language.rules import Term
 from .expanding import BoundRule
 from .matching import Matches
 
-__all__ = ["Counted", "FlatIndex", "Flattening"]
+__all__ = ["Counted", "FlatIndex", "Flattening", "no_place"]
 
 
 @dataclass(frozen=True)
@@ -150,14 +151,21 @@ class Counted:
                     )
                 )
             found[name] = index
-        return Flattening(found)
+        parts = {part for index in found.values() for part in index.names}
+        listed = {part: numbers_of(bound.rule, part) for part in parts}
+        return Flattening(found, {part: values for part, values in listed.items() if values is not None})
 
 
 @dataclass(frozen=True)
 class Flattening:
-    """The flat indices of one rule, with their extents."""
+    """The flat indices of one rule, with their extents.
+
+    Args:
+        listed: the values of parts whose domain is a list of integers, by position.
+    """
 
     indices: Mapping[str, FlatIndex]
+    listed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def split(self, matches: Matches) -> Matches:
         """The matches with a column for each name of a flat index.
@@ -183,10 +191,19 @@ class Flattening:
                 )
             columns = {n: c for n, c in matches.columns.items() if n != name}
             for level, inner in enumerate(index.names):
-                texts = {text: str(part[level]) for text, part in known.items() if part is not None}
+                texts = {text: self._placed(inner, part[level]) for text, part in known.items() if part is not None}
                 columns[inner] = [texts[text] for text in wide]
             matches = replace(matches, columns=columns)
         return matches
+
+    def _placed(self, name: str, value: int) -> str:
+        """A part of a flat index as rules carry it: the position of a choice, else the value."""
+        values = self.listed.get(name)
+        if values is None:
+            return str(value)
+        if value not in values:
+            raise no_place(f"{name}:{','.join(map(str, values))}", value)
+        return str(values.index(value))
 
     def join(self, pattern: KeyPattern, matches: Matches) -> Matches:
         """The matches with a column for each flat index that `pattern` spells."""
@@ -208,7 +225,7 @@ class Flattening:
             RecipeError: a value is no number, or lies beyond its extent.
         """
         index = self.indices[name]
-        texts = [str(values[n]) for n in index.names]
+        texts = [str(self.listed[n][int(values[n])] if n in self.listed else values[n]) for n in index.names]
         said = ", ".join(f"{n} = {t}" for n, t in zip(index.names, texts))
         if not all(map(is_index, texts)):
             raise RecipeError(
@@ -224,6 +241,17 @@ class Flattening:
                 )
             )
         return str(number)
+
+
+def no_place(capture: object, value: object) -> RecipeError:
+    """The error for an index outside of a domain: a flat index counts its parts freely, and leaves no keys out."""
+    return RecipeError(
+        Diagnostic(
+            "wrong-extent",
+            f"{{{capture}}} has no place for index {value}, which a flat index of the rule reaches",
+            help="give it a place, or name the keys that are meant by a rule of their own",
+        )
+    )
 
 
 def _flats(bound: BoundRule) -> Iterator[tuple[str, tuple[str, ...], str]]:

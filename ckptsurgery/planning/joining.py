@@ -68,7 +68,7 @@ class Group:
 def canonical(term: Term, matches: Matches) -> Matches:
     """The matches with choices as positions, written as digits, so that both sides speak of the same values."""
     columns = dict(matches.columns)
-    for capture in term.pattern.captures:
+    for capture in term.pattern.firsts:
         if capture.choices is not None:
             place = {text: str(n) for n, text in enumerate(capture.choices)}
             column = columns[capture.name]
@@ -249,7 +249,7 @@ class _Gathering:
         values = {**dict(zip(table.names, like[1])), **dict(zip(bound, index))}
         texts: dict[str, str] = {}
         term = next((t for t in self.terms if set(bound) <= set(t.pattern.names)), self.terms[0])
-        for capture in term.pattern.captures:
+        for capture in term.pattern.firsts:
             if capture.flat:
                 return f"{term.pattern} at " + ", ".join(f"{n} = {values[n]}" for n in bound)
             value = values[capture.name]

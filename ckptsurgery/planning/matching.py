@@ -103,7 +103,7 @@ def _edge(piece: Literal | Capture, at: int) -> bool | None:
     """Whether a piece has a digit at its edge; None for a capture, which may."""
     if isinstance(piece, Literal):
         return piece.text[at].isdigit()
-    if piece.choices is not None:
+    if piece.choices is not None and piece.terms is None:
         return any(not c or c[at].isdigit() for c in piece.choices)
     return None
 
@@ -114,7 +114,7 @@ def _loose(pattern: KeyPattern) -> KeyPattern:
     for piece in pattern.pieces:
         if isinstance(piece, Literal):
             pieces.append(Literal(template(piece.text)))
-        elif piece.choices is not None:
+        elif piece.choices is not None and piece.terms is None:
             pieces.append(replace(piece, choices=tuple(dict.fromkeys(map(template, piece.choices)))))
         else:
             pieces.append(Capture(piece.name, rest=piece.rest))

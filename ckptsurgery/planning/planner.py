@@ -245,7 +245,7 @@ class _Stage(Draft):
         places: dict[tuple[str, tuple[str, ...]], BoundRule] = {}
         for bound, matched in zip(self.stage.rules, terms):
             for term, found in zip(bound.rule.sources, matched):
-                for capture in term.pattern.captures:
+                for capture in term.pattern.firsts:
                     if capture.choices is None or bound.rule.optional or not found:
                         continue  # of gathered choices a missing one is told with its keys
                     seen = {v for m in found for v in _texts(m.columns[capture.name])}

@@ -86,9 +86,13 @@ class _Fitting:
             for number, tie in enumerate(ties):
                 for key in new:
                     values = tie.value.match(key)
-                    if values is not None:
-                        found.add(number)
+                    if values is None:
+                        continue
+                    found.add(number)
+                    try:
                         self.tie_up(tie, tie.pattern.spell(values), key, tied)
+                    except RecipeError as error:
+                        self.problems += [replace(d, place=tie.place) for d in error.diagnostics]
             new = tied
         for number, tie in enumerate(ties):
             if number not in found and not tie.optional:
