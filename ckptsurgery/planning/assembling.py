@@ -13,12 +13,13 @@ from ..language.folding import fold
 from ..language.keys import Capture, KeyPattern, is_index
 from ..ops.base import OpError
 from ..specs import TensorSpec
-from .building import Built, ProgramBuilder, RuleOps
+from .building import Built, ProgramBuilder
 from .expanding import BoundRule
 from .flattening import Flattening, no_place
 from .joining import Group, Values, group_rows, spell_columns
 from .matching import Matches
 from .plan import RuleUse, Target
+from .rule_ops import RuleOps
 from .solving import SizeError
 from .steps import Program, Step, steps_of
 
@@ -81,6 +82,8 @@ class RuleSteps:
         if problems:
             return
         self._check_extents(groups)
+        for text in self.flats.assumed:
+            self._note(text)
         for group in groups:
             try:
                 self._step(group)
@@ -149,8 +152,11 @@ class RuleSteps:
         return self._build(group, (spec,), ({(): want} if want else {},))
 
     def _marker_names(self) -> list[str]:
+        """The names on whose values sizes depend."""
         terms = (*self.bound.rule.sources, *self.bound.rule.targets)
-        return sorted({a.marker for t in terms if t.axes for a in t.axes.axes if a.marker})
+        marked = {a.marker for t in terms if t.axes for a in t.axes.axes if a.marker}
+        staged = {flat[0] for flat in self.bound.flats if any(isinstance(self.bound.dims.get(n), tuple) for n in flat)}
+        return sorted(marked | staged)
 
     def _step(self, group: Group) -> None:
         keys = group.keys
@@ -188,20 +194,22 @@ class RuleSteps:
             d = self._in_rule(error.diagnostic)
             said = {(p.code, p.headline, p.notes) for p in self.draft.problems}
             if (d.code, d.headline, d.notes) not in said:
-                self.draft.problems.append(
-                    replace(d, facts=(("reads", self._reads(group, inputs)), *self._lacking(), *d.facts))
-                )
+                wants = [s for found in wanted for s in found.values()] if d.code in _BOTH_SIDES else []
+                facts = (("reads", self._reads(group, inputs)), *_wants(wants), *self._lacking(), *d.facts)
+                self.draft.problems.append(replace(d, facts=facts))
             return None
         except OpError as error:
             self.draft.problem("bad-op", str(error), self.bound, facts=(("reads", self._reads(group, inputs)),))
             return None
         for text in built.assumed:
-            note = Diagnostic(
-                "assumed-split", text, place=self.bound.rule.place, severity="note", notes=(self.bound.text,)
-            )
-            if note not in self.draft.notes:
-                self.draft.notes.append(note)
+            self._note(text)
         return built
+
+    def _note(self, text: str) -> None:
+        """Report what nothing but divisibility supports."""
+        note = Diagnostic("assumed-split", text, place=self.bound.rule.place, severity="note", notes=(self.bound.text,))
+        if note not in self.draft.notes:
+            self.draft.notes.append(note)
 
     def _lacking(self) -> tuple[tuple[str, str], ...]:
         """Expressions over the config that stayed without a value."""
@@ -234,7 +242,10 @@ class RuleSteps:
         found: dict[tuple[int, ...], TensorSpec],
     ) -> bool:
         if len(index) == len(names):
-            key = self._spelled(pattern, {**group.values, **dict(zip(names, index))}, names)
+            try:
+                key = self._spelled(pattern, {**group.values, **dict(zip(names, index))}, names)
+            except RecipeError:  # beyond the end of a flat index
+                return False
             if key in target.specs:
                 found[index] = target.specs[key]
             return key in target.specs
@@ -271,6 +282,14 @@ class RuleSteps:
             else:
                 texts[capture.name] = str(value)
         return pattern.spell(texts)
+
+
+_BOTH_SIDES = {"size-mismatch", "indivisible"}  # problems that the target's shapes may have caused
+
+
+def _wants(specs: Sequence[TensorSpec]) -> Sequence[tuple[str, str]]:
+    more = f", … ({len(specs)} in all)" if len(specs) > 4 else ""
+    return [("target wants", ", ".join(str(list(s.shape)) for s in specs[:4]) + more)] if specs else []
 
 
 def _starts(columns: Sequence[Sequence[object]]) -> list[int]:

@@ -14,38 +14,17 @@ from ..errors import Diagnostic
 from ..language.axes import Axis, AxisList
 from ..language.keys import is_index
 from ..language.rules import Term
-from ..ops.base import Op, OpError, Specs
+from ..ops.base import OpError, Specs
 from ..specs import DTYPES, TensorSpec
 from .expanding import BoundRule
 from .fusing import fused
 from .joining import Group
 from .layout import Layout, Side, arrange, side_by_side
+from .rule_ops import RuleOps
 from .solving import ConcreteDims, Equations, SizeError, concrete, extent, settle, whole
 from .steps import Instruction, Move, Pick, Program, Run
 
-__all__ = ["Built", "ProgramBuilder", "RuleOps"]
-
-
-@dataclass(frozen=True)
-class RuleOps:
-    """The ops of a rule, made from their calls."""
-
-    before: tuple[Op, ...]
-    after: tuple[Op, ...]
-
-    @property
-    def joined_before(self) -> bool:
-        """Whether the sources meet in an op before the rearrangement."""
-        return any(op.joins for op in self.before)
-
-    @property
-    def joined_after(self) -> bool:
-        """Whether the arrivals meet in an op after it."""
-        return any(op.joins for op in self.after)
-
-    def over(self, role: str) -> tuple[Op, ...]:
-        """The ops over an axis, in order."""
-        return tuple(op for op in (*self.before, *self.after) if op.axis_role == role)
+__all__ = ["Built", "ProgramBuilder"]
 
 
 @dataclass(frozen=True)
@@ -235,8 +214,8 @@ class ProgramBuilder:
                 raise
             try:
                 return self._arranged(arrival, *together, term, scattered, reduced, group, env, wanted)
-            except SizeError:
-                raise open_axis from None
+            except SizeError as error:
+                raise (open_axis if error.diagnostic.code == "unsolved-axis" else error) from None
 
     def _arranged(
         self,
@@ -257,38 +236,22 @@ class ProgramBuilder:
         ]
         equations.solve(sources, certain=False)
         grid = self._grid(scattered, term, equations, wanted)
-        if wanted and not self.ops.after:
-            self._ask_target(equations, dims, target_dims, env, scattered, grid, wanted, reduced)
+        places = [{**env, **dict(zip(scattered, index))} for index in grid]
+        shapes = []
+        if wanted and self.ops.keep_shapes and equations.open((*dims, *target_dims), places):
+            shapes = [
+                (target_dims[len(reduced) :], place, wanted[index].shape)
+                for index, place in zip(grid, places)
+                if index in wanted and len(wanted[index].shape) == len(target_dims) - len(reduced)
+            ]
+        equations.solve_both(sources, shapes)
         markers = self._markers(dims, target_dims, arrival.bound, scattered, equations, env)
         layout = arrange(
             Side(dims, arrival.bound, arrival.indices), Side(target_dims, scattered, grid), markers, env, equations
         )
+        _check_whole(layout, [s.shape for s in arrival.specs])
         self._note_assumptions(equations, dims, scattered, bool(wanted))
         return layout, (scattered, grid)
-
-    def _ask_target(
-        self,
-        equations: Equations,
-        dims: ConcreteDims,
-        target_dims: ConcreteDims,
-        env: Mapping[str, int],
-        scattered: Sequence[str],
-        grid: Sequence[tuple[int, ...]],
-        wanted: Mapping[tuple[int, ...], TensorSpec],
-        reduced: Sequence[str],
-    ) -> None:
-        """Take sizes from the target's shapes, but only where the source leaves them open: a mismatch is told later."""
-        try:
-            for axes in (*dims, *target_dims):
-                for index in grid:
-                    extent(equations, axes, {**env, **dict(zip(scattered, index))})
-        except SizeError:
-            shapes = [
-                (target_dims[len(reduced) :], {**env, **dict(zip(scattered, i))}, wanted[i].shape)
-                for i in grid
-                if i in wanted and len(wanted[i].shape) == len(target_dims) - len(reduced)
-            ]
-            equations.solve(shapes, certain=True)
 
     def _given(
         self,
@@ -306,12 +269,20 @@ class ProgramBuilder:
         known = self.bound.dims.get(name)
         if isinstance(known, int):
             return known
-        if isinstance(known, tuple) and value is not None and value < len(known):
-            return known[value]
+        if isinstance(known, tuple):
+            stage = self._stage(name, group) if value is None else value
+            return known[stage] if stage is not None and stage < len(known) else None
         if isinstance(known, dict) and value is not None:
             return self._by_choice(known, name, value)
         if name in scattered and value is None:
             return self._span(name)
+        return None
+
+    def _stage(self, name: str, group: Group) -> int | None:
+        """The outermost index of the flat index that a name is part of, where the group fixes it."""
+        for outer, *inner in self.bound.flats:
+            if name in inner and outer in group.values:
+                return int(group.values[outer])
         return None
 
     def _by_choice(self, table: Mapping[str, int], name: str, value: int) -> int | None:
@@ -413,6 +384,14 @@ class ProgramBuilder:
 
     def _choices(self, name: str) -> range:
         return range(self.bound.signature.counts[name])
+
+
+def _check_whole(layout: Layout, shapes: Sequence[tuple[int, ...]]) -> None:
+    """The sizes that were solved make up the sources exactly: no element is left out, none is read beyond the end."""
+    for solved, shape in zip(layout.sources, shapes):
+        if solved != shape:
+            text = f"the axes of the source make up {list(solved)}, but it is {list(shape)}"
+            raise SizeError(Diagnostic("size-mismatch", text))
 
 
 def _check_packed(move: Move) -> None:

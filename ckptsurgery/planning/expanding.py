@@ -37,6 +37,12 @@ class BoundRule:
     lists: frozenset[str] = frozenset()
     """Names whose choices come from a table that several rules may share."""
 
+    @property
+    def flats(self) -> list[tuple[str, ...]]:
+        """The names of each flat index, outermost first."""
+        terms = (*self.rule.sources, *self.rule.targets)
+        return [c.flat for t in terms for c in t.pattern.captures if c.flat]
+
     def ragged(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         """The axes whose size depends on a choice, with the spellings of the choices, those of either side."""
         terms = (*self.rule.sources, *self.rule.targets)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -110,6 +111,49 @@ Places = dict[int, set[tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
+class Share:
+    """How many flat indices one side of a rule has, and how many of some of its parts the other.
+
+    Where a part occurs in no other key, since an op repeats or reduces it, these numbers give its extent.
+
+    Args:
+        seen: the values of the flat index and of each part that occurs in a key without the others.
+    """
+
+    seen: dict[str, set[int]] = field(default_factory=dict)
+
+    def count(self, name: str, flat: Sequence[str], rows: Iterable[Mapping[str, str]]) -> None:
+        """Take in the captures of keys."""
+        for values in rows:
+            for capture in (name, *flat):
+                if is_index(values.get(capture, "")):
+                    self.seen.setdefault(capture, set()).add(int(values[capture]))
+
+    def number(self, name: str) -> int | None:
+        """How many values were seen; None where they leave gaps."""
+        found = self.seen.get(name, set())
+        return len(found) if found and max(found) + 1 == len(found) else None
+
+    def extents(self, name: str, flat: Sequence[str], dims: Dims) -> dict[str, int | tuple[int, ...]]:
+        """The extents of the inner indices that `dims` do not give; none where they are not whole numbers."""
+        given = {part: dims.get(part) for part in flat}
+        sizes = {part: self.number(part) if size is None else size for part, size in given.items()}
+        known = {part: size for part, size in sizes.items() if isinstance(size, int)}
+        total, each = self.number(name), math.prod(known.values())
+        unknown = [part for part, size in sizes.items() if size is None]
+        if all(part in known for part in flat[1:]):
+            return {**known}
+        if len(unknown) > 1 or len(known) < len(flat) - 1 or total is None or not each or total % each:
+            return {}
+        return {**known, unknown[0]: total // each}
+
+    def shown(self, name: str, flat: Sequence[str]) -> str:
+        """The numbers for a reader."""
+        parts = [f"{len(self.seen[part])} of {{{part}}}" for part in flat if part in self.seen]
+        return f"{len(self.seen[name])} keys for {' and '.join(parts)}" if parts and name in self.seen else ""
+
+
+@dataclass(frozen=True)
 class Counted:
     """What the keys of a stage say about flat indices: how many inner ones each outer one has.
 
@@ -118,6 +162,7 @@ class Counted:
 
     sources: Mapping[tuple[str, str], Places] = field(default_factory=dict)
     targets: Mapping[tuple[str, str], Places] = field(default_factory=dict)
+    shares: Mapping[tuple[str, str], Share] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -126,11 +171,17 @@ class Counted:
         """Count where the indices stand apart: in the keys that rules matched, and in those of the target."""
         sources: dict[tuple[str, str], Places] = {}
         targets: dict[tuple[str, str], Places] = {}
+        shares: dict[tuple[str, str], Share] = {}
         for bound, matched in rules:
             for name, flat, text in _flats(bound):
-                _count(flat, _source_rows(matched), sources.setdefault((name, text), {}))
-                _count(flat, _target_rows(bound.rule.targets, target_keys), targets.setdefault((name, text), {}))
-        return cls(sources, targets)
+                share = shares.setdefault((name, text), Share())
+                for places, rows in (
+                    (sources.setdefault((name, text), {}), list(_source_rows(matched))),
+                    (targets.setdefault((name, text), {}), list(_target_rows(bound.rule.targets, target_keys))),
+                ):
+                    _count(flat, rows, places)
+                    share.count(name, flat, rows)
+        return cls(sources, targets, shares)
 
     def flattening(self, bound: BoundRule) -> Flattening:
         """The flat indices of a rule, their extents from `dims`, else counted.
@@ -139,21 +190,29 @@ class Counted:
             RecipeError: nothing says how many there are.
         """
         found: dict[str, FlatIndex] = {}
+        assumed: list[str] = []
         for name, flat, text in _flats(bound):
             counted = _extents(flat, self.sources[(name, text)]) or _extents(flat, self.targets[(name, text)])
             index = flat_extents(flat, bound.dims, counted)
+            share = self.shares[(name, text)]
+            if index is None:
+                index = flat_extents(flat, bound.dims, share.extents(name, flat, bound.dims))
+                if index is not None:
+                    assumed.append(f"{{{name}}} counts {index.shown} in each {flat[0]}, as the numbers of keys divide")
             if index is None:
                 raise RecipeError(
                     Diagnostic(
                         "unsolved-axis",
                         f"{{{name}}}: nothing says how many {flat[1]} each {flat[0]} has",
+                        facts=(("keys", text),) if (text := share.shown(name, flat)) else (),
                         help=f"--dim {flat[1]}=2,2,6,2",
                     )
                 )
             found[name] = index
         parts = {part for index in found.values() for part in index.names}
         listed = {part: numbers_of(bound.rule, part) for part in parts}
-        return Flattening(found, {part: values for part, values in listed.items() if values is not None})
+        given = {part: values for part, values in listed.items() if values is not None}
+        return Flattening(found, given, tuple(assumed))
 
 
 @dataclass(frozen=True)
@@ -162,10 +221,12 @@ class Flattening:
 
     Args:
         listed: the values of parts whose domain is a list of integers, by position.
+        assumed: extents that nothing but divisibility supports.
     """
 
     indices: Mapping[str, FlatIndex]
     listed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    assumed: tuple[str, ...] = ()
 
     def split(self, matches: Matches) -> Matches:
         """The matches with a column for each name of a flat index.

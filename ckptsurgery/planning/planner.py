@@ -15,13 +15,13 @@ from ..ops.base import OpError
 from ..ops.registry import make_op
 from ..specs import TensorSpec
 from .assembling import Draft, RuleSteps
-from .building import RuleOps
 from .claims import claim, unexpected
 from .expanding import BoundPattern, BoundRule, Resolve, Stage, expand
 from .flattening import Counted
 from .joining import canonical
 from .matching import Matches
 from .plan import Plan, RuleUse, Target
+from .rule_ops import RuleOps
 from .stages import chained
 from .steps import Step, outputs_of
 from .targets import fit

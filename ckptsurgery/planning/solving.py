@@ -22,6 +22,9 @@ ConcreteDims = tuple[tuple[Axis, ...], ...]
 
 Env = Mapping[str, int]
 
+Tensors = Sequence[tuple[ConcreteDims, Env, Sequence[int]]]
+"""Dimensions, marker values that the key fixes, and shape of each tensor."""
+
 
 class SizeError(Exception):
     """The sizes contradict each other or stay open; `diagnostic` says which."""
@@ -148,11 +151,27 @@ class Equations:
             total = total.plus(block) if total is not None and block is not None else None
         return total
 
-    def solve(self, tensors: Sequence[tuple[ConcreteDims, Env, Sequence[int]]], *, certain: bool) -> None:
+    def open(self, dims: ConcreteDims, places: Sequence[Env]) -> bool:
+        """Whether a dimension has no size yet at one of these marker values."""
+        sizes = (self.product(axes, env) for axes in dims for env in places)
+        return any(size is None or size.unknown is not None for size in sizes)
+
+    def solve_both(self, sources: Tensors, targets: Tensors) -> None:
+        """Take in the equations of both sides, so that the sizes of one are held against the other.
+
+        Raises:
+            SizeError: as for `solve`.
+        """
+        known = -1
+        while known < len(self.solved):
+            known = len(self.solved)
+            self.solve(targets, certain=True)
+            self.solve(sources, certain=False)
+
+    def solve(self, tensors: Tensors, *, certain: bool) -> None:
         """Take in the equations of these tensors until nothing new follows.
 
         Args:
-            tensors: dimensions, marker values that the key fixes, and shape of each.
             certain: whether the shapes confirm what they solve (a target's do); else a division alone is noted.
 
         Raises:

@@ -16,7 +16,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
 from ..distinct import Distinct
-from ..ops.base import Op, Specs
+from ..ops.base import Op, OpError, Specs
 from ..specs import TensorSpec
 from .layout import Layout, Piece, run_piece, side_by_side
 
@@ -46,8 +46,16 @@ class Move:
     dtypes: tuple[str, ...]
 
     def after(self, specs: Specs) -> Specs:
-        """Specs after the instruction."""
-        assert tuple(s.shape for s in specs) == self.layout.sources, (specs, self.layout.sources)
+        """Specs after the instruction.
+
+        Raises:
+            OpError: specs of other shapes than the layout takes.
+        """
+        if tuple(s.shape for s in specs) != self.layout.sources:
+            raise OpError(
+                f"the rearrangement takes {', '.join(str(list(s)) for s in self.layout.sources)}; "
+                f"it was given {', '.join(map(str, specs))}"
+            )
         return tuple(TensorSpec(shape, dtype) for shape, dtype in zip(self.layout.targets, self.dtypes))
 
 
