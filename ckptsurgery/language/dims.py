@@ -1,13 +1,14 @@
-"""Expressions over a checkpoint's config: `config.a.b`, `+ - * //`, `??`; parsed, never evaluated by Python.
+"""Expressions over a checkpoint's config: `config.a.b`, `+ - * / //`, `??`; parsed, never evaluated by Python.
 
 expression = sum ("??" sum)*            # ?? : the right side where the left is absent or null
 sum        = product (("+" | "-") product)*
-product    = atom (("*" | "//") atom)*  # // must be exact
-atom       = integer | name | "config" ("." part)+ | "(" expression ")"
+product    = atom (("*" | "/" | "//") atom)*  # // must be exact
+atom       = number | name | "config" ("." part)+ | "(" expression ")" | "-" atom
 """
 
 from __future__ import annotations
 
+import math
 import re
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
@@ -16,19 +17,26 @@ from typing import Any, cast
 
 from ..errors import Diagnostic, RecipeError
 
-__all__ = ["DimValue", "Dims", "evaluate"]
+__all__ = ["DimValue", "Dims", "evaluate", "is_number"]
 
-DimValue = int | str | Sequence["int | str"] | Mapping[str, "int | str"]
+DimValue = int | float | str | Sequence["int | float | str"] | Mapping[str, "int | float | str"]
+Number = int | float
 Solved = int | tuple[int, ...] | dict[str, int]
+Known = Number | tuple[Number, ...] | dict[str, Number]
 
 _MOST_DIGITS = 18
 _LARGEST = 1 << 63
 _DEPTH = 32
-_TOKEN = re.compile(r"\s*(\?\?|//|[-+*()]|\d+|[^\W\d]\w*(?:\.\w+)*)")
+_TOKEN = re.compile(r"\s*(\?\?|//|[-+*/()]|\d+(?:\.\d+)?(?:[eE][-+]?\d+)?|[^\W\d]\w*(?:\.\w+)*)")
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is an integer or a finite float, and not a boolean."""
+    return type(value) is int or (type(value) is float and math.isfinite(value))
 
 
 def evaluate(expression: str, config: Mapping[str, Any] | None, names: Callable[[str], Any] | None = None) -> Any:
-    """The value of an expression, an integer or a list of integers; None where a config entry is absent or null.
+    """The value of an expression, a number or a list of numbers; None where a config entry is absent or null.
 
     >>> evaluate("config.head_dim ?? config.hidden // config.heads", {"hidden": 64, "heads": 4, "head_dim": None})
     16
@@ -79,8 +87,9 @@ class _Expression:
 
     def product(self) -> Any:
         value = self.atom()
-        while self.peek() in ("*", "//"):
-            operation = self.times if self.take() == "*" else self.exact
+        operations = {"*": self.times, "/": self.over, "//": self.exact}
+        while self.peek() in operations:
+            operation = operations[self.take()]
             value = self.apply(value, self.atom(), operation)
         return value
 
@@ -95,8 +104,10 @@ class _Expression:
             if self.take() != ")":
                 raise self.error("a parenthesis is never closed")
             return value
-        if token.isdecimal():
-            return int(token)
+        if token == "-":
+            return self.apply(0, self.atom(), self.minus)
+        if token[:1].isdecimal():
+            return int(token) if token.isdecimal() else self.bounded(float(token))
         if token.startswith("config."):
             return self.look_up(token.split(".")[1:])
         if token.isidentifier():
@@ -112,15 +123,15 @@ class _Expression:
                 node = node[int(part)]
             else:
                 return None
-        if isinstance(node, list | tuple) and all(type(n) is int for n in node):
+        if isinstance(node, list | tuple) and all(map(is_number, node)):
             return tuple(map(self.bounded, node))
         if isinstance(node, float) and node.is_integer():
             node = int(node)
-        if node is None or type(node) is int:
+        if node is None or is_number(node):
             return node if node is None else self.bounded(node)
-        raise self.error(f"config.{'.'.join(path)} is {reprlib.repr(node)}, no integer")
+        raise self.error(f"config.{'.'.join(path)} is {reprlib.repr(node)}, no number")
 
-    def apply(self, a: Any, b: Any, operation: Callable[[int, int], int]) -> Any:
+    def apply(self, a: Any, b: Any, operation: Callable[[Number, Number], Number]) -> Any:
         if a is None or b is None:
             return None
         if isinstance(a, tuple) or isinstance(b, tuple):
@@ -132,24 +143,29 @@ class _Expression:
             return tuple(self.bounded(operation(x, y)) for x, y in zip(left, right))
         return self.bounded(operation(a, b))
 
-    def bounded(self, number: int) -> int:
+    def bounded(self, number: Number) -> Number:
         if abs(number) > _LARGEST:
             raise self.error("a number beyond 64 bits")
         return number
 
     @staticmethod
-    def plus(a: int, b: int) -> int:
+    def plus(a: Number, b: Number) -> Number:
         return a + b
 
     @staticmethod
-    def minus(a: int, b: int) -> int:
+    def minus(a: Number, b: Number) -> Number:
         return a - b
 
     @staticmethod
-    def times(a: int, b: int) -> int:
+    def times(a: Number, b: Number) -> Number:
         return a * b
 
-    def exact(self, a: int, b: int) -> int:
+    def over(self, a: Number, b: Number) -> Number:
+        if b == 0:
+            raise self.error("a division by 0")
+        return a / b
+
+    def exact(self, a: Number, b: Number) -> Number:
         if b == 0 or a % b:
             raise self.error(f"{a} // {b} is not exact")
         return a // b
@@ -160,14 +176,14 @@ class _Expression:
 
 @dataclass(frozen=True)
 class Dims:
-    """The sizes that a recipe knows by name, evaluated over one config.
+    """The sizes and other numbers that a recipe knows by name, evaluated over one config.
 
     >>> dims = Dims({"g": "config.kv ?? config.heads", "rows": {"q": 8, "k": "g * 2"}, "b": [2, 3]}, {"heads": 4})
     >>> dims.get("g"), dims.get("rows"), dims.get("b"), dims.get("z")
     (4, {'q': 8, 'k': 8}, (2, 3), None)
 
     Args:
-        values: integers, lists, tables by choice, or expressions.
+        values: numbers, lists, tables by choice, or expressions.
         config: what `config.` refers to.
         outer: the sizes of the recipe around this one, over a config of their own.
     """
@@ -175,42 +191,85 @@ class Dims:
     values: Mapping[str, DimValue]
     config: Mapping[str, Any] | None = None
     outer: Dims | None = None
-    _solved: dict[str, Solved | None] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _solved: dict[str, Known | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def get(self, name: str) -> Solved | None:
-        """The size of `name`; None where the recipe does not name it or the config lacks what it needs."""
-        if name not in self.values and self.outer is not None:
-            return self.outer.get(name)
-        found = self._solve(name, ())
+        """The size of `name`; None where the recipe does not name it or the config lacks what it needs.
+
+        Of a table the choices whose size is known.
+
+        Raises:
+            RecipeError: a number that is not a size: negative, or not an integer.
+        """
+        found = self.value(name)
         parts = found.values() if isinstance(found, dict) else found if isinstance(found, tuple) else (found,)
-        if any(part is not None and part < 0 for part in parts):
-            raise RecipeError(Diagnostic("bad-dim", f"dims.{name} = {found}: a size is not negative"))
-        return found
+        for part in parts:
+            if part is not None and (part < 0 or part != int(part)):
+                kind = "negative" if part < 0 else "a fraction"
+                raise RecipeError(Diagnostic("bad-dim", f"dims.{name} = {found}: a size is not {kind}"))
+        if isinstance(found, dict):
+            return {choice: int(part) for choice, part in found.items()} or None
+        if isinstance(found, tuple):
+            return tuple(map(int, found))
+        return None if found is None else int(found)
+
+    def value(self, name: str) -> Known | None:
+        """The number, list or table behind `name`; None where there is none, or where the config lacks what it needs.
+
+        >>> Dims({"w": 0.3, "v": "1 - w"}).value("v")
+        0.7
+        """
+        if name not in self.values and self.outer is not None:
+            return self.outer.value(name)
+        return self._solve(name, ())
+
+    def evaluate(self, expression: str) -> Any:
+        """The value of an expression over these names and the config; None where something in it has none.
+
+        Raises:
+            RecipeError: as for `evaluate`.
+        """
+        return evaluate(expression, self.config, self.value)
 
     def __contains__(self, name: str) -> bool:
         return name in self.values or (self.outer is not None and name in self.outer)
 
     def missing(self, name: str) -> str | None:
-        """The expression that stays without a value for `name`, for a diagnostic."""
+        """The expression that has no value for `name`, or none for one of its choices, for a diagnostic."""
         if name not in self.values and self.outer is not None:
             return self.outer.missing(name)
         value = self.values.get(name)
-        return str(value) if value is not None and self.get(name) is None else None
+        if value is None:
+            return None
+        found = self.value(name)
+        known = found is not None and not (
+            isinstance(found, dict) and isinstance(value, Mapping) and found.keys() < value.keys()
+        )
+        return None if known else str(value)
+
+    def asks_config(self, name: str, seen: frozenset[str] = frozenset()) -> bool:
+        """Whether `name` has no value because there is no config."""
+        if name not in self.values:
+            return self.outer is not None and self.outer.asks_config(name, seen)
+        if self.config or self.missing(name) is None or name in seen:
+            return False
+        words = [word for text in _texts(self.values[name]) for word in _WORDS.findall(text)]
+        return any(w.startswith("config.") or self.asks_config(w, seen | {name}) for w in words)
 
     @property
     def numbers(self) -> dict[str, int]:
         """Those names that are plain integers: what may stand in `{i+n}` and `{i:0..n}`."""
-        solved = {name: self.get(name) for name in self.values}
+        solved = {name: self.value(name) for name in self.values}
         own = {name: value for name, value in solved.items() if isinstance(value, int)}
-        return {**(self.outer.numbers if self.outer else {}), **own}
+        return {**(self.outer.numbers if self.outer is not None else {}), **own}
 
-    def _solve(self, name: str, open_names: tuple[str, ...]) -> Solved | None:
+    def _solve(self, name: str, open_names: tuple[str, ...]) -> Known | None:
         # Kept, since a name may stand twice in each of many expressions that refer to each other.
         if name not in self._solved:
             self._solved[name] = self._solve_anew(name, open_names)
         return self._solved[name]
 
-    def _solve_anew(self, name: str, open_names: tuple[str, ...]) -> Solved | None:
+    def _solve_anew(self, name: str, open_names: tuple[str, ...]) -> Known | None:
         if len(open_names) > _DEPTH:
             raise RecipeError(Diagnostic("bad-dim", f"dims refer to each other over more than {_DEPTH} steps"))
         if name in open_names:
@@ -218,24 +277,37 @@ class Dims:
                 Diagnostic("bad-dim", f"dims refer to each other in a circle: {' -> '.join((*open_names, name))}")
             )
         if name not in self.values:
-            return self.outer.get(name) if self.outer is not None else None
+            return self.outer.value(name) if self.outer is not None else None
         value = self.values[name]
         chain = (*open_names, name)
         if isinstance(value, Mapping):
-            table = {choice: self._one(v, chain) for choice, v in value.items()}
-            return {c: n for c, n in table.items() if isinstance(n, int)} if None not in table.values() else None
-        if isinstance(value, str) or type(value) is int:
-            return cast(Solved, self._one(value, chain))
+            table = {choice: self._single(name, v, chain) for choice, v in value.items()}
+            return {choice: number for choice, number in table.items() if number is not None} or None
+        if isinstance(value, str) or is_number(value):
+            return cast(Known, self._one(value, chain))
         if isinstance(value, Sequence):
-            items = [self._one(v, chain) for v in value]
-            return tuple(n for n in items if isinstance(n, int)) if None not in items else None
-        raise RecipeError(
-            Diagnostic("bad-dim", f"dims.{name} = {value!r}: an integer, a list, a table or an expression")
-        )
+            items = [self._single(name, v, chain) for v in value]
+            return None if None in items else tuple(n for n in items if n is not None)
+        raise RecipeError(Diagnostic("bad-dim", f"dims.{name} = {value!r}: a number, a list, a table or an expression"))
+
+    def _single(self, name: str, value: Any, chain: tuple[str, ...]) -> Number | None:
+        found = self._one(value, chain)
+        if found is not None and not is_number(found):
+            raise RecipeError(Diagnostic("bad-dim", f"dims.{name}: {value!r} is {found}, and not one number"))
+        return cast("Number | None", found)
 
     def _one(self, value: Any, chain: tuple[str, ...]) -> Any:
         if isinstance(value, str):
             return evaluate(value, self.config, lambda name: self._solve(name, chain))
-        if type(value) is int:
+        if is_number(value):
             return value
         raise RecipeError(Diagnostic("bad-dim", f"{value!r} is no size"))
+
+
+_WORDS = re.compile(r"[^\W\d]\w*(?:\.\w+)*")
+
+
+def _texts(value: object) -> list[str]:
+    """The expressions in the value of a name."""
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else (value,)
+    return [part for part in parts if isinstance(part, str)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import Diagnostic, RecipeError
-from .dims import DimValue
+from .dims import DimValue, is_number
 from .keys import KeyPattern
 from .law import normalise, signature
 from .rules import OpAlgebra, Rule, parse_pattern
@@ -285,9 +285,9 @@ def _bad_rest(rest: str | None, place: str | None) -> Diagnostic:
 def _is_dim(value: Any) -> bool:
     if isinstance(value, Mapping | list | tuple):
         return all(
-            _is_dim(v) and isinstance(v, int | str) for v in (value.values() if isinstance(value, Mapping) else value)
+            isinstance(v, str) or is_number(v) for v in (value.values() if isinstance(value, Mapping) else value)
         )
-    return isinstance(value, str) or type(value) is int
+    return isinstance(value, str) or is_number(value)
 
 
 def _bad_dim(name: str, value: Any, place: str | None) -> Diagnostic:
@@ -295,7 +295,7 @@ def _bad_dim(name: str, value: Any, place: str | None) -> Diagnostic:
         "bad-dim",
         f"dims.{name} = {value!r} is no size",
         place=place,
-        help="an integer, a list, a table by choice, or an expression such as config.num_attention_heads",
+        help="a number, a list, a table by choice, or an expression such as config.num_attention_heads",
     )
 
 

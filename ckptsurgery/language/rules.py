@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from ..errors import Diagnostic, RecipeError
-from .axes import AxisList
+from .axes import Axis, AxisList
 from .calls import Call, parse_call
 from .escaping import guarded, split_unescaped, stripped
 from .keys import KeyPattern
@@ -84,6 +84,12 @@ class Rule:
             if term.axes is not None:
                 found.update(dict.fromkeys(term.axes.names))
         return tuple(found)
+
+    @property
+    def marked(self) -> tuple[Axis, ...]:
+        """The axes whose size depends on the value of another name."""
+        axes = (axis for term in (*self.sources, *self.targets) if term.axes for axis in term.axes.axes)
+        return tuple(axis for axis in axes if axis.marker is not None)
 
     def inverse(self, ops: OpAlgebra) -> Rule:
         """Sides swapped, ops inverted, a copy to several places turned into a proof that they are the same.

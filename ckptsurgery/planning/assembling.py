@@ -192,6 +192,7 @@ class RuleSteps:
             built = ProgramBuilder(self.bound, self.ops, targets).build(group, inputs, wanted)
         except SizeError as error:
             d = self._in_rule(error.diagnostic)
+            d = replace(d, help=self.bound.remedy(error.axis)) if error.axis is not None else d
             said = {(p.code, p.headline, p.notes) for p in self.draft.problems}
             if (d.code, d.headline, d.notes) not in said:
                 wants = [s for found in wanted for s in found.values()] if d.code in _BOTH_SIDES else []

@@ -6,7 +6,7 @@ What comes out knows no nesting any more: a stage is a list of whole-key rules, 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any
@@ -36,12 +36,29 @@ class BoundRule:
     text: str
     lists: frozenset[str] = frozenset()
     """Names whose choices come from a table that several rules may share."""
+    own: Dims = field(default_factory=lambda: Dims({}))
+    """The sizes without those of this run."""
+    overrides: Mapping[str, DimValue] = field(default_factory=dict)
+    """Sizes of this run; a table holds the choices of all stages."""
+
+    def given(self, name: str) -> Mapping[str, Any]:
+        """The choices for which this run gives a size."""
+        table = self.overrides.get(name)
+        return table if isinstance(table, Mapping) else {}
 
     @property
     def flats(self) -> list[tuple[str, ...]]:
         """The names of each flat index, outermost first."""
         terms = (*self.rule.sources, *self.rule.targets)
         return [c.flat for t in terms for c in t.pattern.captures if c.flat]
+
+    def remedy(self, name: str) -> str:
+        """The arguments that settle the size of an axis, the config first where the recipe's dims read one."""
+        choices = next((found for axis, found in self.ragged() if axis == name), ())
+        options = " ".join(f"--dim {name}.{choice}=…" for choice in choices)
+        if not choices:
+            options = f"--dim {name}=…,…" if any(a.name == name for a in self.rule.marked) else f"--dim {name}=…"
+        return f"--config config.json (config= in Python), or {options}" if self.own.asks_config(name) else options
 
     def ragged(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         """The axes whose size depends on a choice, with the spellings of the choices, those of either side."""
@@ -106,14 +123,27 @@ def expand(
     problems: list[Diagnostic] = []
     asked: set[str] = set()
     for part in (recipe.but(stages=()), *recipe.stages):
-        expansion = _Expansion(resolve, dict(dims or {}), problems, asked)
+        expansion = _Expansion(resolve, dict(dims if dims is not None else {}), problems, asked)
         expansion.add(part, Frame(config=config), depth=0)
         expansion.stage.rests.sort(key=lambda r: -len(str(r.prefix or "")))
         stages.append(expansion.stage)
-    problems += [_unasked(name, asked) for name in dims or {} if name not in asked]
+    given = dims if dims is not None else {}
+    problems += [_unasked(name, asked) for name in given if name not in asked]
+    problems += _unknown_choices(given, [bound for stage in stages for bound in stage.rules])
     if problems:
         raise RecipeError(problems)
     return stages
+
+
+def _unknown_choices(given: Mapping[str, DimValue], rules: Sequence[BoundRule]) -> Iterator[Diagnostic]:
+    """Choices of the tables of this run that no rule of any stage has."""
+    ragged = [pair for bound in rules for pair in bound.ragged()]
+    for name, table in given.items():
+        known = {choice for axis, choices in ragged if axis == name for choice in choices}
+        for choice in table if isinstance(table, Mapping) and known else ():
+            if choice not in known:
+                text = f"a size is given for {name}.{choice}, and {choice!r} is no choice of any rule"
+                yield Diagnostic("unknown-choice", text, help=f"one of: {', '.join(sorted(known))}")
 
 
 def _unasked(name: str, asked: set[str]) -> Diagnostic:
@@ -134,6 +164,7 @@ class Frame:
     names: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     dims: Dims | None = None
     config: Mapping[str, Any] | None = None
+    own: Mapping[str, DimValue] = field(default_factory=dict)
 
 
 class _Expansion:
@@ -157,8 +188,9 @@ class _Expansion:
             return
         if self.overrides:
             self.asked |= _sizes_asked(recipe)
-        dims = Dims({**recipe.dims, **self.overrides}, frame.config, frame.dims)
-        frame = replace(frame, names={**frame.names, **recipe.names}, dims=dims)
+        given = {name: _over(recipe.dims.get(name), value) for name, value in self.overrides.items()}
+        dims = Dims({**recipe.dims, **given}, frame.config, frame.dims)
+        frame = replace(frame, names={**frame.names, **recipe.names}, dims=dims, own=recipe.dims)
         for rule in recipe.rules:
             bound = self.bound(rule, frame, dims)
             if bound is not None:
@@ -223,7 +255,8 @@ class _Expansion:
             )
             sources, targets = map(tuple, terms)
             final = with_domains(replace(spelled, sources=sources, targets=targets))
-            return BoundRule(final, signature(final), dims, str(rule), frozenset(tables))
+            own = replace(dims, values=frame.own)
+            return BoundRule(final, signature(final), dims, str(rule), frozenset(tables), own, self.overrides)
         except RecipeError as error:
             text = str(rule)
             self.problems.extend(
@@ -279,6 +312,11 @@ class _Expansion:
         if bound is not None:
             kind = "keep" if recipe.rest == "keep" else "rule"
             self.stage.rests.append(Rest(frame.source, kind, bound))
+
+
+def _over(own: DimValue | None, given: DimValue) -> DimValue:
+    """A size of this run in place of the recipe's own; of a table, choice by choice."""
+    return {**own, **given} if isinstance(own, Mapping) and isinstance(given, Mapping) else given
 
 
 def _sizes_asked(recipe: Recipe) -> set[str]:

@@ -216,6 +216,8 @@ class _Stage(Draft):
         number = len(self.uses)
         rule = bound.rule
         self.uses.append(RuleUse(bound.text, rule.place, bound, is_rest))
+        if not self.sizes_of_choices(bound):
+            return
         try:
             ops = RuleOps(*(tuple(self.op(c, bound) for c in calls) for calls in (rule.before, rule.after)))
             self.check_joins(bound, ops)
@@ -230,6 +232,15 @@ class _Stage(Draft):
             self.problems += [replace(d, place=rule.place, notes=(bound.text, *d.notes)) for d in error.diagnostics]
             return
         RuleSteps(self, bound, ops, number, flats).run(apart)
+
+    def sizes_of_choices(self, bound: BoundRule) -> bool:
+        """Whether no axis that has its own size for each choice is given one number for all."""
+        one = {(a.name, a.marker): bound.dims.get(a.name) for a in bound.rule.marked}
+        wrong = {names: size for names, size in one.items() if isinstance(size, int)}
+        for (name, marker), size in wrong.items():
+            text = f"{name}:{marker} has its own size for each {marker}, and dims give one number, {name} = {size}"
+            self.problem("one-size", text, bound, help=bound.remedy(name))
+        return not wrong
 
     def op(self, call: Any, bound: BoundRule) -> Any:
         numbers: dict[str, Any] = _OpNumbers(bound)
@@ -269,7 +280,7 @@ class _Stage(Draft):
                 if isinstance(table, Mapping):
                     tables.setdefault((id(owner), name), (bound, table, set()))[2].update(choices)
         for (_, name), (bound, table, known) in tables.items():
-            unknown = [c for c in table if c not in known]
+            unknown = [c for c in table if c not in known and c not in bound.given(name)]
             if unknown and known:
                 near = ", ".join(sorted(known))
                 self.problem(

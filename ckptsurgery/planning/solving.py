@@ -27,11 +27,16 @@ Tensors = Sequence[tuple[ConcreteDims, Env, Sequence[int]]]
 
 
 class SizeError(Exception):
-    """The sizes contradict each other or stay open; `diagnostic` says which."""
+    """The sizes contradict each other or stay open; `diagnostic` says which.
 
-    def __init__(self, diagnostic: Diagnostic) -> None:
+    Args:
+        axis: the axis whose size is open.
+    """
+
+    def __init__(self, diagnostic: Diagnostic, axis: str | None = None) -> None:
         super().__init__(str(diagnostic))
         self.diagnostic = diagnostic
+        self.axis = axis
 
 
 def concrete(axes: AxisList, rank: int) -> tuple[ConcreteDims, int, bool]:
@@ -248,7 +253,8 @@ def extent(equations: Equations, axes: Sequence[Axis], env: Env) -> int:
         raise SizeError(
             Diagnostic(
                 "unsolved-axis", f"the size of axis {name!r} does not follow from any shape", help=f"--dim {name}=…"
-            )
+            ),
+            name,
         )
     return total.const
 

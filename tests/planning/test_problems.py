@@ -121,7 +121,7 @@ CASES: list[tuple[str, Shapes, Any, str, tuple[str, ...]]] = [
         {"w": (6,)},
         ["w [(p r:p)] -> {p:q,k} [r:p]"],
         "unsolved-axis",
-        ("'r'", "--dim r="),
+        ("'r'", "--dim r.q=… --dim r.k=…"),
     ),
     (
         "a table that leaves two sizes open",
