@@ -162,8 +162,11 @@ def _respelled(captures: tuple[Capture, ...]) -> dict[Capture, dict[str, str]]:
     first: dict[str, tuple[str, ...]] = {}
     found: dict[Capture, dict[str, str]] = {}
     for capture in captures:
-        if capture.choices is not None and first.setdefault(capture.name, capture.choices) != capture.choices:
-            found[capture] = dict(zip(capture.choices, first[capture.name]))
+        if capture.choices is None:
+            continue
+        others = first.setdefault(capture.name, capture.choices)
+        if others != capture.choices and len(others) == len(capture.choices):
+            found[capture] = dict(zip(capture.choices, others))
     return found
 
 
