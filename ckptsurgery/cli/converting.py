@@ -10,7 +10,7 @@ import ckptsurgery as cs
 
 from . import options as o
 from .output import show
-from .recipe import config_from, dims_from, recipe_from
+from .recipe import beside_from, config_from, dims_from, recipe_from
 from .targets import target_from
 
 __all__ = ["convert", "plan", "restore_header"]
@@ -84,6 +84,7 @@ def convert(
     check: o.Check = False,
     provenance: o.Provenance = False,
     companions: o.Companions = False,
+    beside: o.Beside = None,
     json: o.Json = False,
 ) -> None:
     """Convert a checkpoint.
@@ -125,6 +126,7 @@ def convert(
             check=check,
             provenance=provenance,
             companions=companions,
+            beside=beside_from(beside),
         )
     return show(report, json)
 

@@ -144,6 +144,15 @@ Provenance = Annotated[
         help="Note in the output what it was made from; then --inverse needs no recipe.",
     ),
 ]
+Beside = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="drop|keep|TREE=drop|TREE=keep",
+        rich_help_panel=_OUTPUT,
+        help="Leave out, or copy as it is, what lies beside the model and belongs to tensors that change, such as an "
+        "optimizer's state: an error unless given. Repeatable.",
+    ),
+]
 Companions = Annotated[
     bool, typer.Option("--companions", rich_help_panel=_OUTPUT, help="Copy config and tokenizer files along.")
 ]

@@ -15,7 +15,7 @@ import ckptsurgery as cs
 if TYPE_CHECKING:
     from ..language.recipe import Recipe
 
-__all__ = ["config_from", "dims_from", "pairs_from", "recipe_from"]
+__all__ = ["beside_from", "config_from", "dims_from", "pairs_from", "recipe_from"]
 
 
 def recipe_from(
@@ -63,6 +63,21 @@ def pairs_from(texts: Sequence[str] | None, option: str, example: str) -> dict[s
             raise typer.BadParameter(f"{text!r} should read like {example!r}, each name once", param_hint=option)
         pairs[name] = value
     return pairs
+
+
+def beside_from(texts: Sequence[str] | None) -> str | dict[str, str]:
+    """`--beside` options: a word for all trees, or one for each by its path.
+
+    >>> beside_from(["drop"]), beside_from(["ema=keep", "drop"]), beside_from(None)
+    ('drop', {'ema': 'keep', '': 'drop'}, 'error')
+    """
+    words = [text for text in texts or () if "=" not in text]
+    named = pairs_from([text for text in texts or () if "=" in text], "--beside", "optimizer=drop")
+    if len(words) > 1:
+        raise typer.BadParameter(f"{words[0]!r} and {words[1]!r} both speak of all trees", param_hint="--beside")
+    if not named:
+        return words[0] if words else "error"
+    return named | {"": word for word in words}
 
 
 def dims_from(texts: Sequence[str] | None) -> dict[str, Any]:

@@ -67,6 +67,7 @@ class RunnablePlan(Plan):
         in_place: bool = False,
         sync: bool = True,
         provenance: bool = False,
+        beside: str | Mapping[str, str] = "error",
         progress: bool | None = None,
     ) -> Report:
         """Stream the result into a file or a folder, which appears whole or not at all.
@@ -88,6 +89,9 @@ class RunnablePlan(Plan):
                 process that is killed still leaves all of it or nothing.
             provenance: write into the metadata what this was made from: the recipe, the source's headers and hashes (so
                 it is read once more), the version; `plan_back` needs nothing else.
+            beside: what becomes of trees beside the model that belong to tensors which the plan changes, such as an
+                optimizer's state or an EMA copy: "error" names them, "drop" leaves them out, "keep" copies them as
+                they are; or a word for each, `{"optimizer": "drop", "ema": "keep"}`, where `""` means all others.
             progress: True or False to insist on a bar or on none.
         """
         return save_plan(
@@ -103,6 +107,7 @@ class RunnablePlan(Plan):
             in_place=in_place,
             sync=sync,
             provenance=self.asked if provenance else None,
+            beside=beside,
             progress=progress,
         )
 

@@ -16,18 +16,21 @@ from ..planning.costing import BUDGET, cost_of, largest_step
 from ..planning.plan import Plan
 from ..planning.steps import Step, outputs_of
 from ..storage.checkpoint import Checkpoint
+from ..storage.frames import route_of
 from ..storage.links import moved_to
 from ..storage.resuming import ResumableWriter
 from ..storage.staging import Writer
-from ..storage.writing import open_staged, open_writer, parse_size
+from ..storage.writing import holds_extras, open_staged, open_writer, parse_size
 from ..wording import counted
+from .beside import Asked as BesideAsked
+from .beside import Beside, along_with
 from .companions import companions_for
 from .progress import ByteBar
 from .provenance import PROVENANCE, Asked, provenance_of
 from .proving import prove
 from .report import Entry, Proof, Report
 from .resuming import fingerprint
-from .streaming import copied_from, output_aliases, renamed_metadata, scattered_keys, stream, unread_proofs
+from .streaming import copied_from, output_aliases, scattered_keys, stream, unread_proofs
 
 if TYPE_CHECKING:
     import torch
@@ -51,13 +54,14 @@ def save_plan(
     in_place: bool = False,
     sync: bool = True,
     provenance: Asked | None = None,
+    beside: BesideAsked = "error",
     progress: bool | None = None,
 ) -> Report:
     """Stream a plan into a file or a folder; it appears whole or not at all.
 
     Raises:
-        PlanError: values that must be equal differ, the plan initialises what a file cannot, memory would not do, or
-            two arguments do not go together.
+        PlanError: values that must be equal differ, the plan initialises what a file cannot, memory would not do,
+            two arguments do not go together, or a tree beside the model would no longer fit.
         CheckpointError: the output exists, cannot be written, or the source cannot be read; with `check`, what was
             written is not what was meant.
     """
@@ -65,6 +69,8 @@ def save_plan(
     if not sync:
         _refuse_without_sync(resume=resume, in_place=in_place)
     budget = _budget(plan, checkpoint, max_memory)
+    framed = not in_place and holds_extras(path)
+    side = along_with(plan, checkpoint, beside, framed)
     prove(plan, checkpoint)
     aliases = output_aliases(plan, checkpoint)
     if in_place:
@@ -76,7 +82,7 @@ def save_plan(
         written, note = change_in_place(plan, checkpoint, Path(path).expanduser(), aliases, _metadata(checkpoint))
         file = str(Path(path).expanduser())
         return _report(plan, checkpoint, str(path), aliases, (file,), written, (note,), read=0)
-    options = _Options(max_shard_size, overwrite, companions, resume, provenance, check, sync)
+    options = _Options(max_shard_size, overwrite, companions, resume, provenance, check, sync, side, framed)
     files, written, notes, proofs = _write(plan, checkpoint, path, aliases, budget, options, progress)
     with without_collection():
         return replace(_report(plan, checkpoint, str(path), aliases, files, written, tuple(notes)), proofs=proofs)
@@ -91,6 +97,8 @@ class _Options:
     provenance: Asked | None
     check: bool
     sync: bool
+    side: Beside
+    framed: bool
 
 
 def _write(
@@ -103,6 +111,7 @@ def _write(
     progress: bool | None,
 ) -> tuple[tuple[str, ...], int, list[str], tuple[Proof, ...]]:
     """The files, the bytes, what is to be said and what was proved; the writer and its places are gone by then."""
+    side = options.side
     along = companions_for(checkpoint.files, Path(path).expanduser()) if options.companions else {}
     with without_collection():
         specs = plan.specs
@@ -114,7 +123,8 @@ def _write(
             aliases=aliases,
             metadata=_metadata(checkpoint)
             | (provenance_of(plan, options.provenance, checkpoint) if options.provenance else {}),
-            extras=_extras(plan, checkpoint),
+            extras=side.extras,
+            frame=checkpoint.frame,
             max_shard_size=options.max_shard_size,
             overwrite=options.overwrite,
             sources=checkpoint.files,
@@ -128,7 +138,7 @@ def _write(
         with ByteBar(writer.nbytes, f"writing {Path(path).name}", progress) as bar:
             stream(plan, checkpoint, writer, bar, budget=budget)
             checkpoint.check_unchanged()
-        proofs = _checked(plan, checkpoint, writer, aliases, budget, progress) if options.check else ()
+        proofs = _checked(plan, checkpoint, writer, aliases, budget, progress, options.framed) if options.check else ()
     lost = PROVENANCE in checkpoint.metadata
     note = ["the source's own provenance was left out: the output is made from it in another way"] if lost else []
     if options.companions:
@@ -136,7 +146,7 @@ def _write(
     if options.check:
         checked = sum(proof.nbytes for proof in proofs)
         note.append(f"checked before it took its place: {checked:,} bytes were read back, and are what the plan makes")
-    return tuple(writer.files), bar.done, [*_left_out(checkpoint, writer), *_resumed(writer), *note], proofs
+    return tuple(writer.files), bar.done, [*side.notes, *_left_out(writer), *_resumed(writer), *note], proofs
 
 
 def _checked(
@@ -146,6 +156,7 @@ def _checked(
     aliases: Mapping[str, str],
     budget: int,
     progress: bool | None,
+    framed: bool,
 ) -> tuple[Proof, ...]:
     """What reading the output back proves, while it still has no name; what fails is not kept, nor gone on from."""
     writer.finish()
@@ -154,7 +165,8 @@ def _checked(
     from .checking import check_output
 
     try:
-        with open_staged(writer) as written:
+        subtree = route_of(checkpoint.frame) if framed and checkpoint.frame else None
+        with open_staged(writer, subtree) as written:
             return check_output(plan, checkpoint, written, aliases, progress, budget)
     except CheckpointError:
         writer.discard()
@@ -257,15 +269,8 @@ def _metadata(checkpoint: Checkpoint) -> dict[str, str]:
     return {k: v for k, v in checkpoint.metadata.items() if k not in own}
 
 
-def _extras(plan: Plan, checkpoint: Checkpoint) -> dict[str, Any]:
-    extras = dict(checkpoint.extras)
-    if isinstance(extras.get("_metadata"), Mapping):
-        extras["_metadata"] = renamed_metadata(extras["_metadata"], plan)
-    return extras
-
-
-def _left_out(checkpoint: Checkpoint, writer: object) -> tuple[str, ...]:
-    left = getattr(writer, "left_out", tuple(checkpoint.extras))
+def _left_out(writer: object) -> tuple[str, ...]:
+    left = getattr(writer, "left_out", ())
     return (f"left out, as the format cannot hold it: {', '.join(map(str, left))}",) if left else ()
 
 

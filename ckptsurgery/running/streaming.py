@@ -17,7 +17,7 @@ from ..storage.checkpoint import Checkpoint
 from ..storage.staging import Writer
 from .copying import BareRun, Move, copy_runs, merged, moves_of, runs_of
 
-__all__ = ["copied_from", "output_aliases", "renamed_metadata", "scattered_keys", "stream", "unread_proofs"]
+__all__ = ["copied_from", "output_aliases", "scattered_keys", "stream", "unread_proofs"]
 
 T = TypeVar("T")
 _SAMPLES = 4096
@@ -132,13 +132,3 @@ def _values(table: Mapping[str, T], keys: Iterable[str]) -> Iterable[T]:
     # Walking along 100,000 is several times as fast as looking them up.
     found = list(keys)
     return table.values() if found == list(table) else map(table.__getitem__, found)
-
-
-def renamed_metadata(metadata: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
-    """A state_dict's `_metadata`, by the module paths of the result: a module goes where its tensors went."""
-    moved: dict[str, str] = {"": ""}
-    for step in plan.steps:
-        for source in step.sources[:1]:
-            for target in step.targets[:1]:
-                moved.setdefault(source.rpartition(".")[0], target.rpartition(".")[0])
-    return {moved[path]: value for path, value in metadata.items() if path in moved}

@@ -16,6 +16,7 @@ from ..specs import DTYPES, TensorSpec
 from ..wording import counted
 from .contents import Contents, Entry, Extent
 from .files import OpenFiles
+from .frames import Frame
 from .inert import Opaque
 from .text import close_keys, shown_bytes
 
@@ -73,6 +74,7 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
         files = dict.fromkeys(map(_FILE, contents.entries.values()))
         self.files: tuple[str, ...] = tuple(file for file in files if file is not None)
         self.stamps: dict[str, tuple[int, ...]] = contents.stamps
+        self.frame: Frame | None = contents.frame
         self._open_files = OpenFiles(self.files, self.stamps)
         self._dense: tuple[str, memoryview] | None = None
 

@@ -12,6 +12,7 @@ from itertools import repeat
 from typing import Any, NamedTuple
 
 from ..specs import TensorSpec
+from .frames import Frame
 
 __all__ = ["Contents", "Entry", "Extent", "entries_in"]
 
@@ -73,6 +74,7 @@ class Contents:
         extras: dotted path -> value for what is no tensor of the model (epoch, arguments, optimizer, `_metadata`).
         config: the model's configuration where one lies beside or inside, else None.
         stamps: file -> what it was when its header was read, so that another one in its place is noticed.
+        frame: the way from the root of the file's tree to the model; None where several trees were joined.
     """
 
     entries: dict[str, Entry]
@@ -81,3 +83,4 @@ class Contents:
     extras: dict[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] | None = None
     stamps: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    frame: Frame | None = ()

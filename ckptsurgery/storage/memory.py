@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, Diagnostic
 from .contents import Contents, Entry
 from .inert import Ordered, Storage, Tensor
-from .nesting import locate, settle
+from .nesting import find_model, settle
 
 if TYPE_CHECKING:
     import torch
@@ -32,13 +33,13 @@ def read_mapping(source: Mapping[Any, Any], subtree: str | None = None) -> Conte
     if not source and not subtree:
         return Contents({})
     tensors: list[torch.Tensor] = []
-    leaves, extras = locate(_mirror(source, tensors, (), ""), subtree, "state_dict")
+    found = find_model(_mirror(source, tensors, (), ""), subtree, "state_dict")
 
     def tensor_of(leaf: Any) -> torch.Tensor:
         return tensors[int(leaf.storage.key)]
 
-    entries = {key: _entry(tensor_of(leaf), key) for key, leaf in leaves.items()}
-    return Contents(entries, extras=settle(extras, tensor_of))
+    entries = {key: _entry(tensor_of(leaf), key) for key, leaf in found.leaves.items()}
+    return Contents(entries, extras=settle(found.extras, tensor_of), frame=found.frame)
 
 
 def read_module(module: torch.nn.Module) -> Contents:
@@ -72,11 +73,12 @@ def _mirror(value: Any, tensors: list[torch.Tensor], above: tuple[int, ...], pat
     inner = (*above, id(value))
     start = f"{path}." if path else ""
     if not isinstance(value, Mapping):
-        return [_mirror(item, tensors, inner, f"{start}{n}") for n, item in enumerate(value)]
-    mirrored = Ordered()
+        items = [_mirror(item, tensors, inner, f"{start}{n}") for n, item in enumerate(value)]
+        return tuple(items) if isinstance(value, tuple) else items
+    mirrored: dict[Any, Any] = Ordered() if isinstance(value, OrderedDict) else {}
     mirrored.update((key, _mirror(item, tensors, inner, f"{start}{key}")) for key, item in value.items())
     metadata = getattr(value, "_metadata", None)
-    if metadata is not None:
+    if metadata is not None and isinstance(mirrored, Ordered):
         mirrored.attributes = {"_metadata": metadata}
     return mirrored
 

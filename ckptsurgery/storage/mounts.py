@@ -60,7 +60,7 @@ def join_mounts(parts: Mapping[str, Contents], place: str) -> Contents:
     Raises:
         CheckpointError: two prefixes lead to the same key.
     """
-    joined = Contents({})
+    joined = Contents({}, frame=None)
     clashes: list[str] = []
     for prefix, part in parts.items():
         for key, entry in part.entries.items():

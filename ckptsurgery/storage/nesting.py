@@ -30,11 +30,12 @@ from typing import Any, NoReturn
 
 from ..errors import CheckpointError, Diagnostic
 from ..wording import counted
+from .frames import Frame, levels_of
 from .inert import Opaque, Ordered
 from .nodes import DEPTH, children, is_tensor, name_of, settle
 from .pickle_calls import POWERFUL
 
-__all__ = ["flatten", "locate", "settle"]
+__all__ = ["Located", "find_model", "flatten", "locate", "settle"]
 
 _MODEL_NAMES = frozenset(
     {"model", "models", "module", "net", "network", "params", "parameters", "state_dict", "model_state_dict",
@@ -52,6 +53,21 @@ _SHOWN = 12  # candidates that an error lists
 _INTEGER = ("U", "I", "B")  # BOOL, U8, I64: first letters; BF16 is set apart below
 
 
+@dataclass(frozen=True, slots=True)
+class Located:
+    """The model in a tree.
+
+    Args:
+        leaves: its tensors by key.
+        extras: all else that the tree holds, by dotted path.
+        frame: the way from the root to the model.
+    """
+
+    leaves: dict[str, Any]
+    extras: dict[str, Any]
+    frame: Frame = ()
+
+
 def locate(tree: Any, subtree: str | None, source: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The model's tensors by key, and all else that the tree holds by dotted path.
 
@@ -59,6 +75,16 @@ def locate(tree: Any, subtree: str | None, source: str) -> tuple[dict[str, Any],
     >>> w = Tensor(Storage("0", "F32", 2), 0, (2,), (1,), "F32")
     >>> locate({"model": {"a.weight": w}, "epoch": 3}, None, "x.pt")
     ({'a.weight': <tensor F32 [2]>}, {'epoch': 3})
+
+    Raises:
+        CheckpointError: as `find_model` does.
+    """
+    found = find_model(tree, subtree, source)
+    return found.leaves, found.extras
+
+
+def find_model(tree: Any, subtree: str | None, source: str) -> Located:
+    """Find the model in a tree, and what lies beside it.
 
     Args:
         tree: the file's value, as the unpickler leaves it.
@@ -70,24 +96,30 @@ def locate(tree: Any, subtree: str | None, source: str) -> tuple[dict[str, Any],
             file's code would give.
     """
     if is_tensor(tree):
-        return {"tensor": tree}, {}
+        return Located({"tensor": tree}, {})
     if subtree is None:
         chosen = _decide(tree, source)
     else:
         chosen, tree = _descend(tree, subtree, source)
     node = _at(tree, chosen)
-    leaves, extras = flatten(node, source)
+    leaves, extras = flatten(node, source, judged=subtree is None)
+    if not leaves and subtree is None:
+        leaves, extras = flatten(node, source)  # an optimizer alone
     if not leaves:
         _no_tensors(tree, source)
     _refuse_code(extras, source)
     metadata = node.attributes.get("_metadata") if isinstance(node, Ordered) else None
     if isinstance(metadata, Mapping):
         extras["_metadata"] = metadata
-    return leaves, _rest(tree, chosen, source) | extras
+    return Located(leaves, _rest(tree, chosen, source) | extras, levels_of(tree, chosen))
 
 
-def flatten(node: Any, source: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """All tensors below `node` by dotted key, and what is none."""
+def flatten(node: Any, source: str, judged: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All tensors below `node` by dotted key, and what is none.
+
+    Args:
+        judged: leave an optimizer that lies among them with the rest.
+    """
     leaves: dict[str, Any] = {}
     rest: dict[str, Any] = {}
     surveys: dict[int, _Survey] = {}
@@ -105,7 +137,9 @@ def flatten(node: Any, source: str) -> tuple[dict[str, Any], dict[str, Any]]:
             if prefix in leaves:
                 raise _error("duplicate-key", f"{source!r} holds two tensors that flatten to {prefix!r}", source)
             leaves[prefix] = value
-        elif parts is None or (prefix and not _survey(value, surveys).tensors):
+        elif parts is None or (
+            prefix and (not _survey(value, surveys).tensors or (judged and _is_optimizer(name, value)))
+        ):
             if prefix:
                 rest[prefix] = value
         else:

@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import CheckpointError, Diagnostic
 from ..wording import counted
 from .contents import Contents, Entry
+from .frames import Frame
 from .index_json import likely_shards, read_index_text, read_plain_index, weight_map_in
 from .numbering import series_of, shard_names
 from .text import is_text, shown_keys
@@ -129,7 +130,12 @@ def _joined(entries: dict[str, Entry], about: Mapping[str, Any], shards: Collect
     metadata |= {name: value for name, value in told.items() if is_text(name) and is_text(value)}
     extras = {path: value for shard in shards for path, value in shard.extras.items()}
     stamps = {path: stamp for shard in shards for path, stamp in shard.stamps.items()}
-    return Contents(entries, aliases, metadata, extras, stamps=stamps)
+    return Contents(entries, aliases, metadata, extras, stamps=stamps, frame=_common_frame(shards))
+
+
+def _common_frame(shards: Collection[Contents]) -> Frame | None:
+    frames = {shard.frame for shard in shards}
+    return frames.pop() if len(frames) == 1 else None
 
 
 def read_together(folder: str, names: Sequence[str], read: Reader) -> Contents:
@@ -154,8 +160,9 @@ def read_together(folder: str, names: Sequence[str], read: Reader) -> Contents:
         )
     joined, owner = Contents({}), dict[str, str]()
     twice: dict[tuple[str, str], list[str]] = {}
-    for name in names:
-        contents = read(str(Path(folder, name)))
+    parts = [read(str(Path(folder, name))) for name in names]
+    joined.frame = _common_frame(parts)
+    for name, contents in zip(names, parts):
         for key in contents.entries:
             if key in owner:
                 twice.setdefault((owner[key], name), []).append(key)

@@ -14,7 +14,7 @@ from ..errors import CheckpointError, Diagnostic
 from .contents import Contents
 from .files import os_error
 from .inert import Blob, FileBytes, Opaque, Storage
-from .nesting import locate, settle
+from .nesting import find_model, settle
 from .nodes import name_of
 from .pickle_calls import storage_dtype, storage_width
 from .pickle_machine import Unpickler, damaged, trailing
@@ -47,7 +47,7 @@ def read_torch_legacy(path: str | os.PathLike[str], subtree: str | None = None) 
             parsed = _parse(file, 0, os.fstat(file.fileno()).st_size, source)
     except OSError as error:
         raise os_error(error, source) from error
-    leaves, extras = locate(parsed.tree, subtree, source)
+    found = find_model(parsed.tree, subtree, source)
 
     def region(storage: Storage) -> Region:
         place = storage.place or parsed.places.get(storage.key)
@@ -55,8 +55,9 @@ def read_torch_legacy(path: str | os.PathLike[str], subtree: str | None = None) 
             raise ValueError(f"its storage {storage.key!r} is missing")
         return Region(source, *place)
 
-    entries = place_all(leaves, region, source)
-    return Contents(entries, extras=settle(extras, lambda leaf: place_all({"": leaf}, region, source)[""]))
+    entries = place_all(found.leaves, region, source)
+    extras = settle(found.extras, lambda leaf: place_all({"": leaf}, region, source)[""])
+    return Contents(entries, extras=extras, frame=found.frame)
 
 
 def _parse(file: BinaryIO, start: int, end: int, source: str) -> _Parsed:

@@ -16,6 +16,7 @@ from ..errors import CheckpointError, Diagnostic
 from ..specs import DTYPES, TensorSpec
 from .contents import Entry, Extent
 from .durability import SYNCED, Durability
+from .frames import Frame, framed, paths_beside
 from .inert import Ordered
 from .staging import Output, Writer, beside
 from .torch_pickle import OMITTED, Pickle, StoredTensor, writable
@@ -30,9 +31,11 @@ _CHUNK = 1 << 20
 class TorchZipWriter(Writer):
     """Writes a torch zip file; the tensors' bytes may come in any order and from any thread.
 
-    The file holds the state_dict itself, or `{"state_dict": …, **extras}` where there are extras beside `_metadata`,
-    which is set on the state_dict as `Module.state_dict` does. Tensors among the extras are copied along; what cannot
-    go along (objects of classes, a second model's `state_dict`) is listed in `left_out`.
+    The state_dict lies in the file where `frame` leads, with the extras around it under their own names; extras that
+    the frame does not name lie in the state_dict. Without a frame the file holds the state_dict itself, or
+    `{"state_dict": …, **extras}`. `_metadata` is set on the state_dict as `Module.state_dict` does. Tensors among the
+    extras are copied along; what cannot go along (objects of classes, an extra that a tensor is called like) is listed
+    in `left_out`.
 
     Args:
         path: the file to come.
@@ -40,6 +43,7 @@ class TorchZipWriter(Writer):
         aliases: other name -> key, for tied tensors; both names share one storage in the file.
         metadata: string metadata, kept in a record of its own that torch passes over.
         extras: dotted path -> value for what is no tensor of the model.
+        frame: the way from the root of the file to the state_dict; None where none is known.
         durability: whether to wait until all of it is on the disk.
 
     Raises:
@@ -53,6 +57,7 @@ class TorchZipWriter(Writer):
         aliases: Mapping[str, str] = {},
         metadata: Mapping[str, str] = {},
         extras: Mapping[str, Any] = {},
+        frame: Frame | None = None,
         durability: Durability = SYNCED,
     ) -> None:
         final = Path(path)
@@ -61,7 +66,7 @@ class TorchZipWriter(Writer):
         self._numbers: dict[object, StoredTensor] = {}
         self._kept: list[tuple[int, Any]] = []  # storage number, and the tensor among the extras that fills it
         self._sizes_of = [spec.nbytes for spec in specs.values()]
-        pickled = Pickle().dumps(self._tree(specs, aliases, extras))
+        pickled = Pickle().dumps(self._tree(specs, aliases, extras, frame))
         temporary = beside(final)
         file = self._temporary = str(temporary)
         head = self._lay_out(pickled, metadata)
@@ -74,25 +79,39 @@ class TorchZipWriter(Writer):
         self._running: dict[int, tuple[int, int]] = {}  # storage -> bytes seen in order, their checksum
         self._guard = threading.Lock()
 
-    def _tree(self, specs: Mapping[str, TensorSpec], aliases: Mapping[str, str], extras: Mapping[str, Any]) -> Any:
+    def _tree(
+        self,
+        specs: Mapping[str, TensorSpec],
+        aliases: Mapping[str, str],
+        extras: Mapping[str, Any],
+        frame: Frame | None,
+    ) -> Any:
         model = Ordered()
         for i, (key, spec) in enumerate(specs.items()):
             model[key] = StoredTensor(str(i), spec, None, spec.nbytes)
         for alias, kept in aliases.items():
             model[alias] = model[kept]
         beside: dict[str, Any] = {}
+        apart = set(extras) if frame is None else paths_beside(frame)
         for path, value in extras.items():
             kept_value = writable(value, path, self._store, self.left_out)
             if kept_value is OMITTED:
                 continue
             if path == "_metadata":
                 model.attributes["_metadata"] = kept_value
-            elif (path == "_extra_state" or path.endswith("._extra_state")) and path not in model:
-                model[path] = kept_value
+            elif path not in apart or _is_state(path):
+                if path in model:
+                    self.left_out.append(path)
+                else:
+                    model[path] = kept_value
+            elif frame is not None:
+                beside[path] = kept_value
             elif path == "state_dict" or path.startswith("state_dict."):
                 self.left_out.append(path)
             else:
                 _nest(beside, path, kept_value)
+        if frame is not None:
+            return framed(frame, model, beside)
         return {"state_dict": model, **beside} if beside else model
 
     def _store(self, value: Any) -> StoredTensor | None:
@@ -276,6 +295,10 @@ def _check(specs: Mapping[str, TensorSpec], aliases: Mapping[str, str], place: s
             problems.append(Diagnostic("alias-of-nothing", f"{alias!r} -> {kept!r} is {why}", place))
     if problems:
         raise CheckpointError(problems)
+
+
+def _is_state(path: str) -> bool:
+    return path == "_extra_state" or path.endswith("._extra_state")
 
 
 def _nest(tree: dict[str, Any], path: str, value: Any) -> None:

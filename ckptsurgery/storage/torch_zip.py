@@ -17,7 +17,7 @@ from .contents import Contents
 from .files import os_error
 from .inert import Storage
 from .json_text import parse_json
-from .nesting import locate, settle
+from .nesting import find_model, settle
 from .pickle_calls import storage_dtype
 from .pickle_machine import Unpickler, damaged
 from .placing import Region, place_all
@@ -53,7 +53,7 @@ def read_torch_zip(path: str | os.PathLike[str], subtree: str | None = None) -> 
     except OSError as error:
         raise os_error(error, source) from error
     try:
-        leaves, extras = locate(tree, subtree, source)
+        found = find_model(tree, subtree, source)
     except CheckpointError as error:
         if f"{root}constants.pkl" in archive.records and error.diagnostics[0].code == "no-tensors":
             raise refused(source, "torchscript", "is a TorchScript archive without plain tensors", _SCRIPTED) from None
@@ -67,11 +67,12 @@ def read_torch_zip(path: str | os.PathLike[str], subtree: str | None = None) -> 
             raise ValueError(f"its storage {storage.key!r} is cut short ({record.nbytes} bytes)")
         return Region(source, record.offset, record.nbytes, big)
 
-    entries = place_all(leaves, region, source)
+    entries = place_all(found.leaves, region, source)
     return Contents(
         entries,
         metadata=metadata,
-        extras=settle(extras, lambda leaf: place_all({"": leaf}, region, source)[""]),
+        extras=settle(found.extras, lambda leaf: place_all({"": leaf}, region, source)[""]),
+        frame=found.frame,
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from .contents import Contents
 from .files import os_error
 from .inert import Array, Joined, NumpyType, Storage
-from .nesting import locate, settle
+from .nesting import find_model, settle
 from .pickle_machine import Unpickler, trailing
 from .placing import Region, place_all
 from .torch_legacy import nested_reader
@@ -45,15 +45,16 @@ def read_pickle(path: str | os.PathLike[str], subtree: str | None = None) -> Con
         raise os_error(error, source) from error
     if _marks(tree, _DEPTH):
         tree = _plain(tree, _DEPTH)
-    leaves, extras = locate(tree, subtree, source)
+    found = find_model(tree, subtree, source)
 
     def region(storage: Storage) -> Region:
         if storage.place is None:
             raise ValueError("its storage lies outside of the pickle")
         return Region(source, *storage.place)
 
-    entries = place_all(leaves, region, source)
-    return Contents(entries, extras=settle(extras, lambda leaf: place_all({"": leaf}, region, source)[""]))
+    entries = place_all(found.leaves, region, source)
+    extras = settle(found.extras, lambda leaf: place_all({"": leaf}, region, source)[""])
+    return Contents(entries, extras=extras, frame=found.frame)
 
 
 def _is_pair(value: Any) -> bool:

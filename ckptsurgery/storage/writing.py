@@ -14,12 +14,13 @@ from ..specs import TensorSpec
 from .checkpoint import Checkpoint
 from .durability import Durability
 from .files import os_error
+from .frames import Frame
 from .safetensors_writer import file_writer, folder_writer
 from .sniffing import read_file
 from .staging import Writer
 from .text import shown_keys
 
-__all__ = ["Writer", "open_staged", "open_writer", "parse_size"]
+__all__ = ["Writer", "holds_extras", "open_staged", "open_writer", "parse_size"]
 
 _TORCH = (".pt", ".pth", ".bin", ".ckpt")
 _UNWRITTEN = (
@@ -47,6 +48,7 @@ def open_writer(
     aliases: Mapping[str, str] = {},
     metadata: Mapping[str, str] = {},
     extras: Mapping[str, Any] = {},
+    frame: Frame | None = None,
     max_shard_size: int | str | None = None,
     overwrite: bool = False,
     sources: Iterable[str] = (),
@@ -65,6 +67,7 @@ def open_writer(
         aliases: other name -> key, for tied tensors that are stored once.
         metadata: string metadata to keep.
         extras: what is no tensor; a torch file holds it, safetensors cannot.
+        frame: where in a torch file the tensors lie among the extras.
         max_shard_size: bytes of tensors in a shard, as a number or like `"5GB"`, `"5GiB"`; for folders.
         overwrite: replace what is there.
         sources: files that are being read; replacing one is safe, since it is renamed over and its readers keep it.
@@ -87,7 +90,22 @@ def open_writer(
         return file_writer(target, specs, aliases, metadata, resume, lies, durability)
     from .torch_writer import TorchZipWriter
 
-    return TorchZipWriter(target, specs, aliases=aliases, metadata=metadata, extras=extras, durability=durability)
+    return TorchZipWriter(
+        target, specs, aliases=aliases, metadata=metadata, extras=extras, frame=frame, durability=durability
+    )
+
+
+def holds_extras(path: str | os.PathLike[str]) -> bool:
+    """Whether an output of this name can hold more than tensors.
+
+    >>> holds_extras("x.pt"), holds_extras("x.safetensors"), holds_extras("folder/")
+    (True, False, False)
+
+    Raises:
+        CheckpointError: no output can have this name.
+    """
+    target = Path(path).expanduser()
+    return not _names_folder(os.fspath(path), target) and target.suffix.lower() in _TORCH
 
 
 def _names_folder(path: str, target: Path) -> bool:
@@ -130,14 +148,17 @@ def _check_file(target: Path, overwrite: bool, companions: bool, shards: bool, r
         )
 
 
-def open_staged(writer: Writer) -> Checkpoint:
+def open_staged(writer: Writer, subtree: str | None = None) -> Checkpoint:
     """What a writer has finished and not committed, read from the files under their temporary names.
+
+    Args:
+        subtree: where in the file the tensors lie; None finds them.
 
     Raises:
         CheckpointError: what was written is no checkpoint.
     """
     path, places = writer.staged
-    return Checkpoint(read_file(path, places=places), writer.files[-1])
+    return Checkpoint(read_file(path, subtree, places=places), writer.files[-1])
 
 
 def _check_folder(target: Path, overwrite: bool) -> None:

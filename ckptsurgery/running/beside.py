@@ -1,0 +1,274 @@
+"""What lies beside the model in a training checkpoint: what goes along, and what a plan would leave without a model.
+
+An optimizer's state, an EMA copy, any tree of tensors that mirrors the model's, belongs to the tensors that it was made
+of. A plan that changes keys, shapes, values, order or number of these leaves such a tree behind; it goes along only on
+request. What does not depend on the tensors (a step, arguments, random states) always goes along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from ..errors import Diagnostic, PlanError
+from ..ops.arithmetic import Cast
+from ..planning.plan import Plan
+from ..planning.steps import Instruction, Move, Run, Step
+from ..storage.checkpoint import Checkpoint
+from ..storage.mirrors import Mirror, mirrors_in, parts_of
+from ..storage.nodes import name_of
+from ..wording import counted
+
+__all__ = ["Beside", "along_with", "moved_modules"]
+
+Asked = str | Mapping[str, str]
+"""`"error"`, `"drop"` or `"keep"` for every tree, or a word for each by its path; `""` names all others."""
+
+_WORDS = ("error", "drop", "keep")
+_SHOWN = 8
+_FEW = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What goes along with the model.
+
+    Args:
+        extras: dotted path -> value.
+        notes: what went along and what was left out.
+    """
+
+    extras: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+def along_with(plan: Plan, checkpoint: Checkpoint, asked: Asked, held: bool) -> Beside:
+    """What goes along with a plan's result into a file.
+
+    Args:
+        asked: what becomes of trees that the plan leaves without a model.
+        held: whether the output's format holds more than tensors.
+
+    Raises:
+        PlanError: a tree would no longer fit and nothing is said of it; a word or a path that is not known.
+    """
+    default, named = _said(asked)
+    _check_paths(named, checkpoint.extras)
+    if not held:
+        _refuse_keep(default, named)
+        return Beside({}, _listed("left out, as the format cannot hold it", checkpoint.extras))
+    if not checkpoint.extras:
+        return Beside({})
+    changed = _Changes.of(plan)
+    extras = _moved_states(plan, checkpoint.extras)
+    found = mirrors_in(extras, plan.source, changed.specs) if changed.any else []
+    undecided: list[Mirror] = []
+    kept: list[Mirror] = []
+    dropped = [path for path, word in named.items() if word == "drop"]
+    for mirror in found:
+        word = _word_for(mirror.path, named, default)
+        if word == "drop":
+            dropped.append(mirror.path)
+        else:
+            (kept if word == "keep" else undecided).append(mirror)
+    if undecided:
+        raise PlanError(_left_behind(undecided, changed))
+    extras = _without(extras, dropped)
+    notes = [
+        *_listed("left out, as asked", dict.fromkeys(dropped)),
+        *_listed("kept as it was, though the plan changes the tensors that it belongs to", [m.path for m in kept]),
+        *_listed("went along beside the model", [path for path in extras if not _of_model(path)]),
+    ]
+    if plan.casts and not changed.any:
+        cast = {key: plan.source[key] for key in plan.casts if key in plan.source}
+        paths = [mirror.path for mirror in mirrors_in(extras, plan.source, cast)]
+        notes += _listed("kept in its dtype, though the model is cast", paths)
+    lost = checkpoint.extras.keys() - extras.keys() - set(dropped)
+    notes += _listed("left out, as the plan does not say where its module went", sorted(filter(_is_state, lost)))
+    return Beside(extras, tuple(notes))
+
+
+def moved_modules(plan: Plan) -> dict[str, str]:
+    """Module path of the source -> of the result: a module goes where its tensors went."""
+    moved: dict[str, str] = {"": ""}
+    for step in plan.steps:
+        for source in step.sources[:1]:
+            for target in step.targets[:1]:
+                moved.setdefault(source.rpartition(".")[0], target.rpartition(".")[0])
+    return moved
+
+
+@dataclass(frozen=True, slots=True)
+class _Changes:
+    """The source's tensors that a plan does not give back as they were.
+
+    Args:
+        any: whether the result differs in more than its dtypes.
+        specs: key -> spec of the tensors that change; all of them where only their order or number does.
+        text: one of them and what became of it.
+    """
+
+    any: bool
+    specs: Mapping[str, Any]
+    text: str = ""
+
+    @classmethod
+    def of(cls, plan: Plan) -> _Changes:
+        same = {step.targets[0] for step in plan.steps if _keeps(step)}
+        changed = {key: spec for key, spec in plan.source.items() if key not in same}
+        more = [key for key in plan.keys if key not in plan.source]
+        if changed:
+            first = next(iter(changed))
+            return cls(True, changed, _became(first, plan))
+        if more:
+            return cls(True, plan.source, f"{more[0]} is new")
+        if [key for key in plan.keys if key in same] != list(plan.source):
+            return cls(True, plan.source, "the keys come in another order")
+        return cls(False, {})
+
+
+def _keeps(step: Step) -> bool:
+    if step.sources != step.targets or len(step.targets) != 1:
+        return False
+    return step.program.copies == (0,) or all(map(_only_casts, step.program.instructions))
+
+
+def _only_casts(instruction: Instruction) -> bool:
+    if isinstance(instruction, Move):
+        return instruction.layout.copies == (0,)
+    return isinstance(instruction, Run) and isinstance(instruction.op, Cast)
+
+
+def _became(key: str, plan: Plan) -> str:
+    if key in plan.dropped:
+        return f"{key} is dropped"
+    step = next((step for step in plan.steps if key in step.sources), None)
+    if step is None:
+        return f"{key} is left out"
+    return f"{key} -> {', '.join(step.targets[:3])}" + (", …" if len(step.targets) > 3 else "")
+
+
+def _said(asked: Asked) -> tuple[str, dict[str, str]]:
+    named = {"": asked} if isinstance(asked, str) else dict(asked)
+    wrong = [word for word in named.values() if word not in _WORDS]
+    if wrong:
+        raise PlanError(
+            Diagnostic(
+                "bad-argument",
+                f"beside: {wrong[0]!r} is not one of {', '.join(_WORDS)}",
+                help='beside="drop", or {"optimizer": "drop"} (--beside optimizer=drop)',
+            )
+        )
+    return named.pop("", "error"), named
+
+
+def _check_paths(named: Mapping[str, str], extras: Mapping[str, Any]) -> None:
+    unknown = [path for path in named if not any(_find(extras, path))]
+    if unknown:
+        there = [path for path in extras if not _of_model(path)]
+        raise PlanError(
+            Diagnostic(
+                "unknown-tree",
+                f"nothing called {unknown[0]!r} lies beside the model",
+                notes=tuple(unknown[1:_SHOWN]),
+                help="there are: " + ", ".join(there[:_SHOWN]) if there else "leave beside out: nothing lies there",
+            )
+        )
+
+
+def _refuse_keep(default: str, named: Mapping[str, str]) -> None:
+    wanted = [path for path, word in named.items() if word == "keep"] + ["everything"] * (default == "keep")
+    if wanted:
+        raise PlanError(
+            Diagnostic(
+                "bad-argument",
+                f"beside: {wanted[0]} is to be kept, and the output's format holds tensors of the model alone",
+                help="write a .pt file",
+            )
+        )
+
+
+def _word_for(path: str, named: Mapping[str, str], default: str) -> str:
+    above = [name for name in named if path == name or path.startswith(f"{name}.")]
+    return named[max(above, key=len)] if above else default
+
+
+def _left_behind(mirrors: list[Mirror], changed: _Changes) -> Diagnostic:
+    names = [mirror.path for mirror in mirrors]
+    each = ", ".join(f'"{name}": "drop"' for name in names[:_SHOWN])
+    options = " ".join(f"--beside {name}=drop" for name in names[:_SHOWN])
+    verb = "belongs" if len(names) == 1 else "belong"
+    return Diagnostic(
+        "left-behind",
+        f"{', '.join(names[:_SHOWN])} {verb} to tensors that the plan changes, and would no longer fit the model",
+        notes=tuple(f"{mirror.path}  {mirror.why}" for mirror in mirrors[:_FEW]),
+        facts=(("changes", changed.text),),
+        help=f'beside={{{each}}} ({options}) leaves it out; "keep" in place of "drop" copies it as it is',
+    )
+
+
+def _listed(text: str, paths: Any) -> tuple[str, ...]:
+    shown = list(islice(paths, _FEW + 1))
+    more = len(list(paths)) - _FEW
+    names = ", ".join(map(str, shown[:_FEW])) + (f" and {counted(more, 'more part')}" if more > 0 else "")
+    return (f"{text}: {names}",) if shown else ()
+
+
+def _find(extras: Mapping[str, Any], path: str) -> Iterator[tuple[Any, ...]]:
+    """The ways to a dotted path: the extra's own path, then keys of dictionaries within it."""
+    for name, value in extras.items():
+        if path == name:
+            yield (name,)
+        elif path.startswith(f"{name}."):
+            yield from ((name, *way) for way in _ways(value, path[len(name) + 1 :]))
+
+
+def _ways(value: Any, path: str) -> Iterator[tuple[Any, ...]]:
+    for key, part in value.items() if isinstance(value, dict) else ():
+        name = name_of(key)
+        if path == name:
+            yield (key,)
+        elif path.startswith(f"{name}."):
+            yield from ((key, *way) for way in _ways(part, path[len(name) + 1 :]))
+
+
+def _without(extras: Mapping[str, Any], paths: list[str]) -> dict[str, Any]:
+    """The extras without some parts; dictionaries on the way are made anew, since the source's own stay as they are."""
+    kept = dict(extras)
+    for path in paths:
+        for way in list(_find(kept, path)):
+            node = kept
+            for key in way[:-1]:
+                node[key] = parts_of(node[key])
+                node = node[key]
+            del node[way[-1]]
+    return kept
+
+
+def _moved_states(plan: Plan, extras: Mapping[str, Any]) -> dict[str, Any]:
+    """The extras with the states of modules, and the versions of modules, under the names that these get."""
+    if not any(map(_of_model, extras)):
+        return dict(extras)
+    moved = moved_modules(plan)
+    made: dict[str, Any] = {}
+    for path, value in extras.items():
+        module = path.rpartition(".")[0]
+        if path == "_metadata" and isinstance(value, Mapping):
+            made[path] = {moved[old]: told for old, told in value.items() if old in moved}
+        elif not _is_state(path):
+            made[path] = value
+        elif module in moved:
+            made[f"{moved[module]}._extra_state".lstrip(".")] = value
+        elif all(map(_keeps, plan.steps)):
+            made[path] = value
+    return made
+
+
+def _of_model(path: str) -> bool:
+    return path == "_metadata" or _is_state(path)
+
+
+def _is_state(path: str) -> bool:
+    return path == "_extra_state" or path.endswith("._extra_state")
