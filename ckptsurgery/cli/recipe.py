@@ -77,7 +77,7 @@ def beside_from(texts: Sequence[str] | None) -> str | dict[str, str]:
         raise typer.BadParameter(f"{words[0]!r} and {words[1]!r} both speak of all trees", param_hint="--beside")
     if not named:
         return words[0] if words else "error"
-    return named | {"": word for word in words}
+    return named | ({"": words[0]} if words else {})
 
 
 def dims_from(texts: Sequence[str] | None) -> dict[str, Any]:
