@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
@@ -43,7 +43,9 @@ class Decision:
         inits: target key -> initialiser; `own` keeps what is there.
         missing: target keys that nothing fills, kept as built.
         aside: made keys that were set aside -> why.
-        unexpected: made keys that the model has no place for -> why.
+        unexpected: made keys that the model has no place for, or that do not fit -> why.
+        refused: made keys that fit in name and shape, and must not be loaded as they are.
+        unfilled: missing keys that the source does hold something for -> why that was not loaded.
         problems: what stands against the load.
     """
 
@@ -52,6 +54,8 @@ class Decision:
     missing: list[str] = field(default_factory=list)
     aside: dict[str, str] = field(default_factory=dict)
     unexpected: dict[str, str] = field(default_factory=dict)
+    refused: list[str] = field(default_factory=list)
+    unfilled: dict[str, str] = field(default_factory=dict)
     problems: list[Diagnostic] = field(default_factory=list)
 
 
@@ -63,6 +67,7 @@ def decide(
     wishes: Wishes,
     tolerated: Iterable[str] = (),
     inits: Mapping[str, Any] | None = None,
+    doubts: Mapping[str, str] | None = None,
 ) -> Decision:
     """Settle every key.
 
@@ -72,8 +77,10 @@ def decide(
         target: what the model wants. ties: which of its keys are one tensor.
         tolerated: target keys that may be missing without a word from the caller, such as counters.
         inits: target keys that the recipe initialises.
+        doubts: made keys that must not be loaded as they are -> why.
     """
     out = Decision()
+    doubts = doubts or {}
     tied = {n: group for group in ties for n in group}
     init_keys: dict[str, Any] = {}
     for path, what in wishes.init.items():
@@ -91,15 +98,21 @@ def decide(
             out.unexpected[key] = "no place in the model"
         elif target[key].shape != spec.shape and wishes.partial and wishes.mismatch == "error":
             out.unexpected[key] = f"{list(spec.shape)} here, {list(target[key].shape)} in the model"
+            out.unfilled[key] = f"the source holds another shape, {list(spec.shape)}"
         elif target[key].shape != spec.shape:
             mismatched[key] = spec
+        elif key in doubts:
+            out.refused.append(key)
+            out.unfilled[key] = doubts[key]
+            if wishes.partial:
+                out.unexpected[key] = doubts[key]
         else:
             out.load.append(key)
     _mismatches(mismatched, target, wishes, origins, out)
     out.inits.update(inits or {})
     out.inits.update(init_keys)
     out.inits.update(dict.fromkeys(keep_keys, "own"))
-    _missing(target, tied, wishes, set(tolerated), mismatched.keys(), out)
+    _missing(target, tied, wishes, set(tolerated), {*mismatched, *out.refused}, out)
     if out.unexpected and not wishes.partial:
         out.problems.append(_unexpected(list(out.unexpected), made, origins))
     return out
@@ -240,11 +253,12 @@ def _missing(
     tied: Mapping[str, Sequence[str]],
     wishes: Wishes,
     tolerated: set[str],
-    told: Collection[str],
+    told: set[str],
     out: Decision,
 ) -> None:
     """What nothing fills stays as built; it is a problem unless tolerated, or told already."""
-    filled = {*out.load, *out.inits, *told}
+    spoken_for = told if not wishes.partial else told - set(out.refused)
+    filled = {*out.load, *out.inits, *spoken_for}
     missing = [k for k in target if k not in filled and not any(n in filled for n in tied.get(k, ()))]
     out.inits.update(dict.fromkeys(missing, "own"))
     firm = out.missing = [k for k in missing if k not in tolerated]

@@ -169,6 +169,10 @@ class Handing:
             for (have, want), keys in refused.items()
         ]
 
+    def dtypes(self) -> dict[str, str]:
+        """What each key that the module took is stored as, once its own code has had it."""
+        return {key: dtype_name(tensor.dtype) for key, tensor in self.taken.items()}
+
     def name(self, key: str) -> str:
         """The module's own name of a key of the model."""
         return key[len(self.path) + 1 :] if self.path else key

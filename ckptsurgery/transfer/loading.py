@@ -23,9 +23,12 @@ from ..storage.links import as_device
 from ..storage.opening import open_checkpoint
 from ..wording import counted
 from .authoring import own_layout
+from .codes import codes_as_weights
 from .deciding import Decision, Wishes, decide, named_keys, samples
+from .doubts import Doubts
 from .handing import Handing, own_loaders, renamed_versions, saved_names
 from .layouts import foreign_layout
+from .orienting import live_modules, turned_weights
 from .recipes import fitting_recipes
 
 if TYPE_CHECKING:
@@ -102,7 +105,7 @@ def load_into(
     without = [k for k in dropped if k in checkpoint.unreadable]
     drops = [k for k in dropped if k not in without]
     wishes = Wishes(inits, _listed("keep", keep), drops, mismatch, partial)
-    transfer = _Transfer(model, checkpoint, model_target(model), wishes, dtype, without)
+    transfer = _Transfer(model, checkpoint, model_target(model), wishes, dtype, without, live_modules(source, subtree))
     transfer.draft(as_recipe(recipe) if recipe is not None else None)
     with torch.inference_mode(False):  # parameters made in it could never be trained
         return transfer.load(assign=assign, device=where, check_values=check_values, seed=seed)
@@ -145,6 +148,7 @@ class _Transfer:
     wishes: Wishes
     dtype: str
     without: Sequence[str] = ()
+    live: Mapping[str, nn.Module] = field(default_factory=dict)
     plan: Plan = field(init=False)
     stage: Stage = field(init=False)
     notes: list[str] = field(default_factory=list)
@@ -175,6 +179,7 @@ class _Transfer:
 
     def load(self, *, assign: bool, device: torch.device | None, check_values: bool, seed: int) -> Report:
         made, origins, problems = self.hand_over()
+        doubts = self.doubts(made, origins)
         decision = decide(
             made,
             origins,
@@ -183,10 +188,13 @@ class _Transfer:
             self.wishes,
             self.tolerated(),
             self.recipe_inits(self.target.specs),
+            doubts.reasons,
         )
         decision.problems += problems
+        if not self.wishes.partial or not decision.load:
+            decision.problems += doubts.problems(decision.refused, made, origins)
         for handing in self.handed:
-            decision.problems += handing.withhold(decision.aside.keys() & handing.taken.keys())
+            decision.problems += handing.withhold({*decision.aside, *decision.refused} & handing.taken.keys())
         taken = {k: h for h in self.handed for k in h.taken}
         decision.problems += self.prove_handed(decision, taken)
         if not self.by_recipe:
@@ -211,6 +219,14 @@ class _Transfer:
         )
         self.set_extra_state()
         return self.completed(report, decision, origins)
+
+    def doubts(self, made: Mapping[str, TensorSpec], origins: Mapping[str, tuple[str, ...]]) -> Doubts:
+        """What fits in name and shape, and must not be loaded as it is."""
+        dtypes = {k: s.dtype for k, s in made.items()} | {k: d for h in self.handed for k, d in h.dtypes().items()}
+        codes = codes_as_weights(dtypes, origins, self.target.specs, self.checkpoint.specs, self.dtype)
+        if self.by_recipe:  # its rules say which way round
+            return Doubts(codes)
+        return Doubts(codes, *turned_weights(self.model, made, self.target.specs, origins, self.live))
 
     def unreadable(self) -> list[Diagnostic]:
         """Tensors of the source that cannot be read, unless the caller does without them."""
@@ -377,7 +393,9 @@ class _Transfer:
         """The report with what was missing, unexpected and set aside, and with what modules took in their own way."""
         missing = set(decision.missing)
         entries = [
-            e._replace(action="missing", by="not in the source, as the model built it")
+            e._replace(
+                action="missing", by=f"{decision.unfilled.get(e.key, 'not in the source')}; as the model built it"
+            )
             if e.key in missing and e.action == "kept"
             else e
             for e in report.ledger
