@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 __all__ = ["save_plan", "state_dict_of"]
 
 PathLike = str | os.PathLike[str]
+FRAMEWORKS = frozenset({"pt", "np", "numpy", "tf", "tensorflow", "flax", "jax", "mlx", "paddle"})
+"""Values of the metadata's `format` that name a framework, which the output restates; any other is its owner's."""
 
 
 def save_plan(
@@ -141,6 +143,9 @@ def _write(
         proofs = _checked(plan, checkpoint, writer, aliases, budget, progress, options.framed) if options.check else ()
     lost = PROVENANCE in checkpoint.metadata
     note = ["the source's own provenance was left out: the output is made from it in another way"] if lost else []
+    framework = checkpoint.metadata.get("format")
+    if framework in FRAMEWORKS - {"pt"}:
+        note.append(f"the metadata's format {framework!r} became 'pt'")
     if options.companions:
         note.append(f"copied along: {', '.join(along) or 'nothing, the source has no companions'}")
     if options.check:
@@ -265,7 +270,7 @@ def _refuse_without_sync(**given: bool) -> None:
 
 def _metadata(checkpoint: Checkpoint) -> dict[str, str]:
     # What the source was made from is no longer what the output was made from.
-    own = {"format", PROVENANCE, *checkpoint.aliases}
+    own = {PROVENANCE} | ({"format"} if checkpoint.metadata.get("format") in FRAMEWORKS else set())
     return {k: v for k, v in checkpoint.metadata.items() if k not in own}
 
 

@@ -20,7 +20,7 @@ from .json_text import refuse_brackets
 from .plain_headers import read_plain_header
 from .shapes import shape_problem
 from .text import is_text, shown_keys
-from .tie_records import TIES, aliases_in
+from .tie_records import aliases_in, own_metadata
 
 __all__ = ["CHANGING", "MAX_HEADER", "read_safetensors"]
 
@@ -49,8 +49,7 @@ def read_safetensors(path: str, subtree: str | None = None, file: FileIO | None 
     aliases = aliases_in(metadata, entries)
     for alias, kept in aliases.items():
         entries[alias] = entries[kept]
-    own = {name: text for name, text in metadata.items() if name not in aliases and name != TIES}
-    contents = Contents(entries, aliases, own)
+    contents = Contents(entries, aliases, own_metadata(metadata, aliases))
     return enter(contents, subtree, path) if subtree else contents
 
 

@@ -240,7 +240,7 @@ def _index(
     specs: Mapping[str, TensorSpec], names: list[str], shards: list[list[str]], aliases: Mapping[str, str]
 ) -> bytes:
     size = sum(_sizes(Distinct(specs.values())))
-    metadata: dict[str, object] = {"total_size": size, **declared({}, aliases, specs)}
+    metadata = declared({"total_size": ""}, aliases, specs) | {"total_size": size}
     head = json.dumps({"metadata": metadata, "weight_map": {}}, indent=2, ensure_ascii=False).removesuffix("}\n}")
     rows = (f": {_quoted(name)},\n    ".join([*map(_quoted, keys), ""]) for name, keys in zip(names, shards))
     return (head + "\n    " + "".join(rows).removesuffix(",\n    ") + "\n  }\n}\n").encode()
@@ -289,8 +289,8 @@ def _check(
     texts = () if every else (*specs, *aliases, *metadata, *metadata.values())
     odd = [repr(text) for text in texts if not is_text(text)]
     refuse("bad-name", "these names or metadata are no text: they cannot be encoded as UTF-8", odd, "rename them")
-    both = [key for key in aliases if key in specs or key in metadata]
-    refuse("alias-clash", "these aliases are names of tensors or of metadata already", both, "give each name once")
+    both = [key for key in aliases if key in specs]
+    refuse("alias-clash", "these aliases are names of tensors already", both, "give each name once")
     lost = [f"{alias} -> {kept}" for alias, kept in aliases.items() if kept not in specs]
     refuse(
         "alias-of-nothing", "these aliases stand for tensors that are not written", lost, "alias a key that is written"

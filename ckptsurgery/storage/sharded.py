@@ -15,7 +15,7 @@ from .frames import Frame
 from .index_json import likely_shards, read_index_text, read_plain_index, weight_map_in
 from .numbering import series_of, shard_names
 from .text import is_text, shown_keys
-from .tie_records import TIES, aliases_in
+from .tie_records import aliases_in, own_metadata
 
 __all__ = ["read_index", "read_together"]
 
@@ -120,12 +120,12 @@ def _joined(entries: dict[str, Entry], about: Mapping[str, Any], shards: Collect
     for shard in shards:
         aliases |= {a: kept for a, kept in shard.aliases.items() if a in entries and kept in entries}
         metadata |= shard.metadata
-    aliases |= aliases_in(about, entries)
+    listed = aliases_in(about, entries)
+    aliases |= listed
     for alias, kept in aliases.items():
         entries.setdefault(alias, entries[kept])
     # Sizes are facts of these files, not of the tensors: a copy that is sharded otherwise must not repeat them.
-    spent = {*aliases, TIES}
-    own = {name: value for name, value in about.items() if name not in spent and not name.startswith("total_")}
+    own = {k: v for k, v in own_metadata(about, listed).items() if not k.startswith("total_")}
     told = {name: value if isinstance(value, str) else json.dumps(value) for name, value in own.items()}
     metadata |= {name: value for name, value in told.items() if is_text(name) and is_text(value)}
     extras = {path: value for shard in shards for path, value in shard.extras.items()}

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file, save_model
 
 import ckptsurgery as cs
-from ckptsurgery.storage.tie_records import aliases_in, declared
+from ckptsurgery.storage.tie_records import aliases_in, declared, own_metadata
 from ckptsurgery.storage.writing import open_writer
 
 W = torch.arange(6.0)
@@ -49,8 +50,10 @@ names = st.sampled_from(["a", "b", "m.a", "m.b", "n/a", "format", "pt"])
 
 @given(st.dictionaries(names, names), st.sets(names, min_size=1), st.dictionaries(names, names))
 def test_what_is_declared_is_what_is_read(metadata: dict[str, str], kept: set[str], ties: dict[str, str]) -> None:
-    aliases = {alias: at for alias, at in ties.items() if alias not in kept | metadata.keys() and at in kept}
-    assert aliases_in(declared(metadata, aliases, kept), kept) == aliases
+    aliases = {alias: at for alias, at in ties.items() if alias not in kept and at in kept}
+    told = declared(metadata, aliases, kept)
+    assert aliases_in(told, kept) == aliases
+    assert own_metadata(told, aliases) == metadata
 
 
 @pytest.mark.parametrize("options", [{}, {"max_shard_size": 24}])
@@ -100,3 +103,53 @@ def test_an_index_may_mark_its_ties_too(tmp_path: Path) -> None:
     with cs.open(tmp_path / "x") as checkpoint:
         assert set(checkpoint) == {"a.w", "b.w", "d.w"}
         assert checkpoint.metadata["c.w"] == "a.w"
+
+
+keys = st.sampled_from(["a", "m.a", "n/a", "format", "total_size", "head", "head.weight", "b.weight"]) | st.text(
+    st.characters(codec="utf-8"), max_size=3
+)
+values = st.sampled_from(["a.weight", "b.weight", "plain", "pt", "[]", "{}", '["head"]', "mine"]) | st.text(
+    st.characters(codec="utf-8"), max_size=3
+)
+aliases = st.dictionaries(
+    st.sampled_from(["head", "head.weight", "m.a", "total_size", "a", "format"]), st.sampled_from(["a.weight", "plain"])
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.dictionaries(keys, values), aliases, st.sampled_from([None, 24]), st.booleans())
+def test_ties_and_the_owners_metadata_both_come_back(
+    metadata: dict[str, str], ties: dict[str, str], shard: int | None, provenance: bool
+) -> None:
+    weights = {"a.weight": W, "plain": W + 1, "b.weight": W + 2}
+    kept = {k: v for k, v in metadata.items() if (k, v) != ("format", "pt")}
+    with TemporaryDirectory() as folder:
+        source = Path(folder, "source.safetensors")
+        save_file(weights, source, metadata=declared(metadata, {}, weights))
+        outputs = [(source, cs.Recipe(rest="keep", tie=ties))] + [(None, cs.Recipe(rest="keep"))] * 2
+        for number, (start, recipe) in enumerate(outputs):
+            out = Path(folder, f"out{number}" + ("" if shard else ".safetensors"))
+            plan = cs.plan(start or source, recipe)
+            plan.save(out, max_shard_size=shard, provenance=provenance)
+            with cs.open(out) as found:
+                told = {k: v for k, v in found.metadata.items() if k != "ckptsurgery.provenance"}
+                assert {k: v for k, v in told.items() if (k, v) != ("format", "pt")} == kept
+                groups = {frozenset(tie.names) for tie in found.ties}
+                assert groups == {
+                    frozenset({base, *(alias for alias, of in ties.items() if of == base)}) for base in ties.values()
+                }
+                assert set(found) == {*weights, *ties}
+            source = out
+
+
+def test_a_key_in_the_place_of_the_record_is_refused_where_a_record_is_needed() -> None:
+    with pytest.raises(cs.CheckpointError, match="reserved-metadata"):
+        declared({"ckptsurgery.ties": "mine", "head": "a note"}, {"head": "a.weight"}, {"a.weight"})
+
+
+def test_a_framework_is_restated_and_said_and_any_other_format_is_its_owners(tmp_path: Path) -> None:
+    for given, written in (("np", "pt"), ("pt", "pt"), ("v2 of mine", "v2 of mine")):
+        save_file({"a": W}, tmp_path / "x.safetensors", metadata={"format": given})
+        report = cs.save(tmp_path / "x.safetensors", tmp_path / "y.safetensors", overwrite=True)
+        assert cs.open(tmp_path / "y.safetensors").metadata == {"format": written}
+        assert any("became 'pt'" in note for note in report.notes) == (given == "np")
