@@ -16,7 +16,9 @@ from ..planning.costing import BUDGET, cost_of, largest_step
 from ..planning.plan import Plan
 from ..planning.steps import Step, outputs_of
 from ..storage.checkpoint import Checkpoint
+from ..storage.files import read_regular
 from ..storage.frames import route_of
+from ..storage.json_text import parse_json
 from ..storage.links import moved_to
 from ..storage.resuming import ResumableWriter
 from ..storage.staging import Writer
@@ -25,6 +27,7 @@ from ..wording import counted
 from .beside import Asked as BesideAsked
 from .beside import Beside, along_with
 from .companions import companions_for
+from .config_remarks import as_warnings, config_remarks
 from .progress import ByteBar
 from .provenance import PROVENANCE, Asked, provenance_of
 from .proving import prove
@@ -87,7 +90,20 @@ def save_plan(
     options = _Options(max_shard_size, overwrite, companions, resume, provenance, check, sync, side, framed)
     files, written, notes, proofs = _write(plan, checkpoint, path, aliases, budget, options, progress)
     with without_collection():
-        return replace(_report(plan, checkpoint, str(path), aliases, files, written, tuple(notes)), proofs=proofs)
+        report = _report(plan, checkpoint, str(path), aliases, files, written, tuple(notes))
+        stale = _stale_config(plan, checkpoint, Path(path).expanduser(), aliases) if companions else ()
+        return replace(report, proofs=proofs, warnings=(*report.warnings, *stale))
+
+
+def _stale_config(
+    plan: Plan, checkpoint: Checkpoint, folder: Path, aliases: Mapping[str, str]
+) -> tuple[Diagnostic, ...]:
+    """What the config in the output says of tensors that the plan made otherwise."""
+    try:
+        config = parse_json(read_regular(folder / "config.json"))
+    except (OSError, ValueError, RecursionError):
+        return ()
+    return as_warnings(config_remarks(config, plan, aliases, [tie.names for tie in checkpoint.ties]))
 
 
 @dataclass(frozen=True)

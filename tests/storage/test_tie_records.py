@@ -148,8 +148,8 @@ def test_a_key_in_the_place_of_the_record_is_refused_where_a_record_is_needed() 
 
 
 def test_a_framework_is_restated_and_said_and_any_other_format_is_its_owners(tmp_path: Path) -> None:
-    for given, written in (("np", "pt"), ("pt", "pt"), ("v2 of mine", "v2 of mine")):
-        save_file({"a": W}, tmp_path / "x.safetensors", metadata={"format": given})
+    for said, written in (("np", "pt"), ("pt", "pt"), ("v2 of mine", "v2 of mine")):
+        save_file({"a": W}, tmp_path / "x.safetensors", metadata={"format": said})
         report = cs.save(tmp_path / "x.safetensors", tmp_path / "y.safetensors", overwrite=True)
         assert cs.open(tmp_path / "y.safetensors").metadata == {"format": written}
-        assert any("became 'pt'" in note for note in report.notes) == (given == "np")
+        assert any("became 'pt'" in note for note in report.notes) == (said == "np")

@@ -1,0 +1,155 @@
+"""What a config that goes along says of tensors, and the plan made otherwise: told field by field, never edited.
+
+A field is told where the source's headers agree with it and the result's do not. Where the source did not agree either,
+nothing is known of the field's meaning, and nothing is said.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from ..errors import CheckpointError, Diagnostic
+from ..planning.plan import Plan
+from ..specs import DTYPES, TensorSpec, dtype_name
+from ..wording import counted
+
+__all__ = ["as_warnings", "config_remarks"]
+
+_PACKED = ("F8", "F6", "F4", "I8", "U8", "I32")  # dtypes of quantised weights: floats below 16 bits, packed integers
+_LAYERS = re.compile(r"(^|_)(layers?|blocks|depth|experts)($|_)")
+_SIZES = re.compile(r"size|dim|width|channels|embd|positions|d_model|d_ff|inner|labels|classes")
+_NUMBER = re.compile(r"(?<![0-9A-Za-z_])\d+(?![0-9A-Za-z_])")
+
+
+def config_remarks(config: Any, plan: Plan, aliases: Mapping[str, str], ties: Iterable[tuple[str, ...]]) -> list[str]:
+    """One line for each field of a config that the result no longer agrees with.
+
+    Args:
+        config: the parsed `config.json`.
+        aliases: names of the result that share the tensor of another.
+        ties: groups of the source's names that are one tensor.
+    """
+    before, after = plan.source, dict(plan.specs)
+    found: list[str] = []
+    for path, value in _fields(config, "") if isinstance(config, dict) else ():
+        name = path.rpartition(".")[2]
+        now = ""
+        if name == "quantization_config":
+            now = _no_longer_packed(before, after)
+        elif name in ("torch_dtype", "dtype") and isinstance(value, str):
+            now = _of_another_dtype(value, before, after)
+        elif name.startswith("tie_") and isinstance(value, bool):
+            now = _tied_otherwise(value, plan, aliases, list(ties))
+        elif type(value) is int and value > 1 and _LAYERS.search(name):
+            now = _of_another_depth(value, before, after)
+        elif type(value) is int and value > 1 and _SIZES.search(name):
+            now = _of_another_size(value, plan)
+        if now:
+            shown = value if not isinstance(value, dict) else "{" + ", ".join(map(str, value))[:80] + "}"
+            found.append(f"{path} = {shown}, but {now}")
+    return found
+
+
+def as_warnings(remarks: list[str]) -> tuple[Diagnostic, ...]:
+    """The warnings that a report shows."""
+    help = "correct the field in the config.json of the output"
+    return tuple(
+        Diagnostic("stale-config", f"config.json says {remark}", help=help, severity="warning") for remark in remarks
+    )
+
+
+def _fields(config: Mapping[str, Any], above: str, depth: int = 8) -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        path = f"{above}{name}"
+        yield path, value
+        if isinstance(value, dict) and name != "quantization_config" and depth:
+            yield from _fields(value, f"{path}.", depth - 1)
+
+
+def _no_longer_packed(before: Mapping[str, TensorSpec], after: Mapping[str, TensorSpec]) -> str:
+    packed = [Counter(s.dtype for s in specs.values() if s.dtype.startswith(_PACKED)) for specs in (before, after)]
+    if not packed[0] or packed[0] == packed[1]:
+        return ""
+    was, now = (", ".join(f"{n} {dtype}" for dtype, n in sorted(c.items())) or "none" for c in packed)
+    return f"of its quantised tensors ({was}) the output has {now}"
+
+
+def _of_another_dtype(value: str, before: Mapping[str, TensorSpec], after: Mapping[str, TensorSpec]) -> str:
+    try:
+        said = dtype_name(value.removeprefix("torch."))
+    except CheckpointError:
+        return ""
+    was, now = _common_dtype(before), _common_dtype(after)
+    return f"most of the output's numbers are {now}" if now and now not in (said, was) else ""
+
+
+def _common_dtype(specs: Mapping[str, TensorSpec]) -> str:
+    weights: Counter[str] = Counter()
+    for spec in specs.values():
+        if DTYPES[spec.dtype].kind == "float":
+            weights[spec.dtype] += spec.numel
+    return weights.most_common(1)[0][0] if weights else ""
+
+
+def _tied_otherwise(value: bool, plan: Plan, aliases: Mapping[str, str], ties: list[tuple[str, ...]]) -> str:
+    if not value:
+        alias = next(iter(aliases), None)
+        return f"{alias} and {aliases[alias]} are one tensor" if alias is not None and not ties else ""
+    same = {name: names[0] for names in ties for name in names}
+    made: dict[str, str] = {}
+    for step in plan.steps:
+        for source, targets in _matrices(step.sources, step.targets, plan.specs):
+            for target in targets:
+                first = made.setdefault(same.get(source, source), target)
+                if target != first and target not in aliases and aliases.get(first) != target:
+                    return f"{first} and {target} are stored as two tensors"
+    return ""
+
+
+def _matrices(
+    sources: tuple[str, ...], targets: tuple[str, ...], specs: Mapping[str, TensorSpec]
+) -> Iterator[tuple[str, list[str]]]:
+    """A source that is alone, with its targets of two dimensions and one size."""
+    held = [key for key in targets if key in specs and len(specs[key].shape) == 2]
+    if len(sources) == 1 and len({specs[key].numel for key in held}) == 1:
+        yield sources[0], held
+
+
+def _of_another_depth(value: int, before: Mapping[str, TensorSpec], after: Mapping[str, TensorSpec]) -> str:
+    was, now = _counts(before), _counts(after)
+    if value not in was or value in now or any(value in spec.shape for spec in after.values()):
+        return ""
+    return f"its numbered parts come to {max(now)} now" if now else ""
+
+
+def _counts(specs: Mapping[str, TensorSpec]) -> set[int]:
+    """How many numbers stand at each place of keys that are alike otherwise."""
+    seen: dict[str, set[str]] = {}
+    for key in specs:
+        for match in _NUMBER.finditer(key):
+            seen.setdefault(key[: match.start()], set()).add(match.group())
+    return {len(numbers) for numbers in seen.values()}
+
+
+def _of_another_size(value: int, plan: Plan) -> str:
+    if any(value in spec.shape for spec in plan.specs.values()):
+        return ""
+    became: Counter[int] = Counter()
+    example = ""
+    for step in plan.steps:
+        if len(step.sources) != 1 or len(step.targets) != 1:
+            continue
+        (was,), (now,) = step.program.inputs, step.program.outputs
+        lost = list((Counter(was.shape) - Counter(now.shape)).elements())
+        new = list((Counter(now.shape) - Counter(was.shape)).elements())
+        sized = len(was.shape) == len(now.shape) and was.numel != now.numel
+        if sized and value in lost and len(set(new)) == 1 and len(set(lost)) == 1:
+            became[new[0]] += 1
+            example = example or f"{step.targets[0]} is {now}"
+    if not became:
+        return ""
+    size, times = became.most_common(1)[0]
+    return f"the axes of {value} are of {size} in {counted(times, 'tensor')} now ({example})"
