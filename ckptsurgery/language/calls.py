@@ -2,9 +2,11 @@
 
     call     = name [ "(" [argument ("," argument)*] ")" ]
     argument = [name "="] value
-    value    = number | string | true | false | none | name | "[" [value ("," value)*] "]" | "{" [key "=" value, …] "}"
+    value    = number | string | true | false | none | name | expression | "[" [value ("," value)*] "]"
+             | "{" [key "=" value, …] "}"
 
-A bare name is a string here (`cast(bf16)`); whoever builds the op may look it up in `dims`.
+A bare name is a string here (`cast(bf16)`), and so is an expression over names of `dims` and the config (`add(1 - w)`,
+`slice_rows(0, config.vocab_size)`); planning puts numbers in their place where the op takes numbers.
 """
 
 from __future__ import annotations
@@ -13,12 +15,19 @@ import re
 from dataclasses import dataclass
 
 from ..errors import Diagnostic, RecipeError
+from .dims import evaluate
 
-__all__ = ["Call", "Name", "Table", "Value", "parse_call"]
+__all__ = ["Call", "Expression", "Name", "Table", "Value", "parse_call"]
 
 
 class Name(str):
     """A bare word among the arguments, as against a quoted string."""
+
+    __slots__ = ()
+
+
+class Expression(str):
+    """A formula among the arguments, over numbers, names of `dims` and the config."""
 
     __slots__ = ()
 
@@ -56,6 +65,8 @@ _TOKEN = re.compile(
     r"|(?P<string>\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*')"
     r"|(?P<mark>[()\[\]{},=]))"
 )
+_PLAIN = re.compile(r"[+-]?(?:\d+\.\d*|\.\d+|\d+)(?:[eE][+-]?\d+)?|[^\W\d]\w*")
+_FORMULA = re.compile(r"[-+*/?().\w\s]+")
 _WORDS: dict[str, Value] = {"true": True, "false": False, "none": None, "True": True, "False": False, "None": None}
 
 
@@ -114,6 +125,9 @@ class _Parser:
         keywords.append((str(value), self.value()))
 
     def value(self) -> Value:
+        formula = self.formula()
+        if formula is not None:
+            return formula
         kind, token = self.next()
         if kind == "number":
             if len(token) > 400:
@@ -134,6 +148,24 @@ class _Parser:
         made: Value = tuple(self.items("]")) if token == "[" else Table(self.pairs())
         self.depth -= 1
         return made
+
+    def formula(self) -> Expression | None:
+        """The text up to the next mark, where it is more than one number or name and reads like a formula."""
+        depth, end = 0, self.at
+        while end < len(self.text) and _FORMULA.match(self.text[end]):
+            depth += {"(": 1, ")": -1}.get(self.text[end], 0)
+            if depth < 0:
+                break
+            end += 1
+        body = self.text[self.at : end].strip()
+        if not body or _PLAIN.fullmatch(body) or not ("." in body or any(mark in body for mark in "+-*/?(")):
+            return None
+        try:
+            evaluate(body, {})
+        except RecipeError as error:
+            raise self.error(error.diagnostics[0].headline) from None
+        self.at = end
+        return Expression(body)
 
     def items(self, end: str) -> list[Value]:
         found: list[Value] = []
@@ -179,7 +211,7 @@ class _Parser:
 def _format(value: Value) -> str:
     if isinstance(value, bool) or value is None:
         return str(value).lower()
-    if isinstance(value, Name):
+    if isinstance(value, Name | Expression):
         return str(value)
     if isinstance(value, str):
         return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'

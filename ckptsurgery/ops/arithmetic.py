@@ -95,6 +95,7 @@ class Add(Op):
 
     name = "add"
     elementwise = True
+    undone_by = "-"
     value: int | float
 
     def __post_init__(self) -> None:
@@ -136,6 +137,7 @@ class Mul(Op):
 
     name = "mul"
     elementwise = True
+    undone_by = "1 / "
     value: int | float
 
     def __post_init__(self) -> None:

@@ -37,6 +37,8 @@ class Op:
     axis_role: ClassVar[Literal["reduce", "repeat"] | None] = None
     elementwise: ClassVar[bool] = False
     """Whether each element of the result depends on the same element of one tensor alone: such ops run in chunks."""
+    undone_by: ClassVar[str | None] = None
+    """What stands before the op's only argument in its inverse, where the argument is a name or a formula: `"-"`."""
 
     def infer(self, specs: Specs) -> Specs:
         """Specs after the op, from specs before it; no torch here.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["INITIALISERS", "Initialiser"]
+__all__ = ["INITIALISERS", "Initialiser", "is_word"]
 
 INITIALISERS: tuple[str, ...] = tuple(FORMULAS)
 """The names that `Initialiser.of` knows."""
@@ -172,6 +172,15 @@ class Initialiser:
 
     def __repr__(self) -> str:
         return f"Initialiser({str(self)!r})"
+
+
+def is_word(text: str) -> bool:
+    """Whether a text names a choice of an argument, such as a mode or a nonlinearity.
+
+    >>> is_word("fan_in"), is_word("width")
+    (True, False)
+    """
+    return text in {"fan_avg", *(word for words in _CHOICES.values() for word in words)}
 
 
 def _parameters(name: str) -> dict[str, inspect.Parameter]:

@@ -28,7 +28,7 @@ from .base import Op, OpError, _argument
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-__all__ = ["GROUP", "make_op", "op_names", "op_signature", "op_summary", "register"]
+__all__ = ["GROUP", "find_op", "make_op", "op_names", "op_signature", "op_summary", "register"]
 
 GROUP = "ckptsurgery.ops"
 _OPS: dict[str, type[Op]] = {}
@@ -63,7 +63,7 @@ def register(cls: type[_T]) -> type[_T]:
         raise OpError(f'{cls.__name__}: an op needs a name that a rule can write, such as name = "scale_each"')
     if "__dataclass_fields__" not in cls.__dict__:
         cls = dataclass(frozen=True)(cls)
-    facts = {"name", "joins", "axis_role", "elementwise"} & {f.name for f in fields(cls)}
+    facts = {"name", "joins", "axis_role", "elementwise", "undone_by"} & {f.name for f in fields(cls)}
     if facts:
         raise OpError(f"{cls.__name__}: {', '.join(sorted(facts))} must stand without annotation: it is no argument")
     taken = _OPS.get(cls.name)
@@ -89,7 +89,8 @@ def make_op(
     Args:
         name: a built-in op, a registered one, or one that an entry point brings.
         args, keywords: plain data as `parse_call` gives it: lists as tuples, tables as tuples of pairs.
-        dims: where a word is looked up that stands for a number; a field that takes text keeps the word.
+        dims: where a word or a formula is looked up that stands for a number, a list or a table; a field that takes
+            text keeps the word.
 
     Raises:
         OpError: unknown op (with the closest names), or arguments that its signature does not take.
@@ -97,13 +98,26 @@ def make_op(
     cls = _lookup(name)
     given = _bind(cls, args, keywords or {})
     hints = _hints(cls)
-    values = {key: _settle(cls, key, value, hints.get(key, Any), dims or {}) for key, value in given.items()}
+    known = dims if dims is not None else {}
+    values = {key: _settle(cls, key, value, hints.get(key, Any), known) for key, value in given.items()}
     try:
         return cls(**values)
     except OpError as error:
         raise OpError(str(error) if str(error).startswith(name) else f"{name}: {error}") from None
     except (TypeError, ValueError) as error:
         raise OpError(f"{name}: {error}; it is written {op_signature(name)}") from error
+
+
+def find_op(name: str) -> type[Op]:
+    """The class of the op of that name.
+
+    >>> find_op("add").elementwise
+    True
+
+    Raises:
+        OpError: no op has this name; the closest names are in the text.
+    """
+    return _lookup(name)
 
 
 def op_names() -> tuple[str, ...]:
@@ -209,8 +223,10 @@ def _settle(cls: type[Op], key: str, value: Any, hint: Any, dims: Mapping[str, A
         return _coerce(value, hint, dims)
     except _Mismatch:
         # A word is taken for a name of `dims` only where a number could stand.
-        word = isinstance(value, str) and value.isidentifier() and "int" in str(hint)
+        word = isinstance(value, str) and value.isidentifier() and ("int" in str(hint) or "float" in str(hint))
+        known = dims.get(value) if word else None
         help = f", and dims do not name {str(value)!r}" if word else ""
+        help = help if known is None else f", and dims say {value} = {known}"
         text = f"{cls.name}: {key} wants {_wanted(hint)}, not {_argument(value)}{help}"
         raise OpError(f"{text}; it is written {_signature(cls)}") from None
 
@@ -246,9 +262,10 @@ def _coerce(value: Any, hint: Any, dims: Mapping[str, Any]) -> Any:
             return None
     elif (isinstance(hint, type) and type(value) is hint) or (not isinstance(hint, type) and origin is not tuple):
         return value
-    if isinstance(value, str) and value in dims and not isinstance(dims[value], str):
-        return _coerce(dims[value], hint, {})
-    raise _Mismatch
+    found = dims.get(value) if isinstance(value, str) else None
+    if found is None or isinstance(found, str):
+        raise _Mismatch
+    return _coerce(tuple(found.items()) if isinstance(found, Mapping) else found, hint, {})
 
 
 def _coerce_union(value: Any, hints: tuple[Any, ...], dims: Mapping[str, Any]) -> Any:

@@ -273,13 +273,14 @@ class RuleSteps:
     def _spelled(self, pattern: KeyPattern, values: Mapping[str, int | str], scattered: Sequence[str]) -> str:
         texts: dict[str, str] = {}
         for capture in pattern.firsts:
-            value = values.get(capture.name)
             if capture.flat:
                 texts[capture.name] = self.flats.joined(capture.name, values)
-            elif capture.choices is not None:
-                texts[capture.name] = _chosen(capture, str(value or 0))
+                continue
+            value = values[capture.name]
+            if capture.choices is not None:
+                texts[capture.name] = _chosen(capture, str(value))
             elif capture.name in scattered and capture.span is not None:
-                texts[capture.name] = str(int(value or 0) + int(capture.span.first))
+                texts[capture.name] = str(int(value) + int(capture.span.first))
             else:
                 texts[capture.name] = str(value)
         return pattern.spell(texts)

@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import product
 
 from ..errors import Diagnostic
 from ..language.axes import Axis, AxisList
-from ..language.keys import is_index
+from ..language.domains import numbers_of
+from ..language.keys import Span, is_index
 from ..language.rules import Term
 from ..ops.base import OpError, Specs
 from ..specs import DTYPES, TensorSpec
@@ -270,12 +272,12 @@ class ProgramBuilder:
         if isinstance(known, int):
             return known
         if isinstance(known, tuple):
-            stage = self._stage(name, group) if value is None else value
+            stage = self._stage(name, group) if value is None else self._value(name, value)
             return known[stage] if stage is not None and stage < len(known) else None
         if isinstance(known, dict) and value is not None:
             return self._by_choice(known, name, value)
-        if name in scattered and value is None:
-            return self._span(name)
+        if name in scattered and value is None and name in self._spans:
+            return int(self._spans[name].last) - int(self._spans[name].first) + 1
         return None
 
     def _stage(self, name: str, group: Group) -> int | None:
@@ -285,19 +287,27 @@ class ProgramBuilder:
                 return int(group.values[outer])
         return None
 
-    def _by_choice(self, table: Mapping[str, int], name: str, value: int) -> int | None:
-        markers = {
-            a.marker
-            for t in (*self.bound.rule.sources, *self.bound.rule.targets)
-            if t.axes
-            for a in t.axes.axes
-            if a.name == name and a.marker
-        }
-        for marker in markers:
-            for spelling in self._spellings(str(marker)):
-                if value < len(spelling) and spelling[value] in table:
-                    return table[spelling[value]]
-        return None
+    def _value(self, name: str, index: int) -> int:
+        """The captured integer behind an index of the name that an axis depends on; of other choices the position."""
+        signature = self.bound.signature
+        for marker in self._markers_of(name):
+            numbers = numbers_of(self.bound.rule, marker)
+            if numbers is not None:
+                return numbers[index] if index < len(numbers) else index
+            span = self._spans.get(marker)
+            if span is not None and marker in (*signature.gathered, *signature.scattered):
+                return index + int(span.first)
+        return index
+
+    def _by_choice(self, table: Mapping[str, int], name: str, index: int) -> int | None:
+        spelled = [spelling for marker in self._markers_of(name) for spelling in self._spellings(marker)]
+        for spelling in spelled:
+            if index < len(spelling) and spelling[index] in table:
+                return table[spelling[index]]
+        return None if spelled else table.get(str(self._value(name, index)))
+
+    def _markers_of(self, name: str) -> list[str]:
+        return sorted({str(axis.marker) for axis in self.bound.rule.marked if axis.name == name})
 
     def _spellings(self, name: str) -> list[tuple[str, ...]]:
         found = []
@@ -308,12 +318,10 @@ class ProgramBuilder:
             ]
         return found
 
-    def _span(self, name: str) -> int | None:
-        for term in self.bound.rule.targets:
-            for capture in term.pattern.captures:
-                if capture.name == name and capture.span is not None:
-                    return int(capture.span.last) - int(capture.span.first) + 1
-        return None
+    @cached_property
+    def _spans(self) -> dict[str, Span]:
+        terms = (*self.bound.rule.sources, *self.bound.rule.targets)
+        return {c.name: c.span for t in terms for c in t.pattern.captures if c.span is not None}
 
     def _grid(
         self, scattered: Sequence[str], term: Term, equations: Equations, wanted: Mapping[tuple[int, ...], TensorSpec]

@@ -18,6 +18,8 @@ from ..language.keys import KeyPattern
 from ..language.law import Signature, normalise, signature
 from ..language.recipe import Recipe, Scope
 from ..language.rules import Rule, Term, parse_pattern
+from ..ops.base import OpError
+from .arguments import settled
 
 __all__ = ["BoundPattern", "BoundRule", "Rest", "Stage", "expand"]
 
@@ -270,7 +272,8 @@ class _Expansion:
         for text in recipe.drop:
             stage.drops.append(self.pattern(text, frame, place, frame.source, left=True))
         for text, value in recipe.init.items():
-            stage.inits.append(self.pattern(text, frame, place, frame.target, value=value))
+            given = self.initialiser(text, value, frame, place)
+            stage.inits.append(self.pattern(text, frame, place, frame.target, value=given))
         for mapping, found, prefix, left in (
             (recipe.tie, stage.ties, frame.target, False),
             (recipe.same, stage.sames, frame.source, True),
@@ -278,6 +281,18 @@ class _Expansion:
             for text, other in mapping.items():
                 base = self.pattern(other, frame, place, prefix, left=left).pattern
                 found.append(self.pattern(text, frame, place, prefix, left=left, value=base))
+
+    def initialiser(self, key: str, value: Any, frame: Frame, place: str | None) -> Any:
+        """The value of [init], names and formulas settled where it is a text; one that is no call is told later."""
+        if not isinstance(value, str) or frame.dims is None:
+            return value
+        try:
+            return settled(value, frame.dims)
+        except RecipeError:
+            return value
+        except OpError as error:
+            self.problems.append(Diagnostic("bad-init", f"[init] '{key}' = '{value}': {error}", place=place))
+            return value
 
     def pattern(
         self,
@@ -325,6 +340,8 @@ def _sizes_asked(recipe: Recipe) -> set[str]:
     texts += [*recipe.drop, *recipe.init, *recipe.tie, *recipe.tie.values(), *recipe.same, *recipe.same.values()]
     texts += [text for scope in recipe.scopes for text in (scope.source, scope.target)]
     inside = [found for text in texts for found in _BRACKETS.findall(text)]
+    inside += [str(call) for rule in recipe.rules for call in (*rule.before, *rule.after)]
+    inside += [value for value in recipe.init.values() if isinstance(value, str)]
     return {*recipe.dims} | set(_WORD.findall(" ".join([*inside, *map(str, recipe.dims.values())])))
 
 

@@ -14,6 +14,7 @@ from ..language.recipe import Recipe
 from ..ops.base import OpError
 from ..ops.registry import make_op
 from ..specs import TensorSpec
+from .arguments import Arguments
 from .assembling import Draft, RuleSteps
 from .claims import claim, unexpected
 from .expanding import BoundPattern, BoundRule, Resolve, Stage, expand
@@ -243,8 +244,7 @@ class _Stage(Draft):
         return not wrong
 
     def op(self, call: Any, bound: BoundRule) -> Any:
-        numbers: dict[str, Any] = _OpNumbers(bound)
-        return make_op(call.name, call.args, dict(call.keywords), numbers)
+        return make_op(call.name, call.args, dict(call.keywords), Arguments(bound.dims))
 
     def check_joins(self, bound: BoundRule, ops: RuleOps) -> None:
         if len(bound.rule.sources) > 1 and not (ops.joined_before or ops.joined_after):
@@ -299,26 +299,6 @@ class _Stage(Draft):
                     bound,
                     help="a misspelling? '?' in front of the rule lets it match less",
                 )
-
-
-class _OpNumbers(dict[str, Any]):
-    """The numbers that a bare word among an op's arguments may stand for."""
-
-    def __init__(self, bound: BoundRule) -> None:
-        super().__init__()
-        self.bound = bound
-
-    def get(self, key: str, default: Any = None) -> Any:
-        if key in self.bound.signature.over:
-            return default
-        value = self.bound.dims.get(key)
-        return default if value is None else value
-
-    def __contains__(self, key: object) -> bool:
-        return self.get(str(key)) is not None
-
-    def __getitem__(self, key: str) -> Any:
-        return self.get(key)
 
 
 def _texts(column: Any) -> set[str]:

@@ -199,7 +199,10 @@ class Equations:
                 raise SizeError(self.contradiction(axes, env, total.const, size))
             return False
         rest = size - total.const
-        if rest < 0 or rest % total.coefficient:
+        if rest < 0:
+            text = f"'{shown(axes)}' should be {total.const} or more, but the dimension is {size}"
+            raise SizeError(Diagnostic("size-mismatch", text, facts=(("sizes", self.listed(axes, env)),)))
+        if rest % total.coefficient:
             raise SizeError(self.indivisible(axes, total, size))
         self.solved[total.unknown] = rest // total.coefficient
         if total.coefficient > 1 and not certain:

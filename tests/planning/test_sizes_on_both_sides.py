@@ -193,3 +193,21 @@ def test_fused_heads_between_two_shipped_codebases(dims: dict[str, Any], made: b
         return
     plan = cs.plan(specs_of(shapes), recipe, dims=dims)
     assert [plan.specs[f"layers.0.attn.{p}_proj.weight"].shape[0] for p in "qkv"] == [64, 16, 16]
+
+
+@pytest.mark.parametrize("sizes", [[0, 4, 0, 2], {"1": 4, "3": 2}])
+@pytest.mark.parametrize("domain", ["1,3", "3,1"])
+def test_a_size_of_its_own_goes_by_the_value_of_a_captured_integer(sizes: Any, domain: str) -> None:
+    numbers = Numbered()
+    parts = {v: numbers(4 if v == "1" else 2) for v in domain.split(",")}
+    source = {f"l.{v}.w": part for v, part in parts.items()}
+    wanted = {"w": torch.cat(list(parts.values()))}
+    both_ways(Recipe([f"l.{{i:{domain}}}.w [r:i] -> w [(i r:i)]"], dims={"r": sizes}), source, wanted)
+
+
+@pytest.mark.parametrize("sizes", [[9, 4, 2], {"1": 4, "2": 2}])
+def test_a_size_of_its_own_goes_by_the_value_within_a_range(sizes: Any) -> None:
+    numbers = Numbered()
+    source = {"l.1.w": numbers(4), "l.2.w": numbers(2)}
+    wanted = {"w": torch.cat(list(source.values()))}
+    both_ways(Recipe(["l.{i:1..2}.w [r:i] -> w [(i r:i)]"], dims={"r": sizes}), source, wanted)
