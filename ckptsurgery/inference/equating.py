@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CkptSurgeryError
+from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
 from ..storage.opening import open_checkpoint
 from .assuming import Assumption
 from .digits import axes_of, digits_of
 from .matched import match
 from .resolving import Move
-from .suggesting import Suggestion, ordered, written
+from .suggesting import Suggestion, arranged, ordered, written
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,14 +38,15 @@ def by_values(source: Any, target: Any) -> Suggestion:
     """
     with ExitStack() as opened:
         one, two = (_opened(side, opened) for side in (source, target))
-        found = match(list(one.specs.items()), list(two.specs.items()), (ordered(one.specs), ordered(two.specs)))
-        equating = _Equating(one, two)
+        specs, wanted = arranged(one.specs), arranged(two.specs)
+        found = match(list(specs.items()), list(wanted.items()), (ordered(specs), ordered(wanted)))
+        equating = _Equating(one, two, specs, wanted)
         proved = [m for m in found.moves if equating.holds(m)]
         proved, ties = equating.complete(_whole(proved, found.moves))
         made = {k for m in proved for k in m.targets} | set(ties)
         known = replace(found, moves=proved, ties=ties, questions=())
-        result = written(one.specs, two.specs, known)
-        open_ = [k for k in two.specs if k not in made]
+        result = written(specs, wanted, known)
+        open_ = [k for k in wanted if k not in made]
         return replace(result, evidence="values", assumptions=_casts(one, two, proved), unmatched_target=tuple(open_))
 
 
@@ -82,10 +84,12 @@ def _whole(proved: Sequence[Move], tried: Sequence[Move]) -> list[Move]:
 
 @dataclass
 class _Equating:
-    """Two checkpoints, with what was read of them."""
+    """Two checkpoints, with what was read of them; `specs` and `wanted` give the order in which keys are tried."""
 
     source: Checkpoint
     target: Checkpoint
+    specs: Mapping[str, TensorSpec]
+    wanted: Mapping[str, TensorSpec]
 
     def __post_init__(self) -> None:
         self.prints: dict[Any, dict[Any, list[str]]] = {}
@@ -111,7 +115,7 @@ class _Equating:
         """The proved moves, with what values alone show; targets that share a source are tied to the first."""
         made = {k for m in proved for k in m.targets}
         used = {k for m in proved for k in m.sources}
-        left = [k for k in self.target.specs if k not in made]
+        left = [k for k in self.wanted if k not in made]
         ties: dict[str, str] = {}
         first = {m.sources[0]: m.targets[0] for m in proved if len(m.sources) == len(m.targets) == 1 and not m.left}
         for key in list(left):
@@ -139,7 +143,7 @@ class _Equating:
                 proved.append(move)
                 used |= set(move.sources)
                 left.remove(key)
-        proved += self._assembled(left, [k for k in self.source.specs if k not in used])
+        proved += self._assembled(left, [k for k in self.specs if k not in used])
         return proved, ties
 
     def _as_others(self, key: str, proved: Sequence[Move]) -> Move | None:
@@ -163,7 +167,7 @@ class _Equating:
         """The source tensors that hold the same values in any order, in the other's dtype."""
         if wanted.dtype not in self.prints:
             table: dict[Any, list[str]] = defaultdict(list)
-            for key in self.source.specs:
+            for key in self.specs:
                 table[_fingerprint(self.source[key].load().to(wanted.dtype))].append(key)
             self.prints[wanted.dtype] = table
         return self.prints[wanted.dtype].get(_fingerprint(wanted), [])

@@ -92,7 +92,7 @@ def _candidates(units: Sequence[Unit]) -> Iterator[list[_Group]]:
         part = part_of(unit.path)
         if part is not None and not unit.members:
             families.setdefault((parent(unit.path), part[1]), {})[part[0]] = unit
-        for role in unit.roles & {"gate", "up"}:
+        for role in sorted(unit.roles & {"gate", "up"}):
             gates.setdefault(parent(unit.path), {})[role] = unit
     beside = _parallel(units, {path for path, _ in families})
     for (path, frame), by_role in families.items():
@@ -117,8 +117,8 @@ def _parallel(units: Sequence[Unit], paths: set[str]) -> dict[str, list[Unit]]:
     """For each module with queries: the first matrices of feed-forwards beside it, which some compute together."""
     found: dict[str, list[Unit]] = {}
     places: dict[str, list[str]] = {}
-    for path in paths:
-        for place in {path, parent(path[:-1])}:
+    for path in sorted(paths):
+        for place in dict.fromkeys((path, parent(path[:-1]))):
             places.setdefault(place, []).append(path)
     for unit in units:
         named = {c for c, _ in concepts(split_path(unit.path)[1])}
@@ -168,7 +168,7 @@ def _whole(group: _Group, role: str, opposite: Shapes) -> Leaf | None:
         return None
     present = [leaf for leaf in leaves if leaf is not None]
     shapes = [leaf.shape for leaf in present]
-    if group.kind != "concat" and len(set(shapes)) > 1:
+    if len(set(map(len, shapes))) > 1 or (group.kind != "concat" and len(set(shapes)) > 1):
         return None
     for axis in range(len(shapes[0])):
         row = shapes[: group.wide] if group.kind != "concat" else shapes

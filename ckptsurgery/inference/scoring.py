@@ -153,7 +153,7 @@ def _rarity(a: Side, b: Side) -> dict[str, float]:
     """Concept -> what it is worth: more where it is rare, little where only one side has it."""
     counts = [Counter(c for bag in side.bags for c in bag) for side in (a, b)]
     worth = {}
-    for concept in counts[0].keys() | counts[1].keys():
+    for concept in sorted(counts[0].keys() | counts[1].keys()):
         shares = [counts[i][concept] / max(1, len(side)) for i, side in enumerate((a, b))]
         if 0.0 in shares:
             worth[concept] = 0.12
@@ -172,8 +172,9 @@ def _names(a: Side, b: Side) -> Matrix:
 
     def of(x: Any, y: Any) -> float:
         one, two = dict(x), dict(y)
-        both = sum(min(w, two[c]) * worth[c] for c, w in one.items() if c in two)
-        any_ = sum(max(one.get(c, 0.0), two.get(c, 0.0)) * worth[c] for c in one.keys() | two.keys())
+        # fsum: a set of words has no order, and a rounded sum depends on one
+        both = math.fsum(min(w, two[c]) * worth[c] for c, w in one.items() if c in two)
+        any_ = math.fsum(max(one.get(c, 0.0), two.get(c, 0.0)) * worth[c] for c in one.keys() | two.keys())
         return both / any_ if any_ else 0.0
 
     return _spread(_frozen(a.bags), _frozen(b.bags), of)

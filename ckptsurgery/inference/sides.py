@@ -251,6 +251,6 @@ def _bag(unit: Unit) -> dict[str, float]:
             found[concept] = max(found.get(concept, 0.0), worth)
         if listed:
             weight *= _FADE
-    for role in unit.roles:
+    for role in sorted(unit.roles):
         found[role] = max(found.get(role, 0.0), 0.6)
     return found

@@ -28,7 +28,7 @@ Drafted = tuple[Draft, Sequence[str]]  # and the rules that come before it
 
 _SMALL = 4000  # with fewer keys on both sides together, all layers may be looked at
 
-__all__ = ["Assumption", "Suggestion", "ordered", "suggest", "written"]
+__all__ = ["Assumption", "Suggestion", "arranged", "ordered", "suggest", "written"]
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,7 @@ def suggest(source: Any, target: Any, *, by: str = "names", inputs: Any = None) 
     specs, wanted = specs_of(source), specs_of(target)
     if inputs is not None:
         return _by_use(source, target, inputs, specs, wanted)
+    specs, wanted = arranged(specs), arranged(wanted)
     best = _attempt(specs, wanted, cut=True)
     if len(specs) + len(wanted) < _SMALL and (best.problems or _cut_away(specs, wanted, best)):
         # What was left out may be what tells the layers apart, or what no rule for the others claims.
@@ -228,6 +229,18 @@ def _atoms(found: Matched, moves: Sequence[Move], one: Reduced, two: Reduced) ->
     # A number that stands for others counts, though what it counts may be single tensors.
     loops = (lambda prefix: first(prefix) or prefix in one.stands_for), (lambda p: second(p) or p in two.stands_for)
     return atoms(moves, one.keys, loops, lambda prefix, seen: side[prefix[0]].values(prefix[1:], seen))
+
+
+def arranged(specs: Mapping[str, TensorSpec]) -> Mapping[str, TensorSpec]:
+    """Return the specs in their own order where that is a model's definition, else sorted by key.
+
+    Without this, the answer would depend on how a file or a dict happens to be shuffled.
+
+    >>> spec = TensorSpec((2,), "F32")
+    >>> list(arranged({"h.2.w": spec, "h.1.w": spec, "h.0.w": spec, "a": spec}))
+    ['a', 'h.0.w', 'h.1.w', 'h.2.w']
+    """
+    return specs if ordered(specs) else dict(sorted(specs.items()))
 
 
 def ordered(specs: Mapping[str, TensorSpec]) -> bool:
