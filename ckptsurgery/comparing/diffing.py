@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Container, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -10,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..collection import without_collection
 from ..errors import Diagnostic, RecipeError
-from ..language.folding import fold, fold_groups
+from ..language.folding import fold_groups
 from ..running.progress import ByteBar
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
 from ..storage.opening import open_checkpoint
-from ..wording import counted
+from ..wording import brief, clipped, counted
 from .numbers import Difference, difference
+from .ranking import ranked
 from .sides import Groups, Side, Stored
 
 if TYPE_CHECKING:
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 __all__ = ["Diff", "diff"]
 
 _SHOWN = 16
-_DIGITS = re.compile("[0-9]+")
+_WIDE = 200  # characters of a folded run of keys
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Diff:
     """How two checkpoints differ; `str` of it is for people.
 
@@ -88,6 +88,14 @@ class Diff:
     def __str__(self) -> str:
         return "\n".join(self._lines())
 
+    def __repr__(self) -> str:
+        alone = ((self.only_a, "in a alone"), (self.only_b, "in b alone"))
+        apart = ((self.shapes, "shape"), (self.dtypes, "dtype"), (self.values, "value"))
+        counts = [f"{len(keys):,} {where}" for keys, where in alone if keys]
+        counts += [f"{len(keys):,} of other {what}s" for keys, what in apart if keys]
+        counts += ["other ties"] if self.ties_a or self.ties_b else []
+        return brief("Diff", f"{clipped(self.a)} and {clipped(self.b)}", *(counts or ["identical"]))
+
     def _lines(self) -> Iterator[str]:
         yield f"a  {self.a}"
         yield f"b  {self.b}"
@@ -108,7 +116,8 @@ class Diff:
         for title, groups in (("tied in a alone", self.ties_a), ("tied in b alone", self.ties_b)):
             if groups:
                 yield title
-                yield from (f"  {' = '.join(names)}" for names in groups[:_SHOWN])
+                yield from (f"  {clipped(' = '.join(names), _WIDE)}" for names in groups[:_SHOWN])
+                yield from [f"  … and {len(groups) - _SHOWN:,} more"] if len(groups) > _SHOWN else []
 
     def _value_lines(self) -> Iterator[str]:
         comparable = self.common - len(self.shapes)
@@ -118,14 +127,13 @@ class Diff:
             yield f"values: equal in {_all(comparable)} of equal shape"
         else:
             yield f"values: {len(self.values):,} of {counted(comparable, 'tensor')} differ"
-            families: dict[str, list[str]] = {}
-            for key in self.values:
-                families.setdefault(_DIGITS.sub("0", key), []).append(key)
-            for keys in list(families.values())[:_SHOWN]:
-                yield f"  {', '.join(text for text, _ in fold(keys)[:4])}"
-                yield f"    {_said([self.values[key] for key in keys])}"
-            if len(families) > _SHOWN:
-                yield f"  … and {len(families) - _SHOWN} more patterns"
+            rows = ranked(self.values)
+            for row in rows[:_SHOWN]:
+                yield f"  {clipped(row.text, _WIDE)}"
+                yield f"    {row.said}"
+            if len(rows) > _SHOWN:
+                less = counted(sum(row.count for row in rows[_SHOWN:]), "tensor")
+                yield f"  … and {len(rows) - _SHOWN:,} more patterns of {less} that differ no more than these"
 
 
 def _all(tensors: int) -> str:
@@ -242,22 +250,6 @@ def _section(title: str, items: Mapping[str, Any], said: Any) -> Iterator[str]:
     yield f"{title}: {len(items):,}"
     folded = fold_groups(items, label=lambda key: said(items[key]))
     for group in folded[:_SHOWN]:
-        yield f"  {group.text}  {said(items[group.first])}"
+        yield f"  {clipped(group.text, _WIDE)}  {said(items[group.first])}"
     if len(folded) > _SHOWN:
         yield f"  … and {len(folded) - _SHOWN} more patterns"
-
-
-def _said(found: list[Difference]) -> str:
-    """The worst of a run of tensors."""
-    if any(d.differing is None for d in found):
-        return "other bytes"
-    differing, numel = sum(d.differing or 0 for d in found), sum(d.numel for d in found)
-    if not differing:
-        return "other bits of equal values, such as the sign of a zero"
-    parts = [f"{differing:,} of {numel:,} elements", f"max |a - b| {max(d.max_abs for d in found):.3g}"]
-    parts.append(f"relative {max(d.max_rel for d in found):.3g}")
-    cosines = [d.cosine for d in found if d.cosine is not None]
-    parts += [f"cosine {min(cosines):.6f}"] if cosines else []
-    nonfinite = sum(d.nonfinite for d in found)
-    parts += [f"{nonfinite:,} with NaN or Inf"] if nonfinite else []
-    return ", ".join(parts)

@@ -11,7 +11,7 @@ from ..errors import CheckpointError, Diagnostic
 from ..running.progress import ByteBar
 from ..storage.checkpoint import Checkpoint
 from ..storage.opening import open_checkpoint
-from ..wording import counted
+from ..wording import brief, counted
 from .files import file_findings
 from .headers import header_findings
 from .values import Survey, value_findings
@@ -21,7 +21,7 @@ __all__ = ["Diagnosis", "doctor"]
 _ORDER = ("error", "warning", "note")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Diagnosis:
     """What `doctor` found; each finding says where and what to do.
 
@@ -57,10 +57,15 @@ class Diagnosis:
         }
 
     def __str__(self) -> str:
-        counts = [counted(len(self.of(s)), s) for s in _ORDER if self.of(s)]
         looked = f"{counted(self.tensors, 'tensor')}, {self.bytes_read:,} bytes read"
-        head = f"{self.source}: {looked}: {', '.join(counts) or 'sound'}"
+        head = f"{self.source}: {looked}: {', '.join(self._counts())}"
         return "\n\n".join([head, *map(str, self.findings)])
+
+    def __repr__(self) -> str:
+        return brief("Diagnosis", self.source, counted(self.tensors, "tensor"), *self._counts())
+
+    def _counts(self) -> list[str]:
+        return [counted(len(self.of(s)), s) for s in _ORDER if self.of(s)] or ["sound"]
 
 
 def doctor(source: Any, subtree: str | None = None, *, values: bool = True, progress: bool | None = None) -> Diagnosis:

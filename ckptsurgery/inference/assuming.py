@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ..language.folding import fold
 from ..specs import TensorSpec
+from ..wording import brief, listed
 from .matched import Matched
 from .norms import is_norm, stage
 from .resolving import Move
@@ -20,7 +21,7 @@ from .vocabulary import concepts
 __all__ = ["Assumption", "assumed"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Assumption:
     """Something that the recipe takes on trust.
 
@@ -34,6 +35,9 @@ class Assumption:
     kind: str
     text: str
     keys: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return brief("Assumption", self.kind, self.text, listed(self.keys))
 
 
 _TEXTS = {

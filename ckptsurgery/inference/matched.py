@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ..specs import TensorSpec
+from ..wording import brief, counted, listed
 from .agreeing import Agreement
 from .fusing import fused
 from .matching import VOTES, Solution, Voters, solve
@@ -33,7 +34,7 @@ _LARGEST = 4_000_000  # pairs that are looked at together, at most: some twenty 
 _SPREAD = 0.45  # by how much the weights differ then: the standard deviation of their logarithms
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Candidate:
     """What a target tensor might be made of, and what speaks for it."""
 
@@ -41,13 +42,19 @@ class Candidate:
     score: float
     evidence: Mapping[str, float]
 
+    def __repr__(self) -> str:
+        return brief("Candidate", listed(self.sources), f"{self.score:.2f}")
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Question:
     """A target tensor that could not be decided, with what it may be made of; a layer may speak for those like it."""
 
     target: str
     candidates: tuple[Candidate, ...]
+
+    def __repr__(self) -> str:
+        return brief("Question", self.target, counted(len(self.candidates), "candidate"))
 
     @property
     def said(self) -> str:
@@ -109,8 +116,8 @@ def _manageable(a: Side, b: Side) -> list[tuple[Side, Side]]:
     if len(a) * len(b) <= _LARGEST:
         return [(a, b)]
     sizes: dict[int, tuple[list[Unit], list[Unit]]] = defaultdict(lambda: ([], []))
-    for side, listed in enumerate((a, b)):
-        for unit in listed.units:
+    for side, whole in enumerate((a, b)):
+        for unit in whole.units:
             sizes[math.prod(unit.weight.shape)][side].append(unit)
     found: list[tuple[list[Unit], list[Unit]]] = []
     for one, two in sorted(sizes.values(), key=lambda g: len(g[0]) * len(g[1])):
@@ -321,8 +328,10 @@ def _tied(source: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec], mo
         if len(alike) > 1 and len(spec.shape) == 2:
             alike = [k for k in alike if {"embedding", "token"} & _meant(k)]
             alike = alike if len(alike) == 1 else [k for k in alike if "token" in _meant(k)]
-        if len(alike) == 1 and alike[0] in first and (
-            _sharing(alike[0], key) or _within(first[alike[0]], key) or _within(key, first[alike[0]])
+        if (
+            len(alike) == 1
+            and alike[0] in first
+            and (_sharing(alike[0], key) or _within(first[alike[0]], key) or _within(key, first[alike[0]]))
         ):
             ties[key] = first[alike[0]]
     return ties

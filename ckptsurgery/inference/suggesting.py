@@ -12,6 +12,7 @@ from ..language.folding import fold, fold_groups
 from ..language.recipe import Recipe
 from ..specs import TensorSpec
 from ..storage.opening import open_checkpoint
+from ..wording import brief, counted
 from .assuming import Assumption, assumed
 from .claiming import Book
 from .inducing import Atom, atoms, escaped, flats
@@ -31,7 +32,7 @@ _SMALL = 4000  # with fewer keys on both sides together, all layers may be looke
 __all__ = ["Assumption", "Suggestion", "arranged", "ordered", "suggest", "written"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Suggestion:
     """A recipe that nobody wrote, and what is known of it.
 
@@ -74,6 +75,12 @@ class Suggestion:
         if self.parity is not None:
             lines += [f"# tried: {line}" for line in str(self.parity).split("\n")]
         return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        left = ((self.ambiguous, "open question"), (self.assumptions, "assumption"))
+        lost = ((self.unmatched_source, "unmatched source key"), (self.unmatched_target, "unmatched target key"))
+        counts = [counted(len(found), what) for found, what in (*left, *lost) if found]
+        return brief("Suggestion", counted(len(self.recipe.rules), "rule"), f"covers {self.coverage:.1%}", *counts)
 
     def to_json(self) -> dict[str, Any]:
         """All of it as plain data; the recipe as text."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Diagnostic, LoadError
+from ..wording import brief, clipped, counted, listed
 from .running import Call, tried
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Difference:
         return self.relative <= self.tolerance
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Parting:
     """The first module at which two models part.
 
@@ -62,8 +63,12 @@ class Parting:
     parameters: tuple[str, ...] = ()
     rules: Mapping[str, str] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        uses = f"uses {listed(self.parameters)}" if self.parameters else ""
+        return brief("Parting", f"{clipped(self.module)} / {clipped(self.other)}", uses)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Parity:
     """Whether two models agree; true if so.
 
@@ -84,6 +89,11 @@ class Parity:
 
     def __bool__(self) -> bool:
         return self.ok
+
+    def __repr__(self) -> str:
+        counts = counted(len(self.outputs), "output"), f"{counted(self.compared, 'module call')} compared"
+        parting = f"they part at {clipped(self.parting.module)}" if self.parting is not None else ""
+        return brief("Parity", "equal" if self.ok else "different", *counts, parting)
 
     def __str__(self) -> str:
         worst = max(self.outputs, key=lambda d: d.relative, default=None)

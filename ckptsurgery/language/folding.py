@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import chain, groupby, islice, product
 
 from ..distinct import Distinct
 from .escaping import escape
@@ -35,12 +35,26 @@ class Folded:
         pattern: the keys for a recipe, their numbers free: `layers.{i}.w`; it may match further keys.
         first: the first of the keys, in the order given.
         count: how many keys the line stands for.
+        literals: the text around the numbers of the keys.
+        numbers: for each number of the keys, its values; the line stands for all combinations.
     """
 
     text: str
     pattern: str
     first: str
     count: int
+    literals: tuple[str, ...] = ()
+    numbers: Row = ()
+
+    @property
+    def keys(self) -> Iterator[str]:
+        """The keys that the line stands for, by their numbers.
+
+        >>> [list(line.keys) for line in fold_groups(["h.0.w", "h.10.w", "h.2.w", "b"])]
+        [['h.0.w', 'h.2.w', 'h.10.w'], ['b']]
+        """
+        for numbers in product(*self.numbers):
+            yield "".join(chain.from_iterable(zip(self.literals, (*numbers, ""))))
 
 
 def fold(keys: Iterable[str]) -> list[tuple[str, int]]:
@@ -146,7 +160,7 @@ def _folded(literals: tuple[str, ...], row: Row, first: str) -> Folded:
         several = len(values) > 1
         text += ["{" + _runs(values) + "}" if several else values[0], literal]
         pattern += ["{" + next(names) + "}" if several else values[0], escape(literal)]
-    return Folded("".join(text), "".join(pattern), first, count)
+    return Folded("".join(text), "".join(pattern), first, count, literals, row)
 
 
 def _capture_names() -> Iterator[str]:

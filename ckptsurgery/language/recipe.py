@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import Diagnostic, RecipeError
+from ..wording import brief, counted
 from .dims import DimValue, is_number
 from .keys import KeyPattern
 from .law import normalise, signature
@@ -46,7 +47,7 @@ class Scope:
                 )
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, repr=False)
 class Recipe:
     """Rules over keys and axes, and what else must be said.
 
@@ -227,6 +228,12 @@ class Recipe:
 
     def __str__(self) -> str:
         return self.dumps().rstrip("\n")
+
+    def __repr__(self) -> str:
+        counted_parts = ((self.drop, "drop"), (self.init, "init"), (self.tie, "tie"), (self.dims, "dim"))
+        counts = [counted(len(part), what) for part, what in (*counted_parts, (self.scopes, "scope")) if part]
+        rules = (repr(str(rule)) for rule in self.rules[:3])
+        return brief("Recipe", counted(len(self.rules), "rule"), *counts, f"rest {self.rest}", *rules)
 
     def __hash__(self) -> int:
         return hash(self.dumps())

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from ..errors import Diagnostic, RecipeError
+from ..wording import brief
 from .axes import Axis, AxisList
 from .calls import Call, parse_call
 from .escaping import guarded, split_unescaped, stripped
@@ -38,7 +39,7 @@ class Term:
         return key if self.axes is None else f"{key} {self.axes}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Rule:
     """What becomes of the tensors whose keys match.
 
@@ -121,6 +122,9 @@ class Rule:
         left = " | ".join([", ".join(map(str, self.sources)), *map(str, self.before)])
         right = " | ".join([", ".join(map(str, self.targets)), *map(str, self.after)])
         return ("? " if self.optional else "") + f"{left} -> {right}"
+
+    def __repr__(self) -> str:
+        return brief("Rule", str(self))
 
 
 def optional_text(text: str) -> tuple[bool, str]:

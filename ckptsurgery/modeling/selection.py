@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import Diagnostic, LoadError
 from ..language.folding import fold
 from ..specs import TensorSpec, is_lossless
-from ..wording import counted
+from ..wording import clipped, counted
 from .initialising import Whats, by_name, initialise
 from .matching import matching_names
 from .places import named_tensors, place_of, require_module, size_of
@@ -276,7 +276,8 @@ class Selection(Mapping[str, "Tensor"]):
     def __repr__(self) -> str:
         shown = _folded(self)
         more = f", … {len(shown) - 6} more" if len(shown) > 6 else ""
-        return f"Selection({counted(len(self), 'tensor')}, {self.numel:,} elements: {', '.join(shown[:6])}{more})"
+        names = ", ".join(clipped(text) for text in shown[:6])
+        return f"Selection({counted(len(self), 'tensor')}, {self.numel:,} elements: {names}{more})"
 
 
 def _folded(names: Mapping[str, Any] | list[str]) -> tuple[str, ...]:

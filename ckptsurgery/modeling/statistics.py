@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, overload
 
 from ..specs import TensorSpec
+from ..wording import brief, counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +46,7 @@ class TensorStats:
         return asdict(self) | {"spec": str(self.spec)}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Stats(Sequence[TensorStats]):
     """Rows, readable as a table by `str`."""
 
@@ -63,6 +64,9 @@ class Stats(Sequence[TensorStats]):
 
     def __iter__(self) -> Iterator[TensorStats]:
         return iter(self.rows)
+
+    def __repr__(self) -> str:
+        return brief("Stats", counted(len(self.rows), "tensor"), *(row.name for row in self.rows[:3]))
 
     def __str__(self) -> str:
         head = ("name", "tensor", "mean", "std", "min", "max", "norm", "zeros", "nonfinite")

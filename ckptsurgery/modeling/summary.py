@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import Diagnostic, LoadError
 from ..ops.seeding import seeded_globals
+from ..wording import brief, counted
 from .places import places, require_module, size_of
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class ModuleRow:
     repeated: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Summary:
     """Rows and totals; `str` is a table, and shared parameters count once.
 
@@ -67,6 +68,9 @@ class Summary:
     def to_json(self) -> dict[str, Any]:
         """The summary as plain data."""
         return asdict(self)
+
+    def __repr__(self) -> str:
+        return brief("Summary", counted(len(self.rows), "module"), counted(self.params, "parameter"))
 
     def __str__(self) -> str:
         lines = [("Layer (type:depth-idx)", "Output Shape", "Param #"), *_lines(self.rows)]

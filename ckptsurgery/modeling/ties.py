@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Diagnostic, LoadError
+from ..wording import brief, listed
 from .assigning import parameter_like
 from .places import Place, named_tensors, place_of, places, places_of, require_module
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["TieGroup", "equal_bytes", "find_ties", "record_ties", "restore_ties", "tie", "untie"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class TieGroup:
     """Names that stand for one tensor.
 
@@ -34,6 +35,9 @@ class TieGroup:
     def __str__(self) -> str:
         return f"{' = '.join(self.names)} ({self.kind})"
 
+    def __repr__(self) -> str:
+        return brief("TieGroup", listed(self.names, 6), self.kind)
+
 
 def find_ties(model: nn.Module) -> tuple[TieGroup, ...]:
     """The tie groups of a model, in state_dict order.
@@ -42,7 +46,7 @@ def find_ties(model: nn.Module) -> tuple[TieGroup, ...]:
     >>> model = torch.nn.Sequential(torch.nn.Embedding(5, 3), torch.nn.Linear(3, 5, bias=False))
     >>> model[1].weight = model[0].weight
     >>> find_ties(model)
-    (TieGroup(names=('0.weight', '1.weight'), kind='object'),)
+    (<TieGroup 0.weight, 1.weight: object>,)
 
     Disjoint or overlapping views of one storage are no ties. A class's `_tied_weights_keys` counts only when its
     config's `tie_word_embeddings` is true, and only where the tensors are not tied already. Meta models too.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import Diagnostic, PlanError
 from ..ops.base import Specs
+from ..wording import brief, counted
 from .claims import near_rules
 from .steps import Beside, Move, Pick, Run, Step
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Explanation", "explain"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Explanation:
     """What becomes of a key, or where it comes from; `str` of it is for people.
 
@@ -42,6 +43,10 @@ class Explanation:
 
     def __str__(self) -> str:
         return "\n".join(self.lines)
+
+    def __repr__(self) -> str:
+        ends = f"{counted(len(self.sources), 'source')} -> {counted(len(self.targets), 'target')}"
+        return brief("Explanation", self.key, self.role, ends if self.sources else "", *self.rules)
 
     def to_json(self) -> dict[str, Any]:
         """The explanation as plain data."""

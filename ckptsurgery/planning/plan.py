@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -12,15 +13,18 @@ from ..errors import Diagnostic
 from ..language.folding import fold_groups
 from ..language.recipe import Recipe
 from ..specs import TensorSpec
-from ..wording import counted
+from ..wording import brief, clipped, counted
 from .costing import Cost, cost_of
 from .expanding import BoundRule
-from .steps import Step
+from .steps import KINDS, Step, programs_of
 
 if TYPE_CHECKING:
     from .explaining import Explanation
 
 __all__ = ["Plan", "RuleUse", "Target"]
+
+_MOST = 20  # lines of one kind that a plan's text takes
+_WIDE = 200  # characters of a folded run of keys
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class RuleUse:
     is_rest: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """Steps, in the order of their sources, and everything that moves nothing but is settled all the same.
 
@@ -131,41 +135,62 @@ class Plan:
         }
 
     def __str__(self) -> str:
-        cost = self.cost
-        kinds = {"copy": cost.copies, "move": cost.moves, "compute": cost.computes}
-        parts = [f"{n} {kind}" for kind, n in kinds.items() if n]
-        source, target = counted(len(self.source), "source key"), counted(len(self.keys), "target key")
-        lines = [f"plan: {source} -> {target} ({', '.join(parts) or 'no steps'})"]
+        lines = [f"plan: {self._ends()} ({', '.join(self._kinds()) or 'no steps'})"]
         lines += self._rule_lines()
-        for title, keys in (
-            ("initialised", self.inits),
-            ("tied", self.ties),
-            ("dropped", self.dropped),
-            ("cast", self.casts),
-        ):
+        for keys, title in self._settled():
             if keys:
-                says: Mapping[str, Any] = keys
+                says = keys
                 lines.append(f"  {title}")
                 folded = fold_groups(keys, label=lambda k, says=says: str(says[k]))  # type: ignore[misc]
-                lines += [f"    {f.text}  {_said(says[f.first])}" for f in folded[:20]]
-                lines += [f"    … and {len(folded) - 20} more"] if len(folded) > 20 else []
-        lines += [f"  {w.severity}: {w.headline}" for w in self.warnings]
-        lines.append(f"  cost: {cost}")
+                lines += [
+                    f"    {clipped(f.text, _WIDE)}  {clipped(_said(says[f.first]), _WIDE)}" for f in folded[:_MOST]
+                ]
+                lines += [f"    … and {len(folded) - _MOST:,} more"] if len(folded) > _MOST else []
+        lines += [f"  {w.severity}: {w.headline}" for w in self.warnings[:_MOST]]
+        lines += [f"  … and {len(self.warnings) - _MOST:,} more warnings"] if len(self.warnings) > _MOST else []
+        lines.append(f"  cost: {self.cost}")
         return "\n".join(lines)
 
+    def __repr__(self) -> str:
+        others = (f"{counted(len(keys), 'key')} {what}" for keys, what in self._settled() if keys)
+        return brief("Plan", self._ends(), *self._kinds(), *others)
+
+    def _settled(self) -> tuple[tuple[Mapping[str, Any], str], ...]:
+        """What moves no data, by what was decided."""
+        return (self.inits, "initialised"), (self.ties, "tied"), (self.dropped, "dropped"), (self.casts, "cast")
+
+    def _ends(self) -> str:
+        made = self.specs.keys() | self.ties.keys() | self.inits.keys()
+        return f"{counted(len(self.source), 'source key')} -> {counted(len(made), 'target key')}"
+
+    def _kinds(self) -> list[str]:
+        """How many steps there are of each kind."""
+        times: Counter[str] = Counter()
+        for program, count in programs_of(self.steps):
+            times[program.kind] += count
+        return [f"{times[kind]} {kind}" for kind in KINDS if times[kind]]
+
     def _rule_lines(self) -> list[str]:
-        by_rule: dict[tuple[int, ...], list[Step]] = {}
+        """Each rule, and below it a line for each kind of step that it makes."""
+        kind_of = {id(program): program.kind for program, _ in programs_of(self.steps)}
+        by_rule: dict[tuple[int, ...], dict[str, list[Step]]] = {}
         for step in self.steps:
-            by_rule.setdefault(step.rules, []).append(step)
+            kinds = by_rule.setdefault(step.rules, {})
+            kinds.setdefault(kind_of[id(step.program)], []).append(step)
         lines = []
-        for numbers, steps in by_rule.items():
+        for numbers, kinds in by_rule.items():
             lines.append("  " + "  then  ".join(self.uses[n].text for n in numbers))
-            sources = len(set(chain.from_iterable(map(attrgetter("sources"), steps))))
-            targets = sum(map(len, map(attrgetter("targets"), steps)))
-            shown = steps[0]
-            example, made = _few(shown.sources), _few(shown.targets)
-            lines.append(f"    {sources} -> {targets} {steps[0].kind}  {example} -> {made} {shown.program.outputs[0]}")
+            lines += [_kind_line(kind, kinds[kind]) for kind in KINDS if kind in kinds]
         return lines
+
+
+def _kind_line(kind: str, steps: Sequence[Step]) -> str:
+    """How many tensors steps of one kind read and make, with the first as an example."""
+    sources = len(set(chain.from_iterable(map(attrgetter("sources"), steps))))
+    targets = sum(map(len, map(attrgetter("targets"), steps)))
+    shown = steps[0]
+    example, made = clipped(_few(shown.sources)), clipped(_few(shown.targets))
+    return f"    {sources} -> {targets} {kind}  {example} -> {made} {shown.program.outputs[0]}"
 
 
 def _few(keys: Sequence[str]) -> str:

@@ -21,6 +21,7 @@ from ..specs import TensorSpec
 from .layout import Layout, Piece, run_piece, side_by_side
 
 __all__ = [
+    "KINDS",
     "Beside",
     "Instruction",
     "Move",
@@ -36,6 +37,9 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+KINDS = ("copy", "move", "compute")
+"""What a step may do, from the least that happens to the data to the most."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from ..errors import CheckpointError, Diagnostic
 from ..language.folding import fold, fold_items
 from ..specs import TensorSpec
 from ..storage.text import shown_bytes
-from ..wording import counted
+from ..wording import brief, counted
 from .tables import cut, shown_numbers, table
 from .totals import Total
 from .trees import tree
@@ -39,7 +39,7 @@ class Line(NamedTuple):
     times: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Inspection:
     """The answer to "what is in this checkpoint?"; `str()` is a table 100 columns wide.
 
@@ -74,6 +74,11 @@ class Inspection:
 
     def __str__(self) -> str:
         return self.render()
+
+    def __repr__(self) -> str:
+        others = ((self.ties, "tie"), (self.extras, "extra"))
+        counts = [counted(len(found), what) for found, what in others if found]
+        return brief("Inspection", self.source, counted(len(self.specs), "tensor"), *counts)
 
     def _totals(self, lines: Iterable[Line]) -> dict[str, Total]:
         """Sums by dtype, tied names counted once."""

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["RunnablePlan", "as_target", "plan", "plan_back", "save"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunnablePlan(Plan):
     """A checked plan over one source: look at it, then save it, load it or take its state_dict.
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from ..errors import Diagnostic
 from ..language.folding import fold_groups
 from ..specs import TensorSpec
-from ..wording import counted
+from ..wording import brief, clipped, counted
 
 __all__ = ["Entry", "Proof", "Report"]
 
@@ -182,8 +182,8 @@ class Report:
 
     def __repr__(self) -> str:
         counts = self._counts()
-        shown = ", ".join(f"{counts[action]} {action}" for action in ACTIONS if counts[action])
-        return f"<Report {self.source} -> {self.target}: {shown or 'nothing'}>"
+        shown = [f"{counts[action]} {action}" for action in ACTIONS if counts[action]]
+        return brief("Report", f"{clipped(self.source)} -> {clipped(self.target)}", *(shown or ["nothing"]))
 
     def _counts(self) -> Counter[str]:
         return Counter(map(attrgetter("action"), self.ledger))
@@ -235,6 +235,6 @@ class Report:
         folded = fold_groups(by_key, label=lambda k: (by_key[k].spec, by_key[k].by))
         for group in folded[:16]:
             entry = by_key[group.first]
-            yield "    " + "  ".join(t for t in (group.text, str(entry.spec or ""), entry.by) if t)
+            yield "    " + "  ".join(t for t in (clipped(group.text, 200), str(entry.spec or ""), entry.by) if t)
         if len(folded) > 16:
             yield f"    … and {len(folded) - 16} more patterns"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, Diagnostic
 from ..specs import DTYPES, TensorSpec
-from ..wording import counted
+from ..wording import brief, counted, listed
 from .contents import Contents, Entry, Extent
 from .files import OpenFiles
 from .frames import Frame
@@ -39,7 +39,7 @@ class MissingKeyError(CheckpointError, KeyError):
         return str(self.args[0])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Tie:
     """Names of one and the same tensor.
 
@@ -50,6 +50,9 @@ class Tie:
 
     names: tuple[str, ...]
     kind: str
+
+    def __repr__(self) -> str:
+        return brief("Tie", listed(self.names, 6), self.kind)
 
 
 class Checkpoint(Mapping[str, "LazyTensor"]):
@@ -268,7 +271,7 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
             parts.append(f"{len(self.files)} files")
         if self.extras:
             parts.append(f"{len(self.extras)} extras")
-        return f"<Checkpoint {self.source}: {', '.join(parts)}>"
+        return brief("Checkpoint", self.source, *parts)
 
 
 class LazyTensor:

@@ -11,7 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import ckptsurgery as cs
-from ckptsurgery.comparing import numbers
+from ckptsurgery.comparing import numbers, ranking
+from ckptsurgery.language.folding import fold_groups
 
 ONE = torch.tensor([1.0, -2.0, 3.0, 0.5])
 
@@ -134,6 +135,48 @@ def test_layers_are_folded_and_the_worst_is_shown() -> None:
     a = {f"l.{i}.w": torch.ones(2) for i in range(12)}
     found = cs.diff(a, {k: t + 0.25 * n for n, (k, t) in enumerate(a.items())})
     assert "  l.{1..11}.w\n    22 of 22 elements, max |a - b| 2.75, " in str(found)
+
+
+def test_the_one_layer_that_is_broken_is_not_folded_with_those_that_were_rounded() -> None:
+    torch.manual_seed(0)
+    a = {f"layers.{i}.{m}.weight": torch.randn(8, 8) for i in range(4) for m in ("q", "k")} | {"same": ONE}
+    b = {key: tensor if key == "same" else tensor.bfloat16().float() for key, tensor in a.items()}
+    b["layers.2.q.weight"] = b["layers.2.q.weight"].clone()
+    b["layers.2.q.weight"][3, 4] += 0.185
+    lines = str(cs.diff(a, b)).split("\n")
+    keys = [line.strip() for line in lines if line.startswith("  layers")]
+    assert keys == ["layers.2.q.weight", "layers.{0,1,3}.q.weight", "layers.{0..3}.k.weight"] or keys == [
+        "layers.2.q.weight",
+        "layers.{0..3}.k.weight",
+        "layers.{0,1,3}.q.weight",
+    ]
+    assert "of 64 elements, max |a - b| 0.18" in lines[lines.index("  layers.2.q.weight") + 1]
+
+
+def test_each_line_of_differences_has_the_numbers_of_its_own_keys_and_the_largest_comes_first() -> None:
+    apart = {"l.0.w": 1.0, "l.1.w": 1.5, "l.2.w": 100.0, "l.3.w": 1.0, "l.7.w": 1.0, "m": 9.0, "n": float("nan")}
+    a = {key: torch.zeros(2) for key in (*apart, "l.4.w")}
+    b = {key: torch.tensor([apart.get(key, 0.0), 0.0]) for key in a}
+    lines = [line.strip() for line in str(cs.diff(a, b)).split("\n")]
+    assert lines[lines.index("values: 7 of 8 tensors differ") + 1 :] == [
+        "n",
+        "1 of 2 elements, max |a - b| 0, relative 0, 1 with NaN or Inf",
+        "l.2.w",
+        "1 of 2 elements, max |a - b| 100, relative 1",
+        "m",
+        "1 of 2 elements, max |a - b| 9, relative 1",
+        "l.{0,1,3,7}.w",
+        "4 of 8 elements, max |a - b| 1.5, in l.1.w, 1 at least, relative 1",
+    ]
+
+
+@given(st.dictionaries(st.tuples(st.integers(0, 9), st.sampled_from("qk")), st.floats(0, 1e6), min_size=1))
+def test_lines_name_each_differing_key_once_and_no_other(sizes: dict[tuple[int, str], float]) -> None:
+    found = {f"l.{i}.{m}": numbers.Difference(4, 4, max_abs=size) for (i, m), size in sizes.items()}
+    rows = ranking.ranked(found)
+    assert sum(row.count for row in rows) == len(found)
+    assert {key for line in fold_groups(list(found)) for key in line.keys} == set(found)
+    assert max(sizes.values()) == pytest.approx(float(rows[0].said.split("|a - b| ")[1].split(",")[0]), rel=5e-3)
 
 
 def test_one_tensor_is_not_all_tensors() -> None:

@@ -1,0 +1,49 @@
+"""A plan as text: each rule with what its steps do, kind by kind."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import ckptsurgery as cs
+
+
+def counts(plan: cs.Plan) -> list[tuple[int, int, str]]:
+    found = re.findall(r"^    (\d+) -> (\d+) (\w+)  ", str(plan), re.MULTILINE)
+    return [(int(sources), int(targets), kind) for sources, targets, kind in found]
+
+
+def specs(shapes: dict[str, list[int]], layers: int = 16) -> dict[str, cs.TensorSpec]:
+    return {f"h.{i}.{k}": cs.TensorSpec(s, "F32") for i in range(layers) for k, s in shapes.items()}
+
+
+def test_a_rule_that_turns_weights_and_copies_biases_shows_both() -> None:
+    plan = cs.plan(specs({"fc.bias": [3], "fc.weight": [2, 3]}), "h.{i}.fc.{l} [x y?] -> l.{i}.fc.{l} [y? x]")
+    assert counts(plan) == [(16, 16, "copy"), (16, 16, "move")]
+    assert "plan: 32 source keys -> 32 target keys (16 copy, 16 move)" in str(plan)
+    assert "    16 -> 16 move  h.0.fc.weight -> l.0.fc.weight F32 [3, 2]" in str(plan)
+
+
+def test_a_rule_that_casts_some_of_its_tensors_shows_how_many() -> None:
+    shapes = {"a": [4, 4], "b": [4, 1]}
+    source = specs(shapes, 3) | {"h.3.a": cs.TensorSpec([4, 4], "BF16"), "h.3.b": cs.TensorSpec([4, 1], "BF16")}
+    plan = cs.plan(source, "h.{i}.{l} [x y] -> l.{i}.{l} [y x]", dtype="bf16")
+    # a column turned is the same bytes; what is bf16 already is not computed
+    assert counts(plan) == [(1, 1, "copy"), (1, 1, "move"), (6, 6, "compute")]
+
+
+def test_the_lines_add_up_to_the_steps() -> None:
+    rules = [
+        "h.{i}.{p:q,k,v} [o d] -> h.{i}.qkv [(p o) d]",
+        "h.{i}.n [x y] -> h.{i}.n [y x]",
+        "h.{i}.{m:e,f} -> {m}.{i}",
+    ]
+    plan = cs.plan(specs({"q": [2, 2], "k": [2, 2], "v": [2, 2], "n": [3, 2], "e": [2], "f": [2]}, 5), rules)
+    steps: Counter[str] = Counter()
+    for step in plan.steps:
+        steps[step.kind] += len(step.targets)
+    shown: Counter[str] = Counter()
+    for _, targets, kind in counts(plan):
+        shown[kind] += targets
+    assert shown == steps
+    assert counts(plan) == [(15, 5, "move"), (5, 5, "move"), (10, 10, "copy")]
