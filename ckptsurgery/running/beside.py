@@ -19,9 +19,10 @@ from ..planning.steps import Instruction, Move, Run, Step
 from ..storage.checkpoint import Checkpoint
 from ..storage.mirrors import Mirror, mirrors_in, parts_of
 from ..storage.nodes import name_of
+from ..storage.versions import METADATA, recorded
 from ..wording import counted
 
-__all__ = ["Beside", "along_with", "moved_modules"]
+__all__ = ["Beside", "along_with", "moved_modules", "moved_versions"]
 
 Asked = str | Mapping[str, str]
 """`"error"`, `"drop"` or `"keep"` for every tree, or a word for each by its path; `""` names all others."""
@@ -58,7 +59,9 @@ def along_with(plan: Plan, checkpoint: Checkpoint, asked: Asked, held: bool) -> 
     _check_paths(named, checkpoint.extras)
     if not held:
         _refuse_keep(default, named)
-        return Beside({}, _listed("left out, as the format cannot hold it", checkpoint.extras))
+        # the versions of modules go into the metadata that every format holds
+        unheld = [path for path in checkpoint.extras if path != METADATA]
+        return Beside({}, _listed("left out, as the format cannot hold it", unheld))
     if not checkpoint.extras:
         return Beside({})
     changed = _Changes.of(plan)
@@ -91,12 +94,18 @@ def along_with(plan: Plan, checkpoint: Checkpoint, asked: Asked, held: bool) -> 
 
 
 def moved_modules(plan: Plan) -> dict[str, str]:
-    """Module path of the source -> of the result: a module goes where its tensors went."""
+    """Module path of the source -> of the result: a module goes where its tensors went, or those of its parts."""
     moved: dict[str, str] = {"": ""}
     for step in plan.steps:
-        for source in step.sources[:1]:
-            for target in step.targets[:1]:
-                moved.setdefault(source.rpartition(".")[0], target.rpartition(".")[0])
+        if not (step.sources and step.targets):
+            continue
+        old, new = step.sources[0].rpartition(".")[0], step.targets[0].rpartition(".")[0]
+        while old and old not in moved:
+            moved[old] = new
+            old, _, one = old.rpartition(".")
+            new, _, other = new.rpartition(".")
+            if one != other:
+                break
     return moved
 
 
@@ -255,7 +264,7 @@ def _moved_states(plan: Plan, extras: Mapping[str, Any]) -> dict[str, Any]:
     made: dict[str, Any] = {}
     for path, value in extras.items():
         module = path.rpartition(".")[0]
-        if path == "_metadata" and isinstance(value, Mapping):
+        if path == METADATA and isinstance(value, Mapping):
             made[path] = {moved[old]: told for old, told in value.items() if old in moved}
         elif not _is_state(path):
             made[path] = value
@@ -266,8 +275,14 @@ def _moved_states(plan: Plan, extras: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
+def moved_versions(plan: Plan, extras: Mapping[str, Any]) -> dict[str, str]:
+    """The metadata that tells the versions of the modules, under the names that these get."""
+    told = extras.get(METADATA)
+    return recorded(_moved_states(plan, {METADATA: told})[METADATA]) if isinstance(told, Mapping) else {}
+
+
 def _of_model(path: str) -> bool:
-    return path == "_metadata" or _is_state(path)
+    return path == METADATA or _is_state(path)
 
 
 def _is_state(path: str) -> bool:

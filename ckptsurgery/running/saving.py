@@ -25,7 +25,7 @@ from ..storage.staging import Writer
 from ..storage.writing import holds_extras, open_staged, open_writer, parse_size
 from ..wording import counted
 from .beside import Asked as BesideAsked
-from .beside import Beside, along_with
+from .beside import Beside, along_with, moved_versions
 from .companions import companions_for
 from .config_remarks import as_warnings, config_remarks
 from .progress import ByteBar
@@ -84,7 +84,7 @@ def save_plan(
         )
         from .in_place import change_in_place
 
-        written, note = change_in_place(plan, checkpoint, Path(path).expanduser(), aliases, _metadata(checkpoint))
+        written, note = change_in_place(plan, checkpoint, Path(path).expanduser(), aliases, _metadata(plan, checkpoint))
         file = str(Path(path).expanduser())
         return _report(plan, checkpoint, str(path), aliases, (file,), written, (note,), read=0)
     options = _Options(max_shard_size, overwrite, companions, resume, provenance, check, sync, side, framed)
@@ -139,7 +139,7 @@ def _write(
             path,
             specs,
             aliases=aliases,
-            metadata=_metadata(checkpoint)
+            metadata=_metadata(plan, checkpoint, options.framed)
             | (provenance_of(plan, options.provenance, checkpoint) if options.provenance else {}),
             extras=side.extras,
             frame=checkpoint.frame,
@@ -284,10 +284,12 @@ def _refuse_without_sync(**given: bool) -> None:
             raise PlanError(Diagnostic("bad-argument", text, help=f"without sync=False (--no-sync), or without {name}"))
 
 
-def _metadata(checkpoint: Checkpoint) -> dict[str, str]:
+def _metadata(plan: Plan, checkpoint: Checkpoint, framed: bool = False) -> dict[str, str]:
+    """String metadata of the output; `framed` where its format holds the versions of modules by itself."""
     # What the source was made from is no longer what the output was made from.
     own = {PROVENANCE} | ({"format"} if checkpoint.metadata.get("format") in FRAMEWORKS else set())
-    return {k: v for k, v in checkpoint.metadata.items() if k not in own}
+    kept = {k: v for k, v in checkpoint.metadata.items() if k not in own}
+    return kept if framed else kept | moved_versions(plan, checkpoint.extras)
 
 
 def _left_out(writer: object) -> tuple[str, ...]:

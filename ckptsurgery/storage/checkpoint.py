@@ -19,6 +19,7 @@ from .files import OpenFiles
 from .frames import Frame
 from .inert import Opaque
 from .text import close_keys, shown_bytes
+from .versions import METADATA, VERSIONS, told_versions
 
 if TYPE_CHECKING:
     import torch
@@ -72,6 +73,9 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
         self.aliases: dict[str, str] = contents.aliases
         self.metadata: dict[str, str] = contents.metadata
         self.extras: dict[str, Any] = contents.extras
+        if VERSIONS in contents.metadata:
+            self.extras = {METADATA: told_versions(self.extras, self.metadata, self.entries), **self.extras}
+            self.metadata = {name: text for name, text in self.metadata.items() if name != VERSIONS}
         self.config: Mapping[str, Any] | None = contents.config
         self.source = source
         files = dict.fromkeys(map(_FILE, contents.entries.values()))
@@ -122,7 +126,10 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
 
         A tensor in memory is returned itself.
         """
-        entry = self._entry(key)
+        return self.tensor_at(self._entry(key), key)
+
+    def tensor_at(self, entry: Entry, key: str = "the tensor") -> torch.Tensor:
+        """The tensor of an entry, such as one among the extras; `key` is what messages call it."""
         if entry.file is not None:
             return self._load(key, entry)
         from .tensors import refuse_meta

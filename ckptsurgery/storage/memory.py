@@ -66,8 +66,8 @@ def _mirror(value: Any, tensors: list[torch.Tensor], above: tuple[int, ...], pat
         tensors.append(value)
         spec = _entry(value, path or "the tensor").spec
         return Tensor(Storage(str(len(tensors) - 1), spec.dtype, spec.numel), 0, spec.shape, (), spec.dtype)
-    if not isinstance(value, Mapping | list | tuple):
-        return value
+    if not isinstance(value, Mapping | list | tuple) or path == "_extra_state" or path.endswith("._extra_state"):
+        return value  # the extra state of a module is handed back to one as the caller's own object
     if id(value) in above:
         raise CheckpointError(Diagnostic("nested-too-deep", "the state_dict contains itself"))
     inner = (*above, id(value))

@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import CheckpointError, Diagnostic
 from .checkpoint import Checkpoint
 from .contents import Contents
+from .versions import METADATA, VERSIONS, told_versions
 
 __all__ = ["is_mounts", "join_mounts", "read_mounts"]
 
@@ -62,6 +63,7 @@ def join_mounts(parts: Mapping[str, Contents], place: str) -> Contents:
     """
     joined = Contents({}, frame=None)
     clashes: list[str] = []
+    versions: dict[str, Any] = {}
     for prefix, part in parts.items():
         for key, entry in part.entries.items():
             if prefix + key in joined.entries:
@@ -69,11 +71,17 @@ def join_mounts(parts: Mapping[str, Contents], place: str) -> Contents:
             joined.entries[prefix + key] = entry
         joined.aliases |= {prefix + alias: prefix + kept for alias, kept in part.aliases.items()}
         joined.stamps |= part.stamps
-        joined.metadata |= {prefix + name: value for name, value in part.metadata.items()}
-        joined.extras |= {prefix + path: value for path, value in part.extras.items()}
+        joined.metadata |= {prefix + name: value for name, value in part.metadata.items() if name != VERSIONS}
+        joined.extras |= {prefix + path: value for path, value in part.extras.items() if path != METADATA}
+        versions |= {
+            (prefix + path).rstrip("./"): told
+            for path, told in told_versions(part.extras, part.metadata, part.entries).items()
+        }
     if clashes:
         text = f"two mounts hold {clashes[0]!r}" + (f" and {len(clashes) - 1} more keys" if len(clashes) > 1 else "")
         raise CheckpointError(Diagnostic("duplicate-key", text, place, help="give each source a prefix of its own"))
+    if versions:
+        joined.extras[METADATA] = versions
     joined.config = _joined_config(parts)
     return joined
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..errors import CheckpointError, Diagnostic
 from .contents import Contents
 from .text import shown_keys
+from .versions import METADATA, VERSIONS, told_versions
 
 __all__ = ["enter"]
 
@@ -36,4 +37,9 @@ def enter(contents: Contents, subtree: str, source: str) -> Contents:
         if alias.startswith(prefix) and kept.startswith(prefix)
     }
     extras = {path[len(prefix) :]: value for path, value in contents.extras.items() if path.startswith(prefix)}
-    return Contents(entries, aliases, contents.metadata, extras, contents.config, contents.stamps)
+    versions = told_versions(contents.extras, contents.metadata, contents.entries)
+    below = {path[len(prefix) :]: told for path, told in versions.items() if f"{path}.".startswith(prefix)}
+    if below:
+        extras[METADATA] = below
+    metadata = {name: text for name, text in contents.metadata.items() if name != VERSIONS}
+    return Contents(entries, aliases, metadata, extras, contents.config, contents.stamps)

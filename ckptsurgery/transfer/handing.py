@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -37,17 +37,20 @@ def own_loaders(model: nn.Module) -> tuple[str, ...]:
     return tuple(p for p in paths if not any(p != q and (q == "" or p.startswith(q + ".")) for q in paths))
 
 
-def _only_respells(module: nn.Module) -> bool:
+def _is_own(module: nn.Module) -> bool:
+    """Whether the loading of a module's own tensors is code of its own; torch's norms only forgive old files."""
     from torch import nn
     from torch.nn.modules import batchnorm, instancenorm
 
     owners = (nn.Module, batchnorm._NormBase, instancenorm._InstanceNorm)
-    plain = "_load_from_state_dict" not in vars(module) and type(module)._load_from_state_dict in {
-        o._load_from_state_dict for o in owners
-    }
+    known = {o._load_from_state_dict for o in owners}
+    return "_load_from_state_dict" in vars(module) or type(module)._load_from_state_dict not in known
+
+
+def _only_respells(module: nn.Module) -> bool:
     hooks = [getattr(h, "hook", h) for h in module._load_state_dict_pre_hooks.values()]
     compat = all(getattr(h, "__module__", "") == "torch.nn.utils.parametrizations" for h in hooks)
-    return plain and compat and not module._load_state_dict_post_hooks
+    return not _is_own(module) and compat and not module._load_state_dict_post_hooks
 
 
 def saved_names(model: nn.Module) -> dict[str, str]:
@@ -80,19 +83,24 @@ class Handing:
     Args:
         path: where it stands in the model.
         tensors: its part of the source, by its own names. sources: the source keys behind each.
+        read: gives the tensors as the source holds them, once more.
         versions: the `_metadata` of the source, by its own paths.
         borrowed: names of tensors that the caller's own state_dict holds.
+        states: the extra states of the module and of those below it.
         taken: target key -> what the trial left there. missing: target keys that it did not fill.
         unused: names of `tensors` that it has no place for. strays: names that its hooks made up, and has no place for.
         unfit: names of `tensors` that it refused, with their shape.
         casts: target key -> (from, to). refused: whether it cannot be loaded so at all.
+        given: what the last trial was handed.
     """
 
     path: str
     tensors: dict[str, Tensor]
     sources: Mapping[str, tuple[str, ...]]
+    read: Callable[[], dict[str, Tensor]]
     versions: Mapping[str, Any] = field(default_factory=dict)
     borrowed: Collection[str] = ()
+    states: Mapping[str, Any] = field(default_factory=dict)
     taken: dict[str, Tensor] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
@@ -100,6 +108,13 @@ class Handing:
     unfit: dict[str, Tensor] = field(default_factory=dict)
     casts: dict[str, tuple[str, str]] = field(default_factory=dict)
     refused: bool = False
+    given: dict[str, Tensor] = field(default_factory=dict)
+
+    def unversioned(self, model: nn.Module) -> list[str]:
+        """Modules whose own code goes by the version of the file, which tells none."""
+        inside = model.get_submodule(self.path).named_modules()
+        found = [(f"{self.path}.{p}".strip("."), m._version) for p, m in inside if _is_own(m)]
+        return [f"{p or 'the model'!r} is of version {v}" for p, v in found if v not in (None, 1) and not self.versions]
 
     @property
     def title(self) -> str:
@@ -128,24 +143,41 @@ class Handing:
     def _attempt(self, module: nn.Module) -> Exception | None:
         error: Exception | None = None
         for real in (False, True):
+            given = self._state(trial=True)
+            counts = {n: t._version for n, t in self.tensors.items() if n not in self.borrowed}
             try:
                 twin = _twin(module, real)
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of values that go nowhere, on the meta device
-                    result = twin.load_state_dict(self._state(), strict=False, assign=not real)
+                    result = twin.load_state_dict(given, strict=False, assign=not real)
             except Exception as raised:  # a module's own code may raise anything
                 error = raised
                 continue
+            finally:
+                self._read_again([n for n, count in counts.items() if self.tensors[n]._version != count])
             missing = set(result.missing_keys)
             self.missing = [self.key(k) for k in result.missing_keys]
             self.unused = [k for k in result.unexpected_keys if k in self.tensors]
-            self.strays = [self.key(k) for k in result.unexpected_keys if k not in self.tensors]
+            self.strays = [
+                self.key(k) for k in result.unexpected_keys if k not in self.tensors and k not in self.states
+            ]
+            self.given = {n: t for n, t in given.items() if n in self.tensors}
             self.taken = {self.key(p.name): p.tensor for p in places(twin) if p.persistent and p.name not in missing}
             return None
         return error
 
-    def _state(self) -> OrderedDict[str, Tensor]:
-        state = OrderedDict(self.tensors)
+    def _read_again(self, names: Collection[str]) -> None:
+        """Read tensors anew that the module's own code changed in place: it must find them as they were."""
+        if names:
+            fresh = self.read()
+            self.tensors.update((n, fresh[n]) for n in names)
+
+    def _state(self, trial: bool = False) -> OrderedDict[str, Any]:
+        # what the caller's own state_dict holds may be changed in place by nobody
+        state: OrderedDict[str, Any] = OrderedDict(
+            (n, t.clone() if n in self.borrowed else t) for n, t in self.tensors.items()
+        )
+        state.update(copy.deepcopy(dict(self.states)) if trial else self.states)  # a trial may read a stream to its end
         if self.versions:
             state._metadata = OrderedDict(self.versions)  # type: ignore[attr-defined]
         return state
@@ -184,7 +216,7 @@ class Handing:
         tensor = self.taken[key]
         if tensor.is_meta or not tensor.numel():
             return None
-        return next((n for n, t in self.tensors.items() if t.data_ptr() == tensor.data_ptr()), None)
+        return next((n for n, t in self.given.items() if t.data_ptr() == tensor.data_ptr()), None)
 
     def origin(self, key: str) -> tuple[str, ...]:
         """The source keys behind a key that the module took, where that can be told."""
@@ -206,8 +238,7 @@ class Handing:
 
     def load(self, model: nn.Module, assign: bool) -> None:
         """Load for good."""
-        if assign:  # the model may not keep what the caller's state_dict holds
-            self.tensors.update((n, self.tensors[n].clone()) for n in self.borrowed if n in self.tensors)
+        self.given = {}
         state = self._state()
         for name in self.unused:
             del state[name]

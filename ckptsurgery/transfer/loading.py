@@ -12,7 +12,7 @@ from ..language.recipe import Recipe
 from ..planning.expanding import Stage
 from ..planning.plan import Plan, Target
 from ..planning.planner import draft_plan, fitted
-from ..planning.steps import Step, cut
+from ..planning.steps import cut
 from ..planning.targets import DTYPE_POLICIES
 from ..planning.wrapping import draft_unwrapped
 from ..running.loading import load_plan, model_target, refuse_non_finite
@@ -26,6 +26,7 @@ from .authoring import own_layout
 from .codes import codes_as_weights
 from .deciding import Decision, Wishes, decide, named_keys, samples
 from .doubts import Doubts
+from .extra_states import ExtraStates, collected, is_state, states_of
 from .handing import Handing, own_loaders, renamed_versions, saved_names
 from .layouts import foreign_layout
 from .orienting import live_modules, turned_weights
@@ -102,7 +103,7 @@ def load_into(
     checkpoint = open_checkpoint(source, subtree=subtree)
     inits = dict(init) if isinstance(init, Mapping) else dict.fromkeys(_listed("init", init), "default")
     dropped = _listed("drop", drop)
-    without = [k for k in dropped if k in checkpoint.unreadable]
+    without = [k for k in dropped if k in checkpoint.unreadable or (is_state(k) and k in checkpoint.extras)]
     drops = [k for k in dropped if k not in without]
     wishes = Wishes(inits, _listed("keep", keep), drops, mismatch, partial)
     transfer = _Transfer(model, checkpoint, model_target(model), wishes, dtype, without, live_modules(source, subtree))
@@ -154,6 +155,7 @@ class _Transfer:
     notes: list[str] = field(default_factory=list)
     by_recipe: bool = False
     handed: list[Handing] = field(default_factory=list)
+    states: ExtraStates = field(default_factory=ExtraStates)
 
     def draft(self, recipe: Recipe | None) -> None:
         """What the source would make in the model's names, before anything is decided."""
@@ -178,7 +180,10 @@ class _Transfer:
         return to_dict() if callable(to_dict) else None
 
     def load(self, *, assign: bool, device: torch.device | None, check_values: bool, seed: int) -> Report:
+        named, owners = (*self.wishes.init, *self.wishes.keep), states_of(self.model)
+        self.states, self.plan = collected(self.plan, self.checkpoint, owners, named, self.wishes.drop, self.without)
         made, origins, problems = self.hand_over()
+        problems += self.states.problems(self.wishes.partial)
         doubts = self.doubts(made, origins)
         decision = decide(
             made,
@@ -269,6 +274,8 @@ class _Transfer:
             origins |= {k: handing.origin(k) for k in handing.taken}
             handed = counted(len(handing.tensors), "tensor")
             self.notes.append(f"{handing.title} loads in its own way: {handed} handed over")
+            for text in handing.unversioned(self.model):
+                self.notes.append(f"{text}, and the source tells none: it is loaded as a file of an old one")
         return made, origins, problems
 
     def handing(self, path: str, keys: set[str]) -> Handing:
@@ -276,16 +283,14 @@ class _Transfer:
         from ..running.executing import run_step
 
         prefix = path + "." if path else ""
-        tensors: dict[str, Tensor] = {}
-        sources: dict[str, tuple[str, ...]] = {}
-        steps: list[Step] = []
-        for step in self.plan.steps:
-            mine = [k for k in step.targets if k in keys]
-            if mine:
-                values = dict(zip(step.targets, run_step(step, self.checkpoint.load)))
-                tensors.update((k[len(prefix) :], values[k]) for k in mine)
-                sources.update((k[len(prefix) :], step.sources) for k in mine)
-            steps += cut(step, set(step.targets) - keys)
+        mine = [step for step in self.plan.steps if keys.intersection(step.targets)]
+        sources = {k[len(prefix) :]: step.sources for step in mine for k in step.targets if k in keys}
+
+        def read() -> dict[str, Tensor]:
+            made = (zip(step.targets, run_step(step, self.checkpoint.load)) for step in mine)
+            return {k[len(prefix) :]: tensor for rows in made for k, tensor in rows if k in keys}
+
+        steps = [part for step in self.plan.steps for part in cut(step, set(step.targets) - keys)]
         self.plan = replace(
             self.plan, steps=tuple(steps), specs={k: s for k, s in self.plan.specs.items() if k not in keys}
         )
@@ -294,7 +299,7 @@ class _Transfer:
         borrowed = {n for n, behind in sources.items() if not in_memory.isdisjoint(behind)}
         metadata = self.checkpoint.extras.get("_metadata")
         versions = renamed_versions(metadata, sources) if isinstance(metadata, Mapping) else {}
-        return Handing(path, tensors, sources, versions, borrowed)
+        return Handing(path, read(), sources, read, versions, borrowed, self.states.under(path))
 
     def prove_handed(self, decision: Decision, taken: Mapping[str, Handing]) -> list[Diagnostic]:
         """Names that the plan fills, and that are tied to one that a module took: equal in value, then filled once."""
@@ -381,13 +386,10 @@ class _Transfer:
         return replace(self.plan, steps=tuple(steps), specs=specs, inits=decision.inits)
 
     def set_extra_state(self) -> None:
-        """Hand modules the extra state that the source holds under their own name."""
-        for name, module in self.model.named_modules():
-            key = f"{name}._extra_state" if name else "_extra_state"
-            state = self.checkpoint.extras.get(key)
-            if state is not None and type(module).set_extra_state is not _plain_extra_state():
-                module.set_extra_state(state)
-                self.notes.append(f"extra state of {name or 'the model'} set")
+        """Hand the modules their extra state, once all tensors are there."""
+        handed = {h.key(name) for h in self.handed for name in h.states}
+        self.states.hand(handed, tuple(self.target.specs))
+        self.notes += self.states.notes()
 
     def completed(self, report: Report, decision: Decision, origins: Mapping[str, tuple[str, ...]]) -> Report:
         """The report with what was missing, unexpected and set aside, and with what modules took in their own way."""
@@ -425,9 +427,3 @@ class _Transfer:
                     first.update((n, key) for n in names if key in names and n != key)
         known = {e.key for e in entries}
         return entries + [Entry(k, "tied", self.target.specs.get(k), (), f) for k, f in first.items() if k not in known]
-
-
-def _plain_extra_state() -> Any:
-    from torch import nn
-
-    return nn.Module.set_extra_state
