@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ..running.executing import run_step
 from ..running.plan import RunnablePlan
-from ..running.streaming import output_aliases
+from ..running.sharing import output_aliases
 from ..specs import TensorSpec
 from ..storage.tensors import dense_bytes
 from .sides import Groups

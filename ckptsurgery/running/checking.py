@@ -9,26 +9,23 @@ did to them, and not an op that is wrong.
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import islice, takewhile
-from threading import Lock
-from typing import Any
 
 from ..errors import CheckpointError, Diagnostic
 from ..language.folding import fold
-from ..planning.costing import BUDGET, CHUNK, REGION
+from ..planning.costing import BUDGET, REGION
 from ..planning.plan import Plan
 from ..planning.steps import Step
 from ..specs import DTYPES
 from ..storage.checkpoint import Checkpoint
-from ..storage.contents import Extent
 from ..wording import counted
+from .comparing_sink import ComparingSink
 from .conserving import conserves, total_of
+from .execution import execute
 from .placing import Elements, equal_at, has_views
 from .progress import ByteBar
 from .report import Proof
@@ -114,14 +111,12 @@ class _Check:
         """Compare what a rule made, in one of the three ways."""
         keys = [key for step in steps for key in step.targets if key not in self.aliases]
         fingerprint = None
-        if how == "copied":
-            self._copied(steps)
-        elif how == "moved":
+        if how == "moved":
             self._moved([s for s in steps if has_views(s.program)])
-            self._computed([s for s in steps if not has_views(s.program)], budget)
+            self._made_again([s for s in steps if not has_views(s.program)], budget)
             fingerprint = self._conserved(steps)
         else:
-            self._computed(steps, budget)
+            self._made_again(steps, budget)
         specs = [self.written.specs[key] for key in keys]
         return Proof(
             "  then  ".join(plan.uses[n].text for n in rule),
@@ -132,22 +127,6 @@ class _Check:
             _WHAT[how] + (_ONCE if fingerprint is not None else ""),
             fingerprint,
         )
-
-    def _copied(self, steps: Sequence[Step]) -> None:
-        for step in steps:
-            for key, number in zip(step.targets, step.program.copies or ()):
-                if key not in self.aliases and not self._equal(key, step.sources[number]):
-                    self.wrong.append(key)
-
-    def _equal(self, key: str, source: str) -> bool:
-        total = self.written.specs[key].nbytes
-        for start in range(0, total, CHUNK):
-            stop = min(start + CHUNK, total)
-            # What comes from a file is a bytearray, which compares as memory does; a memoryview goes byte by byte.
-            if self.written.read(key, start, stop) != self.checkpoint.read(source, start, stop):
-                return False
-            self.compared(stop - start)
-        return True
 
     def _moved(self, steps: Sequence[Step]) -> None:
         """Every element of a rearrangement, through views of both sides."""
@@ -169,64 +148,17 @@ class _Check:
         """The fingerprint of what a rule's steps moved, where each moves every element of its sources once."""
         if not all(conserves(s.program) and not any(key in self.aliases for key in s.targets) for s in steps):
             return None
-        both = [
-            (total_of(self.checkpoint, step.sources), total_of(self.written, step.targets), step) for step in steps
-        ]
+        both = [(total_of(self.checkpoint, step.sources), total_of(self.written, step.targets), step) for step in steps]
         self.lost += [key for before, after, step in both if before != after for key in step.targets]
         return f"{sum(before for before, _, _ in both) % (1 << 64):016x}"
 
-    def _computed(self, steps: Sequence[Step], budget: int) -> None:
+    def _made_again(self, steps: Sequence[Step], budget: int) -> None:
+        """Carry steps out once more, and compare what comes with what was written."""
         if steps:
-            from .computing import compute
-
             keys = [key for step in steps for key in step.targets if key not in self.aliases]
-            sink = _Comparing(self.written, keys)
-            compute(steps, self.checkpoint, sink, self.compared, budget, min(REGION, budget))
+            sink = ComparingSink(self.written, keys)
+            execute(steps, self.checkpoint, sink, self.compared, budget=budget, region=min(REGION, budget))
             self.wrong += [key for key in keys if key in sink.wrong]
-
-
-class _Comparing:
-    """Takes bytes as a writer does, and compares them with those that were written."""
-
-    def __init__(self, written: Checkpoint, keys: Iterable[str]) -> None:
-        found = {key: written.extent(key) for key in keys}
-        self.places: dict[str, Extent] = {key: extent for key, extent in found.items() if extent is not None}
-        self.wrong: set[str] = set()
-        self._written = written
-        self._order = sorted((place.file, place.offset, key) for key, place in self.places.items() if place.nbytes)
-        self._lock = Lock()
-
-    def has(self, file: str, offset: int, nbytes: int) -> bool:
-        """Nothing is known beforehand."""
-        return False
-
-    def skip(self, nbytes: int) -> None:
-        """Nothing is owed."""
-
-    def room(self, file: str, offset: int, nbytes: int) -> None:
-        """What is compared may lie anywhere."""
-
-    def write(self, file: str, offset: int, data: Any) -> None:
-        """Compare a run of bytes, of one tensor or of neighbours."""
-        view = memoryview(data)
-        view = view.cast("B") if view.nbytes else memoryview(b"")
-        if self._equal(file, offset, view):
-            return
-        at = max(0, bisect.bisect_right(self._order, (file, offset, "\U0010ffff")) - 1)
-        for _, start, key in takewhile(lambda one: one[:2] < (file, offset + len(view)), islice(self._order, at, None)):
-            stop = start + self.places[key].nbytes
-            if not self._equal(file, max(start, offset), view[max(0, start - offset) : max(0, stop - offset)]):
-                with self._lock:
-                    self.wrong.add(key)
-
-    def _equal(self, file: str, offset: int, view: memoryview) -> bool:
-        for start in range(0, len(view), CHUNK):
-            part = view[start : start + CHUNK]
-            found = bytearray(len(part))
-            self._written.read_file_into(file, offset + start, memoryview(found))
-            if found != part:
-                return False
-        return True
 
 
 def _forget(files: Iterable[str]) -> None:

@@ -13,9 +13,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from operator import attrgetter
 from threading import Condition, Lock
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..collection import without_collection
 from ..errors import CheckpointError, Diagnostic
@@ -25,32 +24,16 @@ from ..planning.cutting import Cut, Region, cut_of, regions_of
 from ..planning.steps import Program, Step
 from ..specs import DTYPES
 from ..storage.checkpoint import Checkpoint
-from ..storage.contents import Extent
+from ..storage.contents import Entry
 from .executing import Loads, run_step
 from .gathering import Batch, Gatherer, Part, batches_of
 from .placing import Elements, has_views
+from .sinks import Moved, Sink
 
-__all__ = ["Sink", "Task", "compute", "one_thread_each", "run_tasks"]
+if TYPE_CHECKING:
+    from torch import Tensor
 
-Moved = Callable[[int], object]
-
-
-class Sink(Protocol):
-    """What takes the bytes that tasks make: a writer, the memory of tensors, or whoever wants to compare them."""
-
-    places: dict[str, Extent]
-
-    def has(self, file: str, offset: int, nbytes: int) -> bool:
-        """Whether a run of bytes need not be made."""
-
-    def skip(self, nbytes: int) -> None:
-        """Count bytes that need not be made."""
-
-    def room(self, file: str, offset: int, nbytes: int) -> memoryview | None:
-        """Memory that a run of bytes is to be made in before it is written; None where it may lie anywhere."""
-
-    def write(self, file: str, offset: int, data: Any) -> None:
-        """Take a run of bytes."""
+__all__ = ["Task", "compute", "one_thread_each", "run_tasks"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,37 +45,49 @@ class Task:
 
 
 def compute(
-    steps: Sequence[Step],
-    checkpoint: Checkpoint,
-    writer: Sink,
-    moved: Moved,
-    budget: int = BUDGET,
-    region: int = REGION,
+    steps: Sequence[Step], checkpoint: Checkpoint, sink: Sink, moved: Moved, budget: int = BUDGET, region: int = REGION
 ) -> None:
     """Make what steps make, over the cores; torch is imported where values change.
 
     Args:
-        moved: hears of bytes as they are written.
+        moved: called with bytes as they arrive.
         budget: bytes that tasks may hold together; a single larger one runs alone.
         region: bytes that a region of a step that can be cut should have.
     """
     programs = {id(step.program): step.program for step in steps}
     cuts = {number: cut_of(program) for number, program in programs.items()}
-    # Only what lies in one run of a file can be read in parts.
-    plain, entries = attrgetter("lies_plainly"), checkpoint.entries
-    parts = [s for s in steps if cuts[id(s.program)] and all(map(plain, map(entries.__getitem__, s.sources)))]
-    cut_up = set(map(id, parts))
-    wholes = [s for s in steps if id(s) not in cut_up]
-    by_views = all(has_views(s.program) for s in wholes)
-    by_torch = not by_views or any(any(cut.chains) for cut in cuts.values() if cut)
-    maker = (_ByViews if by_views else _ByTorch)(checkpoint, wholes)
-    whole = {id(step): Task(held_by(step.program, None, None), _Whole(step, writer, maker)) for step in wholes}
-    checkpoint.read_in_order(checkpoint.files)
-    runs = _joined(_runs_of(steps, whole, cuts, writer, region), min(JOINED * region, budget // workers()))
+    turned = {number: program.copies is None and has_views(program) for number, program in programs.items()}
+    entries = checkpoint.entries
+    handed = Loads(checkpoint.load, ())
+    viewed = Loads(partial(Elements.of, checkpoint), ())
     gatherer = Gatherer(checkpoint)
-    tasks = (one if isinstance(one, Task) else Task(one.held, _Making(one, gatherer, writer)) for one in runs)
+    whole: dict[int, Task] = {}
+    for step in steps:
+        number, lie = id(step.program), list(map(entries.__getitem__, step.sources))
+        if cuts[number] and step.program.copies is None and all(entry.lies_plainly for entry in lie):
+            continue  # only what is one run of a file can be read in parts
+        work: _Views | _Handed
+        if turned[number] and all(map(_on_host, lie)):
+            viewed.expect(step)
+            work = _Views(step, sink, viewed, gatherer)
+        else:
+            handed.expect(step)
+            work = _Handed(step, sink, handed, any(entry.tensor is not None for entry in lie))
+        whole[id(step)] = Task(held_by(step.program, None, None), work)
+    checkpoint.read_in_order(checkpoint.files)
+    runs = _joined(_runs_of(steps, whole, cuts, sink, region), min(JOINED * region, budget // workers()))
+    tasks = (one if isinstance(one, Task) else Task(one.held, _Making(one, gatherer, sink)) for one in runs)
+    by_torch = any(any(cut.chains) for cut in cuts.values() if cut) or any(
+        isinstance(task.run, _Handed) and task.run.step.kind == "compute" for task in whole.values()
+    )
     with one_thread_each() if by_torch else nullcontext():
         run_tasks(tasks, moved, budget)
+
+
+def _on_host(entry: Entry) -> bool:
+    """Whether a tensor is in a file or in this process's memory; one that is built when asked for is built there."""
+    tensor = entry.tensor
+    return tensor is None or callable(tensor) or bool(tensor.device.type == "cpu")
 
 
 class _Way(NamedTuple):
@@ -116,11 +111,11 @@ class _Run:
 
 
 def _runs_of(
-    steps: Sequence[Step], whole: Mapping[int, Task], cuts: Mapping[int, Cut | None], writer: Sink, region: int
+    steps: Sequence[Step], whole: Mapping[int, Task], cuts: Mapping[int, Cut | None], sink: Sink, region: int
 ) -> Iterator[_Run | Task]:
     """What steps make, in their order, a region at a time; those that are not cut are tasks already."""
     regions: dict[int, list[tuple[Region, list[Batch], _Way, int]]] = {}
-    places = writer.places
+    places = sink.places
     for step in steps:
         program = step.program
         cut = cuts[id(program)]
@@ -178,7 +173,7 @@ def run_tasks(tasks: Iterable[Task], moved: Moved, budget: int = BUDGET) -> None
     """Run tasks over the cores; the first failure stops the rest, and is raised when nothing runs any more.
 
     Args:
-        moved: hears of what each task returns, from any thread, but from one at a time.
+        moved: called with what each task returns, from any thread, one at a time.
         budget: bytes that tasks may hold together; a single larger one runs alone.
     """
     queue = _Queue(tasks, moved, budget)
@@ -252,56 +247,55 @@ def one_thread_each() -> Iterator[None]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Whole:
-    """A step on whole tensors."""
+class _Handed:
+    """A step on whole tensors, which are handed on as they come out; copies are the source's own tensors."""
 
     step: Step
-    writer: Sink
-    maker: _ByTorch | _ByViews
+    sink: Sink
+    loads: Loads[Tensor]
+    borrowed: bool
 
     def __call__(self) -> int:
-        step, writer = self.step, self.writer
-        places = {key: writer.places[key] for key in step.targets if key in writer.places}
+        step, sink = self.step, self.sink
+        places = {key: sink.places[key] for key in step.targets if key in sink.places}
         total = sum(place.nbytes for place in places.values())
-        if all(writer.has(*place) for place in places.values()):
-            writer.skip(total)
-        else:
-            for key, made in zip(step.targets, self.maker.made(step, writer)):
+        if places and all(sink.has(*place) for place in places.values()):
+            sink.skip(total)
+        elif places:
+            for key, tensor in zip(step.targets, run_step(step, self.loads)):
                 if key in places:
-                    writer.write(places[key].file, places[key].offset, made)
-        self.maker.loads.done(step)
+                    sink.put(key, tensor, self.borrowed)
+        self.loads.done(step)
         return total
 
 
-class _ByTorch:
-    """Makes the targets of a step together, from tensors."""
+@dataclass(frozen=True, slots=True)
+class _Views:
+    """A step that only rearranges, one target after another, through views of its sources."""
 
-    def __init__(self, checkpoint: Checkpoint, steps: Sequence[Step]) -> None:
-        self.loads = Loads(checkpoint.load, steps)
+    step: Step
+    sink: Sink
+    loads: Loads[Elements]
+    gatherer: Gatherer
 
-    def made(self, step: Step, writer: Sink) -> Iterator[memoryview]:
-        """The bytes of each target."""
-        from ..storage.tensors import dense_bytes
-
-        return map(dense_bytes, run_step(step, self.loads), step.targets)
-
-
-class _ByViews:
-    """Makes one target after another of a step that only rearranges, through views of the files."""
-
-    def __init__(self, checkpoint: Checkpoint, steps: Sequence[Step]) -> None:
-        self.loads = Loads(partial(Elements.of, checkpoint), steps)
-        self._gatherer = Gatherer(checkpoint)
-
-    def made(self, step: Step, writer: Sink) -> Iterator[memoryview]:
-        """The bytes of each target; without room of the writer for them, they are overwritten by those of the next."""
-        layout = step.program.moves
-        assert layout is not None
-        rows = {n: self.loads(step.sources[n]).row for n in {piece.source for piece in layout.pieces}}
+    def __call__(self) -> int:
+        step, sink, layout, total = self.step, self.sink, self.step.program.moves, 0
+        rows: dict[int, Any] = {}
         for target, key in enumerate(step.targets):
-            place = writer.places.get(key)
-            room = writer.room(*place) if place is not None else None
-            yield self._gatherer.turned(layout, target, rows, room).view("u1").data
+            place = sink.places.get(key)
+            if layout is None or place is None:
+                continue
+            total += place.nbytes
+            if sink.has(*place):
+                sink.skip(place.nbytes)
+                continue
+            for number in {piece.source for piece in layout.into(target)} - rows.keys():
+                rows[number] = self.loads(step.sources[number]).row
+            # Without room of the sink it is made in a buffer of this thread, which the next target overwrites.
+            made = self.gatherer.turned(layout, target, rows, sink.room(*place))
+            sink.write(place.file, place.offset, made.view("u1").data)
+        self.loads.done(step)
+        return total
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,17 +304,17 @@ class _Making:
 
     made: _Run
     gatherer: Gatherer
-    writer: Sink
+    sink: Sink
 
     def __call__(self) -> int:
         run, way = self.made, self.made.way
         nbytes = run.stop - run.start
-        if self.writer.has(run.file, run.start, nbytes):
-            self.writer.skip(nbytes)
+        if self.sink.has(run.file, run.start, nbytes):
+            self.sink.skip(nbytes)
             return nbytes
-        room = None if way.ops else self.writer.room(run.file, run.start, nbytes)
+        room = None if way.ops else self.sink.room(run.file, run.start, nbytes)
         flat = self.gatherer.gathered(run.parts, DTYPES[way.dtype].itemsize, room)
-        self.writer.write(run.file, run.start, self._applied(flat) if way.ops else flat.view("u1").data)
+        self.sink.write(run.file, run.start, self._applied(flat) if way.ops else flat.view("u1").data)
         return nbytes
 
     def _applied(self, flat: Any) -> memoryview:

@@ -101,8 +101,12 @@ class Loads(Generic[T]):
 
     def __post_init__(self) -> None:
         for step in self.steps:
-            for key in set(step.sources):
-                self.wanted[key] = self.wanted.get(key, 0) + 1
+            self.expect(step)
+
+    def expect(self, step: Step) -> None:
+        """Count a step among those that will ask for its sources."""
+        for key in set(step.sources):
+            self.wanted[key] = self.wanted.get(key, 0) + 1
 
     def __call__(self, key: str) -> T:
         if key not in self.held and self.wanted.get(key, 0) < 2:

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, Diagnostic, LoadError
-from ..modeling.assigning import move_to, set_tensor, shared_places
+from ..modeling.assigning import move_to
 from ..modeling.facts import target_of
 from ..modeling.initialising import initialise, materialise_buffers
 from ..modeling.places import named_tensors
 from ..modeling.ties import TieGroup, find_ties, restore_ties
 from ..planning.plan import Plan, Target
-from ..planning.steps import Step
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
-from ..storage.links import moved_to
 from ..wording import counted
-from .carrying import fill_accelerators, made_on
-from .executing import Loads, run_step
-from .filling import Load, Progress, fill_gathered, read_straight
+from .executing import run_step
 from .progress import ByteBar
 from .proving import prove
-from .receiving import Receiver, gathered_steps
 from .report import Entry, Report
 from .saving import ledger
+from .tensor_sinks import AssignSink, CopySink, TensorSink, apart_from, fill
 
 if TYPE_CHECKING:
     import torch
@@ -92,7 +88,7 @@ def load_plan(
     skipped = {other for other, _ in plan.tie_proofs}
     filled = {*also_filled, *inits, *(k for step in plan.steps for k in step.targets if k not in skipped)}
     with ByteBar(sum(s.nbytes for s in plan.specs.values()), "loading", progress) as bar:
-        _fill(plan, Load(checkpoint, model, skipped, bar), assign, device)
+        _carry_out(plan, checkpoint, model, assign, device, bar)
     if also is not None:
         also()
     rows = initialise(model, inits, seed) if inits else ()
@@ -113,70 +109,36 @@ def load_plan(
     )
 
 
-def _fill(plan: Plan, load: Load, assign: bool, device: torch.device | None) -> None:
+def _carry_out(
+    plan: Plan, checkpoint: Checkpoint, model: nn.Module, assign: bool, device: torch.device | None, bar: ByteBar
+) -> None:
+    skipped = {other for other, _ in plan.tie_proofs}
+    sink: TensorSink
+    if assign:
+        sink = AssignSink(plan.steps, skipped, model, device)
+    else:
+        sink = CopySink(plan.steps, skipped, model)
+        checkpoint = apart_from(model, checkpoint)
     try:
-        if assign:
-            _assign(plan.steps, load, device)
-            return
-        steps = read_straight(plan.steps, load)
-        steps = fill_accelerators(steps, load)
-        steps = fill_gathered(steps, load)
-        for key, tensor, _ in _made(steps, load):
-            set_tensor(load.model, key, tensor)
-            load.progress.written.append(key)
-            load.bar(tensor.numel() * tensor.element_size())
+        fill(sink, plan.steps, checkpoint, bar)
     except (OSError, CheckpointError) as error:
-        raise _broken_off(plan, load.progress, error) from error
+        raise _broken_off(plan, sink, error) from error
 
 
-def _assign(steps: Sequence[Step], load: Load, device: torch.device | None) -> None:
-    checkpoint, skipped, places = load.checkpoint, load.skipped, shared_places(load.model)
-
-    def put(key: str, tensor: Tensor) -> None:
-        set_tensor(load.model, key, tensor, assign=True, partners=places.get(key))
-        load.progress.written.append(key)
-
-    carried, steps = made_on(device, steps, checkpoint, skipped, load.bar) if device is not None else ({}, steps)
-    for key, tensor in carried.items():
-        put(key, tensor)
-    gathered, steps = gathered_steps(steps, checkpoint)
-    Receiver(gathered, skipped, lambda key, tensor: put(key, moved_to(device, tensor))).receive(checkpoint, load.bar)
-    for key, tensor, step in _made(steps, load):
-        there = moved_to(device, tensor)
-        put(key, _own(tensor, step, checkpoint) if there is tensor else there)
-        load.bar(tensor.numel() * tensor.element_size())
-
-
-def _made(steps: Sequence[Step], load: Load) -> Iterator[tuple[str, Tensor, Step]]:
-    """What the steps make, one after another, but for what nobody wants."""
-    loads = Loads(load.checkpoint.load, steps)
-    for step in steps:
-        if any(key not in load.skipped for key in step.targets):
-            for key, tensor in zip(step.targets, run_step(step, loads)):
-                if key not in load.skipped:
-                    yield key, tensor, step
-        loads.done(step)
-
-
-def _broken_off(plan: Plan, progress: Progress, error: OSError | CheckpointError) -> LoadError:
-    touched = {*progress.written, *progress.torn}
+def _broken_off(plan: Plan, sink: TensorSink, error: OSError | CheckpointError) -> LoadError:
+    written, torn_keys = sink.written, sink.torn
+    touched = {*written, *torn_keys}
     untouched = [k for step in plan.steps for k in step.targets if k not in touched]
     first = error.diagnostics if isinstance(error, CheckpointError) else (Diagnostic("read-failed", str(error)),)
     if not touched:
         return LoadError(first, (), untouched)
-    torn = f", {len(progress.torn)} a mix of both ({', '.join(progress.torn[:4])})" if progress.torn else ""
+    torn = f", {len(torn_keys)} a mix of both ({', '.join(torn_keys[:4])})" if torn_keys else ""
     half = Diagnostic(
         "half-loaded",
-        f"the load broke off: new values in {counted(len(progress.written), 'key')}, old in {len(untouched):,}{torn}",
+        f"the load broke off: new values in {counted(len(written), 'key')}, old in {len(untouched):,}{torn}",
         help="load again, or build the model anew",
     )
-    return LoadError([*first, half], progress.written, untouched)
-
-
-def _own(tensor: Tensor, step: Step, checkpoint: Checkpoint) -> Tensor:
-    """A tensor that the model may keep: not one that the caller's state_dict still holds."""
-    in_memory = any(checkpoint.entries[k].tensor is not None for k in step.sources if k in checkpoint.entries)
-    return tensor.clone() if in_memory else tensor
+    return LoadError([*first, half], written, untouched)
 
 
 def _refuse(

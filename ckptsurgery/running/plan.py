@@ -25,7 +25,7 @@ from ..storage.opening import open_checkpoint
 from .provenance import Asked, as_told, read_provenance
 from .report import Report
 from .saving import save_plan, state_dict_of
-from .streaming import output_aliases, scattered_keys, unread_proofs
+from .sharing import output_aliases, scattered_keys, unread_proofs
 
 if TYPE_CHECKING:
     import torch

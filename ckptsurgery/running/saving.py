@@ -19,7 +19,6 @@ from ..storage.checkpoint import Checkpoint
 from ..storage.files import read_regular
 from ..storage.frames import route_of
 from ..storage.json_text import parse_json
-from ..storage.links import moved_to
 from ..storage.resuming import ResumableWriter
 from ..storage.staging import Writer
 from ..storage.writing import holds_extras, open_staged, open_writer, parse_size
@@ -28,12 +27,14 @@ from .beside import Asked as BesideAsked
 from .beside import Beside, along_with, moved_versions
 from .companions import companions_for
 from .config_remarks import as_warnings, config_remarks
+from .execution import execute
 from .progress import ByteBar
 from .provenance import PROVENANCE, Asked, provenance_of
 from .proving import prove
 from .report import Entry, Proof, Report
 from .resuming import fingerprint
-from .streaming import copied_from, output_aliases, scattered_keys, stream, unread_proofs
+from .sharing import copied_from, output_aliases, scattered_keys, unread_proofs
+from .sinks import FileSink
 
 if TYPE_CHECKING:
     import torch
@@ -154,7 +155,7 @@ def _write(
     del specs
     with writer:
         with ByteBar(writer.nbytes, f"writing {Path(path).name}", progress) as bar:
-            stream(plan, checkpoint, writer, bar, budget=budget)
+            execute(plan.steps, checkpoint, FileSink(writer), bar, budget=budget)
             checkpoint.check_unchanged()
         proofs = _checked(plan, checkpoint, writer, aliases, budget, progress, options.framed) if options.check else ()
     lost = PROVENANCE in checkpoint.metadata
@@ -201,31 +202,14 @@ def state_dict_of(plan: Plan, checkpoint: Checkpoint, device: torch.device | Non
     Raises:
         PlanError: as for `save_plan`.
     """
-    from .carrying import made_on
-    from .executing import Loads, run_step
-    from .receiving import Receiver, gathered_steps
+    from .tensor_sinks import StateDictSink, fill
 
     _refuse_inits(plan)
     prove(plan, checkpoint)
     aliases = output_aliases(plan, checkpoint)
-    made: dict[str, Any] = {}
-    steps: Sequence[Step] = plan.steps
-    if device is not None:
-        made, steps = made_on(device, steps, checkpoint, aliases)
-    gathered, others = gathered_steps(steps, checkpoint)
-    Receiver(gathered, aliases, lambda key, tensor: made.update({key: moved_to(device, tensor)})).receive(
-        checkpoint, lambda nbytes: None
-    )
-    loads = Loads(checkpoint.load, others)
-    taken: set[int] = set()
-    for step in others:
-        if not all(key in aliases for key in step.targets):
-            for key, value in zip(step.targets, run_step(step, loads)):
-                tensor = moved_to(device, value)
-                # two targets of one tensor are copies, not ties, unless the plan says so
-                made[key] = tensor.clone() if tensor.data_ptr() in taken and tensor.numel() else tensor
-                taken.add(made[key].data_ptr())
-        loads.done(step)
+    sink = StateDictSink(plan.steps, aliases, device)
+    fill(sink, plan.steps, checkpoint, lambda nbytes: None)
+    made = sink.made
     # what is left to the module that builds it ([init] own) is in no file either
     return {key: made[at] for key in plan.keys if (at := aliases.get(key, key)) in made}
 

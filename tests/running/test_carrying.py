@@ -15,11 +15,10 @@ import torch
 from torch import nn
 
 import ckptsurgery as cs
-from ckptsurgery.running import carrying
-from ckptsurgery.running.carrying import fill_accelerators, made_on
-from ckptsurgery.running.filling import Load, Progress
+from ckptsurgery.running import tensor_sinks
 from ckptsurgery.running.plan import RunnablePlan
 from ckptsurgery.running.progress import ByteBar
+from ckptsurgery.running.tensor_sinks import CopySink, StateDictSink, fill
 from ckptsurgery.storage.checkpoint import Checkpoint
 from ckptsurgery.storage.files import OpenFiles
 
@@ -49,7 +48,7 @@ class Slow:
 @pytest.fixture(autouse=True)
 def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Slow]:
     link = Slow()
-    monkeypatch.setattr(carrying, "link_to", lambda device: link)
+    monkeypatch.setattr(tensor_sinks, "link_to", lambda device: link)
     yield link
     link.thread.shutdown()
 
@@ -64,6 +63,13 @@ def never_a_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
         return load(self, key)
 
     monkeypatch.setattr(Checkpoint, "load", refused)
+
+
+def made_on_device(plan: RunnablePlan) -> tuple[dict[str, torch.Tensor], set[str]]:
+    """The tensors, and the keys of those that came by the ring."""
+    sink = StateDictSink(plan.steps, (), HERE)
+    fill(sink, plan.steps, plan.checkpoint, lambda nbytes: None)
+    return sink.made, set(sink._rings)
 
 
 def random(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -90,8 +96,9 @@ def test_tensors_of_every_kind_arrive(tmp_path: Path, suffix: str, never_a_tenso
     shapes = ((), (0, 3), (1,), (5, 7), (3, 2, 4))
     tensors = {f"{dtype}-{shape}".replace("torch.", ""): random(shape, dtype) for dtype in DTYPES for shape in shapes}
     plan = cs.plan(saved(tensors, tmp_path / f"x.{suffix}"), "{k} -> new.{k}")
-    made, others = made_on(HERE, plan.steps, plan.checkpoint)
-    assert not others and made.keys() == {"new." + key for key in tensors}
+    made, ringed = made_on_device(plan)
+    assert made.keys() == {"new." + key for key in tensors}
+    assert ringed == {key for key in made if made[key].numel()}
     assert all(equal(made["new." + key], tensor) for key, tensor in tensors.items())
 
 
@@ -116,25 +123,25 @@ def test_what_moves_long_runs_goes_by_the_ring_and_all_else_is_left(tmp_path: Pa
     if name == "stacked":
         source = saved({f"l.{i}.w": torch.randn(300, 64) for i in range(3)}, tmp_path / "stack.safetensors")
     plan = cs.plan(source, cs.Recipe([RULES[name]], rest="drop"))
-    made, others = made_on(HERE, plan.steps, plan.checkpoint)
+    made, ringed = made_on_device(plan)
     wanted = plan.state_dict()
-    left = {key for step in others for key in step.targets}
-    assert left == (wanted.keys() if name in ("transposed", "cast") else set())
-    assert made.keys() | left == wanted.keys()
+    assert ringed == (set() if name in ("transposed", "cast") else wanted.keys())
+    assert made.keys() == wanted.keys()
     assert all(equal(tensor, wanted[key]) for key, tensor in made.items())
 
 
 def test_two_targets_of_one_source_are_two_tensors(tmp_path: Path) -> None:
     plan = cs.plan(big(tmp_path), cs.Recipe(["w -> w, again"], rest="drop"))
-    made, _ = made_on(HERE, plan.steps, plan.checkpoint)
+    made, _ = made_on_device(plan)
     assert made["w"].data_ptr() != made["again"].data_ptr()
 
 
 def test_many_short_runs_are_left_to_the_cpu(tmp_path: Path) -> None:
     parts = {f"x.{i}": torch.randn(64, 100) for i in range(8)}
     plan = cs.plan(saved(parts, tmp_path / "x.safetensors"), "x.{i} [a b] -> x [a (i b)]")
-    made, others = made_on(HERE, plan.steps, plan.checkpoint)
-    assert not made and len(others) == 1
+    made, ringed = made_on_device(plan)
+    assert not ringed
+    assert equal(made["x"], torch.stack(list(parts.values()), 1).flatten(1))
 
 
 def model_and_plan(path: Path) -> tuple[nn.Module, RunnablePlan, dict[str, torch.Tensor]]:
@@ -143,40 +150,38 @@ def model_and_plan(path: Path) -> tuple[nn.Module, RunnablePlan, dict[str, torch
     return model, cs.plan(saved(tensors, path / "m.safetensors"), "{k...} -> {k...}", target=model), tensors
 
 
-def fill(plan: RunnablePlan, model: nn.Module, progress: Progress) -> tuple[list[str], int]:
-    """The keys that are left, and the bytes that were counted."""
+def load(plan: RunnablePlan, model: nn.Module) -> tuple[CopySink, int]:
+    """The sink, and the bytes that were counted."""
     with ByteBar(1, "loading") as bar:
-        others = fill_accelerators(plan.steps, Load(plan.checkpoint, model, (), bar, progress))
-        return [key for step in others for key in step.targets], bar.done
+        sink = CopySink(plan.steps, (), model)
+        fill(sink, plan.steps, plan.checkpoint, bar)
+        return sink, bar.done
 
 
 def test_a_model_is_filled_in_its_own_memory(tmp_path: Path, never_a_tensor: None) -> None:
     model, plan, tensors = model_and_plan(tmp_path)
     before = {key: (t.data_ptr(), t._version) for key, t in model.state_dict().items()}
-    progress = Progress()
-    left, done = fill(plan, model, progress)
-    assert not left and not progress.torn and set(progress.written) == set(tensors)
+    sink, done = load(plan, model)
+    assert sink._rings.keys() == set(sink.written) == set(tensors) and not sink.torn
     assert done == sum(t.nbytes for t in tensors.values())
     for key, tensor in model.state_dict().items():
         assert equal(tensor, tensors[key])
         assert tensor.data_ptr() == before[key][0] and tensor._version > before[key][1]
 
 
-def test_what_takes_no_bytes_is_left(tmp_path: Path) -> None:
-    model, plan, _ = model_and_plan(tmp_path)
+def test_what_takes_no_bytes_is_copied_into(tmp_path: Path) -> None:
+    model, plan, tensors = model_and_plan(tmp_path)
     model[0].weight = nn.Parameter(torch.zeros(40, 6).t())
-    model[1].double()
     with torch.inference_mode():
         model[2].weight = nn.Parameter(torch.zeros(6, 40))
-    left, _ = fill(plan, model, Progress())
-    assert left == ["0.weight", "1.weight", "2.weight"]
+    sink, _ = load(plan, model)
+    assert set(tensors) - sink._rings.keys() == {"0.weight", "2.weight"}
+    assert all(equal(tensor, tensors[key]) for key, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize("broken", ["0.weight", "4.weight", "8.bias"])
-def test_a_read_that_fails_tells_new_old_and_torn(
-    tmp_path: Path, broken: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(carrying, "BUFFER", 512)
+def test_a_read_that_fails_tells_new_old_and_torn(tmp_path: Path, broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensor_sinks, "BUFFER", 512)
     model, plan, tensors = model_and_plan(tmp_path)
     before = {key: t.clone() for key, t in model.state_dict().items()}
     lies = plan.checkpoint.extent(broken)
@@ -189,13 +194,13 @@ def test_a_read_that_fails_tells_new_old_and_torn(
         read_into(self, path, offset, buffer)
 
     monkeypatch.setattr(OpenFiles, "read_into", failing)
-    progress = Progress()
+    sink = CopySink(plan.steps, (), model)
     with pytest.raises(cs.CheckpointError, match="the disk gave up"):
-        fill(plan, model, progress)
-    assert broken not in progress.written
-    assert not {*progress.written} & {*progress.torn}
+        fill(sink, plan.steps, plan.checkpoint, lambda nbytes: None)
+    assert broken not in sink.written
+    assert not {*sink.written} & {*sink.torn}
     for key, tensor in model.state_dict().items():
-        if key in progress.written:
+        if key in sink.written:
             assert equal(tensor, tensors[key])
-        elif key not in progress.torn:
+        elif key not in sink.torn:
             assert equal(tensor, before[key])

@@ -1,4 +1,4 @@
-"""What streaming writes is what the plan makes, however finely the work is cut."""
+"""What is written is what the plan makes, however finely the work is cut."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ import ckptsurgery as cs
 from ckptsurgery.ops.base import Op, Specs, Tensors
 from ckptsurgery.planning.cutting import cut_of, extent_of, regions_of
 from ckptsurgery.planning.layout import Layout
-from ckptsurgery.running import streaming
+from ckptsurgery.running import execution
 from ckptsurgery.running.computing import Task, one_thread_each, run_tasks
 from ckptsurgery.running.executing import Loads, move_box
+from ckptsurgery.running.execution import execute
+from ckptsurgery.running.sinks import FileSink
 from ckptsurgery.storage.files import OpenFiles
 from ckptsurgery.storage.staging import Writer
 from ckptsurgery.storage.writing import open_writer
@@ -69,16 +71,16 @@ def source(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("rules", RECIPES.values(), ids=list(RECIPES))
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 @pytest.mark.parametrize("as_bytes", [True, False])
-def test_streaming_writes_the_bits_of_the_state_dict(
+def test_files_hold_the_bits_of_the_state_dict(
     source: Path, rules: list[str], region: int, suffix: str, as_bytes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not as_bytes:  # what is this small would move as runs of bytes
-        monkeypatch.setattr(streaming, "copies_bytes", lambda program: False)
+        monkeypatch.setattr(execution, "copies_bytes", lambda program: False)
     with cs.open(source) as checkpoint:
         plan = cs.plan(checkpoint, cs.Recipe(rules, rest="keep"))
         out = source.with_name("out" + suffix)
         with open_writer(out, plan.specs) as writer:
-            streaming.stream(plan, checkpoint, writer, lambda count: None, region=region, budget=1 << 12)
+            execute(plan.steps, checkpoint, FileSink(writer), lambda count: None, region=region, budget=1 << 12)
         expected = plan.state_dict()
     with cs.open(out) as made:
         assert set(made) == set(expected)
@@ -173,7 +175,7 @@ def test_a_value_that_does_not_fit_is_told_of_the_whole_tensor(tmp_path: Path) -
     plan = cs.plan(tmp_path / "w.safetensors", "w -> w | cast(f16)")
     writer = open_writer(tmp_path / "out.safetensors", plan.specs)
     with pytest.raises(cs.CheckpointError, match="2 of 64 values") as told, writer:
-        streaming.stream(plan, plan.checkpoint, writer, lambda count: None, region=32)
+        execute(plan.steps, plan.checkpoint, FileSink(writer), lambda count: None, region=32)
     assert told.value.diagnostics[0].place == "w"
     assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
 
@@ -223,7 +225,7 @@ def test_a_failure_in_a_worker_is_raised_and_leaves_nothing(tmp_path: Path) -> N
     object.__setattr__(program.instructions[-1], "op", Fails())
     writer = open_writer(tmp_path / "out.safetensors", plan.specs)
     with pytest.raises(RuntimeError, match="broken on purpose"), writer:
-        streaming.stream(plan, plan.checkpoint, writer, lambda count: None, region=8)
+        execute(plan.steps, plan.checkpoint, FileSink(writer), lambda count: None, region=8)
     assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
 
 

@@ -63,6 +63,15 @@ def test_bytes_read_and_written_are_what_the_plan_said(
         written.append(memoryview(data).nbytes)
         write(self, file, offset, data)
 
+    copy = Writer.copy
+
+    def counted_copy(self: Writer, file: str, offset: int, source: int, start: int, nbytes: int) -> int:
+        done = copy(self, file, offset, source, start, nbytes)
+        read.append(done)
+        written.append(done)
+        return done
+
+    monkeypatch.setattr(Writer, "copy", counted_copy)
     with cs.open(source) as checkpoint:
         plan = cs.plan(checkpoint, cs.Recipe(rules, rest="drop", dims={"two": 2} if "two" in rules[0] else {}))
         monkeypatch.setattr(OpenFiles, "read_into", counted_read)

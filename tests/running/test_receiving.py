@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 import ckptsurgery as cs
 from ckptsurgery.planning.costing import workers
-from ckptsurgery.running import receiving
-from ckptsurgery.running.receiving import Receiver, gathered_steps
+from ckptsurgery.running.computing import _on_host
+from ckptsurgery.running.tensor_sinks import TensorSink, fill
 from ckptsurgery.storage.checkpoint import Checkpoint
+from ckptsurgery.storage.contents import Entry
 from ckptsurgery.storage.files import OpenFiles
 
 Sources = dict[str, Tensor]
@@ -65,11 +66,6 @@ def tensors() -> Sources:
     made["none"] = torch.zeros(0, 4)
     made["q"][0, :2] = torch.tensor([float("nan"), -0.0])
     return made
-
-
-@pytest.fixture(autouse=True)
-def _small_steps_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(receiving, "_SMALL", 0)
 
 
 @pytest.fixture(params=["safetensors", "zip", "strided zip", "memory"])
@@ -247,17 +243,19 @@ def test_no_more_tensors_are_begun_than_tasks_run(tmp_path: Path) -> None:
     cs.save({f"w.{i}": torch.randn(600, 1000) for i in range(12)}, tmp_path / "source.safetensors")
     now, most = set[str](), [0]
 
-    def own(key: str, spec: cs.TensorSpec) -> Tensor | None:
-        now.add(key)
-        most[0] = max(most[0], len(now))
-        return None
+    class Counting(TensorSink):
+        def _tensor(self, key: str) -> Tensor:
+            now.add(key)
+            most[0] = max(most[0], len(now))
+            return super()._tensor(key)
+
+        def _whole(self, key: str, tensor: Tensor) -> None:
+            now.remove(key)
 
     plan = cs.plan(tmp_path / "source.safetensors", "w.{i} [a b] -> w.{i} [b a]")
-    gathered, others = gathered_steps(plan.steps, plan.checkpoint)
-    assert not others
-    Receiver(gathered, (), lambda key, tensor: now.remove(key), own).receive(plan.checkpoint, lambda nbytes: None)
+    fill(Counting(plan.steps, ()), plan.steps, plan.checkpoint, lambda nbytes: None)
     assert not now
-    assert most[0] <= workers()
+    assert 0 < most[0] <= workers()
 
 
 def test_a_value_that_does_not_fit_is_told_of_its_tensor(tmp_path: Path) -> None:
@@ -268,7 +266,29 @@ def test_a_value_that_does_not_fit_is_told_of_its_tensor(tmp_path: Path) -> None
 
 
 def test_what_lies_on_another_device_is_not_gathered_on_the_host() -> None:
-    plan = cs.plan({"a": torch.ones(3, 4), "b": torch.ones(3, 4, device="meta")}, "{k} [x y] -> {k} [y x]")
-    gathered, others = gathered_steps(plan.steps, plan.checkpoint)
-    assert [step.sources for step in gathered] == [("a",)]
-    assert [step.sources for step in others] == [("b",)]
+    spec = cs.TensorSpec([3], "F32")
+    assert _on_host(Entry(spec, tensor=torch.ones(3)))
+    assert _on_host(Entry(spec, tensor=lambda: torch.ones(3)))
+    assert _on_host(Entry(spec, "file"))
+    assert not _on_host(Entry(spec, tensor=torch.ones(3, device="meta")))
+
+
+def test_two_parameters_may_change_places_within_one_model() -> None:
+    model = model_of({"a": torch.zeros(300, 300), "b": torch.zeros(300, 300), "c": torch.zeros(2), "d": torch.zeros(2)})
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    cs.load_into(model, model.state_dict(), ["a -> b", "b -> a", "c -> d", "d -> c"])
+    assert_same(model.state_dict(), {"a": before["b"], "b": before["a"], "c": before["d"], "d": before["c"]})
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_one_source_for_two_parameters_makes_two_tensors(tmp_path: Path, assign: bool) -> None:
+    for value in (torch.randn(600, 600), torch.randn(3)):
+        cs.save({"w": value}, tmp_path / "one.safetensors", overwrite=True)
+        for source in (tmp_path / "one.safetensors", {"w": value}):
+            model = model_of({"a": torch.zeros_like(value), "b": torch.zeros_like(value)}, "meta" if assign else "cpu")
+            cs.load_into(model, source, ["w -> a, b"], assign=assign)
+            assert_same(model.state_dict(), {"a": value, "b": value})
+            memories = {p.untyped_storage().data_ptr() for p in model.parameters()}
+            assert len(memories | {value.untyped_storage().data_ptr()}) == 3
