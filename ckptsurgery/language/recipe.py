@@ -62,8 +62,11 @@ class Recipe:
         rules: lines of the mapping language, or `Rule` objects.
         drop: source key patterns that go nowhere on purpose.
         init: target key pattern -> initialiser.
-        tie: target key -> the target key it shares its tensor with.
-        same: source key -> the source key it must equal, bit for bit, before it is left out; the mirror of `tie`.
+        tie: target key -> the target key it shares its tensor with. With `?` in front it yields: to a rule that makes
+            the key, and to a target without it; a key that `rest` brings must be equal.
+        same: source key -> the source key it must equal, bit for bit, before it is left out; the mirror of `tie`. With
+            `?` in front a rule may take the key as well: the rule has it where the headers do not tie the two names,
+            or where the target wants what the rule makes.
         dims: sizes: integers, lists by stage, tables by choice, expressions over the config.
         names: capture -> {source spelling: target spelling}.
         rest: what nothing names: "error", "keep", "drop" or one fallback rule; None inside a scope: as outside.

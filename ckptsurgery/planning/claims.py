@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..errors import Diagnostic, RecipeError
@@ -46,6 +46,12 @@ class _Candidate:
     term: int = 0
     said: BoundPattern | None = None
     same: bool = False
+    makes: KeyPattern | None = None
+
+    @property
+    def optional(self) -> bool:
+        """Whether what is said may match nothing."""
+        return self.said is not None and self.said.optional
 
     @property
     def edges(self) -> tuple[str, str]:
@@ -53,11 +59,22 @@ class _Candidate:
         return template(self.pattern.prefix).rstrip("0"), template(self.pattern.suffix).lstrip("0")
 
 
-def claim(stage: Stage, specs: Iterable[str], problems: list[Diagnostic]) -> Claims:
-    """Hand out the keys of a checkpoint to the rules, drops and fallbacks of a stage."""
+def claim(
+    stage: Stage,
+    specs: Iterable[str],
+    problems: list[Diagnostic],
+    tied: Mapping[str, str] = {},
+    wanted: Collection[str] = (),
+) -> Claims:
+    """Hand out the keys of a checkpoint to the rules, drops and fallbacks of a stage.
+
+    Args:
+        tied: key -> one key for all that are one tensor with it.
+        wanted: the target's keys, where there is a target.
+    """
     candidates = [
         *(
-            _Candidate(t.pattern, b.text, b.rule.place, n, k)
+            _Candidate(t.pattern, b.text, b.rule.place, n, k, makes=b.rule.targets[0].pattern)
             for n, b in enumerate(stage.rules)
             for k, t in enumerate(b.rule.sources)
         ),
@@ -79,7 +96,14 @@ def claim(stage: Stage, specs: Iterable[str], problems: list[Diagnostic]) -> Cla
         text = group.template
         near = [n for n, head, tail in open_ones if text.startswith(head) and text.endswith(tail)]
         _claim_group(
-            group, {n: candidates[n] for n in sorted([*near, *exact.get(text, ())])}, claims, used, twice, problems
+            group,
+            {n: candidates[n] for n in sorted([*near, *exact.get(text, ())])},
+            claims,
+            used,
+            twice,
+            problems,
+            tied,
+            wanted,
         )
     for (a, b), keys in twice.items():
         problems.append(_claimed_twice(candidates[a], candidates[b], keys))
@@ -96,6 +120,8 @@ def _claim_group(
     used: set[int],
     twice: dict[tuple[int, int], list[str]],
     problems: list[Diagnostic],
+    tied: Mapping[str, str],
+    wanted: Collection[str],
 ) -> None:
     hits: list[tuple[int, Matches]] = []
     unclear: list[int] = []
@@ -112,6 +138,7 @@ def _claim_group(
         # which rule takes these keys is not known, so nothing is said of who else may or may not
         used.update(unclear, (number for number, _ in hits))
         return
+    hits = _yielded(hits, candidates, used, tied, wanted)
     whole = [(n, m) for n, m in hits if len(m.keys) == len(group.keys)]
     if len(hits) == 1 and whole:
         _take(candidates[hits[0][0]], hits[0][1], claims, problems)
@@ -126,6 +153,44 @@ def _claim_group(
             owner[key] = number
         _take(candidates[number], matches, claims, problems)
     claims.leftover += [key for key in group.keys if key not in owner] if hits else group.keys
+
+
+def _yielded(
+    hits: list[tuple[int, Matches]],
+    candidates: Mapping[int, _Candidate],
+    used: set[int],
+    tied: Mapping[str, str],
+    wanted: Collection[str],
+) -> list[tuple[int, Matches]]:
+    """The hits, with a key that a rule and an optional proof both name left to one of them.
+
+    The proof takes it where the source's headers say that both names are one tensor, and the target does not want what
+    the rule makes; else it is a tensor of its own, which is the rule's.
+    """
+    weak = {n for n, _ in hits if candidates[n].same and candidates[n].optional}
+    rules = {n: matches for n, matches in hits if candidates[n].rule is not None}
+    if not weak or not rules:
+        return hits
+    used.update(weak, rules)
+    made: dict[str, str | None] = {}
+    for n, matches in rules.items():
+        makes = candidates[n].makes
+        for key, values in matches.rows():
+            bound = makes is not None and all(capture.name in values for capture in makes.captures)
+            made[key] = makes.spell(values) if makes is not None and bound else None
+    proved: set[str] = set()
+    for n, matches in hits:
+        said = candidates[n].said
+        if n not in weak or said is None:
+            continue
+        for key, values in matches.rows():
+            one = key in tied and tied[key] == tied.get(said.value.spell(values))
+            if key not in made or (one and made[key] not in wanted):
+                proved.add(key)
+    left = [
+        (n, m.where([(key in proved) == (n in weak) for key in m.keys]) if n in {*weak, *rules} else m) for n, m in hits
+    ]
+    return [(n, matches) for n, matches in left if matches.keys]
 
 
 def _in_rule(error: RecipeError, text: str, place: str | None) -> list[Diagnostic]:
@@ -191,11 +256,7 @@ def _check_unused(stage: Stage, candidates: Sequence[_Candidate], used: set[int]
     for number, candidate in enumerate(candidates):
         if number in used:
             continue
-        optional = (
-            stage.rules[candidate.rule].rule.optional
-            if candidate.rule is not None
-            else bool(candidate.said and candidate.said.optional)
-        )
+        optional = stage.rules[candidate.rule].rule.optional if candidate.rule is not None else candidate.optional
         if optional:
             continue
         what = "rule" if candidate.rule is not None else "drop" if not candidate.same else "[same]"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -40,6 +40,7 @@ def make_plan(
     config: Mapping[str, Any] | None = None,
     dims: Mapping[str, DimValue] | None = None,
     dtype: str = "lossless",
+    ties: Iterable[Sequence[str]] = (),
 ) -> Plan:
     """Plan a recipe over headers.
 
@@ -49,11 +50,12 @@ def make_plan(
         target: what the target wants, where there is one: shapes and dtypes are held against it, ties are followed.
         config: what `config.` means in dims; dims: sizes that go before the recipe's own.
         dtype: what a difference in dtype means: "lossless", "error", "model" or "source"; or a dtype to cast floats to.
+        ties: groups of the source's keys that are one tensor.
 
     Raises:
         RecipeError: the recipe breaks its law. PlanError: it does not fit the headers; all problems at once.
     """
-    drafted, stage = draft_plan(specs, recipe, resolve, target=target, config=config, dims=dims)
+    drafted, stage = draft_plan(specs, recipe, resolve, target=target, config=config, dims=dims, ties=ties)
     return fitted(drafted, stage, target, dtype)
 
 
@@ -79,6 +81,7 @@ def draft_plan(
     target: Target | None = None,
     config: Mapping[str, Any] | None = None,
     dims: Mapping[str, DimValue] | None = None,
+    ties: Iterable[Sequence[str]] = (),
 ) -> tuple[Plan, Stage]:
     """What the rules make, before it is held against the target; and the last stage, whose inits and ties are open.
 
@@ -90,13 +93,15 @@ def draft_plan(
     stages = expand(recipe, resolve, config, dims)
     plan: Plan | None = None
     current = specs
+    tied = {name: names[0] for names in ties for name in names}
     for number, stage in enumerate(stages):
         last = number == len(stages) - 1
-        planned = _Stage(current, target if last else None, problems, notes, stage=stage).plan()
+        planned = _Stage(current, target if last else None, problems, notes, stage=stage, tied=tied).plan()
         if not last:
             problems += [_homeless(init) for init in stage.inits]
         if not last and not problems:
             planned = fit(planned, stage, None, "lossless", problems)
+        tied = _tied_after(planned, tied)
         plan = planned if plan is None else chained(plan, planned, problems)
         if last:
             break
@@ -107,6 +112,19 @@ def draft_plan(
     if problems:
         raise PlanError([*problems, *notes])
     return replace(plan, warnings=tuple(notes), source=specs, recipe=recipe), stages[-1]
+
+
+def _tied_after(plan: Plan, tied: Mapping[str, str]) -> dict[str, str]:
+    """Key -> one key for all that are one tensor with it, of what a stage makes."""
+    copied = ((s.targets[0], tied[s.sources[0]]) for s in plan.steps if s.sources[0] in tied and _copies_one(s))
+    made = {target: f"source {first}" for target, first in copied}
+    for alias, base in plan.ties.items():
+        made[alias] = made.setdefault(base, base)
+    return made
+
+
+def _copies_one(step: Step) -> bool:
+    return len(step.targets) == 1 and step.program.copies == (0,)
 
 
 def _homeless(init: BoundPattern) -> Diagnostic:
@@ -123,9 +141,10 @@ class _Stage(Draft):
     """Plans one stage."""
 
     stage: Stage = field(default_factory=Stage)
+    tied: Mapping[str, str] = field(default_factory=dict)
 
     def plan(self) -> Plan:
-        claims = claim(self.stage, self.specs, self.problems)
+        claims = claim(self.stage, self.specs, self.problems, self.tied, self.target.specs if self.target else ())
         if claims.leftover:
             self.problems += unexpected(claims.leftover, dict(self.specs))
         self.flats = Counted.of(zip(self.stage.rules, claims.terms), self.target.specs if self.target else ())

@@ -78,6 +78,12 @@ class _Fitting:
             target=self.target,
         )
 
+    @cached_property
+    def left_over(self) -> set[str]:
+        """Keys that no rule names and that `rest` made."""
+        uses = self.plan.uses
+        return {key for step in self.plan.steps if uses[step.rules[-1]].is_rest for key in step.targets}
+
     def recipe_ties(self, ties: Sequence[BoundPattern]) -> None:
         found: set[int] = set()
         new = list(self.plan.specs)
@@ -105,7 +111,13 @@ class _Fitting:
 
     def tie_up(self, tie: BoundPattern, alias: str, key: str, tied: list[str]) -> None:
         base = self.ties.get(key, key)
-        if alias in self.plan.specs:
+        if tie.optional and self.target is not None and alias not in self.wanted:
+            return
+        if tie.optional and alias in self.plan.specs:
+            if alias in self.left_over:  # nothing says that it is a tensor of its own
+                self.ties.setdefault(alias, base)
+                self.proofs.append((alias, base))
+        elif alias in self.plan.specs:
             self.problem(
                 "tied-and-made",
                 f"{alias!r} is tied to {key!r}, but a rule makes it too",

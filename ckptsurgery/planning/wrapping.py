@@ -37,6 +37,7 @@ def draft_unwrapped(
     target: Target | None = None,
     config: Mapping[str, Any] | None = None,
     dims: Mapping[str, DimValue] | None = None,
+    ties: Sequence[Sequence[str]] = (),
 ) -> tuple[Plan, Stage]:
     """Draft a plan as `draft_plan` does, and where that makes nothing of the target, without wrapper prefixes.
 
@@ -51,7 +52,7 @@ def draft_unwrapped(
         RecipeError, PlanError: as for `draft_plan`; and two prefixes that fit equally well.
     """
     try:
-        drafted = draft_plan(specs, recipe, resolve, target=target, config=config, dims=dims)
+        drafted = draft_plan(specs, recipe, resolve, target=target, config=config, dims=dims, ties=ties)
     except PlanError as error:
         if target is None:
             raise
@@ -64,7 +65,8 @@ def draft_unwrapped(
     nearest = failed
     for prefixes in _candidates(specs, target.specs):
         try:
-            plan, stage = draft_plan(specs, prefixes.around(recipe), resolve, target=target, config=config, dims=dims)
+            whole = prefixes.around(recipe)
+            plan, stage = draft_plan(specs, whole, resolve, target=target, config=config, dims=dims, ties=ties)
         except PlanError as error:
             if nearest is not None and _unused(error) < _unused(nearest):
                 nearest = PlanError([*error.diagnostics, prefixes.note])

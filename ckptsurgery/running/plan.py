@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -182,10 +182,12 @@ def _planned(
     config: Mapping[str, Any] | None,
     dtype: str,
     dims: Mapping[str, DimValue] | None,
+    ties: Sequence[Sequence[str]] | None = None,
 ) -> RunnablePlan:
-    asked = Asked(config if config is not None else checkpoint.config, dims or {}, dtype)
+    known = [tie.names for tie in checkpoint.ties] if ties is None else ties
+    asked = Asked(config if config is not None else checkpoint.config, dims or {}, dtype, known)
     drafted, stage = draft_unwrapped(
-        checkpoint.specs, recipe, load_recipe, target=target, config=asked.config, dims=dims
+        checkpoint.specs, recipe, load_recipe, target=target, config=asked.config, dims=dims, ties=known
     )
     found = fitted(drafted, stage, target, dtype)
     warnings = (*found.warnings, *_left_behind(checkpoint))
@@ -261,7 +263,8 @@ def plan_back(source: Any) -> RunnablePlan:
     checkpoint = open_checkpoint(source)
     headers, recipe, target, asked = read_provenance(checkpoint)
     with as_told(checkpoint):
-        there = _planned(open_checkpoint(headers or {}), recipe, target, asked.config, asked.dtype, asked.dims)
+        source = open_checkpoint(headers or {})
+        there = _planned(source, recipe, target, asked.config, asked.dtype, asked.dims, asked.ties)
     return there.inverse(checkpoint)
 
 

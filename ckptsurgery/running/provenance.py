@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,11 +28,13 @@ class Asked:
 
     Args:
         config: what `config.` meant. dims: sizes that went before the recipe's own. dtype: the policy.
+        ties: groups of the source's keys that are one tensor.
     """
 
     config: Mapping[str, Any] | None = None
     dims: Mapping[str, Any] = field(default_factory=dict)
     dtype: str = "lossless"
+    ties: Sequence[Sequence[str]] = ()
 
 
 def provenance_of(plan: Plan, asked: Asked, checkpoint: Checkpoint) -> dict[str, str]:
@@ -59,6 +61,7 @@ def provenance_of(plan: Plan, asked: Asked, checkpoint: Checkpoint) -> dict[str,
         "config": asked.config,
         "dims": dict(asked.dims),
         "dtype": asked.dtype,
+        "source_ties": [list(names) for names in asked.ties],
     }
     try:
         return {PROVENANCE: json.dumps(told, separators=(",", ":"), ensure_ascii=False)}
@@ -105,7 +108,7 @@ def read_provenance(checkpoint: Checkpoint) -> tuple[dict[str, TensorSpec], Any,
         told = json.loads(text)
         recipe = loads(told["recipe"], f"{checkpoint.source} (provenance)")
         target = told["target"]
-        asked = Asked(told["config"], told["dims"], told["dtype"])
+        asked = Asked(told["config"], told["dims"], told["dtype"], [tuple(t) for t in told.get("source_ties", ())])
         kinds = isinstance(asked.config, dict | None), isinstance(asked.dims, dict), isinstance(asked.dtype, str)
         if not all(kinds):
             raise TypeError("config, dims or dtype is something else")

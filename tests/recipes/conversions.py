@@ -82,7 +82,8 @@ def recipe_for(name: str) -> cs.Recipe:
     """The recipe that serves a pair."""
     entry = SERVES[name]
     recipe = cs.load_recipe(entry["recipe"])
-    return recipe.inverse() if entry.get("inverse") else recipe
+    recipe = recipe.inverse() if entry.get("inverse") else recipe
+    return recipe.then(cs.load_recipe(entry["then"])) if "then" in entry else recipe
 
 
 def hashes(tensors: Tensors) -> dict[str, str]:
