@@ -54,3 +54,14 @@ def test_no_handler_catches_everything() -> None:
 def test_test_files_have_names_of_their_own() -> None:
     names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name not in ("__init__.py", "conftest.py")]
     assert sorted(set(names)) == sorted(names)
+
+
+def test_nothing_is_asserted() -> None:
+    """Under `python -O` an assert is not there: input is refused by a diagnostic, and a bug by an exception."""
+    asserts = [
+        f"{path.relative_to(PACKAGE)}:{node.lineno}"
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Assert)
+    ]
+    assert not asserts

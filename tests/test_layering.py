@@ -25,6 +25,7 @@ FLOORS = {
     "collection": 0,
     "distinct": 0,
     "wording": 0,
+    "narrowing": 0,
     "language": 1,
     "storage": 1,
     "ops": 1,

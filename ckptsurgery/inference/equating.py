@@ -283,7 +283,7 @@ def _as_rules(move: Move) -> dict[str, Any] | None:
     never = lambda prefix: False  # noqa: E731
     try:
         listed = atoms([move], list(move.sources), (never, never), lambda p, v: tuple(v))
-    except (ValueError, AssertionError):
+    except ValueError:
         return None
     rules = [f"{a.source} {a.left} -> {a.target} {a.right}".replace("  ", " ").strip() for a in listed]
     return {"rules": rules, "dims": {k: v for a in listed for k, v in a.dims.items()}}

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..narrowing import present
 from .relating import Relation, relate
 from .resolving import Move
 
@@ -84,7 +85,8 @@ def _hole(keys: Sequence[str], fuse: str | None) -> tuple[str, str, str]:
         half = [keys[0], keys[1]]
         head, mid, tail = _differ(half)
         first, index, _ = _differ([keys[0], keys[2]])
-        assert index[0].isdigit()
+        if not index[0].isdigit():
+            raise ValueError("the tensors that are stacked do not differ by an index")
         between = head[len(first) + len(index[0]) :]
         if len(head) < len(first):
             raise ValueError("the part comes before the index")
@@ -215,8 +217,7 @@ def atoms(
 
 def _nest(one: Sequence[str], two: Sequence[str], relation: Relation) -> tuple[Any, ...]:
     """What a nesting is told apart by: the texts before the flat number and before the outer one."""
-    assert relation.nesting is not None
-    forward, nesting = relation.nesting
+    forward, nesting = present(relation.nesting, "the nesting of a nested relation")
     flat, nested = (one, two) if forward else (two, one)
     numbers = (relation.source, relation.target) if forward else (relation.target, relation.source)
     before = _join(flat[: nesting.flat + 1], numbers[0][: nesting.flat])
@@ -291,7 +292,8 @@ def _sizes(atom: Atom, move: Move, sizes: tuple[int, ...]) -> dict[str, Any]:
     if not sizes or len(move.targets) == 1:
         return {}
     choices = re.search(r"\{p:([^}]*)\}", atom.target)
-    assert choices is not None
+    if choices is None:
+        raise ValueError("the parts of a split have no list of choices")
     return {"rows": dict(zip(choices[1].split(","), sizes))}
 
 

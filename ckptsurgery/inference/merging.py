@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..narrowing import present
 from .claiming import Book
 from .inducing import Atom, common_head
 from .units import split_path
@@ -305,8 +306,7 @@ def _one_leaf(path: str, to: str, members: Sequence[Atom], book: Book) -> list[A
         if plain and path and leaf in _COMMON and book.claimed(path + "{l}") <= book.claimed(only.source):
             return [replace(only, source=path + "{l}", target=to + "{l}")]
         return list(members)
-    axes = _axes(members)
-    assert axes is not None
+    axes = present(_axes(members), "the pair of axis lists of compatible rules")
     pairs = [(split_path(m.source)[1], split_path(m.target)[1]) for m in members]
     moves = tuple(n for m in members for n in m.moves)
     own = frozenset().union(*(book.claimed(m.source) for m in members))

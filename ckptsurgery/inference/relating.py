@@ -6,6 +6,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ..narrowing import present
+
 __all__ = ["Nesting", "Relation", "relate"]
 
 Row = tuple[int, ...]
@@ -124,9 +126,7 @@ def _step(x: Sequence[int], y: Sequence[int]) -> tuple[int, int] | None:
 def _spelled(
     name: str, x: Sequence[int], y: Sequence[int], at_x: tuple[int, int], at_y: tuple[int, int]
 ) -> tuple[str, str, tuple[int, int]]:
-    step = _step(x, y)
-    assert step is not None
-    k, c = step
+    k, c = present(_step(x, y), "the step between related numbers")
     if k == 0:
         return f"{{2*{name}{_signed(c)}}}", f"{{{name}}}", at_y
     if k == 2:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from ..narrowing import present
 from .shapes import Relation, relations
 from .sides import Side
 from .units import Leaf, Unit
@@ -119,8 +120,7 @@ def _single(source: str, target: str, shape: Sequence[int], way: Relation, trust
     if way.kind != "split":
         return Move((source,), (target,), way.source, way.target, trust=trust)
     # What is split on the way has sizes that only the target shows.
-    group = re.search(r"\(([^)]*)\)", way.source)
-    assert group is not None
+    group = present(re.search(r"\(([^)]*)\)", way.source), "the axis group of a split")
     letters = group[1].split()
     names = dict(zip(letters, ("heads", "width", "depth", "breadth")))
     left, right = (re.sub(r"[a-z]+", lambda m: names.get(m[0], m[0]), text) for text in (way.source, way.target))

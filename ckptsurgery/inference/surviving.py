@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import CkptSurgeryError, Diagnostic
 from ..language.recipe import Recipe
+from ..narrowing import present
 from ..planning.plan import Plan
 from ..planning.planner import make_plan
 from ..specs import TensorSpec
@@ -77,8 +78,8 @@ def surviving(
         return (*one, *two) if tried((*one, *two))[1] is not None else max(one, two, key=len)
 
     rules = kept(draft.rules)
-    recipe, plan = tried(rules)
-    assert plan is not None  # without a rule, everything is dropped
+    recipe, found = tried(rules)
+    plan = present(found, "the plan of surviving rules")  # without a rule, everything is dropped
     made = plan.specs
     tie = {escaped(k): escaped(v) for k, v in ties.items() if v in made and k not in made}
     dropped = [escaped(k) for k in plan.dropped]

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Diagnostic, LoadError
+from ..narrowing import present
 from ..ops.seeding import key_seed, seeded_globals
 from .assigning import parameter_like
 from .places import Place, place_of, places
@@ -126,9 +127,7 @@ class Stage:
         """The modules that hold the tensor, innermost first."""
         chain, module = [self.model], self.model
         for part in name.split(".")[:-1]:
-            child = module._modules[part]
-            assert child is not None
-            module = child
+            module = present(module._modules[part], f"the module on the way to {name!r}")
             chain.insert(0, module)
         return chain
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import Diagnostic, LoadError
+from ..narrowing import present
 from ..specs import TensorSpec
 
 if TYPE_CHECKING:
@@ -36,8 +37,7 @@ class Place:
     def tensor(self) -> Tensor:
         """The tensor that lies there now."""
         found = (self.owner._buffers if self.is_buffer else self.owner._parameters)[self.leaf]
-        assert found is not None
-        return found
+        return present(found, f"the tensor {self.name!r}")
 
     @property
     def persistent(self) -> bool:

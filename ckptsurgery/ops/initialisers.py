@@ -134,7 +134,7 @@ class Initialiser:
             return tensor
         with torch.no_grad():
             if self.function is not None:
-                self._call(tensor, generator)
+                self._call(self.function, tensor, generator)
                 return tensor
             dtype = self._working_dtype(tensor.dtype)
             direct = tensor.is_contiguous() and dtype == tensor.dtype
@@ -152,15 +152,14 @@ class Initialiser:
         narrow = 4 if self.name == "orthogonal" else 2
         return torch.float32 if dtype.is_floating_point and dtype.itemsize < narrow else dtype
 
-    def _call(self, tensor: Tensor, generator: torch.Generator | None) -> None:
+    def _call(self, function: Callable[..., Any], tensor: Tensor, generator: torch.Generator | None) -> None:
         import torch
 
-        assert self.function is not None
-        how = _takes_generator(self.function)
+        how = _takes_generator(function)
         if how == "keyword":
-            made = self.function(tensor, generator=generator)
+            made = function(tensor, generator=generator)
         else:
-            made = self.function(tensor, generator) if how == "position" else self.function(tensor)
+            made = function(tensor, generator) if how == "position" else function(tensor)
         if isinstance(made, torch.Tensor) and made is not tensor:
             if made.shape != tensor.shape:
                 raise OpError(f"{self} returned {list(made.shape)} for a tensor of {list(tensor.shape)}")

@@ -11,6 +11,7 @@ from ..errors import Diagnostic, PlanError, RecipeError
 from ..language.dims import Dims, DimValue
 from ..language.folding import fold, fold_groups
 from ..language.recipe import Recipe
+from ..narrowing import present
 from ..ops.base import OpError
 from ..ops.registry import make_op
 from ..specs import TensorSpec
@@ -108,9 +109,9 @@ def draft_plan(
         current = {**planned.specs, **{alias: planned.specs[base] for alias, base in plan.ties.items()}}
         if problems:
             break
-    assert plan is not None
     if problems:
         raise PlanError([*problems, *notes])
+    plan = present(plan, "the plan of the first stage")
     return replace(plan, warnings=tuple(notes), source=specs, recipe=recipe), stages[-1]
 
 

@@ -40,7 +40,7 @@ def fit(plan: Plan, stage: Stage, target: Target | None, dtype: str, problems: l
             fitting.dtypes(dtype)
         return fitting.result()
     fitting.inits(stage.inits)
-    fitting.target_ties()
+    fitting.target_ties(target)
     fitting.coverage()
     fitting.shapes()
     fitting.dtypes(dtype)
@@ -176,10 +176,9 @@ class _Fitting:
             said = error.diagnostics[0].headline if isinstance(error, RecipeError) else str(error)
             self.problem("bad-init", f"[init] '{init.pattern}': {said}", init, None)
 
-    def target_ties(self) -> None:
+    def target_ties(self, target: Target) -> None:
         """Names that are one tensor in the target are filled from one; where several are made, they must be equal."""
-        assert self.target is not None
-        for names in self.target.ties:
+        for names in target.ties:
             made = [n for n in names if n in self.plan.specs]
             held = made or [n for n in names if n in self.chosen]
             if not held:

@@ -17,6 +17,7 @@ from functools import lru_cache, partial
 
 from ..errors import CheckpointError, Diagnostic
 from ..language.folding import fold
+from ..narrowing import present
 from ..planning.costing import BUDGET, REGION
 from ..planning.plan import Plan
 from ..planning.steps import Step
@@ -131,8 +132,7 @@ class _Check:
     def _moved(self, steps: Sequence[Step]) -> None:
         """Every element of a rearrangement, through views of both sides."""
         for step in steps:
-            layout = step.program.moves
-            assert layout is not None
+            layout = present(step.program.moves, "the rearrangement of a step that only moves")
             source = lru_cache(_MAPPED)(partial(Elements.of, self.checkpoint))
             for number, key in enumerate(step.targets):
                 if key in self.aliases:

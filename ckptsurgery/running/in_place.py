@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..errors import Diagnostic, PlanError
 from ..language.folding import fold
+from ..narrowing import present
 from ..planning.plan import Plan
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
@@ -30,8 +31,7 @@ def change_in_place(
     places: dict[str, tuple[TensorSpec, int]] = {}
     for step in plan.steps:
         for key, number, spec in zip(step.targets, step.program.copies or (), step.program.outputs):
-            extent = checkpoint.extent(step.sources[number])
-            assert extent is not None
+            extent = present(checkpoint.extent(step.sources[number]), "the place of a tensor in its file")
             if key not in aliases:
                 places[key] = spec, extent.offset
     header = fitted_header(path, places, metadata, aliases)

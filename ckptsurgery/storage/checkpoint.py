@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, Diagnostic
+from ..narrowing import present
 from ..specs import DTYPES, TensorSpec
 from ..wording import brief, counted, listed
 from .contents import Contents, Entry, Extent
@@ -142,15 +143,15 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
     def _load(self, key: str, entry: Entry) -> torch.Tensor:
         from .tensors import span, swap_bytes, tensor_from, torch_shape
 
-        assert entry.file is not None
         spec, files = entry.spec, self._open_files
+        file = present(entry.file, "the file of a tensor that lies in one")
         itemsize = DTYPES[spec.dtype].itemsize
         nbytes = spec.nbytes if entry.strides is None else span(torch_shape(spec, key), entry.strides) * itemsize
         if nbytes >= _MAP_FROM and not entry.big_endian and entry.offset % itemsize == 0:
-            mapped = files.map(entry.file, entry.offset, nbytes)
+            mapped = files.map(file, entry.offset, nbytes)
             if mapped is not None:
                 return tensor_from(*mapped, spec, key, entry.strides)
-        buffer = files.read(entry.file, entry.offset, nbytes)
+        buffer = files.read(file, entry.offset, nbytes)
         if entry.big_endian:
             buffer = swap_bytes(buffer, spec.dtype)
         return tensor_from(buffer, 0, spec, key, entry.strides)

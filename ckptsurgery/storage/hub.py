@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError, Diagnostic
+from ..narrowing import present
 from ..wording import counted
 from .index_json import weight_map_of
 from .text import shown_keys
@@ -72,8 +73,7 @@ def fetch(text: str, by_file: bool = False) -> str:
     if by_file:
         return _fetch_folder(location)
     if location.names_file:
-        assert location.inside is not None
-        found = _download(location, location.inside)
+        found = _download(location, present(location.inside, "the path of a file of the hub"))
         if found is None:
             raise _no_file(location)
     else:

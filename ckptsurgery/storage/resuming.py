@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import CheckpointError, Diagnostic
+from ..narrowing import present
 from .contents import Extent
 from .files import os_error
 from .staging import MARK, Output, Writer, beside
@@ -60,12 +61,11 @@ class Journal:
 
     def _said(self) -> list[tuple[int, int, int]]:
         """What the journal says; where it says nothing yet, its first line is written."""
-        assert self._descriptor is not None
         head, *lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
         if head != self._head:
             with contextlib.ExitStack() as undone:
                 undone.callback(self.remove)
-                os.ftruncate(self._descriptor, 0)
+                os.ftruncate(present(self._descriptor, "the open journal"), 0)
                 self._append(self._head + "\n")
                 undone.pop_all()
             return []
@@ -81,11 +81,11 @@ class Journal:
         self._append("".join(f"{number} {start} {stop}\n" for number, start, stop in runs))
 
     def _append(self, text: str) -> None:
-        assert self._descriptor is not None
+        descriptor = present(self._descriptor, "the open journal")
         view = memoryview(text.encode())
         while view:
-            view = view[os.write(self._descriptor, view) :]
-        os.fdatasync(self._descriptor)
+            view = view[os.write(descriptor, view) :]
+        os.fdatasync(descriptor)
 
     def close(self) -> None:
         """Let go of it; a second call does nothing."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, Diagnostic
+from ..narrowing import present
 from ..specs import DTYPES, TensorSpec
 from .contents import Entry, Extent
 from .durability import SYNCED, Durability
@@ -329,9 +330,8 @@ def _chunks(value: Any) -> Iterator[bytes | memoryview]:
 
         yield dense_bytes(value, "")
         return
-    assert value.file is not None
     left = value.spec.nbytes if value.strides is None else _span(value.spec, value.strides)
-    with open(value.file, "rb") as file:  # noqa: PTH123 - a path from Entry.file, opened as it is
+    with open(present(value.file, "the file of a tensor beside the model"), "rb") as file:  # noqa: PTH123 - a path from Entry.file, opened as it is
         file.seek(value.offset)
         while left:
             data = file.read(min(left, _CHUNK))
