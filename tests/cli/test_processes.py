@@ -112,14 +112,16 @@ import os, signal, sys
 from ckptsurgery.cli import main
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background hands on that it is ignored
 number, left = int(sys.argv.pop(1)), [int(sys.argv.pop(1))]
-write = os.pwrite
-def pwrite(descriptor, data, offset):
-    left[0] -= len(data)
-    if left[0] < 0:
-        left[0] = 1 << 60
-        os.kill(os.getpid(), number)
-    return write(descriptor, data, offset)
-os.pwrite = pwrite
+def striking(call, size):
+    def struck(*args):
+        left[0] -= size(args)
+        if left[0] < 0:
+            left[0] = 1 << 60
+            os.kill(os.getpid(), number)
+        return call(*args)
+    return struck
+os.pwrite = striking(os.pwrite, lambda args: len(args[1]))
+os.copy_file_range = striking(os.copy_file_range, lambda args: args[2])
 main()
 """
 
