@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from cells import SINKS, SOURCES, STEPS, as_shards, hold, known, model_for, recipe_of, same
+from safetensors.torch import save_file
 
 import ckptsurgery as cs
 
@@ -107,3 +109,21 @@ def test_all_steps_from_a_hub_into_every_sink(tmp_path: Path) -> None:
         command = [sys.executable, "-c", HUB, str(tmp_path / "out")]
         done = subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "held\n"), done.stderr
+
+
+@pytest.mark.parametrize("op", ["", " | cast(f16)"])
+@pytest.mark.parametrize("sink", ["file", "state_dict", "model"])
+def test_what_would_adjoin_in_one_file_is_read_from_two(sink: str, op: str, tmp_path: Path) -> None:
+    """The second part lies in its shard where the first ends in its own, so that only the file tells them apart."""
+    parts = {key: torch.randn(9, 21, generator=torch.Generator().manual_seed(n)) for n, key in enumerate("wxyz")}
+    table = {"x": "one", "z": "one", "w": "two", "y": "two"}
+    shards = {"one": ("x", "z"), "two": ("w", "y")}
+    for name, keys in shards.items():
+        save_file({key: parts[key] for key in keys}, tmp_path / f"{name}.safetensors")
+    index = {"metadata": {}, "weight_map": {key: f"{name}.safetensors" for key, name in table.items()}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "out").mkdir()
+    recipe = cs.Recipe(["{p:x,y} [o d] -> m.w [(p o) d]" + op], drop=["w", "z"])
+    expected = torch.cat([parts["x"], parts["y"]])
+    for _, found in SINKS[sink](cs.plan(tmp_path, recipe), tmp_path / "out"):
+        same(found, {"m.w": expected.half() if op else expected})
