@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from cells import SINKS, SOURCES, STEPS, as_shards, hold, known, model_for, recipe_of, same
+from cells import SINKS, SOURCES, as_shards, hold, model_for, same
 from safetensors.torch import save_file
+from steps import STEPS, known, recipe_of
 
 import ckptsurgery as cs
 
