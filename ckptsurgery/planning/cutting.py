@@ -221,9 +221,10 @@ def _joined(target: int, pieces: Sequence[Piece], limit: int) -> Iterator[Region
 
 def _next_stop(pieces: Sequence[Piece], at: int) -> int:
     """Where the run of overlapping pieces that begins at `pieces[at]` ends."""
-    stop = pieces[at].target_offset
-    for piece in pieces[at:]:
-        if piece.target_offset >= stop and stop > pieces[at].target_offset:
+    stop = start = pieces[at].target_offset
+    for number in range(at, len(pieces)):  # a slice would copy all that follows, for each region anew
+        piece = pieces[number]
+        if piece.target_offset >= stop > start:
             break
         stop = max(stop, piece.target_offset + extent_of(piece.shape, piece.target_strides))
     return stop

@@ -89,9 +89,16 @@ class Layout:
         """Whether every piece is one run on both sides, so that moving bytes is enough."""
         return all(p.contiguous for p in self.pieces)
 
-    def into(self, target: int) -> list[Piece]:
-        """The pieces of one target, in the order of their first element."""
-        return sorted((p for p in self.pieces if p.target == target), key=lambda p: p.target_offset)
+    def into(self, target: int) -> Sequence[Piece]:
+        """Return the pieces of one target, in the order of their first element."""
+        return self._by_target.get(target, ())
+
+    @cached_property
+    def _by_target(self) -> Mapping[int, Sequence[Piece]]:
+        found: dict[int, list[Piece]] = {}
+        for piece in sorted(self.pieces, key=lambda p: p.target_offset):
+            found.setdefault(piece.target, []).append(piece)
+        return found
 
     def inverse(self) -> Layout:
         """The rearrangement back; it fills every source, unless elements were repeated or left out."""
