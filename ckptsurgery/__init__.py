@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .catalog import list_recipes, load_recipe, route
     from .comparing.diffing import Diff, diff
     from .diagnosing.doctor import Diagnosis, doctor
-    from .errors import CheckpointError, CkptSurgeryError, Diagnostic, LoadError, PlanError, RecipeError
+    from .errors import CheckpointError, CkptSurgeryError, Diagnostic, LoadError, PlanError, RecipeError, Remedy
     from .inference.suggesting import Suggestion, suggest
     from .inference.verifying import Parity, verify
     from .language.recipe import Recipe, Scope
@@ -56,6 +56,7 @@ __all__ = [
     "PlanError",
     "Recipe",
     "RecipeError",
+    "Remedy",
     "Report",
     "Rule",
     "Scope",
@@ -92,7 +93,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "catalog": ("list_recipes", "load_recipe", "route"),
     "comparing.diffing": ("Diff", "diff"),
     "diagnosing.doctor": ("Diagnosis", "doctor"),
-    "errors": ("CheckpointError", "CkptSurgeryError", "Diagnostic", "LoadError", "PlanError", "RecipeError"),
+    "errors": ("CheckpointError", "CkptSurgeryError", "Diagnostic", "LoadError", "PlanError", "RecipeError", "Remedy"),
     "inference.suggesting": ("Suggestion", "suggest"),
     "inference.verifying": ("Parity", "verify"),
     "language.recipe": ("Recipe", "Scope"),

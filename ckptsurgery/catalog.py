@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
 
-from .errors import Diagnostic, RecipeError
+from .errors import Diagnostic, RecipeError, Remedy
 from .language.recipe import Recipe
 from .language.toml import loads
 
-__all__ = ["RecipeLike", "as_recipe", "list_recipes", "load_recipe", "route"]
+__all__ = ["RecipeLike", "as_recipe", "file_of", "list_recipes", "load_recipe", "route"]
 
 RecipeLike = Recipe | str | os.PathLike[str] | Sequence[str]
 _SUFFIX = ".toml"
@@ -52,14 +52,19 @@ def load_recipe(name: str | os.PathLike[str]) -> Recipe:
         shipped = shelf() / f"{text}{_SUFFIX}"
         if text not in list_recipes():
             near = difflib.get_close_matches(text, list_recipes(), 3, 0.4)
-            help = (
-                "did you mean " + " or ".join(map(repr, near)) + "?"
-                if near
-                else "ckptsurgery recipes lists them; a file ends in .toml"
-            )
-            raise RecipeError(Diagnostic("unknown-recipe", f"no recipe is called {text!r}", help=help))
+            meant = (Remedy("recipe", {text: near}, kind="instead"),) if near else ()
+            advice = None if near else "`ckptsurgery recipes` lists them; a file ends in .toml"
+            problem = Diagnostic("unknown-recipe", f"no recipe is called {text!r}", remedies=meant, advice=advice)
+            raise RecipeError(problem)
         return loads(_read(shipped), f"recipes/{text}{_SUFFIX}")
     return loads(_read(path), str(path))
+
+
+def file_of(recipe: Recipe) -> str | None:
+    """The file that a recipe was read from, where it is the reader's own to edit: none for a recipe that ships."""
+    place = recipe.place
+    shipped = place is not None and place.startswith("recipes/") and place[len("recipes/") : -5] in list_recipes()
+    return None if shipped else place
 
 
 def route(start: str, end: str) -> Recipe:
@@ -88,10 +93,12 @@ def route(start: str, end: str) -> Recipe:
             edges.setdefault(b, []).append((a, name, True))
     for codebase in (here, there):
         if family != other or codebase not in edges:
-            known = ", ".join(f"{family}/{c}" for c in sorted(edges)) or "ckptsurgery recipes lists them"
-            raise RecipeError(
-                Diagnostic("no-route", f"no recipes lead from {start!r} to {end!r}", help=f"known: {known}")
-            )
+            asked, known = f"{family}/{codebase}", [f"{family}/{c}" for c in sorted(edges)]
+            near = difflib.get_close_matches(asked, known, 1) if family == other else []
+            meant = (Remedy("route", {asked: near}, kind="instead"),) if near else ()
+            advice = f"known: {', '.join(known) or '`ckptsurgery recipes` lists them'}"
+            text = f"no recipes lead from {start!r} to {end!r}"
+            raise RecipeError(Diagnostic("no-route", text, remedies=meant, advice=advice))
     ways: dict[str, list[tuple[str, bool]]] = {here: []}
     queue = [here]
     for codebase in queue:

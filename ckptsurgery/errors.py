@@ -9,10 +9,147 @@ CkptSurgeryError
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
-__all__ = ["CheckpointError", "CkptSurgeryError", "Diagnostic", "LoadError", "PlanError", "RecipeError"]
+__all__ = ["CheckpointError", "CkptSurgeryError", "Diagnostic", "LoadError", "PlanError", "RecipeError", "Remedy"]
+
+RemedyKind = Literal["argument", "recipe", "instead", "before", "convert"]
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """One way to settle a problem, as data: which argument, and its value.
+
+    A face spells it in its own language: `str()` in Python or, where it belongs in a recipe file, in TOML; the command
+    line by its options.
+
+    >>> remedy = Remedy("drop", ["x.{i}"], "leaves it out")
+    >>> str(remedy), remedy.to_json()["value"]
+    ('drop=["x.{i}"] leaves it out', ['x.{i}'])
+    >>> str(Remedy("dims", {"h": None}))
+    'dims={"h": …}'
+    >>> print(Remedy("init", {"fc.{l}": "zeros"}, kind="recipe", place="mine.toml"))
+    [init] "fc.{l}" = "zeros" in mine.toml
+    >>> str(Remedy("drop", {"w.x": "w.y"}, kind="instead"))
+    "did you mean 'w.y'?"
+
+    Args:
+        argument: the name of an argument, or of a part of a recipe.
+        value: strings, numbers, lists, mappings; None in the place of a value that only the caller knows.
+        effect: the rest of a sentence that begins with the argument: "leaves it out".
+        kind: `"argument"`: an argument of the call that failed. `"recipe"`: an entry to add to the recipe.
+            `"instead"`: `{wrong: right}` or `{wrong: [right, …]}`, a text to replace in that argument or part.
+            `"before"`: a Python expression to run before the call. `"convert"`: the arguments of a conversion.
+        place: the recipe's file, where it has one.
+    """
+
+    argument: str
+    value: Any = field(hash=False)
+    effect: str = ""
+    kind: RemedyKind = "argument"
+    place: str | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether no value is left to the caller."""
+        return not _has_blank(self.value)
+
+    @classmethod
+    def size(cls, name: str) -> Remedy:
+        """The remedy for a size that nothing says."""
+        return cls("dims", {name: None}, kind="recipe")
+
+    def within(self, place: str | None) -> Remedy:
+        """The same remedy, for a recipe that was read from `place`."""
+        return replace(self, place=place) if self.kind in ("recipe", "instead") and self.place is None else self
+
+    def __str__(self) -> str:
+        return f"{self._spelled()} {self.effect}".strip()
+
+    def _spelled(self) -> str:
+        if self.kind == "instead":
+            return self.instead()
+        if self.kind == "before":
+            return f"{self.value} first"
+        if self.kind == "convert":
+            return _conversion(dict(self.value))
+        if self.argument == "recipe" and isinstance(self.value, Mapping):
+            return f"recipe=cs.Recipe({', '.join(f'{k}={literal(v)}' for k, v in self.value.items())})"
+        if self.kind == "recipe" and self.place is not None:
+            return f"{toml_text(self.argument, self.value)} in {self.place}"
+        if self.kind == "recipe" and self.argument != "dims":  # `plan` takes dims as well
+            return f"{self.argument} = {literal(self.value)} in the recipe"
+        return f"{self.argument}={literal(self.value)}"
+
+    def instead(self) -> str:
+        """The texts that were probably meant; a question, unless `effect` makes it a sentence."""
+        meant = [right for rights in self.value.values() for right in ([rights] if isinstance(rights, str) else rights)]
+        if self.effect:
+            return " or ".join(map(literal, dict.fromkeys(meant)))
+        return f"did you mean {' or '.join(map(repr, dict.fromkeys(meant)))}?"
+
+    def to_json(self) -> dict[str, Any]:
+        """The remedy as plain data."""
+        return {"argument": self.argument, "value": self.value, "kind": self.kind, "effect": self.effect}
+
+
+def literal(value: Any) -> str:
+    """Plain data as Python, strings in double quotes; `…` for a value that is left to the caller.
+
+    >>> literal({"h": [1, None], "x": True})
+    '{"h": [1, …], "x": True}'
+    """
+    if value is None:
+        return "…"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{literal(k)}: {literal(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(literal, value)) + "]"
+    return str(value)
+
+
+def toml_text(part: str, value: Any) -> str:
+    """An entry of a recipe file.
+
+    >>> toml_text("dims", {"h": {"q": 8, "k": None}}), toml_text("drop", ["x.{i}"])
+    ('[dims] h = { q = 8, k = … }', 'drop = ["x.{i}"]')
+    """
+    if isinstance(value, Mapping):
+        return f"[{part}] " + ", ".join(f"{_toml_key(k)} = {_toml_value(v)}" for k, v in value.items())
+    return f"{part} = {_toml_value(value)}"
+
+
+def _toml_key(text: str) -> str:
+    return text if re.fullmatch(r"[A-Za-z0-9_-]+", text) else literal(text)
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{_toml_key(k)} = {_toml_value(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_toml_value, value)) + "]"
+    return str(value).lower() if isinstance(value, bool) else literal(value)
+
+
+def _conversion(given: dict[str, Any]) -> str:
+    source, destination = given.pop("source"), given.pop("destination", None)
+    parts = {k: given.pop(k) for k in ("rules", "drop", "tie") if k in given}
+    saved = [f"{k}={literal(given.pop(k))}" for k in ("overwrite", "companions") if k in given]
+    recipe = ", ".join([*(f"{k}={literal(v)}" for k, v in parts.items()), 'rest="keep"'])
+    planned = ", ".join([literal(source), f"cs.Recipe({recipe})", *(f"{k}={literal(v)}" for k, v in given.items())])
+    return f"cs.plan({planned}).save({', '.join([literal(destination), *saved])})"
+
+
+def _has_blank(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_has_blank, value.values()))
+    return value is None or (isinstance(value, list | tuple) and any(map(_has_blank, value)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +157,10 @@ class Diagnostic:
     """One problem: what, where, and the line that settles it.
 
     >>> print(Diagnostic("unexpected-keys", "1 source key matches no rule", notes=("x.inv_freq  F32 [64]",),
-    ...                  help='drop = ["x.inv_freq"]'))
+    ...                  remedies=(Remedy("drop", ["x.inv_freq"], "leaves it out"),), advice="or correct the rule"))
     error[unexpected-keys]: 1 source key matches no rule
        x.inv_freq  F32 [64]
-     = help: drop = ["x.inv_freq"]
+     = help: drop=["x.inv_freq"] leaves it out, or correct the rule
 
     Args:
         code: a short, stable name in kebab case.
@@ -31,8 +168,10 @@ class Diagnostic:
         place: `file:line`, a file, or a key: where to look.
         notes: lines below the headline.
         facts: `(label, text)` pairs, such as `("reads", "q [4, 4]")`.
-        help: a line to paste, or the argument that settles it.
+        help: a sentence to follow. Where it is not given, it is composed of `remedies`, in Python, and `advice`.
         severity: `"error"` stops the plan, `"warning"` and `"note"` do not.
+        remedies: what settles it, each by itself, as data.
+        advice: a sentence that goes with the remedies in every language.
     """
 
     code: str
@@ -42,22 +181,40 @@ class Diagnostic:
     facts: tuple[tuple[str, str], ...] = ()
     help: str | None = None
     severity: str = "error"
+    remedies: tuple[Remedy, ...] = ()
+    advice: str | None = None
 
     def __post_init__(self) -> None:
+        if self.help is None and (self.remedies or self.advice):
+            object.__setattr__(self, "help", self.helped(str(remedy) for remedy in self.remedies))
         # Names and shapes come from files, and may be as long as the file.
         object.__setattr__(self, "headline", _clipped(self.headline))
         object.__setattr__(self, "notes", tuple(map(_clipped, self.notes)))
         if self.help is not None:
             object.__setattr__(self, "help", _clipped(self.help, 5 * _LONGEST))
 
+    def helped(self, spelled: Iterable[str]) -> str:
+        """The help as one text: remedies as a language spells them, and the advice."""
+        return ", ".join([*spelled, *([self.advice] if self.advice else ())]).replace("?,", "?")
+
+    def within(self, place: str | None) -> Diagnostic:
+        """The same diagnostic, with remedies for a recipe that was read from `place`."""
+        if place is None or not self.remedies:
+            return self
+        return replace(self, remedies=tuple(r.within(place) for r in self.remedies), help=None)
+
     def __str__(self) -> str:
+        return self.text(self.help)
+
+    def text(self, help: str | None) -> str:
+        """The diagnostic on several lines, with this help."""
         lines = [f"{self.severity}[{self.code}]: {self.headline}"]
         if self.place:
             lines.append(f"  --> {self.place}")
         lines += [f"   {note}" for note in self.notes]
         lines += [f" = {label}: {text}" for label, text in self.facts]
-        if self.help:
-            lines.append(f" = help: {self.help}")
+        if help:
+            lines.append(f" = help: {help}")
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, object]:
@@ -70,6 +227,7 @@ class Diagnostic:
             "notes": list(self.notes),
             "facts": dict(self.facts),
             "help": self.help,
+            "remedies": [remedy.to_json() for remedy in self.remedies],
         }
 
 
@@ -92,6 +250,11 @@ class CkptSurgeryError(Exception):
         found = (diagnostics,) if isinstance(diagnostics, Diagnostic) else tuple(diagnostics)
         self.diagnostics: tuple[Diagnostic, ...] = found
         super().__init__("\n\n".join(str(d) for d in found))
+
+    def rewrite(self, each: Callable[[Diagnostic], Diagnostic]) -> None:
+        """Replace every diagnostic by what `each` makes of it, in the message too."""
+        self.diagnostics = tuple(map(each, self.diagnostics))
+        self.args = ("\n\n".join(map(str, self.diagnostics)),)
 
 
 class CheckpointError(CkptSurgeryError):

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
-from .errors import CheckpointError, Diagnostic
+from .errors import CheckpointError, Diagnostic, Remedy
 
 __all__ = ["DTYPES", "DType", "TensorSpec", "dtype_name", "is_lossless"]
 
@@ -94,9 +95,11 @@ def dtype_name(dtype: Any) -> str:
             return candidate
     if text in _SHORT:
         return _SHORT[text]
-    raise CheckpointError(
-        Diagnostic("unknown-dtype", f"no dtype is called {text!r}", help="one of " + ", ".join(DTYPES))
-    )
+    known = {name.lower(): name for name in (*DTYPES, *_BY_TORCH, *_SHORT)}
+    near = get_close_matches(text.lower(), known, 1)
+    meant = (Remedy("dtype", {str(dtype): known[near[0]]}, kind="instead"),) if near else ()
+    advice = "one of " + ", ".join(DTYPES)
+    raise CheckpointError(Diagnostic("unknown-dtype", f"no dtype is called {text!r}", remedies=meant, advice=advice))
 
 
 def is_lossless(source: str, target: str) -> bool:

@@ -68,15 +68,17 @@ def verify(
     ckptsurgery verify a.pt b.safetensors --model mine:Net --other theirs:Net --inputs batch.pt
     ckptsurgery verify a.pt b.safetensors --model mine:Net --inputs batch.pt --recipe back.toml
     """
-    first, second = built(model), built(other or model)
+    first = built(model, "--model")
+    second = built(other, "--other") if other else built(model, "--model")
     said = recipe_from(recipe, rule, rest=rest) if recipe or rule or rest else None
-    cs.load_into(first, a)
-    cs.load_into(second, b, said)
+    # A skeleton has no memory to copy to, and a model that has some need not keep it.
+    cs.load_into(first, a, assign=True)
+    cs.load_into(second, b, said, assign=True)
     with cs.open(inputs) as batch:
         tensors = {name: tensor.load() for name, tensor in batch.items()}
     positional = all(name.isdigit() for name in tensors)
     given = tuple(tensors[k] for k in sorted(tensors, key=int)) if positional else tensors
-    plan = None if said is None else cs.plan(b, said)
+    plan = None if said is None else cs.plan(b, said, target=second)
     found = cs.verify(first, second, given, tolerance=tolerance, plan=plan)
     show(found, json)
     if not found.ok:

@@ -12,6 +12,7 @@ import ckptsurgery as cs
 from . import options as o
 from .output import show, width
 from .recipe import recipe_from
+from .remedies import shell_text
 
 __all__ = ["diff", "doctor", "inspect", "ties"]
 
@@ -108,6 +109,6 @@ def doctor(
     ckptsurgery doctor run/epoch_3.pt --subtree model.ema --json
     """
     found = cs.doctor(source, subtree, values=not headers)
-    show(found, json)
+    show(found if json else found.text(lambda finding: shell_text(finding, ["--subtree"])), json)
     if not found.healthy:
         raise typer.Exit(1)

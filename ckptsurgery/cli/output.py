@@ -7,11 +7,13 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Collection
 from typing import Any, TextIO
 
 import typer
 
 from ..errors import CkptSurgeryError
+from .remedies import shell_text
 
 __all__ = ["complain", "show", "width"]
 
@@ -36,13 +38,13 @@ def show(result: Any, as_json: bool = False) -> None:
         _say(str(result), sys.stdout)
 
 
-def complain(error: CkptSurgeryError, as_json: bool = False) -> None:
-    """Print all of an error's diagnostics on stderr."""
+def complain(error: CkptSurgeryError, as_json: bool = False, options: Collection[str] = ()) -> None:
+    """Print all of an error's diagnostics on stderr, their remedies by the options of the command."""
     if as_json:
         found = [diagnostic.to_json() for diagnostic in error.diagnostics]
         _write(_lines({"diagnostics": found}), sys.stderr)
         return
-    _say("\n\n".join(map(str, error.diagnostics)), sys.stderr)
+    _say("\n\n".join(shell_text(found, options) for found in error.diagnostics), sys.stderr)
 
 
 def _lines(data: Any, spread: int = 2, margin: str = "\n") -> str:

@@ -29,7 +29,7 @@ class _Program(Group):
             result = super().invoke(ctx)
             sys.stdout.flush()
         except CkptSurgeryError as error:
-            complain(error, as_json)
+            complain(error, as_json, _options(self.get_command(ctx, ctx.invoked_subcommand or "")))
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
@@ -39,6 +39,11 @@ class _Program(Group):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(_PIPE_CLOSED) from None
         return result
+
+
+def _options(command: Any) -> set[str]:
+    """The options of a command, such as `"--drop"`."""
+    return {option for parameter in getattr(command, "params", ()) for option in parameter.opts}
 
 
 app = typer.Typer(

@@ -32,10 +32,13 @@ def target_from(text: str | None) -> Any:
     return text
 
 
-def built(place: str) -> nn.Module:
+def built(place: str, option: str = "--target") -> nn.Module:
     """The model that `module:callable` builds, without weights where its constructor allows that.
 
     A module beside the user, in the working directory, is found too.
+
+    Args:
+        place: where it is. option: what it was given by, for what may be wrong with it.
 
     Raises:
         LoadError: what is there cannot be imported, called, or is no model.
@@ -50,7 +53,7 @@ def built(place: str) -> nn.Module:
         for name in path.split("."):
             factory = getattr(factory, name)
     except (ImportError, AttributeError) as error:
-        raise typer.BadParameter(f"{place}: {error}", param_hint="--target") from None
+        raise typer.BadParameter(f"{place}: {error}", param_hint=option) from None
     try:
         return cs.skeleton(factory)
     except cs.LoadError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,9 +58,13 @@ class Diagnosis:
         }
 
     def __str__(self) -> str:
+        return self.text(str)
+
+    def text(self, spell: Callable[[Diagnostic], str]) -> str:
+        """The diagnosis on several lines, each finding as `spell` puts it."""
         looked = f"{counted(self.tensors, 'tensor')}, {self.bytes_read:,} bytes read"
         head = f"{self.source}: {looked}: {', '.join(self._counts())}"
-        return "\n\n".join([head, *map(str, self.findings)])
+        return "\n\n".join([head, *map(spell, self.findings)])
 
     def __repr__(self) -> str:
         return brief("Diagnosis", self.source, counted(self.tensors, "tensor"), *self._counts())

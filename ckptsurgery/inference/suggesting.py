@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import Diagnostic, LoadError, RecipeError
+from ..errors import Diagnostic, LoadError, RecipeError, Remedy
 from ..language.folding import fold, fold_groups
 from ..language.recipe import Recipe
 from ..specs import TensorSpec
@@ -126,7 +126,8 @@ def suggest(source: Any, target: Any, *, by: str = "names", inputs: Any = None) 
         LoadError: a model fails on the inputs, or is none.
     """
     if by not in ("names", "values"):
-        raise RecipeError(Diagnostic("bad-argument", f"by={by!r} is neither", help='by="names" or by="values"'))
+        ways = (Remedy("by", "names"), Remedy("by", "values"))
+        raise RecipeError(Diagnostic("bad-argument", f"by={by!r} is neither", remedies=ways))
     if by == "values":
         from .equating import by_values
 

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from ..errors import Diagnostic, RecipeError
+from ..errors import Diagnostic, RecipeError, Remedy
 from .escaping import escape, guarded, split_unescaped, stripped, unescape
 
 __all__ = ["SEPARATORS", "Capture", "Literal", "Piece", "Span", "is_index", "pattern_error", "pieces_of"]
@@ -158,7 +158,8 @@ class Capture:
                     Diagnostic(
                         "unknown-dim",
                         f"{{{self}}} has {len(free)} unknowns: {', '.join(free)}",
-                        help=f"dims say which of them is a number: --dim {free[-1]}=…",
+                        remedies=(Remedy.size(free[-1]),),
+                        advice="dims say which of them is a number",
                     )
                 )
             terms = tuple(
@@ -171,9 +172,8 @@ class Capture:
         total = 0
         for sign, atom in _atoms(str(end)):
             if isinstance(atom, str) and atom not in numbers:
-                raise RecipeError(
-                    Diagnostic("unknown-dim", f"{{{self}}}: {atom!r} is not in dims", help=f"--dim {atom}=…")
-                )
+                text = f"{{{self}}}: {atom!r} is not in dims"
+                raise RecipeError(Diagnostic("unknown-dim", text, remedies=(Remedy.size(atom),)))
             total += sign * int(numbers.get(str(atom), atom))
         return total
 

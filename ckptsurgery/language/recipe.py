@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from typing import Any
 
-from ..errors import Diagnostic, RecipeError
+from ..errors import Diagnostic, RecipeError, Remedy
 from ..wording import brief, counted
 from .dims import DimValue, is_number
 from .keys import KeyPattern
@@ -42,9 +43,9 @@ class Scope:
             if prefix:
                 KeyPattern.parse(prefix)
             if prefix and prefix[-1] not in "./":
-                raise RecipeError(
-                    Diagnostic("bad-scope", f"the prefix {prefix!r} does not end in its separator", help=f'"{prefix}."')
-                )
+                ended = Remedy("scope", {prefix: f"{prefix}."}, kind="instead")
+                text = f"the prefix {prefix!r} does not end in its separator"
+                raise RecipeError(Diagnostic("bad-scope", text, remedies=(ended,)))
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -287,9 +288,10 @@ def _unbound(pairs: Mapping[str, str], place: str | None, table: str) -> list[Di
 
 
 def _bad_rest(rest: str | None, place: str | None) -> Diagnostic:
-    return Diagnostic(
-        "bad-rest", f"rest = {rest!r}", place=place, help='"error", "keep", "drop", or "{k...} -> x.{k...}"'
-    )
+    near = get_close_matches(str(rest), ("error", "keep", "drop"), 1)
+    meant = (Remedy("rest", {str(rest): near}, kind="instead"),) if near else ()
+    advice = '"error", "keep", "drop", or "{k...} -> x.{k...}"'
+    return Diagnostic("bad-rest", f"rest = {rest!r}", place=place, remedies=meant, advice=advice)
 
 
 def _is_dim(value: Any) -> bool:
@@ -323,7 +325,7 @@ def _law_breaks(rules: Iterable[Rule], names: Names, dims: Mapping[str, DimValue
             sources, targets = map(tuple, sides)
             signature(replace(spelled, sources=sources, targets=targets))
         except RecipeError as error:
-            # a name that `--dim` may still settle is no contradiction yet
+            # a name that dims may still settle is no contradiction yet
             found += [d for d in error.diagnostics if d.code != "unknown-dim"]
     return found
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..errors import Diagnostic, RecipeError
+from ..errors import Diagnostic, RecipeError, Remedy
 from .recipe import Recipe, Scope
 from .rules import Rule
 
@@ -176,11 +176,10 @@ class _Reader:
                 break
             if key not in known:
                 near = difflib.get_close_matches(key, [*known, "schema"], 1)
-                self.problem(
-                    "unknown-key",
-                    f"a recipe has no {key!r}" + (f" in [[{inside}]]" if inside else ""),
-                    f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(known),
-                )
+                meant = (Remedy("recipe", {key: near}, kind="instead"),) if near else ()
+                advice = None if near else "known: " + ", ".join(known)
+                text = f"a recipe has no {key!r}" + (f" in [[{inside}]]" if inside else "")
+                self.problems.append(Diagnostic("unknown-key", text, self.place, remedies=meant, advice=advice))
             elif not isinstance(value, known[key]):
                 self.problem("bad-recipe", f"{key} = {value!r}: a {known[key].__name__} was expected")
             else:

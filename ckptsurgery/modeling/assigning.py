@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
-from ..errors import Diagnostic, LoadError
+from ..errors import Diagnostic, LoadError, Remedy, literal
 from ..storage.links import moved_to
 from .places import Place, place_of, places, places_of
 
@@ -68,9 +68,8 @@ def _problem(place: Place, old: Tensor, tensor: Tensor, assign: bool) -> Diagnos
             "shape-mismatch", f"{name!r} is {list(old.shape)} in the model, and {list(tensor.shape)} is offered"
         )
     if not assign and old.is_meta:
-        return Diagnostic(
-            "meta-target", f"{name!r} is a meta tensor, nothing can be copied into it", help="assign=True"
-        )
+        text = f"{name!r} is a meta tensor, nothing can be copied into it"
+        return Diagnostic("meta-target", text, remedies=(Remedy("assign", True),))
     if not assign and tensor.is_meta:
         return Diagnostic("meta-source", f"a meta tensor has no values to give to {name!r}")
     trainable = old.requires_grad and not place.is_buffer
@@ -78,7 +77,8 @@ def _problem(place: Place, old: Tensor, tensor: Tensor, assign: bool) -> Diagnos
         return Diagnostic(
             "integer-parameter",
             f"{name!r} is trainable, and {tensor.dtype} tensors cannot be",
-            help=f"select(model, {name!r}).freeze() first, or cast",
+            remedies=(Remedy("freeze", f"cs.select(model, {literal(name)}).freeze()", kind="before"),),
+            advice="or cast it",
         )
     return None
 

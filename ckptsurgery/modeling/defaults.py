@@ -14,7 +14,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ..errors import Diagnostic, LoadError
+from ..errors import Diagnostic, LoadError, Remedy
 from ..narrowing import present
 from ..ops.seeding import key_seed, seeded_globals
 from .assigning import parameter_like
@@ -151,18 +151,20 @@ class Stage:
                 yield from _methods(module, ("init_weights",))
 
     def _nobody(self, name: str) -> Diagnostic:
-        owner = self._places[name].owner
+        owner, tensor = self._places[name].owner, self._places[name].tensor
+        drawn = tensor.is_floating_point() or tensor.is_complex()
         return Diagnostic(
             "no-default",
             f"{name!r} has no default: neither a hook of the model nor {type(owner).__name__} initialises it",
-            help=f'init = {{"{name}": "trunc_normal(std=0.02)"}}, or zeros, or own() to leave it as it was built',
+            remedies=(Remedy("init", {name: "trunc_normal(std=0.02)" if drawn else "own"}),),
+            advice="or zeros, or own() to leave it as it was built",
         )
 
     def _failed(self, name: str, error: Exception) -> Diagnostic:
         return Diagnostic(
             "init-hook-failed",
             f"the model's own initialisation of {name!r} raised {type(error).__name__}: {error}",
-            help=f'init = {{"{name}": "trunc_normal(std=0.02)"}}',
+            remedies=(Remedy("init", {name: "trunc_normal(std=0.02)"}),),
         )
 
 

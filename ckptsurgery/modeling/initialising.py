@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import Diagnostic, LoadError
+from ..errors import Diagnostic, LoadError, Remedy
 from ..language.calls import Call, parse_call
 from ..language.folding import fold
 from ..ops.base import OpError
@@ -68,7 +68,8 @@ def read_initialiser(what: What) -> Initialiser:
             return Initialiser.of(call.name, call.args, dict(call.keywords))
         return Initialiser.wrap(what)
     except OpError as error:
-        raise LoadError(Diagnostic("bad-initialiser", f"{what}: {error}")) from error
+        near = (Remedy("init", error.instead, kind="instead"),) if error.instead else ()
+        raise LoadError(Diagnostic("bad-initialiser", f"{what}: {error}", remedies=near)) from error
 
 
 def by_name(names: Iterable[str], what: Whats) -> dict[str, What]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..errors import Diagnostic, LoadError
+from ..errors import Diagnostic, LoadError, Remedy
 from ..language.folding import fold
 from ..language.keys import KeyPattern
 from .places import close_names, named_tensors, places
@@ -102,26 +102,30 @@ def _nothing(model: nn.Module, what: object, tensors: Mapping[str, Tensor], buff
         types = sorted({type(m).__name__ for m in model.modules()})
         return Diagnostic(
             "nothing-selected", f"no {kind} is selected by {shown}", facts=(("module types", ", ".join(types)),),
-            help="allow_empty=True if that is meant",
+            remedies=(Remedy("allow_empty", True, "if that is meant"),),
         )  # fmt: skip
     modules = {path: module for path, module in model.named_modules(remove_duplicate=False) if path}
     hidden = _by_text(model, what, {p.name: p.tensor for p in places(model)}) if not buffers else set()
     if hidden:
         names = ", ".join(text for text, _ in fold(hidden))
-        return Diagnostic("nothing-selected", f"{what!r} names buffers only: {names}", help="buffers=True")
+        return Diagnostic(
+            "nothing-selected", f"{what!r} names buffers only: {names}", remedies=(Remedy("buffers", True),)
+        )
     if what in modules:
         return Diagnostic(
             "nothing-selected",
             f"module {what!r} ({type(modules[what]).__name__}) holds no {kind}",
-            help="allow_empty=True",
+            remedies=(Remedy("allow_empty", True, "if that is meant"),),
         )
-    help = None
-    if "{" in what and any(KeyPattern.parse(what).readings(path) for path in modules):
-        help = f"the pattern matches modules: {what + '.{rest...}'!r} matches what they hold"
     near = close_names(what, [*tensors, *modules])
+    meant = (Remedy("what", {what: near[:1]}, kind="instead"),) if near else ()
+    if "{" in what and any(KeyPattern.parse(what).readings(path) for path in modules):
+        below = f"{what}.{{rest...}}"
+        meant = (Remedy("what", {what: below}, "matches what the modules hold that it matches", kind="instead"),)
     return Diagnostic(
         "nothing-selected",
         f"no {kind} and no module matches {what!r}",
         facts=(("close", ", ".join(near)),) if near else (("first", ", ".join(t for t, _ in fold(tensors)[:4])),),
-        help=help or (f"did you mean {near[0]!r}?" if near else "a pattern matches the whole name, never a part of it"),
+        remedies=meant,
+        advice=None if meant else "a pattern matches the whole name, never a part of it",
     )

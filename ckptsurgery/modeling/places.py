@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..errors import Diagnostic, LoadError
+from ..errors import Diagnostic, LoadError, Remedy
 from ..narrowing import present
 from ..specs import TensorSpec
 
@@ -111,7 +111,8 @@ def place_of(model: nn.Module, name: str) -> Place:
         Diagnostic(
             "unknown-tensor",
             f"the model has no parameter or buffer {name!r}",
-            help=f"did you mean {near[0]!r}?" if near else "select(model, …).names lists what there is",
+            remedies=(Remedy("name", {name: near[:1]}, kind="instead"),) if near else (),
+            advice=None if near else "select(model, …).names lists what there is",
         )
     )
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import Diagnostic, LoadError
+from ..errors import Diagnostic, LoadError, Remedy, literal
 from ..wording import brief, listed
 from .assigning import parameter_like
 from .places import Place, named_tensors, place_of, places, places_of, require_module
@@ -297,7 +297,8 @@ def _holder(group: TieGroup, members: Sequence[Place], prefer: Collection[str], 
                 Diagnostic(
                     "tied-values-differ",
                     f"{first.name!r} and {other.name!r} are tied, and hold different values",
-                    help=f"say which one is meant, or untie(model, {other.name!r}) before the load",
+                    remedies=(Remedy("untie", f"cs.untie(model, {literal(other.name)})", kind="before"),),
+                    advice="or say which one is meant",
                 )
             )
     return first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -17,7 +18,15 @@ Tensors = tuple["Tensor", ...]
 
 
 class OpError(ValueError):
-    """An op cannot take these arguments or these specs; whoever planned it adds rule and key."""
+    """An op cannot take these arguments or these specs; the planner adds rule and key.
+
+    Args:
+        instead: a word that was misspelt -> the words that are like it.
+    """
+
+    def __init__(self, text: str, instead: Mapping[str, Sequence[str]] | None = None) -> None:
+        super().__init__(text)
+        self.instead = dict(instead or {})
 
 
 @dataclass(frozen=True)

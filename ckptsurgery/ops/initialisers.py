@@ -74,7 +74,9 @@ class Initialiser:
         """
         plain = name.removesuffix("_")
         if plain not in FORMULAS:
-            raise OpError(f"no initialiser is called {name!r}{_suggest(plain, INITIALISERS)}")
+            raise OpError(
+                f"no initialiser is called {name!r}{_suggest(plain, INITIALISERS)}", _near(plain, INITIALISERS)
+            )
         given = _bind(plain, tuple(args), dict(keywords or {}))
         _check_values(plain, given)
         defaults = _parameters(plain)
@@ -194,7 +196,7 @@ def _bind(name: str, args: tuple[Any, ...], keywords: dict[str, Any]) -> dict[st
     given = dict(zip(wanted, args))
     for key, value in keywords.items():
         if key not in wanted:
-            raise OpError(f"{name} has no argument {key!r}{_suggest(key, wanted)}; {takes}")
+            raise OpError(f"{name} has no argument {key!r}{_suggest(key, wanted)}; {takes}", _near(key, wanted))
         if key in given:
             raise OpError(f"{name} is given {key!r} twice")
         given[key] = value
@@ -211,7 +213,8 @@ def _check_values(name: str, given: dict[str, Any]) -> None:
             choices = (*choices, "fan_avg")
         if choices:
             if value not in choices:
-                raise OpError(f"{name}: {key} is one of {', '.join(choices)}, not {value!r}{_suggest(value, choices)}")
+                text = f"{name}: {key} is one of {', '.join(choices)}, not {value!r}"
+                raise OpError(f"{text}{_suggest(value, choices)}", _near(value, choices))
         elif isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise OpError(f"{name}: {key} is a finite number, not {value!r}")
     if given.get("std", 1.0) < 0 or (given.get("std") == 0 and name == "trunc_normal"):
@@ -242,5 +245,9 @@ def _takes_generator(function: Callable[..., Any]) -> str | None:
 
 
 def _suggest(word: object, known: Iterable[str]) -> str:
+    return "".join(f"; did you mean {near[0]!r}?" for near in _near(word, known).values())
+
+
+def _near(word: object, known: Iterable[str]) -> dict[str, list[str]]:
     near = difflib.get_close_matches(str(word), list(known), 1, 0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return {str(word): near} if near else {}

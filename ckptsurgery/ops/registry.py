@@ -163,7 +163,7 @@ def _lookup(name: str) -> type[Op]:
     close = get_close_matches(name, _OPS, n=3)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     text = f"no op is called {name!r}; {hint}ops: {', '.join(sorted(_OPS))}"
-    raise OpError("; ".join([text, *failures]))
+    raise OpError("; ".join([text, *failures]), {name: close} if close else None)
 
 
 def _load_entry_points(name: str | None) -> list[str]:
@@ -200,7 +200,7 @@ def _bind(cls: type[Op], args: tuple[Any, ...], keywords: Mapping[str, Any]) -> 
         if key not in names:
             close = get_close_matches(key, names, n=1)
             hint = f", did you mean {close[0]!r}?" if close else ""
-            raise OpError(f"{cls.name} has no argument {key!r}{hint}; {written}")
+            raise OpError(f"{cls.name} has no argument {key!r}{hint}; {written}", {key: close} if close else None)
         if key in given:
             raise OpError(f"{cls.name} is given {key!r} twice; {written}")
         given[key] = value

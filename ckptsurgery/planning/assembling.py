@@ -42,10 +42,10 @@ class Draft:
     firsts: list[str] = field(default_factory=list)
     uses: list[RuleUse] = field(default_factory=list)
 
-    def problem(self, code: str, headline: str, bound: BoundRule, *, help: str | None = None, **more: Any) -> None:
+    def problem(self, code: str, headline: str, bound: BoundRule, **more: Any) -> None:
         """Note what is wrong with a rule."""
         notes = () if bound.text in headline else (bound.text,)
-        self.problems.append(Diagnostic(code, headline, place=bound.rule.place, notes=notes, help=help, **more))
+        self.problems.append(Diagnostic(code, headline, place=bound.rule.place, notes=notes, **more))
 
 
 @dataclass
@@ -192,7 +192,7 @@ class RuleSteps:
             built = ProgramBuilder(self.bound, self.ops, targets).build(group, inputs, wanted)
         except SizeError as error:
             d = self._in_rule(error.diagnostic)
-            d = replace(d, help=self.bound.remedy(error.axis)) if error.axis is not None else d
+            d = replace(d, remedies=self.bound.remedies(error.axis), help=None) if error.axis is not None else d
             said = {(p.code, p.headline, p.notes) for p in self.draft.problems}
             if (d.code, d.headline, d.notes) not in said:
                 wants = [s for found in wanted for s in found.values()] if d.code in _BOTH_SIDES else []

@@ -6,7 +6,8 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ..errors import Diagnostic, RecipeError
+from ..errors import Diagnostic, RecipeError, Remedy
+from ..language.covering import exact_patterns
 from ..language.folding import fold, fold_groups
 from ..language.grouping import KeyGroup, group_keys, template
 from ..language.keys import KeyPattern
@@ -14,6 +15,7 @@ from ..specs import TensorSpec
 from ..wording import counted
 from .expanding import BoundPattern, BoundRule, Rest, Stage
 from .matching import Matches, match_group
+from .misspelling import meant_instead
 
 __all__ = ["Claims", "claim", "near_rules", "unexpected"]
 
@@ -107,7 +109,7 @@ def claim(
         )
     for (a, b), keys in twice.items():
         problems.append(_claimed_twice(candidates[a], candidates[b], keys))
-    _check_unused(stage, candidates, used, problems)
+    _check_unused(stage, candidates, used, claims.leftover, problems)
     if claims.leftover and stage.rests:
         _give_rest(stage.rests, claims, problems)
     return claims
@@ -252,22 +254,29 @@ def _claimed_twice(a: _Candidate, b: _Candidate, keys: list[str]) -> Diagnostic:
     )
 
 
-def _check_unused(stage: Stage, candidates: Sequence[_Candidate], used: set[int], problems: list[Diagnostic]) -> None:
+def _check_unused(
+    stage: Stage,
+    candidates: Sequence[_Candidate],
+    used: set[int],
+    unnamed: Sequence[str],
+    problems: list[Diagnostic],
+) -> None:
     for number, candidate in enumerate(candidates):
         if number in used:
             continue
         optional = stage.rules[candidate.rule].rule.optional if candidate.rule is not None else candidate.optional
         if optional:
             continue
-        what = "rule" if candidate.rule is not None else "drop" if not candidate.same else "[same]"
+        what = "rule" if candidate.rule is not None else "drop" if not candidate.same else "same"
+        line = candidate.text.removeprefix("drop ").removeprefix("same ")
         notes = () if candidate.text.endswith(str(candidate.pattern)) else (candidate.text,)
         problems.append(
             Diagnostic(
-                f"unused-{what.strip('[]')}",
+                f"unused-{what}",
                 f"'{candidate.pattern}' matches no source key",
                 place=candidate.place,
                 notes=notes,
-                help=f'"? {candidate.text.removeprefix("drop ").removeprefix("same ")}" may match nothing',
+                remedies=meant_instead("rules" if what == "rule" else what, line, candidate.pattern, unnamed),
             )
         )
 
@@ -277,13 +286,13 @@ def unexpected(keys: Sequence[str], specs: dict[str, TensorSpec]) -> list[Diagno
     folded = fold_groups(keys, label=lambda k: specs.get(k))
     notes = tuple(f"{f.text}  {specs[f.first]}" if f.first in specs else f.text for f in folded[:12])
     more = (f"… and {len(folded) - 12} more patterns",) if len(folded) > 12 else ()
-    drops = ", ".join(f'"{f.pattern}"' for f in folded[:4]) + (", …" if len(folded) > 4 else "")
+    drops = exact_patterns(keys, specs)
     return [
         Diagnostic(
             "unexpected-keys",
             f"{counted(len(keys), 'source key', 'matches')} no rule",
             notes=notes + more,
-            help=f"drop = [{drops}]",
+            remedies=(Remedy("drop", drops, kind="recipe"),),
         )
     ]
 

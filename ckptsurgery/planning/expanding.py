@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any
 
-from ..errors import CkptSurgeryError, Diagnostic, RecipeError
+from ..errors import CkptSurgeryError, Diagnostic, RecipeError, Remedy
 from ..language.dims import Dims, DimValue
 from ..language.domains import with_domains
 from ..language.keys import KeyPattern
@@ -54,13 +54,12 @@ class BoundRule:
         terms = (*self.rule.sources, *self.rule.targets)
         return [c.flat for t in terms for c in t.pattern.captures if c.flat]
 
-    def remedy(self, name: str) -> str:
-        """The arguments that settle the size of an axis, the config first where the recipe's dims read one."""
+    def remedies(self, name: str) -> tuple[Remedy, ...]:
+        """What settles the size of an axis, the config first where the recipe's dims read one."""
         choices = next((found for axis, found in self.ragged() if axis == name), ())
-        options = " ".join(f"--dim {name}.{choice}=…" for choice in choices)
-        if not choices:
-            options = f"--dim {name}=…,…" if any(a.name == name for a in self.rule.marked) else f"--dim {name}=…"
-        return f"--config config.json (config= in Python), or {options}" if self.own.asks_config(name) else options
+        listed = [None, None] if any(a.name == name for a in self.rule.marked) else None
+        size = Remedy("dims", {name: dict.fromkeys(choices) if choices else listed}, kind="recipe")
+        return (Remedy("config", None, "holds it"), size) if self.own.asks_config(name) else (size,)
 
     def ragged(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         """The axes whose size depends on a choice, with the spellings of the choices, those of either side."""
@@ -149,11 +148,12 @@ def _unknown_choices(given: Mapping[str, DimValue], rules: Sequence[BoundRule]) 
 
 
 def _unasked(name: str, asked: set[str]) -> Diagnostic:
-    near = get_close_matches(name, asked, n=2)
+    near = get_close_matches(name, sorted(asked), n=2)
     return Diagnostic(
         "unused-dim",
         f"a size is given for {name!r}, and nothing asks for it",
-        help=" or ".join(f"--dim {n}=…" for n in near) + "?" if near else "leave it out",
+        remedies=(Remedy("dims", {name: near}, kind="instead"),) if near else (),
+        advice=None if near else "leave it out",
     )
 
 
@@ -400,7 +400,7 @@ def _numbers(rule: Rule, dims: Dims) -> dict[str, int]:
                     Diagnostic(
                         "unknown-dim",
                         f"{{{capture}}}: nothing says what {name!r} is",
-                        help=f"--dim {name}=…",
+                        remedies=(Remedy.size(name),),
                         facts=(("config", f"lacks what {name} = {lacking!r} needs"),),
                     )
                 )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ..errors import Diagnostic, RecipeError
+from ..errors import Diagnostic, RecipeError, Remedy
 from ..language.dims import Dims
 from ..language.domains import numbers_of
 from ..language.folding import fold
@@ -205,7 +205,8 @@ class Counted:
                         "unsolved-axis",
                         f"{{{name}}}: nothing says how many {flat[1]} each {flat[0]} has",
                         facts=(("keys", text),) if (text := share.shown(name, flat)) else (),
-                        help=f"--dim {flat[1]}=2,2,6,2",
+                        remedies=(Remedy.size(flat[1]),),
+                        advice="one number for all, or a list with one for each",
                     )
                 )
             found[name] = index
@@ -247,7 +248,7 @@ class Flattening:
                         "wrong-extent",
                         f"{folded[0]} lies beyond the end of {{{name}}}, which has {index.count} indices",
                         notes=tuple(folded[1:6]),
-                        help=f"--dim {index.names[1]}=… says how many each {index.names[0]} has",
+                        remedies=(_inner_size(index),),
                     )
                 )
             columns = {n: c for n, c in matches.columns.items() if n != name}
@@ -298,7 +299,7 @@ class Flattening:
                 Diagnostic(
                     "wrong-extent",
                     f"{said} lies beyond the extents of {{{name}}}: {index.shown}",
-                    help=f"--dim {index.names[1]}=… says how many each {index.names[0]} has",
+                    remedies=(_inner_size(index),),
                 )
             )
         return str(number)
@@ -313,6 +314,11 @@ def no_place(capture: object, value: object) -> RecipeError:
             help="give it a place, or name the keys that are meant by a rule of their own",
         )
     )
+
+
+def _inner_size(index: FlatIndex) -> Remedy:
+    outer, inner = index.names[:2]
+    return Remedy("dims", {inner: None}, f"says how many each {outer} has", kind="recipe")
 
 
 def _flats(bound: BoundRule) -> Iterator[tuple[str, tuple[str, ...], str]]:

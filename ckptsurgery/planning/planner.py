@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from typing import Any
 
 from ..collection import without_collection
-from ..errors import Diagnostic, PlanError, RecipeError
+from ..errors import Diagnostic, PlanError, RecipeError, Remedy
+from ..language.covering import exact_patterns
 from ..language.dims import Dims, DimValue
-from ..language.folding import fold, fold_groups
+from ..language.folding import fold
 from ..language.recipe import Recipe
 from ..narrowing import present
 from ..ops.base import OpError
@@ -97,6 +99,7 @@ def draft_plan(
     tied = {name: names[0] for names in ties for name in names}
     for number, stage in enumerate(stages):
         last = number == len(stages) - 1
+        before = len(problems)
         planned = _Stage(current, target if last else None, problems, notes, stage=stage, tied=tied).plan()
         if not last:
             problems += [_homeless(init) for init in stage.inits]
@@ -104,6 +107,7 @@ def draft_plan(
             planned = fit(planned, stage, None, "lossless", problems)
         tied = _tied_after(planned, tied)
         plan = planned if plan is None else chained(plan, planned, problems)
+        problems[before:] = [_in_stage(d, number) for d in problems[before:]] if number else problems[before:]
         if last:
             break
         current = {**planned.specs, **{alias: planned.specs[base] for alias, base in plan.ties.items()}}
@@ -128,12 +132,19 @@ def _copies_one(step: Step) -> bool:
     return len(step.targets) == 1 and step.program.copies == (0,)
 
 
+def _in_stage(problem: Diagnostic, number: int) -> Diagnostic:
+    """The problem with its remedies as a sentence: an entry of a later stage is no entry of the recipe."""
+    if not any(remedy.kind == "recipe" for remedy in problem.remedies):
+        return problem
+    return replace(problem, remedies=(), advice=None, help=f"in stage {number + 1}: {problem.help}")
+
+
 def _homeless(init: BoundPattern) -> Diagnostic:
     return Diagnostic(
         "init-in-stage",
         f"[init] '{init.pattern}' stands in a stage that others follow, and nothing there says its shape",
         place=init.place,
-        help="move it to the last stage, under its last name",
+        advice="move it to the last stage, under its last name",
     )
 
 
@@ -223,14 +234,14 @@ class _Stage(Draft):
                 f"{many} that the rest keeps {'are' if len(keys) > 1 else 'is'} made by a rule too: {folded[0]}",
                 place=b.place,
                 notes=(*rules, *folded[1:6]),
-                help=_drop_line(sources),
+                remedies=(Remedy("drop", exact_patterns(sources, self.specs), kind="recipe"),),
             )
         return Diagnostic(
             "made-twice",
             f"{many} {'are' if len(keys) > 1 else 'is'} made twice: {folded[0]}",
             place=b.place,
             notes=(*rules, *folded[1:6]),
-            help="keep apart what the captures keep apart, or drop one",
+            advice="keep apart what the captures keep apart, or drop one",
         )
 
     def rule(self, bound: BoundRule, matched: list[list[Matches]], *, is_rest: bool = False) -> None:
@@ -243,7 +254,8 @@ class _Stage(Draft):
             ops = RuleOps(*(tuple(self.op(c, bound) for c in calls) for calls in (rule.before, rule.after)))
             self.check_joins(bound, ops)
         except OpError as error:
-            self.problem("bad-op", str(error), bound)
+            near = (Remedy("rules", error.instead, kind="instead"),) if error.instead else ()
+            self.problem("bad-op", str(error), bound, remedies=near)
             return
         found = [[canonical(term, m) for m in matches] for term, matches in zip(rule.sources, matched)]
         try:
@@ -260,7 +272,7 @@ class _Stage(Draft):
         wrong = {names: size for names, size in one.items() if isinstance(size, int)}
         for (name, marker), size in wrong.items():
             text = f"{name}:{marker} has its own size for each {marker}, and dims give one number, {name} = {size}"
-            self.problem("one-size", text, bound, help=bound.remedy(name))
+            self.problem("one-size", text, bound, remedies=bound.remedies(name))
         return not wrong
 
     def op(self, call: Any, bound: BoundRule) -> Any:
@@ -302,12 +314,13 @@ class _Stage(Draft):
         for (_, name), (bound, table, known) in tables.items():
             unknown = [c for c in table if c not in known and c not in bound.given(name)]
             if unknown and known:
-                near = ", ".join(sorted(known))
+                near = get_close_matches(unknown[0], sorted(known), 1)
                 self.problem(
                     "unknown-choice",
                     f"dims.{name} gives a size for {unknown[0]!r}, which is no choice of any rule",
                     bound,
-                    help=f"one of: {near}",
+                    remedies=(Remedy("dims", {unknown[0]: near}, kind="instead"),) if near else (),
+                    advice=f"one of: {', '.join(sorted(known))}",
                 )
 
     def unused_choices(self, name: str, choices: Sequence[str], seen: set[str], bound: BoundRule) -> None:
@@ -317,13 +330,10 @@ class _Stage(Draft):
                     "unused-choice",
                     f"choice {choice!r} of {{{name}}} matches no source key",
                     bound,
-                    help="a misspelling? '?' in front of the rule lets it match less",
+                    remedies=(Remedy("rules", {bound.text: f"? {bound.text}"}, "may match less", kind="instead"),),
+                    advice="or is the choice misspelt?",
                 )
 
 
 def _texts(column: Any) -> set[str]:
     return {column} if isinstance(column, str) else set(column)
-
-
-def _drop_line(keys: Sequence[str]) -> str:
-    return f"drop = [{', '.join(chr(34) + f.pattern + chr(34) for f in fold_groups(keys)[:3])}]"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ..errors import Diagnostic
+from ..errors import Diagnostic, Remedy
 from ..language.axes import Axis, AxisList, Dim
 
 __all__ = ["ConcreteDims", "Equations", "SizeError", "Variable", "concrete", "extent"]
@@ -224,7 +224,8 @@ class Equations:
         return Diagnostic(
             "indivisible",
             f"'{shown(axes)}' of {size}{less} is no multiple of {total.coefficient}, so {unknown!r} has no size",
-            help=f"check the axes, or settle it by --dim {unknown}=…",
+            facts=(("sizes", self.listed(axes, {})),),
+            advice="check the axes, and the sizes that are given for them",
         )
 
     def listed(self, axes: Sequence[Axis], env: Env) -> str:
@@ -247,18 +248,14 @@ def extent(equations: Equations, axes: Sequence[Axis], env: Env) -> int:
     """The size of axes merged into one dimension, all sizes known.
 
     Raises:
-        SizeError: one is not; the axis is named, and the `--dim` that settles it.
+        SizeError: one is not; the axis is named, and the size that settles it.
     """
     total = equations.product(axes, env)
     if total is None or total.unknown is not None:
         variable = total.unknown if total and total.unknown else _open(equations, axes, env)
         name = variable[0]
-        raise SizeError(
-            Diagnostic(
-                "unsolved-axis", f"the size of axis {name!r} does not follow from any shape", help=f"--dim {name}=…"
-            ),
-            name,
-        )
+        text = f"the size of axis {name!r} does not follow from any shape"
+        raise SizeError(Diagnostic("unsolved-axis", text, remedies=(Remedy.size(name),)), name)
     return total.const
 
 

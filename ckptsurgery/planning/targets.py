@@ -9,15 +9,18 @@ from functools import cached_property
 from itertools import chain, count, filterfalse
 from operator import attrgetter
 
-from ..errors import Diagnostic, RecipeError
+from ..errors import Diagnostic, RecipeError, Remedy
 from ..language.calls import parse_call
+from ..language.covering import exact_patterns
 from ..language.folding import fold, fold_groups
+from ..language.keys import KeyPattern
 from ..ops.base import OpError
 from ..ops.initialisers import Initialiser
 from ..ops.registry import make_op
 from ..specs import DTYPES, TensorSpec, dtype_name, is_lossless
 from ..wording import counted
 from .expanding import BoundPattern, Stage
+from .misspelling import meant_instead, nearest_pattern
 from .plan import Plan, Target
 from .steps import Program, Run, Step, outputs_of
 
@@ -106,8 +109,13 @@ class _Fitting:
                     "unused-tie",
                     f"nothing makes '{tie.value}', to which '{tie.pattern}' is tied",
                     tie,
-                    f'"? {tie.text}" may find nothing',
+                    self.meant_base(tie),
                 )
+
+    def meant_base(self, tie: BoundPattern) -> tuple[Remedy, ...]:
+        near = nearest_pattern(tie.value, self.plan.specs)
+        optional = Remedy("tie", {tie.text: f"? {tie.text}"}, "may find nothing", kind="instead")
+        return (*(Remedy("tie", {str(tie.value): str(p)}, kind="instead") for p in [near] if p is not None), optional)
 
     def tie_up(self, tie: BoundPattern, alias: str, key: str, tied: list[str]) -> None:
         base = self.ties.get(key, key)
@@ -122,10 +130,16 @@ class _Fitting:
                 "tied-and-made",
                 f"{alias!r} is tied to {key!r}, but a rule makes it too",
                 tie,
-                "drop its source, or prove them equal: a, b -> c | same",
+                self.drops([alias]),
+                "or prove them equal: a, b -> c | same",
             )
         elif self.ties.setdefault(alias, base) != base:
-            self.problem("tied-twice", f"{alias!r} is tied to {self.ties[alias]!r} and to {base!r}", tie, "one of them")
+            self.problem(
+                "tied-twice",
+                f"{alias!r} is tied to {self.ties[alias]!r} and to {base!r}",
+                tie,
+                advice="name one of them",
+            )
         else:
             tied.append(alias)
 
@@ -136,7 +150,7 @@ class _Fitting:
                     "init-needs-target",
                     f"[init] '{init.pattern}' needs a target, which says shape and dtype",
                     init,
-                    "plan(source, recipe, target=model)",
+                    (Remedy("target", None, "is a model, a checkpoint or specs"),),
                 )
 
     def inits(self, inits: Sequence[BoundPattern]) -> None:
@@ -152,17 +166,18 @@ class _Fitting:
                         "init-and-made",
                         f"{key!r} is initialised, but a rule makes it too",
                         init,
-                        "drop its source, or leave it out of [init]",
+                        self.drops([key]),
+                        "or leave it out of [init]",
                     )
                 elif key in self.chosen and self.chosen[key] != init.value:
-                    self.problem("init-twice", f"{key!r} is initialised in two ways", init, None)
+                    self.problem("init-twice", f"{key!r} is initialised in two ways", init)
                 self.chosen[key] = init.value
             if not found and not init.optional:
                 self.problem(
                     "unused-init",
                     f"[init] '{init.pattern}' matches no target key",
                     init,
-                    f'"? {init.text}" may match nothing',
+                    meant_instead("init", init.text, init.pattern, self.unmade),
                 )
 
     def check_initialiser(self, init: BoundPattern) -> None:
@@ -172,9 +187,11 @@ class _Fitting:
         try:
             call = parse_call(init.value)
             Initialiser.of(call.name, call.args, dict(call.keywords))
-        except (RecipeError, OpError) as error:
-            said = error.diagnostics[0].headline if isinstance(error, RecipeError) else str(error)
-            self.problem("bad-init", f"[init] '{init.pattern}': {said}", init, None)
+        except RecipeError as error:
+            self.problem("bad-init", f"[init] '{init.pattern}': {error.diagnostics[0].headline}", init)
+        except OpError as error:
+            near = (Remedy("init", error.instead, kind="instead"),) if error.instead else ()
+            self.problem("bad-init", f"[init] '{init.pattern}': {error}", init, near)
 
     def target_ties(self, target: Target) -> None:
         """Names that are one tensor in the target are filled from one; where several are made, they must be equal."""
@@ -203,23 +220,24 @@ class _Fitting:
                     f"{len(extra)} key{'s' * (len(extra) > 1)} that the plan makes {verb} not in the {self.name}",
                     notes=notes,
                     facts=self.near(extra),
-                    help=self.drop_help(extra),
+                    remedies=self.drops(extra),
+                    advice="or correct the rule",
                 )
             )
-        left = filterfalse(self.plan.specs.__contains__, self.wanted)
-        missing = [k for k in left if k not in self.chosen and k not in self.ties]
+        missing = [k for k in self.unmade if k not in self.chosen and k not in self.ties]
         if missing:
             folded = fold_groups(missing, label=self.wanted.get)
             notes = tuple(f"{f.text}  {self.wanted[f.first]}" for f in folded[:12])
             notes += (f"… and {len(folded) - 12} more patterns",) if len(folded) > 12 else ()
-            inits = "\n".join(f'"{f.pattern}" = "default"' for f in folded[:1])
+            inits = dict.fromkeys(exact_patterns(missing, self.wanted), "default")
             verb = "is" if len(missing) == 1 else "are"
             self.problems.append(
                 Diagnostic(
                     "missing-keys",
                     f"{len(missing)} {self.name} key{'s' * (len(missing) > 1)} {verb} made by no rule",
                     notes=notes,
-                    help=f"a rule that makes them, or [init] {inits}",
+                    remedies=(Remedy("init", inits, "has the model draw them", kind="recipe"),),
+                    advice="or a rule that makes them",
                 )
             )
 
@@ -231,13 +249,43 @@ class _Fitting:
         sample = [text for text, _ in fold([k for k in self.wanted if k not in self.plan.specs])[:3]]
         return ((f"the {self.name} lacks", ", ".join(sample)),) if sample else ()
 
-    def drop_help(self, keys: Sequence[str]) -> str:
-        makers = {k: step for step in self.plan.steps for k in step.targets}
-        sources = [k for key in keys if key in makers for k in makers[key].sources]
-        folded = fold_groups(sources)
-        return (
-            f"drop = [{', '.join(repr(f.pattern).replace(chr(39), chr(34)) for f in folded[:3])}], or correct the rule"
-        )
+    @property
+    def sources(self) -> list[str]:
+        """All keys of the source that come to something."""
+        return list(dict.fromkeys(chain.from_iterable(map(attrgetter("sources"), self.plan.steps))))
+
+    @property
+    def unmade(self) -> list[str]:
+        """The keys of the target that no rule makes."""
+        return list(filterfalse(self.plan.specs.__contains__, self.wanted))
+
+    def drops(self, keys: Sequence[str]) -> tuple[Remedy, ...]:
+        """The remedy that leaves out what these keys are made of, where one line does: a drop of what `rest` takes.
+
+        What a rule takes cannot be dropped as well; the rule is narrowed to what is wanted of it.
+        """
+        unwanted = set(keys)
+        makers = [step for step in self.plan.steps if not unwanted.isdisjoint(step.targets)]
+        sources = [k for step in makers for k in step.sources]
+        rules = {step.rules for step in makers}
+        if not sources or any(not unwanted.issuperset(step.targets) for step in makers):
+            return ()
+        if all(self.plan.uses[numbers[0]].is_rest for numbers in rules):
+            return (Remedy("drop", exact_patterns(sources, self.sources), kind="recipe"),)
+        return self.narrowed(rules.pop(), unwanted) if len(rules) == 1 else ()
+
+    def narrowed(self, rules: tuple[int, ...], unwanted: set[str]) -> tuple[Remedy, ...]:
+        """The rule with its source restricted to the keys of which something is wanted."""
+        use = self.plan.uses[rules[0]]
+        wanted = [k for s in self.plan.steps if s.rules == rules and unwanted.isdisjoint(s.targets) for k in s.sources]
+        patterns = exact_patterns(wanted, self.sources)
+        terms = use.bound.rule.sources if use.bound is not None else ()
+        if len(rules) > 1 or len(patterns) != 1 or len(terms) != 1:
+            return ()
+        whole, part = str(terms[0].pattern), KeyPattern.parse(patterns[0])
+        if whole not in use.text or set(part.names) != set(terms[0].pattern.names):
+            return ()
+        return (Remedy("rules", {whole: patterns[0]}, "takes what is wanted", kind="instead"),)
 
     @cached_property
     def kinds(self) -> list[int]:
@@ -269,7 +317,7 @@ class _Fitting:
                     place=use.place,
                     notes=(use.text, *others[:6]),
                     facts=(("reads", reads),),
-                    help=_shape_help(spec, self.wanted[key], key),
+                    advice=_shape_help(spec, self.wanted[key], key),
                 )
             )
 
@@ -315,7 +363,8 @@ class _Fitting:
                         "dtype-mismatch",
                         f"{counted(len(keys), 'tensor', 'is')} {have}, the {self.name} wants {want}{lossy}",
                         notes=tuple([text for text, _ in fold(keys)][:8]),
-                        help='dtype="model" casts them, dtype="source" keeps them; or | cast(…)',
+                        remedies=(Remedy("dtype", "model", "casts them"), Remedy("dtype", "source", "keeps them")),
+                        advice="or | cast(…) in the rule",
                     )
                 )
 
@@ -330,8 +379,15 @@ class _Fitting:
                     return None
         return program
 
-    def problem(self, code: str, headline: str, said: BoundPattern, help: str | None) -> None:
-        self.problems.append(Diagnostic(code, headline, place=said.place, help=help))
+    def problem(
+        self,
+        code: str,
+        headline: str,
+        said: BoundPattern,
+        remedies: tuple[Remedy, ...] = (),
+        advice: str | None = None,
+    ) -> None:
+        self.problems.append(Diagnostic(code, headline, place=said.place, remedies=remedies, advice=advice))
 
 
 def _wanted_dtype(spec: TensorSpec, want: TensorSpec | None, policy: str) -> str:

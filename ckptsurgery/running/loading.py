@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CheckpointError, Diagnostic, LoadError
+from ..errors import CheckpointError, Diagnostic, LoadError, Remedy, literal
 from ..modeling.assigning import move_to
 from ..modeling.facts import target_of
 from ..modeling.initialising import initialise, materialise_buffers
@@ -161,7 +161,7 @@ def _refuse_repeated(filled: Sequence[str], model: nn.Module) -> None:
                 "expanded-target",
                 f"{len(wrong)} of the model's tensors show one value many times (expand), and cannot take many",
                 notes=tuple(wrong[:6]),
-                help="assign=True puts new tensors in their place",
+                remedies=(Remedy("assign", True, "puts new tensors in their place"),),
             )
         )
 
@@ -177,7 +177,7 @@ def _refuse_elsewhere(filled: Sequence[str], model: nn.Module, device: torch.dev
                 "other-device",
                 f"{counted(len(wrong), 'model tensor', 'lies')} on {lie}, and device={str(device)!r} is asked for",
                 notes=tuple(wrong)[:6],
-                help=f"model.to({str(device)!r}) first, or assign=True",
+                remedies=(Remedy("assign", True), Remedy("to", f"model.to({literal(str(device))})", kind="before")),
             )
         )
 
@@ -202,7 +202,7 @@ def _refuse_meta(filled: Sequence[str], model: nn.Module, kept: Sequence[str], a
                 "meta-target",
                 f"{counted(len(targets), 'model parameter', 'is')} on the meta device, where nothing can be copied to",
                 notes=tuple(targets[:6]),
-                help="assign=True",
+                remedies=(Remedy("assign", True),),
             )
         )
     empty = [k for k in kept if k in meta]
@@ -212,7 +212,7 @@ def _refuse_meta(filled: Sequence[str], model: nn.Module, kept: Sequence[str], a
                 "meta-kept",
                 f"{len(empty)} keys would be kept as built, but they are on the meta device",
                 notes=tuple(empty[:12]),
-                help='init="default" gives them first values',
+                remedies=(Remedy("init", dict.fromkeys(empty, "default"), "gives them first values", kind="recipe"),),
             )
         )
 
@@ -238,7 +238,7 @@ def refuse_non_finite(tensors: Iterable[tuple[str, Tensor]]) -> None:
                 "non-finite",
                 f"{counted(len(bad), 'source tensor', 'holds')} NaN or Inf; nothing was loaded",
                 notes=tuple(bad[:12]),
-                help="check_values=False loads them all the same",
+                remedies=(Remedy("check_values", False, "loads them all the same"),),
             )
         )
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
-from ..catalog import RecipeLike, as_recipe, load_recipe
+from ..catalog import RecipeLike, as_recipe, file_of, load_recipe
 from ..collection import without_collection
-from ..errors import CheckpointError, Diagnostic, PlanError
+from ..errors import CheckpointError, CkptSurgeryError, Diagnostic, PlanError, Remedy
 from ..language.dims import DimValue
 from ..language.recipe import Recipe
 from ..planning.costing import Cost, cost_of
@@ -186,10 +187,14 @@ def _planned(
 ) -> RunnablePlan:
     known = [tie.names for tie in checkpoint.ties] if ties is None else ties
     asked = Asked(config if config is not None else checkpoint.config, dims or {}, dtype, known)
-    drafted, stage = draft_unwrapped(
-        checkpoint.specs, recipe, load_recipe, target=target, config=asked.config, dims=dims, ties=known
-    )
-    found = fitted(drafted, stage, target, dtype)
+    try:
+        drafted, stage = draft_unwrapped(
+            checkpoint.specs, recipe, load_recipe, target=target, config=asked.config, dims=dims, ties=known
+        )
+        found = fitted(drafted, stage, target, dtype)
+    except CkptSurgeryError as error:
+        error.rewrite(lambda problem: problem.within(file_of(recipe)))
+        raise
     warnings = (*found.warnings, *_left_behind(checkpoint))
     return _runnable(replace(found, warnings=warnings), checkpoint, asked)
 
@@ -310,11 +315,13 @@ def _check_dtype(dtype: str) -> None:
     except CheckpointError:
         wanted = None
     if wanted is None or wanted.kind != "float":
+        near = get_close_matches(dtype, (*DTYPE_POLICIES, "bf16", "f16", "f32", "f64"), 1)
         raise PlanError(
             Diagnostic(
                 "bad-argument",
                 f"dtype={dtype!r} is neither a policy nor a floating-point dtype",
-                help="one of " + ", ".join(map(repr, DTYPE_POLICIES)) + ', or a dtype such as "bf16"',
+                remedies=(Remedy("dtype", {dtype: near}, kind="instead"),) if near else (),
+                advice="one of " + ", ".join(map(repr, DTYPE_POLICIES)) + ', or a dtype such as "bf16"',
             )
         )
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..errors import Diagnostic, PlanError
+from ..errors import Diagnostic, PlanError, Remedy, literal
+from ..language.escaping import escape
 from ..modeling.ties import equal_bytes
 from ..planning.costing import CHUNK
 from ..planning.plan import Plan
@@ -25,7 +26,7 @@ def prove(plan: Plan, checkpoint: Checkpoint) -> None:
         return
     makers = {key: step for step in plan.steps for key in step.targets}
     problems = [_differ(a, b) for a, b in plan.proofs if not same_bytes(checkpoint, a, b)]
-    problems += [_tied(a, b) for a, b in plan.tie_proofs if not _made_equal(makers, a, b, checkpoint)]
+    problems += [_tied(plan, a, b, makers[a]) for a, b in plan.tie_proofs if not _made_equal(makers, a, b, checkpoint)]
     if problems:
         raise PlanError(problems)
 
@@ -61,13 +62,19 @@ def _differ(alias: str, base: str) -> Diagnostic:
     return Diagnostic(
         "tied-values-differ",
         f"{alias!r} and {base!r} must be equal, and their values differ",
-        help=f'one of them is meant: drop = ["{alias}"], or give it a rule of its own',
+        help="one of them is meant: drop the other instead of proving it equal, or give it a rule of its own",
     )
 
 
-def _tied(alias: str, base: str) -> Diagnostic:
+def _tied(plan: Plan, alias: str, base: str, maker: Step) -> Diagnostic:
+    remedies = []
+    if plan.uses[maker.rules[0]].is_rest:  # what a rule takes cannot be dropped as well
+        remedies.append(Remedy("drop", [*map(escape, maker.sources)], "takes the other", kind="recipe"))
+    if plan.target is not None and plan.target.name == "model":
+        remedies.append(Remedy("untie", f"cs.untie(model, {literal(alias)})", kind="before"))
     return Diagnostic(
         "tied-values-differ",
         f"the target ties {alias!r} and {base!r}, and the source gives them different values",
-        help=f'say which one is meant (drop = ["…"] for the other), or cs.untie(model, "{alias}") first',
+        remedies=tuple(remedies),
+        advice=None if remedies else "say which one is meant: leave out the rule for the other",
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..collection import without_collection
-from ..errors import CheckpointError, Diagnostic, PlanError
+from ..errors import CheckpointError, Diagnostic, PlanError, Remedy
 from ..planning.costing import BUDGET, cost_of, largest_step
 from ..planning.plan import Plan
 from ..planning.steps import Step, outputs_of
@@ -225,9 +225,10 @@ def _budget(plan: Plan, checkpoint: Checkpoint, max_memory: int | str | None) ->
     raise PlanError(
         Diagnostic(
             "too-much-memory",
-            f"the largest step holds {least:,} bytes, more than --max-memory {max_memory}",
+            f"the largest step holds {least:,} bytes, more than the {max_memory} that are allowed",
             facts=(("makes", ", ".join(step.targets[:3])), ("of", ", ".join(step.sources[:3]))),
-            help="allow more, or split the rule that gathers most",
+            remedies=(Remedy("max_memory", least, "allows it"),),
+            advice="or split the rule that gathers most",
         )
     )
 
@@ -265,7 +266,8 @@ def _refuse_without_sync(**given: bool) -> None:
     for name, value in given.items():
         if value:
             text = f"{_RELY_ON_SYNC[name]}, so it cannot go without sync"
-            raise PlanError(Diagnostic("bad-argument", text, help=f"without sync=False (--no-sync), or without {name}"))
+            synced = Remedy("sync", True)
+            raise PlanError(Diagnostic("bad-argument", text, remedies=(synced,), advice=f"or do without {name}"))
 
 
 def _metadata(plan: Plan, checkpoint: Checkpoint, framed: bool = False) -> dict[str, str]:

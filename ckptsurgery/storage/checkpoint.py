@@ -11,7 +11,7 @@ from operator import attrgetter, lt
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CheckpointError, Diagnostic
+from ..errors import CheckpointError, Diagnostic, Remedy
 from ..narrowing import present
 from ..specs import DTYPES, TensorSpec
 from ..wording import brief, counted, listed
@@ -229,8 +229,10 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
             return self.entries[key]
         except KeyError:
             near = close_keys(str(key), self.entries)
-            help = "did you mean " + " or ".join(map(repr, near)) + "?" if near else "list(ckpt) has all keys"
-            raise MissingKeyError(Diagnostic("missing-key", f"{self.source} has no key {key!r}", help=help)) from None
+            meant = (Remedy("key", {str(key): near}, kind="instead"),) if near else ()
+            text = f"{self.source} has no key {key!r}"
+            advice = None if near else "list(ckpt) has all keys"
+            raise MissingKeyError(Diagnostic("missing-key", text, remedies=meant, advice=advice)) from None
 
     def __getitem__(self, key: str) -> LazyTensor:
         self._entry(key)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from ..errors import CheckpointError, Diagnostic
+from ..errors import CheckpointError, Diagnostic, Remedy
 from .contents import Contents
 from .files import os_error
 from .mounts import join_mounts
@@ -120,8 +120,10 @@ def _ambiguous(path: str, found: Sequence[str]) -> CheckpointError:
             f"the folder {path!r} holds several checkpoints",
             path,
             notes=tuple(found),
-            help=f"name one: {str(Path(path, found[0]))!r}, or open all: by_file=True (--by-file) "
-            'puts "file stem/" before keys',
+            remedies=(
+                Remedy("source", str(Path(path, found[0])), "names one"),
+                Remedy("by_file", True, 'opens all, with "file stem/" before keys'),
+            ),
         )
     )
 

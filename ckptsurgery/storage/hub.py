@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import CheckpointError, Diagnostic
+from ..errors import CheckpointError, Diagnostic, Remedy
 from ..narrowing import present
 from ..wording import counted
 from .index_json import weight_map_of
@@ -138,7 +138,13 @@ def _only_file(location: Location) -> str:
     base = Location(location.repo, location.revision, weights[0])
     text = f"{location} holds several checkpoints, and none of the usual name"
     raise CheckpointError(
-        Diagnostic("ambiguous-folder", text, str(location), shown_keys(weights, 12), help=f"name one: {base}")
+        Diagnostic(
+            "ambiguous-folder",
+            text,
+            str(location),
+            shown_keys(weights, 12),
+            remedies=(Remedy("source", str(base), "names one"),),
+        )
     )
 
 

@@ -28,7 +28,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from ..errors import CheckpointError, Diagnostic
+from ..errors import CheckpointError, Diagnostic, Remedy
 from ..wording import counted
 from .frames import Frame, levels_of
 from .inert import Opaque, Ordered
@@ -322,7 +322,7 @@ def _ambiguous(tree: Any, found: list[Path], above: Path, source: str) -> NoRetu
     names = ", ".join(repr(".".join(p)) for p in shown[:_SHOWN] if p)
     raise CheckpointError(
         Diagnostic("ambiguous-subtree", f"{source!r} holds tensors in several places: {names}", source, tuple(lines),
-                   help=f'say which: subtree="{".".join(next(p for p in shown if p))}"')
+                   remedies=(Remedy("subtree", ".".join(next(p for p in shown if p)), "chooses one"),))
     )  # fmt: skip
 
 

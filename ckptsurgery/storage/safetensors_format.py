@@ -86,8 +86,12 @@ class _Header:
             return cls(path, raw.decode(), 8 + length, size)
         except UnicodeDecodeError as error:
             raise CheckpointError(
-                Diagnostic("bad-header", f"the header is not UTF-8: {error.reason} at byte {error.start}", path,
-                           help=_GET_AGAIN)
+                Diagnostic(
+                    "bad-header",
+                    f"the header is not UTF-8: {error.reason} at byte {error.start}",
+                    path,
+                    help=_GET_AGAIN,
+                )
             ) from None
 
 

@@ -10,7 +10,7 @@ from itertools import accumulate, chain, compress, islice, repeat, tee
 from pathlib import Path
 
 from ..distinct import Distinct
-from ..errors import CheckpointError, Diagnostic
+from ..errors import CheckpointError, Diagnostic, Remedy
 from ..specs import DTYPES, TensorSpec
 from .contents import Extent
 from .durability import SYNCED, Durability
@@ -160,7 +160,12 @@ def _lay_out(
     if len(header) - 8 > MAX_HEADER:
         headline = f"the header would take {len(header) - 8:,} bytes, and readers accept {MAX_HEADER:,}"
         raise CheckpointError(
-            Diagnostic("header-too-large", headline, str(path), help='write a folder of shards: max_shard_size="5GB"')
+            Diagnostic(
+                "header-too-large",
+                headline,
+                str(path),
+                remedies=(Remedy("max_shard_size", "5GB", "writes shards into a folder"),),
+            )
         )
     sizes = _sizes(kinds)
     rows = zip(specs, accumulate(sizes, initial=0), sizes)

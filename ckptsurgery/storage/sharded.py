@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, Diagnostic
+from ..errors import CheckpointError, Diagnostic, Remedy
 from ..wording import counted
 from .contents import Contents, Entry
 from .frames import Frame
@@ -180,7 +180,8 @@ def read_together(folder: str, names: Sequence[str], read: Reader) -> Contents:
                 + (f" and {len(keys) - 1} more keys" if len(keys) > 1 else ""),
                 folder,
                 notes=shown_keys(keys[1:]),
-                help='name one of the files, or all: by_file=True (--by-file) puts "file stem/" before keys',
+                remedies=(Remedy("by_file", True, 'puts "file stem/" before keys'),),
+                advice="or name one of the files",
             )
             for (first, second), keys in twice.items()
         )

@@ -10,7 +10,7 @@ from functools import partial
 from io import FileIO
 from pathlib import Path
 
-from ..errors import CheckpointError, Diagnostic
+from ..errors import CheckpointError, Diagnostic, Remedy
 from .contents import Contents
 from .files import os_error, stamp
 from .safetensors_format import CHANGING, MAX_HEADER, read_safetensors
@@ -177,7 +177,7 @@ def _opened(path: str) -> Iterator[FileIO]:
 
 def _missing(path: str) -> Diagnostic:
     folder, name = str(Path(path).parent), Path(path).name
-    help = "check the path"
+    help, right = "check the path", None
     if Path(path).is_symlink():
         return Diagnostic(
             "missing-file",
@@ -188,14 +188,18 @@ def _missing(path: str) -> Diagnostic:
     if Path(folder).is_dir():
         near = close_keys(name, sorted(file.name for file in Path(folder).iterdir()))
         if near:
-            help = f"did you mean {str(Path(folder, near[0]))!r}?"
+            right = str(Path(folder, near[0]))
+            help = f"did you mean {right!r}?"
         elif path.count("/") == 1 and not path.startswith((".", "~")):
-            help = f"for a repository of the hub write 'hf://{path}'"
+            right = f"hf://{path}"
+            help = f"for a repository of the hub write {right!r}"
     elif path.count("/") == 1 and not path.startswith((".", "~")):
-        help = f"for a repository of the hub write 'hf://{path}'"
+        right = f"hf://{path}"
+        help = f"for a repository of the hub write {right!r}"
     else:
         help = f"the folder {folder!r} does not exist either"
-    return Diagnostic("missing-file", f"no such file or folder: {path!r}", path, help=help)
+    meant = (Remedy("source", {path: right}, kind="instead"),) if right else ()
+    return Diagnostic("missing-file", f"no such file or folder: {path!r}", path, help=help, remedies=meant)
 
 
 def _names_shards(path: str) -> bool:

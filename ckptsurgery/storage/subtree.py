@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..errors import CheckpointError, Diagnostic
+from ..errors import CheckpointError, Diagnostic, Remedy
 from .contents import Contents
-from .text import shown_keys
+from .text import close_keys, shown_keys
 from .versions import METADATA, VERSIONS, told_versions
 
 __all__ = ["enter"]
@@ -22,13 +22,15 @@ def enter(contents: Contents, subtree: str, source: str) -> Contents:
     }
     if not entries:
         tops = dict.fromkeys(key.partition(".")[0] for key in contents.entries)
+        near = close_keys(subtree, sorted({key.rpartition(".")[0] for key in contents.entries} - {""}))
         raise CheckpointError(
             Diagnostic(
                 "missing-subtree",
                 f"no key lies below {subtree!r}",
                 source,
                 notes=shown_keys(tops),
-                help="the notes list what lies at the top",
+                remedies=(Remedy("subtree", {subtree: near[:1]}, kind="instead"),) if near else (),
+                advice="the notes list what lies at the top",
             )
         )
     aliases = {

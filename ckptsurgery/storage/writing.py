@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, Diagnostic
+from ..errors import CheckpointError, Diagnostic, Remedy
 from ..specs import TensorSpec
 from .checkpoint import Checkpoint
 from .durability import Durability
@@ -122,30 +122,29 @@ def _names_folder(path: str, target: Path) -> bool:
         raise os_error(error, str(target), "write") from error
     suffix = target.suffix.lower()
     if suffix in _UNWRITTEN:
-        help = f"write {str(target.with_suffix('.safetensors'))!r} instead"
-        raise CheckpointError(
-            Diagnostic("unsupported-output", f"{suffix} files are not written here", str(target), help=help)
-        )
+        text = f"{suffix} files are not written here"
+        meant = Remedy("path", str(target.with_suffix(".safetensors")), "can be written")
+        raise CheckpointError(Diagnostic("unsupported-output", text, str(target), remedies=(meant,)))
     return suffix not in (".safetensors", *_TORCH)
 
 
 def _check_file(target: Path, overwrite: bool, companions: bool, shards: bool, resume: bool) -> None:
     """Refuse what one file cannot be, and one that is there already."""
-    folder = f"name a folder: {str(target.with_suffix(''))!r}"
+    folder = (Remedy("path", f"{target.with_suffix('')}/", "names a folder"),)
     if companions:
         text = "config and tokenizer files go along into a folder, and the output is one file"
-        raise CheckpointError(Diagnostic("companions-need-a-folder", text, str(target), help=folder))
+        raise CheckpointError(Diagnostic("companions-need-a-folder", text, str(target), remedies=folder))
     if shards:
         text = "max_shard_size makes several files, and a file was named"
-        raise CheckpointError(Diagnostic("shards-need-a-folder", text, str(target), help=folder))
+        raise CheckpointError(Diagnostic("shards-need-a-folder", text, str(target), remedies=folder))
     if target.exists() and not overwrite:
         raise _exists(target, ())
     suffix = target.suffix.lower()
     if resume and suffix != ".safetensors":
-        help = f"write {str(target.with_suffix('.safetensors'))!r} instead, or do without resume"
-        raise CheckpointError(
-            Diagnostic("not-resumable", f"writing a {suffix} file cannot be resumed", str(target), help=help)
-        )
+        text = f"writing a {suffix} file cannot be resumed"
+        meant = Remedy("path", str(target.with_suffix(".safetensors")), "can be resumed")
+        advice = "or do without resume"
+        raise CheckpointError(Diagnostic("not-resumable", text, str(target), remedies=(meant,), advice=advice))
 
 
 def open_staged(writer: Writer, subtree: str | None = None) -> Checkpoint:
@@ -165,11 +164,9 @@ def _check_folder(target: Path, overwrite: bool) -> None:
     try:
         if target.exists() and not target.is_dir():
             text = f"{str(target)!r} is a file, and a folder of that name should be written"
-            raise CheckpointError(
-                Diagnostic(
-                    "output-exists", text, str(target), help="name another folder, or end the name in .safetensors"
-                )
-            )
+            meant = Remedy("path", f"{target}.safetensors", "is a file beside it")
+            advice = "or name another folder"
+            raise CheckpointError(Diagnostic("output-exists", text, str(target), remedies=(meant,), advice=advice))
         found = (
             sorted(file.name for file in target.iterdir() if file.name.endswith(_WEIGHTS)) if target.exists() else []
         )
@@ -181,8 +178,9 @@ def _check_folder(target: Path, overwrite: bool) -> None:
 
 def _exists(target: Path, found: Iterable[str]) -> CheckpointError:
     text = f"{str(target)!r} exists already" if not found else f"the folder {str(target)!r} holds a checkpoint already"
-    help = "overwrite=True (--overwrite) replaces it, or choose another name"
-    return CheckpointError(Diagnostic("output-exists", text, str(target), notes=shown_keys(found), help=help))
+    replaced, advice = Remedy("overwrite", True, "replaces it"), "or choose another name"
+    notes = shown_keys(found)
+    return CheckpointError(Diagnostic("output-exists", text, str(target), notes, remedies=(replaced,), advice=advice))
 
 
 def parse_size(size: int | str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..errors import Diagnostic, LoadError
+from ..errors import Diagnostic, LoadError, Remedy
 from ..language.keys import escape
 from ..language.recipe import Recipe, Scope
 from ..specs import TensorSpec
@@ -96,9 +96,14 @@ def _ambiguous(best: Alignment, rivals: Sequence[Alignment]) -> LoadError:
         for f in found
     )
     source = [f.source.rstrip(".") for f in found if f.source]
-    help = f'subtree="{source[0]}"' if source else "load into the submodule that is meant: load_into(model.part, …)"
+    one = tuple(Remedy("subtree", path) for path in source[:1])
+    advice = None if one else "load into the submodule that is meant: load_into(model.part, …)"
     return LoadError(
         Diagnostic(
-            "ambiguous-prefix", f"{len(found)} parts fit equally well: which one is meant?", notes=notes, help=help
+            "ambiguous-prefix",
+            f"{len(found)} parts fit equally well: which one is meant?",
+            notes=notes,
+            remedies=one,
+            advice=advice,
         )
     )

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
-from ..errors import Diagnostic, LoadError, RecipeError
+from ..errors import Diagnostic, LoadError, RecipeError, Remedy, literal
+from ..language.covering import exact_paths
 from ..language.folding import fold, fold_groups
 from ..language.keys import KeyPattern
 from ..modeling.initialising import by_name
-from ..specs import TensorSpec
+from ..specs import DTYPES, TensorSpec
 from ..wording import counted
 
 __all__ = ["Decision", "Wishes", "decide", "named_keys", "samples"]
@@ -108,7 +109,7 @@ def decide(
                 out.unexpected[key] = doubts[key]
         else:
             out.load.append(key)
-    _mismatches(mismatched, target, wishes, origins, out)
+    _mismatches(mismatched, target, wishes, out)
     out.inits.update(inits or {})
     out.inits.update(init_keys)
     out.inits.update(dict.fromkeys(keep_keys, "own"))
@@ -146,9 +147,8 @@ def _named(path: str, keys: Mapping[str, TensorSpec], argument: str, out: Decisi
             Diagnostic(
                 "no-such-module",
                 f"{argument}={path!r} names nothing here",
-                help="did you mean " + " or ".join(map(repr, near)) + "?"
-                if near
-                else "there are: " + ", ".join(sorted({k.partition(".")[0] for k in keys})[:8]),
+                remedies=(Remedy(argument, {path: near}, kind="instead"),) if near else (),
+                advice=None if near else "there are: " + ", ".join(sorted({k.partition(".")[0] for k in keys})[:8]),
             )
         )
     return found
@@ -198,15 +198,18 @@ def _check_both(
             others = [n for n in tied.get(key, ()) if n not in named and n in made]
             if others:
                 text = f"{key!r} is tied to {others[0]!r}, which the source fills: to {verb} one is to lose the other"
-                help = f'cs.untie(model, "{key}") first, or leave it out of {argument}='
-                out.problems.append(Diagnostic(f"{argument}-of-tied", text, help=help))
+                untie = Remedy("untie", f"cs.untie(model, {literal(key)})", kind="before")
+                advice = f"or leave it out of {argument}="
+                out.problems.append(Diagnostic(f"{argument}-of-tied", text, remedies=(untie,), advice=advice))
+
+
+_SETTLED = (("init", "initialises these"), ("keep", "leaves them"))
 
 
 def _mismatches(
     wrong: Mapping[str, TensorSpec],
     target: Mapping[str, TensorSpec],
     wishes: Wishes,
-    origins: Mapping[str, tuple[str, ...]],
     out: Decision,
 ) -> None:
     if wishes.mismatch != "error":
@@ -214,38 +217,27 @@ def _mismatches(
             out.aside[key] = f"mismatch={wishes.mismatch!r}: {list(wrong[key].shape)} against {list(target[key].shape)}"
             out.inits[key] = "default" if wishes.mismatch == "init" else "own"
         return
-    if not wrong:
-        return
+    kinds: dict[bool, dict[str, TensorSpec]] = {}
+    for key, spec in wrong.items():
+        kinds.setdefault(DTYPES[target[key].dtype].kind == "float", {})[key] = spec
+    out.problems += [_mismatched(alike, target) for alike in kinds.values()]
+
+
+def _mismatched(wrong: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec]) -> Diagnostic:
     lines = []
     for group in fold_groups(wrong, label=lambda k: (wrong[k].shape, target[k].shape)):
         first = group.first
         lines.append(f"{group.text}  source {list(wrong[first].shape)}, model {list(target[first].shape)}")
-    modules = dict.fromkeys(k.rpartition(".")[0] or k for k in wrong)
-    found = fold_groups(modules)
-    shown = ", ".join(f'"{g.pattern}"' for g in found[:6]) + (", …" if len(found) > 6 else "")
-    tips = list(dict.fromkeys(t for k in wrong if (t := _tip(k, wrong[k].shape, target[k].shape))))
-    out.problems.append(
-        Diagnostic(
-            "shape-mismatch",
-            f"{counted(len(wrong), 'tensor', 'has')} another shape in the model",
-            notes=tuple(lines[:16]),
-            facts=tuple(("fits", t) for t in tips[:3]),
-            help=f'init=[{shown}] initialises these, keep=[…] leaves them, mismatch="init" or "keep" does so for all',
-        )
+    init, keep = (Remedy(argument, exact_paths(wrong, target), effect) for argument, effect in _SETTLED)
+    if any(DTYPES[target[k].dtype].kind != "float" for k in wrong):
+        init, keep = keep, init  # no initialiser makes an index or a mask
+    every = Remedy("mismatch", init.argument, f'or "{keep.argument}" does so for all')
+    return Diagnostic(
+        "shape-mismatch",
+        f"{counted(len(wrong), 'tensor', 'has')} another shape in the model",
+        notes=tuple(lines[:16]),
+        remedies=(init, keep, every),
     )
-
-
-def _tip(key: str, have: tuple[int, ...], want: tuple[int, ...]) -> str | None:
-    """An op that could turn one shape into the other, by the form of the shapes alone."""
-    if len(have) == len(want) == 4 and have[:1] + have[2:] == want[:1] + want[2:]:
-        return f"a recipe with '{key} -> {key} | adapt_input_conv({want[1]})'"
-    if len(have) == len(want) == 4 and have[:2] == want[:2]:
-        return f"a recipe with '{key} -> {key} | resize_patch_embed([{want[2]}, {want[3]}])'"
-    if len(have) == len(want) == 3 and have[0] == want[0] == 1 and have[2] == want[2]:
-        return f"a recipe with '{key} -> {key} | resize_pos_embed(grid=[h, w], prefix=n)'"
-    if len(have) == len(want) and have[1:] == want[1:] and have[0] != want[0]:
-        return f"a recipe with '{key} -> {key} | resize_rows({want[0]})'"
-    return None
 
 
 def _missing(
@@ -264,28 +256,17 @@ def _missing(
     firm = out.missing = [k for k in missing if k not in tolerated]
     if firm and not wishes.partial:
         lines = tuple(f"{g.text}  {target[g.first]}" for g in fold_groups(firm, label=target.get)[:16])
-        shown = _shown_roots(firm, filled)
+        paths = exact_paths(firm, target)
+        options = [("init", paths, "initialises them"), ("keep", paths, "leaves them as built")]
         verb = "tensor of the model is" if len(firm) == 1 else "tensors of the model are"
         out.problems.append(
             Diagnostic(
                 "missing-keys",
                 f"{len(firm)} {verb} not in the source",
                 notes=lines,
-                help=f"init=[{shown}] initialises them, keep=[{shown}] leaves them as built, "
-                "partial=True loads the rest",
+                remedies=(*(Remedy(*o) for o in options), Remedy("partial", True, "loads the rest")),
             )
         )
-
-
-def _shown_roots(keys: Iterable[str], others: Iterable[str]) -> str:
-    """What a person would name to mean these keys and none of the others: module paths, folded to patterns."""
-    above = {k[:at] for k in others for at, c in enumerate(k) if c == "."}
-    roots = []
-    for key in keys:
-        ends = [at for at, c in enumerate(key) if c == "."] + [len(key)]
-        roots.append(next(key[:at] for at in ends if key[:at] not in above or at == len(key)))
-    found = fold_groups(dict.fromkeys(roots))
-    return ", ".join(f'"{g.pattern}"' for g in found[:6]) + (", …" if len(found) > 6 else "")
 
 
 def _unexpected(
@@ -295,12 +276,12 @@ def _unexpected(
     specs = {s: made[k] for k in keys for s in origins.get(k, (k,))}
     folded = fold_groups(sources, label=specs.get)
     lines = tuple(f"{g.text}  {specs[g.first]}" for g in folded[:12])
-    shown = _shown_roots(sources, [s for k, found in origins.items() if k not in set(keys) for s in found])
+    paths = exact_paths(sources, {*(s for found in origins.values() for s in found), *(made.keys() - set(keys))})
     return Diagnostic(
         "unexpected-keys",
         f"{counted(len(sources), 'source tensor', 'has')} no place in the model",
         notes=lines,
-        help=f"drop=[{shown}] leaves them out, partial=True loads what fits",
+        remedies=(Remedy("drop", paths, "leaves them out"), Remedy("partial", True, "loads what fits")),
     )
 
 

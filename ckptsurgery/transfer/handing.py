@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..errors import Diagnostic
+from ..errors import Diagnostic, Remedy
 from ..language.folding import fold
 from ..modeling.assigning import hooked_modules, parameter_like, set_tensor
 from ..modeling.places import places
@@ -196,7 +196,7 @@ class Handing:
                 "dtype-mismatch",
                 f"{counted(len(keys), 'tensor', 'is')} {have}, {self.title} wants {want}",
                 notes=tuple(text for text, _ in fold(keys)[:8]),
-                help='dtype="model" casts them',
+                remedies=(Remedy("dtype", "model", "casts them"),),
             )
             for (have, want), keys in refused.items()
         ]

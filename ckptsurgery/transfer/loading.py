@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
-from ..catalog import RecipeLike, as_recipe, load_recipe
-from ..errors import Diagnostic, LoadError
+from ..catalog import RecipeLike, as_recipe, file_of, load_recipe
+from ..errors import CkptSurgeryError, Diagnostic, LoadError, Remedy
 from ..language.recipe import Recipe
 from ..planning.expanding import Stage
 from ..planning.plan import Plan, Target
@@ -28,9 +29,10 @@ from .deciding import Decision, Wishes, decide, named_keys, samples
 from .doubts import Doubts
 from .extra_states import ExtraStates, collected, is_state, states_of
 from .handing import Handing, own_loaders, renamed_versions, saved_names
-from .layouts import foreign_layout
+from .layouts import as_if_transposed, foreign_layout
 from .orienting import live_modules, turned_weights
 from .recipes import fitting_recipes
+from .resizing import as_arguments, resized
 
 if TYPE_CHECKING:
     import torch
@@ -107,9 +109,14 @@ def load_into(
     drops = [k for k in dropped if k not in without]
     wishes = Wishes(inits, _listed("keep", keep), drops, mismatch, partial)
     transfer = _Transfer(model, checkpoint, model_target(model), wishes, dtype, without, live_modules(source, subtree))
-    transfer.draft(as_recipe(recipe) if recipe is not None else None)
-    with torch.inference_mode(False):  # parameters made in it could never be trained
-        return transfer.load(assign=assign, device=where, check_values=check_values, seed=seed)
+    said = as_recipe(recipe) if recipe is not None else None
+    try:
+        transfer.draft(said)
+        with torch.inference_mode(False):  # parameters made in it could never be trained
+            return transfer.load(assign=assign, device=where, check_values=check_values, seed=seed)
+    except CkptSurgeryError as error:
+        error.rewrite(as_arguments if said is None else lambda problem: problem.within(file_of(said)))
+        raise
 
 
 def _listed(argument: str, what: Any) -> tuple[str, ...]:
@@ -128,15 +135,13 @@ def _check_arguments(model: Any, mismatch: str, dtype: str, assign: bool) -> Non
     require_module(model)
     for name, value, known in (("mismatch", mismatch, ("error", "init", "keep")), ("dtype", dtype, DTYPE_POLICIES)):
         if value not in known:
-            raise LoadError(
-                Diagnostic("bad-argument", f"{name}={value!r}", help="one of " + ", ".join(map(repr, known)))
-            )
+            near = get_close_matches(str(value), known, 1)
+            instead = (Remedy(name, {str(value): near}, kind="instead"),) if near else ()
+            advice = "one of " + ", ".join(map(repr, known))
+            raise LoadError(Diagnostic("bad-argument", f"{name}={value!r}", remedies=instead, advice=advice))
     if dtype == "source" and not assign:
-        raise LoadError(
-            Diagnostic(
-                "bad-argument", 'dtype="source" keeps the source\'s dtype, which a copy cannot', help="assign=True"
-            )
-        )
+        text = 'dtype="source" keeps the source\'s dtype, which a copy cannot'
+        raise LoadError(Diagnostic("bad-argument", text, remedies=(Remedy("assign", True),)))
 
 
 @dataclass
@@ -184,6 +189,8 @@ class _Transfer:
         self.states, self.plan = collected(self.plan, self.checkpoint, owners, named, self.wishes.drop, self.without)
         made, origins, problems = self.hand_over()
         problems += self.states.problems(self.wishes.partial)
+        if not self.by_recipe:
+            made = as_if_transposed(self.model, self.checkpoint, made, self.target.specs)
         doubts = self.doubts(made, origins)
         decision = decide(
             made,
@@ -203,8 +210,11 @@ class _Transfer:
         taken = {k: h for h in self.handed for k in h.taken}
         decision.problems += self.prove_handed(decision, taken)
         if not self.by_recipe:
-            decision.problems += foreign_layout(self.model, self.checkpoint, decision.load)
+            decision.problems += foreign_layout(self.model, self.checkpoint, self.plan, decision.load)
         decision.problems += self.unreadable()
+        decision.problems = resized(
+            decision.problems, self.plan, made, decision.aside, self.target.specs, self.by_recipe
+        )
         self.check(decision, made)
         if check_values:
             refuse_non_finite((k, h.taken[k]) for k, h in taken.items())
@@ -240,9 +250,9 @@ class _Transfer:
         if not lost or self.wishes.partial:
             return []
         lines = tuple(f"{key}: {why}" for key, why in lost.items())
-        names = ", ".join(f'"{k}"' for k in list(lost)[:6]) + (", …" if len(lost) > 6 else "")
         text = f"{counted(len(lost), 'tensor')} of the source cannot be read"
-        return [Diagnostic("unreadable-tensors", text, notes=lines[:8], help=f"drop=[{names}] does without")]
+        without = Remedy("drop", list(lost), "does without")
+        return [Diagnostic("unreadable-tensors", text, notes=lines[:8], remedies=(without,))]
 
     def hand_over(self) -> tuple[dict[str, TensorSpec], dict[str, tuple[str, ...]], list[Diagnostic]]:
         """Set apart what modules with loading of their own shall have; what is made then, of what, and the problems."""
@@ -264,7 +274,7 @@ class _Transfer:
                         "unexpected-keys",
                         f"{counted(len(handing.strays), 'tensor', 'has')} no place in {handing.title}, say its hooks",
                         notes=tuple(handing.strays[:8]),
-                        help="partial=True loads what fits",
+                        remedies=(Remedy("partial", True, "loads what fits"),),
                     )
                 )
             left = {handing.key(n) for n in (*handing.unused, *handing.unfit)}
@@ -314,7 +324,8 @@ class _Transfer:
                     other = taken[theirs[0]].taken[theirs[0]]
                     if value.shape != other.shape or not bool((value == other).all()):
                         text = f"{key!r} and {theirs[0]!r} are tied, and the source holds different values for them"
-                        problems.append(Diagnostic("tied-values-differ", text, help=f'drop=["{key}"] takes the other'))
+                        other_one = Remedy("drop", [key], "takes the other")
+                        problems.append(Diagnostic("tied-values-differ", text, remedies=(other_one,)))
                     decision.load.remove(key)
         return problems
 
@@ -364,7 +375,7 @@ class _Transfer:
                     Diagnostic(
                         "recipe-fits",
                         "a recipe that ships turns this source into this model",
-                        help=f'recipe="{names[0]}"',
+                        remedies=(Remedy("recipe", names[0]),),
                         severity="note",
                     )
                 )

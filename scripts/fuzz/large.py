@@ -1,8 +1,8 @@
 """Checkpoints that are large in one way, made, converted, looked at and removed again; by hand, as it takes minutes.
 
-    python scripts/fuzz/large.py keys --count 1000000      # one file of about 80 MB of header
-    python scripts/fuzz/large.py shards --count 10000      # also after: ulimit -n 256
-    python scripts/fuzz/large.py elements                  # one tensor of more than 2^31; takes 6 GB of disk
+python scripts/fuzz/large.py keys --count 1000000      # one file of about 80 MB of header
+python scripts/fuzz/large.py shards --count 10000      # also after: ulimit -n 256
+python scripts/fuzz/large.py elements                  # one tensor of more than 2^31; takes 6 GB of disk
 """
 
 from __future__ import annotations

@@ -196,11 +196,13 @@ CASES |= {
     ),
     "slices of a shape of true": Case(
         _paddle({_SLICED: {"w": {"slices": ["a"], "OriginShape": [True, 2]}}, "a": _HALF}),
-        ("damaged-tensor",), "pickle",
+        ("damaged-tensor",),
+        "pickle",
     ),
     "one slice used 300,000 times": Case(
         _paddle({_SLICED: {"w": {"slices": ["a"] * 300_000, "OriginShape": [600_000]}}, "a": _HALF}),
-        ("read",), "pickle",
+        ("read",),
+        "pickle",
     ),
 }
 

@@ -50,9 +50,7 @@ def test_a_checkpoint_may_have_more_files_than_a_process_may_open(few: int, tmp_
 
 def test_tensors_that_are_mapped_leave_descriptors_to_others(few: int, tmp_path: Path) -> None:
     size, count = 1 << 20, 200
-    rows = {
-        f"t{i}": {"dtype": "U8", "shape": [size], "data_offsets": [i * size, (i + 1) * size]} for i in range(count)
-    }
+    rows = {f"t{i}": {"dtype": "U8", "shape": [size], "data_offsets": [i * size, (i + 1) * size]} for i in range(count)}
     safetensors_file(tmp_path / "x.safetensors", rows)
     start = (tmp_path / "x.safetensors").stat().st_size
     with (tmp_path / "x.safetensors").open("r+b") as file:

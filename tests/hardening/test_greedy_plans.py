@@ -82,4 +82,3 @@ def test_provenance_that_makes_no_sense_is_told(headers: object, tmp_path: Path)
     path = safetensors_file(tmp_path / "x.safetensors", {"__metadata__": {PROVENANCE: text}, "w": row}, b"x")
     with cs.open(path) as checkpoint, pytest.raises(cs.CheckpointError, match="bad-provenance"):
         read_provenance(checkpoint)
-

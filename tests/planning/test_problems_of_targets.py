@@ -36,7 +36,7 @@ TARGETS: list[tuple[str, Shapes, Any, Shapes, str, tuple[str, ...]]] = [
         ["l.{i} -> m.{i}"],
         {"m.0": (2,), "m.1": (2,)},
         "unexpected-targets",
-        ("1 key that the plan makes is not in the target", "m.2", 'drop = ["l.2"]'),
+        ("1 key that the plan makes is not in the target", "m.2", '"l.{i:0,1}" takes what is wanted'),
     ),
     (
         "keys that nothing makes",

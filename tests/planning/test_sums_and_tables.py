@@ -57,7 +57,7 @@ class TestSteps:
         recipe = Recipe([f"up.{{i}} -> blocks.{key}"], dims={"top": "config.levels - 1"})
         with pytest.raises(RecipeError, match="nothing says what 'top' is") as caught:
             made(recipe, {"up.0": (1,), "up.1": (2,)})
-        assert caught.value.diagnostics[0].help == "--dim top=…"
+        assert caught.value.diagnostics[0].help == 'dims={"top": …}'
         assert "config.levels - 1" in str(caught.value)
         assert set(made(recipe, {"up.0": (1,), "up.1": (2,)}, config={"levels": 2})) == {"blocks.0", "blocks.1"}
 
@@ -112,7 +112,7 @@ class TestSizesThatNothingAsksFor:
     def test_a_misspelt_name_is_refused_with_the_one_that_was_meant(self) -> None:
         with pytest.raises(RecipeError, match="a size is given for 'head', and nothing asks for it") as caught:
             made(Recipe(["a [(heads d)] -> b [heads d]"]), {"a": (6,)}, dims={"head": 2})
-        assert caught.value.diagnostics[0].help == "--dim heads=…?"
+        assert caught.value.diagnostics[0].help == "did you mean 'heads'?"
 
     def test_a_scope_may_ask(self) -> None:
         scope = '[[scope]]\nsource = "m."\ntarget = "n."\nrules = ["a [(heads d)] -> b [heads d]"]\n'
