@@ -91,7 +91,7 @@ def applied(arguments: Arguments, remedy: cs.Remedy, blanks: Mapping[str, Any]) 
         assert name in home, f"{name} is no argument of the call: {sorted(home)}"
         home = {**home, name: replaced(home[name], wrong, right)}
         return {**arguments, "recipe": home} if inside else home
-    if remedy.kind == "recipe":
+    if remedy.kind == "recipe" and name not in arguments:
         recipe = arguments["recipe"]
         recipe = recipe if isinstance(recipe, dict) else {"rules": recipe}
         return {**arguments, "recipe": {**recipe, name: merged(recipe.get(name), value)}}
@@ -116,12 +116,12 @@ def problem_of(case: Case, arguments: Arguments) -> cs.Diagnostic:
     return with_remedies[0]
 
 
-def settled(case: Case, arguments: Arguments, number: int) -> Any:
+def settled(case: Case, problem: cs.Diagnostic, number: int) -> Any:
     """The result once remedy `number` is applied, and the first one of whatever else comes up.
 
     Three rounds at most, and no diagnostic twice.
     """
-    problem = problem_of(case, arguments)
+    arguments = case.arguments()
     seen: set[str] = set()
     for _ in range(3):
         seen.add(str(problem))

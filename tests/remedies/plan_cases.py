@@ -76,6 +76,7 @@ def sizes() -> Iterator[Case]:
     split = {"rules": ["w [(p r:p) d] -> {p:q,k,v} [r:p d]"]}
     right = same(q=QKV[:8], k=QKV[8:10], v=QKV[10:])
     yield Case("unsolved-axis", plan, given({"w": QKV}, split), right, {"r": three, **three}, "ragged")
+    yield Case("one-size", plan, given({"w": QKV}, split, dims={"r": 4}), right, three)
     turned = {"rules": ["w [(a b) d] -> w [(b a) d]"]}
     yield Case(
         "unsolved-axis", plan, given({"w": QKV}, turned), same(w=QKV.view(3, 4, 2).transpose(0, 1).reshape(12, 2)),
@@ -149,6 +150,8 @@ def files(stack: Path) -> Iterator[Case]:
     folder = lambda: {"source": str(place(stack, **two))}  # noqa: E731
     all_of = lambda made: torch.equal(made["two/a"], B) and len(made) == 2  # noqa: E731
     yield Case("ambiguous-folder", opened, folder, (lambda made: torch.equal(made["a"], A), all_of))
+    equal = {"one__safetensors": {"a": A}, "two__safetensors": {"a": B}}
+    yield Case("duplicate-key", opened, lambda: {"source": str(place(stack, **equal))}, all_of)
     trees = {"source": {"student": {"a": A}, "teacher": {"a": B}}}
     yield Case("ambiguous-subtree", opened, lambda: trees, lambda made: made.keys() == {"a"})
     parts = lambda: {
@@ -195,3 +198,37 @@ def outputs(stack: Path) -> Iterator[Case]:
 def stacked(path: str, **options: Any) -> dict[str, torch.Tensor]:
     cs.plan({"l.0": A, "l.1": B}, "l.{i} [...] -> w [i ...] | cast(f64)").save(path, **options)
     return opened(path)
+
+
+def texts(stack: Path) -> Iterator[Case]:
+    """Names and texts that are nearly right."""
+    shipped = cs.list_recipes()[0]
+    same_summary = lambda made: made.summary == cs.load_recipe(shipped).summary  # noqa: E731
+    yield Case(
+        "unknown-recipe",
+        lambda recipe: cs.load_recipe(recipe),
+        lambda: {"recipe": f"{shipped[:-2]}{shipped[-1]}"},
+        same_summary,
+    )
+    start, end = _route(shipped)
+    yield Case(
+        "no-route",
+        lambda route: cs.route(*route),
+        lambda: {"route": [start, f"{end}x"]},
+        lambda made: bool(made.rules or made.scopes),
+    )
+
+    def read(recipe: str) -> cs.Recipe:
+        (stack / "read.toml").write_text(recipe)
+        return cs.load_recipe(stack / "read.toml")
+
+    text = 'schema = 1\nrulse = ["a -> b"]\n'
+    yield Case("unknown-key", read, lambda: {"recipe": text}, lambda made: made == cs.Recipe(["a -> b"]))
+    scoped = lambda scope: cs.Scope(cs.Recipe(rest=None), scope, scope)  # noqa: E731
+    yield Case("bad-scope", scoped, lambda: {"scope": "enc"}, lambda made: made.source == "enc.")
+
+
+def _route(shipped: str) -> tuple[str, str]:
+    family, _, stem = shipped.partition("/")
+    start, _, end = stem.partition("_to_")
+    return f"{family}/{start}", f"{family}/{end}"
