@@ -199,7 +199,7 @@ def _check_both(
             if others:
                 text = f"{key!r} is tied to {others[0]!r}, which the source fills: to {verb} one is to lose the other"
                 untie = Remedy("untie", f"cs.untie(model, {literal(key)})", kind="before")
-                advice = f"or leave it out of {argument}="
+                advice = "or leave the name out"
                 out.problems.append(Diagnostic(f"{argument}-of-tied", text, remedies=(untie,), advice=advice))
 
 

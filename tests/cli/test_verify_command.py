@@ -20,7 +20,8 @@ from torch import nn
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
-        self.stem, self.norm, self.drop, self.head = nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 2)
+        self.stem, self.norm = nn.Linear(4, 6), nn.BatchNorm1d(6)
+        self.drop, self.head = nn.Dropout(0.5), nn.Linear(6, 2)
         self.register_buffer("scale", torch.full((6,), 2.0), persistent=False)
 
     def forward(self, x):
@@ -53,7 +54,9 @@ class Tied(nn.Module):
 def number():
     return 3
 """
+RENAMED = "nets_of_mine:Renamed"
 RULES = ["stem.{l} -> body.fc.{l}", "norm.{l} -> body.bn.{l}", "head.{l} -> out.{l}"]
+AS_RULES = [word for rule in RULES for word in ("--rule", rule)]
 
 
 @pytest.fixture
@@ -94,9 +97,9 @@ def verified(*arguments: str, model: str = "nets_of_mine:Net", inputs: str = "ba
         (("a.safetensors", "wrapped.pt"), "nets_of_mine:Net", "named.safetensors"),
         (("a.safetensors", "a.safetensors"), "nets_of_mine:Stubborn", "batch.safetensors"),
         (("tied.safetensors", "tied.safetensors"), "nets_of_mine:Tied", "ids.safetensors"),
-        (("a.safetensors", "renamed.safetensors", "--other", "nets_of_mine:Renamed"), "nets_of_mine:Net", "batch.safetensors"),
+        (("a.safetensors", "renamed.safetensors", "--other", RENAMED), "nets_of_mine:Net", "batch.safetensors"),
         (
-            ("a.safetensors", "a.safetensors", "--other", "nets_of_mine:Renamed", *(w for r in RULES for w in ("--rule", r))),
+            ("a.safetensors", "a.safetensors", "--other", RENAMED, *AS_RULES),
             "nets_of_mine:Net",
             "batch.safetensors",
         ),

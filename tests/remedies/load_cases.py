@@ -150,7 +150,8 @@ def values() -> Iterator[Case]:
         given(fc, whole, init={"bias": "zeross"}),
         holds("weight", of=whole, bias=torch.zeros(2)),
     )
-    yield Case("no-default", load, given(Bare, {"fc.weight": whole["weight"], "fc.bias": whole["bias"]}, init=["scale"]),
+    inner = {f"fc.{k}": v for k, v in whole.items()}
+    yield Case("no-default", load, given(Bare, inner, init=["scale"]),
                lambda model: float(model.scale.detach().std()) < 0.1)  # fmt: skip
     yield Case(
         "init-hook-failed", load, given(Failing, {"bias": whole["bias"]}, init=["weight"]), holds("bias", of=whole)

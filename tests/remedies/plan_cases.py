@@ -154,10 +154,11 @@ def files(stack: Path) -> Iterator[Case]:
     yield Case("duplicate-key", opened, lambda: {"source": str(place(stack, **equal))}, all_of)
     trees = {"source": {"student": {"a": A}, "teacher": {"a": B}}}
     yield Case("ambiguous-subtree", opened, lambda: trees, lambda made: made.keys() == {"a"})
-    parts = lambda: {
-        "source": str(place(stack, m__safetensors={"enc.a": A, "dec.b": B}) / "m.safetensors"),
-        "subtree": "ecn",
-    }
+
+    def parts() -> Arguments:
+        folder = place(stack, m__safetensors={"enc.a": A, "dec.b": B})
+        return {"source": str(folder / "m.safetensors"), "subtree": "ecn"}
+
     yield Case("missing-subtree", opened, parts, same(a=A))
     yield Case("missing-key", opened, lambda: {"source": {"fc.weight": A}, "key": "fc.wieght"}, same(fc__weight=A))
     stored = lambda: {"source": str(place(stack, model__safetensors={"a": A}) / "modle.safetensors")}  # noqa: E731
