@@ -1,0 +1,278 @@
+"""Change the package in one place at a time and count the changes that the tests notice.
+
+    pip install -e '.[test,mutation]'
+    python scripts/mutation/mutation.py --sample 300 --seed 1               # measure, try 300 mutants, print survivors
+    python scripts/mutation/mutation.py --sample 300 --seed 1 --again       # after new tests: try the survivors again
+    python scripts/mutation/mutation.py --sample 300 --seed 1 --show        # print the results so far
+
+The first run executes the whole suite once under coverage.py, which takes two to three times as long as the suite; it
+is repeated only where `--measure` asks for it. Each mutant is then tried by the tests that run its lines, and by all
+tests of the files that changed since. Results are kept in the work folder: a run that was interrupted, or that reached
+`--minutes`, goes on where it stopped. `equivalent.toml` lists the mutants that were read and change no behaviour, with
+the reason; they are left out of the kill rate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch reads it on import; threads do not survive a fork
+
+import coverage_map
+import trial
+from coverage_map import CoverageMap
+from operators import Mutant, sample
+from trial import Outcome, Tests, Trial
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("planning", "running", "storage", "transfer", "modeling")
+UNSUITED = (
+    "tests/test_house.py",  # these three read the source or build a wheel: a mutant is not their subject
+    "tests/test_layering.py",
+    "tests/test_wheel.py",
+    "tests/test_readme.py",
+    "tests/running/test_costs.py",  # seconds and bytes of memory depend on the machine's load
+)
+
+
+def repository_files() -> list[str]:
+    """Return the files of the work tree that git knows or would know."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return sorted(set(listed.splitlines()))
+
+
+class Measured:
+    """The coverage map, carried over to the present text of the files."""
+
+    def __init__(self, work: Path, again: bool) -> None:
+        self._tree = work / "measured"
+        if again or not (work / "coverage" / "seconds.json").exists():
+            trial.grow(self._tree, ROOT, repository_files())
+            ignored = [f"--ignore={file}" for file in UNSUITED]
+            coverage_map.measure(self._tree, work / "coverage", ["tests", "ckptsurgery", *ignored])
+        self._map: CoverageMap = coverage_map.read(work / "coverage")
+        self._changed = [
+            file
+            for file in repository_files()
+            if Path(file).match("tests/**/test_*.py") and file not in UNSUITED and self._differs(file)
+        ]
+        self._gone = {test for test in self._map.seconds if not (ROOT / test.partition("::")[0]).exists()}
+
+    def _differs(self, file: str) -> bool:
+        return not (self._tree / file).exists() or (self._tree / file).read_bytes() != (ROOT / file).read_bytes()
+
+    def tests(self, mutant: Mutant, also: Sequence[str]) -> Tests:
+        """Return the tests that cover a mutant, the changed files' whole."""
+        lines = self._old_lines(mutant)
+        covering = self._map.covering(mutant.file, lines) - self._gone
+        return Tests({test: self._map.seconds[test] for test in covering}, [*self._changed, *also])
+
+    def seconds(self, test: str) -> float:
+        """Return how long a test took when it was measured."""
+        return self._map.seconds.get(test, 1.0)
+
+    def _old_lines(self, mutant: Mutant) -> list[int]:
+        """Return the numbers that the mutant's lines had when the tests were measured."""
+        if not (self._tree / mutant.file).exists():
+            return []
+        old = (self._tree / mutant.file).read_text().splitlines()
+        new = (ROOT / mutant.file).read_text().splitlines()
+        matched = difflib.SequenceMatcher(None, new, old, autojunk=False).get_matching_blocks()
+        place = {block.a + i + 1: block.b + i + 1 for block in matched for i in range(block.size)}
+        return [place[line] for line in mutant.lines if line in place]
+
+
+class Results:
+    """The results file: one line of JSON a trial, the last one of a mutant counts."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.of: dict[str, Outcome] = {}
+        for line in path.read_text().splitlines() if path.exists() else ():
+            found = json.loads(line)
+            self.of[found.pop("id")] = Outcome(**found)
+
+    def add(self, mutant: Mutant, outcome: Outcome) -> None:
+        """Write a result down."""
+        self.of[mutant.id] = outcome
+        with self._path.open("a") as file:
+            file.write(json.dumps({"id": mutant.id, **dataclasses.asdict(outcome)}) + "\n")
+
+
+def drawn(work: Path, size: int, seed: int) -> list[Mutant]:
+    """Return the sample; it takes a minute to draw, so it is kept until the package changes."""
+    digest = hashlib.sha256(repr((size, seed)).encode())
+    for path in sorted([*Path(__file__).parent.glob("*.py"), *(ROOT / "ckptsurgery").rglob("*.py")]):
+        digest.update(path.read_bytes())
+    kept = work / f"sample-{digest.hexdigest()[:12]}.json"
+    if not kept.exists():
+        mutants = sample(ROOT, PACKAGES, size, seed)
+        kept.write_text(json.dumps([dataclasses.asdict(mutant) for mutant in mutants]))
+    found = json.loads(kept.read_text())
+    return [Mutant(**{**entry, "lines": tuple(entry["lines"])}) for entry in found]
+
+
+class Bench:
+    """A few copies of the repository, in each of which one mutant at a time is tried."""
+
+    def __init__(self, work: Path, jobs: int) -> None:
+        self._work = work
+        self._free = [work / f"tree-{number}" for number in range(jobs)]
+        self._running: dict[Path, tuple[Mutant, Trial]] = {}
+        files = repository_files()
+        for tree in self._free:
+            trial.grow(tree, ROOT, files)
+            command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--collect-only", "-qq"]
+            subprocess.run(command, cwd=tree, env={**os.environ, "PYTHONPATH": str(tree)}, capture_output=True)
+
+    def start(self, mutant: Mutant, tests: Tests, limit: float) -> None:
+        """Try a mutant in a free copy."""
+        tree = self._free.pop()
+        (tree / mutant.file).write_text(mutant.text)
+        _forget_compiled(tree / mutant.file)
+        self._running[tree] = mutant, trial.start(tree, _folder(tree), tests, limit)
+
+    @property
+    def full(self) -> bool:
+        """Whether every copy is in use."""
+        return not self._free
+
+    def ended(self, to_the_last: bool = False) -> Iterator[tuple[Mutant, Outcome]]:
+        """Yield what ended; wait until a copy is free, or all are."""
+        while self._running:
+            for tree, (mutant, running) in list(self._running.items()):
+                outcome = running.ended()
+                if outcome is not None:
+                    shutil.copy2(ROOT / mutant.file, tree / mutant.file)
+                    del self._running[tree]
+                    self._free.append(tree)
+                    yield mutant, outcome
+            if self._free and not to_the_last:
+                return
+            time.sleep(0.05)
+
+    def failing(self, tests: Tests) -> list[str]:
+        """Return which of the tests fail without a mutant."""
+        tree = self._free[0]
+        return trial.failing(trial.start(tree, _folder(tree), tests, 3600, every=True))
+
+
+def _folder(tree: Path) -> Path:
+    return tree.with_name(tree.name + "-trial")
+
+
+def _forget_compiled(path: Path) -> None:
+    """Remove compiled code, which Python takes for current when size and second of the text agree."""
+    for compiled in (path.parent / "__pycache__").glob(f"{path.stem}.*.pyc"):
+        compiled.unlink()
+
+
+def equivalents() -> dict[str, str]:
+    """Return the reason why a mutant changes no behaviour, by its id."""
+    noted = tomllib.loads((Path(__file__).parent / "equivalent.toml").read_text()).get("mutant", [])
+    return {
+        hashlib.sha256("\n".join((note["file"], note["function"], *note["change"])).encode()).hexdigest()[:12]: reason
+        for note in noted
+        for reason in [note["reason"]]
+    }
+
+
+def run(arguments: argparse.Namespace, mutants: list[Mutant], results: Results) -> None:
+    """Try the mutants that have no result yet; with `--again`, the survivors too."""
+    reasons = equivalents()
+    measured = Measured(arguments.work, arguments.measure)
+    bench = Bench(arguments.work, arguments.jobs)
+    until = time.monotonic() + 60 * arguments.minutes
+    for mutant in mutants:
+        before = results.of.get(mutant.id)
+        if before and not (arguments.again and before.verdict == "survived" and mutant.id not in reasons):
+            continue
+        if arguments.only and arguments.only not in f"{mutant.file} {mutant.id}":
+            continue
+        if time.monotonic() > until:
+            break
+        bench.start(mutant, measured.tests(mutant, arguments.also), arguments.seconds)
+        for ended, outcome in bench.ended() if bench.full else ():
+            _tell(ended, outcome, results)
+    for ended, outcome in bench.ended(to_the_last=True):
+        _tell(ended, outcome, results)
+    _confirm(bench, measured, mutants, results)
+
+
+def _tell(mutant: Mutant, outcome: Outcome, results: Results) -> None:
+    results.add(mutant, outcome)
+    told = f"{mutant.id} {outcome.verdict} {outcome.seconds} s, {outcome.run} tests run {outcome.test}"
+    print(told, file=sys.stderr, flush=True)
+
+
+def _confirm(bench: Bench, measured: Measured, mutants: list[Mutant], results: Results) -> None:
+    """Run every test that killed a mutant without one: a test that fails then has killed nothing."""
+    outcomes = [results.of[mutant.id] for mutant in mutants if mutant.id in results.of]
+    killers = {outcome.test for outcome in outcomes if outcome.verdict == "killed" and "::" in outcome.test}
+    for test in bench.failing(Tests({test: measured.seconds(test) for test in killers})) if killers else ():
+        spoilt = [m for m in mutants if m.id in results.of and results.of[m.id].test == test]
+        print(f"{test} fails without a mutant; {len(spoilt)} kills do not count", file=sys.stderr)
+        for mutant in spoilt:
+            results.add(mutant, Outcome("survived", test, unrun=1))
+
+
+def show(mutants: list[Mutant], results: Results) -> None:
+    """Print the survivors with their diffs, then the figures."""
+    reasons = equivalents()
+    counts: Counter[str] = Counter()
+    for mutant in mutants:
+        outcome = results.of.get(mutant.id)
+        verdict = "not tried" if outcome is None else outcome.verdict
+        if verdict == "survived" and mutant.id in reasons:
+            verdict = "equivalent"
+        counts[verdict] += 1
+        if outcome and verdict == "survived":
+            left = f", {outcome.unrun} not run" if outcome.unrun else ""
+            print(f"\n{mutant.id} {mutant.file}:{mutant.lines[0]} {mutant.function} ({outcome.run} tests{left})")
+            print(mutant.diff)
+    caught = counts["killed"] + counts["hung"] + counts["crashed"]
+    telling = caught + counts["survived"]
+    print(f"\n{len(mutants)} mutants:", ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items())))
+    print(f"kill rate among those that change behaviour: {caught}/{telling} = {100 * caught / max(1, telling):.1f}%")
+
+
+def main() -> None:
+    """Read the command line and do what it asks."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sample", type=int, default=300, help="how many mutants")
+    parser.add_argument("--seed", type=int, default=1, help="another seed draws other mutants")
+    parser.add_argument("--seconds", type=float, default=120, help="time limit of one mutant's tests")
+    parser.add_argument("--minutes", type=float, default=600, help="time limit of this run")
+    parser.add_argument("--jobs", type=int, default=1, help="how many mutants are tried at a time")
+    parser.add_argument("--work", type=Path, default=ROOT / ".mutation", help="folder for results and copies")
+    parser.add_argument("--measure", action="store_true", help="find anew which tests run which lines")
+    parser.add_argument("--again", action="store_true", help="try survivors again")
+    parser.add_argument("--only", help="only mutants whose file or id contains this text")
+    parser.add_argument("--also", action="append", default=[], metavar="FILE", help="run this test file on each mutant")
+    parser.add_argument("--show", action="store_true", help="try nothing, print the results so far")
+    arguments = parser.parse_args()
+    arguments.work = arguments.work.resolve()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    mutants = drawn(arguments.work, arguments.sample, arguments.seed)
+    results = Results(arguments.work / "results.jsonl")
+    if not arguments.show:
+        run(arguments, mutants, results)
+    show(mutants, results)
+
+
+if __name__ == "__main__":
+    main()

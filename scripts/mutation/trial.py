@@ -1,0 +1,227 @@
+"""Try one mutant: a forked process imports the changed package and runs the tests that cover the change.
+
+The forking process has imported torch and pytest but nothing of the package, so a trial costs no start-up. The change
+is written into a copy of the repository, hence processes that a test starts run it too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy  # noqa: F401  (imported here once, not in each trial)
+import pytest
+import torch  # noqa: F401
+
+_MEMORY = 8 << 30
+_FILE = 8 << 30
+"""Bytes of memory and of one file: a mutant may loop and fill either."""
+_UNKNOWN = 0.5
+"""Seconds that a test takes which was not measured."""
+_SLOWER = 10
+_GRACE = 20.0
+"""A test that takes ten times its usual time and 20 seconds hangs."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a mutant: "killed" (a test failed), "hung", "crashed" or "survived".
+
+    `unrun` counts the covering tests for which no time was left.
+    """
+
+    verdict: str
+    test: str = ""
+    run: int = 0
+    unrun: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Tests:
+    """The tests to run: ids with the seconds that they usually take, and files of which every test is run."""
+
+    seconds: dict[str, float]
+    whole: Sequence[str] = ()
+
+
+class Chooser:
+    """A pytest plugin: runs the chosen tests only, in order of cost, until the time is up."""
+
+    def __init__(self, tests: dict[str, float], whole: Sequence[str], limit: float, report: Path) -> None:
+        self.tests, self.whole, self.limit, self.report = dict(tests), frozenset(whole), limit, report
+        self.began = time.monotonic()
+        self.failed: list[str] = []
+        self.ran = 0
+        self.total = 0
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Take one quick test of each file first, then all others, the quick ones first and by file."""
+        for item in items:
+            if item.nodeid.partition("::")[0] in self.whole:
+                self.tests.setdefault(item.nodeid, _UNKNOWN)
+        kept = [item for item in items if item.nodeid in self.tests]
+        first: dict[str, pytest.Item] = {}
+        for item in sorted(kept, key=lambda item: self.tests[item.nodeid]):
+            first.setdefault(item.nodeid.partition("::")[0], item)
+        early = {item.nodeid for item in first.values() if self.tests[item.nodeid] < 1}
+
+        def order(item: pytest.Item) -> tuple[bool, int, str]:
+            cost = sum(self.tests[item.nodeid] > step for step in (0.03, 0.3, 2))
+            return item.nodeid not in early, cost, item.nodeid.partition("::")[0]
+
+        items[:] = sorted(kept, key=order)
+        self.total = len(items)
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """End the process when the test hangs: an exception could be caught by what hangs."""
+        signal.setitimer(signal.ITIMER_REAL, _GRACE + _SLOWER * self.tests.get(nodeid, 0.0))
+        self.report.write_text(json.dumps({"test": nodeid, "run": self.ran, "total": self.total}))
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Remember a failure."""
+        if report.failed and report.nodeid not in self.failed:
+            self.failed.append(report.nodeid)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Remember a file that cannot be imported."""
+        if report.failed:
+            self.failed.append(report.nodeid)
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        """Stop when the time is up."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        self.ran += 1
+
+    def pytest_runtest_protocol(self, item: pytest.Item) -> None:
+        """Stop before a test for which no time is left."""
+        if time.monotonic() - self.began > self.limit:
+            item.session.shouldstop = "the time is up"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A running trial."""
+
+    process: int
+    tree: Path
+    folder: Path
+    began: float
+    latest: float
+
+    def ended(self) -> Outcome | None:
+        """Return the outcome, or None while the trial runs."""
+        process, status = os.waitpid(self.process, os.WNOHANG)
+        late = time.monotonic() > self.latest
+        if not process and not late:
+            return None
+        _kill_all(self.process)
+        if not process:
+            os.waitpid(self.process, 0)
+        took = round(time.monotonic() - self.began, 2)
+        found: dict[str, Any] = json.loads(_text(self.folder / "report.json") or "{}")
+        shutil.rmtree(self.folder, ignore_errors=True)
+        verdict = found.get("verdict")
+        if verdict is None:
+            hung = late or (os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGALRM, signal.SIGKILL))
+            verdict = "hung" if hung else "crashed"
+        run, total = found.get("run", 0), found.get("total", 0)
+        return Outcome(verdict, found.get("test", ""), run, max(0, total - run), took)
+
+
+def start(tree: Path, folder: Path, tests: Tests, limit: float, every: bool = False) -> Trial:
+    """Run the tests of the tree in a forked process, until one fails or `limit` seconds are over.
+
+    With `every`, failures do not end the run.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    began = time.monotonic()
+    sys.stdout.flush()
+    process = os.fork()
+    if process:
+        slowest = max(tests.seconds.values(), default=0.0)
+        return Trial(process, tree, folder, began, began + limit + 60 + _GRACE + _SLOWER * slowest)
+    status = 1
+    try:
+        _run(tree, folder, tests, limit, every)
+        status = 0
+    except Exception:
+        traceback.print_exc()
+    finally:
+        os._exit(status)  # a forked process must never return to its parent's code
+
+
+def _run(tree: Path, folder: Path, tests: Tests, limit: float, every: bool) -> None:
+    os.setsid()
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    output = os.open(folder / "output.txt", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for descriptor, end in ((nothing, 0), (output, 1), (output, 2)):
+        os.dup2(descriptor, end)
+    resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_FILE, resource.RLIM_INFINITY))
+    temporary = folder / "tmp"
+    temporary.mkdir()
+    os.chdir(tree)
+    os.environ |= {
+        "CI": "1",
+        "PYTHONPATH": str(tree),
+        "TMPDIR": str(temporary),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    sys.dont_write_bytecode = True
+    sys.path.insert(0, str(tree))
+    report = folder / "report.json"
+    chooser = Chooser(tests.seconds, tests.whole, limit, report)
+    files = sorted({test.partition("::")[0] for test in tests.seconds}.union(tests.whole))
+    options = ["-p", "no:cacheprovider", "--rootdir", str(tree), f"--basetemp={temporary / 'pytest'}"]
+    options += ["-W", "ignore::pytest.PytestAssertRewriteWarning", "--tb=no"] + ([] if every else ["-x"])
+    code = pytest.main([*options, *files], plugins=[chooser]) if files else 5
+    failed = chooser.failed or (["pytest itself"] if code not in (0, 2, 5) else [])
+    verdict = "killed" if failed else "survived"
+    found = {"verdict": verdict, "test": failed[0] if failed else "", "run": chooser.ran, "total": chooser.total}
+    report.write_text(json.dumps(found | {"failed": failed}))
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+def failing(trial: Trial) -> list[str]:
+    """Wait for a trial and return every test that failed in it."""
+    while os.waitpid(trial.process, os.WNOHANG)[0] == 0:
+        time.sleep(0.1)
+    _kill_all(trial.process)
+    found: dict[str, Any] = json.loads(_text(trial.folder / "report.json") or "{}")
+    return list(found.get("failed", [found.get("test", "")]))
+
+
+def _kill_all(leader: int) -> None:
+    """End whatever the trial's tests left running."""
+    try:
+        os.killpg(leader, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+def grow(tree: Path, root: Path, files: Sequence[str]) -> None:
+    """Copy the named files of the repository into the tree, which becomes exactly these."""
+    shutil.rmtree(tree, ignore_errors=True)
+    for name in files:
+        if (root / name).is_file():
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(root / name, tree / name)
