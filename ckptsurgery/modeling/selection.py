@@ -302,6 +302,8 @@ def _assign(name: str, tensor: Tensor, value: Tensor | float, index: Any) -> Non
             raise LoadError(Diagnostic("lossy-cast", f"{where} is {mine}, and {given} may not fit", help=help))
     elif not _holds(target.dtype, value):
         raise LoadError(Diagnostic("lossy-cast", f"{where} is {target.dtype}, which cannot hold {value}"))
+    elif target.is_floating_point():
+        value = float(value)  # torch refuses integers from 2^63 on
     with torch.no_grad():
         target.__setitem__(... if index is None else index, value)
 

@@ -61,6 +61,7 @@ class Measured:
     def __init__(self, work: Path, again: bool) -> None:
         self._tree = work / "measured"
         if again or not (work / "coverage" / "seconds.json").exists():
+            shutil.rmtree(self._tree, ignore_errors=True)
             trial.grow(self._tree, ROOT, repository_files())
             ignored = [f"--ignore={file}" for file in UNSUITED]
             coverage_map.measure(self._tree, work / "coverage", ["tests", "ckptsurgery", *ignored])
@@ -79,7 +80,8 @@ class Measured:
         """Return the tests that cover a mutant, the changed files' whole."""
         lines = self._old_lines(mutant)
         covering = self._map.covering(mutant.file, lines) - self._gone
-        return Tests({test: self._map.seconds[test] for test in covering}, [*self._changed, *also])
+        near = "tests/" + mutant.file.split("/")[1] + "/"
+        return Tests({test: self._map.seconds[test] for test in covering}, [*self._changed, *also], near)
 
     def seconds(self, test: str) -> float:
         """Return how long a test took when it was measured."""
@@ -104,7 +106,8 @@ class Results:
         self.of: dict[str, Outcome] = {}
         for line in path.read_text().splitlines() if path.exists() else ():
             found = json.loads(line)
-            self.of[found.pop("id")] = Outcome(**found)
+            name = found.pop("id")
+            self.of[name] = Outcome(**found)
 
     def add(self, mutant: Mutant, outcome: Outcome) -> None:
         """Write a result down."""
@@ -116,7 +119,7 @@ class Results:
 def drawn(work: Path, size: int, seed: int) -> list[Mutant]:
     """Return the sample; it takes a minute to draw, so it is kept until the package changes."""
     digest = hashlib.sha256(repr((size, seed)).encode())
-    for path in sorted([*Path(__file__).parent.glob("*.py"), *(ROOT / "ckptsurgery").rglob("*.py")]):
+    for path in (Path(__file__).with_name("operators.py"), *sorted((ROOT / "ckptsurgery").rglob("*.py"))):
         digest.update(path.read_bytes())
     kept = work / f"sample-{digest.hexdigest()[:12]}.json"
     if not kept.exists():
@@ -135,7 +138,8 @@ class Bench:
         self._running: dict[Path, tuple[Mutant, Trial]] = {}
         files = repository_files()
         for tree in self._free:
-            trial.grow(tree, ROOT, files)
+            if trial.grow(tree, ROOT, files) < 20:
+                continue  # a few files are compiled in no time, in each trial
             command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--collect-only", "-qq"]
             subprocess.run(command, cwd=tree, env={**os.environ, "PYTHONPATH": str(tree)}, capture_output=True)
 
@@ -143,7 +147,7 @@ class Bench:
         """Try a mutant in a free copy."""
         tree = self._free.pop()
         (tree / mutant.file).write_text(mutant.text)
-        _forget_compiled(tree / mutant.file)
+        trial.forget_compiled(tree / mutant.file)
         self._running[tree] = mutant, trial.start(tree, _folder(tree), tests, limit)
 
     @property
@@ -173,12 +177,6 @@ class Bench:
 
 def _folder(tree: Path) -> Path:
     return tree.with_name(tree.name + "-trial")
-
-
-def _forget_compiled(path: Path) -> None:
-    """Remove compiled code, which Python takes for current when size and second of the text agree."""
-    for compiled in (path.parent / "__pycache__").glob(f"{path.stem}.*.pyc"):
-        compiled.unlink()
 
 
 def equivalents() -> dict[str, str]:

@@ -19,15 +19,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy  # noqa: F401  (imported here once, not in each trial)
+# Imported here once, not in each trial.
+import _pytest.legacypath
+import _pytest.unittest
+import anyio.pytest_plugin
+import hypothesis.strategies
+import numpy
 import pytest
-import torch  # noqa: F401
+import safetensors.torch
+import torch
+
+_PRELOADED = (_pytest, anyio, hypothesis, numpy, safetensors, torch)
 
 _MEMORY = 8 << 30
 _FILE = 8 << 30
 """Bytes of memory and of one file: a mutant may loop and fill either."""
 _UNKNOWN = 0.5
 """Seconds that a test takes which was not measured."""
+_HEAVY = ("tests/real/", "tests/recipes/", "tests/inference/", "tests/hardening/", "tests/demo/")
+"""Tests that import other libraries, train, or repeat what they do many times: they come last."""
 _SLOWER = 10
 _GRACE = 20.0
 """A test that takes ten times its usual time and 20 seconds hangs."""
@@ -49,17 +59,30 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Tests:
-    """The tests to run: ids with the seconds that they usually take, and files of which every test is run."""
+    """The tests to run: ids with the seconds that they usually take, and files of which every other test is run too.
+
+    Tests in the folder `near` come first, since to collect one folder is quicker than to collect all; what is in
+    `whole` alone comes last, since nobody knows whether it runs the changed lines.
+    """
 
     seconds: dict[str, float]
     whole: Sequence[str] = ()
+    near: str = "tests"
+
+    def stages(self) -> list[list[str]]:
+        """Return the files in the order in which they are collected; those of the last stage are run whole."""
+        stages: list[list[str]] = [[], [], [], list(self.whole)]
+        for file in sorted({test.partition("::")[0] for test in self.seconds}):
+            stages[0 if file.startswith(self.near) else 2 if file.startswith(_HEAVY) else 1].append(file)
+        return stages
 
 
 class Chooser:
     """A pytest plugin: runs the chosen tests only, in order of cost, until the time is up."""
 
-    def __init__(self, tests: dict[str, float], whole: Sequence[str], limit: float, report: Path) -> None:
-        self.tests, self.whole, self.limit, self.report = dict(tests), frozenset(whole), limit, report
+    def __init__(self, tests: dict[str, float], limit: float, report: Path) -> None:
+        self.tests, self.limit, self.report = tests, limit, report
+        self.others = False
         self.began = time.monotonic()
         self.failed: list[str] = []
         self.ran = 0
@@ -68,25 +91,25 @@ class Chooser:
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Take one quick test of each file first, then all others, the quick ones first and by file."""
-        for item in items:
-            if item.nodeid.partition("::")[0] in self.whole:
-                self.tests.setdefault(item.nodeid, _UNKNOWN)
-        kept = [item for item in items if item.nodeid in self.tests]
+        kept = [item for item in items if (item.nodeid in self.tests) is not self.others]
         first: dict[str, pytest.Item] = {}
-        for item in sorted(kept, key=lambda item: self.tests[item.nodeid]):
+        for item in sorted(kept, key=self._seconds):
             first.setdefault(item.nodeid.partition("::")[0], item)
-        early = {item.nodeid for item in first.values() if self.tests[item.nodeid] < 1}
+        early = {item.nodeid for item in first.values() if self._seconds(item) < 1}
 
         def order(item: pytest.Item) -> tuple[bool, int, str]:
-            cost = sum(self.tests[item.nodeid] > step for step in (0.03, 0.3, 2))
+            cost = sum(self._seconds(item) > step for step in (0.03, 0.3, 2))
             return item.nodeid not in early, cost, item.nodeid.partition("::")[0]
 
         items[:] = sorted(kept, key=order)
-        self.total = len(items)
+        self.total += len(items)
+
+    def _seconds(self, item: pytest.Item) -> float:
+        return self.tests.get(item.nodeid, _UNKNOWN)
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """End the process when the test hangs: an exception could be caught by what hangs."""
-        signal.setitimer(signal.ITIMER_REAL, _GRACE + _SLOWER * self.tests.get(nodeid, 0.0))
+        signal.setitimer(signal.ITIMER_REAL, _GRACE + _SLOWER * self.tests.get(nodeid, _UNKNOWN))
         self.report.write_text(json.dumps({"test": nodeid, "run": self.ran, "total": self.total}))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -184,12 +207,16 @@ def _run(tree: Path, folder: Path, tests: Tests, limit: float, every: bool) -> N
     sys.dont_write_bytecode = True
     sys.path.insert(0, str(tree))
     report = folder / "report.json"
-    chooser = Chooser(tests.seconds, tests.whole, limit, report)
-    files = sorted({test.partition("::")[0] for test in tests.seconds}.union(tests.whole))
+    chooser = Chooser(tests.seconds, limit, report)
     options = ["-p", "no:cacheprovider", "--rootdir", str(tree), f"--basetemp={temporary / 'pytest'}"]
     options += ["-W", "ignore::pytest.PytestAssertRewriteWarning", "--tb=no"] + ([] if every else ["-x"])
-    code = pytest.main([*options, *files], plugins=[chooser]) if files else 5
-    failed = chooser.failed or (["pytest itself"] if code not in (0, 2, 5) else [])
+    for files, chooser.others in zip(tests.stages(), (False, False, False, True)):
+        code = pytest.main([*options, *files], plugins=[chooser]) if files else 0
+        if code not in (0, 2, 5) and not chooser.failed:
+            chooser.failed.append("pytest itself")
+        if chooser.failed and not every:
+            break
+    failed = chooser.failed
     verdict = "killed" if failed else "survived"
     found = {"verdict": verdict, "test": failed[0] if failed else "", "run": chooser.ran, "total": chooser.total}
     report.write_text(json.dumps(found | {"failed": failed}))
@@ -218,10 +245,21 @@ def _text(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def grow(tree: Path, root: Path, files: Sequence[str]) -> None:
-    """Copy the named files of the repository into the tree, which becomes exactly these."""
-    shutil.rmtree(tree, ignore_errors=True)
-    for name in files:
-        if (root / name).is_file():
-            (tree / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(root / name, tree / name)
+def grow(tree: Path, root: Path, files: Sequence[str]) -> int:
+    """Make the tree hold exactly the named files of the repository; return how many were copied."""
+    wanted = {name for name in files if (root / name).is_file()}
+    held = {path.relative_to(tree).as_posix() for path in tree.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    for name in held - wanted:
+        (tree / name).unlink()
+    stale = {name for name in wanted if name not in held or (tree / name).read_bytes() != (root / name).read_bytes()}
+    for name in stale:
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(root / name, tree / name)
+        forget_compiled(tree / name)
+    return len(stale)
+
+
+def forget_compiled(path: Path) -> None:
+    """Remove compiled code, which Python takes for current when size and second of the text agree."""
+    for compiled in (path.parent / "__pycache__").glob(f"{path.stem}.*.pyc"):
+        compiled.unlink()

@@ -19,14 +19,16 @@ def test_a_bad_file_is_refused_by_name_or_read_rightly(name: str, tmp_path: Path
     case = CASES[name]
     path = case.make(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    codes = {"read"}
+    codes, places = {"read"}, {str(path)}
     try:
         walk(path, write=False)
     except cs.CheckpointError as error:
         refusal(error)
         codes = {diagnostic.code for diagnostic in error.diagnostics}
+        places = {diagnostic.place for diagnostic in error.diagnostics}
     assert len(codes) == 1
     assert codes <= set(case.codes)
+    assert all(place and place.startswith(str(tmp_path)) for place in places)  # the file, or another of its folder
     assert not (tmp_path / MARKER).exists()
     assert sorted(tmp_path.rglob("*")) == before
 

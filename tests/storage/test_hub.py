@@ -108,6 +108,19 @@ def test_offline_the_cache_is_enough(hub: Hub, tmp_path: Path) -> None:
     assert len(hub.requests) == asked
 
 
+def test_offline_a_cache_of_one_file_is_a_repository_of_it(hub: Hub, tmp_path: Path) -> None:
+    """The hub was never asked for the other names that a checkpoint may have."""
+    hub.repos["org/odd"] = {"weights.safetensors": save({"a": A}), "notes.txt": b"x"}
+    for repository, file in (("single", "model.safetensors"), ("odd", "weights.safetensors")):
+        named = opened(hub, f"hf://org/{repository}/{file}", tmp_path)
+        asked = len(hub.requests)
+        found = opened(hub, f"hf://org/{repository}", tmp_path, HF_HUB_OFFLINE="1")
+        assert found == named | {"source": f"hf://org/{repository}"}
+        other = opened(hub, f"hf://org/{repository}/other.safetensors", tmp_path, HF_HUB_OFFLINE="1")
+        assert other["codes"] == ["missing-file"]
+        assert len(hub.requests) == asked
+
+
 def test_a_hub_that_went_away_leaves_the_cache(hub: Hub, tmp_path: Path) -> None:
     online = opened(hub, "hf://org/sharded/model.safetensors.index.json", tmp_path)
     source = "hf://org/sharded/model.safetensors.index.json"

@@ -186,6 +186,13 @@ def test_what_belongs_to_no_record_is_refused_by_name(how: str, tmp_path: Path) 
         assert codes(tmp_path / "x.pt", raw) == [code]
 
 
+@pytest.mark.parametrize("before", [FIRST, FIRST + SECOND, SECOND])
+def test_the_bytes_in_front_of_an_archive_are_counted(before: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.pt").write_bytes(before + FIRST)
+    with pytest.raises(CheckpointError, match=rf"\b{len(before):,} bytes"):
+        cs.open(tmp_path / "x.pt")
+
+
 parts = st.sampled_from([FIRST, SECOND, streamed(FIRST), b"\0" * 16, b"PK\7\x08", b"PK\5\6" + bytes(18), b"noise"])
 
 
