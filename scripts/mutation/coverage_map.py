@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,11 @@ class CoverageMap:
 
     lines: dict[str, dict[int, frozenset[str]]]
     seconds: dict[str, float]
+
+    @cached_property
+    def files(self) -> frozenset[str]:
+        """The test files that were run."""
+        return frozenset(test.partition("::")[0] for test in self.seconds)
 
     def covering(self, file: str, lines: Sequence[int]) -> set[str]:
         """Return the tests that run one of the lines; for lines that run on import only, those that run the file."""
@@ -106,8 +111,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def measure(tree: Path, work: Path, tests: Sequence[str]) -> None:
     """Run the tests of `tree` under coverage.py and keep the data in `work`."""
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+    for left in work.glob("data*"):
+        left.unlink()
     settings = work / "coverage.ini"
     settings.write_text(_CONFIGURATION.format(data=work / "data"))
     environment = {

@@ -5,9 +5,9 @@
     python scripts/mutation/mutation.py --sample 300 --seed 1 --again       # after new tests: try the survivors again
     python scripts/mutation/mutation.py --sample 300 --seed 1 --show        # print the results so far
 
-The first run executes the whole suite once under coverage.py, which takes two to three times as long as the suite; it
-is repeated only where `--measure` asks for it. Each mutant is then tried by the tests that run its lines, and by all
-tests of the files that changed since. Results are kept in the work folder: a run that was interrupted, or that reached
+The first run executes the whole suite once under coverage.py, which takes two to three times as long as the suite;
+`--measure` repeats it for the test files that changed. Each mutant is then tried by the tests that run its lines, and by
+all tests of the files that are not measured. Results are kept in the work folder: a run that was interrupted, or that reached
 `--minutes`, goes on where it stopped. `equivalent.toml` lists the mutants that were read and change no behaviour, with
 the reason; they are left out of the kill rate.
 """
@@ -27,6 +27,7 @@ import time
 import tomllib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch reads it on import; threads do not survive a fork
@@ -55,47 +56,69 @@ def repository_files() -> list[str]:
     return sorted(set(listed.splitlines()))
 
 
-class Measured:
-    """The coverage map, carried over to the present text of the files."""
+@dataclass(frozen=True)
+class Layer:
+    """One measurement: a copy of the repository as it was then, and which tests of some files ran which lines."""
 
-    def __init__(self, work: Path, again: bool) -> None:
-        self._tree = work / "measured"
-        if again or not (work / "coverage" / "seconds.json").exists():
-            shutil.rmtree(self._tree, ignore_errors=True)
-            trial.grow(self._tree, ROOT, repository_files())
-            ignored = [f"--ignore={file}" for file in UNSUITED]
-            coverage_map.measure(self._tree, work / "coverage", ["tests", "ckptsurgery", *ignored])
-        self._map: CoverageMap = coverage_map.read(work / "coverage")
-        self._changed = [
-            file
-            for file in repository_files()
-            if Path(file).match("tests/**/test_*.py") and file not in UNSUITED and self._differs(file)
-        ]
-        self._gone = {test for test in self._map.seconds if not (ROOT / test.partition("::")[0]).exists()}
+    tree: Path
+    map: CoverageMap
 
-    def _differs(self, file: str) -> bool:
-        return not (self._tree / file).exists() or (self._tree / file).read_bytes() != (ROOT / file).read_bytes()
+    def same(self, file: str) -> bool:
+        """Whether a file is what it was then."""
+        return (self.tree / file).exists() and (self.tree / file).read_bytes() == (ROOT / file).read_bytes()
 
-    def tests(self, mutant: Mutant, also: Sequence[str]) -> Tests:
-        """Return the tests that cover a mutant, the changed files' whole."""
-        lines = self._old_lines(mutant)
-        covering = self._map.covering(mutant.file, lines) - self._gone
-        near = "tests/" + mutant.file.split("/")[1] + "/"
-        return Tests({test: self._map.seconds[test] for test in covering}, [*self._changed, *also], near)
-
-    def seconds(self, test: str) -> float:
-        """Return how long a test took when it was measured."""
-        return self._map.seconds.get(test, 1.0)
-
-    def _old_lines(self, mutant: Mutant) -> list[int]:
-        """Return the numbers that the mutant's lines had when the tests were measured."""
-        if not (self._tree / mutant.file).exists():
+    def lines(self, mutant: Mutant) -> list[int]:
+        """Return the numbers that the mutant's lines had then."""
+        if not (self.tree / mutant.file).exists():
             return []
-        old = (self._tree / mutant.file).read_text().splitlines()
+        old = (self.tree / mutant.file).read_text().splitlines()
         new = (ROOT / mutant.file).read_text().splitlines()
         matched = difflib.SequenceMatcher(None, new, old, autojunk=False).get_matching_blocks()
         place = {block.a + i + 1: block.b + i + 1 for block in matched for i in range(block.size)}
         return [place[line] for line in mutant.lines if line in place]
+
+
+class Measured:
+    """Which tests cover a mutant, by the last measurement of each test file."""
+
+    def __init__(self, work: Path, again: bool) -> None:
+        self._layers = [
+            _layer(folder) for folder in sorted(work.glob("measured-*")) if (folder / "seconds.json").exists()
+        ]
+        files = [file for file in repository_files() if _is_test(file)]
+        changed = [
+            file for file in files if not any(file in layer.map.files and layer.same(file) for layer in self._layers)
+        ]
+        if again or not self._layers:
+            folder = work / f"measured-{len(self._layers)}"
+            trial.grow(folder / "tree", ROOT, repository_files())
+            coverage_map.measure(folder / "tree", folder, changed if self._layers else [*changed, "ckptsurgery"])
+            self._layers.append(_layer(folder))
+            changed = [file for file in changed if file not in self._layers[-1].map.files]
+        self._changed = changed
+        self._of = {file: layer for layer in self._layers for file in layer.map.files if (ROOT / file).exists()}
+
+    def tests(self, mutant: Mutant, also: Sequence[str]) -> Tests:
+        """Return the tests that cover a mutant, and the files that were never measured."""
+        seconds: dict[str, float] = {}
+        for layer in self._layers:
+            for test in layer.map.covering(mutant.file, layer.lines(mutant)):
+                if self._of.get(test.partition("::")[0]) is layer:
+                    seconds[test] = layer.map.seconds[test]
+        return Tests(seconds, [*self._changed, *also], "tests/" + mutant.file.split("/")[1] + "/")
+
+    def seconds(self, test: str) -> float:
+        """Return how long a test took when it was measured."""
+        layer = self._of.get(test.partition("::")[0])
+        return layer.map.seconds.get(test, 1.0) if layer else 1.0
+
+
+def _layer(folder: Path) -> Layer:
+    return Layer(folder / "tree", coverage_map.read(folder))
+
+
+def _is_test(file: str) -> bool:
+    return Path(file).match("test_*.py") and file.startswith("tests/") and file not in UNSUITED
 
 
 class Results:
@@ -257,7 +280,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=600, help="time limit of this run")
     parser.add_argument("--jobs", type=int, default=1, help="how many mutants are tried at a time")
     parser.add_argument("--work", type=Path, default=ROOT / ".mutation", help="folder for results and copies")
-    parser.add_argument("--measure", action="store_true", help="find anew which tests run which lines")
+    parser.add_argument(
+        "--measure", action="store_true", help="find which lines the tests run that are new or changed since"
+    )
     parser.add_argument("--again", action="store_true", help="try survivors again")
     parser.add_argument("--only", help="only mutants whose file or id contains this text")
     parser.add_argument("--also", action="append", default=[], metavar="FILE", help="run this test file on each mutant")
