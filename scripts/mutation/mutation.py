@@ -6,10 +6,10 @@
     python scripts/mutation/mutation.py --sample 300 --seed 1 --show        # print the results so far
 
 The first run executes the whole suite once under coverage.py, which takes two to three times as long as the suite;
-`--measure` repeats it for the test files that changed. Each mutant is then tried by the tests that run its lines, and by
-all tests of the files that are not measured. Results are kept in the work folder: a run that was interrupted, or that reached
-`--minutes`, goes on where it stopped. `equivalent.toml` lists the mutants that were read and change no behaviour, with
-the reason; they are left out of the kill rate.
+`--measure` repeats it for the test files that changed. Each mutant is then tried by the tests that run its lines, and
+by all tests of the files that are not measured. Results are kept in the work folder: a run that was interrupted, or
+that reached `--minutes`, goes on where it stopped. `equivalent.toml` lists the mutants that were read and change no
+behaviour, with the reason; they are left out of the kill rate.
 """
 
 from __future__ import annotations
@@ -82,13 +82,9 @@ class Measured:
     """Which tests cover a mutant, by the last measurement of each test file."""
 
     def __init__(self, work: Path, again: bool) -> None:
-        self._layers = [
-            _layer(folder) for folder in sorted(work.glob("measured-*")) if (folder / "seconds.json").exists()
-        ]
-        files = [file for file in repository_files() if _is_test(file)]
-        changed = [
-            file for file in files if not any(file in layer.map.files and layer.same(file) for layer in self._layers)
-        ]
+        done = [folder for folder in sorted(work.glob("measured-*")) if (folder / "seconds.json").exists()]
+        self._layers = [_layer(folder) for folder in done]
+        changed = [file for file in repository_files() if _is_test(file) and not self._knows(file)]
         if again or not self._layers:
             folder = work / f"measured-{len(self._layers)}"
             trial.grow(folder / "tree", ROOT, repository_files())
@@ -97,6 +93,9 @@ class Measured:
             changed = [file for file in changed if file not in self._layers[-1].map.files]
         self._changed = changed
         self._of = {file: layer for layer in self._layers for file in layer.map.files if (ROOT / file).exists()}
+
+    def _knows(self, file: str) -> bool:
+        return any(file in layer.map.files and layer.same(file) for layer in self._layers)
 
     def tests(self, mutant: Mutant, also: Sequence[str]) -> Tests:
         """Return the tests that cover a mutant, and the files that were never measured."""
@@ -280,9 +279,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=600, help="time limit of this run")
     parser.add_argument("--jobs", type=int, default=1, help="how many mutants are tried at a time")
     parser.add_argument("--work", type=Path, default=ROOT / ".mutation", help="folder for results and copies")
-    parser.add_argument(
-        "--measure", action="store_true", help="find which lines the tests run that are new or changed since"
-    )
+    parser.add_argument("--measure", action="store_true", help="find which lines new and changed tests run")
     parser.add_argument("--again", action="store_true", help="try survivors again")
     parser.add_argument("--only", help="only mutants whose file or id contains this text")
     parser.add_argument("--also", action="append", default=[], metavar="FILE", help="run this test file on each mutant")
