@@ -25,9 +25,14 @@ class Side(Protocol):
 
 
 class Stored:
-    """A checkpoint as it is."""
+    """A checkpoint as it is.
+
+    Raises:
+        CheckpointError: some of its tensors cannot be read, and so not be compared.
+    """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
+        checkpoint.refuse_unreadable()
         self.name = checkpoint.source
         self.specs: Mapping[str, TensorSpec] = checkpoint.specs
         self.ties: Groups = tuple(tie.names for tie in checkpoint.ties)

@@ -96,7 +96,8 @@ def doctor(source: Any, subtree: str | None = None, *, values: bool = True, prog
     try:
         checkpoint = open_checkpoint(source, subtree=subtree)
     except CheckpointError as error:
-        return _diagnosis(str(source), [*error.diagnostics, *found])
+        name = str(source) if isinstance(source, str | os.PathLike) else type(source).__name__  # not its tensors
+        return _diagnosis(name, [*error.diagnostics, *found])
     try:
         return _of(checkpoint, found, values, progress)
     finally:

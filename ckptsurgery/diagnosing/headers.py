@@ -10,6 +10,7 @@ from ..specs import DTYPES
 from ..storage.checkpoint import Checkpoint
 from ..storage.inert import Opaque
 from ..storage.pickle_calls import POWERFUL
+from ..storage.unreadable import unreadable_tensors
 from ..wording import counted
 from .files import shown
 
@@ -21,6 +22,8 @@ _PADDING = 1024
 
 def header_findings(checkpoint: Checkpoint) -> Iterator[Diagnostic]:
     """Findings from names, shapes, dtypes, metadata and what is no tensor."""
+    if checkpoint.unreadable:
+        yield unreadable_tensors(checkpoint.unreadable, place=checkpoint.source)
     yield from _empty(checkpoint)
     yield from _dtypes(checkpoint)
     yield from _vocabulary(checkpoint)

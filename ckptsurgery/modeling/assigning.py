@@ -49,7 +49,9 @@ def set_tensor(
         raise LoadError(problem)
     if not assign:
         # a model built under inference_mode can be written to there alone
-        with torch.inference_mode() if old.is_inference() else torch.no_grad():
+        mode = torch.inference_mode() if old.is_inference() else torch.no_grad()
+        # and a subclass may copy in a way of its own, which is not asked for
+        with mode, torch._C.DisableTorchFunctionSubclass():
             old.copy_(tensor)
         return
     new = tensor.detach() if place.is_buffer else parameter_like(old, tensor)

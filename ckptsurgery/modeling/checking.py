@@ -46,7 +46,7 @@ def check_init(model: nn.Module, names: Collection[str] | None = None) -> tuple[
     for place in places(model):
         tensor = place.tensor
         wanted = (names is None or place.name in names) and tensor.requires_grad and not tensor.is_meta
-        if wanted and id(tensor) not in seen and size_of(tensor)[0]:
+        if wanted and id(tensor) not in seen and size_of(place)[0]:
             seen.add(id(tensor))
             told = list(_warnings(place))
             found += told

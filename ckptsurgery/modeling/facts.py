@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..specs import TensorSpec
 from .assigning import hooked_modules
-from .places import places, require_module
+from .places import places, require_module, spec_at
 from .ties import TieGroup, find_ties
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def target_of(model: nn.Module) -> ModelFacts:
     lazy = tuple(p.name for p in found if is_lazy(p.tensor))
     kept = [p for p in found if p.persistent and not is_lazy(p.tensor)]
     return ModelFacts(
-        specs={p.name: TensorSpec(tuple(p.tensor.shape), p.tensor.dtype) for p in kept},
+        specs={p.name: spec_at(p) for p in kept},
         ties=find_ties(model),
         parameters=frozenset(p.name for p in found if not p.is_buffer),
         buffers=frozenset(p.name for p in kept if p.is_buffer),

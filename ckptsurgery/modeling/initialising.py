@@ -13,6 +13,7 @@ from ..ops.base import OpError
 from ..ops.initialisers import Initialiser
 from ..ops.seeding import generator_for, key_seed, seeded_globals
 from ..specs import TensorSpec
+from ..storage.plain_memory import oddity
 from .assigning import set_tensor
 from .defaults import Stage
 from .matching import matching_names
@@ -236,6 +237,9 @@ def _misfit(rule: Initialiser, tensor: Tensor) -> tuple[str, str] | None:
 
     if is_lazy(tensor):
         return "it has no shape yet", "run the model on one batch first"
+    found = oddity(tensor)
+    if found is not None:
+        return f"it is {found.kind}", "initialise the model before it is sharded or quantised"
     if rule.by_module and rule.name == "own" and tensor.is_meta:
         return "on a meta model nothing was built that could be left", "default, or an initialiser"
     try:

@@ -7,14 +7,26 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..errors import Diagnostic, LoadError, Remedy
+from ..errors import CheckpointError, Diagnostic, LoadError, Remedy
 from ..narrowing import present
 from ..specs import TensorSpec
+from ..storage.plain_memory import odd_tensors, oddity
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["Place", "close_names", "named_tensors", "place_of", "places", "places_of", "require_module", "size_of"]
+__all__ = [
+    "Place",
+    "close_names",
+    "named_tensors",
+    "place_of",
+    "places",
+    "places_of",
+    "require_module",
+    "require_plain",
+    "size_of",
+    "spec_at",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,14 +87,49 @@ def named_tensors(model: nn.Module, buffers: bool = True) -> dict[str, Tensor]:
     return {p.name: p.tensor for p in places(model) if buffers or not p.is_buffer}
 
 
-def size_of(tensor: Tensor) -> tuple[int, int]:
-    """Elements and bytes; a lazy parameter has none yet."""
+def size_of(place: Place) -> tuple[int, int]:
+    """Elements and bytes; a lazy parameter has none yet, and a sharded one those of the whole.
+
+    Raises:
+        LoadError: the tensor does not hold its elements one by one (sparse, nested, quantised), so it has no such size.
+    """
     from torch.nn.parameter import is_lazy
 
-    if is_lazy(tensor):
+    if is_lazy(place.tensor):
         return 0, 0
-    spec = TensorSpec(tuple(tensor.shape), tensor.dtype)
+    found = oddity(place.tensor)
+    if found is not None and not found.sized:
+        raise LoadError(odd_tensors([(place.name, place.tensor)]))
+    spec = spec_at(place)
     return spec.numel, spec.nbytes
+
+
+def spec_at(place: Place) -> TensorSpec:
+    """The shape and dtype of the tensor at a place.
+
+    Raises:
+        LoadError: it has none, as a nested or a quantised tensor has none.
+    """
+    try:
+        return TensorSpec(tuple(place.tensor.shape), place.tensor.dtype)
+    except (CheckpointError, RuntimeError):
+        problems = odd_tensors([(place.name, place.tensor)])
+        if problems:
+            raise LoadError(problems) from None
+        raise
+
+
+def require_plain(tensors: Iterable[tuple[str, Tensor]], help: str) -> None:
+    """Check that tensors of a model are plain memory, before anything is written into them.
+
+    Raises:
+        LoadError: those that are not, each by its name.
+    """
+    from torch.nn.parameter import is_lazy
+
+    problems = odd_tensors(((name, tensor) for name, tensor in tensors if not is_lazy(tensor)), help)
+    if problems:
+        raise LoadError(problems)
 
 
 def places_of(model: nn.Module, tensor: Tensor) -> list[Place]:

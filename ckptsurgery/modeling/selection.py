@@ -10,9 +10,10 @@ from ..errors import Diagnostic, LoadError
 from ..language.folding import fold
 from ..specs import TensorSpec, is_lossless
 from ..wording import clipped, counted
+from .drifting import drifting_norms
 from .initialising import Whats, by_name, initialise
 from .matching import matching_names
-from .places import named_tensors, place_of, require_module, size_of
+from .places import named_tensors, place_of, require_module, require_plain, size_of
 from .promises import promised, require_drawn
 from .statistics import Stats, stats_of
 
@@ -129,13 +130,20 @@ class Selection(Mapping[str, "Tensor"]):
 
     @property
     def numel(self) -> int:
-        """How many elements there are, those of a shared tensor counted once."""
-        return sum(size_of(tensor)[0] for tensor in self._distinct().values())
+        """How many elements there are, those of a shared tensor counted once; a lazy parameter has none yet."""
+        from torch.nn.parameter import is_lazy
+
+        return sum(tensor.numel() for tensor in self._distinct().values() if not is_lazy(tensor))
 
     @property
     def nbytes(self) -> int:
-        """How many bytes they take, those of a shared tensor counted once."""
-        return sum(size_of(tensor)[1] for tensor in self._distinct().values())
+        """How many bytes they take, those of a shared tensor counted once.
+
+        Raises:
+            LoadError: a tensor does not hold its elements one by one (sparse, nested, quantised).
+        """
+        names = {id(tensor): name for name, tensor in self.items()}
+        return sum(size_of(place_of(self.model, name))[1] for name in names.values())
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Name -> the parameter objects themselves; buffers are left out."""
@@ -155,7 +163,7 @@ class Selection(Mapping[str, "Tensor"]):
         """Mean, std, min, max, norm, fraction of zeros and count of non-finite values of each tensor.
 
         Raises:
-            LoadError: tensors are meta or lazy, and have no values.
+            LoadError: tensors are meta or lazy, and have no values; or they are not plain memory.
         """
         from torch.nn.parameter import is_lazy
 
@@ -163,6 +171,7 @@ class Selection(Mapping[str, "Tensor"]):
         if empty:
             text = f"{counted(len(empty), 'tensor', 'is')} meta or lazy"
             raise LoadError(Diagnostic("no-values", text, notes=_folded(empty)))
+        require_plain(self.items(), "statistics are of plain tensors")
         return stats_of(self)
 
     def assert_count(self, count: int) -> Selection:
@@ -182,11 +191,34 @@ class Selection(Mapping[str, "Tensor"]):
     def freeze(self) -> Selection:
         """Take the parameters out of training (`requires_grad = False`); a tied one is frozen under all its names.
 
-        Running statistics of norms are no matter of gradients: put such modules in eval mode.
+        Running statistics do not depend on gradients, and change with every batch in training mode. The selection
+        lists such modules (`drifting`), and its `repr` names them.
+
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
+        >>> select(net, "0", "1").freeze()
+        Selection(4 tensors, 56 elements: {0,1}.weight, {0,1}.bias)
+          note: frozen, but running statistics still change in training mode: 1 (BatchNorm1d); .eval() stops them
         """
         for parameter in self.parameters().values():
             parameter.requires_grad_(False)
         return self
+
+    @property
+    def drifting(self) -> tuple[str, ...]:
+        """Paths of norms that are frozen with this selection, and whose running statistics change in training mode.
+
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 1)).train()
+        >>> backbone = select(net, "0", "1").freeze()
+        >>> backbone.drifting
+        ('1',)
+        >>> for path in backbone.drifting:  # after each call of net.train()
+        ...     _ = net.get_submodule(path).eval()
+        >>> backbone.drifting
+        ()
+        """
+        return drifting_norms(self.model, self._known)
 
     def unfreeze(self) -> Selection:
         """Put the parameters into training.
@@ -267,7 +299,9 @@ class Selection(Mapping[str, "Tensor"]):
         """
         if name not in self._known:
             raise LoadError(Diagnostic("not-selected", f"{name!r} is not selected", notes=_folded(self)))
-        _assign(name, place_of(self.model, name).tensor, value, index)
+        tensor = place_of(self.model, name).tensor
+        require_plain([(name, tensor)], "assign to it before the model is sharded or quantised")
+        _assign(name, tensor, value, index)
         return self
 
     def _distinct(self) -> dict[int, Tensor]:
@@ -277,7 +311,13 @@ class Selection(Mapping[str, "Tensor"]):
         shown = _folded(self)
         more = f", … {len(shown) - 6} more" if len(shown) > 6 else ""
         names = ", ".join(clipped(text) for text in shown[:6])
-        return f"Selection({counted(len(self), 'tensor')}, {self.numel:,} elements: {names}{more})"
+        text = f"Selection({counted(len(self), 'tensor')}, {self.numel:,} elements: {names}{more})"
+        norms = [f"{path or 'the model'} ({type(self.model.get_submodule(path)).__name__})" for path in self.drifting]
+        if not norms:
+            return text
+        drifting = ", ".join(map(clipped, norms[:6])) + (f", … {len(norms) - 6} more" if len(norms) > 6 else "")
+        note = f"frozen, but running statistics still change in training mode: {drifting}; .eval() stops them"
+        return f"{text}\n  note: {note}"
 
 
 def _folded(names: Mapping[str, Any] | list[str]) -> tuple[str, ...]:

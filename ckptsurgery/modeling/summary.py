@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import Diagnostic, LoadError
 from ..ops.seeding import seeded_globals
 from ..wording import brief, counted
-from .places import places, require_module, size_of
+from .places import Place, places, require_module, size_of
 
 if TYPE_CHECKING:
     import torch
@@ -128,13 +128,13 @@ def summarise(
     seen: set[int] = set()
     rows = tuple(_rows(model, outputs, seen))
     distinct = {id(p.tensor): p for p in reversed(list(places(model)))}.values()
-    parameters = [p.tensor for p in distinct if not p.is_buffer]
+    parameters = [p for p in distinct if not p.is_buffer]
     return Summary(
         rows,
         params=sum(size_of(p)[0] for p in parameters),
-        trainable=sum(size_of(p)[0] for p in parameters if p.requires_grad),
-        buffers=sum(size_of(p.tensor)[0] for p in distinct if p.is_buffer),
-        nbytes=sum(size_of(p.tensor)[1] for p in distinct),
+        trainable=sum(size_of(p)[0] for p in parameters if p.tensor.requires_grad),
+        buffers=sum(size_of(p)[0] for p in distinct if p.is_buffer),
+        nbytes=sum(size_of(p)[1] for p in distinct),
         input=sizes,
     )
 
@@ -157,22 +157,26 @@ def _sizes(input_size: Sequence[int] | Sequence[Sequence[int]] | None) -> Shapes
 def _rows(model: nn.Module, outputs: dict[int, Shapes], seen: set[int]) -> Iterator[ModuleRow]:
     modules: set[int] = set()
     for path, module in model.named_modules(remove_duplicate=False):
+        prefix = path + "." if path else ""
         own = [
-            t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None and id(t) not in seen
+            Place(prefix + leaf, module, leaf, is_buffer)
+            for is_buffer, held in ((False, module._parameters), (True, module._buffers))
+            for leaf, tensor in held.items()
+            if tensor is not None and id(tensor) not in seen
         ]
-        parameters = [t for t in module._parameters.values() if t is not None and id(t) not in seen]
+        parameters = [place for place in own if not place.is_buffer]
         yield ModuleRow(
             path,
             type(module).__name__,
             path.count(".") + 1 if path else 0,
             outputs.get(id(module), ()),
             params=sum(size_of(p)[0] for p in parameters),
-            trainable=sum(size_of(p)[0] for p in parameters if p.requires_grad),
-            nbytes=sum(size_of(t)[1] for t in own),
+            trainable=sum(size_of(p)[0] for p in parameters if p.tensor.requires_grad),
+            nbytes=sum(size_of(p)[1] for p in own),
             repeated=id(module) in modules,
         )
         modules.add(id(module))
-        seen.update(id(t) for t in own)
+        seen.update(id(p.tensor) for p in own)
 
 
 def _run(model: nn.Module, sizes: Shapes, dtype: torch.dtype | None) -> dict[int, Shapes]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Diagnostic, LoadError, Remedy, literal
+from ..storage.plain_memory import oddity, plain
 from ..wording import brief, listed
 from .assigning import parameter_like
 from .places import Place, named_tensors, place_of, places, places_of, require_module
@@ -73,15 +74,14 @@ def find_ties(model: nn.Module) -> tuple[TieGroup, ...]:
 
 def _identity(tensor: Tensor) -> object:
     """What two tensors over the same bytes, seen in the same way, have in common; unique where that cannot be told."""
-    try:
-        storage = tensor.untyped_storage()
-        # Meta storages all lie at address 0: there the storage object itself is compared.
-        address = storage._cdata if tensor.is_meta else storage.data_ptr()
-        layout = (tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
-    except (NotImplementedError, RuntimeError, ValueError):  # sparse, lazy and wrapper tensors have none
+    if oddity(tensor) is not None or tensor.numel() == 0:
         return id(tensor)
-    if address == 0 or tensor.numel() == 0:
+    storage = tensor.untyped_storage()
+    # Meta storages all lie at address 0: there the storage object itself is compared.
+    address = storage._cdata if tensor.is_meta else storage.data_ptr()
+    if address == 0:  # a backend that keeps its memory elsewhere
         return id(tensor)
+    layout = (tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
     return (str(tensor.device), address, tensor.dtype, *layout)
 
 
@@ -308,11 +308,12 @@ def equal_bytes(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are equal bit for bit; they are compared where the first of them lies."""
     import torch
 
+    a, b = plain(a, "the first tensor"), plain(b, "the second tensor")
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     if a.is_meta or b.is_meta:
         return a.is_meta and b.is_meta
-    x, y = (t.detach().resolve_conj().resolve_neg().contiguous().flatten().view(torch.uint8) for t in (a, b))
+    x, y = (t.resolve_conj().resolve_neg().contiguous().flatten().view(torch.uint8) for t in (a, b))
     return torch.equal(x, y.to(x.device))
 
 

@@ -30,6 +30,9 @@ class Claims:
         same: source key that is left out -> the key it must equal.
         rests: what the fallbacks took: (rule, matches).
         leftover: keys that nothing names.
+        lost: key of a tensor that cannot be read -> text of the drop that took it.
+        unread: keys of tensors that cannot be read, and that nothing drops.
+        unread_terms: as `terms`, of tensors that cannot be read.
     """
 
     terms: list[list[list[Matches]]]
@@ -37,6 +40,9 @@ class Claims:
     same: dict[str, str] = field(default_factory=dict)
     rests: list[tuple[BoundRule, Matches]] = field(default_factory=list)
     leftover: list[str] = field(default_factory=list)
+    lost: dict[str, str] = field(default_factory=dict)
+    unread: list[str] = field(default_factory=list)
+    unread_terms: list[list[list[Matches]]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +73,14 @@ def claim(
     problems: list[Diagnostic],
     tied: Mapping[str, str] = {},
     wanted: Collection[str] = (),
+    unreadable: Collection[str] = (),
 ) -> Claims:
     """Hand out the keys of a checkpoint to the rules, drops and fallbacks of a stage.
 
     Args:
         tied: key -> one key for all that are one tensor with it.
         wanted: the target's keys, where there is a target.
+        unreadable: keys of tensors that cannot be read: drops take them, and rules do not.
     """
     candidates = [
         *(
@@ -91,22 +99,21 @@ def claim(
         else:
             exact.setdefault(template(candidate.pattern.prefix), []).append(number)
     claims = Claims([[[] for _ in b.rule.sources] for b in stage.rules])
+    claims.unread_terms = [[[] for _ in b.rule.sources] for b in stage.rules]
     used: set[int] = set()
     twice: dict[tuple[int, int], list[str]] = {}
-    for group in group_keys(specs):
+
+    def near(group: KeyGroup) -> dict[int, _Candidate]:
         # most pairs of group and pattern end here
         text = group.template
-        near = [n for n, head, tail in open_ones if text.startswith(head) and text.endswith(tail)]
-        _claim_group(
-            group,
-            {n: candidates[n] for n in sorted([*near, *exact.get(text, ())])},
-            claims,
-            used,
-            twice,
-            problems,
-            tied,
-            wanted,
-        )
+        numbers = [n for n, head, tail in open_ones if text.startswith(head) and text.endswith(tail)]
+        return {n: candidates[n] for n in sorted([*numbers, *exact.get(text, ())])}
+
+    for group in group_keys(specs):
+        _claim_group(group, near(group), claims, used, twice, problems, tied, wanted)
+    for group in group_keys(unreadable):
+        _claim_unreadable(group, near(group), claims, used)
+    _drop_unreadable(stage.rests, [key for key in unreadable if key not in claims.lost], claims)
     for (a, b), keys in twice.items():
         problems.append(_claimed_twice(candidates[a], candidates[b], keys))
     _check_unused(stage, candidates, used, claims.leftover, problems)
@@ -193,6 +200,35 @@ def _yielded(
         (n, m.where([(key in proved) == (n in weak) for key in m.keys]) if n in {*weak, *rules} else m) for n, m in hits
     ]
     return [(n, matches) for n, matches in left if matches.keys]
+
+
+def _claim_unreadable(group: KeyGroup, candidates: Mapping[int, _Candidate], claims: Claims, used: set[int]) -> None:
+    """Give keys of tensors that cannot be read to the drops; a rule that only these match is not unused."""
+    for number, candidate in candidates.items():
+        try:
+            found = match_group(group, candidate.pattern)
+        except RecipeError:
+            used.add(number)  # ambiguous, which is reported for keys that can be read
+            continue
+        if found is None:
+            continue
+        used.add(number)
+        if candidate.rule is not None:
+            claims.unread_terms[candidate.rule][candidate.term].append(found)
+        elif candidate.said is not None and not candidate.same:
+            claims.lost.update(dict.fromkeys(found.keys, candidate.said.text))
+
+
+def _drop_unreadable(rests: Sequence[Rest], keys: Sequence[str], claims: Claims) -> None:
+    """Keys of tensors that cannot be read go to a rest that drops; any other rest would have to read them."""
+    for rest in rests:
+        mine = {k for k in keys if rest.prefix is None or _under(rest.prefix, k)}
+        if rest.kind == "drop":
+            claims.lost.update((k, 'rest = "drop"') for k in keys if k in mine)
+        else:
+            claims.unread += [k for k in keys if k in mine]
+        keys = [k for k in keys if k not in mine]
+    claims.unread += keys
 
 
 def _in_rule(error: RecipeError, text: str, place: str | None) -> list[Diagnostic]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any
@@ -29,6 +29,7 @@ from .rule_ops import RuleOps
 from .stages import chained
 from .steps import Step, outputs_of
 from .targets import fit
+from .unread import Unreadable
 
 __all__ = ["draft_plan", "fitted", "make_plan"]
 
@@ -44,6 +45,7 @@ def make_plan(
     dims: Mapping[str, DimValue] | None = None,
     dtype: str = "lossless",
     ties: Iterable[Sequence[str]] = (),
+    unreadable: Unreadable | None = None,
 ) -> Plan:
     """Plan a recipe over headers.
 
@@ -54,11 +56,14 @@ def make_plan(
         config: what `config.` means in dims; dims: sizes that go before the recipe's own.
         dtype: what a difference in dtype means: "lossless", "error", "model" or "source"; or a dtype to cast floats to.
         ties: groups of the source's keys that are one tensor.
+        unreadable: tensors that cannot be read; each has to be dropped.
 
     Raises:
         RecipeError: the recipe breaks its law. PlanError: it does not fit the headers; all problems at once.
     """
-    drafted, stage = draft_plan(specs, recipe, resolve, target=target, config=config, dims=dims, ties=ties)
+    drafted, stage = draft_plan(
+        specs, recipe, resolve, target=target, config=config, dims=dims, ties=ties, unreadable=unreadable
+    )
     return fitted(drafted, stage, target, dtype)
 
 
@@ -85,8 +90,12 @@ def draft_plan(
     config: Mapping[str, Any] | None = None,
     dims: Mapping[str, DimValue] | None = None,
     ties: Iterable[Sequence[str]] = (),
+    unreadable: Unreadable | None = None,
 ) -> tuple[Plan, Stage]:
     """What the rules make, before it is held against the target; and the last stage, whose inits and ties are open.
+
+    Args:
+        unreadable: as for `make_plan`.
 
     Raises:
         RecipeError, PlanError: as for `make_plan`.
@@ -97,10 +106,16 @@ def draft_plan(
     plan: Plan | None = None
     current = specs
     tied = {name: names[0] for names in ties for name in names}
+    lost: dict[str, str] = {}  # source key of a tensor that cannot be read -> the line that drops it
     for number, stage in enumerate(stages):
         last = number == len(stages) - 1
         before = len(problems)
-        planned = _Stage(current, target if last else None, problems, notes, stage=stage, tied=tied).plan()
+        named = current
+        names = unreadable.names_at(number) if unreadable is not None else {}
+        wanted = target if last else None
+        staged = _Stage(current, wanted, problems, notes, stage=stage, tied=tied, unreadable=names)
+        planned = staged.plan()
+        lost |= {names[name]: line for name, line in staged.lost.items()}
         if not last:
             problems += [_homeless(init) for init in stage.inits]
         if not last and not problems:
@@ -108,6 +123,8 @@ def draft_plan(
         tied = _tied_after(planned, tied)
         plan = planned if plan is None else chained(plan, planned, problems)
         problems[before:] = [_in_stage(d, number) for d in problems[before:]] if number else problems[before:]
+        if unreadable is not None and unreadable.refused and staged.unread:
+            problems.append(unreadable.refusal(names, staged.unread, named))
         if last:
             break
         current = {**planned.specs, **{alias: planned.specs[base] for alias, base in plan.ties.items()}}
@@ -116,7 +133,8 @@ def draft_plan(
     if problems:
         raise PlanError([*problems, *notes])
     plan = present(plan, "the plan of the first stage")
-    return replace(plan, warnings=tuple(notes), source=specs, recipe=recipe), stages[-1]
+    dropped = {**plan.dropped, **lost}
+    return replace(plan, dropped=dropped, warnings=tuple(notes), source=specs, recipe=recipe), stages[-1]
 
 
 def _tied_after(plan: Plan, tied: Mapping[str, str]) -> dict[str, str]:
@@ -154,9 +172,14 @@ class _Stage(Draft):
 
     stage: Stage = field(default_factory=Stage)
     tied: Mapping[str, str] = field(default_factory=dict)
+    unreadable: Collection[str] = ()  # names of tensors that cannot be read
+    lost: Mapping[str, str] = field(init=False)  # those of them that are dropped -> the line that drops them
+    unread: Sequence[str] = field(init=False)  # those that are not
 
     def plan(self) -> Plan:
-        claims = claim(self.stage, self.specs, self.problems, self.tied, self.target.specs if self.target else ())
+        wanted = self.target.specs if self.target else ()
+        claims = claim(self.stage, self.specs, self.problems, self.tied, wanted, self.unreadable)
+        self.lost, self.unread = claims.lost, claims.unread
         if claims.leftover:
             self.problems += unexpected(claims.leftover, dict(self.specs))
         self.flats = Counted.of(zip(self.stage.rules, claims.terms), self.target.specs if self.target else ())
@@ -168,7 +191,9 @@ class _Stage(Draft):
             rests.setdefault(id(bound), (bound, []))[1].append(matches)
         for bound, found in rests.values():
             self.rule(bound, [found], is_rest=True)
-        self.check_choices(claims.terms)
+        self.check_choices(
+            [[[*m, *u] if m else m for m, u in zip(*pair)] for pair in zip(claims.terms, claims.unread_terms)]
+        )
         self.check_tables()
         self.steps = self.in_order()
         return Plan(

@@ -21,6 +21,7 @@ from ..wording import counted
 from .expanding import Resolve, Stage
 from .plan import Plan, Target
 from .planner import draft_plan
+from .unread import Unreadable
 
 __all__ = ["draft_unwrapped"]
 
@@ -38,6 +39,7 @@ def draft_unwrapped(
     config: Mapping[str, Any] | None = None,
     dims: Mapping[str, DimValue] | None = None,
     ties: Sequence[Sequence[str]] = (),
+    unreadable: Unreadable | None = None,
 ) -> tuple[Plan, Stage]:
     """Draft a plan as `draft_plan` does, and where that makes nothing of the target, without wrapper prefixes.
 
@@ -52,7 +54,9 @@ def draft_unwrapped(
         RecipeError, PlanError: as for `draft_plan`; and two prefixes that fit equally well.
     """
     try:
-        drafted = draft_plan(specs, recipe, resolve, target=target, config=config, dims=dims, ties=ties)
+        drafted = draft_plan(
+            specs, recipe, resolve, target=target, config=config, dims=dims, ties=ties, unreadable=unreadable
+        )
     except PlanError as error:
         if target is None:
             raise
@@ -65,8 +69,11 @@ def draft_unwrapped(
     nearest = failed
     for prefixes in _candidates(specs, target.specs):
         try:
+            inside = replace(unreadable, prefix=prefixes.source) if unreadable is not None else None
             whole = prefixes.around(recipe)
-            plan, stage = draft_plan(specs, whole, resolve, target=target, config=config, dims=dims, ties=ties)
+            plan, stage = draft_plan(
+                specs, whole, resolve, target=target, config=config, dims=dims, ties=ties, unreadable=inside
+            )
         except PlanError as error:
             if nearest is not None and _unused(error) < _unused(nearest):
                 nearest = PlanError([*error.diagnostics, prefixes.note])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -50,6 +50,7 @@ class Inspection:
         extras: dotted path -> value of what is no tensor of the model.
         metadata: the format's string metadata.
         config: the model's configuration, where one was found.
+        unreadable: key -> kind of what was saved as a tensor and cannot be read.
     """
 
     source: str
@@ -58,6 +59,7 @@ class Inspection:
     extras: Mapping[str, Any]
     metadata: Mapping[str, str]
     config: Mapping[str, Any] | None
+    unreadable: Mapping[str, str] = field(default_factory=dict)
 
     def lines(self, fold: bool = True) -> list[Line]:
         """The keys, in the checkpoint's order; `fold=False` gives each a line."""
@@ -95,6 +97,7 @@ class Inspection:
         yield from _section("tensors", [_said(Total(totals.values()), len(self.specs))], width)
         yield from _section("dtypes", [f"{dtype}: {_said(total)}" for dtype, total in totals.items()], width)
         yield from _section("ties", [f"{' = '.join(tie.names)}  ({tie.kind})" for tie in self.ties], width)
+        yield from _section("unread", [f"{key}: {why}" for key, why in self.unreadable.items()], width)
         yield from _section("extras", _pairs(self.extras), width)
         yield from _section("metadata", _pairs(self.metadata), width)
         if self.config is not None:
@@ -117,6 +120,7 @@ class Inspection:
             "parameters": whole.numel,
             "nbytes": whole.nbytes,
             "ties": [{"names": list(tie.names), "kind": tie.kind} for tie in self.ties],
+            "unreadable": dict(self.unreadable),
             "extras": {path: _plain(value) for path, value in self.extras.items()},
             "metadata": dict(self.metadata),
             "config": None if self.config is None else dict(self.config),
@@ -136,7 +140,9 @@ def inspection(checkpoint: Checkpoint, pattern: str | None = None) -> Inspection
         specs = _selected(specs, pattern, checkpoint.source)
         kept = (tuple(name for name in tie.names if name in specs) for tie in ties)
         ties = tuple(replace(tie, names=names) for tie, names in zip(ties, kept, strict=True) if len(names) > 1)
-    return Inspection(checkpoint.source, specs, ties, checkpoint.extras, checkpoint.metadata, checkpoint.config)
+    lost = checkpoint.unreadable
+    extras = {path: value for path, value in checkpoint.extras.items() if path not in lost}
+    return Inspection(checkpoint.source, specs, ties, extras, checkpoint.metadata, checkpoint.config, lost)
 
 
 def _selected(specs: Mapping[str, TensorSpec], pattern: str, source: str) -> dict[str, TensorSpec]:

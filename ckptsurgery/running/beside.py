@@ -56,16 +56,18 @@ def along_with(plan: Plan, checkpoint: Checkpoint, asked: Asked, held: bool) -> 
         PlanError: a tree would no longer fit and nothing is said of it; a word or a path that is not known.
     """
     default, named = _said(asked)
-    _check_paths(named, checkpoint.extras)
+    # tensors that cannot be read are the plan's matter, which drops them
+    everything = {path: value for path, value in checkpoint.extras.items() if path not in checkpoint.unreadable}
+    _check_paths(named, everything)
     if not held:
         _refuse_keep(default, named)
         # the versions of modules go into the metadata that every format holds
-        unheld = [path for path in checkpoint.extras if path != METADATA]
+        unheld = [path for path in everything if path != METADATA]
         return Beside({}, _listed("left out, as the format cannot hold it", unheld))
-    if not checkpoint.extras:
+    if not everything:
         return Beside({})
     changed = _Changes.of(plan)
-    extras = _moved_states(plan, checkpoint.extras)
+    extras = _moved_states(plan, everything)
     found = mirrors_in(extras, plan.source, changed.specs) if changed.any else []
     undecided: list[Mirror] = []
     kept: list[Mirror] = []
@@ -88,7 +90,7 @@ def along_with(plan: Plan, checkpoint: Checkpoint, asked: Asked, held: bool) -> 
         cast = {key: plan.source[key] for key in plan.casts if key in plan.source}
         paths = [mirror.path for mirror in mirrors_in(extras, plan.source, cast)]
         notes += _listed("kept in its dtype, though the model is cast", paths)
-    lost = checkpoint.extras.keys() - extras.keys() - set(dropped)
+    lost = everything.keys() - extras.keys() - set(dropped)
     notes += _listed("left out, as the plan does not say where its module went", sorted(filter(_is_state, lost)))
     return Beside(extras, tuple(notes))
 
@@ -128,9 +130,12 @@ class _Changes:
         same = {step.targets[0] for step in plan.steps if _keeps(step)}
         changed = {key: spec for key, spec in plan.source.items() if key not in same}
         more = [key for key in plan.keys if key not in plan.source]
+        lost = next((key for key in plan.dropped if key not in plan.source), None)
         if changed:
             first = next(iter(changed))
             return cls(True, changed, _became(first, plan))
+        if lost is not None:
+            return cls(True, plan.source, f"{lost} is dropped")
         if more:
             return cls(True, plan.source, f"{more[0]} is new")
         if [key for key in plan.keys if key in same] != list(plan.source):

@@ -11,6 +11,7 @@ from ..errors import CheckpointError, Diagnostic
 from ..ops.base import OpError
 from ..planning.layout import Layout
 from ..planning.steps import Beside, Move, Pick, Program, Run, Step
+from ..storage.plain_memory import plain
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +29,7 @@ def run_step(step: Step, load: Load) -> tuple[Tensor, ...]:
         load: gives the tensor of a source key.
 
     Raises:
-        CheckpointError: an op refused the values it met.
+        CheckpointError: an op refused the values it met, or returned a tensor that is not plain memory.
     """
     tensors = tuple(load(key) for key in step.sources)
     try:
@@ -53,7 +54,9 @@ def execute(program: Program, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
             case Beside():
                 current = tuple(t for program, share in instruction.shares(current) for t in execute(program, share))
             case Run(op):
-                current = instruction.applied(current, op.run)
+                # an op of the caller's may return a tensor of any kind
+                made = instruction.applied(current, op.run)
+                current = tuple(plain(tensor, f"the result of {op}") for tensor in made)
     return tuple(t.contiguous() for t in current)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ from ..errors import CheckpointError, Diagnostic, LoadError, Remedy, literal
 from ..modeling.assigning import move_to
 from ..modeling.facts import target_of
 from ..modeling.initialising import initialise, materialise_buffers
-from ..modeling.places import named_tensors
+from ..modeling.places import named_tensors, require_plain
 from ..modeling.ties import TieGroup, find_ties, restore_ties
 from ..planning.plan import Plan, Target
 from ..specs import TensorSpec
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-__all__ = ["load_plan", "model_target", "refuse_non_finite"]
+__all__ = ["ODD_TARGET", "load_plan", "model_target", "refuse_non_finite"]
 
+ODD_TARGET = "load before the model is sharded or quantised; keep= leaves a tensor as it is"
 _KEEPS = ("own", "own()")
 
 
@@ -80,6 +81,7 @@ def load_plan(
     prove(plan, checkpoint)
     inits = {k: v for k, v in plan.inits.items() if v not in _KEEPS}
     kept = [k for k, v in plan.inits.items() if v in _KEEPS]
+    require_plain(_named((*plan.specs, *also_filled, *inits), model), ODD_TARGET)
     _refuse((*plan.specs, *also_filled), model, kept, assign, device)
     if check_values:
         made = (zip(step.targets, run_step(step, checkpoint.load)) for step in plan.steps)
@@ -102,7 +104,7 @@ def load_plan(
         entries,
         checkpoint.source,
         type(model).__name__,
-        (*notes, *scanned),
+        (*notes, *_untied(plan, checkpoint, skipped), *scanned),
         plan.warnings,
         bytes_read=plan.cost.bytes_read,
         bytes_written=bar.done,
@@ -139,6 +141,11 @@ def _broken_off(plan: Plan, sink: TensorSink, error: OSError | CheckpointError) 
         help="load again, or build the model anew",
     )
     return LoadError([*first, half], written, untouched)
+
+
+def _named(keys: Iterable[str], model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    tensors = named_tensors(model)
+    return ((key, tensors[key]) for key in keys if key in tensors)
 
 
 def _refuse(
@@ -183,10 +190,6 @@ def _refuse_elsewhere(filled: Sequence[str], model: nn.Module, device: torch.dev
 
 
 def _repeats(tensor: Tensor) -> bool:
-    import torch
-
-    if tensor.layout is not torch.strided or tensor.is_nested:
-        return False
     return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape))
 
 
@@ -253,6 +256,23 @@ def _restore(model: nn.Module, ties: Sequence[TieGroup], filled: Collection[str]
     groups += [TieGroup(tuple(names), "declared") for names in wanted.values()]
     if groups:
         restore_ties(model, groups, prefer=filled)
+
+
+def _untied(plan: Plan, checkpoint: Checkpoint, skipped: Collection[str]) -> list[str]:
+    """A note for each tie of the source of which the model makes separate tensors."""
+    if not checkpoint.ties:
+        return []
+    made: dict[str, list[str]] = {}
+    for step in plan.steps:
+        if len(step.sources) == len(step.targets) == 1 and step.kind != "compute":
+            made.setdefault(step.sources[0], []).extend(key for key in step.targets if key not in skipped)
+    notes = []
+    for tie in checkpoint.ties:
+        keys = [made[name][0] for name in tie.names if made.get(name)]
+        if len(keys) > 1:
+            others = "; ".join(f"cs.tie(model, {key!r}, to={keys[0]!r})" for key in keys[1:])
+            notes.append(f"one tensor in the source, separate in the model: {', '.join(keys)}; to tie them: {others}")
+    return notes
 
 
 def _buffers(model: nn.Module, device: torch.device | None) -> None:

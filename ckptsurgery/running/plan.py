@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from ..catalog import RecipeLike, as_recipe, file_of, load_recipe
 from ..collection import without_collection
-from ..errors import CheckpointError, CkptSurgeryError, Diagnostic, PlanError, Remedy
+from ..errors import CheckpointError, CkptSurgeryError, Diagnostic, PlanError, Remedy, literal
+from ..language.covering import exact_patterns
 from ..language.dims import DimValue
 from ..language.recipe import Recipe
 from ..planning.costing import Cost, cost_of
@@ -18,6 +19,7 @@ from ..planning.plan import Plan, Target
 from ..planning.planner import fitted
 from ..planning.reversing import reversed_plan
 from ..planning.targets import DTYPE_POLICIES
+from ..planning.unread import Unreadable
 from ..planning.wrapping import draft_unwrapped
 from ..specs import DTYPES, TensorSpec, dtype_name
 from ..storage.checkpoint import Checkpoint
@@ -165,6 +167,7 @@ class RunnablePlan(Plan):
             PlanError: what was converted is not what this plan makes, or a step loses something; each is listed.
         """
         checkpoint = open_checkpoint(converted)
+        checkpoint.refuse_unreadable()
         return _runnable(
             reversed_plan(self, checkpoint.specs, {a for t in checkpoint.ties for a in t.names}), checkpoint
         )
@@ -189,25 +192,20 @@ def _planned(
     asked = Asked(config if config is not None else checkpoint.config, dims or {}, dtype, known)
     try:
         drafted, stage = draft_unwrapped(
-            checkpoint.specs, recipe, load_recipe, target=target, config=asked.config, dims=dims, ties=known
+            checkpoint.specs,
+            recipe,
+            load_recipe,
+            target=target,
+            config=asked.config,
+            dims=dims,
+            ties=known,
+            unreadable=Unreadable(checkpoint.unreadable),
         )
         found = fitted(drafted, stage, target, dtype)
     except CkptSurgeryError as error:
         error.rewrite(lambda problem: problem.within(file_of(recipe)))
         raise
-    warnings = (*found.warnings, *_left_behind(checkpoint))
-    return _runnable(replace(found, warnings=warnings), checkpoint, asked)
-
-
-def _left_behind(checkpoint: Checkpoint) -> tuple[Diagnostic, ...]:
-    """A word on what was saved as a tensor, and cannot go along."""
-    lost = checkpoint.unreadable
-    if not lost:
-        return ()
-    plural = "tensors of the source stay behind" if len(lost) > 1 else "tensor of the source stays behind"
-    lines = tuple(f"{path}: {why}" for path, why in list(lost.items())[:8])
-    text = f"{len(lost)} {plural}: {lines[0]}" + (", …" if len(lost) > 1 else "")
-    return (Diagnostic("unreadable-tensors", text, notes=lines, severity="warning"),)
+    return _runnable(found, checkpoint, asked)
 
 
 def plan(
@@ -303,7 +301,13 @@ def save(
     Raises:
         CheckpointError: the source cannot be read, or the output not be written; nothing is left half-written.
     """
-    whole = plan(source, Recipe(rest="keep"))
+    checkpoint = open_checkpoint(source)
+    lost = checkpoint.unreadable
+    if lost:
+        drops = literal(exact_patterns(lost, [*checkpoint, *lost]))
+        help = f'cs.plan(source, cs.Recipe(rest="keep", drop={drops})).save(path) leaves them out'
+        checkpoint.refuse_unreadable(help)
+    whole = plan(checkpoint, Recipe(rest="keep"))
     return whole.save(path, max_shard_size, overwrite, check=check, sync=sync, progress=progress)
 
 
@@ -337,4 +341,5 @@ def as_target(target: Any) -> Target | None:
     if isinstance(target, Mapping) and target and all(isinstance(v, TensorSpec) for v in target.values()):
         return Target(dict(target))
     checkpoint = open_checkpoint(target)
+    checkpoint.refuse_unreadable()
     return Target(checkpoint.specs, [t.names for t in checkpoint.ties])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
+from operator import attrgetter
 
 from ..errors import Diagnostic, PlanError, Remedy, literal
 from ..language.escaping import escape
@@ -17,11 +19,13 @@ __all__ = ["prove"]
 
 
 def prove(plan: Plan, checkpoint: Checkpoint) -> None:
-    """Check every pair of the plan that must be equal.
+    """Check every pair of the plan that must be equal, and that there are values to read.
 
     Raises:
         PlanError: all pairs that differ, each with the line that settles it.
+        CheckpointError: sources of which only shape and dtype are known.
     """
+    checkpoint.refuse_without_data(chain.from_iterable(map(attrgetter("sources"), plan.steps)))
     if not plan.proofs and not plan.tie_proofs:
         return
     makers = {key: step for step in plan.steps for key in step.targets}

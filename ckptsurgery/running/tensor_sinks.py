@@ -21,6 +21,7 @@ from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
 from ..storage.contents import Contents, Extent
 from ..storage.links import Link, empty_on, link_to, moved_to
+from ..storage.plain_memory import oddity
 from ..storage.sending import BUFFER, Run, send
 from .computing import Task, run_tasks
 from .copying import ByteRun, Move
@@ -335,12 +336,12 @@ def _run_length(moves: Sequence[Move]) -> float:
 def is_plain_memory(tensor: Tensor, spec: TensorSpec) -> bool:
     """Return whether a tensor's memory is elements of this shape and dtype, in C order, and nothing else shows them."""
     import torch
-    from torch.nn.parameter import is_lazy
 
     from ..storage.tensors import spec_of
 
-    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and not is_lazy(tensor)
-    if not plain or tensor.layout != torch.strided or not tensor.is_contiguous():
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or oddity(tensor) is not None:
+        return False
+    if not tensor.is_contiguous():
         return False
     return spec_of(tensor) == spec and not tensor.is_conj() and not tensor.is_neg()
 
@@ -357,7 +358,8 @@ def apart_from(model: nn.Module, checkpoint: Checkpoint) -> Checkpoint:
     }
     if not in_memory:
         return checkpoint
-    own = {_memory(tensor) for tensor in named_tensors(model).values() if not tensor.is_meta}
+    held = named_tensors(model).values()
+    own = {_memory(tensor) for tensor in held if not tensor.is_meta and oddity(tensor) is None}
     shared = {key: tensor for key, tensor in in_memory.items() if not tensor.is_meta and _memory(tensor) in own}
     if not shared:
         return checkpoint

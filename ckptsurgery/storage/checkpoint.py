@@ -18,8 +18,9 @@ from ..wording import brief, counted, listed
 from .contents import Contents, Entry, Extent
 from .files import OpenFiles
 from .frames import Frame
-from .inert import Opaque
+from .nodes import is_lost
 from .text import close_keys, shown_bytes
+from .unreadable import unreadable_tensors
 from .versions import METADATA, VERSIONS, told_versions
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
     def load(self, key: str) -> torch.Tensor:
         """The tensor, on the CPU: mapped privately or read, so that writing into it never reaches the file.
 
-        A tensor in memory is returned itself.
+        A tensor in memory is returned itself, or resolved where it is a conjugate or a negative view.
         """
         return self.tensor_at(self._entry(key), key)
 
@@ -138,7 +139,28 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
         # Tensors that a file holds in pieces, or not as plain bytes, are built when they are asked for.
         tensor: torch.Tensor = entry.tensor() if callable(entry.tensor) else entry.tensor
         refuse_meta(tensor, key)
-        return tensor
+        return tensor.resolve_conj().resolve_neg()
+
+    def refuse_without_data(self, keys: Iterable[str]) -> None:
+        """Check that values are known for these keys, before anything is written.
+
+        Raises:
+            CheckpointError: tensors on the meta device, or headers alone; each of them is named.
+        """
+        if self.lies_plainly:
+            return
+        from .headers import NoData
+
+        problems: list[Diagnostic] = []
+        for key in dict.fromkeys(keys):
+            tensor = self.entries[key].tensor
+            if isinstance(tensor, NoData) or (tensor is not None and not callable(tensor) and tensor.is_meta):
+                try:
+                    self.load(key)
+                except CheckpointError as error:
+                    problems += error.diagnostics
+        if problems:
+            raise CheckpointError(problems)
 
     def _load(self, key: str, entry: Entry) -> torch.Tensor:
         from .tensors import span, swap_bytes, tensor_from, torch_shape
@@ -199,7 +221,12 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
         return kept[1]
 
     def state_dict(self, device: torch.device | str | None = None) -> dict[str, torch.Tensor]:
-        """All tensors, contiguous, in order, on the CPU or on `device`; tied names share one tensor."""
+        """All tensors, contiguous, in order, on the CPU or on `device`; tied names share one tensor.
+
+        Raises:
+            CheckpointError: a read failed, or there are tensors that cannot be read.
+        """
+        self.refuse_unreadable("{key: ckpt.load(key) for key in ckpt} gives the others")
         first = {name: tie.names[0] for tie in self.ties for name in tie.names[1:]}
         kept = [key for key in self.entries if key not in first]
         if device is None:
@@ -228,6 +255,8 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
         try:
             return self.entries[key]
         except KeyError:
+            if key in self.unreadable:
+                raise MissingKeyError(unreadable_tensors({key: self.unreadable[key]}, place=self.source)) from None
             near = close_keys(str(key), self.entries)
             meant = (Remedy("key", {str(key): near}, kind="instead"),) if near else ()
             text = f"{self.source} has no key {key!r}"
@@ -255,12 +284,20 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
 
     @cached_property
     def unreadable(self) -> dict[str, str]:
-        """What was saved as a tensor and is none that can be read (sparse, quantised): path -> why."""
-        return {
-            path: value.note
-            for path, value in self.extras.items()
-            if type(value) is Opaque and value.note is not None and value.module.partition(".")[0] == "torch"
-        }
+        """What was saved as a tensor and cannot be read (sparse, quantised, a `DTensor`): path -> why."""
+        return {path: value.note or "" for path, value in self.extras.items() if is_lost(value)}
+
+    def refuse_unreadable(self, help: str | None = None) -> None:
+        """Check that the tensors which can be read are all that there are.
+
+        Args:
+            help: how to go on without them.
+
+        Raises:
+            CheckpointError: some cannot be read; each is named, with its kind.
+        """
+        if self.unreadable:
+            raise CheckpointError(unreadable_tensors(self.unreadable, place=self.source, help=help))
 
     def __eq__(self, other: object) -> bool:
         return self is other  # a mapping's == would compare lazy tensors, which says nothing of their values

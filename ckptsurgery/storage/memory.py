@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, Diagnostic
 from .contents import Contents, Entry
 from .inert import Ordered, Storage, Tensor
-from .nesting import find_model, settle
+from .nesting import find_model, flatten, settle
+from .nodes import is_state
+from .plain_memory import odd_tensors, oddity, plain
 
 if TYPE_CHECKING:
     import torch
@@ -28,29 +31,35 @@ def read_mapping(source: Mapping[Any, Any], subtree: str | None = None) -> Conte
     """A state_dict, or a training checkpoint around one; `nesting` finds the model's tensors, the rest goes to extras.
 
     Raises:
-        CheckpointError: no tensors, several state_dicts side by side, or a tensor of a dtype that no file format holds.
+        CheckpointError: no tensors, several state_dicts side by side, or tensors that are not plain memory or of a
+            dtype that no file format holds; each of them is named.
     """
     if not source and not subtree:
         return Contents({})
-    tensors: list[torch.Tensor] = []
-    found = find_model(_mirror(source, tensors, (), ""), subtree, "state_dict")
-
-    def tensor_of(leaf: Any) -> torch.Tensor:
-        return tensors[int(leaf.storage.key)]
-
-    entries = {key: _entry(tensor_of(leaf), key) for key, leaf in found.leaves.items()}
-    return Contents(entries, extras=settle(found.extras, tensor_of), frame=found.frame)
+    mirror = _Mirror()
+    tree = mirror.of(source)
+    mirror.refuse()
+    found = find_model(tree, subtree, "state_dict")
+    entries = {key: mirror.entry(leaf) for key, leaf in found.leaves.items()}
+    extras = settle(found.extras, lambda leaf: mirror.entry(leaf).tensor)
+    return Contents(entries, extras=extras, frame=found.frame)
 
 
 def read_module(module: torch.nn.Module) -> Contents:
-    """A module's state_dict; parameters that are one object stay one tensor, `config.to_dict()` becomes the config."""
+    """A module's state_dict; parameters that are one object stay one tensor, `config.to_dict()` becomes the config.
+
+    Raises:
+        CheckpointError: as for `read_mapping`.
+    """
     state = module.state_dict(keep_vars=True)
-    contents = Contents({})
-    for key, value in state.items():
-        if _is_tensor(value) and not key.endswith("_extra_state"):
-            contents.entries[key] = _entry(value, key)
-        else:
-            contents.extras[key] = value
+    mirror = _Mirror()
+    tree = mirror.of({key: value for key, value in state.items() if not is_state(key)})
+    mirror.refuse()
+    # Some modules put tensors in tuples (quantised ones do): these get keys as a file of the same state_dict has them.
+    leaves, rest = flatten(tree, type(module).__name__)
+    contents = Contents({key: mirror.entry(leaf) for key, leaf in leaves.items()})
+    contents.extras = {key: state.get(key, value) for key, value in rest.items()}
+    contents.extras.update((key, value) for key, value in state.items() if is_state(key))
     metadata = getattr(state, "_metadata", None)
     if metadata is not None:
         contents.extras["_metadata"] = metadata
@@ -60,40 +69,60 @@ def read_module(module: torch.nn.Module) -> Contents:
     return contents
 
 
-def _mirror(value: Any, tensors: list[torch.Tensor], above: tuple[int, ...], path: str) -> Any:
-    """The same tree with a record in the place of each tensor, as the readers of files make it."""
-    if _is_tensor(value):
-        tensors.append(value)
-        spec = _entry(value, path or "the tensor").spec
-        return Tensor(Storage(str(len(tensors) - 1), spec.dtype, spec.numel), 0, spec.shape, (), spec.dtype)
-    if not isinstance(value, Mapping | list | tuple) or path == "_extra_state" or path.endswith("._extra_state"):
-        return value  # the extra state of a module is handed back to one as the caller's own object
-    if id(value) in above:
-        raise CheckpointError(Diagnostic("nested-too-deep", "the state_dict contains itself"))
-    inner = (*above, id(value))
-    start = f"{path}." if path else ""
-    if not isinstance(value, Mapping):
-        items = [_mirror(item, tensors, inner, f"{start}{n}") for n, item in enumerate(value)]
-        return tuple(items) if isinstance(value, tuple) else items
-    mirrored: dict[Any, Any] = Ordered() if isinstance(value, OrderedDict) else {}
-    mirrored.update((key, _mirror(item, tensors, inner, f"{start}{key}")) for key, item in value.items())
-    metadata = getattr(value, "_metadata", None)
-    if metadata is not None and isinstance(mirrored, Ordered):
-        mirrored.attributes = {"_metadata": metadata}
-    return mirrored
+class _Mirror:
+    """Copies a tree with a record in the place of each tensor, as the readers of files make it."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self.odd: dict[str, torch.Tensor] = {}
+        self.problems: list[Diagnostic] = []
+
+    def entry(self, leaf: Any) -> Entry:
+        """The entry of the tensor that a record stands for."""
+        return self.entries[int(leaf.storage.key)]
+
+    def refuse(self) -> None:
+        """Raise one error for all tensors that cannot be read."""
+        if self.odd or self.problems:
+            raise CheckpointError([*odd_tensors(self.odd.items()), *self.problems])
+
+    def of(self, value: Any, path: str = "", above: tuple[int, ...] = ()) -> Any:
+        """The mirror of a tree, or of a part of it."""
+        if _is_tensor(value):
+            return self.record(value, path or "the tensor")
+        if not isinstance(value, Mapping | list | tuple) or is_state(path):
+            return value  # the extra state of a module is handed back to one as the caller's own object
+        if id(value) in above:
+            raise CheckpointError(Diagnostic("nested-too-deep", "the state_dict contains itself"))
+        inner = (*above, id(value))
+        start = f"{path}." if path else ""
+        if not isinstance(value, Mapping):
+            items = [self.of(item, f"{start}{n}", inner) for n, item in enumerate(value)]
+            return tuple(items) if isinstance(value, tuple) else items
+        mirrored: dict[Any, Any] = Ordered() if isinstance(value, OrderedDict) else {}
+        mirrored.update((key, self.of(item, f"{start}{key}", inner)) for key, item in value.items())
+        metadata = getattr(value, "_metadata", None)
+        if metadata is not None and isinstance(mirrored, Ordered):
+            mirrored.attributes = {"_metadata": metadata}
+        return mirrored
+
+    def record(self, tensor: torch.Tensor, key: str) -> Any:
+        """The record of a tensor; one that cannot be read is noted."""
+        from .tensors import spec_of
+
+        if oddity(tensor) is not None:
+            self.odd[key] = tensor
+            return None
+        bare = plain(tensor, key)
+        try:
+            spec = spec_of(bare)
+        except CheckpointError as error:
+            self.problems += [replace(d, headline=f"{key!r}: {d.headline}", place=key) for d in error.diagnostics]
+            return None
+        self.entries.append(Entry(spec, tensor=bare))
+        return Tensor(Storage(str(len(self.entries) - 1), spec.dtype, spec.numel), 0, spec.shape, (), spec.dtype)
 
 
 def _is_tensor(value: object) -> bool:
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
-
-
-def _entry(tensor: torch.Tensor, key: str) -> Entry:
-    from .tensors import spec_of
-
-    try:
-        return Entry(spec_of(tensor), tensor=tensor.detach())
-    except CheckpointError as error:
-        problem = error.diagnostics[0]
-        text = f"{key!r}: {problem.headline}"
-        raise CheckpointError(Diagnostic(problem.code, text, help="dequantise or convert it first")) from None

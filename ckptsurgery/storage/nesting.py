@@ -32,8 +32,9 @@ from ..errors import CheckpointError, Diagnostic, Remedy
 from ..wording import counted
 from .frames import Frame, levels_of
 from .inert import Opaque, Ordered
-from .nodes import DEPTH, children, is_tensor, name_of, settle
-from .pickle_calls import POWERFUL
+from .nodes import DEPTH, children, is_lost, is_state, is_tensor, name_of, settle
+from .powers import powerful, refuse_code
+from .unreadable import told_apart
 
 __all__ = ["Located", "find_model", "flatten", "locate", "settle"]
 
@@ -41,14 +42,10 @@ _MODEL_NAMES = frozenset(
     {"model", "models", "module", "net", "network", "params", "parameters", "state_dict", "model_state_dict",
      "model_state", "weights", "variables", "target"}
 )  # fmt: skip
-_HARMLESS = frozenset(
-    {"slice", "range", "xrange", "object", "type", "bytes", "bytearray", "complex", "SimpleNamespace"}
-)
 _NODES = 1_000_000
 _FREE = 1 << 25  # bytes of paths that any file may have
 _A_PATH = 160  # bytes of a path beside its text
 _GRANT, _TIMES = 200, 4  # bytes of paths for each part of a node, and for each character of its name
-_TOLD = 50  # problems of one kind that an error lists
 _SHOWN = 12  # candidates that an error lists
 _INTEGER = ("U", "I", "B")  # BOOL, U8, I64: first letters; BF16 is set apart below
 
@@ -96,7 +93,7 @@ def find_model(tree: Any, subtree: str | None, source: str) -> Located:
             file's code would give.
     """
     if is_tensor(tree):
-        return Located({"tensor": tree}, {})
+        return Located(*told_apart({"tensor": tree}, {}, source))
     if subtree is None:
         chosen = _decide(tree, source)
     else:
@@ -107,7 +104,8 @@ def find_model(tree: Any, subtree: str | None, source: str) -> Located:
         leaves, extras = flatten(node, source)  # an optimizer alone
     if not leaves:
         _no_tensors(tree, source)
-    _refuse_code(extras, source)
+    leaves, extras = told_apart(leaves, extras, source)
+    refuse_code(extras, source)
     metadata = node.attributes.get("_metadata") if isinstance(node, Ordered) else None
     if isinstance(metadata, Mapping):
         extras["_metadata"] = metadata
@@ -132,7 +130,7 @@ def flatten(node: Any, source: str, judged: bool = False) -> tuple[dict[str, Any
         if id(value) in above or len(above) > DEPTH or budget < 0:
             raise _endless(f"{before[:200]}.{name[:200]}", source)
         prefix = f"{before}.{name}" if before else name
-        parts = None if _is_state(prefix) else children(value)
+        parts = None if is_state(prefix) else children(value)
         if is_tensor(value):
             if prefix in leaves:
                 raise _error("duplicate-key", f"{source!r} holds two tensors that flatten to {prefix!r}", source)
@@ -157,10 +155,6 @@ def flatten(node: Any, source: str, judged: bool = False) -> tuple[dict[str, Any
 
 def _endless(path: str, source: str) -> CheckpointError:
     return _error("nested-too-deep", f"{source!r} nests without end at {path[:400]!r}", source)
-
-
-def _is_state(key: str) -> bool:
-    return key == "_extra_state" or key.endswith("._extra_state")
 
 
 @dataclass(slots=True)
@@ -207,6 +201,8 @@ _NOTHING = _Survey()
 
 
 def _is_weight(leaf: Any) -> bool:
+    if is_lost(leaf):
+        return True  # its shape may be unknown; the state_dict that it is in is to be found all the same
     return bool(leaf.shape) and (leaf.dtype == "BF16" or not leaf.dtype.startswith(_INTEGER))
 
 
@@ -251,7 +247,7 @@ def _candidates(
     for key, value in children(node) or ():
         name = name_of(key)
         part = survey.parts.get(name)
-        if part is None or _is_optimizer(name, value) or _is_state(name) or (strong and not part.strong):
+        if part is None or _is_optimizer(name, value) or is_state(name) or (strong and not part.strong):
             continue
         inside += _candidates(value, (*path, name), memo, strong, budget)
     own = survey.weights if strong else survey.direct
@@ -394,37 +390,8 @@ def _rest(tree: Any, chosen: Path, source: str) -> dict[str, Any]:
     return rest
 
 
-def _refuse_code(extras: Mapping[str, Any], source: str) -> None:
-    problems: list[Diagnostic] = []
-    for key, value in extras.items():
-        if len(problems) == _TOLD:
-            break
-        function = _powerful(value, 6)
-        if function is not None:
-            problems.append(
-                Diagnostic("unsafe-pickle", f"{key!r} would be made by running {function}, which is never done",
-                           place=source, help=f"save it again as a plain tensor where {source!r} was written")
-            )  # fmt: skip
-    if problems:
-        raise CheckpointError(problems)
-
-
-def _powerful(value: Any, depth: int) -> str | None:
-    """The function of the outside world that `value` is the result of, if any."""
-    if depth <= 0 or type(value) is not Opaque or value.args is None:
-        return None
-    if value.module in POWERFUL and value.note is None and value.name not in _HARMLESS:
-        return value.path
-    if type(value.args) is tuple:
-        for arg in value.args[:8]:
-            found = _powerful(arg, depth - 1)
-            if found is not None:
-                return found
-    return None
-
-
 def _no_tensors(tree: Any, source: str) -> NoReturn:
-    function = _powerful(tree, 6)
+    function = powerful(tree, 6)
     if function is not None:
         raise _error("unsafe-pickle", f"{source!r} is a pickle that would run {function}; it was not run", source)
     held = children(tree)
@@ -433,7 +400,7 @@ def _no_tensors(tree: Any, source: str) -> NoReturn:
     else:
         shown = list(held)[:_SHOWN]
         what = "it holds " + (", ".join(repr(v) if _is_noted(v) else name_of(k) for k, v in shown) or "nothing")
-    _refuse_code({name_of(k): v for k, v in children(tree) or ()}, source)
+    refuse_code({name_of(k): v for k, v in children(tree) or ()}, source)
     help = "name another file; tensors and numpy arrays in dictionaries and lists are read"
     raise _error("no-tensors", f"{source!r} holds no tensors: {what}", source, help)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 from ..errors import CheckpointError
 from .inert import Array, Blob, Fields, FileBytes, Joined, Opaque, Ordered, Tensor
 
-__all__ = ["DEPTH", "children", "is_tensor", "name_of", "settle"]
+__all__ = ["DEPTH", "children", "holds_tensors", "is_lost", "is_state", "is_tensor", "lost", "name_of", "settle"]
 
 DEPTH = 64  # mappings within mappings; real checkpoints have a dozen
 _LONGEST = 1 << 26  # bytes; a longer byte string among the extras is not read
@@ -125,9 +126,45 @@ def _plain(value: Any) -> Any:
 
 
 def is_tensor(value: Any) -> bool:
-    """Whether `value` is a leaf with data: a tensor, or a numpy array of numbers."""
+    """Whether `value` was saved as a tensor or a numpy array of numbers; those that cannot be read count as well."""
     kind = type(value)
-    return kind is Tensor or kind is Joined or (kind is Array and value.dtype is not None)
+    return kind is Tensor or kind is Joined or (kind is Array and value.dtype is not None) or is_lost(value)
+
+
+def is_state(key: str) -> bool:
+    """Whether a key is that of what a module saves beside its tensors."""
+    return key == "_extra_state" or key.endswith("._extra_state")
+
+
+def is_lost(value: Any) -> bool:
+    """Whether `value` was saved as a tensor or an array of numbers, and cannot be read."""
+    kind = type(value)
+    if kind is Opaque:
+        return value.note is not None and value.module.partition(".")[0] == "torch"
+    return kind is Array and value.dtype is None and value.type is not None and value.type.code[:1] in _NUMBERS
+
+
+_NUMBERS = ("f", "i", "u", "c")  # such as f16, an extended precision that no format holds
+
+
+def lost(note: str) -> Opaque:
+    """A record of a tensor that cannot be read."""
+    return Opaque("torch", "Tensor", (), note)
+
+
+def holds_tensors(value: Any, depth: int = 6) -> bool:
+    """Whether a record of an object of the file has tensors among its parts."""
+    if type(value) is Tensor or type(value) is Joined:
+        return True
+    if depth <= 0:
+        return False
+    if type(value) is Opaque:
+        return any(holds_tensors(part, depth - 1) for part in (value.args, value.state, value.pairs, value.items))
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return any(holds_tensors(part, depth - 1) for part in islice(parts, _LOOKED_AT))
+
+
+_LOOKED_AT = 100  # parts of one node
 
 
 def children(node: Any) -> Iterator[tuple[Any, Any]] | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import CheckpointError
 from ..specs import DTYPES, dtype_name
 from .inert import Array, Blob, Fields, FileBytes, NumpyType, Opaque, Ordered, Storage, Tensor
+from .nodes import holds_tensors
 from .shapes import MOST_DIMENSIONS
 
 if TYPE_CHECKING:
@@ -132,7 +133,10 @@ def _torch_dtype(dtype: Any) -> str | None:
     "torch.nn.modules.module.Parameter",
 )
 def _parameter(vm: Unpickler, args: tuple[Any, ...]) -> Any:
-    return args[0] if args and type(args[0]) in (Tensor, Opaque, Array) else None
+    data = args[0] if args else None
+    if type(data) is Opaque and not data.note:
+        return Opaque("torch._utils", "_rebuild_parameter", args, f"a parameter over {_called(data)}")
+    return data if type(data) in (Tensor, Opaque, Array) else None
 
 
 @_meaning("torch._utils._rebuild_device_tensor_from_cpu_tensor", "torch._utils._rebuild_device_tensor_from_numpy",
@@ -145,13 +149,25 @@ def _from_device(vm: Unpickler, args: tuple[Any, ...]) -> Any:
     return data
 
 
-@_meaning("torch._tensor._rebuild_from_type_v2")
+@_meaning("torch._tensor._rebuild_from_type_v2", "torch._tensor._rebuild_from_type")
 def _rebuild_from_type(vm: Unpickler, args: tuple[Any, ...]) -> Any:
-    function, kind, inner, _ = args
+    function, kind, inner, *state = args
     made = vm.call(function, inner)
-    if type(made) is Opaque and not made.note:
-        made.note = f"a tensor of the class {_called(kind)}, which knows its data alone"
-    return made
+    beside = isinstance(state[0], (dict, tuple)) and holds_tensors(state[0]) if state else False
+    if type(made) is not Opaque and not beside:
+        return made  # a plain subclass, whose elements are in its storage
+    if type(made) is Opaque and made.note and made.name != "_rebuild_wrapper_subclass":
+        return made
+    name = _called(kind)
+    note = _SUBCLASSES.get(name.rpartition(".")[2]) if name.startswith("torch.") else None
+    note = note or f"a tensor of the class {name}, which keeps its data in a form of its own"
+    return Opaque("torch._tensor", "_rebuild_from_type_v2", (made,), note)
+
+
+_SUBCLASSES = {
+    "DTensor": "a DTensor, a part of a sharded tensor: save it after full_tensor()",
+    "NestedTensor": "a nested tensor (jagged), which has no one shape",
+}
 
 
 def _no_plain_tensor(path: str, note: str) -> None:
@@ -168,7 +184,9 @@ for _path, _note in {
     "torch._utils._rebuild_nested_tensor": "a nested tensor, which has no one shape",
     "torch._utils._rebuild_qtensor": "a quantised tensor: save it after dequantize()",
     "torch._utils._rebuild_meta_tensor_no_storage": "a meta tensor, which has no data",
-    "torch._utils._rebuild_wrapper_subclass": "a tensor of a class that knows its data alone",
+    "torch._utils._rebuild_wrapper_subclass": "a tensor of a class that keeps its data in a form of its own",
+    "torch.nn.parameter.UninitializedParameter": "an uninitialised parameter, which has no shape yet",
+    "torch.nn.parameter.UninitializedBuffer": "an uninitialised buffer, which has no shape yet",
 }.items():
     _no_plain_tensor(_path, _note)
 

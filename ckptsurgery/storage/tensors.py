@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, Diagnostic
 from ..specs import DTYPES, TensorSpec, dtype_name
+from .plain_memory import plain
 
 if TYPE_CHECKING:
     import torch
@@ -66,14 +67,8 @@ def spec_of(tensor: torch.Tensor) -> TensorSpec:
     """The spec of a torch tensor, packed dtypes with their logical shape.
 
     Raises:
-        CheckpointError: it is sparse or nested, or of a dtype that has no name.
+        CheckpointError: it is of a dtype that has no name.
     """
-    import torch
-
-    if tensor.is_nested or tensor.layout is not torch.strided:
-        kind = "nested" if tensor.is_nested else f"sparse ({tensor.layout})"
-        text = f"the tensor is {kind}, and no file holds such as it is"
-        raise CheckpointError(Diagnostic("not-strided", text, help="make it dense: t.to_dense()"))
     shape, dtype = tuple(tensor.shape), dtype_name(tensor.dtype)
     if DTYPES[dtype].bits == 4 and shape:
         shape = (*shape[:-1], shape[-1] * 2)
@@ -122,16 +117,11 @@ def dense_bytes(tensor: torch.Tensor, key: str) -> memoryview:
     """A tensor's elements as bytes, C-contiguous; without a copy where it is so already on the CPU.
 
     Raises:
-        CheckpointError: the tensor has no data (meta device).
+        CheckpointError: the tensor is not plain memory, or has no data (meta device).
     """
-    import torch
-
+    tensor = plain(tensor, key)
     refuse_meta(tensor, key)
-    if tensor.layout != torch.strided:
-        raise CheckpointError(
-            Diagnostic("not-strided", f"{key!r} is a {tensor.layout} tensor", key, help="make it dense: t.to_dense()")
-        )
-    dense = tensor.detach().resolve_conj().resolve_neg().to("cpu").contiguous()
+    dense = tensor.resolve_conj().resolve_neg().to("cpu").contiguous()
     nbytes = dense.numel() * dense.element_size()
     if nbytes == 0:
         return memoryview(b"")
@@ -155,11 +145,7 @@ def refuse_meta(tensor: torch.Tensor, key: str) -> None:
 
 
 def memory_place(tensor: torch.Tensor) -> tuple[object, ...]:
-    """Equal for two tensors exactly when they are the same elements of the same storage."""
-    import torch
-
-    if tensor.layout != torch.strided:
-        return (id(tensor),)
+    """Equal for two plain tensors exactly when they are the same elements of the same storage."""
     # The storage's own address tells meta tensors apart, whose data pointers are all 0.
     strides = None if tensor.is_contiguous() else tensor.stride()
     return tensor.untyped_storage()._cdata, tensor.storage_offset(), strides, tensor.is_conj(), tensor.is_neg()

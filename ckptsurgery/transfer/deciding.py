@@ -15,7 +15,7 @@ from ..modeling.initialising import by_name
 from ..specs import DTYPES, TensorSpec
 from ..wording import counted
 
-__all__ = ["Decision", "Wishes", "decide", "named_keys", "samples"]
+__all__ = ["Decision", "Wishes", "below", "decide", "named_keys", "samples"]
 
 
 @dataclass(frozen=True)
@@ -128,17 +128,27 @@ def _initialisers(keys: Sequence[str], what: Any, out: Decision) -> dict[str, An
         return dict.fromkeys(keys, "default")  # they are spoken for: one mistake is told once
 
 
+def below(path: str, keys: Iterable[str]) -> list[str]:
+    """The keys that a module path, a key or a pattern names.
+
+    Raises:
+        RecipeError: the pattern does not parse.
+    """
+    known = list(keys)
+    found = [k for k in known if k == path or k.startswith(path + ".")]
+    if found or "{" not in path:
+        return found
+    pattern, inside = KeyPattern.parse(path), KeyPattern.parse(path + ".{below...}")
+    return [k for k in known if pattern.match(k) is not None or inside.readings(k)]
+
+
 def _named(path: str, keys: Mapping[str, TensorSpec], argument: str, out: Decision) -> list[str]:
     """Keys that a module path, a key or a pattern names."""
-    found = [k for k in keys if k == path or k.startswith(path + ".")]
-    if not found and "{" in path:
-        try:
-            pattern = KeyPattern.parse(path)
-            below = KeyPattern.parse(path + ".{below...}")
-            found = [k for k in keys if pattern.match(k) is not None or below.readings(k)]
-        except RecipeError as error:
-            out.problems += error.diagnostics
-            return []
+    try:
+        found = below(path, keys)
+    except RecipeError as error:
+        out.problems += error.diagnostics
+        return []
     if not found:
         known = {k.rpartition(".")[0] for k in keys} | {k.partition(".")[0] for k in keys} | set(keys)
         modules = sorted(known - {""})

@@ -10,22 +10,25 @@ from typing import TYPE_CHECKING, Any
 from ..catalog import RecipeLike, as_recipe, file_of, load_recipe
 from ..errors import CkptSurgeryError, Diagnostic, LoadError, Remedy
 from ..language.recipe import Recipe
+from ..modeling.places import places, require_module, require_plain
 from ..planning.expanding import Stage
 from ..planning.plan import Plan, Target
 from ..planning.planner import draft_plan, fitted
 from ..planning.steps import cut
 from ..planning.targets import DTYPE_POLICIES
+from ..planning.unread import Unreadable
 from ..planning.wrapping import draft_unwrapped
-from ..running.loading import load_plan, model_target, refuse_non_finite
+from ..running.loading import ODD_TARGET, load_plan, model_target, refuse_non_finite
 from ..running.report import Entry, Report
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
 from ..storage.links import as_device
 from ..storage.opening import open_checkpoint
+from ..storage.unreadable import unreadable_tensors
 from ..wording import counted
 from .authoring import own_layout
 from .codes import codes_as_weights
-from .deciding import Decision, Wishes, decide, named_keys, samples
+from .deciding import Decision, Wishes, below, decide, named_keys, samples
 from .doubts import Doubts
 from .extra_states import ExtraStates, collected, is_state, states_of
 from .handing import Handing, own_loaders, renamed_versions, saved_names
@@ -105,9 +108,13 @@ def load_into(
     checkpoint = open_checkpoint(source, subtree=subtree)
     inits = dict(init) if isinstance(init, Mapping) else dict.fromkeys(_listed("init", init), "default")
     dropped = _listed("drop", drop)
-    without = [k for k in dropped if k in checkpoint.unreadable or (is_state(k) and k in checkpoint.extras)]
-    drops = [k for k in dropped if k not in without]
+    without = {key: path for path in dropped for key in below(path, checkpoint.unreadable)}
+    without |= {key: key for key in dropped if is_state(key) and key in checkpoint.extras}
+    drops = [path for path in dropped if path not in without.values() or below(path, checkpoint.specs)]
     wishes = Wishes(inits, _listed("keep", keep), drops, mismatch, partial)
+    state = {place.name: place.tensor for place in places(model) if place.persistent}
+    kept = {name for path in wishes.keep for name in below(path, state)}
+    require_plain(((name, tensor) for name, tensor in state.items() if name not in kept), ODD_TARGET)
     transfer = _Transfer(model, checkpoint, model_target(model), wishes, dtype, without, live_modules(source, subtree))
     said = as_recipe(recipe) if recipe is not None else None
     try:
@@ -130,8 +137,6 @@ def _listed(argument: str, what: Any) -> tuple[str, ...]:
 
 
 def _check_arguments(model: Any, mismatch: str, dtype: str, assign: bool) -> None:
-    from ..modeling.places import require_module
-
     require_module(model)
     for name, value, known in (("mismatch", mismatch, ("error", "init", "keep")), ("dtype", dtype, DTYPE_POLICIES)):
         if value not in known:
@@ -153,7 +158,7 @@ class _Transfer:
     target: Target
     wishes: Wishes
     dtype: str
-    without: Sequence[str] = ()
+    without: Mapping[str, str] = field(default_factory=dict)  # keys that cannot be read -> what the caller dropped
     live: Mapping[str, nn.Module] = field(default_factory=dict)
     plan: Plan = field(init=False)
     stage: Stage = field(init=False)
@@ -166,9 +171,10 @@ class _Transfer:
         """What the source would make in the model's names, before anything is decided."""
         self.by_recipe = recipe is not None
         config = self.checkpoint.config if self.checkpoint.config is not None else self.own_config()
+        unreadable = Unreadable(self.checkpoint.unreadable, refused=False)
         if recipe is not None:
             self.plan, self.stage = draft_unwrapped(
-                self.checkpoint.specs, recipe, load_recipe, target=self.target, config=config
+                self.checkpoint.specs, recipe, load_recipe, target=self.target, config=config, unreadable=unreadable
             )
             return
         saved = saved_names(self.model)
@@ -176,7 +182,12 @@ class _Transfer:
         written, notes = own_layout(self.checkpoint.specs, wanted, self.wishes.drop)
         self.notes += notes
         self.plan, self.stage = draft_plan(
-            self.checkpoint.specs, written, load_recipe, target=self.target, config=config
+            self.checkpoint.specs,
+            written,
+            load_recipe,
+            target=self.target,
+            config=config,
+            unreadable=unreadable,
         )
 
     def own_config(self) -> Mapping[str, Any] | None:
@@ -246,13 +257,15 @@ class _Transfer:
     def unreadable(self) -> list[Diagnostic]:
         """Tensors of the source that cannot be read, unless the caller does without them."""
         self.notes.extend(f"left behind: {key}, {why}" for key, why in self.checkpoint.unreadable.items())
-        lost = {k: why for k, why in self.checkpoint.unreadable.items() if k not in self.without}
+        lost = self.undecided()
         if not lost or self.wishes.partial:
             return []
-        lines = tuple(f"{key}: {why}" for key, why in lost.items())
-        text = f"{counted(len(lost), 'tensor')} of the source cannot be read"
-        without = Remedy("drop", list(lost), "does without")
-        return [Diagnostic("unreadable-tensors", text, notes=lines[:8], remedies=(without,))]
+        return [unreadable_tensors(lost, (Remedy("drop", list(lost), "does without"),))]
+
+    def undecided(self) -> dict[str, str]:
+        """Tensors that cannot be read, and that neither the caller nor the recipe drops: source key -> kind."""
+        settled = self.without.keys() | self.plan.dropped.keys()
+        return {key: why for key, why in self.checkpoint.unreadable.items() if key not in settled}
 
     def hand_over(self) -> tuple[dict[str, TensorSpec], dict[str, tuple[str, ...]], list[Diagnostic]]:
         """Set apart what modules with loading of their own shall have; what is made then, of what, and the problems."""
@@ -422,6 +435,10 @@ class _Transfer:
             entries += [Entry(s, "unexpected", specs[s], (s,), why) for s in origins[key]]
         for key, why in decision.aside.items():
             entries += [Entry(s, "dropped", specs[s], (s,), why) for s in origins[key]]
+        lost = self.checkpoint.unreadable
+        aside = ((s, path) for s, path in self.without.items() if s in lost)
+        entries += [Entry(s, "dropped", None, (s,), f"drop = {path!r}") for s, path in aside]
+        entries += [Entry(s, "unexpected", None, (s,), why) for s, why in self.undecided().items()]
         return replace(report, ledger=tuple(entries), notes=tuple(dict.fromkeys((*report.notes, *self.notes))))
 
     def taken_entries(self, origins: Mapping[str, tuple[str, ...]]) -> list[Entry]:

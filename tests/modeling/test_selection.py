@@ -306,3 +306,30 @@ def test_a_real_encoder_yields_its_parts() -> None:
         p.numel() for p in model.encoder.parameters()
     )
     assert repr(select(model, "pooler")) == "Selection(2 tensors, 72 elements: pooler.dense.weight, pooler.dense.bias)"
+
+
+def test_a_frozen_norm_that_still_changes_is_named_until_it_is_in_eval_mode() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(
+                nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 8), nn.BatchNorm1d(8, affine=False)
+            )
+            self.other = nn.BatchNorm1d(8, track_running_stats=False)
+            self.head = nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.other(self.body(x)))
+
+    model = Model().train()
+    body = select(model, "body", "other")
+    assert body.drifting == () and "note" not in repr(body)
+    assert body.freeze().drifting == ("body.1", "body.3") and "body.3 (BatchNorm1d)" in repr(body)
+    for path in body.drifting:
+        model.get_submodule(path).eval()
+    before = {n: b.clone() for n, b in model.body.named_buffers()}
+    model(torch.randn(16, 4))
+    assert all(torch.equal(before[n], b) for n, b in model.body.named_buffers())
+    assert body.drifting == () and "note" not in repr(body)
+    assert model.train() is model and body.drifting == ("body.1", "body.3")
+    assert body.unfreeze().drifting == ()

@@ -184,8 +184,10 @@ def test_tensor_subclasses_with_plain_data_are_read_and_wrappers_are_not(saved):
     wrapper = torch.Tensor._make_wrapper_subclass(Wrapped, (2,), dtype=torch.float32)
     contents = saved({"named": Named(torch.randn(2)), "noted": parameter, "wrapped": wrapper})()
     assert list(contents.entries) == ["named", "noted"]
-    assert "class that knows its data alone" in contents.extras["wrapped"].note
-    assert torch.equal(state_dict(contents)["noted"], parameter.data)
+    assert "keeps its data in a form of its own" in contents.extras["wrapped"].note
+    with pytest.raises(CheckpointError, match="wrapped: a tensor of the class"):
+        state_dict(contents)
+    assert torch.equal(Checkpoint(contents, "x").load("noted"), parameter.data)
 
 
 class Reduces:
