@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from ..catalog import RecipeLike, as_recipe, file_of, load_recipe
 from ..errors import CkptSurgeryError, Diagnostic, LoadError, Remedy
 from ..language.recipe import Recipe
-from ..modeling.places import places, require_module, require_plain
+from ..modeling.places import places, require_plain
 from ..planning.expanding import Stage
 from ..planning.plan import Plan, Target
 from ..planning.planner import draft_plan, fitted
 from ..planning.steps import cut
-from ..planning.targets import DTYPE_POLICIES
 from ..planning.unread import Unreadable
 from ..planning.wrapping import draft_unwrapped
 from ..running.loading import ODD_TARGET, load_plan, model_target, refuse_non_finite
@@ -26,6 +24,7 @@ from ..storage.links import as_device
 from ..storage.opening import open_checkpoint
 from ..storage.unreadable import unreadable_tensors
 from ..wording import counted
+from .arguments import check_arguments, listed
 from .authoring import own_layout
 from .codes import codes_as_weights
 from .deciding import Decision, Wishes, below, decide, named_keys, samples
@@ -103,15 +102,15 @@ def load_into(
     """
     import torch
 
-    _check_arguments(model, mismatch, dtype, assign)
+    check_arguments(model, mismatch, dtype, assign)
     where = as_device(device) if device is not None else None
     checkpoint = open_checkpoint(source, subtree=subtree)
-    inits = dict(init) if isinstance(init, Mapping) else dict.fromkeys(_listed("init", init), "default")
-    dropped = _listed("drop", drop)
+    inits = dict(init) if isinstance(init, Mapping) else dict.fromkeys(listed("init", init), "default")
+    dropped = listed("drop", drop)
     without = {key: path for path in dropped for key in below(path, checkpoint.unreadable)}
     without |= {key: key for key in dropped if is_state(key) and key in checkpoint.extras}
     drops = [path for path in dropped if path not in without.values() or below(path, checkpoint.specs)]
-    wishes = Wishes(inits, _listed("keep", keep), drops, mismatch, partial)
+    wishes = Wishes(inits, listed("keep", keep), drops, mismatch, partial)
     state = {place.name: place.tensor for place in places(model) if place.persistent}
     kept = {name for path in wishes.keep for name in below(path, state)}
     require_plain(((name, tensor) for name, tensor in state.items() if name not in kept), ODD_TARGET)
@@ -124,29 +123,6 @@ def load_into(
     except CkptSurgeryError as error:
         error.rewrite(as_arguments if said is None else lambda problem: problem.within(file_of(said)))
         raise
-
-
-def _listed(argument: str, what: Any) -> tuple[str, ...]:
-    if what is None or isinstance(what, str):
-        return (what,) if what is not None else ()
-    paths = tuple(what) if isinstance(what, Iterable) else (what,)
-    if not all(isinstance(path, str) for path in paths):
-        help = f'{argument}="head", or a list of such paths'
-        raise LoadError(Diagnostic("bad-argument", f"{argument}={what!r} names no part of a model", help=help))
-    return paths
-
-
-def _check_arguments(model: Any, mismatch: str, dtype: str, assign: bool) -> None:
-    require_module(model)
-    for name, value, known in (("mismatch", mismatch, ("error", "init", "keep")), ("dtype", dtype, DTYPE_POLICIES)):
-        if value not in known:
-            near = get_close_matches(str(value), known, 1)
-            instead = (Remedy(name, {str(value): near}, kind="instead"),) if near else ()
-            advice = "one of " + ", ".join(map(repr, known))
-            raise LoadError(Diagnostic("bad-argument", f"{name}={value!r}", remedies=instead, advice=advice))
-    if dtype == "source" and not assign:
-        text = 'dtype="source" keeps the source\'s dtype, which a copy cannot'
-        raise LoadError(Diagnostic("bad-argument", text, remedies=(Remedy("assign", True),)))
 
 
 @dataclass
