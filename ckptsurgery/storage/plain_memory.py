@@ -163,4 +163,5 @@ def _refusal(keys: Sequence[str], found: Oddity, help: str | None) -> Diagnostic
     more = f"{keys[0]!r} and {len(keys) - 1:,} more are not plain memory: {found.kind}"
     headline = more if len(keys) > 1 else f"{keys[0]!r} is not plain memory: {found.kind}"
     notes = tuple(keys) if len(keys) > 1 else ()
-    return Diagnostic("not-plain-memory", headline, keys[0] if not notes else None, notes=notes, help=help or found.remedy)
+    place = None if notes else keys[0]
+    return Diagnostic("not-plain-memory", headline, place, notes=notes, help=help or found.remedy)
