@@ -80,7 +80,7 @@ def show(title: str, groups: object) -> None:
 def prove(destination: Path | str, build: Callable[[], nn.Module]) -> None:
     """Load the result into a model without weights; every tie is one object there."""
     model = cs.skeleton(build)
-    cs.load_into(model, destination, assign=True)
+    cs.load_into(model, destination)
     named = dict(model.named_parameters(remove_duplicate=False))
     for group in cs.ties(model):
         first, *others = (named[name] for name in group.names if name in named)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-__all__ = ["hooked_modules", "move_to", "parameter_like", "set_tensor", "shared_places"]
+__all__ = ["has_meta", "hooked_modules", "move_to", "parameter_like", "set_tensor", "shared_places"]
 
 
 def set_tensor(
@@ -117,6 +117,16 @@ def move_to(model: nn.Module, device: torch.device) -> None:
         old = partners[0].tensor
         if name == partners[0].name and old.device != device and not old.is_meta:
             set_tensor(model, name, moved_to(device, old.detach()), assign=True, partners=partners)
+
+
+def has_meta(model: nn.Module) -> bool:
+    """Return whether a state dict of the model would hold a meta tensor, into which nothing can be copied.
+
+    >>> import torch
+    >>> has_meta(torch.nn.Linear(2, 1)), has_meta(torch.nn.Linear(2, 1, device="meta"))
+    (False, True)
+    """
+    return any(place.tensor.is_meta for place in places(model) if place.persistent)
 
 
 def hooked_modules(model: nn.Module) -> tuple[str, ...]:

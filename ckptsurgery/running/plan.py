@@ -125,7 +125,7 @@ class RunnablePlan(Plan):
         self,
         model: nn.Module,
         *,
-        assign: bool = False,
+        assign: bool | None = None,
         device: torch.device | str | None = None,
         seed: int = 0,
         check_values: bool = False,
@@ -133,9 +133,17 @@ class RunnablePlan(Plan):
     ) -> Report:
         """Put the result into a model, by copy or by assignment; ties are restored, nothing is left on the meta device.
 
-        A plan that was made without a target is held against this model first. With `assign=True` all of the model
-        comes to lie on `device`, where one is given; a copy stays where the model is.
+        A plan that was made without a target is held against this model first.
+
+        Args:
+            assign: True puts new parameters in place of the old ones, False copies into them. By default a model with
+                tensors on the meta device is assigned, and any other is copied into.
+            device: where all of the model comes to be, with assignment; a copy stays where the model is.
+            seed: of the initialisers.
+            check_values: look for NaN and Inf first.
+            progress: True or False to insist on a bar or on none.
         """
+        from ..modeling.assigning import has_meta
         from .loading import load_plan, model_target
 
         where = as_device(device) if device is not None else None
@@ -150,7 +158,7 @@ class RunnablePlan(Plan):
             ready,
             self.checkpoint,
             model,
-            assign=assign,
+            assign=has_meta(model) if assign is None else assign,
             device=where,
             seed=seed,
             check_values=check_values,

@@ -7,7 +7,6 @@ from difflib import get_close_matches
 from typing import Any
 
 from ..errors import Diagnostic, LoadError, Remedy
-from ..modeling.places import require_module
 from ..planning.targets import DTYPE_POLICIES
 
 __all__ = ["check_arguments", "listed"]
@@ -28,13 +27,12 @@ def listed(argument: str, what: Any) -> tuple[str, ...]:
     return paths
 
 
-def check_arguments(model: Any, mismatch: str, dtype: str, assign: bool) -> None:
+def check_arguments(mismatch: str, dtype: str, assign: bool) -> None:
     """Check the arguments of a load by themselves.
 
     Raises:
         LoadError: a value that is not known, or two that do not go together.
     """
-    require_module(model)
     for name, value, known in (("mismatch", mismatch, ("error", "init", "keep")), ("dtype", dtype, DTYPE_POLICIES)):
         if value not in known:
             near = get_close_matches(str(value), known, 1)

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..catalog import RecipeLike, as_recipe, file_of, load_recipe
 from ..errors import CkptSurgeryError, Diagnostic, LoadError, Remedy
+from ..language.dims import DimValue
 from ..language.recipe import Recipe
-from ..modeling.places import places, require_plain
+from ..modeling.assigning import has_meta
+from ..modeling.places import places, require_module, require_plain
 from ..planning.expanding import Stage
 from ..planning.plan import Plan, Target
 from ..planning.planner import draft_plan, fitted
@@ -57,10 +59,13 @@ def load_into(
     dtype: str = "lossless",
     partial: bool = False,
     subtree: str | None = None,
-    assign: bool = False,
+    config: Mapping[str, Any] | None = None,
+    dims: Mapping[str, DimValue] | None = None,
+    assign: bool | None = None,
     device: torch.device | str | None = None,
     check_values: bool = False,
     seed: int = 0,
+    progress: bool | None = None,
 ) -> Report:
     """Load a checkpoint into a model, and account for every tensor of both.
 
@@ -78,7 +83,7 @@ def load_into(
       note: values were not scanned for NaN and Inf: check_values=True does
 
     Args:
-        model: any `nn.Module`; one on the meta device wants `assign=True`.
+        model: any `nn.Module`, on the meta device too.
         source: whatever `open` takes; the tensors are found inside a training checkpoint.
         recipe: rules, a recipe, its name or path; without one, wrapper prefixes and PyTorch's own respellings are
             settled where the model shows them.
@@ -90,11 +95,15 @@ def load_into(
             (with `assign=True`).
         partial: load what fits in name and shape, and list what did not.
         subtree: where in a training checkpoint the tensors are.
-        assign: put new parameters in place of the old ones, instead of copying into them.
-        device: where all of the model comes to lie, with `assign=True`: what is only copied goes there from the files,
+        config: what `config.` means in the recipe's dims; the source's own by default, else the model's.
+        dims: sizes that go before the recipe's own.
+        assign: True puts new parameters in place of the old ones, False copies into them. By default a model with
+            tensors on the meta device is assigned, and any other is copied into.
+        device: where all of the model comes to be, with assignment: what is only copied goes there from the files,
             with no copy in the host's memory. Without, a copy stays where the model is.
         check_values: look for NaN and Inf first.
         seed: of the initialisers.
+        progress: True or False to insist on a bar or on none.
 
     Raises:
         CheckpointError, RecipeError, PlanError, LoadError: everything that headers and tied bytes can show, before the
@@ -102,7 +111,9 @@ def load_into(
     """
     import torch
 
-    check_arguments(model, mismatch, dtype, assign)
+    require_module(model)
+    assigned = has_meta(model) if assign is None else assign
+    check_arguments(mismatch, dtype, assigned)
     where = as_device(device) if device is not None else None
     checkpoint = open_checkpoint(source, subtree=subtree)
     inits = dict(init) if isinstance(init, Mapping) else dict.fromkeys(listed("init", init), "default")
@@ -117,9 +128,9 @@ def load_into(
     transfer = _Transfer(model, checkpoint, model_target(model), wishes, dtype, without, live_modules(source, subtree))
     said = as_recipe(recipe) if recipe is not None else None
     try:
-        transfer.draft(said)
+        transfer.draft(said, config, dims)
         with torch.inference_mode(False):  # parameters made in it could never be trained
-            return transfer.load(assign=assign, device=where, check_values=check_values, seed=seed)
+            return transfer.load(assign=assigned, device=where, check_values=check_values, seed=seed, progress=progress)
     except CkptSurgeryError as error:
         error.rewrite(as_arguments if said is None else lambda problem: problem.within(file_of(said)))
         raise
@@ -143,14 +154,18 @@ class _Transfer:
     handed: list[Handing] = field(default_factory=list)
     states: ExtraStates = field(default_factory=ExtraStates)
 
-    def draft(self, recipe: Recipe | None) -> None:
-        """What the source would make in the model's names, before anything is decided."""
+    def draft(
+        self, recipe: Recipe | None, config: Mapping[str, Any] | None, dims: Mapping[str, DimValue] | None
+    ) -> None:
+        """Plan what the source would make in the model's names, before anything is decided."""
         self.by_recipe = recipe is not None
-        config = self.checkpoint.config if self.checkpoint.config is not None else self.own_config()
+        if config is None:
+            config = self.checkpoint.config if self.checkpoint.config is not None else self.own_config()
+        specs, target = self.checkpoint.specs, self.target
         unreadable = Unreadable(self.checkpoint.unreadable, refused=False)
         if recipe is not None:
             self.plan, self.stage = draft_unwrapped(
-                self.checkpoint.specs, recipe, load_recipe, target=self.target, config=config, unreadable=unreadable
+                specs, recipe, load_recipe, target=target, config=config, dims=dims, unreadable=unreadable
             )
             return
         saved = saved_names(self.model)
@@ -158,12 +173,7 @@ class _Transfer:
         written, notes = own_layout(self.checkpoint.specs, wanted, self.wishes.drop)
         self.notes += notes
         self.plan, self.stage = draft_plan(
-            self.checkpoint.specs,
-            written,
-            load_recipe,
-            target=self.target,
-            config=config,
-            unreadable=unreadable,
+            specs, written, load_recipe, target=target, config=config, dims=dims, unreadable=unreadable
         )
 
     def own_config(self) -> Mapping[str, Any] | None:
@@ -171,7 +181,9 @@ class _Transfer:
         to_dict: Any = getattr(getattr(self.model, "config", None), "to_dict", None)
         return to_dict() if callable(to_dict) else None
 
-    def load(self, *, assign: bool, device: torch.device | None, check_values: bool, seed: int) -> Report:
+    def load(
+        self, *, assign: bool, device: torch.device | None, check_values: bool, seed: int, progress: bool | None
+    ) -> Report:
         named, owners = (*self.wishes.init, *self.wishes.keep), states_of(self.model)
         self.states, self.plan = collected(self.plan, self.checkpoint, owners, named, self.wishes.drop, self.without)
         made, origins, problems = self.hand_over()
@@ -215,6 +227,7 @@ class _Transfer:
             device=device,
             seed=seed,
             check_values=check_values,
+            progress=progress,
             notes=self.notes,
             also=(lambda: self.load_handed(assign)) if self.handed else None,
             also_filled=tuple(taken),
