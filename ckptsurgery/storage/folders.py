@@ -1,132 +1,113 @@
-"""Which files of a folder are the checkpoint; where that is not plain, an error lists what is there."""
+"""Reading a folder: its names are listed here, which of them are the checkpoint is decided in `choosing`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
-from ..errors import CheckpointError, Diagnostic, Remedy
+from ..errors import CheckpointError, Diagnostic
+from .choosing import Choice, Folder, choose, weights_in
 from .contents import Contents
 from .files import os_error
+from .index_json import weight_map_of
 from .mounts import join_mounts
-from .numbering import is_numbered, shard_names
+from .numbering import shard_names
 from .sharded import read_together
 from .sniffing import read_file
 from .subtree import enter
 from .text import shown_keys
 from .transactions import RECORD, Replacement
 
-__all__ = ["read_folder"]
+__all__ = ["all_of", "read_choice", "read_folder"]
 
-Reader = Callable[..., Contents]
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pdparams")
+_FOLDERS, _FILES = 200, 1000  # folders below, and files in each, whose names are looked at
 
 
 def read_folder(path: str, subtree: str | None = None, by_file: bool = False) -> Contents:
-    """The checkpoint in a folder: safetensors before pickles, an index before loose files.
+    """The checkpoint in a folder, chosen by the rule in `choosing`.
 
     Raises:
         CheckpointError: there is nothing to read, or several checkpoints lie side by side.
     """
     try:
-        everything = [file.name for file in Path(path).iterdir()]
+        names = sorted(file.name for file in Path(path).iterdir())
     except OSError as error:
         raise os_error(error, path) from error
-    names = sorted(name for name in everything if not name.startswith("."))
     if by_file:
-        return _by_file(path, subtree, names)
-    decided = Replacement.read(Path(path)) if RECORD in everything else None
+        return read_choice(path, all_of(names, path), subtree)
+    decided = Replacement.read(Path(path)) if RECORD in names else None
     places: dict[str, str] = {}
     if decided is not None:
         names, places = sorted(decided.names(names)), decided.places()
-    read = partial(read_file, places=places)
-    for suffixes, common in (((".safetensors",), "model.safetensors"), (_PICKLES, "pytorch_model.bin")):
-        weights = [name for name in names if name.endswith(suffixes)]
-        indices = [name for name in names if name.endswith(tuple(f"{suffix}.index.json" for suffix in suffixes))]
-        if indices:
-            return _indexed(path, subtree, indices, weights, common, read)
-        if weights:
-            return _loose(path, subtree, weights, common, read)
-    raise CheckpointError(
-        Diagnostic(
-            "nothing-to-read",
-            f"the folder {path!r} holds no checkpoint",
-            path,
-            notes=_listing(names),
-            help="name the file, or another folder",
-        )
-    )
+
+    def shards_of(index: str) -> set[str]:
+        file = str(Path(path, index))
+        return set(weight_map_of(places.get(file, file))[0].values())
+
+    def path_of(name: str) -> str:
+        return str(Path(path, name))
+
+    chosen = choose(Folder(f"the folder {path!r}", path, names, lambda: _below(path, names), path_of, shards_of))
+    return read_choice(path, chosen, subtree, places)
 
 
-def _indexed(
-    path: str, subtree: str | None, indices: Sequence[str], weights: Sequence[str], common: str, read: Reader
-) -> Contents:
-    index = f"{common}.index.json"
-    if index not in indices and len(indices) == 1:
-        index = indices[0]
-    whole = index.removesuffix(".index.json")
-    if index not in indices or whole in weights:
-        found = [*indices, *([whole] if whole in weights else [])]
-        raise _ambiguous(path, found)
-    return read(str(Path(path, index)), subtree)
+def _below(path: str, names: list[str]) -> list[str]:
+    found: list[str] = []
+    for name in islice((name for name in names if not name.startswith(".")), _FOLDERS):
+        with suppress(OSError):
+            inside = Path(path, name)
+            if inside.is_dir():
+                found += sorted(f"{name}/{file.name}" for file in islice(inside.iterdir(), _FILES))
+    return found
 
 
-def _loose(path: str, subtree: str | None, weights: Sequence[str], common: str, read: Reader) -> Contents:
-    if len(weights) == 1 and len(shard_names(weights[0])) < 2:
-        return read(str(Path(path, weights[0])), subtree)
-    numbered = all(map(is_numbered, weights))
-    if common.endswith(".safetensors") or numbered:
-        contents = read_together(path, weights, read)
-        return enter(contents, subtree, path) if subtree else contents
-    if common in weights:
-        return read(str(Path(path, common)), subtree)
-    raise _ambiguous(path, weights)
+def all_of(names: list[str], place: str) -> Choice:
+    """All weights of a folder, each file on its own.
 
-
-def _by_file(path: str, subtree: str | None, names: Sequence[str]) -> Contents:
-    weights = [name for name in names if name.endswith((".safetensors", *_PICKLES))]
+    Raises:
+        CheckpointError: there are none.
+    """
+    weights = weights_in(names)
     if not weights:
-        raise CheckpointError(
-            Diagnostic(
-                "nothing-to-read",
-                f"the folder {path!r} holds no checkpoint files",
-                path,
-                notes=_listing(names),
-                help="name the file, or another folder",
-            )
-        )
+        text = f"the folder {place!r} holds no checkpoint files"
+        notes = tuple(f"there is {name}" for name in shown_keys(names, 10)) or ("it is empty",)
+        help = "name the file, or another folder"
+        raise CheckpointError(Diagnostic("nothing-to-read", text, place, notes=notes, help=help))
+    return Choice(files=tuple(weights), apart=True)
+
+
+def read_choice(folder: str, choice: Choice, subtree: str | None = None, places: Mapping[str, str] = {}) -> Contents:
+    """What the chosen files of a folder hold.
+
+    Args:
+        folder: the folder.
+        choice: which of its files.
+        subtree: a dotted path to what should be read.
+        places: path -> where its file lies as yet, after a save that was interrupted (see `transactions`).
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or of a format that is not read here.
+    """
+    read: Callable[..., Contents] = partial(read_file, places=places)
+    if choice.apart:
+        return _side_by_side(folder, choice, subtree, read)
+    only = choice.index or (choice.files[0] if len(choice.files) == 1 else "")
+    if only and len(shard_names(only)) < 2:
+        return read(str(Path(folder, only)), subtree)
+    contents = read_together(folder, choice.files, read)
+    return enter(contents, subtree, folder) if subtree else contents
+
+
+def _side_by_side(folder: str, choice: Choice, subtree: str | None, read: Callable[..., Contents]) -> Contents:
     stems: dict[str, str] = {}
-    for name in weights:
+    for name in choice.files:
         stem = name.rpartition(".")[0]
         if stem in stems:
             text = f"{stems[stem]!r} and {name!r} would both be mounted as {stem + '/'!r}"
-            raise CheckpointError(
-                Diagnostic(
-                    "duplicate-mount",
-                    text,
-                    path,
-                    help="move one of them, or mount the files yourself: open({prefix: file})",
-                )
-            )
+            help = "move one of them, or mount the files yourself: open({prefix: file})"
+            raise CheckpointError(Diagnostic("duplicate-mount", text, folder, help=help))
         stems[stem] = name
-    return join_mounts({f"{stem}/": read_file(str(Path(path, name)), subtree) for stem, name in stems.items()}, path)
-
-
-def _ambiguous(path: str, found: Sequence[str]) -> CheckpointError:
-    return CheckpointError(
-        Diagnostic(
-            "ambiguous-folder",
-            f"the folder {path!r} holds several checkpoints",
-            path,
-            notes=tuple(found),
-            remedies=(
-                Remedy("source", str(Path(path, found[0])), "names one"),
-                Remedy("by_file", True, 'opens all, with "file stem/" before keys'),
-            ),
-        )
-    )
-
-
-def _listing(names: Sequence[str]) -> tuple[str, ...]:
-    return tuple(f"there is {name}" for name in shown_keys(names, 10)) or ("it is empty",)
+    return join_mounts({f"{stem}/": read(str(Path(folder, name)), subtree) for stem, name in stems.items()}, folder)

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import CheckpointError, Diagnostic, Remedy
+from ..errors import CheckpointError, Diagnostic
 from ..narrowing import present
 from ..wording import counted
+from .choosing import SUFFIXES, Choice, Folder, choose
+from .folders import all_of
 from .index_json import weight_map_of
 from .text import shown_keys
 
 __all__ = ["Location", "fetch"]
 
-_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pdparams")
-_USUAL = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _LOCATION = re.compile(
     r"hf://(?P<repo>[^/@]+(?:/[^/@]+)?)(?:@(?P<revision>refs/[^/]+/[^/]+|[^/]+))?(?:/(?P<inside>.+?))?/?"
 )
@@ -56,43 +56,66 @@ class Location:
         return f"hf://{self.repo}{revision}" + (f"/{self.inside}" if self.inside else "")
 
     @property
+    def prefix(self) -> str:
+        """What stands before the names in this location."""
+        return f"{self.inside}/" if self.inside else ""
+
+    @property
     def names_file(self) -> bool:
         """Whether the part inside of the repository is a file, judged by its suffix."""
-        return self.inside is not None and self.inside.endswith((*_SUFFIXES, ".json"))
+        return self.inside is not None and self.inside.endswith((*SUFFIXES, ".json"))
 
 
-def fetch(text: str, by_file: bool = False) -> str:
-    """The local path of a checkpoint of the hub, downloaded if the cache does not hold it; `config.json` comes along.
+def fetch(text: str, by_file: bool = False) -> tuple[str, Choice]:
+    """The local folder of a checkpoint of the hub, and which files of it are the checkpoint.
 
-    `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_OFFLINE` and the token work as for every user of huggingface_hub.
+    The files are chosen among the names in the repository as they are in a folder (see `choosing`), and downloaded
+    where the cache does not hold them; `config.json` comes along. `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_OFFLINE` and the
+    token work as for every user of huggingface_hub.
 
     Raises:
-        CheckpointError: no such repository, revision or file; no access; offline and not in the cache.
+        CheckpointError: no such repository, revision or file; no access; offline and not in the cache; several
+            checkpoints.
     """
     location = Location.parse(text)
-    if by_file:
-        return _fetch_folder(location)
     if location.names_file:
-        found = _download(location, present(location.inside, "the path of a file of the hub"))
-        if found is None:
-            raise _no_file(location)
+        folder, _, file = f"/{location.inside}".rpartition("/")
+        location = Location(location.repo, location.revision, folder[1:] or None)
+        chosen = Choice(index=file) if file.endswith(".json") else Choice(files=(file,))
     else:
-        found = _usual_file(location) or _only_file(location)
-    inside = location.inside if not location.names_file else (location.inside or "").rpartition("/")[0]
-    prefix = f"{inside}/" if inside else ""
-    if found.endswith(".index.json"):
-        _fetch_shards(location, found, prefix)
-    _fetch_config(location, f"{prefix}config.json")
-    return found
+        chosen = _chosen(location, by_file)
+    found = _download_all(location, [chosen.index] if chosen.index else chosen.files)
+    if chosen.index:
+        _fetch_shards(location, found, location.prefix)
+    _fetch_config(location, f"{location.prefix}config.json")
+    return str(Path(found).parent), chosen
 
 
-def _usual_file(location: Location) -> str | None:
-    prefix = f"{location.inside}/" if location.inside else ""
-    for name in _USUAL:
-        found = _download(location, prefix + name)
-        if found is not None:
-            return found
-    return None
+def _chosen(location: Location, by_file: bool) -> Choice:
+    everything = _names(location)
+    inside = [name.removeprefix(location.prefix) for name in everything if name.startswith(location.prefix)]
+    names = list(dict.fromkeys(name.partition("/")[0] for name in inside))
+    if by_file:
+        return all_of([name for name in names if name in set(inside)], str(location))
+
+    def shards_of(index: str) -> set[str]:
+        return set(weight_map_of(_download_all(location, [index]))[0].values())
+
+    def below() -> list[str]:
+        return [name for name in inside if name.count("/") == 1]
+
+    return choose(Folder(str(location), str(location), names, below, lambda name: f"{location}/{name}", shards_of))
+
+
+def _download_all(location: Location, files: Sequence[str]) -> str:
+    """Download files of a location; the local path of the first."""
+    paths = []
+    for file in files:
+        path = _download(location, location.prefix + file)
+        if path is None:
+            raise _no_file(Location(location.repo, location.revision, location.prefix + file))
+        paths.append(path)
+    return paths[0]
 
 
 def _fetch_shards(location: Location, index: str, prefix: str) -> None:
@@ -117,49 +140,11 @@ def _fetch_config(location: Location, file: str) -> None:
             _download(location, file)
 
 
-def _only_file(location: Location) -> str:
-    """The one checkpoint of a repository that has an unusual name."""
-    prefix = f"{location.inside}/" if location.inside else ""
-    names = _names(location)
-    here = [n for n in names if n.startswith(prefix) and "/" not in n[len(prefix) :]]
-    indices = [n for n in here if n.endswith(tuple(f"{suffix}.index.json" for suffix in _SUFFIXES))]
-    for found in (indices, [n for n in here if n.endswith(".safetensors")], [n for n in here if n.endswith(_SUFFIXES)]):
-        if len(found) == 1:
-            path = _download(location, found[0])
-            if path is not None:
-                return path
-        if found:
-            break
-    weights = [n for n in names if n.endswith(_SUFFIXES)]
-    if not weights:
-        notes = tuple(f"there is {n}" for n in shown_keys(here or names, 10))
-        text = f"{location} holds no checkpoint"
-        raise CheckpointError(Diagnostic("nothing-to-read", text, str(location), notes=notes, help="name the file"))
-    base = Location(location.repo, location.revision, weights[0])
-    text = f"{location} holds several checkpoints, and none of the usual name"
-    raise CheckpointError(
-        Diagnostic(
-            "ambiguous-folder",
-            text,
-            str(location),
-            shown_keys(weights, 12),
-            remedies=(Remedy("source", str(base), "names one"),),
-        )
-    )
+def _download(location: Location, file: str, needed: bool = True) -> str | None:
+    """The local path of one file; None where the repository has no such file.
 
-
-def _fetch_folder(location: Location) -> str:
-    from huggingface_hub import snapshot_download
-
-    prefix = f"{location.inside}/" if location.inside else ""
-    patterns = [f"{prefix}*{suffix}" for suffix in _SUFFIXES] + [f"{prefix}config.json"]
-    with _explained(location):
-        root = snapshot_download(location.repo, revision=location.revision, allow_patterns=patterns)
-    return str(Path(root, prefix))
-
-
-def _download(location: Location, file: str) -> str | None:
-    """The local path of one file; None where the repository has no such file."""
+    A file that is not needed may be missing from the cache when anything else of the repository is in it.
+    """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -167,7 +152,7 @@ def _download(location: Location, file: str) -> str | None:
         try:
             return hf_hub_download(location.repo, file, revision=location.revision)
         except LocalEntryNotFoundError as error:
-            if _offline() and _anything_cached(location):
+            if (_offline() or not needed) and _anything_cached(location):
                 return None  # offline the cache is the repository
             raise error
         except EntryNotFoundError:
@@ -175,14 +160,22 @@ def _download(location: Location, file: str) -> str | None:
 
 
 def _names(location: Location) -> list[str]:
-    from huggingface_hub import HfApi
+    """All files of a repository; offline, or where the hub cannot be reached, those in the cache."""
+    from huggingface_hub import HfApi, constants
 
-    if _offline():
-        folder = _anything_cached(location)
-        files = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()] if folder else []
-        return sorted(files)
-    with _explained(location):
-        return sorted(HfApi().list_repo_files(location.repo, revision=location.revision))
+    # Wanted anyway, and asked for a file the hub says more precisely what is wrong: gated, no such revision.
+    _download(location, f"{location.prefix}config.json", needed=False)
+    try:
+        if not _offline():
+            with _explained(location):
+                revision = location.revision or constants.DEFAULT_REVISION
+                found = HfApi().model_info(location.repo, revision=revision)
+            return sorted(file.rfilename for file in found.siblings or ())
+    except CheckpointError as error:
+        if error.diagnostics[0].code != "hub-unreachable" or _anything_cached(location) is None:
+            raise
+    folder = _anything_cached(location)
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()) if folder else []
 
 
 def _offline() -> bool:
@@ -203,7 +196,7 @@ def _anything_cached(location: Location) -> Path | None:
 
 
 def _no_file(location: Location) -> CheckpointError:
-    names = [name for name in _names(location) if name.endswith((*_SUFFIXES, ".index.json"))]
+    names = [name for name in _names(location) if name.endswith((*SUFFIXES, ".index.json"))]
     where = "the cache of " if _offline() else ""
     text = f"{where}{location.repo!r} holds no file {location.inside!r}"
     return CheckpointError(
@@ -220,6 +213,8 @@ def _explained(location: Location, file: str | None = None) -> Iterator[None]:
         return CheckpointError(Diagnostic(code, text, str(location), help=help))
 
     what = f"{file!r} of {location.repo!r}" if file else repr(location.repo)
+    unreachable = f"{what} is not in the cache, and {constants.ENDPOINT} cannot be reached"
+    check = "check the connection, HF_ENDPOINT and the proxy settings"
     try:
         yield
     except errors.GatedRepoError as error:
@@ -235,12 +230,15 @@ def _explained(location: Location, file: str | None = None) -> Iterator[None]:
         if _offline():
             help = "unset HF_HUB_OFFLINE, or download it beforehand: hf download " + location.repo
             raise refuse("offline", f"{what} is not in the cache, and offline mode is on", help) from error
-        cause = f"{constants.ENDPOINT} cannot be reached"
-        help = "check the connection, HF_ENDPOINT and the proxy settings"
-        raise refuse("hub-unreachable", f"{what} is not in the cache, and {cause}", help) from error
+        raise refuse("hub-unreachable", unreachable, check) from error
     except errors.HFValidationError as error:
         help = "hf://org/repo, hf://org/repo@rev/file"
         raise refuse("bad-hub-path", f"{location.repo!r} is no repository's name", help) from error
-    except OSError as error:
+    except Exception as error:
+        # the client's own errors: which client that is depends on the version of huggingface_hub
+        if any(base.__name__ in ("TransportError", "ConnectionError", "Timeout") for base in type(error).__mro__):
+            raise refuse("hub-unreachable", unreachable, check) from error
+        if not isinstance(error, OSError):
+            raise
         text = f"{what} could not be downloaded: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
         raise refuse("download-failed", text, "try again; what is complete stays in the cache") from error

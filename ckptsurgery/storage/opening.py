@@ -12,8 +12,9 @@ from ..errors import CheckpointError, Diagnostic
 from .checkpoint import Checkpoint
 from .contents import Contents
 from .files import os_error, read_regular
-from .folders import read_folder
+from .folders import read_choice, read_folder
 from .json_text import parse_json
+from .recognising import address_problem
 from .sniffing import read_file
 from .subtree import enter
 
@@ -59,7 +60,11 @@ def _open_path(path: str | bytes, subtree: str | None, by_file: bool) -> Checkpo
     if path.startswith("hf://"):
         from .hub import fetch
 
-        return Checkpoint(_read_path(fetch(path, by_file), subtree, by_file), path)
+        folder, chosen = fetch(path, by_file)
+        return Checkpoint(_with_config(read_choice(folder, chosen, subtree), Path(folder)), path)
+    problem = address_problem(path)
+    if problem is not None:
+        raise CheckpointError(problem)
     try:
         expanded = str(Path(path).expanduser())
     except RuntimeError as error:  # a home that is not known
@@ -72,11 +77,11 @@ def _open_path(path: str | bytes, subtree: str | None, by_file: bool) -> Checkpo
 
 def _read_path(path: str, subtree: str | None, by_file: bool) -> Contents:
     if Path(path).is_dir():
-        contents = read_folder(path, subtree, by_file)
-        beside = Path(path)
-    else:
-        contents = read_file(path, subtree)
-        beside = Path(path).parent
+        return _with_config(read_folder(path, subtree, by_file), Path(path))
+    return _with_config(read_file(path, subtree), Path(path).parent)
+
+
+def _with_config(contents: Contents, beside: Path) -> Contents:
     if contents.config is None:
         contents.config = _config_in(beside)
     return contents

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, Diagnostic
 from ..specs import DTYPES, dtype_name
 from .inert import Array, Blob, Fields, FileBytes, NumpyType, Opaque, Ordered, Storage, Tensor
 from .nodes import holds_tensors
@@ -324,7 +324,7 @@ def _numpy(*names: str) -> Callable[[Meaning], Meaning]:
 
 @_numpy("multiarray._reconstruct")
 def _new_array(vm: Unpickler, args: tuple[Any, ...]) -> Any:
-    return Array() if type(args[0]) is Opaque and args[0].path.endswith(".ndarray") else None
+    return Array() if type(args[0]) is Opaque and args[0].path.endswith((".ndarray", ".memmap")) else None
 
 
 @_numpy("dtype")
@@ -380,3 +380,14 @@ _SCALARS = {
     "b1": "?", "?": "?", "u1": "B", "i1": "b", "u2": "H", "i2": "h", "u4": "I", "i4": "i", "u8": "Q", "i8": "q",
     "f2": "e", "f4": "f", "f8": "d",
 }  # fmt: skip
+
+
+@_meaning("joblib.numpy_pickle.NumpyArrayWrapper", "joblib.numpy_pickle.NDArrayWrapper",
+          "joblib.numpy_pickle.ZNDArrayWrapper", "joblib.numpy_pickle_compat.NDArrayWrapper",
+          "joblib.numpy_pickle_compat.ZNDArrayWrapper")  # fmt: skip
+def _joblib_array(vm: Unpickler, args: tuple[Any, ...]) -> Any:
+    # the array's bytes come between two opcodes, so the pickle makes no sense to any reader but joblib
+    text = f"{vm.source!r} is a joblib file, which is not read here"
+    help = "if you trust the file, which runs code when it is loaded: "
+    help += f"import joblib, pickle; pickle.dump(joblib.load({vm.source!r}), open('new.pkl', 'wb'))"
+    raise CheckpointError(Diagnostic("unsupported-format", text, place=vm.source, help=help))

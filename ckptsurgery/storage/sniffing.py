@@ -13,6 +13,7 @@ from pathlib import Path
 from ..errors import CheckpointError, Diagnostic, Remedy
 from .contents import Contents
 from .files import os_error, stamp
+from .recognising import HEADS, head_problem
 from .safetensors_format import CHANGING, MAX_HEADER, read_safetensors
 from .sharded import read_index
 from .subtree import enter
@@ -24,32 +25,6 @@ _HEAD = 1024
 _LEGACY_TORCH = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"  # the pickled number that opens every legacy torch file
 _LFS = b"version https://git-lfs.github.com/spec/"
 _HTML = (b"<!doctype", b"<html", b"<?xml", b"<head", b"<!--")
-
-# magic bytes -> (code, what it is, what to do)
-_FOREIGN: dict[bytes, tuple[str, str, str]] = {
-    b"GGUF": ("gguf", "a GGUF file", "use the checkpoint that it was converted from, or the gguf package"),
-    b"\x89HDF\r\n\x1a\n": (
-        "hdf5",
-        "an HDF5 file (Keras, h5py)",
-        "read it with h5py and open the tensors: open({name: tensor})",
-    ),
-    b"\x1f\x8b": ("gzip", "a gzip archive", "unpack it first: tar -xzf or gunzip"),
-    b"\x28\xb5\x2f\xfd": ("zstd", "a zstd archive", "unpack it first: zstd -d"),
-    b"BZh": ("bzip2", "a bzip2 archive", "unpack it first: bunzip2"),
-    b"\xfd7zXZ\x00": ("xz", "an xz archive", "unpack it first: unxz"),
-    b"\x93NUMPY": ("numpy", "a single numpy array", "open({name: torch.from_numpy(numpy.load(path))})"),
-    b"\xde": (
-        "msgpack",
-        "a msgpack file (Flax)",
-        "read it with flax.serialization and open the tensors: open({name: tensor})",
-    ),
-    b"\xdf": (
-        "msgpack",
-        "a msgpack file (Flax)",
-        "read it with flax.serialization and open the tensors: open({name: tensor})",
-    ),
-    b"%PDF": ("pdf", "a PDF document", "check what was downloaded"),
-}
 
 
 def read_file(
@@ -81,14 +56,17 @@ def read_file(
 
 
 def _read_opened(path: str, subtree: str | None, file: FileIO, shard: bool, places: Mapping[str, str]) -> Contents:
+    def entered(contents: Contents) -> Contents:
+        return enter(contents, subtree, path) if subtree else contents
+
     head = file.read(_HEAD)
     kind = kind_of(head, os.fstat(file.fileno()).st_size)
     if kind == "safetensors" or (kind == "unknown" and path.endswith(".safetensors")):
         return read_safetensors(path, subtree, file)
     if kind == "zip":
-        from .torch_zip import read_torch_zip
+        from .zip_files import read_zip
 
-        return read_torch_zip(path, subtree)
+        return read_zip(path, subtree)
     if kind == "legacy":
         from .torch_legacy import read_torch_legacy
 
@@ -97,12 +75,16 @@ def _read_opened(path: str, subtree: str | None, file: FileIO, shard: bool, plac
         from .unpickle import read_pickle
 
         return read_pickle(path, subtree)
+    if kind == "npy":
+        from .numpy_format import read_npy
+
+        return entered(read_npy(path))
     if kind == "json" and _names_shards(path):
         if shard:
             text = f"{path!r}, which an index names as a shard, is an index itself"
             raise CheckpointError(Diagnostic("nested-index", text, path, help="an index names files that hold tensors"))
         contents = read_index(path, partial(read_file, shard=True, places=places), places)
-        return enter(contents, subtree, path) if subtree else contents
+        return entered(contents)
     raise CheckpointError(_refusal(path, kind, head))
 
 
@@ -122,17 +104,21 @@ def kind_of(head: bytes, size: int) -> str:
         return "zip"
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return "legacy" if _LEGACY_TORCH in head[:24] else "pickle"
+    if head.startswith(b"\x93NUMPY"):
+        return "npy"
     if head.startswith(_LFS):
         return "lfs"
+    if HEADS["openvino"][0](head):
+        return "openvino"
     if text[:9].lower().startswith(_HTML):
         return "html"
     if text.startswith((b"{", b"[")):
         return "json"
     if head[257:262] == b"ustar":
         return "tar"
-    for magic in _FOREIGN:
-        if head.startswith(magic):
-            return _FOREIGN[magic][0]
+    for kind, (recognised, _) in HEADS.items():
+        if recognised(head):
+            return kind
     return "text" if size >= 8 and text.isascii() and all(byte >= 9 for byte in text) else "unknown"
 
 
@@ -212,9 +198,9 @@ def _names_shards(path: str) -> bool:
 
 
 def _refusal(path: str, kind: str, head: bytes) -> Diagnostic:
-    for code, text, help in _FOREIGN.values():
-        if kind == code:
-            return Diagnostic("unsupported-format", f"{path!r} is {text}, which is not read here", path, help=help)
+    foreign = head_problem(kind, path)
+    if foreign is not None:
+        return foreign
     shown = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:80].decode("utf-8", "replace").replace("\n", " ")
     if kind == "empty":
         return Diagnostic("empty-file", f"{path!r} is empty", path, help="download or write the file again")

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 from ..errors import CheckpointError, Diagnostic
 from .contents import Contents
 from .files import os_error
+from .foreign_trees import refuse_part
 from .inert import Blob, FileBytes, Opaque, Storage
 from .nesting import find_model, settle
 from .nodes import name_of
@@ -47,6 +48,7 @@ def read_torch_legacy(path: str | os.PathLike[str], subtree: str | None = None) 
             parsed = _parse(file, 0, os.fstat(file.fileno()).st_size, source)
     except OSError as error:
         raise os_error(error, source) from error
+    refuse_part(parsed.tree, source)
     found = find_model(parsed.tree, subtree, source)
 
     def region(storage: Storage) -> Region:

@@ -9,36 +9,51 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterable
 from typing import Any
 
 from ..errors import CheckpointError
 from ..specs import DTYPES
 from .contents import Contents
 from .files import os_error
+from .foreign_trees import refuse_part
 from .inert import Storage
 from .json_text import parse_json
 from .nesting import find_model, settle
 from .pickle_calls import storage_dtype
 from .pickle_machine import Unpickler, damaged
 from .placing import Region, place_all
+from .recognising import zip_problem
 from .text import is_text
 from .zip_archive import ZipArchive, refused
 
-__all__ = ["METADATA_RECORD", "read_torch_zip"]
+__all__ = ["METADATA_RECORD", "holds_pickle", "read_torch_zip"]
 
 METADATA_RECORD = ".metadata.json"  # string metadata that torch has no place for and passes over
 
 _IN_MEMORY = 1 << 26  # bytes; a longer data.pkl is read through the file
-_SCRIPTED = "torch.save(torch.jit.load(path).state_dict(), new_path)"
+_FROZEN = (
+    "save the state_dict before torch.jit.freeze; the constants alone: import torch; m = torch.jit.load({path}); "
+    "g = m.inlined_graph; torch.save({n.output().debugName(): n.t('value') for n in g.findAllNodes('prim::Constant') "
+    "if 'value' in n.attributeNames() and n.kindOf('value') == 't'}, 'new.pt')"
+)
 _REMEDY = "torch.save(torch.load(path, weights_only=True), new_path) writes the records uncompressed"
 
 
-def read_torch_zip(path: str | os.PathLike[str], subtree: str | None = None) -> Contents:
+def holds_pickle(names: Iterable[str]) -> bool:
+    """Whether a zip file of these names is torch's: it has a `data.pkl` at the top or one folder down."""
+    return any(name.endswith("data.pkl") and name.count("/") <= 1 for name in names)
+
+
+def read_torch_zip(
+    path: str | os.PathLike[str], subtree: str | None = None, archive: ZipArchive | None = None
+) -> Contents:
     """The tensors of a file written by `torch.save`, without torch and without reading their data.
 
     Args:
         path: the file.
         subtree: dotted path of the mapping to take; None finds the model's (see `nesting`).
+        archive: its directory, if that was read already.
 
     Raises:
         CheckpointError: not a torch zip file, damaged, compressed, or no single state_dict in it.
@@ -46,17 +61,19 @@ def read_torch_zip(path: str | os.PathLike[str], subtree: str | None = None) -> 
     source = os.fspath(path)
     try:
         with open(source, "rb") as file:  # noqa: PTH123 - the path is kept as the caller spells it
-            archive = ZipArchive(file, source)
+            archive = archive or ZipArchive(file, source)
             root = _root(archive)
             tree = _unpickled(archive, root)
             big, metadata = _big_endian(archive, root), _metadata(archive, root)
     except OSError as error:
         raise os_error(error, source) from error
     try:
+        refuse_part(tree, source)
         found = find_model(tree, subtree, source)
     except CheckpointError as error:
         if f"{root}constants.pkl" in archive.records and error.diagnostics[0].code == "no-tensors":
-            raise refused(source, "torchscript", "is a TorchScript archive without plain tensors", _SCRIPTED) from None
+            why = "is a frozen TorchScript: its weights are constants of its code, without the model's names"
+            raise refused(source, "torchscript", why, _FROZEN.replace("{path}", repr(source))) from None
         raise
 
     def region(storage: Storage) -> Region:
@@ -84,15 +101,7 @@ def _root(archive: ZipArchive) -> str:
     names = list(archive.records)
     if roots:
         raise refused(archive.source, "damaged-zip", "holds more than one data.pkl")
-    if any(n.endswith("model.json") for n in names):
-        why = "is a TorchScript archive of an old version (model.json)"
-        raise refused(archive.source, "torchscript", why, _SCRIPTED)
-    if names and all(n.endswith(".npy") for n in names):
-        help = "torch.save({k: torch.from_numpy(v) for k, v in numpy.load(path).items()}, new_path)"
-        raise refused(archive.source, "not-a-checkpoint", "is a numpy archive (.npz), not a torch file", help)
-    shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
-    why = f"is a zip file but no torch file: it holds {shown or 'nothing'}"
-    raise refused(archive.source, "not-a-checkpoint", why)
+    raise zip_problem(names, archive.source)
 
 
 def _unpickled(archive: ZipArchive, root: str) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 from .contents import Contents
 from .files import os_error
+from .foreign_trees import refuse_part
 from .inert import Array, Joined, NumpyType, Storage
 from .nesting import find_model, settle
 from .pickle_machine import Unpickler, trailing
@@ -43,6 +44,7 @@ def read_pickle(path: str | os.PathLike[str], subtree: str | None = None) -> Con
                 raise trailing(source, size - file.tell(), "pickle.dump")
     except OSError as error:
         raise os_error(error, source) from error
+    refuse_part(tree, source)
     if _marks(tree, _DEPTH):
         tree = _plain(tree, _DEPTH)
     found = find_model(tree, subtree, source)

@@ -54,11 +54,17 @@ def test_without_an_index_all_files_are_one_checkpoint(folder: Path) -> None:
     assert codes(folder) == ["missing-shard"]
 
 
-def test_a_key_in_two_loose_files_is_an_error(tmp_path: Path) -> None:
-    save_file({"a": A, "b": B}, tmp_path / "one.safetensors")
-    save_file({"a": A}, tmp_path / "two.safetensors")
+def test_a_key_in_two_shards_is_an_error(tmp_path: Path) -> None:
+    save_file({"a": A, "b": B}, tmp_path / "m-00001-of-00002.safetensors")
+    save_file({"a": A}, tmp_path / "m-00002-of-00002.safetensors")
     assert codes(tmp_path) == ["duplicate-key"]
-    assert list(open_checkpoint(tmp_path, by_file=True)) == ["one/a", "one/b", "two/a"]
+
+
+def test_two_files_of_different_names_are_two_checkpoints(tmp_path: Path) -> None:
+    save_file({"a": A, "b": B}, tmp_path / "one.safetensors")
+    save_file({"c": A}, tmp_path / "two.safetensors")
+    assert codes(tmp_path) == ["ambiguous-folder"]
+    assert list(open_checkpoint(tmp_path, by_file=True)) == ["one/a", "one/b", "two/c"]
 
 
 def test_all_missing_shards_are_told_at_once(folder: Path) -> None:

@@ -68,7 +68,8 @@ def opened(hub: Hub, source: str, home: Path, *options: str, **env: str) -> dict
 
 
 def asked_for(hub: Hub) -> set[str]:
-    return {path.rpartition("/")[2] for method, path in hub.requests if method == "GET"}
+    """The files that were fetched; their list is asked for as well."""
+    return {path.rpartition("/")[2] for method, path in hub.requests if method == "GET" and "/resolve/" in path}
 
 
 def test_a_single_file_comes_with_its_config_and_without_the_pickle(hub: Hub, tmp_path: Path) -> None:

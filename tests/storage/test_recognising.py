@@ -1,0 +1,552 @@
+"""Files, folders and addresses of other programs: each entry of each table is met, named, and its remedy is run.
+
+A remedy that needs a library which is not installed is parsed; where the library is there, the file is a real one, the
+line is run as it is shown, and what it writes opens with the right values.
+"""
+
+from __future__ import annotations
+
+import ast
+import bz2
+import gzip
+import http.server
+import importlib.util
+import io
+import json
+import lzma
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import threading
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import ckptsurgery as cs
+from ckptsurgery.errors import CheckpointError, Diagnostic
+from ckptsurgery.storage.recognising import ADDRESSES, HEADS, ZIPS
+from ckptsurgery.storage.recognising_folders import FOLDERS
+
+W = numpy.arange(6, dtype=numpy.float32).reshape(2, 3)
+
+
+def there(library: str) -> bool:
+    return importlib.util.find_spec(library) is not None
+
+
+def refused(source: object) -> Diagnostic:
+    with pytest.raises(CheckpointError) as caught:
+        cs.open(source)
+    (problem,) = caught.value.diagnostics
+    return problem
+
+
+def holds_w(source: object) -> bool:
+    """Whether a checkpoint holds the array above under some name."""
+    with cs.open(source) as ckpt:
+        return any(ckpt[key].spec.shape == (2, 3) and torch.equal(ckpt[key].load(), torch.tensor(W)) for key in ckpt)
+
+
+def pasted(help: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> object | None:
+    """Run a help text as a user pastes it; None where its library is not installed and it could only be parsed."""
+    monkeypatch.chdir(folder)
+    code = re.search(r"(?:^|: )((?:import|from|open\(|torch\.).*)", help)
+    if code is None:
+        return None
+    line = code[1].split(", and join")[0]
+    tree = ast.parse(line)
+    if line.startswith("open("):
+        return eval(line, {"open": cs.open})
+    roots = {
+        name.name.partition(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names
+    }
+    roots |= {str(n.module).partition(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    if not all(map(there, roots)):
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exec(line, {"torch": torch})
+    return cs.open(next(path for name in ("new.pkl", "new.pt", "new.npz") if (path := folder / name).exists()))
+
+
+# files
+
+
+def gguf_file(path: Path) -> None:
+    if not there("gguf"):
+        path.write_bytes(b"GGUF\3\0\0\0" + bytes(100))
+        return
+    import gguf
+
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tensor("w", W)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def hdf5_bytes() -> bytes:
+    if not there("h5py"):
+        return b"\x89HDF\r\n\x1a\n" + bytes(100)
+    import h5py
+
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        file.create_dataset("layers/dense/vars/0", data=W)
+        file.create_dataset("layers/name", data="dense")
+    return buffer.getvalue()
+
+
+def joblib_zlib(path: Path) -> None:
+    if there("joblib"):
+        import joblib
+
+        joblib.dump({"w": W}, path, compress=("zlib", 3))
+    else:
+        import zlib
+
+        path.write_bytes(zlib.compress(pickle.dumps({"w": W})))
+
+
+def flax_bytes() -> bytes:
+    if there("flax"):
+        import flax.serialization
+
+        return flax.serialization.msgpack_serialize({"params": {"w": W}})
+    return b"\x81\xa6params\x81\xa1w\xc7\x26\x01" + bytes(0x26)
+
+
+def onnx_file(path: Path) -> None:
+    if not there("onnx"):
+        path.write_bytes(b"\x08\x08\x12\x07pytorch\x1a\x05" + b"1.13.0" + bytes(64))
+        return
+    import onnx
+    from onnx import helper, numpy_helper
+
+    graph = helper.make_graph([], "g", [], [], [numpy_helper.from_array(W, "w")])
+    onnx.save(helper.make_model(graph, producer_name="test"), path)
+
+
+def openvino_file(path: Path) -> None:
+    if not there("openvino"):
+        path.write_bytes(b'<?xml version="1.0"?>\n<net name="Model0" version="11">\n<layers>')
+        path.with_suffix(".bin").write_bytes(bytes(24))
+        return
+    import openvino
+    from openvino import opset13 as ops
+
+    given = ops.parameter([2, 3], numpy.float32)
+    model = openvino.Model([ops.add(given, ops.constant(W))], [given])
+    openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def plain_pickle() -> bytes:
+    return pickle.dumps({"w": W})
+
+
+def written(data: bytes) -> Callable[[Path], None]:
+    return lambda path: path.write_bytes(data) and None
+
+
+FILES: dict[str, tuple[str, Callable[[Path], Any]]] = {
+    "gguf": ("x.gguf", gguf_file),
+    "hdf5": ("x.h5", lambda path: path.write_bytes(hdf5_bytes())),
+    "gzip": ("x.gz", written(gzip.compress(plain_pickle()))),
+    "zstd": ("x.zst", written(b"\x28\xb5\x2f\xfd" + bytes(50))),
+    "bzip2": ("x.bz2", written(bz2.compress(plain_pickle()))),
+    "xz": ("x.xz", written(lzma.compress(plain_pickle()))),
+    "zlib": ("x.joblib", joblib_zlib),
+    "tflite": ("x.tflite", written(b"\x1c\0\0\0TFL3" + bytes(100))),
+    "openvino": ("x.xml", openvino_file),
+    "msgpack": ("flax_model.msgpack", lambda path: path.write_bytes(flax_bytes())),
+    "onnx": ("x.onnx", onnx_file),
+    "savedmodel": ("saved_model.pb", written(b"\x08\x01\x12\xd1\x2a\x0a\x1c\x12\x04\x08\x01\x12\0" + bytes(99))),
+    "coreml": ("x.mlmodel", written(b"\x08\x05\x12\x9e\x03\x0a\x12\x0a\x05image\x12\0" + bytes(99))),
+    "pdf": ("x.pdf", written(b"%PDF-1.7\n")),
+}
+SHELL = {"gzip": "gunzip", "bzip2": "bunzip2", "xz": "xz", "zstd": "zstd"}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("in_folder", [False, True])
+def test_a_file_of_another_program_is_named_and_its_remedy_works(
+    kind: str, in_folder: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, make = FILES[kind]
+    path = tmp_path / "model" / name
+    path.parent.mkdir()
+    make(path)
+    problem = refused(path)
+    assert problem.code == "unsupported-format"
+    assert HEADS[kind][1].text in problem.headline
+    assert "{" not in str(problem.help).replace("{}", "").replace("{t.name", "").replace("{op", "").replace("{k", "")
+    if in_folder and kind not in ("gzip", "zstd", "bzip2", "xz", "pdf", "savedmodel"):
+        assert refused(path.parent).headline == problem.headline
+    if kind in SHELL:
+        command = str(problem.help).removeprefix("unpack it: ")
+        if shutil.which(SHELL[kind]) and kind != "zstd":
+            subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+            assert holds_w(tmp_path / "new.bin")
+    else:
+        made = pasted(str(problem.help), tmp_path, monkeypatch)
+        assert made is None or holds_w(made)
+
+
+@pytest.mark.parametrize(
+    "head", [b"\x81\xa6params\x80", b"\x83\xa1a\x01", b"\xde\0\x11\xa6params", b"\x8f\xd9\x21" + b"k" * 33]
+)
+def test_a_msgpack_mapping_of_few_keys_is_one(head: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(head)
+    assert "msgpack" in refused(tmp_path / "x").headline
+
+
+# zip files
+
+
+def zipped(path: Path, **records: bytes) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in records.items():
+            archive.writestr(name.replace("__", "/").replace("_dot_", "."), data)
+
+
+def packaged(path: Path) -> None:
+    with torch.package.PackageExporter(path) as exporter:
+        exporter.save_pickle("m", "w.pkl", {"w": torch.tensor(W)})
+
+
+ZIPPED: dict[str, Callable[[Path], Any]] = {
+    "keras": lambda path: zipped(
+        path, metadata_dot_json=b"{}", config_dot_json=b"{}", model_dot_weights_dot_h5=hdf5_bytes()
+    ),
+    "package": packaged,
+    "old-torchscript": lambda path: zipped(path, x__model_dot_json=b"{}", x__version=b"1"),
+    "zipped": lambda path: zipped(path, model_dot_pkl=plain_pickle()),
+}
+
+
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+@pytest.mark.parametrize("kind", ZIPS)
+def test_a_zip_file_of_another_program_is_named_and_its_remedy_works(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.keras"
+    ZIPPED[kind](path)
+    problem = refused(path)
+    assert ZIPS[kind][1].text in problem.headline
+    if kind == "package":
+        call = re.search(r"torch\.package\.\S+\(.*?\)\.load_pickle\(package, resource\)", str(problem.help))
+        assert call is not None
+        found = eval(call[0], {"torch": torch, "package": "m", "resource": "w.pkl"})
+        assert torch.equal(found["w"], torch.tensor(W))
+    elif kind == "zipped":
+        subprocess.run(str(problem.help).removeprefix("unpack it: "), shell=True, check=True, cwd=tmp_path)
+        assert holds_w(tmp_path / "new_folder" / "model.pkl")
+    elif kind == "keras":
+        made = pasted(str(problem.help), tmp_path, monkeypatch)
+        assert made is None or holds_w(made)
+    else:
+        assert ast.parse(str(problem.help))
+
+
+# torch's own files that are no state_dict
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_frozen_torchscript_is_named_and_its_constants_can_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    linear = torch.nn.Linear(3, 2)
+    with torch.no_grad():
+        linear.weight.copy_(torch.tensor(W))
+    frozen = torch.jit.freeze(torch.jit.script(linear.eval()))
+    torch.jit.save(frozen, str(tmp_path / "x.pt"))
+    problem = refused(tmp_path / "x.pt")
+    assert problem.code == "torchscript"
+    assert "frozen" in problem.headline
+    assert holds_w(pasted(str(problem.help), tmp_path, monkeypatch))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_an_exported_program_is_read(tmp_path: Path) -> None:
+    class Tied(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = torch.nn.Linear(3, 3, bias=False), torch.nn.BatchNorm1d(3)
+            self.c = torch.nn.Linear(3, 3, bias=False).to(torch.bfloat16)
+            self.d = torch.nn.Linear(3, 3, bias=False)
+            self.d.weight = self.a.weight
+            self.register_buffer("t", torch.arange(6.0).reshape(2, 3).T[1:])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.d(self.b(self.a(x))) + self.c(x.to(torch.bfloat16)).float() + self.t.sum()
+
+    module = Tied().eval()
+    torch.export.save(torch.export.export(module, (torch.ones(2, 3),)), tmp_path / "x.pt2")
+    live = module.state_dict()
+    for source in (tmp_path / "x.pt2", tmp_path):
+        with cs.open(source) as ckpt:
+            assert set(ckpt) == set(live)
+            assert all(torch.equal(ckpt[key].load(), live[key]) for key in live)
+            assert [sorted(tie.names) for tie in ckpt.ties] == [["a.weight", "d.weight"]]
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_numpy_files_are_read_where_they_are_stored(order: Any, tmp_path: Path) -> None:
+    arrays = {
+        "a/w": numpy.asarray(W, order=order), "big": W.astype(">f8"), "n": numpy.int64(3), "none": numpy.zeros((0, 2)),
+        "half": W.astype(numpy.float16), "flags": W > 2, "z": W.astype(numpy.complex64),
+    }  # fmt: skip
+    numpy.savez(tmp_path / "x.npz", **arrays, names=numpy.array(["a", "b"]), things=numpy.array([{}], dtype=object))
+    for source in (tmp_path / "x.npz", tmp_path):
+        with cs.open(source) as ckpt:
+            assert set(ckpt) == set(arrays)
+            for key, value in arrays.items():
+                native = numpy.ascontiguousarray(value, dtype=value.dtype.newbyteorder("=")).reshape(value.shape)
+                assert torch.equal(ckpt[key].load(), torch.from_numpy(native)), key
+            assert set(ckpt.extras) == {"names", "things"}
+    numpy.save(tmp_path / "x.npy", numpy.asarray(W, order=order))
+    with cs.open(tmp_path / "x.npy") as ckpt:
+        assert list(ckpt) == ["tensor"]
+        assert torch.equal(ckpt["tensor"].load(), torch.tensor(W))
+
+
+def test_numpy_files_that_are_not_plain_have_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    numpy.savez_compressed(tmp_path / "c.npz", w=W)
+    problem = refused(tmp_path / "c.npz")
+    assert problem.code == "compressed-records"
+    assert holds_w(pasted(str(problem.help), tmp_path, monkeypatch))
+    (tmp_path / "new.npz").unlink()
+    numpy.save(tmp_path / "o.npy", numpy.array({"w": W}, dtype=object), allow_pickle=True)
+    problem = refused(tmp_path / "o.npy")
+    assert "objects" in problem.headline
+    assert holds_w(pasted(str(problem.help), tmp_path, monkeypatch))
+    raw = (tmp_path / "o.npy").read_bytes()
+    for end in range(6, 70):
+        (tmp_path / "cut.npy").write_bytes(raw[:end])
+        assert refused(tmp_path / "cut.npy").code == "unsupported-format"
+
+
+def test_joblib_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.pkl"
+    if there("joblib"):
+        import joblib
+
+        joblib.dump({"w": W}, path)
+    else:
+        path.write_bytes(
+            b"\x80\x04}\x8c\x01wcjoblib.numpy_pickle\nNumpyArrayWrapper\n)\x81}\x8c\x05shapeK\x02K\x03\x86sb"
+            + bytes(24)
+        )
+    problem = refused(path)
+    assert problem.code == "unsupported-format"
+    assert "joblib" in problem.headline
+    made = pasted(str(problem.help), tmp_path, monkeypatch)
+    assert made is None or holds_w(made)
+
+
+# folders
+
+
+def dcp(folder: Path) -> None:
+    from torch.distributed.checkpoint import save
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        save({"w": torch.tensor(W), "b": torch.ones(2)}, checkpoint_id=folder, no_dist=True)
+
+
+def zero(folder: Path, stage: int) -> Path:
+    """A step's folder as DeepSpeed writes it on two ranks."""
+    step = folder / "global_step10"
+    step.mkdir(parents=True)
+    shapes = [{"w": torch.Size([2, 3])}]
+    for rank in range(2):
+        held = torch.tensor(W) if stage < 3 else torch.empty(0)
+        name = "mp_rank_00" if stage < 3 else f"zero_pp_rank_{rank}_mp_rank_00"
+        state = {"module": {"w": held}, "param_shapes": shapes, "ds_version": "0.15", "global_steps": 10}
+        torch.save(state, step / f"{name}_model_states.pt")
+        moments = {"optimizer_state_dict": {"zero_stage": stage, "fp32_flat_groups": [torch.ones(3)]}}
+        torch.save(moments, step / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
+    (folder / "latest").write_text("global_step10")
+    (folder / "zero_to_fp32.py").write_text("# deepspeed's own")
+    return step
+
+
+def megatron(folder: Path) -> Path:
+    step = folder / "iter_0000100"
+    for rank in range(2):
+        (step / f"mp_rank_0{rank}").mkdir(parents=True)
+        state = {"model": {"w": torch.tensor(W)}, "iteration": 100, "optimizer": {"state": {}, "param_groups": []}}
+        torch.save(state, step / f"mp_rank_0{rank}" / "model_optim_rng.pt")
+    (folder / "latest_checkpointed_iteration.txt").write_text("100")
+    return step
+
+
+def parts(folder: Path, *names: str, **beside: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        save_file({"w": torch.tensor(W)}, folder / name)
+    for name, text in beside.items():
+        (folder / (name + ".json")).write_text(text)
+
+
+def empty(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"\0" * 64)
+
+
+SHA = "0123456789abcdef0123456789abcdef01234567"
+
+
+def cached(folder: Path) -> None:
+    parts(folder, f"snapshots/{SHA}/model.safetensors")
+    empty(folder, "refs/main", "blobs/x")
+
+
+def orbax(folder: Path) -> None:
+    if not there("orbax"):
+        empty(folder, "_METADATA", "_CHECKPOINT_METADATA", "d/x", "manifest.ocdbt")
+        return
+    import orbax.checkpoint
+
+    folder.rmdir()
+    orbax.checkpoint.PyTreeCheckpointer().save(folder.absolute(), {"params": {"w": W}})
+
+
+LAID_OUT: dict[str, Callable[[Path], Any]] = {
+    "dcp": dcp,
+    "zero-stage-3": lambda folder: zero(folder, 3),
+    "zero": lambda folder: zero(folder, 2),
+    "zero-root": lambda folder: zero(folder, 1) and None,
+    "megatron": megatron,
+    "megatron-root": lambda folder: megatron(folder) and None,
+    "diffusers": lambda folder: parts(
+        folder, "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors", model_index="{}"
+    ),
+    "sentence-transformers": lambda folder: parts(
+        folder, "model.safetensors", "2_Dense/model.safetensors", modules="[]"
+    ),
+    "hub-repo": cached,
+    "hub-cache": lambda folder: parts(folder, f"models--org--name/snapshots/{SHA}/model.safetensors"),
+    "saved-model": lambda folder: empty(folder, "saved_model.pb", "variables/variables.index"),
+    "tensorflow": lambda folder: empty(folder, "checkpoint", "model.ckpt.index", "model.ckpt.data-00000-of-00001"),
+    "orbax": orbax,
+    "mlpackage": lambda folder: empty(folder, "Manifest.json", "Data/com.apple.CoreML/model.mlmodel"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_a_folder_of_another_program_is_named_and_leads_on(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "ckpt"
+    folder.mkdir()
+    folder = LAID_OUT[kind](folder) or folder
+    problem = refused(folder)
+    assert FOLDERS[kind].text in problem.headline
+    assert problem.code == ("ambiguous-folder" if problem.notes else "unsupported-format")
+    for note in problem.notes:
+        assert os.path.lexists(note)
+    help = str(problem.help)
+    if kind == "hub-cache":
+        assert help.endswith("'hf://org/name'")
+    elif help.startswith("open one of them: "):
+        part = ast.literal_eval(help.removeprefix("open one of them: "))
+        if kind in ("zero-root", "megatron-root"):
+            assert refused(part).headline != problem.headline
+        else:
+            assert holds_w(part)
+    else:
+        made = pasted(help, tmp_path, monkeypatch)
+        assert made is None or holds_w(made)
+        assert made is not None or kind in ("zero-stage-3", "saved-model", "tensorflow", "orbax", "mlpackage")
+
+
+@pytest.mark.parametrize("file", [".metadata", "zero_pp_rank_0_mp_rank_00_model_states.pt"])
+def test_a_part_of_a_sharded_checkpoint_is_not_opened_as_a_model(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "ckpt"
+    folder.mkdir()
+    if file == ".metadata":
+        dcp(folder)
+        problem = refused(folder / file)
+        assert "torch.distributed.checkpoint" in problem.headline
+        assert holds_w(pasted(str(problem.help), tmp_path, monkeypatch))
+    else:
+        problem = refused(zero(folder, 3) / file)
+        assert problem.code == "partitioned-model"
+        assert "stage 3" in problem.headline
+        assert ast.parse(str(problem.help))
+
+
+def test_a_trainers_folder_with_steps_of_deepspeed_is_its_model(tmp_path: Path) -> None:
+    zero(tmp_path, 2)
+    parts(tmp_path, "model.safetensors", config="{}")
+    assert holds_w(tmp_path)
+
+
+# addresses
+
+
+def test_addresses_are_named_with_a_way_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file({"w": torch.tensor(W)}, tmp_path / "x.safetensors")
+    served = type("Served", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
+    handler = lambda *args: served(*args, directory=str(tmp_path))  # noqa: E731
+    (tmp_path / "here").mkdir()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        problem = refused(f"http://127.0.0.1:{server.server_port}/x.safetensors?download=1")
+        assert problem.code == "address"
+        monkeypatch.chdir(tmp_path / "here")
+        exec(str(problem.help))
+        server.shutdown()
+    assert holds_w("x.safetensors")
+    import fsspec
+
+    fsspec.filesystem("memory").pipe("/m/x.safetensors", (tmp_path / "x.safetensors").read_bytes())
+    (tmp_path / "here" / "x.safetensors").unlink()
+    exec(str(refused("memory://m/x.safetensors").help))
+    assert holds_w("x.safetensors")
+    made = eval(str(refused(f"file://{tmp_path}/x.safetensors").help), {"open": cs.open})
+    assert holds_w(made)
+
+
+@pytest.mark.parametrize(
+    ("address", "help"),
+    [
+        ("https://huggingface.co/org/repo", "open('hf://org/repo')"),
+        ("https://huggingface.co/org/repo/tree/main", "open('hf://org/repo@main')"),
+        ("https://huggingface.co/org/repo/resolve/v1/a/b.bin?download=true", "open('hf://org/repo@v1/a/b.bin')"),
+        ("s3://bucket/a/model.safetensors", "aws s3 cp 's3://bucket/a/model.safetensors' 'model.safetensors'"),
+        ("gs://bucket/model.pt", "gcloud storage cp 'gs://bucket/model.pt' 'model.pt'"),
+        ("HTTPS://host/", "import torch; torch.hub.download_url_to_file('HTTPS://host/', 'host')"),
+    ],
+)
+def test_the_way_from_an_address(address: str, help: str) -> None:
+    problem = refused(address)
+    assert problem.code == "address"
+    assert problem.help == help
+
+
+def test_every_scheme_has_a_remedy_for_its_own_address() -> None:
+    for scheme in ADDRESSES:
+        problem = refused(f"{scheme or 'abfs'}://host/folder/model.bin")
+        assert "{" not in str(problem.help)
+        assert "model.bin" in str(problem.help)
+
+
+def test_a_json_file_of_a_model_is_not_taken_for_an_address(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(json.dumps({"a": 1}))
+    assert refused(tmp_path / "x.json").code == "json-page"
