@@ -199,8 +199,9 @@ def test_a_checkpoint_is_a_mapping_that_describes_itself(path: Path) -> None:
 
 
 def test_each_file_is_opened_once_for_its_header_and_once_for_its_data(tmp_path: Path) -> None:
-    for part in "abc":
-        save_file({f"{part}.{i}": torch.ones(2) for i in range(10)}, tmp_path / f"{part}.safetensors")
+    for number, part in enumerate("abc", 1):
+        file = tmp_path / f"model-0000{number}-of-00003.safetensors"
+        save_file({f"{part}.{i}": torch.ones(2) for i in range(10)}, file)
     OPENED.clear()
     with open_checkpoint(tmp_path) as ckpt:
         weights = [name for name in OPENED if name.endswith(".safetensors")]

@@ -9,18 +9,12 @@ from __future__ import annotations
 import ast
 import bz2
 import gzip
-import http.server
-import importlib.util
 import io
-import json
 import lzma
-import os
 import pickle
 import re
 import shutil
 import subprocess
-import threading
-import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -29,54 +23,10 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from safetensors.torch import save_file
+from foreign import W, holds_w, pasted, refused, there
 
 import ckptsurgery as cs
-from ckptsurgery.errors import CheckpointError, Diagnostic
-from ckptsurgery.storage.recognising import ADDRESSES, HEADS, ZIPS
-from ckptsurgery.storage.recognising_folders import FOLDERS
-
-W = numpy.arange(6, dtype=numpy.float32).reshape(2, 3)
-
-
-def there(library: str) -> bool:
-    return importlib.util.find_spec(library) is not None
-
-
-def refused(source: object) -> Diagnostic:
-    with pytest.raises(CheckpointError) as caught:
-        cs.open(source)
-    (problem,) = caught.value.diagnostics
-    return problem
-
-
-def holds_w(source: object) -> bool:
-    """Whether a checkpoint holds the array above under some name."""
-    with cs.open(source) as ckpt:
-        return any(ckpt[key].spec.shape == (2, 3) and torch.equal(ckpt[key].load(), torch.tensor(W)) for key in ckpt)
-
-
-def pasted(help: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> object | None:
-    """Run a help text as a user pastes it; None where its library is not installed and it could only be parsed."""
-    monkeypatch.chdir(folder)
-    code = re.search(r"(?:^|: )((?:import|from|open\(|torch\.).*)", help)
-    if code is None:
-        return None
-    line = code[1].split(", and join")[0]
-    tree = ast.parse(line)
-    if line.startswith("open("):
-        return eval(line, {"open": cs.open})
-    roots = {
-        name.name.partition(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names
-    }
-    roots |= {str(n.module).partition(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-    if not all(map(there, roots)):
-        return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        exec(line, {"torch": torch})
-    return cs.open(next(path for name in ("new.pkl", "new.pt", "new.npz") if (path := folder / name).exists()))
-
+from ckptsurgery.storage.recognising import HEADS, ZIPS
 
 # files
 
@@ -352,201 +302,3 @@ def test_joblib_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "joblib" in problem.headline
     made = pasted(str(problem.help), tmp_path, monkeypatch)
     assert made is None or holds_w(made)
-
-
-# folders
-
-
-def dcp(folder: Path) -> None:
-    from torch.distributed.checkpoint import save
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        save({"w": torch.tensor(W), "b": torch.ones(2)}, checkpoint_id=folder, no_dist=True)
-
-
-def zero(folder: Path, stage: int) -> Path:
-    """A step's folder as DeepSpeed writes it on two ranks."""
-    step = folder / "global_step10"
-    step.mkdir(parents=True)
-    shapes = [{"w": torch.Size([2, 3])}]
-    for rank in range(2):
-        held = torch.tensor(W) if stage < 3 else torch.empty(0)
-        name = "mp_rank_00" if stage < 3 else f"zero_pp_rank_{rank}_mp_rank_00"
-        state = {"module": {"w": held}, "param_shapes": shapes, "ds_version": "0.15", "global_steps": 10}
-        torch.save(state, step / f"{name}_model_states.pt")
-        moments = {"optimizer_state_dict": {"zero_stage": stage, "fp32_flat_groups": [torch.ones(3)]}}
-        torch.save(moments, step / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
-    (folder / "latest").write_text("global_step10")
-    (folder / "zero_to_fp32.py").write_text("# deepspeed's own")
-    return step
-
-
-def megatron(folder: Path) -> Path:
-    step = folder / "iter_0000100"
-    for rank in range(2):
-        (step / f"mp_rank_0{rank}").mkdir(parents=True)
-        state = {"model": {"w": torch.tensor(W)}, "iteration": 100, "optimizer": {"state": {}, "param_groups": []}}
-        torch.save(state, step / f"mp_rank_0{rank}" / "model_optim_rng.pt")
-    (folder / "latest_checkpointed_iteration.txt").write_text("100")
-    return step
-
-
-def parts(folder: Path, *names: str, **beside: str) -> None:
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        save_file({"w": torch.tensor(W)}, folder / name)
-    for name, text in beside.items():
-        (folder / (name + ".json")).write_text(text)
-
-
-def empty(folder: Path, *names: str) -> None:
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(b"\0" * 64)
-
-
-SHA = "0123456789abcdef0123456789abcdef01234567"
-
-
-def cached(folder: Path) -> None:
-    parts(folder, f"snapshots/{SHA}/model.safetensors")
-    empty(folder, "refs/main", "blobs/x")
-
-
-def orbax(folder: Path) -> None:
-    if not there("orbax"):
-        empty(folder, "_METADATA", "_CHECKPOINT_METADATA", "d/x", "manifest.ocdbt")
-        return
-    import orbax.checkpoint
-
-    folder.rmdir()
-    orbax.checkpoint.PyTreeCheckpointer().save(folder.absolute(), {"params": {"w": W}})
-
-
-LAID_OUT: dict[str, Callable[[Path], Any]] = {
-    "dcp": dcp,
-    "zero-stage-3": lambda folder: zero(folder, 3),
-    "zero": lambda folder: zero(folder, 2),
-    "zero-root": lambda folder: zero(folder, 1) and None,
-    "megatron": megatron,
-    "megatron-root": lambda folder: megatron(folder) and None,
-    "diffusers": lambda folder: parts(
-        folder, "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors", model_index="{}"
-    ),
-    "sentence-transformers": lambda folder: parts(
-        folder, "model.safetensors", "2_Dense/model.safetensors", modules="[]"
-    ),
-    "hub-repo": cached,
-    "hub-cache": lambda folder: parts(folder, f"models--org--name/snapshots/{SHA}/model.safetensors"),
-    "saved-model": lambda folder: empty(folder, "saved_model.pb", "variables/variables.index"),
-    "tensorflow": lambda folder: empty(folder, "checkpoint", "model.ckpt.index", "model.ckpt.data-00000-of-00001"),
-    "orbax": orbax,
-    "mlpackage": lambda folder: empty(folder, "Manifest.json", "Data/com.apple.CoreML/model.mlmodel"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", FOLDERS)
-def test_a_folder_of_another_program_is_named_and_leads_on(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "ckpt"
-    folder.mkdir()
-    folder = LAID_OUT[kind](folder) or folder
-    problem = refused(folder)
-    assert FOLDERS[kind].text in problem.headline
-    assert problem.code == ("ambiguous-folder" if problem.notes else "unsupported-format")
-    for note in problem.notes:
-        assert os.path.lexists(note)
-    help = str(problem.help)
-    if kind == "hub-cache":
-        assert help.endswith("'hf://org/name'")
-    elif help.startswith("open one of them: "):
-        part = ast.literal_eval(help.removeprefix("open one of them: "))
-        if kind in ("zero-root", "megatron-root"):
-            assert refused(part).headline != problem.headline
-        else:
-            assert holds_w(part)
-    else:
-        made = pasted(help, tmp_path, monkeypatch)
-        assert made is None or holds_w(made)
-        assert made is not None or kind in ("zero-stage-3", "saved-model", "tensorflow", "orbax", "mlpackage")
-
-
-@pytest.mark.parametrize("file", [".metadata", "zero_pp_rank_0_mp_rank_00_model_states.pt"])
-def test_a_part_of_a_sharded_checkpoint_is_not_opened_as_a_model(
-    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "ckpt"
-    folder.mkdir()
-    if file == ".metadata":
-        dcp(folder)
-        problem = refused(folder / file)
-        assert "torch.distributed.checkpoint" in problem.headline
-        assert holds_w(pasted(str(problem.help), tmp_path, monkeypatch))
-    else:
-        problem = refused(zero(folder, 3) / file)
-        assert problem.code == "partitioned-model"
-        assert "stage 3" in problem.headline
-        assert ast.parse(str(problem.help))
-
-
-def test_a_trainers_folder_with_steps_of_deepspeed_is_its_model(tmp_path: Path) -> None:
-    zero(tmp_path, 2)
-    parts(tmp_path, "model.safetensors", config="{}")
-    assert holds_w(tmp_path)
-
-
-# addresses
-
-
-def test_addresses_are_named_with_a_way_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_file({"w": torch.tensor(W)}, tmp_path / "x.safetensors")
-    served = type("Served", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
-    handler = lambda *args: served(*args, directory=str(tmp_path))  # noqa: E731
-    (tmp_path / "here").mkdir()
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        problem = refused(f"http://127.0.0.1:{server.server_port}/x.safetensors?download=1")
-        assert problem.code == "address"
-        monkeypatch.chdir(tmp_path / "here")
-        exec(str(problem.help))
-        server.shutdown()
-    assert holds_w("x.safetensors")
-    import fsspec
-
-    fsspec.filesystem("memory").pipe("/m/x.safetensors", (tmp_path / "x.safetensors").read_bytes())
-    (tmp_path / "here" / "x.safetensors").unlink()
-    exec(str(refused("memory://m/x.safetensors").help))
-    assert holds_w("x.safetensors")
-    made = eval(str(refused(f"file://{tmp_path}/x.safetensors").help), {"open": cs.open})
-    assert holds_w(made)
-
-
-@pytest.mark.parametrize(
-    ("address", "help"),
-    [
-        ("https://huggingface.co/org/repo", "open('hf://org/repo')"),
-        ("https://huggingface.co/org/repo/tree/main", "open('hf://org/repo@main')"),
-        ("https://huggingface.co/org/repo/resolve/v1/a/b.bin?download=true", "open('hf://org/repo@v1/a/b.bin')"),
-        ("s3://bucket/a/model.safetensors", "aws s3 cp 's3://bucket/a/model.safetensors' 'model.safetensors'"),
-        ("gs://bucket/model.pt", "gcloud storage cp 'gs://bucket/model.pt' 'model.pt'"),
-        ("HTTPS://host/", "import torch; torch.hub.download_url_to_file('HTTPS://host/', 'host')"),
-    ],
-)
-def test_the_way_from_an_address(address: str, help: str) -> None:
-    problem = refused(address)
-    assert problem.code == "address"
-    assert problem.help == help
-
-
-def test_every_scheme_has_a_remedy_for_its_own_address() -> None:
-    for scheme in ADDRESSES:
-        problem = refused(f"{scheme or 'abfs'}://host/folder/model.bin")
-        assert "{" not in str(problem.help)
-        assert "model.bin" in str(problem.help)
-
-
-def test_a_json_file_of_a_model_is_not_taken_for_an_address(tmp_path: Path) -> None:
-    (tmp_path / "x.json").write_text(json.dumps({"a": 1}))
-    assert refused(tmp_path / "x.json").code == "json-page"
