@@ -5,6 +5,7 @@ The rules, for a tree of mappings, lists and tensors:
 1. A *branch* is a mapping or list with tensors in it. An optimizer is recognised by its shape (`state` beside
    `param_groups`) or by its name (`optim…`) and is never the model; neither is a mapping of scalars and integers
    alone (a scheduler, a random state, the scores of a callback) or a bare list while something else has weights in it.
+   Settings and statistics beside a model (arrays in `config`, vectors in `norm_stats`) are left with the rest.
 2. A mapping with tensors directly in it is a *state_dict*. Where one branch alone has any, that is the model, however
    deep: `{"checkpoint": {"model": {…}, "epoch": 3}}` gives `checkpoint.model`. Tensors that lie loose beside a
    state_dict with dotted keys (a mean, a loss) stay with the rest.
@@ -32,16 +33,12 @@ from ..errors import CheckpointError, Diagnostic, Remedy
 from ..wording import counted
 from .frames import Frame, levels_of
 from .inert import Opaque, Ordered
-from .nodes import DEPTH, children, is_lost, is_state, is_tensor, name_of, settle
+from .nodes import DEPTH, MODEL_NAMES, children, is_lost, is_state, is_tensor, name_of, settle, without_settings
 from .powers import powerful, refuse_code
 from .unreadable import told_apart
 
 __all__ = ["Located", "find_model", "flatten", "locate", "settle"]
 
-_MODEL_NAMES = frozenset(
-    {"model", "models", "module", "net", "network", "params", "parameters", "state_dict", "model_state_dict",
-     "model_state", "weights", "variables", "target"}
-)  # fmt: skip
 _NODES = 1_000_000
 _FREE = 1 << 25  # bytes of paths that any file may have
 _A_PATH = 160  # bytes of a path beside its text
@@ -222,14 +219,14 @@ def _decide(tree: Any, source: str) -> Path:
     if not survey.tensors:
         _no_tensors(tree, source)
     budget = [100_000]
-    candidates = list(_candidates(tree, (), memo, survey.strong, budget))
+    candidates = without_settings(list(_candidates(tree, (), memo, survey.strong, budget)))
     found = [path for path, _ in candidates]
     if len(found) == 1:
         return found[0]
     if not found:
         return ()
     above = _common(found)
-    named = next((above[:i] for i in range(len(above), 0, -1) if above[i - 1] in _MODEL_NAMES), None)
+    named = next((above[:i] for i in range(len(above), 0, -1) if above[i - 1] in MODEL_NAMES), None)
     if named is not None and () not in found and not _copies([node for _, node in candidates]):
         return named
     return _ambiguous(tree, found, above, source)

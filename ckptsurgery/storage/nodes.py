@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
@@ -9,8 +10,29 @@ from typing import Any
 from ..errors import CheckpointError
 from .inert import Array, Blob, Fields, FileBytes, Joined, Opaque, Ordered, Tensor
 
-__all__ = ["DEPTH", "children", "holds_tensors", "is_lost", "is_state", "is_tensor", "lost", "name_of", "settle"]
+__all__ = [
+    "DEPTH",
+    "MODEL_NAMES",
+    "children",
+    "holds_tensors",
+    "is_lost",
+    "is_state",
+    "is_tensor",
+    "lost",
+    "name_of",
+    "settle",
+    "without_settings",
+]
 
+MODEL_NAMES = frozenset(
+    {"model", "models", "module", "net", "network", "params", "parameters", "state_dict", "model_state_dict",
+     "model_state", "weights", "variables", "target"}
+)  # fmt: skip
+"""Names that training code gives to the mapping that is the model."""
+_SETTINGS = re.compile(
+    r"(?:\w*_)?(?:config(?:s|uration)?|cfg|conf|args|arguments|[hp]params|hyper_?param\w*|options|settings|stats|statistics)",
+    re.IGNORECASE,
+)
 DEPTH = 64  # mappings within mappings; real checkpoints have a dozen
 _LONGEST = 1 << 26  # bytes; a longer byte string among the extras is not read
 
@@ -193,3 +215,38 @@ def _module_parts(node: Opaque) -> Iterator[tuple[Any, Any]] | None:
         if node.module.startswith("__torch__"):
             return ((k, v) for k, v in state.items() if is_tensor(v) or children(v) is not None)
     return iter(node.pairs.items()) if node.pairs else None
+
+
+Candidate = tuple[tuple[str, ...], Any]  # the path of a node, and the node
+
+
+def without_settings(candidates: list[Candidate]) -> list[Candidate]:
+    """The state_dicts by path without those that are settings or statistics beside another one.
+
+    Settings go by the name of a mapping above which nothing is called after a model. Statistics are mappings of vectors
+    under plain names, none of them a weight or a bias, beside the one state_dict that is called after a model.
+    """
+    others = [(path, node) for path, node in candidates if not _is_in_settings(path)] or candidates
+    models = [path for path, _ in others if path and path[-1] in MODEL_NAMES]
+    if len(models) != 1:
+        return others
+    return [(path, node) for path, node in others if path == models[0] or not _is_statistics(node)]
+
+
+def _is_in_settings(path: tuple[str, ...]) -> bool:
+    for name in path:
+        if name in MODEL_NAMES:
+            return False
+        if _SETTINGS.fullmatch(name):
+            return True
+    return False
+
+
+def _is_statistics(node: Any) -> bool:
+    parts = list(children(node) or ())
+    plain = all(type(key) is str and "." not in key and key not in ("weight", "bias") for key, _ in parts)
+    return (
+        plain
+        and all(len(leaf.shape) <= 1 for _, leaf in parts if is_tensor(leaf))
+        and not any(children(value) for _, value in parts if not is_tensor(value))
+    )

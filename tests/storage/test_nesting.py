@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from ckptsurgery.errors import CheckpointError
+from ckptsurgery.storage import open_checkpoint
 from ckptsurgery.storage.inert import Opaque, Ordered, Storage, Tensor
 from ckptsurgery.storage.nesting import flatten, locate, settle
 
@@ -178,3 +180,46 @@ def test_many_candidates_are_folded():
         locate(tree, None, "x.pt")
     notes = caught.value.diagnostics[0].notes
     assert len(notes) < 16 and notes[-2] == "… and 38 more" and notes[-1].startswith('subtree=""  100 tensors')
+
+
+STATE = {"blocks.0.weight": torch.ones(3, 2), "blocks.0.bias": torch.ones(3)}
+MOMENTS = {"mean": torch.ones(3), "std": torch.ones(3)}
+
+
+@pytest.mark.parametrize(
+    ("tree", "key", "beside"),
+    [
+        ({"model_state_dict": STATE, "config": {"anchors": torch.ones(9, 2), **MOMENTS}}, "blocks.0.weight", "config"),
+        ({"model_state_dict": STATE, "config": {"data": MOMENTS, "b": torch.ones(2)}}, "blocks.0.weight", "config"),
+        ({"generator": STATE, "hyper_parameters": MOMENTS}, "blocks.0.weight", "hyper_parameters"),
+        ({"net": {"weight": torch.ones(2, 2)}, "train_cfg": MOMENTS}, "weight", "train_cfg"),
+        ({"model": STATE, "normalizer": MOMENTS}, "blocks.0.weight", "normalizer"),
+    ],
+)
+def test_settings_and_statistics_beside_a_model_are_extras(tree, key, beside, tmp_path):
+    torch.save(tree, tmp_path / "x.pt")
+    with open_checkpoint(tmp_path / "x.pt") as ckpt:
+        assert key in ckpt
+        assert len(ckpt) == len(next(iter(tree.values())))
+        assert beside in ckpt.extras
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"model": STATE, "ema": dict(STATE)},
+        {"model": STATE, "head": {"weight": torch.ones(3), "bias": torch.ones(3)}},
+        {"model": STATE, "projection": {"matrix": torch.ones(2, 2)}},
+        {"encoder": STATE, "decoder": MOMENTS},
+    ],
+)
+def test_what_may_be_weights_beside_a_model_is_asked_back(tree, tmp_path):
+    torch.save(tree, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(tmp_path / "x.pt")
+    assert [d.code for d in caught.value.diagnostics] == ["ambiguous-subtree"]
+
+
+def test_a_part_of_a_model_may_be_called_config(tmp_path):
+    torch.save({"model": {"config": MOMENTS, "layer": {"weight": torch.ones(2)}}}, tmp_path / "x.pt")
+    assert set(open_checkpoint(tmp_path / "x.pt")) == {"config.mean", "config.std", "layer.weight"}
