@@ -11,7 +11,8 @@ The one rule for local folders, snapshots of the hub and `hf://org/repo`:
 3. Other names are other models: `consolidated.safetensors`, `adapter_model.safetensors`, `model_1.safetensors`.
    Beside a model of the usual name, pickles whose names do not contain `model` or `adapter` are left aside, since they
    may be anything; each safetensors file counts.
-4. Files that an index names belong to it, whatever they are called.
+4. Files that an index names belong to it, whatever they are called. One that names files that are not there is an
+   error of its own.
 5. Files of other formats count where there is nothing else, whether they are read (`.npz`) or named (`.gguf`).
 
 Whatever leaves more than one model, or one model in two copies of equal rank, is an error that lists the candidates
@@ -137,6 +138,9 @@ def choose(folder: Folder) -> Choice:
     if any(copy.model in _USUAL for copy in copies):
         copies = [copy for copy in copies if not (copy.is_pickle and _may_be_anything(copy.stem))]
     if len({copy.model for copy in copies}) > 1:
+        for copy in copies:
+            if copy.index and _is_broken(copy.index, folder):
+                return Choice(index=copy.index)  # reading it reports each shard that is missing
         copies = _without_claimed(copies, folder)
     if not copies:
         return _others(folder)
@@ -181,6 +185,12 @@ def _without_claimed(copies: Sequence[_Copy], folder: Folder) -> list[_Copy]:
         if copy.index or not set(copy.files) <= others:
             left.append(copy)
     return left
+
+
+def _is_broken(index: str, folder: Folder) -> bool:
+    """Whether an index names a file beside it that is not there, or an index."""
+    present = set(folder.names)
+    return any(name.endswith(".json") or ("/" not in name and name not in present) for name in folder.shards_of(index))
 
 
 def _files_of(copy: _Copy, folder: Folder) -> Choice:

@@ -77,6 +77,8 @@ def right(chosen: tuple[str, ...]) -> list[str] | str:
     usual = have & {"model", "fp16", "shards", "torn", "index", "bin"}
     if "best" in have and not usual:
         models |= {"best"}
+    if models and "index" in have and "shards" not in have:
+        return "missing-shard"
     if len(models) + bool(usual) > 1:
         return "ambiguous-folder"
     if not usual:
