@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError, Diagnostic
-from ..narrowing import present
 from ..wording import counted
 from .choosing import SUFFIXES, Choice, Folder, choose
 from .folders import all_of
