@@ -25,7 +25,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ..errors import CheckpointError, Diagnostic
+from ..errors import CheckpointError, Diagnostic, Remedy
 from .numbering import series_of
 from .recognising_folders import folder_problem
 from .text import shown_keys
@@ -256,8 +256,14 @@ def _ambiguous(folder: Folder, copies: Sequence[_Copy]) -> CheckpointError:
                 text = f"{folder.path_of(names[0])} and {len(names) - 1} more shards, which no index joins"
                 notes.append(f"{text}: move the other models out of the folder to open them")
     return CheckpointError(
-        Diagnostic("ambiguous-folder", f"{folder.name} holds several checkpoints", folder.place,
-                   notes=shown_keys(notes, 12),
-                   help=f"name one: {folder.path_of(first)!r}, or open all: by_file=True (--by-file) "
-                   'puts "file stem/" before keys')
-    )  # fmt: skip
+        Diagnostic(
+            "ambiguous-folder",
+            f"{folder.name} holds several checkpoints",
+            folder.place,
+            notes=shown_keys(notes, 12),
+            remedies=(
+                Remedy("source", folder.path_of(first), "names one"),
+                Remedy("by_file", True, 'opens all, with "file stem/" before keys'),
+            ),
+        )
+    )

@@ -150,8 +150,9 @@ def files(stack: Path) -> Iterator[Case]:
     folder = lambda: {"source": str(place(stack, **two))}  # noqa: E731
     all_of = lambda made: torch.equal(made["two/a"], B) and len(made) == 2  # noqa: E731
     yield Case("ambiguous-folder", opened, folder, (lambda made: torch.equal(made["a"], A), all_of))
-    equal = {"one__safetensors": {"a": A}, "two__safetensors": {"a": B}}
-    yield Case("duplicate-key", opened, lambda: {"source": str(place(stack, **equal))}, all_of)
+    equal = {f"m-{i}-of-2__safetensors": {"a": tensor} for i, tensor in ((1, A), (2, B))}
+    both = lambda made: torch.equal(made["m-2-of-2/a"], B) and len(made) == 2  # noqa: E731
+    yield Case("duplicate-key", opened, lambda: {"source": str(place(stack, **equal))}, both)
     trees = {"source": {"student": {"a": A}, "teacher": {"a": B}}}
     yield Case("ambiguous-subtree", opened, lambda: trees, lambda made: made.keys() == {"a"})
 

@@ -6,7 +6,6 @@ import io
 import itertools
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -124,11 +123,10 @@ def test_each_candidate_of_an_ambiguous_folder_opens_by_the_path_shown(chosen: t
     with pytest.raises(CheckpointError) as caught:
         cs.open(written(tmp_path, files_of(chosen)))
     (problem,) = caught.value.diagnostics
-    first = re.search("'([^']+)'", str(problem.help))
-    assert first is not None
+    first = next(remedy.value for remedy in problem.remedies if remedy.argument == "source")
     shown = [note.removesuffix(" (an index of shards)") for note in problem.notes if "no index joins" not in note]
     assert shown or "shards" in chosen or "torn" in chosen
-    for path in [*shown, first[1]]:
+    for path in [*shown, first]:
         assert Path(path).is_file()
         if "shards" in chosen or not path.endswith(".json"):
             cs.open(path).close()
