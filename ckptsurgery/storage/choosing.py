@@ -11,8 +11,8 @@ The one rule for local folders, snapshots of the hub and `hf://org/repo`:
 3. Other names are other models: `consolidated.safetensors`, `adapter_model.safetensors`, `model_1.safetensors`.
    Beside a model of the usual name, pickles whose names do not contain `model` or `adapter` are left aside, since they
    may be anything; each safetensors file counts.
-4. Files that an index names belong to it, whatever they are called. One that names files that are not there is an
-   error of its own.
+4. An index of shards says what the checkpoint is: files of other names are left aside, and `doctor` warns of them. An
+   index of an unusual name does not say so of a folder that holds a model of the usual name.
 5. Files of other formats count where there is nothing else, whether they are read (`.npz`) or named (`.gguf`).
 
 Whatever leaves more than one model, or one model in two copies of equal rank, is an error that lists the candidates
@@ -137,11 +137,9 @@ def choose(folder: Folder) -> Choice:
     copies = _copies(folder.names)
     if any(copy.model in _USUAL for copy in copies):
         copies = [copy for copy in copies if not (copy.is_pickle and _may_be_anything(copy.stem))]
-    if len({copy.model for copy in copies}) > 1:
-        for copy in copies:
-            if copy.index and _is_broken(copy.index, folder):
-                return Choice(index=copy.index)  # reading it reports each shard that is missing
-        copies = _without_claimed(copies, folder)
+    models, indexed = {copy.model for copy in copies}, {copy.model for copy in copies if copy.index}
+    if len(indexed) == 1 and (indexed <= _USUAL or not models & _USUAL):
+        copies = [copy for copy in copies if copy.model in indexed]
     if not copies:
         return _others(folder)
     if len({copy.model for copy in copies}) > 1:
@@ -174,23 +172,6 @@ def _copies(names: Iterable[str]) -> list[_Copy]:
 
 def _may_be_anything(stem: str) -> bool:
     return "model" not in stem and "adapter" not in stem
-
-
-def _without_claimed(copies: Sequence[_Copy], folder: Folder) -> list[_Copy]:
-    """The copies without those whose files all belong to the index of another one."""
-    claimed = {copy.index: set(folder.shards_of(copy.index)) for copy in copies if copy.index}
-    left = []
-    for copy in copies:
-        others = set().union(*(shards for index, shards in claimed.items() if index != copy.index))
-        if copy.index or not set(copy.files) <= others:
-            left.append(copy)
-    return left
-
-
-def _is_broken(index: str, folder: Folder) -> bool:
-    """Whether an index names a file beside it that is not there, or an index."""
-    present = set(folder.names)
-    return any(name.endswith(".json") or ("/" not in name and name not in present) for name in folder.shards_of(index))
 
 
 def _files_of(copy: _Copy, folder: Folder) -> Choice:

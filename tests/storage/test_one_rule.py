@@ -76,8 +76,8 @@ def right(chosen: tuple[str, ...]) -> list[str] | str:
     usual = have & {"model", "fp16", "shards", "torn", "index", "bin"}
     if "best" in have and not usual:
         models |= {"best"}
-    if models and "index" in have and "shards" not in have:
-        return "missing-shard"
+    if "index" in have:
+        models = set()  # what an index does not name is left aside
     if len(models) + bool(usual) > 1:
         return "ambiguous-folder"
     if not usual:
@@ -175,7 +175,11 @@ OTHERS: dict[str, tuple[dict[str, bytes], list[str] | str]] = {
     ),
     "an index and a file that it does not name": (
         {"x.safetensors": save({"a": one(1)}), "y.safetensors": save({"b": one(1)}),
-         "model.safetensors.index.json": index(a="x.safetensors")}, "ambiguous-folder"
+         "model.safetensors.index.json": index(a="x.safetensors")}, ["a"]
+    ),
+    "an index of an unusual name beside a model of the usual one": (
+        {"model.safetensors": save({"a": one(1)}), "x.safetensors.index.json": index(b="b.safetensors"),
+         "b.safetensors": save({"b": one(1)})}, "ambiguous-folder"
     ),
     "two series of shards": (
         {"model-00001-of-00001.safetensors": save({"a": one(1)}), SHARD.format(1): b"", SHARD.format(2): b""},
