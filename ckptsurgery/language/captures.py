@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ..errors import Diagnostic, RecipeError, Remedy
 from .escaping import escape, guarded, split_unescaped, stripped, unescape
@@ -77,6 +77,10 @@ class Capture:
     rest: bool = False
     terms: tuple[tuple[int, int | str], ...] | None = None
     flat: tuple[str, ...] | None = None
+    _texts: frozenset[str] = field(init=False, repr=False, compare=False)  # a list may have thousands of choices
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_texts", frozenset(self.choices or ()))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -101,7 +105,7 @@ class Capture:
                 text = str(value)
             if self.span is not None and int(text) not in self.span:
                 return None
-        return text if self.choices is None or text in self.choices else None
+        return text if self.choices is None or text in self._texts else None
 
     def spell(self, value: str) -> str:
         """The text in the key for a bound value.

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import accumulate
 
 from ..errors import Diagnostic, RecipeError, Remedy
 from ..language.dims import Dims
@@ -35,7 +38,7 @@ class FlatIndex:
         """How many flat indices there are, None where the outermost has no end."""
         return None if self.stages is None else self._before(self.stages)
 
-    @property
+    @cached_property
     def stages(self) -> int | None:
         """How many outermost indices there are, None where nothing says so."""
         known = [len(e) if isinstance(e, tuple) else e if n == 0 else None for n, e in enumerate(self.extents)]
@@ -50,19 +53,16 @@ class FlatIndex:
 
     def split(self, number: int) -> tuple[int, ...] | None:
         """The indices behind a flat one, None beyond its end."""
-        outer = 0
-        if self._even and self._inner(0) > 0:  # counted at once: keys and sizes may be any numbers
-            outer = number // self._inner(0)
-            number -= outer * self._inner(0)
-        while self.stages is None or outer < self.stages:
-            size = self._inner(outer)
-            if size < 1:
+        if not self._even:
+            outer = bisect_right(self._starts, number) - 1  # past empty ones, which begin here too
+            if outer == self.stages:
                 return None
-            if number < size:
-                return (outer, *self._unravel(number, outer))
-            number -= size
-            outer += 1
-        return None
+            return (outer, *self._unravel(number - self._starts[outer], outer))
+        each = self._inner(0)
+        if each < 1 or (self.stages is not None and number >= self.stages * each):
+            return None
+        outer, number = divmod(number, each)
+        return (outer, *self._unravel(number, outer))
 
     def join(self, indices: Sequence[int]) -> int | None:
         """The flat index, None where one of the indices lies beyond its extent."""
@@ -83,14 +83,19 @@ class FlatIndex:
             return extent[outer] if outer < len(extent) else 0
         return extent or 0
 
-    @property
+    @cached_property
     def _even(self) -> bool:
         """Whether each outermost index has as many inner ones."""
         return not any(isinstance(extent, tuple) for extent in self.extents[1:])
 
     def _before(self, outer: int) -> int:
         """How many flat indices lie before an outermost one."""
-        return outer * self._inner(0) if self._even else sum(self._inner(o) for o in range(outer))
+        return outer * self._inner(0) if self._even else self._starts[outer]
+
+    @cached_property
+    def _starts(self) -> tuple[int, ...]:
+        """How many flat indices lie before each outermost one that is listed, and how many there are in all."""
+        return tuple(accumulate(map(self._inner, range(self.stages or 0)), initial=0))
 
     def _inner(self, outer: int) -> int:
         size = 1

@@ -73,7 +73,14 @@ class Layout:
     @cached_property
     def copies(self) -> tuple[int, ...] | None:
         """For each target the source that it is byte for byte (its shape may differ), or None."""
-        found = {n: 0 for n, shape in enumerate(self.targets) if not math.prod(shape)}
+        found: dict[int, int] = {}
+        for number, shape in enumerate(self.targets):
+            if 0 in shape:
+                # No piece leads to a target without elements: its source is the only one, or the one beside it.
+                source = 0 if len(self.sources) == 1 else number
+                if source >= len(self.sources) or 0 not in self.sources[source]:
+                    return None
+                found[number] = source
         for piece in self.pieces:
             whole = piece.contiguous and piece.numel == math.prod(self.targets[piece.target])
             same = piece.numel == math.prod(self.sources[piece.source])

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Plan", "RuleUse", "Target"]
 
+_RULE = 1000  # characters of a rule, which may list thousands of choices
 _MOST = 20  # lines of one kind that a plan's text takes
 _WIDE = 200  # characters of a folded run of keys
 
@@ -179,7 +180,7 @@ class Plan:
             kinds.setdefault(kind_of[id(step.program)], []).append(step)
         lines = []
         for numbers, kinds in by_rule.items():
-            lines.append("  " + "  then  ".join(self.uses[n].text for n in numbers))
+            lines.append("  " + "  then  ".join(clipped(self.uses[n].text, _RULE) for n in numbers))
             lines += [_kind_line(kind, kinds[kind]) for kind in KINDS if kind in kinds]
         return lines
 

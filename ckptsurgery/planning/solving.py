@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from ..errors import Diagnostic, Remedy
 from ..language.axes import Axis, AxisList, Dim
+from ..wording import counted
 
 __all__ = ["ConcreteDims", "Equations", "SizeError", "Variable", "concrete", "extent"]
 
@@ -50,7 +51,7 @@ def concrete(axes: AxisList, rank: int) -> tuple[ConcreteDims, int, bool]:
     present = optional > 0 and rank >= firm + optional
     left_alone = rank - firm - (optional if present else 0)
     if left_alone < 0 or (left_alone > 0 and not axes.has_ellipsis):
-        raise SizeError(Diagnostic("rank-mismatch", f"{axes} does not fit a tensor of {rank} dimensions"))
+        raise SizeError(Diagnostic("rank-mismatch", f"{axes} does not fit a tensor of {counted(rank, 'dimension')}"))
     return settle(axes, left_alone, present), left_alone, present
 
 

@@ -12,6 +12,7 @@ from ..ops.base import OpError
 from ..planning.layout import Layout
 from ..planning.steps import Beside, Move, Pick, Program, Run, Step
 from ..storage.plain_memory import plain
+from ..storage.tensors import torch_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,8 +48,8 @@ def execute(program: Program, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     current = tuple(tensors)
     for instruction in program.instructions:
         match instruction:
-            case Move(layout):
-                current = rearrange(layout, current)
+            case Move(layout, dtypes):
+                current = rearrange(layout, current, dtypes)
             case Pick():
                 current = instruction.applied(current)
             case Beside():
@@ -60,8 +61,12 @@ def execute(program: Program, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(t.contiguous() for t in current)
 
 
-def rearrange(layout: Layout, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The targets of a rearrangement; a whole source that only changes its shape is passed on as a view."""
+def rearrange(layout: Layout, tensors: Sequence[Tensor], dtypes: Sequence[str]) -> tuple[Tensor, ...]:
+    """The targets of a rearrangement; a whole source that only changes its shape is passed on as a view.
+
+    Args:
+        dtypes: of the targets; one without elements has it from no source.
+    """
     copies = layout.copies
     if copies is not None:
         # What keeps its shape is left alone: torch counts two packed elements as one, so its own shape is another.
@@ -73,8 +78,10 @@ def rearrange(layout: Layout, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     made = []
     for number, shape in enumerate(layout.targets):
         pieces = layout.into(number)
-        like = flat[pieces[0].source] if pieces else tensors[0]
-        target = like.new_empty(shape)
+        if pieces:
+            target = flat[pieces[0].source].new_empty(shape)
+        else:
+            target = tensors[0].new_empty(shape, dtype=torch_dtype(dtypes[number], "a tensor without elements"))
         for p in pieces:
             box = flat[p.source].as_strided(
                 p.shape, p.source_strides, flat[p.source].storage_offset() + p.source_offset

@@ -73,7 +73,10 @@ def fused(s: State) -> State:
 
 
 def mixed(s: State) -> State:
-    return {f"mix.{i}": einops.rearrange([s[f"g.{i}.a"], s[f"g.{i}.b"]], "p f d -> (f p) d") for i in range(3)}
+    made = {f"mix.{i}": einops.rearrange([s[f"g.{i}.a"], s[f"g.{i}.b"]], "p f d -> (f p) d") for i in range(3)}
+    halves = [[s[f"g.two.{p}.{e}"] for e in range(2)] for p in "ab"]
+    made["mix.two"] = einops.rearrange([torch.stack(half) for half in halves], "p e y x -> x (p y e)")
+    return made | {"mix.uneven": torch.cat([s[f"g.uneven.{p}"] for p in "qk"]).T}
 
 
 def stacked(s: State) -> State:
@@ -147,8 +150,15 @@ STEPS: dict[str, Step] = {
         fused,
     ),
     "mix": Step(
-        numbered(("g.{i}.a", (129, 31), F32), ("g.{i}.b", (129, 31), F32)),
-        ("g.{i}.{p:a,b} [f d] -> mix.{i} [(f p) d]",),
+        # "two" has columns at distances of 1 and of many, "uneven" columns of two widths: each in one region.
+        numbered(("g.{i}.a", (129, 31), F32), ("g.{i}.b", (129, 31), F32))
+        | {f"g.two.{p}.{e}": ((43, 60), F32) for p in "ab" for e in range(2)}
+        | {f"g.uneven.{p}": ((rows, 127), F32) for p, rows in ROWS.items()},
+        (
+            "g.{i}.{p:a,b} [f d] -> mix.{i} [(f p) d]",
+            "g.two.{p:a,b}.{e} [y x] -> mix.two [x (p y e)]",
+            "g.uneven.{p:q,k} [rows:p d] -> mix.uneven [d (p rows:p)]",
+        ),
         mixed,
     ),
     "stack": Step(

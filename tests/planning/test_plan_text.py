@@ -47,3 +47,9 @@ def test_the_lines_add_up_to_the_steps() -> None:
         shown[kind] += targets
     assert shown == steps
     assert counts(plan) == [(15, 5, "move"), (5, 5, "move"), (10, 10, "copy")]
+
+
+def test_a_rule_of_thousands_of_choices_is_shown_in_part() -> None:
+    names = [f"c{i}" for i in range(3000)]
+    plan = cs.plan({name: cs.TensorSpec([2], "F32") for name in names}, f"{{p:{','.join(names)}}} -> z.{{p}}")
+    assert len(str(plan)) < 2000 and "3,000 -> 3,000 copy" in str(plan).replace("3000", "3,000")
