@@ -17,6 +17,7 @@ from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
 from ..wording import counted
 from .executing import run_step
+from .overlaps import prove_overlaps
 from .progress import ByteBar
 from .proving import prove
 from .report import Entry, Report
@@ -83,6 +84,8 @@ def load_plan(
     kept = [k for k, v in plan.inits.items() if v in _KEEPS]
     require_plain(_named((*plan.specs, *also_filled, *inits), model), ODD_TARGET)
     _refuse((*plan.specs, *also_filled), model, kept, assign, device)
+    if not assign:
+        prove_overlaps(plan, checkpoint, model, kept)
     if check_values:
         made = (zip(step.targets, run_step(step, checkpoint.load)) for step in plan.steps)
         refuse_non_finite(chain.from_iterable(made))

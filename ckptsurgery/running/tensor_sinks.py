@@ -15,6 +15,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from ..modeling.assigning import set_tensor, shared_places
+from ..modeling.memory import Memory
 from ..modeling.places import named_tensors, place_of
 from ..planning.steps import Step
 from ..specs import TensorSpec
@@ -358,9 +359,8 @@ def apart_from(model: nn.Module, checkpoint: Checkpoint) -> Checkpoint:
     }
     if not in_memory:
         return checkpoint
-    held = named_tensors(model).values()
-    own = {_memory(tensor) for tensor in held if not tensor.is_meta and oddity(tensor) is None}
-    shared = {key: tensor for key, tensor in in_memory.items() if not tensor.is_meta and _memory(tensor) in own}
+    own = Memory(named_tensors(model).values())
+    shared = {key: tensor for key, tensor in in_memory.items() if own.meets(tensor)}
     if not shared:
         return checkpoint
     copies: dict[int, Any] = {}
@@ -371,7 +371,3 @@ def apart_from(model: nn.Module, checkpoint: Checkpoint) -> Checkpoint:
         entries[key] = entries[key]._replace(tensor=copies[id(tensor)])
     c = checkpoint
     return Checkpoint(Contents(entries, c.aliases, c.metadata, c.extras, c.config, c.stamps), c.source)
-
-
-def _memory(tensor: Tensor) -> tuple[torch.device, int]:
-    return tensor.device, tensor.untyped_storage().data_ptr()

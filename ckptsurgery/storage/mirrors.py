@@ -4,7 +4,8 @@ A tree is one of these where
 1. it is an optimizer by its shape (`state` beside `param_groups`), or by its name and has tensors;
 2. one of its tensors is called as a tensor of the model, prefixes aside, and has its shape, or a key of several parts;
 3. one of its matrices has the shape of one of the model's; an EMA's list and a state by number are found by this;
-4. half as many of its vectors have shapes of the model's as the model has tensors.
+4. half as many of its vectors have shapes of the model's as the model has tensors;
+5. one of its vectors has as many elements as all of the model's tensors, as flattened copies have.
 
 The smallest such parts are named; where all parts of a mapping are such, the mapping is.
 """
@@ -56,14 +57,15 @@ def mirrors_in(
         model: key -> spec of all of the model's tensors.
         some: those in question.
     """
-    judge = _Judge(model, {spec.shape for spec in model.values()}, len(model))
+    elements = sum(spec.numel for spec in model.values())
+    judge = _Judge(model, {spec.shape for spec in model.values()}, len(model), elements)
     found: list[Mirror] = []
     for path, value in extras.items():
         if path != "_metadata" and path.rpartition(".")[2] != "_extra_state":
             found += judge.within(value, path, 0)
     if len(some) == len(model):
         return found
-    judge = _Judge(some, {spec.shape for spec in some.values()}, len(some))
+    judge = _Judge(some, {spec.shape for spec in some.values()}, len(some), elements)
     return [mirror for mirror in found if judge.why(mirror.tree, mirror.path)]
 
 
@@ -82,6 +84,7 @@ class _Judge:
     model: Mapping[str, TensorSpec]
     shapes: set[tuple[int, ...]]
     count: int
+    elements: int
     visits: int = 0
     trees: dict[int, bool] = field(default_factory=dict)
 
@@ -91,7 +94,7 @@ class _Judge:
             return []
         self.visits += 1
         whole = _is_named(path) or not isinstance(value, dict) or _is_optimizer(value) or depth >= DEPTH
-        if whole or self.visits > _VISITS or any(map(_is_weight, value.values())):
+        if whole or self.visits > _VISITS or any(self.is_leaf(key, part) for key, part in value.items()):
             why = self.why(value, path)
             return [Mirror(path, why, value)] if why else []
         inside = [(self.within(part, f"{path}.{name_of(key)}", depth + 1), part) for key, part in value.items()]
@@ -118,9 +121,16 @@ class _Judge:
         held = counted(len(tensors), "tensor")
         if any(self.called(inner, spec) for inner, spec in tensors):
             return f"{held}, called as the model is"
+        if self.count > 1 and any(_weighs(spec) and spec.shape == (self.elements,) for _, spec in tensors):
+            return f"{held}, as long as all of the model's together"
         alike = [spec for _, spec in tensors if _weighs(spec) and spec.shape in self.shapes]
         matrix = any(len(spec.shape) > 1 and spec.numel > 1 for spec in alike)
         return f"{held} of the model's shapes" if matrix or (alike and 2 * len(alike) >= self.count) else ""
+
+    def is_leaf(self, key: Any, part: Any) -> bool:
+        """Whether a part of a mapping is a tensor that makes the mapping one tree."""
+        spec = _spec_of(part)
+        return spec is not None and (_weighs(spec) or self.called(name_of(key), spec))
 
     def called(self, path: str, spec: TensorSpec) -> bool:
         """Whether a tensor's path ends in a key of the model."""
@@ -128,7 +138,9 @@ class _Judge:
         while at >= 0:
             key = path[at:]
             known = self.model.get(key)
-            if known is not None and _weighs(spec) and ("." in key or known.shape == spec.shape):
+            same = known is not None and bool(spec.shape) and known.shape == spec.shape
+            # masks and codes have whole numbers, so that both the name and the shape must agree
+            if known is not None and (same or "." in key if _weighs(spec) else same and "." in key):
                 return True
             at = path.find(".", at) + 1 or -1
         return False

@@ -144,6 +144,8 @@ def values() -> Iterator[Case]:
                lambda model: torch.equal(model.weight, whole["weight"]) and not model.bias.is_meta)  # fmt: skip
     wide = lambda: _shown_often(fc())  # noqa: E731
     yield Case("expanded-target", load, given(wide, whole), right)
+    overlapping = lambda: _overlapping(fc())  # noqa: E731
+    yield Case("overlapping-values", load, given(overlapping, whole), right)
     yield Case(
         "bad-initialiser",
         load,
@@ -158,6 +160,11 @@ def values() -> Iterator[Case]:
     )
     codes = {"weight": torch.ones(2, 3, dtype=torch.int8), "bias": whole["bias"]}
     yield Case("integer-parameter", load, given(fc, codes, assign=True, dtype="source"), holds(*codes, of=codes))
+
+
+def _overlapping(model: nn.Linear) -> nn.Linear:
+    model.bias = nn.Parameter(model.weight.data.view(-1)[:2])
+    return model
 
 
 def _shown_often(model: nn.Linear) -> nn.Linear:

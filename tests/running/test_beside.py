@@ -60,6 +60,8 @@ TREES: dict[str, tuple[Any, list[str]]] = {
     "moments by name": ({key: {"exp_avg": value} for key, value in STATE.items()}, ["beside"]),
     "ema": ({"decay": 0.9, "shadow": {f"module.{k}": v for k, v in STATE.items()}}, ["beside.shadow"]),
     "shadow list": ({"decay": 0.9, "shadow_params": list(STATE.values())}, ["beside.shadow_params"]),
+    "masks": ({key: value > 0 for key, value in STATE.items()}, ["beside"]),
+    "one flat copy": ([torch.cat([value.flatten() for value in STATE.values()])], ["beside"]),
     "flat names": (flat_names(STATE), ["beside"]),
     "deep": ({"callbacks": {"ema": {"n": 1, "w": dict(STATE)}, "timer": {"s": 1}}}, ["beside.callbacks.ema.w"]),
 }
