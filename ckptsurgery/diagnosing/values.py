@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..errors import Diagnostic
+from ..language.escaping import escape
 from ..specs import DTYPES, TensorSpec
 from ..storage.checkpoint import Checkpoint
 from ..wording import counted
+from .conversions import conversion
 from .files import shown
 
 if TYPE_CHECKING:
@@ -158,7 +160,7 @@ def _config_ties(survey: Survey, checkpoint: Checkpoint) -> Iterator[Diagnostic]
                 f"the config ties the word embeddings, but {len(keys)} matrices of them are stored, and differ",
                 checkpoint.source,
                 shown(keys),
-                help='is "tie_word_embeddings" meant? loading takes one of them for all; --drop the others',
+                help='is "tie_word_embeddings" meant? loading takes one of them for all; drop the others',
                 severity="warning",
             )
 
@@ -177,13 +179,16 @@ def _twins(survey: Survey, checkpoint: Checkpoint, constant: set[str]) -> Iterat
     ]
     lost = [keys for keys in groups if len(checkpoint.specs[keys[0]].shape) > 1]
     if lost:
+        kept, alias = lost[0][:2]
         spare = sum(checkpoint.specs[key].nbytes for keys in lost for key in keys[1:])
         yield Diagnostic(
             "lost-tie",
             f"{counted(len(lost), 'group')} of matrices equal bit for bit and stored apart: {spare:,} bytes twice",
             place,
             tuple(" = ".join(keys[:4]) for keys in lost[:8]),
-            help=f"if the model ties them: ckptsurgery convert --drop {lost[0][1]!r} --tie '{lost[0][1]}={lost[0][0]}'",
+            remedies=(
+                conversion("ties them, if the model does", drop=[escape(alias)], tie={escape(alias): escape(kept)}),
+            ),
             severity="warning",
         )
     yield from _config_ties(survey, checkpoint)
@@ -206,5 +211,5 @@ def _twins(survey: Survey, checkpoint: Checkpoint, constant: set[str]) -> Iterat
                 "ties-differ",
                 f"the metadata says that {alias!r} is {kept!r}, but both are stored, and differ",
                 place,
-                help=f"drop one: ckptsurgery convert --drop {alias!r}",
+                remedies=tuple(conversion(f"takes {k!r}", drop=[escape(d)]) for k, d in ((kept, alias), (alias, kept))),
             )
