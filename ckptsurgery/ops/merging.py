@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError
-from ..specs import TensorSpec, dtype_name
+from ..specs import DTYPES, TensorSpec, dtype_name
 from .base import Op, OpError, Specs, Tensors
 from .numerics import has_data, narrow, specs_of, torch_dtype, widen
 from .operands import arithmetic_float, operands, pair
@@ -86,17 +86,19 @@ class Fp8Dequant(Op):
 @register
 @dataclass(frozen=True)
 class LoraMerge(Op):
-    """Add a low-rank update to a weight; sources: weight, A, B.
+    """Add a low-rank update to a weight; sources: weight, A, B, and alpha where the file stores it.
 
     >>> specs = TensorSpec([8, 6], "BF16"), TensorSpec([2, 6], "F32"), TensorSpec([8, 2], "F32")
     >>> LoraMerge(16).infer(specs), str(LoraMerge(16, r=2))
     ((TensorSpec(shape=(8, 6), dtype='BF16'),), 'lora_merge(alpha=16, r=2)')
+    >>> LoraMerge().infer((*specs, TensorSpec([], "F32")))
+    (TensorSpec(shape=(8, 6), dtype='BF16'),)
 
     W + (alpha / r) · B·A, with W [out, in], A [r, in] and B [out, r] (Hu et al., "LoRA", 2021). A convolution has W
-    [out, in, h, w], A [r, in, h, w] and B [out, r, 1, 1].
+    [out, in, h, w], A [r, in, h, w] and B [out, r, 1, 1]. A and B are also called down and up.
 
     Args:
-        alpha: the scaling's numerator.
+        alpha: the scaling's numerator; left out where a fourth source, a tensor of one element, holds it.
         r: the rank; A's rows where left out, and checked against them where given.
         fan_in_fan_out: W is stored as [in, out].
         rslora: scale by alpha / sqrt(r) (Kalajdzievski, 2023).
@@ -105,18 +107,18 @@ class LoraMerge(Op):
     be told apart again: there is no inverse.
 
     Raises:
-        OpError: shapes that do not belong together.
+        OpError: shapes that do not belong together; alpha given twice, or not at all.
     """
 
     name = "lora_merge"
     joins = True
-    alpha: int | float
+    alpha: int | float | None = None
     r: int | None = None
     fan_in_fan_out: bool = False
     rslora: bool = False
 
     def infer(self, specs: Specs) -> Specs:
-        weight, a, b = operands(self, specs, "weight", "A", "B")
+        weight, a, b = self._checked_alpha(specs)
         for spec, what in ((weight, "weight"), (a, "A"), (b, "B")):
             arithmetic_float(self, spec, what)
         if len(weight.shape) < 2 or (self.fan_in_fan_out and len(weight.shape) != 2):
@@ -136,13 +138,31 @@ class LoraMerge(Op):
         return (weight,)
 
     def run(self, tensors: Tensors) -> Tensors:
-        (weight, a, b), (spec,) = tensors, self.infer(specs_of(tensors))
+        (weight, a, b, *stored), (spec,) = tensors, self.infer(specs_of(tensors))
         wide = widen(weight)
         update = widen(b).to(wide.dtype).flatten(1) @ widen(a).to(wide.dtype).flatten(1)
         rank = a.shape[0]
-        scale = float(self.alpha) / (math.sqrt(rank) if self.rslora else rank)
+        # A tensor without dims, as a number does, leaves the dtype of the update as it is.
+        alpha = stored[0].reshape(()).double() if stored else float(self.alpha or 0)
+        scale = alpha / (math.sqrt(rank) if self.rslora else rank)
         update = update.t() if self.fan_in_fan_out else update.reshape(weight.shape)
         return (narrow(wide + scale * update, spec.dtype, str(self)),)
+
+    def _checked_alpha(self, specs: Specs) -> Specs:
+        """The specs of weight, A and B, alpha being given once: as an argument or as the fourth source."""
+        if len(specs) != 4:
+            found = operands(self, specs, "weight", "A", "B")
+            if self.alpha is None:
+                raise OpError(f"{self.name} needs alpha: {self.name}(alpha=16), or a fourth source that holds it")
+            return found
+        *found, alpha = specs
+        if self.alpha is not None:
+            raise OpError(f"{self}: alpha is given twice, as {self.alpha} and as the fourth source; leave one out")
+        if math.prod(alpha.shape) != 1:
+            raise OpError(f"{self.name}: alpha, the fourth source, is one number, not {alpha}")
+        if DTYPES[alpha.dtype].kind not in ("int", "uint"):
+            arithmetic_float(self, alpha, "alpha")
+        return tuple(found)
 
 
 @register

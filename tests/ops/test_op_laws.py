@@ -64,8 +64,12 @@ def low_rank(draw):
     flip = draw(st.booleans()) and not kernel
     weight = (inner, out) if flip else (out, inner, *kernel)
     shapes = weight, (rank, inner, *kernel), (out, rank, *[1] * len(kernel))
-    made = make_op("lora_merge", (draw(st.integers(-4, 4)),), {"fan_in_fan_out": flip, "rslora": draw(st.booleans())})
-    return made, draw(specs(*map(st.just, shapes)))
+    form = {"fan_in_fan_out": flip, "rslora": draw(st.booleans())}
+    three = draw(specs(*map(st.just, shapes)))
+    if draw(st.booleans()):
+        alpha = TensorSpec(draw(st.sampled_from([(), (1,)])), draw(st.sampled_from([*FLOATS, *INTEGERS])))
+        return make_op("lora_merge", (), form), (*three, alpha)
+    return make_op("lora_merge", (draw(st.integers(-4, 4)),), form), three
 
 
 @st.composite

@@ -84,6 +84,36 @@ def test_updates_that_do_not_belong_to_the_weight_are_refused_with_the_shapes_th
             make_op("lora_merge", (1,), keywords).infer(specs(*shapes))
 
 
+@pytest.mark.parametrize(
+    "alpha", [torch.tensor(3.0), torch.tensor([3.0]), torch.tensor(3), torch.tensor(3.0).bfloat16()]
+)
+@pytest.mark.parametrize("kernel", [(), (3,), (1, 1), (3, 5)])
+@pytest.mark.parametrize("rslora", [False, True])
+def test_alpha_of_the_file_is_the_alpha_of_the_formula(alpha, kernel, rslora):
+    weight, down = random(8, 6, *kernel), random(2, 6, *kernel)
+    up = random(8, 2, *[1] * len(kernel))
+    update = torch.zeros_like(weight)
+    for o in range(8):
+        for r in range(2):
+            update[o] += up[o, r].reshape(()) * down[r]
+    (merged,) = make_op("lora_merge", (), {"rslora": rslora}).run((weight, down, up, alpha))
+    assert torch.allclose(merged, weight + 3 / (2**0.5 if rslora else 2) * update, atol=1e-6)
+    assert torch.equal(merged, make_op("lora_merge", (3,), {"rslora": rslora}).run((weight, down, up))[0])
+
+
+def test_alpha_is_given_once():
+    three = specs((8, 6), (2, 6), (8, 2))
+    for args, given, text in [
+        ((), three, r"needs alpha: lora_merge\(alpha=16\), or a fourth source"),
+        ((3,), (*three, *specs(())), "given twice, as 3 and as the fourth source"),
+        ((), (*three, *specs((2,))), r"one number, not F32 \[2\]"),
+        ((), (*three, *specs((), dtype="BOOL")), "alpha is BOOL"),
+        ((), three[:2], "3 sources in this order: weight, A, B; it was given 2"),
+    ]:
+        with pytest.raises(OpError, match=text):
+            make_op("lora_merge", args).infer(given)
+
+
 @pytest.mark.parametrize("dim", [0, 1, 2, None])
 def test_folding_and_unfolding_are_torchs_weight_norm(dim):
     layer = nn.Conv1d(4, 6, 3)
