@@ -42,6 +42,9 @@ class Signature:
 def normalise(rule: Rule, names: Names) -> Rule:
     """The rule with every choice list spelled out wherever its name is captured.
 
+    A table of `[names]` is spelled as its sources on the left and as its targets on the right. For a side of several
+    terms that is provisional: planning, which has the keys, may give a term the other spelling.
+
     Raises:
         RecipeError: lists of one name that differ in length.
     """

@@ -69,7 +69,9 @@ class Recipe:
             `?` in front a rule may take the key as well: the rule has it where the headers do not tie the two names,
             or where the target wants what the rule makes.
         dims: sizes: integers, lists by stage, tables by choice, expressions over the config.
-        names: capture -> {source spelling: target spelling}.
+        names: capture -> {source spelling: target spelling}. Where several terms stand on one side of a rule, a term
+            has the spelling of its own side; or the other one, where the keys that it matches all have that. The keys
+            of one term have one spelling: `base.{m}.w, lo.{m}.a, lo.{m}.b -> {m}.w | …` joins two files that differ.
         rest: what nothing names: "error", "keep", "drop" or one fallback rule; None inside a scope: as outside.
         scopes: prefixed parts.
         stages: recipes that go on from this one's result, in order.

@@ -155,14 +155,14 @@ class LoraMerge(Op):
             if self.alpha is None:
                 raise OpError(f"{self.name} needs alpha: {self.name}(alpha=16), or a fourth source that holds it")
             return found
-        *found, alpha = specs
+        alpha = specs[3]
         if self.alpha is not None:
             raise OpError(f"{self}: alpha is given twice, as {self.alpha} and as the fourth source; leave one out")
         if math.prod(alpha.shape) != 1:
             raise OpError(f"{self.name}: alpha, the fourth source, is one number, not {alpha}")
         if DTYPES[alpha.dtype].kind not in ("int", "uint"):
             arithmetic_float(self, alpha, "alpha")
-        return tuple(found)
+        return specs[:3]
 
 
 @register

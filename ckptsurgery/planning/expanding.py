@@ -36,8 +36,8 @@ class BoundRule:
     signature: Signature
     dims: Dims
     text: str
-    lists: frozenset[str] = frozenset()
-    """Names whose choices come from a table that several rules may share."""
+    tables: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """The tables of `[names]` that spell choices of the rule; several rules may share one."""
     own: Dims = field(default_factory=lambda: Dims({}))
     """The sizes without those of this run."""
     overrides: Mapping[str, DimValue] = field(default_factory=dict)
@@ -258,7 +258,7 @@ class _Expansion:
             sources, targets = map(tuple, terms)
             final = with_domains(replace(spelled, sources=sources, targets=targets))
             own = replace(dims, values=frame.own)
-            return BoundRule(final, signature(final), dims, str(rule), frozenset(tables), own, self.overrides)
+            return BoundRule(final, signature(final), dims, str(rule), tables, own, self.overrides)
         except RecipeError as error:
             text = str(rule)
             self.problems.extend(

@@ -25,6 +25,7 @@ from .flattening import Counted
 from .joining import canonical
 from .matching import Matches
 from .plan import Plan, RuleUse, Target
+from .respelling import respelled
 from .rule_ops import RuleOps
 from .stages import chained
 from .steps import Step, outputs_of
@@ -113,6 +114,7 @@ def draft_plan(
         named = current
         names = unreadable.names_at(number) if unreadable is not None else {}
         wanted = target if last else None
+        stage = respelled(stage, current, wanted.specs if wanted else (), problems)
         staged = _Stage(current, wanted, problems, notes, stage=stage, tied=tied, unreadable=names)
         planned = staged.plan()
         lost |= {names[name]: line for name, line in staged.lost.items()}
@@ -134,7 +136,7 @@ def draft_plan(
         raise PlanError([*problems, *notes])
     plan = present(plan, "the plan of the first stage")
     dropped = {**plan.dropped, **lost}
-    return replace(plan, dropped=dropped, warnings=tuple(notes), source=specs, recipe=recipe), stages[-1]
+    return replace(plan, dropped=dropped, warnings=tuple(notes), source=specs, recipe=recipe), stage
 
 
 def _tied_after(plan: Plan, tied: Mapping[str, str]) -> dict[str, str]:
@@ -309,21 +311,25 @@ class _Stage(Draft):
 
     def check_choices(self, terms: Sequence[Sequence[Sequence[Matches]]]) -> None:
         """A choice that matches no key is a misspelling; a table of `[names]` may spread over several rules."""
-        shared: dict[tuple[str, tuple[str, ...]], set[str]] = {}
-        places: dict[tuple[str, tuple[str, ...]], BoundRule] = {}
+        shared: dict[tuple[str, frozenset[str]], set[str]] = {}
+        places: dict[tuple[str, frozenset[str]], BoundRule] = {}
         for bound, matched in zip(self.stage.rules, terms):
             for term, found in zip(bound.rule.sources, matched):
                 for capture in term.pattern.firsts:
                     if capture.choices is None or bound.rule.optional or not found:
                         continue  # of gathered choices a missing one is told with its keys
                     seen = {v for m in found for v in _texts(m.columns[capture.name])}
-                    if capture.name in bound.lists:
-                        shared.setdefault((capture.name, capture.choices), set()).update(seen)
-                        places[(capture.name, capture.choices)] = bound
+                    if capture.name in bound.tables:
+                        # The spelling is a term's own; what is seen of a table, and what not, is the table's.
+                        back = _back(capture.choices, bound.tables[capture.name])
+                        of = capture.name, frozenset(back.get(c, c) for c in capture.choices)
+                        shared.setdefault(of, set()).update(back.get(v, v) for v in seen)
+                        places[of] = bound
                     elif capture.name not in bound.signature.gathered:
                         self.unused_choices(capture.name, capture.choices, seen, bound)
         for (name, choices), seen in shared.items():
-            self.unused_choices(name, choices, seen, places[(name, choices)])
+            listed = [c for c in places[(name, choices)].tables[name] if c in choices]
+            self.unused_choices(name, listed, seen, places[(name, choices)])
 
     def check_tables(self) -> None:
         """A table of dims that names no choice of any rule is a misspelling."""
@@ -358,6 +364,11 @@ class _Stage(Draft):
                     remedies=(Remedy("rules", {bound.text: f"? {bound.text}"}, "may match less", kind="instead"),),
                     advice="or is the choice misspelt?",
                 )
+
+
+def _back(choices: Sequence[str], table: Mapping[str, str]) -> dict[str, str]:
+    """Target spelling -> source spelling where a term spells a table as its targets; else nothing to change."""
+    return {} if set(choices) <= table.keys() else {target: source for source, target in table.items()}
 
 
 def _texts(column: Any) -> set[str]:
