@@ -11,6 +11,7 @@ from ..language.folding import fold
 from ..specs import TensorSpec
 from ..wording import brief, listed
 from .matched import Matched
+from .neighbours import Neighbours
 from .norms import is_norm, stage
 from .resolving import Move
 from .roles import parent
@@ -26,7 +27,7 @@ class Assumption:
     """Something that the recipe takes on trust.
 
     Args:
-        kind: `"rows"`, `"order"`, `"chunks"`, `"norms"`, `"square"`, `"gate"` or
+        kind: `"rows"`, `"order"`, `"chunks"`, `"norms"`, `"square"`, `"turned"`, `"gate"` or
             `"tied"`.
         text: one sentence.
         keys: the target keys that it concerns.
@@ -47,6 +48,8 @@ _TEXTS = {
     "chunks": "projections that make several vectors at once (shift, scale, gate) make them in the same order",
     "norms": "norms of a layer whose names do not say in the same words where they stand go by their order",
     "square": "square matrices, which show no transposition, are turned or not as their neighbours are",
+    "turned": "a tensor is rearranged to the shape that another one beside it has already, and names do not tell which"
+    " of the two is meant",
     "gate": "of two equal projections, the gate is the one that is named or numbered first",
     "tied": "tensors of an embedding's shape may be tied to it or be copies of their own",
 }
@@ -64,6 +67,7 @@ def assumed(
     beside = {k for u in found.b.units if parent(u.path) in gated and "up" in u.roles for k in u.weight.keys}
     chunked = {k for side in (found.a, found.b) for u in side.units if _modulates(u) for k in _keys(u)}
     ranks = _ranks(found.a), _ranks(found.b)
+    near, there = Neighbours(found.a), Neighbours(found.b)
     for move in found.moves:
         told = {ranks[0].get(k) for k in move.sources} | {ranks[1].get(k) for k in move.targets}
         names = {re.split(r"[./]", k)[-2:][0] for k in (*move.sources, *move.targets)}
@@ -71,6 +75,8 @@ def assumed(
             keys["norms"] += move.targets
         if chunked & {*move.sources, *move.targets}:
             keys["chunks"] += move.targets
+        if move.left and not move.fuse:
+            keys["turned"] += [k for k in move.targets if near.rival(move.sources[0], there.shapes[k], there.paths[k])]
         for kind in _kinds(move, roles, sources, beside):
             keys[kind] += move.targets
     keys["tied"] += [k for k in _may_be_tied(found, target) if k not in keys["tied"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -9,10 +10,12 @@ from functools import lru_cache
 from .units import Unit, split_path
 from .vocabulary import concepts, words
 
-__all__ = ["parent", "part_of", "with_roles"]
+__all__ = ["factor_of", "parent", "part_of", "with_roles"]
 
 _ATTENTION = ("query", "key", "value", "qkv", "kv")
 _FEED = ("gate", "up", "down")
+_SEPARATORS = re.compile(r"[./]")
+_FACTOR = re.compile(r"\blora (?:embedding |linear |layer )*(a|b|down|up)$")
 
 
 def parent(path: str) -> str:
@@ -37,6 +40,21 @@ def part_of(path: str) -> tuple[str, tuple[str, ...]] | None:
     return role, (*parts[:place], "*", *parts[place + 1 :])
 
 
+@lru_cache(maxsize=65536)
+def factor_of(path: str) -> frozenset[str]:
+    """Return which factor of a low-rank update a unit is: `"narrow"` (A, down), `"widen"` (B, up), or neither.
+
+    >>> [*factor_of("q.lora_A"), *factor_of("q.lora_B.default"), *factor_of("q_lora.down"), *factor_of("lora_x.down")]
+    ['narrow', 'widen', 'narrow']
+    """
+    segments = _SEPARATORS.split(path)[-4:]
+    for end in (len(segments), len(segments) - 1):  # the last segment may be the adapter's name
+        found = _FACTOR.search(" ".join(word for segment in segments[:end] for word in words(segment)))
+        if found:
+            return frozenset({"narrow" if found[1] in ("a", "down") else "widen"})
+    return frozenset()
+
+
 def with_roles(units: Iterable[Unit], ordered: bool = True) -> list[Unit]:
     """The units, each with the role that its name and its neighbours give it.
 
@@ -49,7 +67,9 @@ def with_roles(units: Iterable[Unit], ordered: bool = True) -> list[Unit]:
         families.setdefault(parent(unit.path), []).append(unit)
     roles: dict[str, frozenset[str]] = {}
     for path, members in families.items():
-        roles.update(_in_attention(path, members))
+        # A factor of an update is named after the layer beside it, and does not do what that layer does.
+        roles.update((u.path, factor) for u in members if (factor := factor_of(u.path)))
+        roles.update(_in_attention(path, [u for u in members if u.path not in roles]))
         free = [u for u in members if u.path not in roles and _is_matrix(u)]
         roles.update(_in_feed_forward(free, ordered))
     # What a fused neighbour showed before it was fused is not forgotten.

@@ -129,6 +129,10 @@ _SEVERAL = {
     "norm before": "norm first",
     "norm after": "norm last",
     "final layer norm": "norm final last",
+    "lora a": "lora narrow",
+    "lora b": "lora widen",
+    "lora down": "lora narrow",
+    "lora up": "lora widen",
     "inv freq": "rope",
     "rotary emb": "rope",
 }
@@ -173,6 +177,7 @@ EXCLUSIVE: tuple[frozenset[str], ...] = (
     frozenset({"text", "vision", "audio"}),
     frozenset({"attention", "mlp"}),
     frozenset({"downsample", "upsample"}),
+    frozenset({"narrow", "widen"}),
     frozenset({"depthwise", "pointwise"}),
     frozenset({"head", "embedding"}),
 )
