@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Sequence
+import tomllib
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from pathlib import Path
 
 from .errors import Diagnostic, RecipeError, Remedy
 from .language.recipe import Recipe
+from .language.rules import Rule
 from .language.toml import loads
 
-__all__ = ["RecipeLike", "as_recipe", "file_of", "list_recipes", "load_recipe", "route"]
+__all__ = ["RecipeLike", "as_recipe", "file_of", "list_recipes", "load_recipe", "route", "rules_of"]
 
 RecipeLike = Recipe | str | os.PathLike[str] | Sequence[str]
 _SUFFIX = ".toml"
@@ -58,6 +60,16 @@ def load_recipe(name: str | os.PathLike[str]) -> Recipe:
             raise RecipeError(problem)
         return loads(_read(shipped), f"recipes/{text}{_SUFFIX}")
     return loads(_read(path), str(path))
+
+
+def rules_of(name: str) -> Iterator[Rule]:
+    """Yield the first stage's own rules of a recipe that ships, each parsed only when it is asked for.
+
+    >>> all(rule.targets for name in list_recipes()[:3] for rule in rules_of(name))
+    True
+    """
+    data = tomllib.loads(_read(shelf() / f"{name}{_SUFFIX}"))
+    yield from map(Rule.parse, data.get("rules", ()))
 
 
 def file_of(recipe: Recipe) -> str | None:

@@ -142,7 +142,9 @@ def _conversion(given: dict[str, Any]) -> str:
     parts = {k: given.pop(k) for k in ("rules", "drop", "tie") if k in given}
     saved = [f"{k}={literal(given.pop(k))}" for k in ("overwrite", "companions") if k in given]
     recipe = ", ".join([*(f"{k}={literal(v)}" for k, v in parts.items()), 'rest="keep"'])
-    planned = ", ".join([literal(source), f"cs.Recipe({recipe})", *(f"{k}={literal(v)}" for k, v in given.items())])
+    opened = [f"{k}={literal(given.pop(k))}" for k in ("subtree", "by_file") if k in given]
+    place = f"cs.open({', '.join([literal(source), *opened])})" if opened else literal(source)
+    planned = ", ".join([place, f"cs.Recipe({recipe})", *(f"{k}={literal(v)}" for k, v in given.items())])
     return f"cs.plan({planned}).save({', '.join([literal(destination), *saved])})"
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import inspect
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,3 +67,36 @@ def test_nothing_is_asserted() -> None:
         if isinstance(node, ast.Assert)
     ]
     assert not asserts
+
+
+def texts_of(path: Path) -> Iterator[tuple[int, str]]:
+    """The string constants of a module, with their lines."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.lineno, node.value
+
+
+def test_only_the_command_line_speaks_of_its_options() -> None:
+    found = [
+        f"{path.relative_to(PACKAGE)}:{line}: {text[:80]}"
+        for path in MODULES
+        if "cli" not in path.relative_to(PACKAGE).parts
+        for line, text in texts_of(path)
+        if re.search(r"(?:^|[\s(`'\"])--[a-z]", text)
+    ]
+    assert not found
+
+
+def test_the_command_line_speaks_of_no_argument_of_python() -> None:
+    public = [getattr(ckptsurgery, name) for name in ckptsurgery.__all__]
+    functions = [each for each in public if inspect.isfunction(each)]
+    names = {name for function in functions for name in inspect.signature(function).parameters}
+    argument = re.compile(rf"(?<![\w.-])(?:{'|'.join(sorted(names))})=")
+    found = [
+        f"{path.relative_to(PACKAGE)}:{line}: {text[:80]}"
+        for path in MODULES
+        if "cli" in path.relative_to(PACKAGE).parts
+        for line, text in texts_of(path)
+        if argument.search(text) and ">>>" not in text
+    ]
+    assert not found

@@ -175,7 +175,7 @@ def diff(
     """
     if align is not None and recipe is not None:
         text = "a recipe is given, and is to be inferred too"
-        raise RecipeError(Diagnostic("bad-argument", text, help="leave out recipe= or align="))
+        raise RecipeError(Diagnostic("bad-argument", text, help="leave out the recipe, or the alignment"))
     with ExitStack() as opened:
         first, second = (_opened(source, opened) for source in (a, b))
         if align is not None:

@@ -13,6 +13,7 @@ from ..running.progress import ByteBar
 from ..storage.checkpoint import Checkpoint
 from ..storage.opening import open_checkpoint
 from ..wording import brief, counted
+from .conversions import conversions_of
 from .files import file_findings
 from .headers import header_findings
 from .values import Survey, value_findings
@@ -99,13 +100,20 @@ def doctor(source: Any, subtree: str | None = None, *, values: bool = True, prog
         name = str(source) if isinstance(source, str | os.PathLike) else type(source).__name__  # not its tensors
         return _diagnosis(name, [*error.diagnostics, *found])
     try:
-        return _of(checkpoint, found, values, progress)
+        return _of(checkpoint, found, values, progress, None if path is None else str(source), subtree)
     finally:
         if checkpoint is not source:
             checkpoint.close()
 
 
-def _of(checkpoint: Checkpoint, found: list[Diagnostic], values: bool, progress: bool | None) -> Diagnosis:
+def _of(
+    checkpoint: Checkpoint,
+    found: list[Diagnostic],
+    values: bool,
+    progress: bool | None,
+    place: str | None,
+    subtree: str | None,
+) -> Diagnosis:
     found = [*found, *header_findings(checkpoint)]
     read = 0
     if values:
@@ -118,7 +126,7 @@ def _of(checkpoint: Checkpoint, found: list[Diagnostic], values: bool, progress:
                 found += error.diagnostics
             read = bar.done
         found += value_findings(survey, checkpoint)
-    return _diagnosis(checkpoint.source, found, len(checkpoint), read)
+    return _diagnosis(checkpoint.source, [*conversions_of(found, place, subtree)], len(checkpoint), read)
 
 
 def _diagnosis(source: str, found: list[Diagnostic], tensors: int = 0, read: int = 0) -> Diagnosis:

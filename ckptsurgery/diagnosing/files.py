@@ -12,6 +12,7 @@ from ..storage.json_text import parse_json
 from ..storage.sniffing import kind_of, read_file
 from ..storage.transactions import MARK, RECORD
 from ..wording import counted
+from .conversions import conversion
 
 __all__ = ["file_findings", "shown"]
 
@@ -100,7 +101,7 @@ def _of_shards(index: Path, weight_map: Mapping[str, str], told: object) -> Iter
             f"{counted(len(unnamed), 'tensor', 'lies')} in the shards, but not in the index, and so not read",
             str(index),
             shown(unnamed),
-            help="add them to the index, or open the folder file by file: --by-file",
+            help="add them to the index, or open the folder file by file",
             severity="warning",
         )
     if holders:
@@ -111,7 +112,8 @@ def _of_shards(index: Path, weight_map: Mapping[str, str], told: object) -> Iter
             "total-size",
             f"the index says that there are {told:,} bytes of tensors, and its tensors have {total:,}",
             str(index),
-            help="was it made for these files? write it again: ckptsurgery convert",
+            remedies=(conversion("writes a right one", str(index.parent)),),
+            advice="was it made for these files?",
             severity="warning",
         )
 
@@ -119,13 +121,14 @@ def _of_shards(index: Path, weight_map: Mapping[str, str], told: object) -> Iter
 def _in_several(index: Path, holders: Mapping[str, list[str]], weight_map: Mapping[str, str]) -> Diagnostic:
     twice = sorted(holders)
     example = twice[0]
+    decided = weight_map.get(example, "none")
     return Diagnostic(
         "duplicate-key",
         f"{counted(len(twice), 'key', 'lies')} in more than one shard, "
         f"as {example!r} in {' and '.join(holders[example])}",
         str(index),
         shown(twice),
-        help=f"the index decides for {weight_map.get(example, 'none')!r}; write it again: ckptsurgery convert",
+        remedies=(conversion(f"takes what the index decides for, {decided!r}", str(index.parent)),),
         severity="warning",
     )
 
@@ -146,7 +149,7 @@ def _of_pickles(paths: list[Path]) -> Iterator[Diagnostic]:
             f"{names[0]!r} is {kind}: nothing of it is run here, but other programs may run what is in it",
             names[0],
             shown(names[1:]),
-            help=f"ckptsurgery convert {source!r} {target!r}",
+            remedies=(conversion("writes what other programs can trust", source, target),),
             severity="warning",
         )
 
@@ -162,7 +165,7 @@ def _without_config(folder: Path, weights: list[Path]) -> Iterator[Diagnostic]:
             "missing-config",
             "no config.json lies beside the weights, so nothing says what model they belong to",
             str(folder),
-            help="copy the model's config.json there; convert --companions takes it along",
+            help="copy the model's config.json there; a conversion takes it along among the companions",
             severity="note",
         )
     except (OSError, ValueError, RecursionError) as error:
@@ -181,7 +184,7 @@ def _unfinished(folder: Path, names: list[str]) -> Iterator[Diagnostic]:
             "interrupted-save",
             "a save was interrupted while its files took their names; it is read here, other programs may find nothing",
             str(folder),
-            help=f"ckptsurgery convert {str(folder)!r} {str(folder)!r} --overwrite finishes it",
+            remedies=(conversion("finishes it", str(folder), str(folder), overwrite=True),),
             severity="warning",
         )
     left = sorted(name for name in names if MARK in name and name != RECORD)

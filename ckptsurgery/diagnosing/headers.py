@@ -12,6 +12,7 @@ from ..storage.inert import Opaque
 from ..storage.pickle_calls import POWERFUL
 from ..storage.unreadable import unreadable_tensors
 from ..wording import counted
+from .conversions import conversion
 from .files import shown
 
 __all__ = ["header_findings"]
@@ -59,7 +60,7 @@ def _dtypes(checkpoint: Checkpoint) -> Iterator[Diagnostic]:
         f"most is {usual}, but " + " and ".join(f"{counted(len(k), 'tensor', 'is')} {dtype}" for dtype, k in others),
         checkpoint.source,
         notes,
-        help=f"if that is not meant: ckptsurgery convert --dtype {usual.lower()}",
+        remedies=(conversion("casts all, if that is not meant", dtype=usual.lower()),),
         severity="note",
     )
 

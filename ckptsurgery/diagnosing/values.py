@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..errors import Diagnostic
+from ..language.escaping import escape
 from ..specs import DTYPES, TensorSpec
 from ..storage.checkpoint import Checkpoint
 from ..wording import counted
+from .conversions import conversion
 from .files import shown
 
 if TYPE_CHECKING:
@@ -158,7 +160,7 @@ def _config_ties(survey: Survey, checkpoint: Checkpoint) -> Iterator[Diagnostic]
                 f"the config ties the word embeddings, but {len(keys)} matrices of them are stored, and differ",
                 checkpoint.source,
                 shown(keys),
-                help='is "tie_word_embeddings" meant? loading takes one of them for all; --drop the others',
+                help='is "tie_word_embeddings" meant? loading takes one of them for all; drop the others',
                 severity="warning",
             )
 
@@ -183,7 +185,9 @@ def _twins(survey: Survey, checkpoint: Checkpoint, constant: set[str]) -> Iterat
             f"{counted(len(lost), 'group')} of matrices equal bit for bit and stored apart: {spare:,} bytes twice",
             place,
             tuple(" = ".join(keys[:4]) for keys in lost[:8]),
-            help=f"if the model ties them: ckptsurgery convert --drop {lost[0][1]!r} --tie '{lost[0][1]}={lost[0][0]}'",
+            remedies=(
+                conversion("ties them, if the model does", drop=[escape(lost[0][1])], tie={escape(lost[0][1]): escape(lost[0][0])}),
+            ),
             severity="warning",
         )
     yield from _config_ties(survey, checkpoint)
@@ -206,5 +210,5 @@ def _twins(survey: Survey, checkpoint: Checkpoint, constant: set[str]) -> Iterat
                 "ties-differ",
                 f"the metadata says that {alias!r} is {kept!r}, but both are stored, and differ",
                 place,
-                help=f"drop one: ckptsurgery convert --drop {alias!r}",
+                remedies=tuple(conversion(f"takes {k!r}", drop=[escape(d)]) for k, d in ((kept, alias), (alias, kept))),
             )

@@ -157,7 +157,7 @@ def _by_use(
 
     if not all(callable(getattr(side, "named_modules", None)) for side in (source, target)):
         text = "the order of use is known of two live models, and one side is none"
-        raise LoadError(Diagnostic("bad-argument", text, help="leave out inputs=, or give the models"))
+        raise LoadError(Diagnostic("bad-argument", text, help="leave out the inputs, or give the models"))
     first, second = by_use(source, inputs, specs, "the source"), by_use(target, inputs, wanted, "the target")
     found = _attempt(first, second, cut=False, in_order=True)
     if found.coverage < 1.0 or found.problems:

@@ -189,7 +189,7 @@ def _loaded(a: nn.Module, b: Any, recipe: RecipeLike | None) -> nn.Module:
     if isinstance(b, nn.Module):
         if recipe is not None:
             text = "a recipe says how a checkpoint is loaded, and b is a model"
-            raise LoadError(Diagnostic("bad-argument", text, help="plan= names the rules behind a model's tensors"))
+            raise LoadError(Diagnostic("bad-argument", text, help="the plan names the rules behind a model's tensors"))
         return b
     from ..transfer.loading import load_into
 

@@ -22,11 +22,13 @@ class OpError(ValueError):
 
     Args:
         instead: a word that was misspelt -> the words that are like it.
+        lacks: a name or a formula that has no number.
     """
 
-    def __init__(self, text: str, instead: Mapping[str, Sequence[str]] | None = None) -> None:
+    def __init__(self, text: str, instead: Mapping[str, Sequence[str]] | None = None, lacks: str | None = None) -> None:
         super().__init__(text)
         self.instead = dict(instead or {})
+        self.lacks = lacks
 
 
 @dataclass(frozen=True)

@@ -40,13 +40,13 @@ class Arguments(Mapping[str, Any]):
                 return None  # a quoted text need not be a formula
             raise OpError(error.diagnostics[0].headline) from None
         if found is None and (isinstance(text, Expression) or text in self.dims):
-            raise OpError(self._lacking(text))
+            raise OpError(self._lacking(text), lacks=str(text))
         return found
 
     def _lacking(self, text: str) -> str:
         formula = self.dims.missing(text) if text in self.dims else None
         why = f" = {formula!r}" if formula else ""
-        return f"{str(text)!r}{why} has no number: dims or the config lack what it needs (--config, --dim)"
+        return f"{str(text)!r}{why} has no number: dims or the config lack what it needs"
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.dims.numbers)

@@ -282,7 +282,8 @@ class _Stage(Draft):
             self.check_joins(bound, ops)
         except OpError as error:
             near = (Remedy("rules", error.instead, kind="instead"),) if error.instead else ()
-            self.problem("bad-op", str(error), bound, remedies=near)
+            given = bound.remedies(error.lacks) if error.lacks is not None and error.lacks.isidentifier() else ()
+            self.problem("bad-op", str(error), bound, remedies=near or given)
             return
         found = [[canonical(term, m) for m in matches] for term, matches in zip(rule.sources, matched)]
         try:
@@ -299,7 +300,9 @@ class _Stage(Draft):
         wrong = {names: size for names, size in one.items() if isinstance(size, int)}
         for (name, marker), size in wrong.items():
             text = f"{name}:{marker} has its own size for each {marker}, and dims give one number, {name} = {size}"
-            self.problem("one-size", text, bound, remedies=bound.remedies(name))
+            given = bound.remedies(name)
+            in_place = tuple(replace(r, effect="in its place") if r.argument == "dims" else r for r in given)
+            self.problem("one-size", text, bound, remedies=in_place)
         return not wrong
 
     def op(self, call: Any, bound: BoundRule) -> Any:

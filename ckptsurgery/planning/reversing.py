@@ -92,7 +92,7 @@ def _check_keys(plan: Plan, converted: Mapping[str, TensorSpec], problems: list[
         ("shape-mismatch", changed, "of another shape or dtype than the plan gave"),
     ):
         if keys:
-            help = "it was changed since: go back by a recipe, recipe.inverse() or --recipe R --inverse"
+            help = "it was changed since it was converted: go back by the inverse of the recipe"
             notes = tuple(t for t, _ in fold(keys)[:8])
             problems.append(Diagnostic(code, f"{counted(len(keys), 'key')} {text}", notes=notes, help=help))
 

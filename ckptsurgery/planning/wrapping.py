@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..errors import Diagnostic, PlanError
+from ..errors import Diagnostic, PlanError, Remedy
 from ..language.dims import DimValue
 from ..language.keys import escape
 from ..language.recipe import Recipe, Scope
@@ -178,7 +178,10 @@ def _ambiguous(found: Sequence[_Trial]) -> Diagnostic:
         f"{t.prefixes.source or t.prefixes.target}  makes {counted(t.reached, 'key')} of the target" for t in found
     )
     named = next((t.prefixes.source for t in found if t.prefixes.source), "")
-    help = f'subtree="{named.rstrip(".")}"' if named else "name the keys in the recipe with their prefix"
     return Diagnostic(
-        "ambiguous-prefix", f"the recipe fits {len(found)} parts of the source equally well", notes=notes, help=help
+        "ambiguous-prefix",
+        f"the recipe fits {len(found)} parts of the source equally well",
+        notes=notes,
+        remedies=(Remedy("subtree", named.rstrip(".")),) if named else (),
+        advice=None if named else "name the keys in the recipe with their prefix",
     )

@@ -159,7 +159,7 @@ def _selected(specs: Mapping[str, TensorSpec], pattern: str, source: str) -> dic
                 f"none of {counted(len(specs), 'key')} matches {pattern!r}",
                 source,
                 notes=tuple(text for text, _ in fold(specs)[:6]),
-                help="a pattern matches whole keys: --filter 'layers.{i}.{rest...}'",
+                help="a pattern matches whole keys, such as 'layers.{i}.{rest...}'",
             )
         )
     return found

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import islice
 from typing import Any
 
-from ..errors import Diagnostic, PlanError
+from ..errors import Diagnostic, PlanError, Remedy
 from ..ops.arithmetic import Cast
 from ..planning.plan import Plan
 from ..planning.steps import Instruction, Move, Run, Step
@@ -168,11 +169,13 @@ def _said(asked: Asked) -> tuple[str, dict[str, str]]:
     named = {"": asked} if isinstance(asked, str) else dict(asked)
     wrong = [word for word in named.values() if word not in _WORDS]
     if wrong:
+        near = get_close_matches(str(wrong[0]), _WORDS, 1)
         raise PlanError(
             Diagnostic(
                 "bad-argument",
                 f"beside: {wrong[0]!r} is not one of {', '.join(_WORDS)}",
-                help='beside="drop", or {"optimizer": "drop"} (--beside optimizer=drop)',
+                remedies=(Remedy("beside", {wrong[0]: near}, kind="instead"),) if near else (),
+                advice=None if near else "the word stands alone, or goes with the path of a tree",
             )
         )
     return named.pop("", "error"), named
@@ -182,12 +185,14 @@ def _check_paths(named: Mapping[str, str], extras: Mapping[str, Any]) -> None:
     unknown = [path for path in named if not any(_find(extras, path))]
     if unknown:
         there = [path for path in extras if not _of_model(path)]
+        near = get_close_matches(unknown[0], there, 1)
         raise PlanError(
             Diagnostic(
                 "unknown-tree",
                 f"nothing called {unknown[0]!r} lies beside the model",
                 notes=tuple(unknown[1:_SHOWN]),
-                help="there are: " + ", ".join(there[:_SHOWN]) if there else "leave beside out: nothing lies there",
+                remedies=(Remedy("beside", {unknown[0]: near}, kind="instead"),) if near else (),
+                advice="there are: " + ", ".join(there[:_SHOWN]) if there else "leave beside out: nothing lies there",
             )
         )
 
@@ -211,15 +216,16 @@ def _word_for(path: str, named: Mapping[str, str], default: str) -> str:
 
 def _left_behind(mirrors: list[Mirror], changed: _Changes) -> Diagnostic:
     names = [mirror.path for mirror in mirrors]
-    each = ", ".join(f'"{name}": "drop"' for name in names[:_SHOWN])
-    options = " ".join(f"--beside {name}=drop" for name in names[:_SHOWN])
-    verb = "belongs" if len(names) == 1 else "belong"
+    verb, it = ("belongs", "it") if len(names) == 1 else ("belong", "them")
     return Diagnostic(
         "left-behind",
         f"{', '.join(names[:_SHOWN])} {verb} to tensors that the plan changes, and would no longer fit the model",
         notes=tuple(f"{mirror.path}  {mirror.why}" for mirror in mirrors[:_FEW]),
         facts=(("changes", changed.text),),
-        help=f'beside={{{each}}} ({options}) leaves it out; "keep" in place of "drop" copies it as it is',
+        remedies=(
+            Remedy("beside", dict.fromkeys(names, "drop"), f"leaves {it} out"),
+            Remedy("beside", dict.fromkeys(names, "keep"), f"copies {it} as {'it is' if it == 'it' else 'they are'}"),
+        ),
     )
 
 

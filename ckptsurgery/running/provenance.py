@@ -100,7 +100,7 @@ def read_provenance(checkpoint: Checkpoint) -> tuple[dict[str, TensorSpec], Any,
                 "no-provenance",
                 "nothing in it tells what it was made from, so there is no way back without a recipe",
                 checkpoint.source,
-                help="name the recipe: --recipe R --inverse; or convert with --provenance the next time",
+                help="go back by the inverse of the recipe that made it; convert with provenance the next time",
             )
         )
     try:
@@ -131,7 +131,8 @@ def as_told(checkpoint: Checkpoint) -> Iterator[None]:
 
 
 def _bad(what: str, checkpoint: Checkpoint) -> Diagnostic:
-    text, help = f"the provenance in its metadata {what}", "was it edited? name the recipe: --recipe R --inverse"
+    text = f"the provenance in its metadata {what}"
+    help = "was it edited? go back by the inverse of the recipe that made it"
     return Diagnostic("bad-provenance", text, checkpoint.source, help=help)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..errors import CheckpointError, Diagnostic
+from ..errors import CheckpointError, Diagnostic, Remedy
 from .contents import Extent
 from .descriptors import Descriptors
 from .durability import SYNCED, Durability
@@ -388,8 +388,17 @@ class Writer:
         changed = sorted(p for p in {*now, *self._before} if now.get(p) != self._before.get(p))
         if changed:
             text = "something else wrote to the same place while this output was being written; it is left as it is"
-            help = "was the same command started twice? look what is there; overwrite=True (--overwrite) replaces it"
-            raise CheckpointError(Diagnostic("output-changed", text, changed[0], tuple(changed[1:6]), help=help))
+            replaced = Remedy("overwrite", True, "replaces it")
+            raise CheckpointError(
+                Diagnostic(
+                    "output-changed",
+                    text,
+                    changed[0],
+                    tuple(changed[1:6]),
+                    remedies=(replaced,),
+                    advice="but look at it first: was the same run started twice?",
+                )
+            )
 
     def abort(self) -> None:
         """Removes everything temporary; a second call does nothing."""

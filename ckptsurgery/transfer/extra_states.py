@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import Diagnostic, LoadError
+from ..errors import Diagnostic, LoadError, Remedy
+from ..language.escaping import escape
 from ..planning.plan import Plan
 from ..planning.steps import cut
 from ..running.beside import moved_modules
@@ -66,13 +67,12 @@ class ExtraStates:
         """The states that cannot be made without running what the file says."""
         if not self.unbuilt or partial:
             return []
-        names = ", ".join(f'"{k}"' for k in list(self.unbuilt)[:6]) + (", …" if len(self.unbuilt) > 6 else "")
         return [
             Diagnostic(
                 "extra-state-unbuilt",
                 f"{counted(len(self.unbuilt), 'extra state')} of the source would take running code of its own",
                 notes=tuple(f"{key}: {why}" for key, why in list(self.unbuilt.items())[:8]),
-                help=f"drop=[{names}] loads without",
+                remedies=(Remedy("drop", [*map(escape, self.unbuilt)], "loads without"),),
             )
         ]
 

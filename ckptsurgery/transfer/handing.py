@@ -232,7 +232,7 @@ class Handing:
                 del self.taken[key]
         return [
             Diagnostic("own-loading-fills", f"{self.title} loads in its own way, and makes {key!r} of several tensors",
-                       help="drop=[…] names what it is made of in the source")
+                       help="drop what it is made of in the source")
             for key, name in names.items() if name is None and key in self.taken
         ]  # fmt: skip
 

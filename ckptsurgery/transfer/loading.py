@@ -388,7 +388,7 @@ class _Transfer:
             "nothing-fits",
             f"nothing of {self.checkpoint.source} was loaded: no key fits the model in name and shape",
             facts=(("source", samples(self.checkpoint.specs)), ("model", samples(self.target.specs))),
-            help="recipe=[…] says what becomes of the keys, subtree=… where they are",
+            help="a recipe maps the keys to the model's, a subtree is the part of the source to read",
         )
 
     def settled(self, decision: Decision) -> Plan:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..errors import Diagnostic
+from ..errors import Diagnostic, Remedy
 from ..language.folding import fold
 from ..modeling.places import Place, places
 from ..specs import TensorSpec
-from .patterns import listed, patterns_of
+from .patterns import patterns_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -72,14 +72,16 @@ def turned_weights(
 def transposed(squares: Mapping[str, str], across: Iterable[str], known: Iterable[str]) -> Diagnostic:
     """The problem of square matrices that would come in as they are, with the rules that turn them and their like."""
     every = patterns_of([*across, *squares], known)
-    rules = listed(f"{p} [x y] -> {p} [y x]" for p in every)
+    rules = [f"{p} [x y] -> {p} [y x]" for p in every]
     verb = "square matrix" if len(squares) == 1 else "square matrices"
     return Diagnostic(
         "transposed-square",
         f"{len(squares)} {verb} would load untransposed: the shapes fit, the layouts differ",
         notes=tuple(f"{text}: {squares[first]}" for text, first in _shown(squares)),
-        facts=(("as they are", 'recipe=cs.Recipe(rest="keep"), should the source hold [out, in] all the same'),),
-        help=f'recipe=cs.Recipe([{rules}], rest="keep")',
+        remedies=(
+            Remedy("recipe", {"rules": rules, "rest": "keep"}, "turns them"),
+            Remedy("recipe", {"rest": "keep"}, "loads them as they are, should the source hold [out, in] all the same"),
+        ),
     )
 
 

@@ -65,6 +65,11 @@ def recipes() -> Iterator[Case]:
     yield Case("unused-choice", plan, given({"q.w": A}, {"rules": ["{p:q,k}.w -> {p}"]}), same(q=A))
     table = {"rules": ["w [(p r:p) d] -> {p:q,k} [r:p d]"], "dims": {"r": {"q": 8, "kk": 4}}}
     yield Case("unknown-choice", plan, given({"w": QKV}, table), same(q=QKV[:8], k=QKV[8:]))
+    run = {"rules": ["w [(p r:p) d] -> {p:q,k} [r:p d]"]}
+    given_now = given({"w": QKV}, run, dims={"r": {"q": 8, "kk": 4}})
+    yield Case("unknown-choice", plan, given_now, same(q=QKV[:8], k=QKV[8:]), note="of this run")
+    sliced = {"rules": ["w -> v | slice_rows(0, n)"], "dims": {"n": "config.rows"}}
+    yield Case("bad-op", plan, given({"w": QKV}, sliced), same(v=QKV[:5]), {"config": {"rows": 5}, "n": 5}, "a size")
     yield Case("bad-op", plan, given({"a": A}, {"rules": ["a -> b | cats(bf16)"]}), same(b=A.bfloat16()))
     yield Case("bad-op", plan, given({"a": A}, {"rules": ["a -> b | cast(bf16, satrate=true)"]}), same(b=A.bfloat16()))
     yield Case("bad-rest", plan, given({"a": A}, {"rest": "kepe"}), same(a=A))
