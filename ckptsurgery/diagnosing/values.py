@@ -179,6 +179,7 @@ def _twins(survey: Survey, checkpoint: Checkpoint, constant: set[str]) -> Iterat
     ]
     lost = [keys for keys in groups if len(checkpoint.specs[keys[0]].shape) > 1]
     if lost:
+        kept, alias = lost[0][:2]
         spare = sum(checkpoint.specs[key].nbytes for keys in lost for key in keys[1:])
         yield Diagnostic(
             "lost-tie",
@@ -186,7 +187,7 @@ def _twins(survey: Survey, checkpoint: Checkpoint, constant: set[str]) -> Iterat
             place,
             tuple(" = ".join(keys[:4]) for keys in lost[:8]),
             remedies=(
-                conversion("ties them, if the model does", drop=[escape(lost[0][1])], tie={escape(lost[0][1]): escape(lost[0][0])}),
+                conversion("ties them, if the model does", drop=[escape(alias)], tie={escape(alias): escape(kept)}),
             ),
             severity="warning",
         )

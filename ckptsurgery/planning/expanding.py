@@ -146,9 +146,7 @@ def _unknown_choices(given: Mapping[str, DimValue], rules: Sequence[BoundRule]) 
                 text = f"a size is given for {name}.{choice}, and {choice!r} is no choice of any rule"
                 near = get_close_matches(choice, sorted(known), 1)
                 meant = (Remedy("dims", {choice: near}, kind="instead"),) if near else ()
-                yield Diagnostic(
-                    "unknown-choice", text, remedies=meant, advice=f"one of: {', '.join(sorted(known))}"
-                )
+                yield Diagnostic("unknown-choice", text, remedies=meant, advice=f"one of: {', '.join(sorted(known))}")
 
 
 def _unasked(name: str, asked: set[str]) -> Diagnostic:

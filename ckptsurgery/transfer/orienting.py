@@ -78,10 +78,8 @@ def transposed(squares: Mapping[str, str], across: Iterable[str], known: Iterabl
         "transposed-square",
         f"{len(squares)} {verb} would load untransposed: the shapes fit, the layouts differ",
         notes=tuple(f"{text}: {squares[first]}" for text, first in _shown(squares)),
-        remedies=(
-            Remedy("recipe", {"rules": rules, "rest": "keep"}, "turns them"),
-            Remedy("recipe", {"rest": "keep"}, "loads them as they are, should the source hold [out, in] all the same"),
-        ),
+        facts=(("as they are", 'a recipe of rest "keep" alone, should the source hold [out, in] all the same'),),
+        remedies=(Remedy("recipe", {"rules": rules, "rest": "keep"}),),
     )
 
 

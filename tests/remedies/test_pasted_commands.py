@@ -134,7 +134,7 @@ def test_what_python_prints_is_the_data(case: Case) -> None:
         if remedy.kind not in ("argument", "recipe") or not replace(remedy).complete:
             continue
         text = str(replace(remedy, effect="")).removesuffix(" in the recipe").replace(" = ", "=", 1)
-        (name, value), = eval(f"dict({text})", {"cs": cs}).items()
+        ((name, value),) = eval(f"dict({text})", {"cs": cs}).items()
         wanted = cs.Recipe(**remedy.value) if isinstance(value, cs.Recipe) else remedy.value
         assert (name, value) == (remedy.argument, wanted)
 

@@ -60,11 +60,21 @@ class TestThatNoneIsLeftOut:
 OUT_OF_REACH = {
     "header-too-large": "takes a header of 100 MB",
     "other-device": "takes a second device",
+    "transposed-square": "tests/transfer/test_doubts.py pastes it",
     "output-changed": "takes a second writer",
     "extra-state-unbuilt": "tests/transfer/test_extra_state.py drops what it names",
     **dict.fromkeys(
-        ("left-behind", "unknown-tree", "dtype-mix", "lost-tie", "ties-differ", "pickle", "total-size",
-         "interrupted-save"), "tests/remedies/test_pasted_commands.py runs the command that is printed",
+        (
+            "left-behind",
+            "unknown-tree",
+            "dtype-mix",
+            "lost-tie",
+            "ties-differ",
+            "pickle",
+            "total-size",
+            "interrupted-save",
+        ),
+        "tests/remedies/test_pasted_commands.py runs the command that is printed",
     ),
     "recipe-fits": "tests/real holds it, on a model that a recipe that ships is for",
 }
