@@ -1,4 +1,4 @@
-"""A file system that fails in the middle of a save: the error names the file, and a reader finds one whole checkpoint."""
+"""A file system that fails in the middle of a save: the error names the file, and one whole checkpoint is there."""
 
 from __future__ import annotations
 
