@@ -66,8 +66,8 @@ def check_output(
         check = _Check(checkpoint, written, aliases, bar)
         proofs = [check.of(plan, rule, how, steps, budget) for rule, how, steps in _by_rule(plan, aliases)]
     for code, text, keys in (
-        ("values-differ", "do not hold what the plan makes", check.wrong),
-        ("elements-differ", "do not hold the elements of their sources, each once", check.lost),
+        ("values-differ", "not what the plan makes", check.wrong),
+        ("elements-differ", "not the elements of their sources, each once", check.lost),
     ):
         if keys:
             problems.append(_problem(code, text, list(dict.fromkeys(keys)), written.source))

@@ -66,6 +66,10 @@ _OPERATORS = [
 ]
 
 
+_LINES_A_MUTANT = 6
+"""Lines that are looked at for each mutant: many hold nothing that can be changed."""
+
+
 @dataclass(frozen=True)
 class Site:
     """A node that can be changed, what it can become, and by which operator. `line` counts from one."""
@@ -102,9 +106,10 @@ class Mutant:
 class _Sites(cst.CSTVisitor):
     METADATA_DEPENDENCIES = (PositionProvider,)
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, lines: set[int]) -> None:
         super().__init__()
         self.file = file
+        self.lines = lines
         self.found: list[Site] = []
         self._names: list[str] = []
         self._wording = 0
@@ -130,13 +135,13 @@ class _Sites(cst.CSTVisitor):
         self._wording -= _is_wording(node)
 
     def _add(self, node: cst.CSTNode) -> None:
+        position = self.get_metadata(PositionProvider, node, None)
+        if position is None or position.start.line not in self.lines:
+            return
         if isinstance(node, cst.BaseString) and (self._wording or " " in cst.Module([]).code_for_node(node)):
             return
         if not self._functions and not isinstance(node, cst.BaseNumber):
             return  # what runs on import: only the constants are of interest
-        position = self.get_metadata(PositionProvider, node, None)
-        if position is None:
-            return
         function, line = ".".join(self._names), position.start.line
         for kind, operator in _OPERATORS:
             if isinstance(node, kind):
@@ -156,16 +161,24 @@ def sample(root: Path, packages: Iterable[str], size: int, seed: int) -> list[Mu
     On a line, first the operator is drawn, then the mutant: a call with many arguments has many mutants that any test
     would kill, and these would outnumber the others.
     """
-    drawn: list[tuple[str, cst.Module, list[Site]]] = []
-    for package in packages:
-        for path in sorted((root / "ckptsurgery" / package).rglob("*.py")):
-            module, sites = _sites(path, path.relative_to(root).as_posix())
-            drawn += [(rank, module, group) for rank, group in _by_line(sites, path.read_text().splitlines(), seed)]
-    drawn.sort(key=lambda entry: entry[0])
+    ranked = sorted(
+        (rank, path, line)
+        for package in packages
+        for path in (root / "ckptsurgery" / package).rglob("*.py")
+        for rank, line in _ranked(path.read_text(), path.relative_to(root).as_posix(), seed)
+    )
+    wanted: dict[Path, set[int]] = {}
+    for _, path, line in ranked[: _LINES_A_MUTANT * size]:
+        wanted.setdefault(path, set()).add(line)
+    parsed = {path: _sites(path, path.relative_to(root).as_posix(), lines) for path, lines in wanted.items()}
     made: dict[str, Mutant] = {}
-    for rank, module, group in drawn:
+    for rank, path, line in ranked[: _LINES_A_MUTANT * size]:
         if len(made) == size:
             break
+        module, sites = parsed[path]
+        group = [site for site in sites if site.line == line]
+        if not group:
+            continue
         chance = random.Random(rank)
         operator = chance.choice(sorted({site.operator for site in group}))
         mutant = _mutant(module, chance.choice([site for site in group if site.operator == operator]))
@@ -174,23 +187,31 @@ def sample(root: Path, packages: Iterable[str], size: int, seed: int) -> list[Mu
     return list(made.values())
 
 
-def _sites(path: Path, file: str) -> tuple[cst.Module, list[Site]]:
+def _ranked(code: str, file: str, seed: int) -> Iterator[tuple[str, int]]:
+    """Give each line a place in the order of drawing."""
+    functions: dict[int, str] = {}
+
+    def name(body: ast.AST, before: tuple[str, ...]) -> None:
+        for node in ast.iter_child_nodes(body):
+            inside = before
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                inside = (*before, node.name)
+                functions.update(dict.fromkeys(range(node.lineno, (node.end_lineno or 0) + 1), ".".join(inside)))
+            name(node, inside)
+
+    name(ast.parse(code), ())
+    seen: Counter[tuple[str, str]] = Counter()
+    for number, line in enumerate(code.splitlines(), 1):
+        key = (functions.get(number, ""), line.strip())
+        seen[key] += 1
+        yield hashlib.sha256(repr((seed, file, *key, seen[key])).encode()).hexdigest(), number
+
+
+def _sites(path: Path, file: str, lines: set[int]) -> tuple[cst.Module, list[Site]]:
     wrapper = MetadataWrapper(cst.parse_module(path.read_text()))
-    visitor = _Sites(file)
+    visitor = _Sites(file, lines)
     wrapper.visit(visitor)
     return wrapper.module, visitor.found
-
-
-def _by_line(sites: list[Site], lines: list[str], seed: int) -> Iterator[tuple[str, list[Site]]]:
-    groups: dict[int, list[Site]] = {}
-    for site in sites:
-        groups.setdefault(site.line, []).append(site)
-    seen: Counter[tuple[str, str]] = Counter()
-    for line, group in sorted(groups.items()):
-        text = lines[line - 1].strip()
-        key = (group[0].function, text)
-        seen[key] += 1
-        yield hashlib.sha256(repr((seed, group[0].file, *key, seen[key])).encode()).hexdigest(), group
 
 
 def _mutant(module: cst.Module, site: Site) -> Mutant | None:

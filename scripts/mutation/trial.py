@@ -70,10 +70,12 @@ class Tests:
     near: str = "tests"
 
     def stages(self) -> list[list[str]]:
-        """Return the files in the order in which they are collected; those of the last stage are run whole."""
-        stages: list[list[str]] = [[], [], [], list(self.whole)]
+        """Return the files in the order in which they are collected; those of the last two stages are run whole."""
+        stages: list[list[str]] = [[], [], [], [], []]
         for file in sorted({test.partition("::")[0] for test in self.seconds}):
             stages[0 if file.startswith(self.near) else 2 if file.startswith(_HEAVY) else 1].append(file)
+        for file in self.whole:
+            stages[3 if file.startswith((self.near, "tests/matrix/")) else 4].append(file)
         return stages
 
 
@@ -210,7 +212,7 @@ def _run(tree: Path, folder: Path, tests: Tests, limit: float, every: bool) -> N
     chooser = Chooser(tests.seconds, limit, report)
     options = ["-p", "no:cacheprovider", "--rootdir", str(tree), f"--basetemp={temporary / 'pytest'}"]
     options += ["-W", "ignore::pytest.PytestAssertRewriteWarning", "--tb=no"] + ([] if every else ["-x"])
-    for files, chooser.others in zip(tests.stages(), (False, False, False, True)):
+    for files, chooser.others in zip(tests.stages(), (False, False, False, True, True)):
         code = pytest.main([*options, *files], plugins=[chooser]) if files else 0
         if code not in (0, 2, 5) and not chooser.failed:
             chooser.failed.append("pytest itself")
