@@ -275,7 +275,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sample", type=int, default=300, help="how many mutants")
     parser.add_argument("--seed", type=int, default=1, help="another seed draws other mutants")
-    parser.add_argument("--seconds", type=float, default=120, help="time limit of one mutant's tests")
+    parser.add_argument("--seconds", type=float, default=60, help="processor time for one mutant's tests")
     parser.add_argument("--minutes", type=float, default=600, help="time limit of this run")
     parser.add_argument("--jobs", type=int, default=1, help="how many mutants are tried at a time")
     parser.add_argument("--work", type=Path, default=ROOT / ".mutation", help="folder for results and copies")
