@@ -76,7 +76,8 @@ def assumed(
         if chunked & {*move.sources, *move.targets}:
             keys["chunks"] += move.targets
         if move.left and not move.fuse:
-            keys["turned"] += [k for k in move.targets if near.rival(move.sources[0], there.shapes[k], there.paths[k])]
+            known = (k for k in move.targets if k in there.shapes)
+            keys["turned"] += [k for k in known if near.rival(move.sources[0], there.shapes[k], there.paths[k])]
         for kind in _kinds(move, roles, sources, beside):
             keys[kind] += move.targets
     keys["tied"] += [k for k in _may_be_tied(found, target) if k not in keys["tied"]]

@@ -49,10 +49,8 @@ def set_tensor(
         raise LoadError(problem)
     if not assign:
         # a model built under inference_mode can be written to there alone
-        mode = torch.inference_mode() if old.is_inference() else torch.no_grad()
-        # and a subclass may copy in a way of its own, which is not asked for
-        with mode, torch._C.DisableTorchFunctionSubclass():
-            old.copy_(tensor)
+        with torch.inference_mode() if old.is_inference() else torch.no_grad():
+            old.copy_(tensor)  # a subclass may copy in a way of its own, as under `load_state_dict`
         return
     new = tensor.detach() if place.is_buffer else parameter_like(old, tensor)
     for partner in partners if partners is not None else places_of(model, old):

@@ -121,7 +121,7 @@ class _Judge:
         held = counted(len(tensors), "tensor")
         if any(self.called(inner, spec) for inner, spec in tensors):
             return f"{held}, called as the model is"
-        if self.count > 1 and any(_weighs(spec) and spec.shape == (self.elements,) for _, spec in tensors):
+        if any(_weighs(spec) and spec.shape == (self.elements,) for _, spec in tensors):
             return f"{held}, as long as all of the model's together"
         alike = [spec for _, spec in tensors if _weighs(spec) and spec.shape in self.shapes]
         matrix = any(len(spec.shape) > 1 and spec.numel > 1 for spec in alike)

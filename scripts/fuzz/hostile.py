@@ -255,8 +255,8 @@ def _long(n: int) -> bytes:
 for _name, _view, _codes in (
     ("a view that reaches beyond its storage", (2, (4,), (1,)), ("damaged-tensor",)),
     ("a view with an offset of 2^62", (1 << 62, (4,), (1,)), ("damaged-tensor",)),
-    ("a view with a negative offset", (-4, (4,), (1,)), ("no-tensors",)),
-    ("a view with negative strides", (3, (4,), (-1,)), ("no-tensors",)),
+    ("a view with a negative offset", (-4, (4,), (1,)), ("unreadable-tensors",)),
+    ("a view with negative strides", (3, (4,), (-1,)), ("unreadable-tensors",)),
     ("a view of 2^60 elements", (0, (1 << 60,), (1,)), ("damaged-tensor",)),
     ("2^60 elements out of one, by strides of zero", (0, (1 << 30, 1 << 30), (0, 0)), ("damaged-tensor",)),
     ("2^100 elements, by strides of zero", (0, (1 << 50, 1 << 50), (0, 0)), ("damaged-tensor",)),

@@ -136,7 +136,7 @@ for _name, _body, _codes in (
     ("a dictionary that holds itself", b"\x80\x04}q\0(" + _text("a") + b"h\0" + _text("w") + _TENSOR + b"u.",
      ("nested-too-deep",)),
     ("a tensor of a thousand dimensions", _alone(_text("w"), _ONE + b"K\0(" + b"K\x01" * 1000 + b"t(" + b"K\x01" * 1000
-     + b"t\x89NtR"), ("no-tensors",)),
+     + b"t\x89NtR"), ("unreadable-tensors",)),
     ("a tensor of no elements and 2^70 of nothing", _alone(_text("w"), _ONE + b"K\0(K\0" + _long(1 << 70)
      + b"t(K\x01K\x01t\x89NtR"), ("damaged-tensor",)),
     ("a storage called ../data/0", _alone(_text("w"), _TENSOR.replace(b"X\x01\0\0\x000", _text("../data/0"))),

@@ -91,7 +91,7 @@ def test_buffers_count_when_asked_for() -> None:
         ("blok", "close: 0.block 1"),
         ("xyz", "first"),
         ("", "no parameter"),
-        ("0.{block}.0", r"'0\.\{block\}\.0\.\{rest\.\.\.\}' matches what they hold"),
+        ("0.{block}.0", r'"0\.\{block\}\.0\.\{rest\.\.\.\}" matches what the modules hold'),
         ("0.block 0.1", "holds no parameter"),
         (nn.Conv2d, "module types: BatchNorm1d, Linear"),
         ((nn.Conv2d, nn.Embedding), "Conv2d or Embedding"),

@@ -52,7 +52,7 @@ REFUSED = {
     "cast(bf16, dtyp=1)": "cast has no argument 'dtyp', did you mean 'dtype'?; it is written cast(dtype,",
     "cast(bf16, dtype=f16)": "cast is given 'dtype' twice",
     "cast(bf16, true, true, true)": "cast takes 3 arguments, not 4",
-    "cast(bf17)": "cast: no dtype is called 'bf17'; one of BOOL",
+    "cast(bf17)": "cast: no dtype is called 'bf17'; did you mean 'BF16'? one of BOOL",
     "cast(8)": "cast: dtype wants str, not 8",
     "cast(bf16, floats=1)": "cast: floats wants bool, not 1",
     "add(true)": "add: value wants int | float, not true",

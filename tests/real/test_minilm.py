@@ -215,7 +215,8 @@ def test_a_classifier_without_a_word_on_its_head_is_told_what_to_say() -> None:
     with pytest.raises(cs.CkptSurgeryError) as error:
         cs.load_into(model, MODEL, BODY.scoped(target="body."))
     assert {d.code for d in error.value.diagnostics} == {"missing-keys"}
-    assert 'init=["norm", "head"]' in str(error.value)
+    assert 'init=["norm.weight", "norm.bias", ' in str(error.value)
+    assert '"norm.running_var", "head"]' in str(error.value)
     assert identical(model.state_dict(), before)
 
 

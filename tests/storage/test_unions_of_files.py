@@ -13,22 +13,26 @@ from ckptsurgery.errors import CheckpointError
 from ckptsurgery.storage import open_checkpoint
 
 
+def part(n: int, number: int) -> str:
+    return f"model-{n + 1:05d}-of-{number:05d}.safetensors"
+
+
 def parts(folder: Path, number: int) -> None:
     for n in range(number):
         tensors = {f"{n}.base.weight": torch.full((3,), float(n)), f"{n}.other.weight": torch.full((2,), -float(n))}
         metadata = {f"{n}.tied.weight": f"{n}.base.weight", f"word {n}": "a word"}
-        save_file(tensors, folder / f"part{n}.safetensors", metadata)
+        save_file(tensors, folder / part(n, number), metadata)
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 5])
-def test_a_folder_of_loose_files_is_the_union_of_them(number: int, tmp_path: Path) -> None:
+def test_a_folder_of_numbered_files_without_an_index_is_the_union_of_them(number: int, tmp_path: Path) -> None:
     parts(tmp_path, number)
     with open_checkpoint(tmp_path) as checkpoint:
         names = [f"{n}.{m}.weight" for n in range(number) for m in ("base", "other", "tied")]
         assert sorted(checkpoint) == sorted(names)
         assert checkpoint.aliases == {f"{n}.tied.weight": f"{n}.base.weight" for n in range(number)}
         assert {f"word {n}" for n in range(number)} <= checkpoint.metadata.keys()
-        assert sorted(checkpoint.files) == sorted(str(tmp_path / f"part{n}.safetensors") for n in range(number))
+        assert sorted(checkpoint.files) == sorted(str(tmp_path / part(n, number)) for n in range(number))
         for n in range(number):
             assert (
                 checkpoint.load(f"{n}.tied.weight").tolist() == checkpoint.load(f"{n}.base.weight").tolist() == [n] * 3
@@ -38,8 +42,8 @@ def test_a_folder_of_loose_files_is_the_union_of_them(number: int, tmp_path: Pat
 
 @pytest.mark.parametrize("both", [1, 2, 3, 9])
 def test_all_keys_that_two_files_hold_are_counted(both: int, tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        save_file({f"k{n}": torch.zeros(1) for n in range(both)}, tmp_path / f"{name}.safetensors")
+    for number in range(2):
+        save_file({f"k{n}": torch.zeros(1) for n in range(both)}, tmp_path / part(number, 2))
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(tmp_path)
     (problem,) = caught.value.diagnostics
