@@ -6,9 +6,11 @@ import sys
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, Diagnostic
+from ..specs import TensorSpec, dtype_name
 from .contents import Contents, Entry
 from .inert import Ordered, Storage, Tensor
 from .nesting import find_model, flatten, settle
@@ -76,6 +78,7 @@ class _Mirror:
         self.entries: list[Entry] = []
         self.odd: dict[str, torch.Tensor] = {}
         self.problems: list[Diagnostic] = []
+        self.arrays: dict[int, Any] = {}
 
     def entry(self, leaf: Any) -> Entry:
         """The entry of the tensor that a record stands for."""
@@ -90,6 +93,8 @@ class _Mirror:
         """The mirror of a tree, or of a part of it."""
         if _is_tensor(value):
             return self.record(value, path or "the tensor")
+        if _is_array(value):
+            return self.record_array(value, path or "the array")
         if not isinstance(value, Mapping | list | tuple) or is_state(path):
             return value  # the extra state of a module is handed back to one as the caller's own object
         if id(value) in above:
@@ -119,8 +124,37 @@ class _Mirror:
         except CheckpointError as error:
             self.problems += [replace(d, headline=f"{key!r}: {d.headline}", place=key) for d in error.diagnostics]
             return None
-        self.entries.append(Entry(spec, tensor=bare))
+        return self._noted(Entry(spec, tensor=bare))
+
+    def record_array(self, array: Any, key: str) -> Any:
+        """The record of a numpy array, which becomes a tensor when it is asked for; one object stays one tensor."""
+        try:
+            spec = TensorSpec(array.shape, dtype_name(array.dtype.newbyteorder("=").name))
+        except CheckpointError:
+            text = f"{key!r} is a numpy array of {array.dtype}, which no tensor can hold"
+            self.problems.append(Diagnostic("unknown-dtype", text, key, help=f"leave {key!r} out"))
+            return None
+        built = self.arrays.setdefault(id(array), partial(_tensor_of, array))
+        return self._noted(Entry(spec, tensor=built))
+
+    def _noted(self, entry: Entry) -> Any:
+        self.entries.append(entry)
+        spec = entry.spec
         return Tensor(Storage(str(len(self.entries) - 1), spec.dtype, spec.numel), 0, spec.shape, (), spec.dtype)
+
+
+def _tensor_of(array: Any) -> torch.Tensor:
+    """A tensor of an array's values, in the machine's byte order and in C order."""
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.array(array, array.dtype.newbyteorder("="), order="C"))
+
+
+def _is_array(value: object) -> bool:
+    """Whether it is a numpy array and nothing more: a masked array's values mean less than they show."""
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and type(value) in (numpy.ndarray, numpy.memmap)
 
 
 def _is_tensor(value: object) -> bool:
