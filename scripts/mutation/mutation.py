@@ -21,12 +21,13 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -191,6 +192,11 @@ class Bench:
                 return
             time.sleep(0.05)
 
+    def stop(self) -> None:
+        """End what runs: a trial leads a group of processes, so it outlives this one."""
+        for _, running in self._running.values():
+            running.stop()
+
     def failing(self, tests: Tests) -> list[str]:
         """Return which of the tests fail without a mutant."""
         tree = self._free[0]
@@ -216,6 +222,21 @@ def run(arguments: argparse.Namespace, mutants: list[Mutant], results: Results) 
     reasons = equivalents()
     measured = Measured(arguments.work, arguments.measure)
     bench = Bench(arguments.work, arguments.jobs)
+    try:
+        _try_all(arguments, mutants, results, measured, bench, reasons)
+    finally:
+        bench.stop()
+    _confirm(bench, measured, mutants, results)
+
+
+def _try_all(
+    arguments: argparse.Namespace,
+    mutants: list[Mutant],
+    results: Results,
+    measured: Measured,
+    bench: Bench,
+    reasons: Container[str],
+) -> None:
     until = time.monotonic() + 60 * arguments.minutes
     for mutant in mutants:
         before = results.of.get(mutant.id)
@@ -230,7 +251,6 @@ def run(arguments: argparse.Namespace, mutants: list[Mutant], results: Results) 
             _tell(ended, outcome, results)
     for ended, outcome in bench.ended(to_the_last=True):
         _tell(ended, outcome, results)
-    _confirm(bench, measured, mutants, results)
 
 
 def _tell(mutant: Mutant, outcome: Outcome, results: Results) -> None:
@@ -290,6 +310,7 @@ def main() -> None:
     mutants = drawn(arguments.work, arguments.sample, arguments.seed)
     results = Results(arguments.work / "results.jsonl")
     if not arguments.show:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
         run(arguments, mutants, results)
     show(mutants, results)
 

@@ -174,6 +174,10 @@ class Trial:
         run, total = found.get("run", 0), found.get("total", 0)
         return Outcome(verdict, found.get("test", ""), run, max(0, total - run), took)
 
+    def stop(self) -> None:
+        """End the trial before it is done."""
+        _kill_all(self.process)
+
 
 def start(tree: Path, folder: Path, tests: Tests, limit: float, every: bool = False) -> Trial:
     """Run the tests of the tree in a forked process, until one fails or `limit` seconds of the processor are over.
@@ -200,7 +204,7 @@ def start(tree: Path, folder: Path, tests: Tests, limit: float, every: bool = Fa
 
 def _run(tree: Path, folder: Path, tests: Tests, limit: float, every: bool) -> None:
     os.setsid()
-    for end in (signal.SIGALRM, signal.SIGPROF):
+    for end in (signal.SIGALRM, signal.SIGPROF, signal.SIGTERM):
         signal.signal(end, signal.SIG_DFL)
     output = os.open(folder / "output.txt", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
     nothing = os.open(os.devnull, os.O_RDONLY)
