@@ -137,7 +137,7 @@ def test_one_number_for_all_choices_is_refused() -> None:
     for recipe, more in ((Recipe([SPLIT], dims={"rows": 4}), {}), (Recipe([SPLIT]), {"dims": {"rows": 4}})):
         error = refused(shapes, recipe, **more)
         assert problems(error) == ["one-size"]
-        assert error.diagnostics[0].help == "--dim rows.q=… --dim rows.k=… --dim rows.v=…"
+        assert error.diagnostics[0].help == 'dims={"rows": {"q": …, "k": …, "v": …}} in its place'
     plan = cs.plan(specs_of(shapes), Recipe([SPLIT]), dims={"rows": {"q": 4, "k": 4, "v": 4}})
     assert [s.shape for s in plan.specs.values()] == [(4, 4)] * 3
 
@@ -155,7 +155,7 @@ def test_a_table_of_this_run_goes_over_the_recipes_own_choice_by_choice() -> Non
     ):
         assert [s.shape for s in cs.plan(specs_of(shapes), recipe, **more).specs.values()] == made
     error = refused(shapes, recipe)
-    assert str(error.diagnostics[0].help).startswith("--config config.json (config= in Python), or --dim rows.q=…")
+    assert error.diagnostics[0].help == 'config=… holds it, dims={"rows": {"q": …, "k": …, "v": …}}'
     assert problems(refused(shapes, recipe, dims={"rows": {"query": 16}, "g": 4})) == ["unknown-choice"]
 
 
@@ -188,8 +188,8 @@ def test_fused_heads_between_two_shipped_codebases(dims: dict[str, Any], made: b
     if not made:
         error = refused(shapes, recipe, dims=dims)
         assert problems(error)[0] == ("one-size" if dims else "unsolved-axis")
-        expected = "--config config.json (config= in Python), or --dim h.q=… --dim h.k=… --dim h.v=…"
-        assert error.diagnostics[0].help == expected
+        expected = 'config=… holds it, dims={"h": {"q": …, "k": …, "v": …}}'
+        assert error.diagnostics[0].help == expected + (" in its place" if dims else "")
         return
     plan = cs.plan(specs_of(shapes), recipe, dims=dims)
     assert [plan.specs[f"layers.0.attn.{p}_proj.weight"].shape[0] for p in "qkv"] == [64, 16, 16]
