@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from .running.report import Report
     from .specs import TensorSpec
     from .storage.checkpoint import Checkpoint
-    from .storage.in_place import restore_header
-    from .storage.opening import open_checkpoint as open
+    from .storage.output.header_swap import restore_header
+    from .storage.places.opening import open_checkpoint as open
     from .transfer.loading import load_into
     from .transfer.recipes import match_recipes
 
@@ -109,7 +109,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "running.report": ("Report",),
     "specs": ("TensorSpec",),
     "storage.checkpoint": ("Checkpoint",),
-    "storage.in_place": ("restore_header",),
+    "storage.output.header_swap": ("restore_header",),
     "transfer.loading": ("load_into",),
     "transfer.recipes": ("match_recipes",),
 }
@@ -117,7 +117,7 @@ _PLACES = {name: (module, name) for module, names in _HOMES.items() for name in 
 _PLACES |= {
     "Plan": ("running.plan", "RunnablePlan"),
     "op": ("ops.registry", "register"),
-    "open": ("storage.opening", "open_checkpoint"),
+    "open": ("storage.places.opening", "open_checkpoint"),
 }
 
 

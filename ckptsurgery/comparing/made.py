@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..running.executing import run_step
+from ..running.executor.programs import run_step
 from ..running.plan import RunnablePlan
 from ..running.sharing import output_aliases
 from ..specs import TensorSpec

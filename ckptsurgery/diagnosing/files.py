@@ -7,10 +7,10 @@ from pathlib import Path
 
 from ..errors import CheckpointError, Diagnostic
 from ..language.folding import fold
-from ..storage.index_json import weight_map_of
+from ..storage.formats.index_json import weight_map_of
+from ..storage.formats.sniffing import kind_of, read_file
 from ..storage.json_text import parse_json
-from ..storage.sniffing import kind_of, read_file
-from ..storage.transactions import MARK, RECORD
+from ..storage.output.transactions import MARK, RECORD
 from ..wording import counted
 from .conversions import conversion
 

@@ -8,9 +8,9 @@ from typing import Any
 from ..errors import Diagnostic
 from ..specs import DTYPES
 from ..storage.checkpoint import Checkpoint
-from ..storage.inert import Opaque
-from ..storage.pickle_calls import POWERFUL
-from ..storage.unreadable import unreadable_tensors
+from ..storage.unpickling.inert import Opaque
+from ..storage.unpickling.pickle_calls import POWERFUL
+from ..storage.unpickling.unreadable import unreadable_tensors
 from ..wording import counted
 from .conversions import conversion
 from .files import shown

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import CkptSurgeryError
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
-from ..storage.opening import open_checkpoint
+from ..storage.places.opening import open_checkpoint
 from .assuming import Assumption
 from .digits import axes_of, digits_of
 from .matched import match

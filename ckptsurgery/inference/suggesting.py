@@ -11,7 +11,7 @@ from ..errors import Diagnostic, LoadError, RecipeError, Remedy
 from ..language.folding import fold, fold_groups
 from ..language.recipe import Recipe
 from ..specs import TensorSpec
-from ..storage.opening import open_checkpoint
+from ..storage.places.opening import open_checkpoint
 from ..wording import brief, counted
 from .assuming import Assumption, assumed
 from .claiming import Book

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from ..errors import Diagnostic, LoadError, Remedy, literal
-from ..storage.links import moved_to
+from ..storage.sources.links import moved_to
 from .places import Place, place_of, places, places_of
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ..errors import Diagnostic, Remedy
 from ..language.covering import exact_patterns
-from ..storage.unreadable import unreadable_tensors
+from ..storage.unpickling.unreadable import unreadable_tensors
 
 __all__ = ["Unreadable"]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import CheckpointError, Diagnostic
 from ..storage.checkpoint import Tie
 from ..storage.memory import is_module
-from ..storage.opening import open_checkpoint
+from ..storage.places.opening import open_checkpoint
 from .inspecting import Inspection, inspection
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from ..planning.plan import Plan
 from ..planning.steps import Instruction, Move, Run, Step
 from ..storage.checkpoint import Checkpoint
 from ..storage.mirrors import Mirror, mirrors_in, parts_of
-from ..storage.nodes import name_of
+from ..storage.unpickling.nodes import name_of
 from ..storage.versions import METADATA, recorded
 from ..wording import counted
 

@@ -24,12 +24,12 @@ from ..planning.steps import Step
 from ..specs import DTYPES
 from ..storage.checkpoint import Checkpoint
 from ..wording import counted
-from .comparing_sink import ComparingSink
 from .conserving import conserves, total_of
-from .execution import execute
-from .placing import Elements, equal_at, has_views
+from .executor.execution import execute
+from .executor.strided_views import Elements, equal_at, has_views
 from .progress import ByteBar
 from .report import Proof
+from .sinks.comparing import ComparingSink
 
 __all__ = ["check_output"]
 

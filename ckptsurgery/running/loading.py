@@ -16,13 +16,13 @@ from ..planning.plan import Plan, Target
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
 from ..wording import counted
-from .executing import run_step
+from .executor.programs import run_step
 from .overlaps import prove_overlaps
 from .progress import ByteBar
 from .proving import prove
 from .report import Entry, Report
 from .saving import ledger
-from .tensor_sinks import AssignSink, CopySink, TensorSink, apart_from, fill
+from .sinks.tensors import AssignSink, CopySink, TensorSink, apart_from, fill
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ from ..modeling.ties import equal_bytes
 from ..planning.plan import Plan
 from ..storage.checkpoint import Checkpoint
 from ..storage.tensors import span
-from .executing import run_step
+from .executor.programs import run_step
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -23,8 +23,8 @@ from ..planning.unread import Unreadable
 from ..planning.wrapping import draft_unwrapped
 from ..specs import DTYPES, TensorSpec, dtype_name
 from ..storage.checkpoint import Checkpoint
-from ..storage.links import as_device
-from ..storage.opening import open_checkpoint
+from ..storage.places.opening import open_checkpoint
+from ..storage.sources.links import as_device
 from .provenance import Asked, as_told, read_provenance
 from .report import Report
 from .saving import save_plan, state_dict_of

@@ -13,7 +13,7 @@ from ..planning.costing import CHUNK
 from ..planning.plan import Plan
 from ..planning.steps import Step
 from ..storage.checkpoint import Checkpoint
-from .executing import run_step
+from .executor.programs import run_step
 
 __all__ = ["prove"]
 

@@ -16,25 +16,25 @@ from ..planning.costing import BUDGET, cost_of, largest_step
 from ..planning.plan import Plan
 from ..planning.steps import Step, outputs_of
 from ..storage.checkpoint import Checkpoint
-from ..storage.files import read_regular
-from ..storage.frames import route_of
 from ..storage.json_text import parse_json
-from ..storage.resuming import ResumableWriter
-from ..storage.staging import Writer
-from ..storage.writing import holds_extras, open_staged, open_writer, parse_size
+from ..storage.output.resuming import ResumableWriter
+from ..storage.output.staging import Writer
+from ..storage.output.writing import holds_extras, open_staged, open_writer, parse_size
+from ..storage.sources.files import read_regular
+from ..storage.unpickling.frames import route_of
 from ..wording import counted
 from .beside import Asked as BesideAsked
 from .beside import Beside, along_with, moved_versions
 from .companions import companions_for
 from .config_remarks import as_warnings, config_remarks
-from .execution import execute
+from .executor.execution import execute
+from .executor.sinks import FileSink
+from .fingerprints import fingerprint
 from .progress import ByteBar
 from .provenance import PROVENANCE, Asked, provenance_of
 from .proving import prove
 from .report import Entry, Proof, Report
-from .resuming import fingerprint
 from .sharing import copied_from, output_aliases, scattered_keys, unread_proofs
-from .sinks import FileSink
 
 if TYPE_CHECKING:
     import torch
@@ -83,7 +83,7 @@ def save_plan(
         _refuse_with_in_place(
             max_shard_size=max_shard_size, companions=companions, resume=resume, provenance=provenance
         )
-        from .in_place import change_in_place
+        from .renaming import change_in_place
 
         written, note = change_in_place(plan, checkpoint, Path(path).expanduser(), aliases, _metadata(plan, checkpoint))
         file = str(Path(path).expanduser())
@@ -202,7 +202,7 @@ def state_dict_of(plan: Plan, checkpoint: Checkpoint, device: torch.device | Non
     Raises:
         PlanError: as for `save_plan`.
     """
-    from .tensor_sinks import StateDictSink, fill
+    from .sinks.tensors import StateDictSink, fill
 
     _refuse_inits(plan)
     prove(plan, checkpoint)

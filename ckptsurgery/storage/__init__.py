@@ -10,6 +10,6 @@ torch until a tensor is made.
 from __future__ import annotations
 
 from .checkpoint import Checkpoint, LazyTensor, MissingKeyError, Tie
-from .opening import open_checkpoint
+from .places.opening import open_checkpoint
 
 __all__ = ["Checkpoint", "LazyTensor", "MissingKeyError", "Tie", "open_checkpoint"]

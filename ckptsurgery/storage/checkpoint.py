@@ -16,11 +16,11 @@ from ..narrowing import present
 from ..specs import DTYPES, TensorSpec
 from ..wording import brief, counted, listed
 from .contents import Contents, Entry, Extent
-from .files import OpenFiles
-from .frames import Frame
-from .nodes import is_lost
+from .sources.files import OpenFiles
 from .text import close_keys, shown_bytes
-from .unreadable import unreadable_tensors
+from .unpickling.frames import Frame
+from .unpickling.nodes import is_lost
+from .unpickling.unreadable import unreadable_tensors
 from .versions import METADATA, VERSIONS, told_versions
 
 if TYPE_CHECKING:
@@ -232,8 +232,8 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
         if device is None:
             made = {key: self.load(key).contiguous() for key in kept}
         else:
-            from .links import as_device
             from .sending import load_onto
+            from .sources.links import as_device
 
             made = load_onto(self, kept, as_device(device))
         return {key: made[first.get(key, key)] for key in self.entries}

@@ -12,7 +12,7 @@ from itertools import repeat
 from typing import Any, NamedTuple
 
 from ..specs import TensorSpec
-from .frames import Frame
+from .unpickling.frames import Frame
 
 __all__ = ["Contents", "Entry", "Extent", "entries_in"]
 

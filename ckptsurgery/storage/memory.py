@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from ..errors import CheckpointError, Diagnostic
 from ..specs import TensorSpec, dtype_name
 from .contents import Contents, Entry
-from .inert import Ordered, Storage, Tensor
-from .nesting import find_model, flatten, settle
-from .nodes import is_state
 from .plain_memory import odd_tensors, oddity, plain
+from .unpickling.inert import Ordered, Storage, Tensor
+from .unpickling.nesting import find_model, flatten, settle
+from .unpickling.nodes import is_state
 
 if TYPE_CHECKING:
     import torch

@@ -19,8 +19,8 @@ from typing import Any
 from ..specs import TensorSpec
 from ..wording import counted
 from .contents import Entry
-from .inert import Ordered
-from .nodes import DEPTH, name_of
+from .unpickling.inert import Ordered
+from .unpickling.nodes import DEPTH, name_of
 
 __all__ = ["Mirror", "mirrors_in", "parts_of"]
 

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from .links import Link, empty_on, link_to, moved_to
+from .sources.links import Link, empty_on, link_to, moved_to
 from .tensors import dense_bytes, torch_dtype, torch_shape
 
 if TYPE_CHECKING:

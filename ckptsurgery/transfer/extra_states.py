@@ -19,7 +19,7 @@ from ..planning.steps import cut
 from ..running.beside import moved_modules
 from ..storage.checkpoint import Checkpoint
 from ..storage.contents import Entry
-from ..storage.inert import Blob, FileBytes, Opaque, Ordered
+from ..storage.unpickling.inert import Blob, FileBytes, Opaque, Ordered
 from ..wording import counted
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def collected(
             holds in vain.
         without: source keys that the caller does without.
     """
-    from ..running.executing import run_step
+    from ..running.executor.programs import run_step
 
     states = ExtraStates(owners=owners)
     moved = moved_modules(plan)

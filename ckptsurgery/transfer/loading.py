@@ -22,9 +22,9 @@ from ..running.loading import ODD_TARGET, load_plan, model_target, refuse_non_fi
 from ..running.report import Entry, Report
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
-from ..storage.links import as_device
-from ..storage.opening import open_checkpoint
-from ..storage.unreadable import unreadable_tensors
+from ..storage.places.opening import open_checkpoint
+from ..storage.sources.links import as_device
+from ..storage.unpickling.unreadable import unreadable_tensors
 from ..wording import counted
 from .arguments import check_arguments, listed
 from .authoring import own_layout
@@ -292,7 +292,7 @@ class _Transfer:
 
     def handing(self, path: str, keys: set[str]) -> Handing:
         """What one module is handed, taken out of the plan."""
-        from ..running.executing import run_step
+        from ..running.executor.programs import run_step
 
         prefix = path + "." if path else ""
         mine = [step for step in self.plan.steps if keys.intersection(step.targets)]
@@ -315,7 +315,7 @@ class _Transfer:
 
     def prove_handed(self, decision: Decision, taken: Mapping[str, Handing]) -> list[Diagnostic]:
         """Names that the plan fills, and that are tied to one that a module took: equal in value, then filled once."""
-        from ..running.executing import run_step
+        from ..running.executor.programs import run_step
 
         problems = []
         for names in self.target.ties:

@@ -14,7 +14,7 @@ from ..planning.plan import Plan, Target
 from ..planning.planner import make_plan
 from ..running.plan import as_target
 from ..storage.checkpoint import Checkpoint
-from ..storage.opening import open_checkpoint
+from ..storage.places.opening import open_checkpoint
 
 __all__ = ["fitting_recipes", "match_recipes"]
 

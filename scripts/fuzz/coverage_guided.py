@@ -18,9 +18,9 @@ with atheris.instrument_imports(include=["ckptsurgery"], enable_loader_override=
     import targets
 
     import ckptsurgery.planning.planner
-    import ckptsurgery.storage.torch_legacy
-    import ckptsurgery.storage.torch_zip
-    import ckptsurgery.storage.unpickle  # noqa: F401 - imported to be instrumented
+    import ckptsurgery.storage.formats.plain_pickle
+    import ckptsurgery.storage.formats.torch_legacy
+    import ckptsurgery.storage.formats.torch_zip  # noqa: F401 - imported to be instrumented
 
 
 def main() -> None:

@@ -30,9 +30,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 import ckptsurgery as cs
-from ckptsurgery.running import copying
-from ckptsurgery.storage import resuming
-from ckptsurgery.storage.writing import open_writer
+from ckptsurgery.running.executor import copying
+from ckptsurgery.storage.output import resuming
+from ckptsurgery.storage.output.writing import open_writer
 
 MARK = ".ckptsurgery-tmp-"
 _HEADERS = 4000  # bytes, at most, of headers and an index

@@ -31,7 +31,7 @@ from ckptsurgery.language.keys import KeyPattern
 from ckptsurgery.language.toml import loads
 from ckptsurgery.reporting.inspecting import inspection
 from ckptsurgery.running.provenance import PROVENANCE, read_provenance
-from ckptsurgery.storage.transactions import MARK, RECORD
+from ckptsurgery.storage.output.transactions import MARK, RECORD
 
 __all__ = ["TARGETS", "BrokenPromise", "Target", "refusal", "walk"]
 

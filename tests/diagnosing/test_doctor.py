@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 import ckptsurgery as cs
-from ckptsurgery.storage.transactions import MARK, Replacement
+from ckptsurgery.storage.output.transactions import MARK, Replacement
 
 torch.manual_seed(0)
 W = torch.randn(32, 16)

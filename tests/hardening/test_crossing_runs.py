@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ckptsurgery as cs
-from ckptsurgery.storage.transactions import MARK
-from ckptsurgery.storage.writing import open_writer
+from ckptsurgery.storage.output.transactions import MARK
+from ckptsurgery.storage.output.writing import open_writer
 
 ONE, OTHER = {"a": torch.arange(50.0), "b": torch.ones(9)}, {"a": torch.zeros(50), "c": torch.ones(3)}
 
@@ -86,7 +86,7 @@ def test_what_a_killed_run_left_is_cleared_away_by_the_next_and_a_living_one_is_
     name: str, tmp_path: Path
 ) -> None:
     program = (
-        "import sys, os, ckptsurgery as cs\nfrom ckptsurgery.storage.writing import open_writer\n"
+        "import sys, os, ckptsurgery as cs\nfrom ckptsurgery.storage.output.writing import open_writer\n"
         "writer = open_writer(sys.argv[1], {'w': cs.TensorSpec([9], 'U8')}).__enter__()\n"
         "print('ready', flush=True)\nsys.stdin.read()\n"
     )

@@ -13,8 +13,8 @@ import torch
 from hostile import safetensors_file
 
 import ckptsurgery as cs
-from ckptsurgery.storage.descriptors import Descriptor
-from ckptsurgery.storage.transactions import MARK, remove_abandoned
+from ckptsurgery.storage.output.transactions import MARK, remove_abandoned
+from ckptsurgery.storage.sources.descriptors import Descriptor
 
 
 def opened() -> int:
@@ -156,7 +156,7 @@ def test_threads_plan_and_save_different_outputs_of_one_checkpoint(tmp_path: Pat
 @pytest.mark.parametrize("count", [2000])
 def test_numbered_files_without_an_index_are_asked_once_each(count: int, tmp_path: Path) -> None:
     """Not once for each other: the paths that are looked at are as many as the files."""
-    from ckptsurgery.storage.numbering import is_numbered, series_of, shard_names
+    from ckptsurgery.storage.formats.numbering import is_numbered, series_of, shard_names
 
     names = [f"m-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
     assert len({series_of(name) for name in names}) == 1

@@ -49,7 +49,7 @@ def test_threads_with_a_checkpoint_each_read_the_same(tmp_path: Path) -> None:
 def steps_of_a_round(count: int, folder: Path) -> int:
     """Calls, of functions in Python and in C, that a checkpoint of so many keys takes from open to diff."""
     state = {f"l.{i // 20}.e.{i % 20}.w": cs.TensorSpec([1], "U8") for i in range(count)}
-    from ckptsurgery.storage.writing import open_writer
+    from ckptsurgery.storage.output.writing import open_writer
 
     with open_writer(folder / f"{count}.safetensors", state) as writer:
         for place in writer.places.values():

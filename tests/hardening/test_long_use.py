@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 import ckptsurgery as cs
 from ckptsurgery.specs import DTYPES
-from ckptsurgery.storage.writing import open_writer
+from ckptsurgery.storage.output.writing import open_writer
 
 ROUNDS = int(os.environ.get("CKPTSURGERY_ROUNDS", "2000"))
 """Conversions in one process; 10000 by hand."""

@@ -12,8 +12,8 @@ from nasty import BLOWN_UP, CASES
 
 import ckptsurgery as cs
 from ckptsurgery.errors import CheckpointError
-from ckptsurgery.storage import nesting, pickle_machine
-from ckptsurgery.storage.pickle_machine import FREE, TIMES, Unpickler
+from ckptsurgery.storage.unpickling import nesting, pickle_machine
+from ckptsurgery.storage.unpickling.pickle_machine import FREE, TIMES, Unpickler
 
 
 def peak(read: object) -> int:

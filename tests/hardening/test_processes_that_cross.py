@@ -14,13 +14,13 @@ import pytest
 import torch
 
 import ckptsurgery as cs
-from ckptsurgery.storage.staging import MARK
+from ckptsurgery.storage.output.staging import MARK
 
 # Each step that a process takes is asked for by a line, and answered by one. No process imports torch.
 PROGRAM = """
 import os, sys
 import ckptsurgery as cs
-from ckptsurgery.storage.writing import open_writer
+from ckptsurgery.storage.output.writing import open_writer
 
 def told(step):
     try:

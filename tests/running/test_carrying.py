@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from ckptsurgery.running.executor.sinks.tensors import CopySink, StateDictSink, fill
 from torch import nn
 
 import ckptsurgery as cs
-from ckptsurgery.running import tensor_sinks
+from ckptsurgery.running.executor.sinks import tensors as tensor_sinks
 from ckptsurgery.running.plan import RunnablePlan
 from ckptsurgery.running.progress import ByteBar
-from ckptsurgery.running.tensor_sinks import CopySink, StateDictSink, fill
 from ckptsurgery.storage.checkpoint import Checkpoint
-from ckptsurgery.storage.files import OpenFiles
+from ckptsurgery.storage.sources.files import OpenFiles
 
 HERE = torch.device("cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.bool, torch.float8_e4m3fn, torch.int64, torch.complex64)

@@ -20,7 +20,7 @@ import ckptsurgery as cs
 from ckptsurgery.planning.layout import Layout, run_piece
 from ckptsurgery.planning.steps import Move, Program
 from ckptsurgery.running.conserving import fingerprint_of
-from ckptsurgery.storage.staging import MARK, Writer
+from ckptsurgery.storage.output.staging import MARK, Writer
 
 W = torch.arange(24.0).reshape(6, 4)
 RECIPES = [

@@ -15,14 +15,14 @@ import ckptsurgery as cs
 from ckptsurgery.ops.base import Op, Specs, Tensors
 from ckptsurgery.planning.cutting import cut_of, extent_of, regions_of
 from ckptsurgery.planning.layout import Layout
-from ckptsurgery.running import execution
-from ckptsurgery.running.computing import Task, one_thread_each, run_tasks
-from ckptsurgery.running.executing import Loads, move_box
-from ckptsurgery.running.execution import execute
-from ckptsurgery.running.sinks import FileSink
-from ckptsurgery.storage.files import OpenFiles
-from ckptsurgery.storage.staging import Writer
-from ckptsurgery.storage.writing import open_writer
+from ckptsurgery.running.executor import execution
+from ckptsurgery.running.executor.computing import Task, one_thread_each, run_tasks
+from ckptsurgery.running.executor.execution import execute
+from ckptsurgery.running.executor.programs import Loads, move_box
+from ckptsurgery.running.executor.sinks import FileSink
+from ckptsurgery.storage.output.staging import Writer
+from ckptsurgery.storage.output.writing import open_writer
+from ckptsurgery.storage.sources.files import OpenFiles
 
 
 def tensors() -> dict[str, torch.Tensor]:

@@ -12,12 +12,12 @@ import torch
 
 import ckptsurgery as cs
 from ckptsurgery.planning.layout import Layout
-from ckptsurgery.running import copying
-from ckptsurgery.running.copying import ByteRun, merged, moves_of, runs_of
+from ckptsurgery.running.executor import copying
+from ckptsurgery.running.executor.copying import ByteRun, merged, moves_of, runs_of
 from ckptsurgery.storage.checkpoint import Checkpoint
 from ckptsurgery.storage.contents import Extent
-from ckptsurgery.storage.files import OpenFiles
-from ckptsurgery.storage.kernel_copies import BLOCK, copy_range
+from ckptsurgery.storage.sources.files import OpenFiles
+from ckptsurgery.storage.sources.kernel_copies import BLOCK, copy_range
 
 
 def test_neighbours_become_one_run_whatever_their_order() -> None:

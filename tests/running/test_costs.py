@@ -13,8 +13,8 @@ import torch
 import ckptsurgery as cs
 from ckptsurgery.planning.costing import CHUNK, REGION
 from ckptsurgery.storage.checkpoint import Checkpoint
-from ckptsurgery.storage.files import OpenFiles
-from ckptsurgery.storage.staging import Writer
+from ckptsurgery.storage.output.staging import Writer
+from ckptsurgery.storage.sources.files import OpenFiles
 
 MIB = 1 << 20
 RULES = {

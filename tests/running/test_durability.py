@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import ckptsurgery as cs
-from ckptsurgery.storage import staging
+from ckptsurgery.storage.output import staging
 
 Identity = tuple[int, int]
 PLACES = ["t.safetensors", "t.pt", "t", "over.safetensors", "over.pt", "over"]

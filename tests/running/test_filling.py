@@ -11,7 +11,7 @@ from torch import nn
 
 import ckptsurgery as cs
 from ckptsurgery.storage.checkpoint import Checkpoint
-from ckptsurgery.storage.files import OpenFiles
+from ckptsurgery.storage.sources.files import OpenFiles
 
 Reads = list[tuple[int, int]]
 

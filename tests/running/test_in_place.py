@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import ckptsurgery as cs
-from ckptsurgery.storage.in_place import backup_of
+from ckptsurgery.storage.output.header_swap import backup_of
 
 RULE = "layers.{i}.weight -> l.{i}.w"
 

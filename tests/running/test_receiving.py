@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from ckptsurgery.running.executor.sinks.tensors import TensorSink, fill
 from torch import Tensor, nn
 
 import ckptsurgery as cs
 from ckptsurgery.planning.costing import workers
-from ckptsurgery.running.computing import _on_host
-from ckptsurgery.running.tensor_sinks import TensorSink, fill
+from ckptsurgery.running.executor.computing import _on_host
 from ckptsurgery.storage.checkpoint import Checkpoint
 from ckptsurgery.storage.contents import Entry
-from ckptsurgery.storage.files import OpenFiles
+from ckptsurgery.storage.sources.files import OpenFiles
 
 Sources = dict[str, Tensor]
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import ckptsurgery as cs
-from ckptsurgery.running import copying
-from ckptsurgery.storage import resuming
+from ckptsurgery.running.executor import copying
 from ckptsurgery.storage.checkpoint import Checkpoint
-from ckptsurgery.storage.staging import MARK
+from ckptsurgery.storage.output import resuming
+from ckptsurgery.storage.output.staging import MARK
 
 KEYS = [f"h.{i}.w" for i in range(8)]
 RECIPE = cs.Recipe(["h.{i:0..3}.w -> l.{i}.w", "h.{i:4..7}.w -> l.{i}.w | mul(2)"])

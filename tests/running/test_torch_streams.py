@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import ckptsurgery as cs
+from ckptsurgery.storage.output.writing import open_writer
 from ckptsurgery.storage.tensors import dense_bytes
-from ckptsurgery.storage.writing import open_writer
 
 RULES = [
     "s.{i} -> m.{i}",

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import ckptsurgery as cs
-from ckptsurgery.storage import sniffing
+from ckptsurgery.storage.formats import sniffing
 
 STATE = {"a": torch.arange(4.0), "b": torch.ones(2)}
 

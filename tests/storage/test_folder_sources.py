@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from ckptsurgery.errors import CheckpointError
 from ckptsurgery.storage import open_checkpoint
-from ckptsurgery.storage.transactions import MARK, RECORD, Replacement
+from ckptsurgery.storage.output.transactions import MARK, RECORD, Replacement
 
 A, B = torch.arange(3.0), torch.ones(2)
 C = B.clone()

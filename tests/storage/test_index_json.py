@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from ckptsurgery.errors import CheckpointError, Diagnostic
 from ckptsurgery.specs import TensorSpec
 from ckptsurgery.storage.contents import Contents, Entry
-from ckptsurgery.storage.index_json import likely_shards, read_plain_index, weight_map_in
-from ckptsurgery.storage.sharded import read_index
+from ckptsurgery.storage.formats.index_json import likely_shards, read_plain_index, weight_map_in
+from ckptsurgery.storage.formats.sharded import read_index
 
 STYLES: list[dict[str, Any]] = [{}, {"indent": 2}, {"separators": (",", ":")}, {"ensure_ascii": False}]
 FILES = [f"model-{n:05d}-of-00003.safetensors" for n in (1, 2, 3)]

@@ -7,8 +7,8 @@ import torch
 
 from ckptsurgery.errors import CheckpointError
 from ckptsurgery.storage import open_checkpoint
-from ckptsurgery.storage.inert import Opaque, Ordered, Storage, Tensor
-from ckptsurgery.storage.nesting import flatten, locate, settle
+from ckptsurgery.storage.unpickling.inert import Opaque, Ordered, Storage, Tensor
+from ckptsurgery.storage.unpickling.nesting import flatten, locate, settle
 
 
 def tensor(*shape, dtype="F32"):

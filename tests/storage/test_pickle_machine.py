@@ -19,9 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckptsurgery.errors import CheckpointError
-from ckptsurgery.storage import pickle_machine
-from ckptsurgery.storage.inert import Array, Blob, Opaque
-from ckptsurgery.storage.pickle_machine import Unpickler
+from ckptsurgery.storage.unpickling import pickle_machine
+from ckptsurgery.storage.unpickling.inert import Array, Blob, Opaque
+from ckptsurgery.storage.unpickling.pickle_machine import Unpickler
 
 
 def load(data: bytes):

@@ -26,7 +26,7 @@ import torch
 from foreign import W, holds_w, pasted, refused, there
 
 import ckptsurgery as cs
-from ckptsurgery.storage.recognising import HEADS, ZIPS
+from ckptsurgery.storage.formats.recognising import HEADS, ZIPS
 
 # files
 

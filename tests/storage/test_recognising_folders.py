@@ -18,8 +18,8 @@ from foreign import W, holds_w, pasted, refused, there
 from safetensors.torch import save_file
 
 import ckptsurgery as cs
-from ckptsurgery.storage.recognising import ADDRESSES
-from ckptsurgery.storage.recognising_folders import FOLDERS
+from ckptsurgery.storage.formats.recognising import ADDRESSES
+from ckptsurgery.storage.places.recognising_folders import FOLDERS
 
 # folders
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import ckptsurgery as cs
-from ckptsurgery.storage import reserving
-from ckptsurgery.storage.reserving import reserve
+from ckptsurgery.storage.output import reserving
+from ckptsurgery.storage.output.reserving import reserve
 
 TENSORS = {f"w.{i}": torch.arange(300_000.0) + i for i in range(2)}
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file, save_model
 from ckptsurgery.errors import CheckpointError
 from ckptsurgery.specs import DTYPES, TensorSpec
 from ckptsurgery.storage import open_checkpoint
-from ckptsurgery.storage.writing import open_writer
+from ckptsurgery.storage.output.writing import open_writer
 
 TORCH_DTYPES = [d for d in DTYPES.values() if d.safetensors and d.torch and hasattr(torch, d.torch)]
 

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ckptsurgery as cs
-from ckptsurgery.storage.links import as_device, link_to
 from ckptsurgery.storage.sending import Chunk, Run, chunks_of, load_onto, ring_size, send
+from ckptsurgery.storage.sources.links import as_device, link_to
 
 FILE = bytes(n * 37 % 251 for n in range(5000))
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptsurgery.storage import open_checkpoint
-from ckptsurgery.storage.writing import open_writer
+from ckptsurgery.storage.output.writing import open_writer
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=12), st.integers(1, 20))

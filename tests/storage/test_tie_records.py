@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file, save_model
 
 import ckptsurgery as cs
-from ckptsurgery.storage.tie_records import aliases_in, declared, own_metadata
-from ckptsurgery.storage.writing import open_writer
+from ckptsurgery.storage.formats.tie_records import aliases_in, declared, own_metadata
+from ckptsurgery.storage.output.writing import open_writer
 
 W = torch.arange(6.0)
 

@@ -11,7 +11,7 @@ import torch
 
 from ckptsurgery.errors import CheckpointError
 from ckptsurgery.storage.checkpoint import Checkpoint
-from ckptsurgery.storage.torch_legacy import read_torch_legacy
+from ckptsurgery.storage.formats.torch_legacy import read_torch_legacy
 
 
 def legacy(value, path):

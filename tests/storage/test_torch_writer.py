@@ -20,10 +20,10 @@ from torch.utils.serialization import config
 
 from ckptsurgery.errors import CheckpointError
 from ckptsurgery.specs import DTYPES, TensorSpec
+from ckptsurgery.storage.formats.torch_legacy import read_torch_legacy
+from ckptsurgery.storage.formats.torch_zip import read_torch_zip
+from ckptsurgery.storage.output.torch_writer import TorchZipWriter
 from ckptsurgery.storage.tensors import dense_bytes, spec_of
-from ckptsurgery.storage.torch_legacy import read_torch_legacy
-from ckptsurgery.storage.torch_writer import TorchZipWriter
-from ckptsurgery.storage.torch_zip import read_torch_zip
 
 
 def write(path, tensors, chunk=1 << 20, shuffle=None, **options):
@@ -299,8 +299,8 @@ def test_writing_imports_no_torch(tmp_path):
     torch.save({"state_dict": {"w": torch.ones(4)}, "epoch": 1, "o": [torch.ones(3)]}, tmp_path / "x.pt")
     program = (
         "import sys\n"
-        "from ckptsurgery.storage.torch_zip import read_torch_zip\n"
-        "from ckptsurgery.storage.torch_writer import TorchZipWriter\n"
+        "from ckptsurgery.storage.formats.torch_zip import read_torch_zip\n"
+        "from ckptsurgery.storage.output.torch_writer import TorchZipWriter\n"
         f"contents = read_torch_zip({str(tmp_path / 'x.pt')!r})\n"
         "specs = {k: e.spec for k, e in contents.entries.items()}\n"
         f"with TorchZipWriter({str(tmp_path / 'y.pt')!r}, specs, extras=contents.extras) as w:\n"

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from ckptsurgery.errors import CheckpointError
 from ckptsurgery.specs import DTYPES
 from ckptsurgery.storage.checkpoint import Checkpoint
-from ckptsurgery.storage.inert import Opaque
-from ckptsurgery.storage.torch_legacy import read_torch_legacy
-from ckptsurgery.storage.torch_zip import read_torch_zip
-from ckptsurgery.storage.zip_files import read_zip
+from ckptsurgery.storage.formats.torch_legacy import read_torch_legacy
+from ckptsurgery.storage.formats.torch_zip import read_torch_zip
+from ckptsurgery.storage.formats.zip_files import read_zip
+from ckptsurgery.storage.unpickling.inert import Opaque
 
 
 def state_dict(contents):
@@ -394,9 +394,9 @@ def test_reading_imports_neither_torch_nor_numpy(tmp_path):
     torch.save({"a.w": torch.ones(3)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     program = (
         "import sys\n"
-        "from ckptsurgery.storage.torch_zip import read_torch_zip\n"
-        "from ckptsurgery.storage.torch_legacy import read_torch_legacy\n"
-        "from ckptsurgery.storage.unpickle import read_pickle\n"
+        "from ckptsurgery.storage.formats.torch_zip import read_torch_zip\n"
+        "from ckptsurgery.storage.formats.torch_legacy import read_torch_legacy\n"
+        "from ckptsurgery.storage.formats.plain_pickle import read_pickle\n"
         f"print(len(read_torch_zip({str(tmp_path / 'x.pt')!r}).entries))\n"
         f"print(len(read_torch_legacy({str(tmp_path / 'old.pt')!r}).entries))\n"
         "print({'torch', 'numpy'} & set(sys.modules))\n"

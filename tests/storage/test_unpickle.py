@@ -12,7 +12,7 @@ import torch
 
 from ckptsurgery.errors import CheckpointError
 from ckptsurgery.specs import DTYPES
-from ckptsurgery.storage.unpickle import read_pickle
+from ckptsurgery.storage.formats.plain_pickle import read_pickle
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import ckptsurgery as cs
-from ckptsurgery.storage.transactions import Replacement
+from ckptsurgery.storage.output.transactions import Replacement
 
 OLD = {f"k{n}": torch.full((64,), float(n)) for n in range(4)}
 NEW = {f"k{n}": torch.full((64,), -float(n)) for n in range(3)}

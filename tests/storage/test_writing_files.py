@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from ckptsurgery.errors import CheckpointError
 from ckptsurgery.specs import DTYPES, TensorSpec
 from ckptsurgery.storage import open_checkpoint
-from ckptsurgery.storage.writing import Writer, open_writer, parse_size
+from ckptsurgery.storage.output.writing import Writer, open_writer, parse_size
 
 STATE = {
     "i8": torch.arange(7, dtype=torch.int8),
@@ -323,7 +323,7 @@ def test_a_write_that_fails_in_the_middle_leaves_nothing(tmp_path: Path) -> None
 
     program = (
         "import sys\nfrom ckptsurgery.errors import CheckpointError\nfrom ckptsurgery.specs import TensorSpec\n"
-        "from ckptsurgery.storage.writing import open_writer\n"
+        "from ckptsurgery.storage.output.writing import open_writer\n"
         "try:\n    with open_writer(sys.argv[1], {'w': TensorSpec([9000], 'U8')}) as w:\n"
         "        w.write(w.places['w'].file, w.places['w'].offset, bytes(9000))\n"
         "except CheckpointError as error: print(error.diagnostics[0].code)\n"

@@ -1,0 +1,221 @@
+"""Formats of other programs: by which bytes, names or addresses each is recognised, and the way from it to here.
+
+One table for each place where such a thing is met: the first bytes of a file, the names in a zip file, the names in a
+folder, the scheme of an address. A remedy is a line to paste, with the caller's own path in it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ...errors import CheckpointError, Diagnostic
+
+__all__ = ["ADDRESSES", "HEADS", "ZIPS", "Foreign", "address_problem", "head_problem", "zip_problem"]
+
+_PICKLED = "pickle.dump({tensors}, open('new.pkl', 'wb'))"
+_H5 = (
+    "import {imports}h5py, pickle; found = {{}}; h5py.File({file}).visititems(lambda name, item: "
+    "found.__setitem__(name, item[()]) if getattr(item, 'dtype', None) is not None and item.dtype.kind in 'fiub' "
+    "else None); pickle.dump(found, open('new.pkl', 'wb'))"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """One format of another program.
+
+    Args:
+        code: a short, stable name.
+        text: what it is, after "is".
+        remedy: what to paste; `{path}` stands for the file's or folder's path, quoted.
+        shown: whether the first bytes are shown.
+    """
+
+    code: str
+    text: str
+    remedy: str
+    shown: bool = False
+
+    def problem(self, path: str, notes: tuple[str, ...] = ()) -> Diagnostic:
+        """The diagnostic for a file or folder of this format."""
+        text = f"{path!r} is {self.text}, which is not read here"
+        return Diagnostic("unsupported-format", text, path, notes, help=self.remedy.replace("{path}", repr(path)))
+
+
+# The first bytes of a file
+
+
+def _magic(*marks: bytes, at: int = 0) -> Callable[[bytes], bool]:
+    return lambda head: head.startswith(marks, at)
+
+
+def _is_msgpack_map(head: bytes) -> bool:
+    """Whether it is a mapping that begins with a text key, however few keys it has."""
+    start = {0xDE: 3, 0xDF: 5}.get(head[0], 1 if 0x81 <= head[0] <= 0x8F else 0) if head else 0
+    kind = head[start] if 0 < start < len(head) else 0
+    skip = {0xD9: 2, 0xDA: 3, 0xDB: 5}.get(kind, 1 if 0xA0 < kind <= 0xBF else 0)
+    length = kind & 0x1F if skip == 1 else int.from_bytes(head[start + 1 : start + skip], "big")
+    return skip > 0 and length > 0 and _is_printable(head[start + skip : start + skip + min(length, 200)])
+
+
+def _is_printable(text: bytes) -> bool:
+    try:
+        return bool(text) and text.decode().isprintable()
+    except UnicodeDecodeError:
+        return False
+
+
+def _protobuf_second(head: bytes) -> tuple[int, int, bytes] | None:
+    """Of a message that begins with a small version number: that number, the tag that follows, and what it holds."""
+    if len(head) < 6 or head[0] != 0x08 or not 0 < head[1] < 0x40:
+        return None
+    if head[3] >= 0x80:
+        return head[1], head[2], head[4:]
+    return head[1], head[2], head[4 : 4 + head[3]]
+
+
+def _is_onnx(head: bytes) -> bool:
+    second = _protobuf_second(head)
+    if second is None:
+        return False
+    _, tag, inner = second
+    return tag in (0x3A, 0x42) or (tag in (0x12, 0x1A, 0x22) and _is_printable(inner))
+
+
+def _is_saved_model(head: bytes) -> bool:
+    second = _protobuf_second(head)
+    return second is not None and second[:2] == (1, 0x12) and not _is_onnx(head)
+
+
+def _is_coreml(head: bytes) -> bool:
+    second = _protobuf_second(head)
+    return second is not None and second[0] < 16 and second[1] == 0x12 and not _is_onnx(head)
+
+
+_TF_VARIABLES = (
+    "import tensorflow, pickle; r = tensorflow.train.load_checkpoint({path}{inside}); "
+    "pickle.dump({{k: r.get_tensor(k) for k in r.get_variable_to_shape_map()}}, open('new.pkl', 'wb'))"
+)
+
+HEADS: dict[str, tuple[Callable[[bytes], bool], Foreign]] = {
+    "gguf": (_magic(b"GGUF"), Foreign("gguf", "a GGUF file",
+        "import gguf, pickle; pickle.dump({t.name: gguf.dequantize(t.data, t.tensor_type) for t in "
+        "gguf.GGUFReader({path}).tensors}, open('new.pkl', 'wb'))")),
+    "hdf5": (_magic(b"\x89HDF\r\n\x1a\n"), Foreign("hdf5", "an HDF5 file (Keras, h5py)",
+        _H5.format(imports="", file="{path}"))),
+    "gzip": (_magic(b"\x1f\x8b"), Foreign("gzip", "a gzip archive (a joblib file may be one)",
+        "unpack it: gunzip -c {path} > new.bin")),
+    "zstd": (_magic(b"\x28\xb5\x2f\xfd"), Foreign("zstd", "a zstd archive", "unpack it: zstd -dc {path} > new.bin")),
+    "bzip2": (_magic(b"BZh"), Foreign("bzip2", "a bzip2 archive", "unpack it: bunzip2 -c {path} > new.bin")),
+    "xz": (_magic(b"\xfd7zXZ\x00"), Foreign("xz", "an xz archive", "unpack it: xz -dc {path} > new.bin")),
+    "zlib": (_magic(b"x\x01", b"x\x9c", b"x\xda", b"x^", b"ZF"), Foreign("zlib", "a compressed joblib file",
+        "if you trust the file, which runs code when it is loaded: "
+        "import joblib, pickle; pickle.dump(joblib.load({path}), open('new.pkl', 'wb'))")),
+    "tflite": (_magic(b"TFL3", at=4), Foreign("tflite", "a TensorFlow Lite model",
+        "open the checkpoint that it was converted from; its constants: "
+        "import tensorflow; i = tensorflow.lite.Interpreter(model_path={path}); i.get_tensor_details()")),
+    "openvino": (lambda head: b"<net " in head and head.lstrip().startswith(b"<"), Foreign("openvino",
+        "an OpenVINO model",
+        "import openvino, pickle; pickle.dump({op.get_friendly_name(): op.data for op in openvino.Core().read_model("
+        "{path}).get_ops() if op.get_type_name() == 'Constant'}, open('new.pkl', 'wb'))")),
+    "msgpack": (_is_msgpack_map, Foreign("msgpack", "a msgpack file (Flax)",
+        "import flax.serialization, pickle; pickle.dump(flax.serialization.msgpack_restore(open({path}, 'rb').read()),"
+        " open('new.pkl', 'wb'))")),
+    "onnx": (_is_onnx, Foreign("onnx", "an ONNX model",
+        "import onnx, onnx.numpy_helper, pickle; pickle.dump({t.name: onnx.numpy_helper.to_array(t) for t in "
+        "onnx.load({path}).graph.initializer}, open('new.pkl', 'wb'))")),
+    "savedmodel": (_is_saved_model, Foreign("savedmodel", "the graph of a TensorFlow SavedModel",
+        "its weights are in the folder variables beside it; open the folder that holds this file")),
+    "coreml": (_is_coreml, Foreign("coreml", "a Core ML model",
+        "import coremltools, pickle; m = coremltools.models.MLModel({path}); pickle.dump({k: w.val for k, w in "
+        "coremltools.optimize.coreml.get_weights_metadata(m, 0).items()}, open('new.pkl', 'wb'))")),
+    "pdf": (_magic(b"%PDF"), Foreign("pdf", "a PDF document", "check what was downloaded")),
+}  # fmt: skip
+"""Kind of a file -> how its first kilobyte is recognised, and what it is."""
+
+
+def head_problem(kind: str, path: str) -> Diagnostic | None:
+    """The diagnostic for a file of a kind in `HEADS`."""
+    known = HEADS.get(kind)
+    return known[1].problem(path) if known else None
+
+
+# The names in a zip file
+
+
+def _ends(*names: str) -> Callable[[Sequence[str]], bool]:
+    return lambda found: any(name.endswith(names) for name in found)
+
+
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pdparams", ".index.json", ".npz", ".h5", ".pkl")
+_UNPACK = "unpack it: python -m zipfile -e {path} new_folder"
+
+ZIPS: dict[str, tuple[Callable[[Sequence[str]], bool], Foreign]] = {
+    "keras": (lambda names: {"metadata.json", "model.weights.h5"} <= {*names}, Foreign("keras", "a Keras model",
+        _H5.format(imports="io, zipfile, ", file="io.BytesIO(zipfile.ZipFile({path}).read('model.weights.h5'))"))),
+    "package": (_ends("/.data/extern_modules"), Foreign("package", "an archive of torch.package",
+        "if you trust the file, whose code runs when it is loaded: torch.package.PackageImporter({path})"
+        ".load_pickle(package, resource), then save the state_dict of what it gives")),
+    "old-torchscript": (_ends("/model.json"), Foreign("old-torchscript", "a TorchScript archive of an old version",
+        "torch.save(torch.jit.load({path}).state_dict(), 'new.pt')")),
+    "zipped": (_ends(*_WEIGHTS), Foreign("zipped", "a zip file that holds checkpoints", _UNPACK)),
+}  # fmt: skip
+"""Kind of a zip file that is not torch's -> how its names are recognised, and what it is."""
+
+_ZIPPED = Foreign("zip", "a zip file of another program", "name the checkpoint itself; what is in it: "
+                  "python -m zipfile -l {path}")  # fmt: skip
+
+
+def zip_problem(names: Sequence[str], path: str) -> CheckpointError:
+    """The error for a zip file that holds no `data.pkl`."""
+    shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+    for recognised, foreign in ZIPS.values():
+        if recognised(names):
+            problem = foreign.problem(path, (f"it holds {shown}",))
+            return CheckpointError(problem)
+    help = _ZIPPED.remedy.replace("{path}", repr(path))
+    text = f"{path!r} is a zip file but no torch file: it holds {shown or 'nothing'}"
+    return CheckpointError(Diagnostic("not-a-checkpoint", text, path, help=help))
+
+
+# Addresses
+
+ADDRESSES: dict[str, str] = {
+    "https": "import torch; torch.hub.download_url_to_file({url}, {name})",
+    "http": "import torch; torch.hub.download_url_to_file({url}, {name})",
+    "file": "open({bare})",
+    "s3": "aws s3 cp {url} {name}",
+    "gs": "gcloud storage cp {url} {name}",
+    "": "import fsspec; f, p = fsspec.url_to_fs({url}); f.get(p, {name}, recursive=True)",
+}
+"""Scheme of an address -> the way to a local file; the last is for all others that fsspec knows."""
+
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+_HUB_PAGE = re.compile(
+    r"huggingface\.co/([^/]+/[^/?#]+)(?:/(?:resolve|blob|tree|raw)/([^/?#]+)(?:/([^?#]+))?)?/?(?:[?#].*)?"
+)
+
+
+def address_problem(text: str) -> Diagnostic | None:
+    """The diagnostic for an address that is not a path; None for a path and for `hf://`.
+
+    >>> print(address_problem("https://huggingface.co/org/repo/blob/main/model.safetensors").help)
+    open('hf://org/repo@main/model.safetensors')
+    """
+    match = _ADDRESS.fullmatch(text)
+    if match is None or match[1].lower() == "hf":
+        return None
+    scheme, rest = match[1].lower(), match[2]
+    page = _HUB_PAGE.fullmatch(rest)
+    if page is not None:
+        revision = f"@{page[2]}" if page[2] else ""
+        help = f"open({f'hf://{page[1]}{revision}' + (f'/{page[3]}' if page[3] else '')!r})"
+    else:
+        name = rest.partition("?")[0].rstrip("/").rpartition("/")[2] or "new.bin"
+        bare = rest if rest.startswith("/") else "/" + rest.partition("/")[2]
+        remedy = ADDRESSES.get(scheme, ADDRESSES[""])
+        help = remedy.replace("{url}", repr(text)).replace("{name}", repr(name)).replace("{bare}", repr(bare))
+    said = f"{text!r} is an address ({scheme}://), and only hf:// addresses and local paths are opened"
+    return Diagnostic("address", said, text, help=help)

@@ -1,0 +1,311 @@
+"""The safetensors format: a header of JSON, checked as strictly as the bytes that it points to deserve."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import reprlib
+from contextlib import nullcontext
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+from ...errors import CheckpointError, Diagnostic
+from ...specs import DTYPES, TensorSpec
+from ..contents import Contents, Entry, entries_in
+from ..json_text import refuse_brackets
+from ..shapes import shape_problem
+from ..sources.files import os_error
+from ..text import is_text, shown_keys
+from .safetensors_headers import read_plain_header
+from .tie_records import aliases_in, own_metadata
+
+__all__ = ["CHANGING", "MAX_HEADER", "read_safetensors"]
+
+CHANGING = b"!"
+"""What stands where a header begins while it is being changed in place."""
+
+MAX_HEADER = 100_000_000
+_FIELDS = {"dtype", "shape", "data_offsets"}
+_GET_AGAIN = "download or write the file again"
+
+
+def read_safetensors(path: str, subtree: str | None = None, file: FileIO | None = None) -> Contents:
+    """What a safetensors file holds, from its header alone.
+
+    Aliases that `save_model` wrote into the metadata come out as keys. `subtree` is a dotted prefix to enter,
+    `file` the file where it is open already.
+
+    Raises:
+        CheckpointError: the header is no such thing, or does not describe the file exactly.
+    """
+    from ..subtree import enter
+
+    with nullcontext(file) if file else Path(path).open("rb", buffering=0) as opened:
+        header = _Header.read(path, opened)
+    entries, metadata = _read_plainly(header) or _read_precisely(header)
+    aliases = aliases_in(metadata, entries)
+    for alias, kept in aliases.items():
+        entries[alias] = entries[kept]
+    contents = Contents(entries, aliases, own_metadata(metadata, aliases))
+    return enter(contents, subtree, path) if subtree else contents
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    path: str
+    text: str
+    start: int
+    size: int
+
+    @property
+    def data_size(self) -> int:
+        return self.size - self.start
+
+    def problem(self, code: str, headline: str, help: str | None = None, notes: tuple[str, ...] = ()) -> Diagnostic:
+        return Diagnostic(code, headline, self.path, notes=notes, help=help or _GET_AGAIN)
+
+    @classmethod
+    def read(cls, path: str, file: FileIO) -> _Header:
+        try:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(0)
+            length = int.from_bytes(file.read(8), "little")
+            _check_length(path, size, length)
+            raw = bytearray()
+            while len(raw) < length and (block := file.read(length - len(raw))):
+                raw += block
+        except OSError as error:
+            raise os_error(error, path) from error
+        if raw.startswith(CHANGING):
+            text, help = "a change of this file in place was interrupted", f"ckptsurgery restore-header {path!r}"
+            raise CheckpointError(Diagnostic("interrupted-change", text, path, help=help))
+        try:
+            return cls(path, raw.decode(), 8 + length, size)
+        except UnicodeDecodeError as error:
+            raise CheckpointError(
+                Diagnostic(
+                    "bad-header",
+                    f"the header is not UTF-8: {error.reason} at byte {error.start}",
+                    path,
+                    help=_GET_AGAIN,
+                )
+            ) from None
+
+
+def _check_length(path: str, size: int, length: int) -> None:
+    if size < 8:
+        problem = Diagnostic(
+            "truncated-file", f"{size} bytes are no safetensors file", path, help="download or write the file again"
+        )
+    elif length > MAX_HEADER:
+        problem = Diagnostic(
+            "header-too-large",
+            f"the header says it is {length:,} bytes long; {MAX_HEADER:,} is the limit",
+            path,
+            help="is it a safetensors file at all?",
+        )
+    elif 8 + length > size:
+        problem = Diagnostic(
+            "truncated-file",
+            f"the header needs {8 + length:,} bytes, the file has {size:,}",
+            path,
+            help="download or write the file again",
+        )
+    elif length < 2:
+        text = f"a header of {length} bytes cannot hold a JSON object"
+        problem = Diagnostic("bad-header", text, path, help=_GET_AGAIN)
+    else:
+        return
+    raise CheckpointError(problem)
+
+
+def _read_plainly(header: _Header) -> tuple[dict[str, Entry], dict[str, str]] | None:
+    """Entries and metadata of a header that is sound and written as usual; None for all others."""
+    plain = read_plain_header(header.text, header.data_size)
+    if plain is None:
+        return None
+    names, specs, begins, metadata = plain
+    entries = dict(zip(names, entries_in(header.path, specs, map(header.start.__add__, begins))))
+    if len(entries) < len(names) or "__metadata__" in entries:
+        return None
+    _check_metadata(header, metadata)
+    return entries, metadata
+
+
+def _read_precisely(header: _Header) -> tuple[dict[str, Entry], dict[str, str]]:
+    """Entries and metadata by way of JSON, or everything that is wrong with them."""
+    try:
+        refuse_brackets(header.text)
+        rows = _unique_rows(header)
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(header.problem("bad-header", f"the header is no JSON: {error}")) from None
+    metadata = rows.pop("__metadata__", {})
+    _check_metadata(header, metadata)
+    problems = _problems(rows, header)
+    if problems:
+        raise CheckpointError(problems)
+    path, start = header.path, header.start
+    return {
+        name: Entry(TensorSpec(row["shape"], row["dtype"]), path, start + row["data_offsets"][0])
+        for name, row in rows.items()
+    }, metadata
+
+
+class _NoInteger:
+    """A number that no header holds: to Python 2.0 equals 2, and would pass for a size."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text[:40]
+
+
+def _unique_rows(header: _Header) -> dict[str, Any]:
+    """The header's JSON, an object in which nothing is given twice."""
+    twice: list[tuple[set[str], list[str]]] = []
+
+    def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            seen: set[str] = set()
+            names = [name for name, _ in pairs if name in seen or seen.add(name)]  # type: ignore[func-returns-value]
+            twice.append((set(found), names))
+        return found
+
+    rows = json.loads(header.text, object_pairs_hook=collect, parse_float=_NoInteger, parse_constant=_NoInteger)
+    if not isinstance(rows, dict):
+        raise CheckpointError(
+            header.problem("bad-header", f"the header is a JSON {type(rows).__name__}, not an object")
+        )
+    problems = []
+    for fields, names in twice:
+        if fields == set(rows):
+            text = (
+                f"{len(names)} tensor names are given twice in the header"
+                if len(names) > 1
+                else f"the tensor {names[0]!r} is given twice"
+            )
+            problems.append(
+                header.problem("duplicate-tensor", text, "write the file again, each name once", shown_keys(names))
+            )
+        elif fields & _FIELDS:
+            problems.append(
+                header.problem(
+                    "duplicate-field", f"a tensor gives {', '.join(names)} twice", notes=shown_keys(sorted(fields))
+                )
+            )
+        else:
+            problems.append(
+                header.problem("duplicate-metadata", "the metadata gives a key twice", notes=shown_keys(names))
+            )
+    if problems:
+        raise CheckpointError(problems)
+    return rows
+
+
+def _check_metadata(header: _Header, metadata: Any) -> None:
+    if not isinstance(metadata, dict):
+        raise CheckpointError(header.problem("bad-metadata", "__metadata__ is no JSON object of strings"))
+    if metadata.keys() >= _FIELDS and not all(isinstance(metadata[field], str) for field in _FIELDS):
+        raise CheckpointError(
+            header.problem(
+                "reserved-name",
+                "a tensor is called '__metadata__', which safetensors reserves",
+                "write the file again with another name",
+            )
+        )
+    wrong = [key for key, value in metadata.items() if not isinstance(value, str)]
+    if wrong:
+        raise CheckpointError(
+            header.problem("bad-metadata", "metadata values must be strings", notes=shown_keys(wrong))
+        )
+    if "\\" in header.text:
+        odd = [repr(key) for key, value in metadata.items() if not (is_text(key) and is_text(value))]
+        if odd:
+            raise CheckpointError(
+                header.problem("bad-metadata", "half of a surrogate pair stands in the metadata", notes=shown_keys(odd))
+            )
+
+
+def _row_problem(row: Any) -> tuple[str, str] | None:
+    """(code, text) for what is wrong with one row on its own."""
+    if not isinstance(row, dict) or not row.keys() >= _FIELDS:
+        return "bad-entry", "has not dtype, shape and data_offsets"
+    if len(row) != len(_FIELDS):
+        return "unknown-field", "has unknown fields: " + ", ".join(sorted(row.keys() - _FIELDS))
+    dtype, shape, offsets = row["dtype"], row["shape"], row["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES or not DTYPES[dtype].safetensors:
+        return "unknown-dtype", f"has the dtype {reprlib.repr(dtype)}, which safetensors does not know"
+    if not isinstance(shape, list) or any(type(n) is not int or n < 0 for n in shape):
+        return "bad-shape", f"has the shape {reprlib.repr(shape)}, which is none"
+    if not isinstance(offsets, list) or len(offsets) != 2 or any(type(n) is not int or n < 0 for n in offsets):
+        return "bad-offsets", f"has the offsets {reprlib.repr(offsets)}; two non-negative integers are expected"
+    absurd = shape_problem(shape, DTYPES[dtype].bits)
+    if absurd:
+        return "shape-overflow", absurd
+    bits = math.prod(shape) * DTYPES[dtype].bits
+    if bits % 8:
+        return "bad-shape", f"is {dtype} {shape}, which does not fill whole bytes"
+    if offsets[1] - offsets[0] != bits // 8:
+        return (
+            "size-mismatch",
+            f"is {dtype} {shape}, {bits // 8:,} bytes, but its offsets {offsets} span {offsets[1] - offsets[0]:,}",
+        )
+    return None
+
+
+_HELP = {
+    "unknown-dtype": "it was written by a newer safetensors, or is damaged; known are "
+    + ", ".join(n for n, d in DTYPES.items() if d.safetensors),
+    "overlap": "the file is damaged or made to deceive; get it again from its source",
+    "hole": "the file is damaged or made to deceive; get it again from its source",
+}
+
+
+def _problems(rows: dict[str, Any], header: _Header) -> list[Diagnostic]:
+    """Every way in which the rows fail to describe the file, one diagnostic a kind."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    sound = []
+    for name, row in rows.items():
+        if not name or not is_text(name):
+            found.setdefault("bad-name", []).append((name, "is an empty name or no text"))
+        problem = _row_problem(row)
+        if problem:
+            found.setdefault(problem[0], []).append((name, problem[1]))
+        else:
+            sound.append((*row["data_offsets"], name))
+    position, last = 0, ""
+    for begin, end, name in sorted(sound) if len(sound) == len(rows) else []:
+        if begin < position:
+            found.setdefault("overlap", []).append(
+                (name, f"starts at byte {begin:,}, within {last!r}, which ends at {position:,}")
+            )
+        elif begin > position:
+            found.setdefault("hole", []).append(
+                (name, f"starts at byte {begin:,}, but the bytes from {position:,} on belong to no tensor")
+            )
+        position, last = max(position, end), name
+    diagnostics = [
+        header.problem(code, f"tensor {hits[0][0]!r} {hits[0][1]}", _HELP.get(code), _more(hits))
+        for code, hits in found.items()
+    ]
+    if not found and position > header.data_size:
+        text = f"the tensors end at byte {position:,} of the data, the file at {header.data_size:,}"
+        diagnostics.append(header.problem("truncated-file", text, "download or write the file again"))
+    elif not found and position < header.data_size:
+        text = f"{header.data_size - position:,} bytes at the end of the file belong to no tensor"
+        diagnostics.append(
+            header.problem("trailing-bytes", text, "the file is damaged, or two files run together; get it again")
+        )
+    return diagnostics
+
+
+def _more(hits: list[tuple[str, str]]) -> tuple[str, ...]:
+    lines = tuple(f"also {name!r} {text}" for name, text in hits[1:6])
+    return lines if len(hits) <= 6 else (*lines, f"and {len(hits) - 6} more")

@@ -1,0 +1,152 @@
+"""Torch's zip files: where each tensor lies, read from the directory, the local headers and `data.pkl` alone.
+
+The archive holds `<name>/data.pkl`, a pickle whose tensors refer to storages by key, and one stored record
+`<name>/data/<key>` for each storage. Records are aligned through padding in the *local* header's extra field, which the
+directory does not show, so the local headers are read (see `zip_archive`).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from ...errors import CheckpointError
+from ...specs import DTYPES
+from ..contents import Contents
+from ..json_text import parse_json
+from ..sources.files import os_error
+from ..text import is_text
+from ..unpickling.foreign_trees import refuse_part
+from ..unpickling.inert import Storage
+from ..unpickling.nesting import find_model, settle
+from ..unpickling.pickle_calls import storage_dtype
+from ..unpickling.pickle_machine import Unpickler, damaged
+from .recognising import zip_problem
+from .storages import Region, place_all
+from .zip_archive import ZipArchive, refused
+
+__all__ = ["METADATA_RECORD", "holds_pickle", "read_torch_zip"]
+
+METADATA_RECORD = ".metadata.json"  # string metadata that torch has no place for and passes over
+
+_IN_MEMORY = 1 << 26  # bytes; a longer data.pkl is read through the file
+_FROZEN = (
+    "save the state_dict before torch.jit.freeze; the constants alone: import torch; m = torch.jit.load({path}); "
+    "g = m.inlined_graph; torch.save({n.output().debugName(): n.t('value') for n in g.findAllNodes('prim::Constant') "
+    "if 'value' in n.attributeNames() and n.kindOf('value') == 't'}, 'new.pt')"
+)
+_REMEDY = "torch.save(torch.load(path, weights_only=True), new_path) writes the records uncompressed"
+
+
+def holds_pickle(names: Iterable[str]) -> bool:
+    """Whether a zip file of these names is torch's: it has a `data.pkl` at the top or one folder down."""
+    return any(name.endswith("data.pkl") and name.count("/") <= 1 for name in names)
+
+
+def read_torch_zip(
+    path: str | os.PathLike[str], subtree: str | None = None, archive: ZipArchive | None = None
+) -> Contents:
+    """The tensors of a file written by `torch.save`, without torch and without reading their data.
+
+    Args:
+        path: the file.
+        subtree: dotted path of the mapping to take; None finds the model's (see `nesting`).
+        archive: its directory, if that was read already.
+
+    Raises:
+        CheckpointError: not a torch zip file, damaged, compressed, or no single state_dict in it.
+    """
+    source = os.fspath(path)
+    try:
+        with open(source, "rb") as file:  # noqa: PTH123 - the path is kept as the caller spells it
+            archive = archive or ZipArchive(file, source)
+            root = _root(archive)
+            tree = _unpickled(archive, root)
+            big, metadata = _big_endian(archive, root), _metadata(archive, root)
+    except OSError as error:
+        raise os_error(error, source) from error
+    try:
+        refuse_part(tree, source)
+        found = find_model(tree, subtree, source)
+    except CheckpointError as error:
+        if f"{root}constants.pkl" in archive.records and error.diagnostics[0].code == "no-tensors":
+            why = "is a frozen TorchScript: its weights are constants of its code, without the model's names"
+            raise refused(source, "torchscript", why, _FROZEN.replace("{path}", repr(source))) from None
+        raise
+
+    def region(storage: Storage) -> Region:
+        if storage.place is not None:
+            return Region(source, *storage.place)
+        record = archive.stored(f"{root}data/{storage.key}", _REMEDY)
+        if storage.dtype and storage.numel * DTYPES[storage.dtype].itemsize > record.nbytes:
+            raise ValueError(f"its storage {storage.key!r} is cut short ({record.nbytes} bytes)")
+        return Region(source, record.offset, record.nbytes, big)
+
+    entries = place_all(found.leaves, region, source)
+    return Contents(
+        entries,
+        metadata=metadata,
+        extras=settle(found.extras, lambda leaf: place_all({"": leaf}, region, source)[""]),
+        frame=found.frame,
+    )
+
+
+def _root(archive: ZipArchive) -> str:
+    roots = [n.removesuffix("data.pkl") for n in archive.records if n.endswith("data.pkl") and n.count("/") <= 1]
+    roots = [r for r in roots if r == "" or r.endswith("/")]
+    if len(roots) == 1:
+        return roots[0]
+    names = list(archive.records)
+    if roots:
+        raise refused(archive.source, "damaged-zip", "holds more than one data.pkl")
+    raise zip_problem(names, archive.source)
+
+
+def _unpickled(archive: ZipArchive, root: str) -> Any:
+    record = archive.stored(f"{root}data.pkl", _REMEDY)
+    storages: dict[str, Storage] = {}
+    source = archive.source
+
+    def persistent(identity: Any) -> Any:
+        if type(identity) is not tuple or len(identity) < 5 or identity[0] not in ("storage", b"storage"):
+            raise damaged(source, "a persistent id is no storage")
+        _, kind, key, location, numel = identity[:5]
+        if type(key) is not str or type(numel) is not int or numel < 0:
+            raise damaged(source, "a storage has no key or no size")
+        known = storages.get(key)
+        if known is None:
+            where = location if type(location) is str else ""
+            known = storages[key] = Storage(key, storage_dtype(kind), numel, where)
+        elif known.dtype != storage_dtype(kind):
+            # torch writes no such file, and reads by the first type what it finds in one
+            raise damaged(source, f"storage {key!r} is of two types")
+        return known
+
+    if record.nbytes <= _IN_MEMORY:
+        data = os.pread(archive.file.fileno(), record.nbytes, record.offset)
+        return Unpickler(io.BytesIO(data), len(data), source, persistent, record.offset, size=archive.size).load()
+    archive.file.seek(record.offset)
+    return Unpickler(archive.file, record.offset + record.nbytes, source, persistent, size=archive.size).load()
+
+
+def _metadata(archive: ZipArchive, root: str) -> dict[str, str]:
+    """What `TorchZipWriter` keeps of another format's metadata."""
+    name = root + METADATA_RECORD
+    if name not in archive.records:
+        return {}
+    try:
+        noted = parse_json(archive.bytes_of(name, at_most=1 << 26))
+    except (ValueError, RecursionError):
+        return {}
+    pairs = noted.items() if isinstance(noted, dict) else ()
+    return {k: v for k, v in pairs if isinstance(v, str) and is_text(k) and is_text(v)}
+
+
+def _big_endian(archive: ZipArchive, root: str) -> bool:
+    name = f"{root}byteorder"
+    order = archive.bytes_of(name).strip() if name in archive.records else b"little"
+    if order not in (b"little", b"big"):
+        raise refused(archive.source, "damaged-zip", f"has an unknown byte order {order[:16]!r}")
+    return order == b"big"

@@ -1,0 +1,346 @@
+"""`TorchZipWriter`: the zip file that `torch.save` would write, laid out beforehand and filled in any order."""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import os
+import threading
+import zlib
+from collections.abc import Iterator, Mapping
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+from ...errors import CheckpointError, Diagnostic
+from ...narrowing import present
+from ...specs import DTYPES, TensorSpec
+from ..contents import Entry, Extent
+from ..formats.torch_pickle import OMITTED, Pickle, StoredTensor, writable
+from ..formats.torch_zip import METADATA_RECORD
+from ..formats.zip_records import ALIGNMENT, Records
+from ..unpickling.frames import Frame, framed, paths_beside
+from ..unpickling.inert import Ordered
+from .durability import SYNCED, Durability
+from .staging import Output, Writer, beside
+
+__all__ = ["TorchZipWriter"]
+
+_CHUNK = 1 << 20
+
+
+class TorchZipWriter(Writer):
+    """Writes a torch zip file; the tensors' bytes may come in any order and from any thread.
+
+    The state_dict lies in the file where `frame` leads, with the extras around it under their own names; extras that
+    the frame does not name lie in the state_dict. Without a frame the file holds the state_dict itself, or
+    `{"state_dict": …, **extras}`. `_metadata` is set on the state_dict as `Module.state_dict` does. Tensors among the
+    extras are copied along; what cannot go along (objects of classes, an extra that a tensor is called like) is listed
+    in `left_out`.
+
+    Args:
+        path: the file to come.
+        specs: key -> spec, in the order that a reader should see.
+        aliases: other name -> key, for tied tensors; both names share one storage in the file.
+        metadata: string metadata, kept in a record of its own that torch passes over.
+        extras: dotted path -> value for what is no tensor of the model.
+        frame: the way from the root of the file to the state_dict; None where none is known.
+        durability: whether to wait until all of it is on the disk.
+
+    Raises:
+        CheckpointError: a dtype that torch has not; an alias of nothing; and what `Writer` raises.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        specs: Mapping[str, TensorSpec],
+        aliases: Mapping[str, str] = {},
+        metadata: Mapping[str, str] = {},
+        extras: Mapping[str, Any] = {},
+        frame: Frame | None = None,
+        durability: Durability = SYNCED,
+    ) -> None:
+        final = Path(path)
+        _check(specs, aliases, str(final))
+        self.left_out: list[str] = []
+        self._numbers: dict[object, StoredTensor] = {}
+        self._kept: list[tuple[int, Any]] = []  # storage number, and the tensor among the extras that fills it
+        self._sizes_of = [spec.nbytes for spec in specs.values()]
+        pickled = Pickle().dumps(self._tree(specs, aliases, extras, frame))
+        temporary = beside(final)
+        file = self._temporary = str(temporary)
+        head = self._lay_out(pickled, metadata)
+        places = dict(zip(specs, map(Extent, repeat(file), self._starts, self._sizes_of)))
+        size = self._records.end + self._records.directory_size
+        super().__init__([Output(final, temporary, size, head)], places, durability=durability)
+        self.left_out.sort()
+        self._sums: list[int | None] = [None if nbytes else 0 for nbytes in self._sizes_of]
+        self._sealed = bytearray(len(self._sums))  # whether what stands before each storage is written
+        self._running: dict[int, tuple[int, int]] = {}  # storage -> bytes seen in order, their checksum
+        self._guard = threading.Lock()
+
+    def _tree(
+        self,
+        specs: Mapping[str, TensorSpec],
+        aliases: Mapping[str, str],
+        extras: Mapping[str, Any],
+        frame: Frame | None,
+    ) -> Any:
+        model = Ordered()
+        for i, (key, spec) in enumerate(specs.items()):
+            model[key] = StoredTensor(str(i), spec, None, spec.nbytes)
+        for alias, kept in aliases.items():
+            model[alias] = model[kept]
+        beside: dict[str, Any] = {}
+        apart = set(extras) if frame is None else paths_beside(frame)
+        for path, value in extras.items():
+            kept_value = writable(value, path, self._store, self.left_out)
+            if kept_value is OMITTED:
+                continue
+            if path == "_metadata":
+                model.attributes["_metadata"] = kept_value
+            elif path not in apart or _is_state(path):
+                if path in model:
+                    self.left_out.append(path)
+                else:
+                    model[path] = kept_value
+            elif frame is not None:
+                beside[path] = kept_value
+            elif path == "state_dict" or path.startswith("state_dict."):
+                self.left_out.append(path)
+            else:
+                _nest(beside, path, kept_value)
+        if frame is not None:
+            return framed(frame, model, beside)
+        return {"state_dict": model, **beside} if beside else model
+
+    def _store(self, value: Any) -> StoredTensor | None:
+        """The record that a tensor among the extras gets; None for what is no tensor."""
+        if isinstance(value, Entry) and value.tensor is not None:
+            value = value.tensor() if callable(value.tensor) else value.tensor
+        if isinstance(value, Entry):
+            spec, strides = value.spec, value.strides
+            if DTYPES[spec.dtype].torch is None:
+                return None
+            nbytes = spec.nbytes if strides is None else _span(spec, strides)
+        elif type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "untyped_storage"):
+            from ..tensors import dense_bytes, spec_of
+
+            try:
+                spec, strides = spec_of(value), None
+                dense_bytes(value, "")
+            except (CheckpointError, RuntimeError, NotImplementedError):
+                return None
+            nbytes = spec.nbytes
+        else:
+            return None
+        # one tensor twice, such as an optimizer's view of tied weights, is stored once
+        place = (value.file, value.offset, spec, strides, value.big_endian) if isinstance(value, Entry) else id(value)
+        known = self._numbers.get(place)
+        if known is None:
+            number = len(self._sizes_of)
+            self._sizes_of.append(nbytes)
+            self._kept.append((number, value))
+            known = self._numbers[place] = StoredTensor(str(number), spec, strides, nbytes)
+        return known
+
+    def _lay_out(self, pickled: bytes, metadata: Mapping[str, str]) -> bytearray:
+        """Places every record; gives back the beginning of the file, as far as it is known already."""
+        noted = {key: value for key, value in metadata.items() if (key, value) != ("format", "pt")}
+        first = {"data.pkl": pickled, ".format_version": b"1", ".storage_alignment": str(ALIGNMENT).encode()}
+        first["byteorder"] = b"little"
+        last = {"version": b"3\n"}
+        if noted:
+            import json
+
+            last[METADATA_RECORD] = json.dumps(noted, ensure_ascii=False).encode()
+        self._records = records = Records()
+        _add(records, first)
+        head = bytearray()
+        for number, data in enumerate(first.values()):
+            head += records.seam(number) + data
+        head += records.descriptor(len(first) - 1)
+        self._first, self._tail = len(first), list(last.values())
+        records.add(map("archive/data/{}".format, range(len(self._sizes_of))), self._sizes_of)
+        self._starts = records.starts[self._first :]
+        _add(records, last)
+        records.add(["archive/.data/serialization_id"], [40])
+        return head
+
+    def adjoin(self, stop: int, offset: int) -> bool:
+        """Whether a storage ends at one byte and the next that has any bytes begins at the other."""
+        number = bisect.bisect_left(self._starts, stop) - 1
+        if stop == offset or number < 0 or self._starts[number] + self._sizes_of[number] != stop:
+            return stop == offset
+        after = next((n for n in range(number + 1, len(self._starts)) if self._sizes_of[n]), number)
+        return self._starts[after] == offset
+
+    def write(self, file: str, offset: int, data: Any) -> None:
+        """Writes a buffer at an offset of the file that `places` names; checksums are kept of what comes in order.
+
+        One that spans several storages is written into: what stands between them is put there.
+        """
+        view = memoryview(data)
+        view = view.cast("B") if view.nbytes else memoryview(b"")
+        number = max(0, bisect.bisect_right(self._starts, offset) - 1)
+        if not view or offset + len(view) <= self._starts[number] + self._sizes_of[number]:
+            super().write(file, offset, view)
+            if view:
+                self._sum(number, offset - self._starts[number], view)
+        else:
+            self._put(file, offset, view, self._fill(number, offset, view))
+
+    def copy(self, file: str, offset: int, source: int, source_offset: int, nbytes: int) -> int:
+        """Copy nothing: a zip file needs each record's checksum, so its bytes have to pass through memory."""
+        return 0
+
+    def _fill(self, number: int, offset: int, view: memoryview) -> int:
+        """Take the checksums of the storages that a buffer spans, and put what stands between them there.
+
+        Args:
+            number: of the first.
+
+        Returns:
+            bytes of storages among those of the buffer.
+        """
+        starts, sizes, records, owed = self._starts, self._sizes_of, self._records, 0
+        last = bisect.bisect_left(starts, offset + len(view)) - 1
+        for n in range(number, last + 1):
+            start, stop = max(0, starts[n] - offset), starts[n] + sizes[n] - offset
+            part = view[start:stop]
+            self._sum(n, offset + start - starts[n], part)
+            owed += len(part)
+            crc = self._sums[n]
+            if crc is None or n == last:
+                continue
+            records.crcs[self._first + n] = crc
+            view[stop : starts[n + 1] - offset] = records.seam(self._first + n + 1)
+            self._sealed[n + 1] = 1
+        return owed
+
+    def _sum(self, number: int, at: int, view: memoryview) -> None:
+        """Carries the checksum of a storage on by the bytes that lie from `at` on."""
+        if not at and len(view) == self._sizes_of[number]:
+            self._sums[number] = zlib.crc32(view)
+            return
+        with self._guard:
+            # The checksum is made outside of the lock; who comes meanwhile finds itself out of order.
+            seen, crc = self._running.get(number, (0, 0))
+            self._running[number] = (-1, 0)
+        state = (seen + len(view), zlib.crc32(view, crc)) if at == seen else (-1, 0)
+        with self._guard:
+            self._running[number] = state
+        if state[0] == self._sizes_of[number]:
+            self._sums[number] = state[1]
+
+    def _complete(self) -> None:
+        """Copies the extras' tensors, then writes what stands between the records, and the directory."""
+        for number, value in self._kept:
+            at = self._starts[number]
+            for chunk in _chunks(value):
+                # not `self.write`: these bytes are not among those that the caller owes
+                self._pwrite(self._temporary, at, memoryview(chunk))
+                at += len(chunk)
+        records, first, count = self._records, self._first, len(self._sums)
+        sums = [self._checksum(number) if known is None else known for number, known in enumerate(self._sums)]
+        records.crcs[first : first + count] = sums
+        for number, sealed in enumerate(self._sealed):
+            if not sealed:
+                self._seam(first + number)
+        for number, data in enumerate(self._tail, first + count):
+            self._seam(number, data)
+        identity = len(records.names) - 1
+        data = self._identity()
+        records.crcs[identity] = zlib.crc32(data)
+        self._seam(identity, data + records.descriptor(identity) + records.directory())
+
+    def _seam(self, number: int, data: bytes = b"") -> None:
+        """Writes what stands before a record's data, and the data."""
+        before = self._records.seam(number)
+        self._pwrite(self._temporary, self._records.starts[number] - len(before), memoryview(before + data))
+
+    def _checksum(self, number: int) -> int:
+        crc, at = 0, self._starts[number]
+        with self._descriptors.using(self._temporary) as descriptor:
+            for start in range(0, self._sizes_of[number], _CHUNK):
+                count = min(_CHUNK, self._sizes_of[number] - start)
+                crc = zlib.crc32(os.pread(descriptor, count, at + start), crc)
+        return crc
+
+    def _identity(self) -> bytes:
+        records = self._records
+        rows = list(zip(records.names, records.crcs, records.sizes))[:-1]
+        told = "".join([f"{name.decode()} {crc} {nbytes}\n" for name, crc, nbytes in rows])
+        return str(int(hashlib.sha256(told.encode()).hexdigest(), 16) % 10**40).zfill(40).encode()
+
+
+def _add(records: Records, known: Mapping[str, bytes]) -> None:
+    """Place records whose data are known."""
+    data = known.values()
+    records.add([f"archive/{name}" for name in known], list(map(len, data)), map(zlib.crc32, data))
+
+
+def _check(specs: Mapping[str, TensorSpec], aliases: Mapping[str, str], place: str) -> None:
+    problems = []
+    for key, spec in specs.items():
+        if DTYPES[spec.dtype].torch is None:
+            text = f"torch has no dtype for {key!r} ({spec})"
+            problems.append(Diagnostic("dtype-not-in-torch", text, place, help="write a .safetensors file"))
+        elif DTYPES[spec.dtype].bits < 8 and (not spec.shape or spec.shape[-1] % 2):
+            text = f"torch packs {spec.dtype} in pairs, and the last axis of {key!r} is odd: {spec}"
+            problems.append(Diagnostic("odd-packed-shape", text, place, help="write a .safetensors file"))
+    for alias, kept in aliases.items():
+        if kept not in specs or alias in specs:
+            why = "a tensor that is written under its own name" if alias in specs else "tied to nothing that is written"
+            problems.append(Diagnostic("alias-of-nothing", f"{alias!r} -> {kept!r} is {why}", place))
+    if problems:
+        raise CheckpointError(problems)
+
+
+def _is_state(path: str) -> bool:
+    return path == "_extra_state" or path.endswith("._extra_state")
+
+
+def _nest(tree: dict[str, Any], path: str, value: Any) -> None:
+    *above, name = path.split(".")
+    node = tree
+    for part in above:
+        inner = node.setdefault(part, {})
+        if not isinstance(inner, dict):
+            tree[path] = value
+            return
+        node = inner
+    if name in node:
+        tree[path] = value
+    else:
+        node[name] = value
+
+
+def _span(spec: TensorSpec, strides: tuple[int, ...]) -> int:
+    from ..tensors import span
+
+    return span(spec.shape, strides) * DTYPES[spec.dtype].itemsize
+
+
+def _chunks(value: Any) -> Iterator[bytes | memoryview]:
+    """The bytes of a tensor among the extras, a piece at a time."""
+    if not isinstance(value, Entry):
+        from ..tensors import dense_bytes
+
+        yield dense_bytes(value, "")
+        return
+    left = value.spec.nbytes if value.strides is None else _span(value.spec, value.strides)
+    with open(present(value.file, "the file of a tensor beside the model"), "rb") as file:  # noqa: PTH123 - a path from Entry.file, opened as it is
+        file.seek(value.offset)
+        while left:
+            data = file.read(min(left, _CHUNK))
+            if not data:
+                why = f"{value.file!r} became shorter while it was read"
+                raise CheckpointError(Diagnostic("truncated-file", why, value.file))
+            left -= len(data)
+            if value.big_endian:
+                from ..tensors import swap_bytes
+
+                data = bytes(swap_bytes(bytearray(data), value.spec.dtype))
+            yield data

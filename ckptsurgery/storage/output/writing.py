@@ -1,0 +1,210 @@
+"""`open_writer`: which format an output path asks for, and what must not be overwritten."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ...errors import CheckpointError, Diagnostic, Remedy
+from ...specs import TensorSpec
+from ..checkpoint import Checkpoint
+from ..formats.sniffing import read_file
+from ..sources.files import os_error
+from ..text import shown_keys
+from ..unpickling.frames import Frame
+from .durability import Durability
+from .safetensors_writer import file_writer, folder_writer
+from .staging import Writer
+
+__all__ = ["Writer", "holds_extras", "open_staged", "open_writer", "parse_size"]
+
+_TORCH = (".pt", ".pth", ".bin", ".ckpt")
+_UNWRITTEN = (
+    ".gguf",
+    ".h5",
+    ".hdf5",
+    ".keras",
+    ".npz",
+    ".npy",
+    ".msgpack",
+    ".onnx",
+    ".pdparams",
+    ".pkl",
+    ".tar",
+    ".zip",
+    ".json",
+)
+_WEIGHTS = (".safetensors", ".safetensors.index.json", *_TORCH, ".bin.index.json")
+
+
+def open_writer(
+    path: str | os.PathLike[str],
+    specs: Mapping[str, TensorSpec],
+    *,
+    aliases: Mapping[str, str] = {},
+    metadata: Mapping[str, str] = {},
+    extras: Mapping[str, Any] = {},
+    frame: Frame | None = None,
+    max_shard_size: int | str | None = None,
+    overwrite: bool = False,
+    sources: Iterable[str] = (),
+    resume: str | None = None,
+    lies: Mapping[str, int] = {},
+    companions: Mapping[str, bytes] = {},
+    sync: bool = True,
+) -> Writer:
+    """A writer for the tensors announced by `specs`, in the format that the path asks for.
+
+    `x.safetensors` is one file; `x.pt`, `x.pth`, `x.bin`, `x.ckpt` a torch zip; any other name is a folder with
+    `model.safetensors`, or with shards and their index. Nothing is written before the writer is entered.
+
+    Args:
+        specs: key -> spec of every tensor, in the order that a reader should see.
+        aliases: other name -> key, for tied tensors that are stored once.
+        metadata: string metadata to keep.
+        extras: what is no tensor; a torch file holds it, safetensors cannot.
+        frame: where in a torch file the tensors lie among the extras.
+        max_shard_size: bytes of tensors in a shard, as a number or like `"5GB"`, `"5GiB"`; for folders.
+        overwrite: replace what is there.
+        sources: files that are being read; replacing one is safe, since it is renamed over and its readers keep it.
+        resume: a tag that tells this run's inputs and rules from all others; what an interrupted run with the same tag
+            left is not written again, and this one leaves its own when it is interrupted. For safetensors.
+        lies: where in its source file a tensor lies that is copied as it is, so that blocks can be shared.
+        companions: small files that go along into a folder, name -> content.
+        sync: wait until all of it is on the disk; whoever resumes always does.
+
+    Raises:
+        CheckpointError: the output exists, the format cannot hold a tensor, or a size is none.
+    """
+    target, durability = Path(path).expanduser(), Durability(sync)
+    limit = None if max_shard_size is None else parse_size(max_shard_size)
+    if _names_folder(os.fspath(path), target):
+        _check_folder(target, overwrite)
+        return folder_writer(target, specs, aliases, metadata, limit, resume, lies, companions, durability)
+    _check_file(target, overwrite, bool(companions), limit is not None, resume is not None)
+    if target.suffix.lower() == ".safetensors":
+        return file_writer(target, specs, aliases, metadata, resume, lies, durability)
+    from .torch_writer import TorchZipWriter
+
+    return TorchZipWriter(
+        target, specs, aliases=aliases, metadata=metadata, extras=extras, frame=frame, durability=durability
+    )
+
+
+def holds_extras(path: str | os.PathLike[str]) -> bool:
+    """Whether an output of this name can hold more than tensors.
+
+    >>> holds_extras("x.pt"), holds_extras("x.safetensors"), holds_extras("folder/")
+    (True, False, False)
+
+    Raises:
+        CheckpointError: no output can have this name.
+    """
+    target = Path(path).expanduser()
+    return not _names_folder(os.fspath(path), target) and target.suffix.lower() in _TORCH
+
+
+def _names_folder(path: str, target: Path) -> bool:
+    """Whether an output is to be a folder."""
+    if not path:
+        # Path("") is the current folder, which an unset variable in a shell does not mean
+        raise CheckpointError(Diagnostic("no-output", "the output has no name", help="name a file or a folder"))
+    try:
+        if "\0" in path:
+            raise OSError(errno.EINVAL, "a NUL character")
+        if path.endswith("/") or target.is_dir():
+            return True
+    except OSError as error:
+        raise os_error(error, str(target), "write") from error
+    suffix = target.suffix.lower()
+    if suffix in _UNWRITTEN:
+        text = f"{suffix} files are not written here"
+        meant = Remedy("path", str(target.with_suffix(".safetensors")), "can be written")
+        raise CheckpointError(Diagnostic("unsupported-output", text, str(target), remedies=(meant,)))
+    return suffix not in (".safetensors", *_TORCH)
+
+
+def _check_file(target: Path, overwrite: bool, companions: bool, shards: bool, resume: bool) -> None:
+    """Refuse what one file cannot be, and one that is there already."""
+    folder = (Remedy("path", f"{target.with_suffix('')}/", "names a folder"),)
+    if companions:
+        text = "config and tokenizer files go along into a folder, and the output is one file"
+        raise CheckpointError(Diagnostic("companions-need-a-folder", text, str(target), remedies=folder))
+    if shards:
+        text = "max_shard_size makes several files, and a file was named"
+        raise CheckpointError(Diagnostic("shards-need-a-folder", text, str(target), remedies=folder))
+    if target.exists() and not overwrite:
+        raise _exists(target, ())
+    suffix = target.suffix.lower()
+    if resume and suffix != ".safetensors":
+        text = f"writing a {suffix} file cannot be resumed"
+        meant = Remedy("path", str(target.with_suffix(".safetensors")), "can be resumed")
+        advice = "or do without resume"
+        raise CheckpointError(Diagnostic("not-resumable", text, str(target), remedies=(meant,), advice=advice))
+
+
+def open_staged(writer: Writer, subtree: str | None = None) -> Checkpoint:
+    """What a writer has finished and not committed, read from the files under their temporary names.
+
+    Args:
+        subtree: where in the file the tensors lie; None finds them.
+
+    Raises:
+        CheckpointError: what was written is no checkpoint.
+    """
+    path, places = writer.staged
+    return Checkpoint(read_file(path, subtree, places=places), writer.files[-1])
+
+
+def _check_folder(target: Path, overwrite: bool) -> None:
+    try:
+        if target.exists() and not target.is_dir():
+            text = f"{str(target)!r} is a file, and a folder of that name should be written"
+            meant = Remedy("path", f"{target}.safetensors", "is a file beside it")
+            advice = "or name another folder"
+            raise CheckpointError(Diagnostic("output-exists", text, str(target), remedies=(meant,), advice=advice))
+        found = (
+            sorted(file.name for file in target.iterdir() if file.name.endswith(_WEIGHTS)) if target.exists() else []
+        )
+    except OSError as error:
+        raise os_error(error, str(target), "write") from error
+    if found and not overwrite:
+        raise _exists(target, found)
+
+
+def _exists(target: Path, found: Iterable[str]) -> CheckpointError:
+    text = f"{str(target)!r} exists already" if not found else f"the folder {str(target)!r} holds a checkpoint already"
+    replaced, advice = Remedy("overwrite", True, "replaces it"), "or choose another name"
+    notes = shown_keys(found)
+    return CheckpointError(Diagnostic("output-exists", text, str(target), notes, remedies=(replaced,), advice=advice))
+
+
+def parse_size(size: int | str) -> int:
+    """Bytes, from a number or from text with a decimal or a binary unit.
+
+    >>> parse_size("5GB"), parse_size("5GiB"), parse_size("500 MB"), parse_size("1.5kB"), parse_size(4096)
+    (5000000000, 5368709120, 500000000, 1500, 4096)
+
+    Raises:
+        CheckpointError: no size, or one below a byte.
+    """
+    if isinstance(size, int) and not isinstance(size, bool):
+        found = size
+    else:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", str(size).strip(), re.IGNORECASE)
+        known = match is not None and bool(match[2] or not match[3])
+        power = "KMGT".index(match[2].upper()) + 1 if match and match[2] else 0
+        found = int(float(match[1]) * (1024 if match[3] else 1000) ** power) if match and known else 0
+    if found < 1:
+        raise CheckpointError(
+            Diagnostic(
+                "bad-size",
+                f"{size!r} is no size",
+                help='such as "5GB" (decimal), "5GiB" (binary), or a number of bytes',
+            )
+        )
+    return found

@@ -1,0 +1,1 @@
+"""Where a checkpoint can be: a file, a folder, the hub, or several of them under prefixes."""

@@ -1,0 +1,113 @@
+"""Reading a folder: its names are listed here, which of them are the checkpoint is decided in `choosing`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+from ...errors import CheckpointError, Diagnostic
+from ..contents import Contents
+from ..formats.index_json import weight_map_of
+from ..formats.numbering import shard_names
+from ..formats.sharded import read_together
+from ..formats.sniffing import read_file
+from ..output.transactions import RECORD, Replacement
+from ..sources.files import os_error
+from ..subtree import enter
+from ..text import shown_keys
+from .choosing import Choice, Folder, choose, weights_in
+from .mounts import join_mounts
+
+__all__ = ["all_of", "read_choice", "read_folder"]
+
+_FOLDERS, _FILES = 200, 1000  # folders below, and files in each, whose names are looked at
+
+
+def read_folder(path: str, subtree: str | None = None, by_file: bool = False) -> Contents:
+    """The checkpoint in a folder, chosen by the rule in `choosing`.
+
+    Raises:
+        CheckpointError: there is nothing to read, or several checkpoints lie side by side.
+    """
+    try:
+        names = sorted(file.name for file in Path(path).iterdir())
+    except OSError as error:
+        raise os_error(error, path) from error
+    if by_file:
+        return read_choice(path, all_of(names, path), subtree)
+    decided = Replacement.read(Path(path)) if RECORD in names else None
+    places: dict[str, str] = {}
+    if decided is not None:
+        names, places = sorted(decided.names(names)), decided.places()
+
+    def shards_of(index: str) -> set[str]:
+        file = str(Path(path, index))
+        return set(weight_map_of(places.get(file, file))[0].values())
+
+    def path_of(name: str) -> str:
+        return str(Path(path, name))
+
+    chosen = choose(Folder(f"the folder {path!r}", path, names, lambda: _below(path, names), path_of, shards_of))
+    return read_choice(path, chosen, subtree, places)
+
+
+def _below(path: str, names: list[str]) -> list[str]:
+    found: list[str] = []
+    for name in islice((name for name in names if not name.startswith(".")), _FOLDERS):
+        with suppress(OSError):
+            inside = Path(path, name)
+            if inside.is_dir():
+                found += sorted(f"{name}/{file.name}" for file in islice(inside.iterdir(), _FILES))
+    return found
+
+
+def all_of(names: list[str], place: str) -> Choice:
+    """All weights of a folder, each file on its own.
+
+    Raises:
+        CheckpointError: there are none.
+    """
+    weights = weights_in(names)
+    if not weights:
+        text = f"the folder {place!r} holds no checkpoint files"
+        notes = tuple(f"there is {name}" for name in shown_keys(names, 10)) or ("it is empty",)
+        help = "name the file, or another folder"
+        raise CheckpointError(Diagnostic("nothing-to-read", text, place, notes=notes, help=help))
+    return Choice(files=tuple(weights), apart=True)
+
+
+def read_choice(folder: str, choice: Choice, subtree: str | None = None, places: Mapping[str, str] = {}) -> Contents:
+    """What the chosen files of a folder hold.
+
+    Args:
+        folder: the folder.
+        choice: which of its files.
+        subtree: a dotted path to what should be read.
+        places: path -> where its file lies as yet, after a save that was interrupted (see `transactions`).
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or of a format that is not read here.
+    """
+    read: Callable[..., Contents] = partial(read_file, places=places)
+    if choice.apart:
+        return _side_by_side(folder, choice, subtree, read)
+    only = choice.index or (choice.files[0] if len(choice.files) == 1 else "")
+    if only and len(shard_names(only)) < 2:
+        return read(str(Path(folder, only)), subtree)
+    contents = read_together(folder, choice.files, read)
+    return enter(contents, subtree, folder) if subtree else contents
+
+
+def _side_by_side(folder: str, choice: Choice, subtree: str | None, read: Callable[..., Contents]) -> Contents:
+    stems: dict[str, str] = {}
+    for name in choice.files:
+        stem = name.rpartition(".")[0]
+        if stem in stems:
+            text = f"{stems[stem]!r} and {name!r} would both be mounted as {stem + '/'!r}"
+            help = "move one of them, or mount the files yourself: open({prefix: file})"
+            raise CheckpointError(Diagnostic("duplicate-mount", text, folder, help=help))
+        stems[stem] = name
+    return join_mounts({f"{stem}/": read(str(Path(folder, name)), subtree) for stem, name in stems.items()}, folder)

@@ -1,0 +1,122 @@
+"""`open_checkpoint`: what a source is, judged by its content, and the reader that knows it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...collection import without_collection
+from ...errors import CheckpointError, Diagnostic
+from ..checkpoint import Checkpoint
+from ..contents import Contents
+from ..formats.recognising import address_problem
+from ..formats.sniffing import read_file
+from ..json_text import parse_json
+from ..sources.files import os_error, read_regular
+from ..subtree import enter
+from .folders import read_choice, read_folder
+
+__all__ = ["open_checkpoint"]
+
+
+def open_checkpoint(source: Any, subtree: str | None = None, by_file: bool = False) -> Checkpoint:
+    """A lazy checkpoint over a file, a folder, the hub, tensors in memory, or several of these under prefixes.
+
+    >>> open_checkpoint("no-such-file.safetensors")
+    Traceback (most recent call last):
+        ...
+    ckptsurgery.errors.CheckpointError: error[missing-file]: no such file or folder: 'no-such-file.safetensors'
+    ...
+
+    Args:
+        source: a path, `"hf://org/repo[@rev][/file]"`, a state_dict, `{key: TensorSpec}`, an `nn.Module`, a
+            `Checkpoint` (given back as it is), or `{prefix: source}`, which puts each prefix before its source's keys.
+        subtree: a dotted path to what should be read, such as `"ema.module"`.
+        by_file: for a folder: read each file on its own, with "file stem/" before its keys.
+
+    Raises:
+        CheckpointError: the source is missing, damaged, ambiguous or of no known format.
+    """
+    with without_collection():
+        if isinstance(source, Checkpoint):
+            if not subtree:
+                return source
+            whole = Contents(
+                source.entries, source.aliases, source.metadata, source.extras, source.config, source.stamps
+            )
+            return Checkpoint(enter(whole, subtree, source.source), source.source)
+        if isinstance(source, (str, os.PathLike)):
+            return _open_path(os.fspath(source), subtree, by_file)
+        return _open_object(source, subtree)
+
+
+def _open_path(path: str | bytes, subtree: str | None, by_file: bool) -> Checkpoint:
+    path = os.fsdecode(path)
+    if not path:
+        # Path("") is the current folder, which an unset variable in a shell does not mean
+        raise CheckpointError(Diagnostic("bad-source", "the source has no name", help="name a file or a folder"))
+    if path.startswith("hf://"):
+        from .hub import fetch
+
+        folder, chosen = fetch(path, by_file)
+        return Checkpoint(_with_config(read_choice(folder, chosen, subtree), Path(folder)), path)
+    problem = address_problem(path)
+    if problem is not None:
+        raise CheckpointError(problem)
+    try:
+        expanded = str(Path(path).expanduser())
+    except RuntimeError as error:  # a home that is not known
+        raise os_error(OSError(str(error)), path) from error
+    try:
+        return Checkpoint(_read_path(expanded, subtree, by_file), path)
+    except OSError as error:
+        raise os_error(error, path) from error
+
+
+def _read_path(path: str, subtree: str | None, by_file: bool) -> Contents:
+    if Path(path).is_dir():
+        return _with_config(read_folder(path, subtree, by_file), Path(path))
+    return _with_config(read_file(path, subtree), Path(path).parent)
+
+
+def _with_config(contents: Contents, beside: Path) -> Contents:
+    if contents.config is None:
+        contents.config = _config_in(beside)
+    return contents
+
+
+def _open_object(source: Any, subtree: str | None) -> Checkpoint:
+    from ..headers import is_headers, read_headers
+    from ..memory import is_module, read_mapping, read_module
+    from .mounts import is_mounts, read_mounts
+
+    if is_module(source):
+        contents = read_module(source)
+        return Checkpoint(
+            enter(contents, subtree, type(source).__name__) if subtree else contents, type(source).__name__
+        )
+    if isinstance(source, Mapping):
+        if is_headers(source):
+            return Checkpoint(read_headers(source), "headers")
+        if is_mounts(source):
+            contents = read_mounts(source, open_checkpoint)
+            return Checkpoint(enter(contents, subtree, "mounts") if subtree else contents, "mounts")
+        return Checkpoint(read_mapping(source, subtree), "state_dict")
+    raise CheckpointError(
+        Diagnostic(
+            "bad-source",
+            f"a {type(source).__name__} is no checkpoint",
+            help="a path, 'hf://org/repo', a state_dict, an nn.Module, or {prefix: source}",
+        )
+    )
+
+
+def _config_in(folder: Path) -> Mapping[str, Any] | None:
+    """The configuration beside a checkpoint; a file that is no JSON object is not the model's configuration."""
+    try:
+        config = parse_json(read_regular(folder / "config.json"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return config if isinstance(config, dict) else None

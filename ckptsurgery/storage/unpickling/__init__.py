@@ -1,0 +1,1 @@
+"""Pickles read without running anything of them: inert records, and which of them are tensors of a model."""

@@ -1,0 +1,261 @@
+"""A pickle machine that executes nothing: globals stay names, calls are looked up in a short list of inert meanings.
+
+Python's own unpickler calls what a file names, and in C it also allocates what a file announces (one opcode can
+ask for a memo of 2**32 slots). This one is a small machine of its own. A global becomes an `Opaque` record of its
+name, a call of it is looked up in `pickle_calls.CALLS` (tensors, storages, ordered dicts, numpy arrays, a few plain
+values), and any other call is recorded on the `Opaque` and has no effect. Long byte strings are left where they lie
+and become `Blob`s. Time and memory are linear in the size of the file: what is made is paid for, from a credit of some
+bytes for each byte of the file.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+from ...errors import CheckpointError, Diagnostic
+from .inert import Array, Blob, Fields, FileBytes, NumpyType, Opaque, Ordered, Tensor
+from .pickle_calls import CALLS, set_array_state, set_type_state
+from .pickle_opcodes import OPCODES, Stop, damaged, trailing
+
+__all__ = ["FREE", "TIMES", "Unpickler", "damaged", "trailing"]
+
+FREE = 32 << 20
+"""Bytes of objects that any pickle may make."""
+
+TIMES = 20
+"""Bytes of objects that a pickle may make beyond that for each byte of its file.
+
+The densest honest one known, the `.metadata` of `torch.distributed.checkpoint`, is charged up to 13 and takes 10.
+"""
+
+_TURN = range(4096)  # opcodes between two looks at the credit
+_LARGE = 4096  # bytes; a longer byte string stays in the file
+_LINE = 4096  # the longest text argument of an opcode that is read (module names, numbers)
+_FAILURES = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
+
+
+class Unpickler:
+    """Reads one pickle from a file's current position and leaves the file right behind it.
+
+    >>> import io, os, pickle
+    >>> class Evil:
+    ...     def __reduce__(self): return os.system, ("echo pwned",)
+    >>> data = pickle.dumps({"epoch": 3, "evil": Evil()})
+    >>> tree = Unpickler(io.BytesIO(data), len(data), "evil.pt").load()
+    >>> tree["epoch"], tree["evil"].name, tree["evil"].args
+    (3, 'system', ('echo pwned',))
+
+    Args:
+        file: a seekable binary file.
+        end: position in `file` that the pickle may not pass.
+        source: the file's name in errors.
+        persistent: what a persistent id stands for; without it a pickle that has some is refused.
+        base: added to the positions in `Blob`s, when `file` is a part of a larger one.
+        nested: what a torch file in a byte string of the pickle holds; without it such strings stay opaque.
+        size: bytes of the file that the pickle is a part of, which its memory is measured against; `end` by default.
+
+    Raises:
+        CheckpointError: truncated, damaged or hostile input; never another exception.
+    """
+
+    def __init__(
+        self,
+        file: BinaryIO,
+        end: int,
+        source: str,
+        persistent: Callable[[Any], Any] | None = None,
+        base: int = 0,
+        nested: Callable[[FileBytes | Blob], Any] | None = None,
+        size: int | None = None,
+    ) -> None:
+        self.file = file
+        self.read: Callable[[int], bytes] = file.read
+        self.end = end
+        self.source = source
+        self.persistent = persistent
+        self.base = base
+        self.nested = nested
+        self.stack: list[Any] = []
+        self.outer: list[list[Any]] = []
+        self.memo: list[Any] = []
+        self.far: dict[int, Any] = {}
+        self.credit = FREE + TIMES * max(0, end if size is None else size)
+
+    def load(self) -> Any:
+        """The pickle's value, of plain Python values and the records in `inert`."""
+        read, opcodes = self.read, OPCODES
+        try:
+            while True:
+                for _ in _TURN:
+                    opcodes[read(1)](self)
+                self.spend(0)
+        except Stop:
+            pass
+        except CheckpointError:
+            raise
+        except _FAILURES:
+            at = self.file.tell()
+            why = "it ends too early" if at >= self.end else f"it makes no sense at byte {at + self.base}"
+            raise damaged(self.source, why) from None
+        except OSError as error:
+            raise damaged(self.source, error.strerror or "the file cannot be read") from None
+        if self.file.tell() > self.end or len(self.stack) != 1 or self.outer:
+            raise damaged(self.source, "its end does not fit its beginning")
+        return self.stack[0]
+
+    def spend(self, count: int) -> None:
+        """Pays for memory, in bytes; a pickle that copies one list over and over, or is all empty sets, runs out."""
+        self.credit -= count
+        if self.credit < 8 * len(self.stack):
+            raise CheckpointError(
+                Diagnostic(
+                    "damaged-pickle",
+                    f"the pickle in {self.source!r} cannot be read: it blows up out of proportion",
+                    place=self.source,
+                    help="if it is sound, it is made of very many small objects: save the tensors alone, by torch.save",
+                )
+            )
+
+    def take(self, count: int) -> bytes:
+        """Exactly the next `count` bytes."""
+        # checked first, since reading allocates what it is asked for
+        if count > _LARGE and count > self.end - self.file.tell():
+            raise EOFError
+        data = self.read(count)
+        if len(data) != count:
+            raise EOFError
+        return data
+
+    def blob(self, count: int) -> bytes | Blob:
+        """The next `count` bytes, or where they lie when they are many."""
+        at = self.file.tell()
+        if count <= _LARGE:
+            data = FileBytes(self.take(count))
+            data.at = at + self.base
+            self.credit -= 280 + count  # an object with a dictionary
+            return data
+        if count > self.end - at:
+            raise EOFError
+        self.file.seek(count, 1)
+        self.credit -= 160
+        return Blob(at + self.base, count, self.source)
+
+    def line(self) -> bytes:
+        """The text up to the next newline, without it."""
+        text = self.file.readline(_LINE)
+        if not text.endswith(b"\n"):
+            raise EOFError
+        return text[:-1]
+
+    def mark(self) -> list[Any]:
+        """What was pushed since the last mark, which is taken away."""
+        items = self.stack
+        self.stack = stack = self.outer.pop()
+        self.credit += 72 + 8 * len(stack)
+        return items
+
+    def key(self, key: Any) -> Any:
+        """`key`, if it is quick to hash: hashing a deep tuple takes exponential time."""
+        kind = type(key)
+        if kind is str or kind is int:
+            return key
+        if kind is bytes or kind is FileBytes:
+            # Python 2 strings that are not ASCII
+            self.spend(64 + 4 * len(key))
+            return key.decode("utf-8", "replace")
+        if kind is tuple:
+            self.spend(8 * len(key))
+            for item in key:
+                if type(item) is tuple and not all(type(i) in _SIMPLE for i in item):
+                    raise ValueError("a key nested too deep")
+                self.key(item)
+            return key
+        if kind in _SIMPLE or kind is Opaque or kind is frozenset or kind is NumpyType:
+            return key
+        raise ValueError("not a key")
+
+    def call(self, function: Any, args: Any) -> Any:
+        """What calling `function` means: a value of the allow-list, else a record that has no effect."""
+        if type(function) is not Opaque:
+            self.credit -= 320
+            return Opaque("", type(function).__name__, args)
+        if function.args is None and type(args) is tuple:
+            meaning = CALLS.get(function.path)
+            if meaning is not None:
+                self.credit -= 160
+                try:
+                    value = meaning(self, args)
+                except _MISFITS:
+                    value = None
+                if value is not None:
+                    if args and value is args[0]:
+                        self.credit += 160  # a `torch.Size` of a tuple is that tuple: nothing was made
+                    return value
+        self.credit -= 128
+        return Opaque(function.module, function.name, args, path=function.path)
+
+    def build(self, target: Any, state: Any) -> None:
+        """Gives `target` its state, as `__setstate__` would."""
+        kind = type(target)
+        if kind is Opaque:
+            target.state = state
+        elif kind is Ordered and type(state) is dict:
+            self.spend(104 * len(state))
+            target.attributes.update(state)
+        elif kind is Fields and isinstance(state, dict):
+            self.spend(104 * len(state))
+            target.update(state)
+        elif kind is Array:
+            set_array_state(self, target, state)
+        elif kind is NumpyType:
+            set_type_state(target, state)
+        elif kind is not Tensor and kind is not Ordered:
+            raise ValueError("state for a plain value")
+
+    def extend(self, target: Any, items: list[Any]) -> None:
+        """Appends to a list, or notes on an inert object that it was appended to."""
+        self.credit -= 8 * len(items)
+        if type(target) is list:
+            target.extend(items)
+        elif type(target) is set:
+            self.spend(104 * len(items))
+            target.update(self.key(item) for item in items)
+        elif type(target) is Opaque:
+            if target.items is None:
+                target.items = []
+            target.items.extend(items)
+        else:
+            raise ValueError("items for no list")
+
+    def update(self, target: Any, items: list[Any]) -> None:
+        """Sets the items of a mapping, or notes on an inert object that they were set."""
+        if type(target) is Opaque:
+            if target.pairs is None:
+                target.pairs = {}
+            target = target.pairs
+        elif not isinstance(target, dict):
+            raise ValueError("items for no mapping")
+        if len(items) % 2:
+            raise ValueError("a key without a value")
+        before = target.__sizeof__()
+        for i in range(0, len(items), 2):
+            key = items[i]
+            target[key if type(key) is str else self.key(key)] = items[i + 1]
+        # Charged by its real growth: a fixed price per item is twice what the many small dictionaries take.
+        self.credit -= target.__sizeof__() - before
+
+
+_MISFITS = (AttributeError, LookupError, OverflowError, TypeError, ValueError, struct.error)
+_SIMPLE = frozenset({str, int, float, bool, complex, bytes, type(None)})
