@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up an environment, then runs linter, types and the whole suite. Arguments go to pytest, which then runs alone:
+# Sets up an environment, then runs linter, types and the whole suite over the cores. With arguments, pytest alone runs:
 #
 #   scripts/test.sh
 #   scripts/test.sh tests/language -k folding
@@ -16,6 +16,7 @@ status=0
 if [ $# -eq 0 ]; then
     ruff check . || status=1
     mypy || status=1
+    set -- --numprocesses auto --maxprocesses 8 --dist worksteal
 fi
 python -m pytest "$@" || status=$?
 exit $status

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable, Collection, Iterator
+from itertools import chain, islice
 from typing import Any
 
 from ...errors import CheckpointError
@@ -226,18 +226,20 @@ def without_settings(candidates: list[Candidate]) -> list[Candidate]:
     Settings go by the name of a mapping above which nothing is called after a model. Statistics are mappings of vectors
     under plain names, none of them a weight or a bias, beside the one state_dict that is called after a model.
     """
-    others = [(path, node) for path, node in candidates if not _is_in_settings(path)] or candidates
+    names = set(chain.from_iterable(path for path, _ in candidates))
+    settings = {name for name in names if _SETTINGS.fullmatch(name)}  # once a name: a tree may have a million paths
+    others = [(path, node) for path, node in candidates if not _is_in_settings(path, settings)] or candidates
     models = [path for path, _ in others if path and path[-1] in MODEL_NAMES]
     if len(models) != 1:
         return others
     return [(path, node) for path, node in others if path == models[0] or not _is_statistics(node)]
 
 
-def _is_in_settings(path: tuple[str, ...]) -> bool:
+def _is_in_settings(path: tuple[str, ...], settings: Collection[str]) -> bool:
     for name in path:
         if name in MODEL_NAMES:
             return False
-        if _SETTINGS.fullmatch(name):
+        if name in settings:
             return True
     return False
 
