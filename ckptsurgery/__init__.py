@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from .storage.places.opening import open_checkpoint as open
     from .transfer.loading import load_into
     from .transfer.recipes import match_recipes
+    from .witness.loaded import check_loaded
+    from .witness.watching import watch_load
 
 __version__ = "0.1.0"
 
@@ -65,6 +67,7 @@ __all__ = [
     "TensorSpec",
     "__version__",
     "check_init",
+    "check_loaded",
     "diff",
     "doctor",
     "list_recipes",
@@ -87,6 +90,7 @@ __all__ = [
     "ties",
     "untie",
     "verify",
+    "watch_load",
 ]
 
 _HOMES: dict[str, tuple[str, ...]] = {
@@ -112,6 +116,8 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "storage.output.header_swap": ("restore_header",),
     "transfer.loading": ("load_into",),
     "transfer.recipes": ("match_recipes",),
+    "witness.loaded": ("check_loaded",),
+    "witness.watching": ("watch_load",),
 }
 _PLACES = {name: (module, name) for module, names in _HOMES.items() for name in names}
 _PLACES |= {

@@ -38,11 +38,13 @@ FLOORS = {
     "diagnosing": 4,
     "inference": 4,
     "reporting": 4,
-    "": 5,  # the facade, ckptsurgery/__init__.py
-    "api": 5,
-    "cli": 5,
-    "demo": 5,
-    "__main__": 5,
+    "exchange": 5,
+    "witness": 6,
+    "": 7,  # the facade, ckptsurgery/__init__.py
+    "api": 7,
+    "cli": 7,
+    "demo": 7,
+    "__main__": 7,
 }
 # Neighbours on one floor do not know each other, but for these.
 NEIGHBOURS = {

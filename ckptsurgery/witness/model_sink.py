@@ -1,0 +1,133 @@
+"""A sink that compares what a plan makes with the memory of a model's tensors; nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import repeat
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from ..planning.costing import CHUNK
+from ..planning.steps import Step
+from ..running.computing import Task, run_tasks
+from ..running.copying import ByteRun, Move
+from ..running.sinks import Moved
+from ..specs import TensorSpec
+from ..storage.checkpoint import Checkpoint
+from ..storage.contents import Extent
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["ModelSink"]
+
+_GAP = 64 << 10
+"""Bytes between two runs that are read along rather than by a call of their own."""
+
+
+class ModelSink:
+    """Compares the bytes that come with the tensors of a model; keys that differ are collected in `wrong`.
+
+    Args:
+        tensors: model key -> the tensor that is there.
+        specs: model key -> what the plan makes for it, of the same shape and dtype.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], specs: Mapping[str, TensorSpec]) -> None:
+        self.places: dict[str, Extent] = {key: Extent(key, 0, spec.nbytes) for key, spec in specs.items()}
+        self.wrong: set[str] = set()
+        self._tensors = tensors
+        self._views: dict[str, memoryview] = {}
+        self._left = {key: place.nbytes for key, place in self.places.items()}
+        self._lock = Lock()
+
+    def wants_runs(self, steps: Sequence[Step], moves: Mapping[int, Sequence[Move] | None]) -> Iterable[bool]:
+        """Return True for each: files are compared without becoming tensors."""
+        return repeat(True, len(steps))
+
+    def take_runs(self, runs: Sequence[ByteRun], checkpoint: Checkpoint, moved: Moved) -> None:
+        """Read runs of the source's files and compare them, several at a time, in disk order."""
+        checkpoint.read_in_order({run.source_file for run in runs})
+        inorder = sorted(runs, key=lambda run: (run.source_file, run.source_offset))
+        run_tasks((Task(CHUNK, partial(self._compare, group, checkpoint)) for group in _groups(inorder)), moved)
+
+    def _compare(self, runs: Sequence[ByteRun], checkpoint: Checkpoint) -> int:
+        start = runs[0].source_offset
+        buffer = bytearray(max(run.source_offset + run.nbytes for run in runs) - start)
+        checkpoint.read_file_into(runs[0].source_file, start, memoryview(buffer))
+        for run in runs:
+            at = run.source_offset - start
+            part = buffer if run.nbytes == len(buffer) else buffer[at : at + run.nbytes]
+            self._look(run.target_file, run.target_offset, part)
+        return sum(run.nbytes for run in runs)
+
+    def put(self, key: str, tensor: Tensor, borrowed: bool) -> None:
+        """Compare a whole tensor."""
+        from ..storage.tensors import dense_bytes
+
+        self.write(key, 0, dense_bytes(tensor, key))
+
+    def has(self, file: str, offset: int, nbytes: int) -> bool:
+        """Return False: everything is to be compared."""
+        return False
+
+    def skip(self, nbytes: int) -> None:
+        """Do nothing: no bytes are owed."""
+
+    def room(self, file: str, offset: int, nbytes: int) -> None:
+        """Return None: bytes may be made anywhere."""
+
+    def write(self, file: str, offset: int, data: Any) -> None:
+        """Compare a run of bytes, which may be of one tensor only."""
+        view = memoryview(data)
+        view = view.cast("B") if view.nbytes else memoryview(b"")
+        for start in range(0, len(view), CHUNK):
+            # A bytearray compares with any buffer by memcmp, a memoryview element by element.
+            self._look(file, offset + start, bytearray(view[start : start + CHUNK]))
+
+    def _look(self, key: str, offset: int, made: bytearray) -> None:
+        view = self._view(key)
+        same = made == view[offset : offset + len(made)]
+        with self._lock:
+            if not same:
+                self.wrong.add(key)
+            self._left[key] -= len(made)
+            if not self._left[key]:
+                self._views.pop(key, None)
+
+    def _view(self, key: str) -> memoryview:
+        """The bytes of the model's tensor: its own memory, or a copy that lasts as long as bytes are to come."""
+        from ..storage.tensors import dense_bytes
+
+        with self._lock:
+            found = self._views.get(key)
+            if found is None:
+                found = self._views[key] = dense_bytes(self._tensors[key].detach(), key)
+            return found
+
+
+def _groups(runs: Iterable[ByteRun]) -> Iterator[list[ByteRun]]:
+    """Runs that are read by one call each: long ones in pieces, short ones together with their neighbours."""
+    group: list[ByteRun] = []
+    for run in runs:
+        if group and (
+            run.source_file != group[0].source_file
+            or run.source_offset + run.nbytes - group[0].source_offset > CHUNK
+            or run.source_offset > group[-1].source_offset + group[-1].nbytes + _GAP
+        ):
+            yield group
+            group = []
+        if run.nbytes <= CHUNK:
+            group.append(run)
+            continue
+        for start in range(0, run.nbytes, CHUNK):
+            yield [
+                run._replace(
+                    target_offset=run.target_offset + start,
+                    nbytes=min(CHUNK, run.nbytes - start),
+                    source_offset=run.source_offset + start,
+                )
+            ]
+    if group:
+        yield group
