@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..errors import LoadError
 from ..modeling.defaults import Stage as OwnInit
 from ..planning.steps import Step
-from ..running.executing import run_step
+from ..running.executor.programs import run_step
 from ..specs import DTYPES, dtype_name
 from ..storage.checkpoint import Checkpoint
 from .expecting import Expectation

@@ -13,12 +13,12 @@ from ..modeling.defaults import Stage as OwnInit
 from ..modeling.places import named_tensors, places, require_module, require_plain
 from ..modeling.ties import TieGroup, find_ties
 from ..planning.targets import DTYPE_POLICIES
-from ..running.execution import execute
+from ..running.executor.execution import execute
 from ..running.progress import ByteBar
 from ..running.report import Entry, Report
 from ..specs import TensorSpec, is_lossless
 from ..storage.checkpoint import Checkpoint
-from ..storage.opening import open_checkpoint
+from ..storage.places.opening import open_checkpoint
 from ..transfer.codes import codes_as_weights
 from ..wording import counted
 from .causes import Causes

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..planning.costing import CHUNK
 from ..planning.steps import Step
-from ..running.computing import Task, run_tasks
-from ..running.copying import ByteRun, Move
-from ..running.sinks import Moved
+from ..running.executor.computing import Task, run_tasks
+from ..running.executor.copying import ByteRun, Move
+from ..running.executor.sinks import Moved
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
 from ..storage.contents import Extent
