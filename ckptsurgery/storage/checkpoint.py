@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -232,11 +232,27 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
         if device is None:
             made = {key: self.load(key).contiguous() for key in kept}
         else:
-            from .sending import load_onto
-            from .sources.links import as_device
-
-            made = load_onto(self, kept, as_device(device))
+            made = self._sent(kept, device)
         return {key: made[first.get(key, key)] for key in self.entries}
+
+    def _sent(self, keys: Sequence[str], device: torch.device | str) -> dict[str, torch.Tensor]:
+        """Tensors on a device: those that are runs of bytes go through the ring, the others one by one."""
+        from .sending import Run, send
+        from .sources.links import as_device, empty_on, link_to, moved_to
+        from .tensors import torch_dtype, torch_shape
+
+        there = as_device(device)
+        link = link_to(there)
+        straight = [(key, lies) for key in keys if (lies := self.extent(key)) is not None] if link else []
+        made = {}
+        for key, _ in straight:
+            spec = self.specs[key]
+            made[key] = empty_on(there, torch_shape(spec, key), torch_dtype(spec.dtype, key))
+        if link is not None:
+            runs = [Run(*lies, number) for number, (_, lies) in enumerate(straight)]
+            self.read_in_order({run.file for run in runs})
+            send(runs, list(made.values()), self.read_file_into, link, begun=_nothing, arrived=_nothing)
+        return {key: made[key] if key in made else moved_to(there, self.load(key)).contiguous() for key in keys}
 
     def check_unchanged(self) -> None:
         """Makes sure that the files which were read are as they were when their headers were read.
@@ -352,9 +368,13 @@ class LazyTensor:
 
     def __getitem__(self, index: Any) -> torch.Tensor:
         """The part that `load()[index]` would give; only the rows of dimension 0 that it touches are read."""
-        from .rows import load_rows
+        from .rows import rows_in
 
-        return load_rows(self._checkpoint, self.key, index)
+        within = rows_in(self._checkpoint.entries[self.key], index)
+        if within is None:
+            return self.load()[index]
+        entry, rest = within
+        return self._checkpoint._load(self.key, entry)[rest]
 
     def __len__(self) -> int:
         if not self.spec.shape:
@@ -383,3 +403,7 @@ def _place(entry: Entry) -> tuple[object, ...]:
     from .tensors import memory_place
 
     return memory_place(entry.tensor), spec
+
+
+def _nothing(number: int) -> None:
+    """Nobody asks when a tensor begins to arrive, or has arrived."""

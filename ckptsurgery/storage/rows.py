@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..specs import DTYPES, TensorSpec
 from .contents import Entry
 
-if TYPE_CHECKING:
-    import torch
-
-    from .checkpoint import Checkpoint
-
-__all__ = ["load_rows", "rows_of"]
+__all__ = ["rows_in", "rows_of"]
 
 
 def rows_of(index: Any, length: int) -> tuple[int, int, Any] | None:
@@ -34,15 +29,14 @@ def rows_of(index: Any, length: int) -> tuple[int, int, Any] | None:
     return None
 
 
-def load_rows(checkpoint: Checkpoint, key: str, index: Any) -> torch.Tensor:
-    """What `checkpoint.load(key)[index]` would be, with only the touched rows read from the file."""
-    entry = checkpoint.entries[key]
+def rows_in(entry: Entry, index: Any) -> tuple[Entry, Any] | None:
+    """The part of a tensor that an index touches, and the index within it; None where all of it must be read."""
     first, *rest = index if isinstance(index, tuple) and index else (index,)
     rows = rows_of(first, entry.spec.shape[0]) if entry.file is not None and _by_rows(entry.spec) else None
     if rows is None:
-        return checkpoint.load(key)[index]
+        return None
     lo, hi, within = rows
-    return checkpoint._load(key, _part(entry, lo, hi))[(within, *rest)]
+    return _part(entry, lo, hi), (within, *rest)
 
 
 def _by_rows(spec: TensorSpec) -> bool:

@@ -9,21 +9,18 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from .sources.links import Link, empty_on, link_to, moved_to
-from .tensors import dense_bytes, torch_dtype, torch_shape
+from .sources.links import Link
+from .tensors import dense_bytes
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
-    from .checkpoint import Checkpoint
-
-__all__ = ["BUFFER", "Chunk", "Part", "Run", "chunks_of", "load_onto", "ring_size", "send"]
+__all__ = ["BUFFER", "Chunk", "Part", "Run", "chunks_of", "ring_size", "send"]
 
 BUFFER = 8 << 20
 """Bytes of one buffer: so many that starting a copy costs nothing beside it."""
@@ -234,22 +231,3 @@ class _Ring:
             reading.cancel()
         while self.copying:
             self.settle()
-
-
-def load_onto(checkpoint: Checkpoint, keys: Collection[str], device: torch.device) -> dict[str, Tensor]:
-    """Tensors of a checkpoint on a device: those that are runs of bytes through the ring, the others one by one."""
-    link = link_to(device)
-    straight = [(key, lies) for key in keys if (lies := checkpoint.extent(key)) is not None] if link else []
-    made = {}
-    for key, _ in straight:
-        spec = checkpoint.specs[key]
-        made[key] = empty_on(device, torch_shape(spec, key), torch_dtype(spec.dtype, key))
-    if link is not None:
-        runs = [Run(*lies, number) for number, (_, lies) in enumerate(straight)]
-        checkpoint.read_in_order({run.file for run in runs})
-        send(runs, list(made.values()), checkpoint.read_file_into, link, begun=_nothing, arrived=_nothing)
-    return {key: made[key] if key in made else moved_to(device, checkpoint.load(key)).contiguous() for key in keys}
-
-
-def _nothing(number: int) -> None:
-    """Nobody asks."""

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...errors import CheckpointError, Diagnostic
 from ...specs import DTYPES, dtype_name
 from ..shapes import MOST_DIMENSIONS
 from .inert import Array, Blob, Fields, FileBytes, NumpyType, Opaque, Ordered, Storage, Tensor
 from .nodes import holds_tensors
-
-if TYPE_CHECKING:
-    from .pickle_machine import Unpickler
+from .pickle_stack import PickleStack
 
 __all__ = ["CALLS", "POWERFUL", "set_array_state", "set_type_state", "storage_dtype", "storage_width"]
 
-Meaning = Callable[["Unpickler", tuple[Any, ...]], Any]
+Meaning = Callable[["PickleStack", tuple[Any, ...]], Any]
 
 CALLS: dict[str, Meaning] = {}
 
@@ -96,19 +94,19 @@ def _called(thing: Any) -> str:
 
 
 @_meaning("torch._utils._rebuild_tensor")
-def _rebuild_tensor(vm: Unpickler, args: tuple[Any, ...]) -> Any:
+def _rebuild_tensor(vm: PickleStack, args: tuple[Any, ...]) -> Any:
     storage, offset, shape, strides, *_ = args
     return _view(storage, offset, shape, strides)
 
 
 @_meaning("torch._utils._rebuild_tensor_v2")
-def _rebuild_tensor_v2(vm: Unpickler, args: tuple[Any, ...]) -> Any:
+def _rebuild_tensor_v2(vm: PickleStack, args: tuple[Any, ...]) -> Any:
     storage, offset, shape, strides, grad, *rest = args
     return _view(storage, offset, shape, strides, None, grad, rest[1] if len(rest) > 1 else None)
 
 
 @_meaning("torch._utils._rebuild_tensor_v3")
-def _rebuild_tensor_v3(vm: Unpickler, args: tuple[Any, ...]) -> Any:
+def _rebuild_tensor_v3(vm: PickleStack, args: tuple[Any, ...]) -> Any:
     storage, offset, shape, strides, grad, _, dtype, *rest = args
     name = _torch_dtype(dtype)
     if name is None:
@@ -132,7 +130,7 @@ def _torch_dtype(dtype: Any) -> str | None:
     "torch.nn.parameter.Buffer",
     "torch.nn.modules.module.Parameter",
 )
-def _parameter(vm: Unpickler, args: tuple[Any, ...]) -> Any:
+def _parameter(vm: PickleStack, args: tuple[Any, ...]) -> Any:
     data = args[0] if args else None
     if type(data) is Opaque and not data.note:
         return Opaque("torch._utils", "_rebuild_parameter", args, f"a parameter over {_called(data)}")
@@ -141,7 +139,7 @@ def _parameter(vm: Unpickler, args: tuple[Any, ...]) -> Any:
 
 @_meaning("torch._utils._rebuild_device_tensor_from_cpu_tensor", "torch._utils._rebuild_device_tensor_from_numpy",
           "torch._utils._rebuild_xla_tensor")  # fmt: skip
-def _from_device(vm: Unpickler, args: tuple[Any, ...]) -> Any:
+def _from_device(vm: PickleStack, args: tuple[Any, ...]) -> Any:
     data, dtype, *_ = args
     held = data.dtype if type(data) in (Tensor, Array) else None
     if held is None or held != _torch_dtype(dtype):
@@ -150,7 +148,7 @@ def _from_device(vm: Unpickler, args: tuple[Any, ...]) -> Any:
 
 
 @_meaning("torch._tensor._rebuild_from_type_v2", "torch._tensor._rebuild_from_type")
-def _rebuild_from_type(vm: Unpickler, args: tuple[Any, ...]) -> Any:
+def _rebuild_from_type(vm: PickleStack, args: tuple[Any, ...]) -> Any:
     function, kind, inner, *state = args
     made = vm.call(function, inner)
     beside = isinstance(state[0], (dict, tuple)) and holds_tensors(state[0]) if state else False
@@ -174,7 +172,7 @@ def _no_plain_tensor(path: str, note: str) -> None:
     module, _, name = path.rpartition(".")
 
     @_meaning(path)
-    def meaning(vm: Unpickler, args: tuple[Any, ...]) -> Any:
+    def meaning(vm: PickleStack, args: tuple[Any, ...]) -> Any:
         return Opaque(module, name, args, note)
 
 
@@ -192,7 +190,7 @@ for _path, _note in {
 
 
 @_meaning("torch.storage._load_from_bytes")
-def _nested_storage(vm: Unpickler, args: tuple[Any, ...]) -> Any:
+def _nested_storage(vm: PickleStack, args: tuple[Any, ...]) -> Any:
     # how a storage is pickled without torch.save: a legacy torch file in a byte string
     if vm.nested is not None and isinstance(args[0], (FileBytes, Blob)):
         vm.spend(8 * (args[0].nbytes if isinstance(args[0], Blob) else len(args[0])))  # it is parsed anew each time
@@ -204,16 +202,16 @@ def _nested_storage(vm: Unpickler, args: tuple[Any, ...]) -> Any:
 
 
 @_meaning("collections.OrderedDict")
-def _ordered(vm: Unpickler, args: tuple[Any, ...]) -> Any:
+def _ordered(vm: PickleStack, args: tuple[Any, ...]) -> Any:
     return _fill(vm, Ordered(), args)
 
 
 @_meaning("collections.Counter", "collections.defaultdict", "builtins.dict")
-def _mapping(vm: Unpickler, args: tuple[Any, ...]) -> Any:
+def _mapping(vm: PickleStack, args: tuple[Any, ...]) -> Any:
     return _fill(vm, {}, args)
 
 
-def _fill(vm: Unpickler, made: dict[Any, Any], args: tuple[Any, ...]) -> dict[Any, Any]:
+def _fill(vm: PickleStack, made: dict[Any, Any], args: tuple[Any, ...]) -> dict[Any, Any]:
     source = args[-1] if args and type(args[-1]) is not Opaque else ()
     pairs = list(source.items()) if isinstance(source, dict) else source
     if pairs is None:
@@ -225,29 +223,29 @@ def _fill(vm: Unpickler, made: dict[Any, Any], args: tuple[Any, ...]) -> dict[An
 
 
 @_meaning("argparse.Namespace", "types.SimpleNamespace")
-def _namespace(vm: Unpickler, args: tuple[Any, ...]) -> Any:
+def _namespace(vm: PickleStack, args: tuple[Any, ...]) -> Any:
     return Fields() if not args else None
 
 
 @_meaning("builtins.set", "builtins.frozenset")
-def _set(vm: Unpickler, args: tuple[Any, ...]) -> Any:
+def _set(vm: PickleStack, args: tuple[Any, ...]) -> Any:
     items = _items(vm, args, 104)
     return {vm.key(item) for item in items} if items is not None else None
 
 
 @_meaning("builtins.list", "collections.deque")
-def _list(vm: Unpickler, args: tuple[Any, ...]) -> Any:
+def _list(vm: PickleStack, args: tuple[Any, ...]) -> Any:
     items = _items(vm, args[:1])
     return list(items) if items is not None else None
 
 
 @_meaning("builtins.tuple", "torch.Size")
-def _tuple(vm: Unpickler, args: tuple[Any, ...]) -> Any:
+def _tuple(vm: PickleStack, args: tuple[Any, ...]) -> Any:
     items = _items(vm, args)
     return tuple(items) if items is not None else None
 
 
-def _items(vm: Unpickler, args: tuple[Any, ...], size: int = 8) -> Any:
+def _items(vm: PickleStack, args: tuple[Any, ...], size: int = 8) -> Any:
     if not args:
         return ()
     if len(args) != 1 or type(args[0]) not in (list, tuple, set):
@@ -257,7 +255,7 @@ def _items(vm: Unpickler, args: tuple[Any, ...], size: int = 8) -> Any:
 
 
 @_meaning("builtins.int", "builtins.long", "builtins.float", "builtins.bool", "builtins.complex")
-def _number(vm: Unpickler, args: tuple[Any, ...]) -> Any:
+def _number(vm: PickleStack, args: tuple[Any, ...]) -> Any:
     return args[0] if len(args) == 1 and type(args[0]) in (int, float, bool) else _complex(args)
 
 
@@ -266,12 +264,12 @@ def _complex(args: tuple[Any, ...]) -> Any:
 
 
 @_meaning("builtins.str", "builtins.unicode")
-def _str(vm: Unpickler, args: tuple[Any, ...]) -> Any:
+def _str(vm: PickleStack, args: tuple[Any, ...]) -> Any:
     return args[0] if len(args) == 1 and type(args[0]) is str else None
 
 
 @_meaning("builtins.bytes", "builtins.bytearray")
-def _bytes(vm: Unpickler, args: tuple[Any, ...]) -> Any:
+def _bytes(vm: PickleStack, args: tuple[Any, ...]) -> Any:
     # bytes(10**12) and bytearray(10**12) would allocate: numbers are not answered
     if not args:
         return b""
@@ -284,7 +282,7 @@ def _bytes(vm: Unpickler, args: tuple[Any, ...]) -> Any:
 
 
 @_meaning("_codecs.encode")
-def _encoded(vm: Unpickler, args: tuple[Any, ...]) -> Any:
+def _encoded(vm: PickleStack, args: tuple[Any, ...]) -> Any:
     # how protocol 2 spells bytes
     text, encoding, *_ = args if len(args) > 1 else (*args, "utf-8")
     if type(text) is not str or encoding not in ("latin1", "latin-1", "iso-8859-1", "ascii", "utf-8"):
@@ -294,13 +292,13 @@ def _encoded(vm: Unpickler, args: tuple[Any, ...]) -> Any:
 
 
 @_meaning("builtins.slice", "builtins.range", "__builtin__.xrange")
-def _bounds(vm: Unpickler, args: tuple[Any, ...]) -> Any:
+def _bounds(vm: PickleStack, args: tuple[Any, ...]) -> Any:
     return None
 
 
 @_meaning("pathlib.PosixPath", "pathlib.PurePosixPath", "pathlib.Path", "pathlib.WindowsPath",
           "pathlib.PureWindowsPath", "pathlib._local.PosixPath", "pathlib._local.WindowsPath")  # fmt: skip
-def _path_of(vm: Unpickler, args: tuple[Any, ...]) -> Any:
+def _path_of(vm: PickleStack, args: tuple[Any, ...]) -> Any:
     if not all(type(part) is str for part in args):
         return None
     vm.spend(4 * sum(map(len, args)))
@@ -309,7 +307,7 @@ def _path_of(vm: Unpickler, args: tuple[Any, ...]) -> Any:
 
 
 @_meaning("copyreg._reconstructor", "copy_reg._reconstructor", "copyreg.__newobj__", "copy_reg.__newobj__")
-def _reconstructed(vm: Unpickler, args: tuple[Any, ...]) -> Any:
+def _reconstructed(vm: PickleStack, args: tuple[Any, ...]) -> Any:
     kind = args[0]
     return vm.call(kind, ()) if type(kind) is Opaque and kind.args is None else None
 
@@ -323,12 +321,12 @@ def _numpy(*names: str) -> Callable[[Meaning], Meaning]:
 
 
 @_numpy("multiarray._reconstruct")
-def _new_array(vm: Unpickler, args: tuple[Any, ...]) -> Any:
+def _new_array(vm: PickleStack, args: tuple[Any, ...]) -> Any:
     return Array() if type(args[0]) is Opaque and args[0].path.endswith((".ndarray", ".memmap")) else None
 
 
 @_numpy("dtype")
-def _new_type(vm: Unpickler, args: tuple[Any, ...]) -> Any:
+def _new_type(vm: PickleStack, args: tuple[Any, ...]) -> Any:
     code = args[0]
     if type(code) is Opaque:
         code = code.name  # ml_dtypes' bfloat16 names its scalar class
@@ -342,7 +340,7 @@ def set_type_state(target: NumpyType, state: Any) -> None:
     target.big_endian = type(state) is tuple and len(state) > 1 and state[1] in (">", b">")
 
 
-def set_array_state(vm: Unpickler, target: Array, state: Any) -> None:
+def set_array_state(vm: PickleStack, target: Array, state: Any) -> None:
     """A numpy array's `__setstate__`: `(version, shape, dtype, fortran, data)`."""
     shape, kind, fortran, data = state[-4:]
     if len(shape) > MOST_DIMENSIONS:
@@ -357,7 +355,7 @@ def set_array_state(vm: Unpickler, target: Array, state: Any) -> None:
 
 
 @_numpy("numeric._frombuffer")
-def _from_buffer(vm: Unpickler, args: tuple[Any, ...]) -> Any:
+def _from_buffer(vm: PickleStack, args: tuple[Any, ...]) -> Any:
     data, kind, shape, order = args
     made = Array()
     set_array_state(vm, made, (shape, kind, order == "F", data))
@@ -365,7 +363,7 @@ def _from_buffer(vm: Unpickler, args: tuple[Any, ...]) -> Any:
 
 
 @_numpy("multiarray.scalar")
-def _scalar(vm: Unpickler, args: tuple[Any, ...]) -> Any:
+def _scalar(vm: PickleStack, args: tuple[Any, ...]) -> Any:
     kind, data = args
     if type(data) is str:
         vm.spend(len(data))
@@ -385,7 +383,7 @@ _SCALARS = {
 @_meaning("joblib.numpy_pickle.NumpyArrayWrapper", "joblib.numpy_pickle.NDArrayWrapper",
           "joblib.numpy_pickle.ZNDArrayWrapper", "joblib.numpy_pickle_compat.NDArrayWrapper",
           "joblib.numpy_pickle_compat.ZNDArrayWrapper")  # fmt: skip
-def _joblib_array(vm: Unpickler, args: tuple[Any, ...]) -> Any:
+def _joblib_array(vm: PickleStack, args: tuple[Any, ...]) -> Any:
     # the array's bytes come between two opcodes, so the pickle makes no sense to any reader but joblib
     text = f"{vm.source!r} is a joblib file, which is not read here"
     help = "if you trust the file, which runs code when it is loaded: "

@@ -14,10 +14,11 @@ import struct
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from ...errors import CheckpointError, Diagnostic
+from ...errors import CheckpointError
 from .inert import Array, Blob, Fields, FileBytes, NumpyType, Opaque, Ordered, Tensor
 from .pickle_calls import CALLS, set_array_state, set_type_state
 from .pickle_opcodes import OPCODES, Stop, damaged, trailing
+from .pickle_stack import PickleStack
 
 __all__ = ["FREE", "TIMES", "Unpickler", "damaged", "trailing"]
 
@@ -31,8 +32,6 @@ The densest honest one known, the `.metadata` of `torch.distributed.checkpoint`,
 """
 
 _TURN = range(4096)  # opcodes between two looks at the credit
-_LARGE = 4096  # bytes; a longer byte string stays in the file
-_LINE = 4096  # the longest text argument of an opcode that is read (module names, numbers)
 _FAILURES = (
     ArithmeticError,
     AttributeError,
@@ -46,7 +45,7 @@ _FAILURES = (
 )
 
 
-class Unpickler:
+class Unpickler(PickleStack):
     """Reads one pickle from a file's current position and leaves the file right behind it.
 
     >>> import io, os, pickle
@@ -80,18 +79,8 @@ class Unpickler:
         nested: Callable[[FileBytes | Blob], Any] | None = None,
         size: int | None = None,
     ) -> None:
-        self.file = file
-        self.read: Callable[[int], bytes] = file.read
-        self.end = end
-        self.source = source
-        self.persistent = persistent
-        self.base = base
-        self.nested = nested
-        self.stack: list[Any] = []
-        self.outer: list[list[Any]] = []
-        self.memo: list[Any] = []
-        self.far: dict[int, Any] = {}
-        self.credit = FREE + TIMES * max(0, end if size is None else size)
+        credit = FREE + TIMES * max(0, end if size is None else size)
+        super().__init__(file, end, source, persistent, base, nested, credit)
 
     def load(self) -> Any:
         """The pickle's value, of plain Python values and the records in `inert`."""
@@ -114,77 +103,6 @@ class Unpickler:
         if self.file.tell() > self.end or len(self.stack) != 1 or self.outer:
             raise damaged(self.source, "its end does not fit its beginning")
         return self.stack[0]
-
-    def spend(self, count: int) -> None:
-        """Pays for memory, in bytes; a pickle that copies one list over and over, or is all empty sets, runs out."""
-        self.credit -= count
-        if self.credit < 8 * len(self.stack):
-            raise CheckpointError(
-                Diagnostic(
-                    "damaged-pickle",
-                    f"the pickle in {self.source!r} cannot be read: it blows up out of proportion",
-                    place=self.source,
-                    help="if it is sound, it is made of very many small objects: save the tensors alone, by torch.save",
-                )
-            )
-
-    def take(self, count: int) -> bytes:
-        """Exactly the next `count` bytes."""
-        # checked first, since reading allocates what it is asked for
-        if count > _LARGE and count > self.end - self.file.tell():
-            raise EOFError
-        data = self.read(count)
-        if len(data) != count:
-            raise EOFError
-        return data
-
-    def blob(self, count: int) -> bytes | Blob:
-        """The next `count` bytes, or where they lie when they are many."""
-        at = self.file.tell()
-        if count <= _LARGE:
-            data = FileBytes(self.take(count))
-            data.at = at + self.base
-            self.credit -= 280 + count  # an object with a dictionary
-            return data
-        if count > self.end - at:
-            raise EOFError
-        self.file.seek(count, 1)
-        self.credit -= 160
-        return Blob(at + self.base, count, self.source)
-
-    def line(self) -> bytes:
-        """The text up to the next newline, without it."""
-        text = self.file.readline(_LINE)
-        if not text.endswith(b"\n"):
-            raise EOFError
-        return text[:-1]
-
-    def mark(self) -> list[Any]:
-        """What was pushed since the last mark, which is taken away."""
-        items = self.stack
-        self.stack = stack = self.outer.pop()
-        self.credit += 72 + 8 * len(stack)
-        return items
-
-    def key(self, key: Any) -> Any:
-        """`key`, if it is quick to hash: hashing a deep tuple takes exponential time."""
-        kind = type(key)
-        if kind is str or kind is int:
-            return key
-        if kind is bytes or kind is FileBytes:
-            # Python 2 strings that are not ASCII
-            self.spend(64 + 4 * len(key))
-            return key.decode("utf-8", "replace")
-        if kind is tuple:
-            self.spend(8 * len(key))
-            for item in key:
-                if type(item) is tuple and not all(type(i) in _SIMPLE for i in item):
-                    raise ValueError("a key nested too deep")
-                self.key(item)
-            return key
-        if kind in _SIMPLE or kind is Opaque or kind is frozenset or kind is NumpyType:
-            return key
-        raise ValueError("not a key")
 
     def call(self, function: Any, args: Any) -> Any:
         """What calling `function` means: a value of the allow-list, else a record that has no effect."""
@@ -224,38 +142,5 @@ class Unpickler:
         elif kind is not Tensor and kind is not Ordered:
             raise ValueError("state for a plain value")
 
-    def extend(self, target: Any, items: list[Any]) -> None:
-        """Appends to a list, or notes on an inert object that it was appended to."""
-        self.credit -= 8 * len(items)
-        if type(target) is list:
-            target.extend(items)
-        elif type(target) is set:
-            self.spend(104 * len(items))
-            target.update(self.key(item) for item in items)
-        elif type(target) is Opaque:
-            if target.items is None:
-                target.items = []
-            target.items.extend(items)
-        else:
-            raise ValueError("items for no list")
-
-    def update(self, target: Any, items: list[Any]) -> None:
-        """Sets the items of a mapping, or notes on an inert object that they were set."""
-        if type(target) is Opaque:
-            if target.pairs is None:
-                target.pairs = {}
-            target = target.pairs
-        elif not isinstance(target, dict):
-            raise ValueError("items for no mapping")
-        if len(items) % 2:
-            raise ValueError("a key without a value")
-        before = target.__sizeof__()
-        for i in range(0, len(items), 2):
-            key = items[i]
-            target[key if type(key) is str else self.key(key)] = items[i + 1]
-        # Charged by its real growth: a fixed price per item is twice what the many small dictionaries take.
-        self.credit -= target.__sizeof__() - before
-
 
 _MISFITS = (AttributeError, LookupError, OverflowError, TypeError, ValueError, struct.error)
-_SIMPLE = frozenset({str, int, float, bool, complex, bytes, type(None)})

@@ -11,13 +11,11 @@ import codecs
 import struct
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...errors import CheckpointError, Diagnostic
 from .inert import Blob, Opaque
-
-if TYPE_CHECKING:
-    from .pickle_machine import Unpickler
+from .pickle_stack import PickleStack
 
 __all__ = ["OPCODES", "Stop", "damaged", "trailing"]
 
@@ -43,11 +41,11 @@ def trailing(source: str, nbytes: int, writer: str) -> CheckpointError:
     return CheckpointError(Diagnostic("trailing-bytes", text, place=source, help=help))
 
 
-def _unpack(layout: str) -> Callable[[Unpickler], Any]:
+def _unpack(layout: str) -> Callable[[PickleStack], Any]:
     read = struct.Struct(layout)
     size, unpack = read.size, read.unpack
 
-    def value(vm: Unpickler) -> Any:
+    def value(vm: PickleStack) -> Any:
         return unpack(vm.take(size))[0]
 
     return value
@@ -62,58 +60,58 @@ _INT, _FLOAT, _TEXT, _BYTES, _TUPLE, _LIST, _DICT, _SET, _GLOBAL = 32, 24, 64, 2
 _SLOT, _ITEM, _FAR = 8, 104, 160
 
 
-def _push(value: Callable[[Unpickler], Any]) -> Callable[[Unpickler], None]:
-    def handler(vm: Unpickler) -> None:
+def _push(value: Callable[[PickleStack], Any]) -> Callable[[PickleStack], None]:
+    def handler(vm: PickleStack) -> None:
         made = value(vm)  # first, since it may change what the stack is
         vm.stack.append(made)
 
     return handler
 
 
-def _proto(vm: Unpickler) -> None:
+def _proto(vm: PickleStack) -> None:
     if vm.take(1)[0] > _MAX_PROTOCOL:
         raise ValueError("unknown protocol")
 
 
-def _stop(vm: Unpickler) -> None:
+def _stop(vm: PickleStack) -> None:
     raise Stop
 
 
-def _mark(vm: Unpickler) -> None:
+def _mark(vm: PickleStack) -> None:
     vm.credit -= _LIST + _SLOT * len(vm.stack)  # until the mark is taken away
     vm.outer.append(vm.stack)
     vm.stack = []
 
 
-def _pop(vm: Unpickler) -> None:
+def _pop(vm: PickleStack) -> None:
     if vm.stack:
         vm.stack.pop()
     else:
         vm.mark()
 
 
-def _pop_mark(vm: Unpickler) -> None:
+def _pop_mark(vm: PickleStack) -> None:
     vm.mark()
 
 
-def _frame(vm: Unpickler) -> None:
+def _frame(vm: PickleStack) -> None:
     vm.take(8)  # frames only help streaming
 
 
-def _int(vm: Unpickler) -> Any:
+def _int(vm: PickleStack) -> Any:
     text = vm.line()
     vm.credit -= _INT + len(text)
     return {b"00": False, b"01": True}[text] if text in (b"00", b"01") else int(text)
 
 
-def _old_long(vm: Unpickler) -> int:
+def _old_long(vm: PickleStack) -> int:
     text = vm.line()
     vm.credit -= _INT + len(text)
     return int(text.removesuffix(b"L"))
 
 
-def _long(size: Callable[[Unpickler], int]) -> Callable[[Unpickler], int]:
-    def value(vm: Unpickler) -> int:
+def _long(size: Callable[[PickleStack], int]) -> Callable[[PickleStack], int]:
+    def value(vm: PickleStack) -> int:
         count = size(vm)
         vm.spend(_INT + 2 * count)
         return int.from_bytes(vm.take(count), "little", signed=True)
@@ -121,15 +119,15 @@ def _long(size: Callable[[Unpickler], int]) -> Callable[[Unpickler], int]:
     return value
 
 
-def _number(read: Callable[[Unpickler], Any], size: int) -> Callable[[Unpickler], None]:
-    def handler(vm: Unpickler) -> None:
+def _number(read: Callable[[PickleStack], Any], size: int) -> Callable[[PickleStack], None]:
+    def handler(vm: PickleStack) -> None:
         vm.credit -= size
         vm.stack.append(read(vm))
 
     return handler
 
 
-def _string(vm: Unpickler) -> Any:
+def _string(vm: PickleStack) -> Any:
     text = vm.line().strip()
     if len(text) < 2 or text[:1] != text[-1:] or text[:1] not in b"\"'":
         raise ValueError("not a string")
@@ -144,14 +142,14 @@ def _old_string(data: bytes | Blob) -> Any:
     return data.decode("ascii") if isinstance(data, bytes) and data.isascii() else data
 
 
-def _signed(vm: Unpickler) -> int:
+def _signed(vm: PickleStack) -> int:
     size = int(_i4(vm))
     if size < 0:
         raise ValueError("negative size")
     return size
 
 
-def _unicode(vm: Unpickler) -> None:
+def _unicode(vm: PickleStack) -> None:
     # the most frequent opcode of a state_dict: written out
     size = int.from_bytes(vm.read(4), "little")
     text = vm.take(size).decode("utf-8", "surrogatepass")
@@ -159,8 +157,8 @@ def _unicode(vm: Unpickler) -> None:
     vm.stack.append(text)
 
 
-def _text(size: Callable[[Unpickler], int]) -> Callable[[Unpickler], str]:
-    def value(vm: Unpickler) -> str:
+def _text(size: Callable[[PickleStack], int]) -> Callable[[PickleStack], str]:
+    def value(vm: PickleStack) -> str:
         count = size(vm)
         text = vm.take(count).decode("utf-8", "surrogatepass")
         vm.credit -= _TEXT + count if count <= _SHORT else text.__sizeof__()
@@ -172,13 +170,13 @@ def _text(size: Callable[[Unpickler], int]) -> Callable[[Unpickler], str]:
 _SHORT = 32  # bytes; a longer text may take four times its bytes, for one character that is far out
 
 
-def _old_text(vm: Unpickler) -> str:
+def _old_text(vm: PickleStack) -> str:
     text = vm.line().decode("raw-unicode-escape")
     vm.credit -= _TEXT + text.__sizeof__()
     return text
 
 
-def _memoize(vm: Unpickler) -> None:
+def _memoize(vm: PickleStack) -> None:
     if vm.far:
         _keep(vm, len(vm.memo) + len(vm.far))
     else:
@@ -186,7 +184,7 @@ def _memoize(vm: Unpickler) -> None:
         vm.credit -= _SLOT
 
 
-def _keep(vm: Unpickler, index: int) -> None:
+def _keep(vm: PickleStack, index: int) -> None:
     """Notes the top of the stack under a number; numbers come one after another, save in files made by hand."""
     memo = vm.memo
     if index == len(memo):
@@ -200,38 +198,38 @@ def _keep(vm: Unpickler, index: int) -> None:
         vm.credit -= _FAR
 
 
-def _kept(vm: Unpickler, index: int) -> Any:
+def _kept(vm: PickleStack, index: int) -> Any:
     return vm.memo[index] if 0 <= index < len(vm.memo) else vm.far[index]
 
 
-def _binput(vm: Unpickler) -> None:
+def _binput(vm: PickleStack) -> None:
     _keep(vm, vm.read(1)[0])
 
 
-def _long_binput(vm: Unpickler) -> None:
+def _long_binput(vm: PickleStack) -> None:
     _keep(vm, int.from_bytes(vm.read(4), "little"))
 
 
-def _put(vm: Unpickler) -> None:
+def _put(vm: PickleStack) -> None:
     _keep(vm, int(vm.line()))
 
 
-def _binget(vm: Unpickler) -> None:
+def _binget(vm: PickleStack) -> None:
     vm.stack.append(_kept(vm, vm.read(1)[0]))
 
 
-def _long_binget(vm: Unpickler) -> None:
+def _long_binget(vm: PickleStack) -> None:
     vm.stack.append(_kept(vm, int.from_bytes(vm.read(4), "little")))
 
 
-def _tuple(vm: Unpickler) -> None:
+def _tuple(vm: PickleStack) -> None:
     vm.spend(_TUPLE + _SLOT * len(vm.stack))
     items = tuple(vm.mark())
     vm.stack.append(items)
 
 
-def _tuple_of(count: int) -> Callable[[Unpickler], None]:
-    def handler(vm: Unpickler) -> None:
+def _tuple_of(count: int) -> Callable[[PickleStack], None]:
+    def handler(vm: PickleStack) -> None:
         stack = vm.stack
         if len(stack) < count:
             raise IndexError
@@ -241,60 +239,60 @@ def _tuple_of(count: int) -> Callable[[Unpickler], None]:
     return handler
 
 
-def _new(make: type, size: int) -> Callable[[Unpickler], None]:
-    def handler(vm: Unpickler) -> None:
+def _new(make: type, size: int) -> Callable[[PickleStack], None]:
+    def handler(vm: PickleStack) -> None:
         vm.credit -= size
         vm.stack.append(make())
 
     return handler
 
 
-def _dict(vm: Unpickler) -> dict[Any, Any]:
+def _dict(vm: PickleStack) -> dict[Any, Any]:
     made: dict[Any, Any] = {}
     vm.credit -= _DICT
     vm.update(made, vm.mark())
     return made
 
 
-def _list(vm: Unpickler) -> list[Any]:
+def _list(vm: PickleStack) -> list[Any]:
     made = vm.mark()
     vm.spend(_LIST + _SLOT * len(made))
     return made
 
 
-def _setitem(vm: Unpickler) -> None:
+def _setitem(vm: PickleStack) -> None:
     value, key = vm.stack.pop(), vm.stack.pop()
     vm.update(vm.stack[-1], [key, value])
 
 
-def _setitems(vm: Unpickler) -> None:
+def _setitems(vm: PickleStack) -> None:
     items = vm.mark()
     vm.update(vm.stack[-1], items)
 
 
-def _append(vm: Unpickler) -> None:
+def _append(vm: PickleStack) -> None:
     item = vm.stack.pop()
     vm.extend(vm.stack[-1], [item])
 
 
-def _appends(vm: Unpickler) -> None:
+def _appends(vm: PickleStack) -> None:
     items = vm.mark()
     vm.extend(vm.stack[-1], items)
 
 
-def _frozenset(vm: Unpickler) -> frozenset[Any]:
+def _frozenset(vm: PickleStack) -> frozenset[Any]:
     items = vm.mark()
     vm.spend(_SET + _ITEM * len(items))
     return frozenset([vm.key(item) for item in items])
 
 
-def _global(vm: Unpickler) -> Opaque:
+def _global(vm: PickleStack) -> Opaque:
     module, name = vm.line().decode(), vm.line().decode()
     vm.spend(_GLOBAL + 8 * (len(module) + len(name)))
     return Opaque(module, name)
 
 
-def _stack_global(vm: Unpickler) -> None:
+def _stack_global(vm: PickleStack) -> None:
     name, module = vm.stack.pop(), vm.stack.pop()
     if type(name) is not str or type(module) is not str:
         raise ValueError("not a name")
@@ -302,21 +300,21 @@ def _stack_global(vm: Unpickler) -> None:
     vm.stack.append(Opaque(module, name))
 
 
-def _extension(size: Callable[[Unpickler], int]) -> Callable[[Unpickler], Opaque]:
+def _extension(size: Callable[[PickleStack], int]) -> Callable[[PickleStack], Opaque]:
     # the registry behind these numbers lives in the process that wrote the file
-    def value(vm: Unpickler) -> Opaque:
+    def value(vm: PickleStack) -> Opaque:
         vm.credit -= _GLOBAL
         return Opaque("copyreg", f"extension_{size(vm)}")
 
     return value
 
 
-def _reduce(vm: Unpickler) -> None:
+def _reduce(vm: PickleStack) -> None:
     args = vm.stack.pop()
     vm.stack[-1] = vm.call(vm.stack[-1], args)
 
 
-def _newobj_ex(vm: Unpickler) -> None:
+def _newobj_ex(vm: PickleStack) -> None:
     named, args = vm.stack.pop(), vm.stack.pop()
     if named:
         made = vm.stack[-1]
@@ -326,36 +324,36 @@ def _newobj_ex(vm: Unpickler) -> None:
         vm.stack[-1] = vm.call(vm.stack[-1], args)
 
 
-def _inst(vm: Unpickler) -> Any:
+def _inst(vm: PickleStack) -> Any:
     made = _global(vm)
     return vm.call(made, tuple(vm.mark()))
 
 
-def _obj(vm: Unpickler) -> Any:
+def _obj(vm: PickleStack) -> Any:
     made, *args = vm.mark()
     return vm.call(made, tuple(args))
 
 
-def _build(vm: Unpickler) -> None:
+def _build(vm: PickleStack) -> None:
     state = vm.stack.pop()
     vm.build(vm.stack[-1], state)
 
 
-def _persistent(vm: Unpickler) -> None:
+def _persistent(vm: PickleStack) -> None:
     vm.stack[-1] = _stands_for(vm, vm.stack[-1])
 
 
-def _stands_for(vm: Unpickler, identity: Any) -> Any:
+def _stands_for(vm: PickleStack, identity: Any) -> Any:
     if vm.persistent is None:
         raise damaged(vm.source, "it refers to things outside of it (persistent ids)")
     return vm.persistent(identity)
 
 
-def _outside(vm: Unpickler) -> None:
+def _outside(vm: PickleStack) -> None:
     raise damaged(vm.source, "it keeps its buffers outside (protocol 5, out of band)")
 
 
-OPCODES: dict[bytes, Callable[[Unpickler], None]] = {
+OPCODES: dict[bytes, Callable[[PickleStack], None]] = {
     b"\x80": _proto,
     b"\x95": _frame,
     b".": _stop,
