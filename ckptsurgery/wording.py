@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["brief", "clipped", "counted", "listed"]
+__all__ = ["brief", "clipped", "counted", "listed", "shown_bytes"]
 
 _MANY = {"is": "are", "has": "have", "was": "were", "matches": "match"}
 _MANY |= {"copy": "copies", "entry": "entries", "matrix": "matrices"}
@@ -59,3 +59,19 @@ def brief(kind: str, subject: str, *parts: str) -> str:
     """
     facts = ", ".join(clipped(part) for part in parts if part)
     return f"<{kind} {clipped(subject, 300)}{': ' * bool(facts)}{clipped(facts, 600)}>"
+
+
+def shown_bytes(n: int) -> str:
+    """Return a size for people, in decimal units.
+
+    >>> shown_bytes(999), shown_bytes(1_500_000), shown_bytes(999_999_999)
+    ('999 B', '1.5 MB', '1.0 GB')
+    """
+    if n < 1000:
+        return f"{n} B"
+    size = float(n)
+    for unit in ("kB", "MB", "GB", "TB"):
+        size /= 1000
+        if size < 999.95 or unit == "TB":
+            break
+    return f"{size:.1f} {unit}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import Diagnostic, LoadError
 from ..ops.seeding import seeded_globals
-from ..wording import brief, counted
+from ..wording import brief, counted, shown_bytes
 from .places import Place, places, require_module, size_of
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Summary:
             f"Trainable params: {self.trainable:,}",
             f"Non-trainable params: {self.params - self.trainable:,}",
             f"Buffer elements: {self.buffers:,}",
-            f"Size: {_size(self.nbytes)}",
+            f"Size: {shown_bytes(self.nbytes)}",
         ]
         return "\n".join([rule, table[0], rule, *table[1:], rule, *totals, rule])
 
@@ -281,12 +281,3 @@ def _goes_on(rows: Sequence[ModuleRow], at: int, depth: int) -> bool:
         if row.depth <= depth:
             return row.depth == depth
     return False
-
-
-def _size(nbytes: int) -> str:
-    size, unit = float(nbytes), "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if size < 1000 or unit == "TB":
-            break
-        size /= 1000
-    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.2f} {unit}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..specs import DTYPES
-from ..wording import counted
+from ..wording import counted, shown_bytes
 from .cutting import Cut, Region, copies_bytes, cut_of, extent_of, regions_of
 from .steps import Program, Step, programs_of
 
@@ -77,8 +77,8 @@ class Cost:
 
     def __str__(self) -> str:
         return (
-            f"reads {_shown(self.bytes_read)}, writes {_shown(self.bytes_written)}, "
-            f"holds at most {_shown(self.peak_memory)}; "
+            f"reads {shown_bytes(self.bytes_read)}, writes {shown_bytes(self.bytes_written)}, "
+            f"holds at most {shown_bytes(self.peak_memory)}; "
             f"{counted(self.copies, 'copy')}, {counted(self.moves, 'move')}, {self.computes:,} computed"
         )
 
@@ -206,17 +206,3 @@ def held_by(program: Program, cut: Cut | None, region: Region | None) -> int:
     panel = max(extent_of(p.shape, p.source_strides) for p in region.pieces)
     # read as it lies, and once more with rows that are a little further apart
     return count * (old + new) + 2 * max(panel, min(count, TOGETHER)) * old
-
-
-def _shown(count: int) -> str:
-    """A number of bytes for people, in decimal units.
-
-    >>> _shown(999), _shown(1_500_000)
-    ('999 B', '1.5 MB')
-    """
-    size = float(count)
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if size < 1000 or unit == "TB":
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return ""

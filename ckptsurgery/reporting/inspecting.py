@@ -13,8 +13,7 @@ from ..distinct import Distinct
 from ..errors import CheckpointError, Diagnostic
 from ..language.folding import fold, fold_items
 from ..specs import TensorSpec
-from ..storage.text import shown_bytes
-from ..wording import brief, counted
+from ..wording import brief, counted, shown_bytes
 from .tables import cut, shown_numbers, table
 from .totals import Total
 from .trees import tree

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from ..specs import TensorSpec
-from ..storage.text import shown_bytes
+from ..wording import shown_bytes
 from .tables import shown_numbers, table
 from .totals import Total
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from ..errors import CheckpointError, Diagnostic, Remedy
 from ..narrowing import present
 from ..specs import DTYPES, TensorSpec
-from ..wording import brief, counted, listed
+from ..wording import brief, counted, listed, shown_bytes
 from .contents import Contents, Entry, Extent
 from .sources.files import OpenFiles
-from .text import close_keys, shown_bytes
+from .text import close_keys
 from .unpickling.frames import Frame
 from .unpickling.nodes import is_lost
 from .unpickling.unreadable import unreadable_tensors

@@ -1,4 +1,4 @@
-"""How keys and sizes are shown in messages."""
+"""How keys are shown in messages."""
 
 from __future__ import annotations
 
@@ -6,23 +6,7 @@ import difflib
 import re
 from collections.abc import Collection, Iterable
 
-__all__ = ["close_keys", "is_text", "shown_bytes", "shown_keys"]
-
-
-def shown_bytes(n: int) -> str:
-    """A size for people.
-
-    >>> shown_bytes(999), shown_bytes(1_500_000), shown_bytes(2_000_000_000)
-    ('999 B', '1.5 MB', '2.0 GB')
-    """
-    if n < 1000:
-        return f"{n} B"
-    size = float(n)
-    for unit in ("kB", "MB", "GB", "TB"):
-        size /= 1000
-        if size < 999.95 or unit == "TB":
-            break
-    return f"{size:.1f} {unit}"
+__all__ = ["close_keys", "is_text", "shown_keys"]
 
 
 def is_text(value: object) -> bool:

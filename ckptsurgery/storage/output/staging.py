@@ -16,11 +16,11 @@ from types import TracebackType
 from typing import Any
 
 from ...errors import CheckpointError, Diagnostic, Remedy
+from ...wording import shown_bytes
 from ..contents import Extent
 from ..sources.descriptors import Descriptors
 from ..sources.files import os_error
 from ..sources.kernel_copies import copy_range
-from ..text import shown_bytes
 from .durability import SYNCED, Durability
 from .reserving import reserve
 from .transactions import MARK, Replacement, locked, remove_abandoned, stamp_of
