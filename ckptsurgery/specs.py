@@ -13,8 +13,9 @@ from difflib import get_close_matches
 from typing import Any
 
 from .errors import CheckpointError, Diagnostic, Remedy
+from .wording import brief, listed
 
-__all__ = ["DTYPES", "DType", "TensorSpec", "dtype_name", "is_lossless"]
+__all__ = ["DTYPES", "DType", "TensorSpec", "Tie", "dtype_name", "is_lossless"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,3 +160,28 @@ class TensorSpec:
 
     def __str__(self) -> str:
         return f"{self.dtype} {list(self.shape)}"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Tie:
+    """Names of one and the same tensor.
+
+    >>> print(Tie(("wte.weight", "lm_head.weight"), "alias"))
+    wte.weight = lm_head.weight (alias)
+
+    Args:
+        names: two or more, in the order of the checkpoint or the state dict.
+        kind: in a checkpoint `"storage"` where the names share bytes, `"alias"` where the metadata declares them; in a
+            model `"object"` for one parameter under several names, `"storage"` for several tensors over the same
+            storage, offset, shape and stride, `"declared"` where the model's class and config say so and the tensors
+            are still apart.
+    """
+
+    names: tuple[str, ...]
+    kind: str
+
+    def __str__(self) -> str:
+        return f"{' = '.join(self.names)} ({self.kind})"
+
+    def __repr__(self) -> str:
+        return brief("Tie", listed(self.names, 6), self.kind)

@@ -19,10 +19,9 @@ from ckptsurgery.inference.verifying import Difference as Apart
 from ckptsurgery.inference.verifying import Parting
 from ckptsurgery.modeling.statistics import Stats, TensorStats
 from ckptsurgery.modeling.summary import ModuleRow, Summary
-from ckptsurgery.modeling.ties import TieGroup
 from ckptsurgery.reporting.inspecting import inspection
 from ckptsurgery.running.report import Entry
-from ckptsurgery.storage.checkpoint import Tie
+from ckptsurgery.specs import Tie
 
 MANY = 100_000
 NAME = "a.very.long.prefix" * 200
@@ -110,7 +109,6 @@ EVERYTHING: dict[str, Callable[[], Any]] = {
     "Parting": lambda: parity().parting,
     "Diagnosis": lambda: cs.Diagnosis(NAME, (cs.Diagnostic("x", NAME),) * MANY, MANY, MANY),
     "Selection": selection,
-    "TieGroup": lambda: TieGroup(keys(), "object"),
     "Tie": lambda: Tie(keys(), "alias"),
     "Stats": lambda: Stats((TensorStats(NAME, SPEC, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0),) * MANY),
     "Summary": lambda: Summary((ModuleRow(NAME, "Linear", 1, (), 1, 1, 1, False),) * MANY, 1, 1, 1, 1),

@@ -49,6 +49,7 @@ FLOORS = {
 # Neighbours on one floor do not know each other, but for these.
 NEIGHBOURS = {
     ("specs", "errors"),
+    ("specs", "wording"),
     ("", "api"),
     # to invert a recipe is to invert its ops; ops know nothing of the language
     ("language", "ops"),

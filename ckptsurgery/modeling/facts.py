@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..specs import TensorSpec
+from ..specs import TensorSpec, Tie
 from .assigning import hooked_modules
 from .places import places, require_module, spec_at
-from .ties import TieGroup, find_ties
+from .ties import find_ties
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,7 +34,7 @@ class ModelFacts:
     """
 
     specs: dict[str, TensorSpec]
-    ties: tuple[TieGroup, ...]
+    ties: tuple[Tie, ...]
     parameters: frozenset[str]
     buffers: frozenset[str]
     trainable: frozenset[str]

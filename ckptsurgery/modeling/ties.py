@@ -5,49 +5,28 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Diagnostic, LoadError, Remedy, literal
+from ..specs import Tie
 from ..storage.plain_memory import oddity, plain
-from ..wording import brief, listed
 from .assigning import parameter_like
 from .places import Place, named_tensors, place_of, places, places_of, require_module
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["TieGroup", "equal_bytes", "find_ties", "record_ties", "restore_ties", "tie", "untie"]
+__all__ = ["equal_bytes", "find_ties", "record_ties", "restore_ties", "tie", "untie"]
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class TieGroup:
-    """Names that stand for one tensor.
-
-    Args:
-        names: in state_dict order, two or more.
-        kind: `"object"`, one parameter under several names; `"storage"`, several tensors over the same storage, offset,
-            shape and stride; `"declared"`, the model's class and config say so and the tensors are still apart.
-    """
-
-    names: tuple[str, ...]
-    kind: str
-
-    def __str__(self) -> str:
-        return f"{' = '.join(self.names)} ({self.kind})"
-
-    def __repr__(self) -> str:
-        return brief("TieGroup", listed(self.names, 6), self.kind)
-
-
-def find_ties(model: nn.Module) -> tuple[TieGroup, ...]:
+def find_ties(model: nn.Module) -> tuple[Tie, ...]:
     """The tie groups of a model, in state_dict order.
 
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Embedding(5, 3), torch.nn.Linear(3, 5, bias=False))
     >>> model[1].weight = model[0].weight
     >>> find_ties(model)
-    (<TieGroup 0.weight, 1.weight: object>,)
+    (<Tie 0.weight, 1.weight: object>,)
 
     Disjoint or overlapping views of one storage are no ties. A class's `_tied_weights_keys` counts only when its
     config's `tie_word_embeddings` is true, and only where the tensors are not tied already. Meta models too.
@@ -64,7 +43,7 @@ def find_ties(model: nn.Module) -> tuple[TieGroup, ...]:
     groups = []
     for objects in by_storage.values():
         names = sorted(itertools.chain.from_iterable(objects), key=order.__getitem__)
-        groups.append(TieGroup(tuple(names), "object" if len(objects) == 1 else "storage"))
+        groups.append(Tie(tuple(names), "object" if len(objects) == 1 else "storage"))
     real = [g for g in groups if len(g.names) > 1]
     declared = _declared_groups(model, tensors, real)
     inside = {n for g in declared for n in g.names}
@@ -85,7 +64,7 @@ def _identity(tensor: Tensor) -> object:
     return (str(tensor.device), address, tensor.dtype, *layout)
 
 
-def _declared_groups(model: nn.Module, tensors: dict[str, Tensor], real: Sequence[TieGroup]) -> list[TieGroup]:
+def _declared_groups(model: nn.Module, tensors: dict[str, Tensor], real: Sequence[Tie]) -> list[Tie]:
     """Groups that a declaration adds to: the declared names with all names that are tied to them already."""
     joined: dict[str, set[str]] = {}
     for group in real:
@@ -98,7 +77,7 @@ def _declared_groups(model: nn.Module, tensors: dict[str, Tensor], real: Sequenc
             members = left | right
             joined.update(dict.fromkeys(members, members))
             grown = [g for g in grown if not g & members] + [members]
-    return [TieGroup(tuple(n for n in tensors if n in members), "declared") for members in grown]
+    return [Tie(tuple(n for n in tensors if n in members), "declared") for members in grown]
 
 
 def _declarations(model: nn.Module, tensors: dict[str, Tensor]) -> Iterable[tuple[str, str]]:
@@ -135,7 +114,7 @@ def _to_input_embedding(module: nn.Module, declared: Iterable[str], names: Seque
     return [(n, sources[0]) for n in names if n not in sources and any(re.search(text, n) for text in declared)]
 
 
-def tie(model: nn.Module, name: str, to: str) -> TieGroup:
+def tie(model: nn.Module, name: str, to: str) -> Tie:
     """Make `name` the very tensor that `to` is, and return the group.
 
     >>> import torch
@@ -176,7 +155,7 @@ def _tieable(alias: Place, source: Place, aspects: Collection[str]) -> None:
         )
 
 
-def _proved(model: nn.Module, names: Sequence[str]) -> TieGroup:
+def _proved(model: nn.Module, names: Sequence[str]) -> Tie:
     """The object group of these names, each looked up again and compared by `is`."""
     tensor = place_of(model, names[0]).tensor
     group = tuple(p.name for p in places_of(model, tensor))
@@ -189,7 +168,7 @@ def _proved(model: nn.Module, names: Sequence[str]) -> TieGroup:
                 help="does the module replace what is assigned to it?",
             )
         )
-    return TieGroup(group, "object")
+    return Tie(group, "object")
 
 
 def untie(model: nn.Module, name: str) -> None:
@@ -224,14 +203,14 @@ def untie(model: nn.Module, name: str) -> None:
     place.put(copy if place.is_buffer else parameter_like(old, copy))
 
 
-def record_ties(model: nn.Module) -> tuple[TieGroup, ...]:
+def record_ties(model: nn.Module) -> tuple[Tie, ...]:
     """The ties that a change (a load by assignment, `to_empty`) must not lose: hand them to `restore_ties` after it."""
     return find_ties(model)
 
 
 def restore_ties(
-    model: nn.Module, groups: Iterable[TieGroup], prefer: Collection[str] = (), check_values: bool = True
-) -> tuple[TieGroup, ...]:
+    model: nn.Module, groups: Iterable[Tie], prefer: Collection[str] = (), check_values: bool = True
+) -> tuple[Tie, ...]:
     """Tie the names of each recorded group again, and prove it.
 
     >>> import torch
@@ -257,7 +236,7 @@ def restore_ties(
         LoadError: values differ, shapes differ, or a name is gone; all of them at once, and nothing is changed.
     """
     problems: list[Diagnostic] = []
-    found: list[tuple[TieGroup, Place, list[Place]]] = []
+    found: list[tuple[Tie, Place, list[Place]]] = []
     for group in groups:
         try:
             members = [_current(model, name) for name in group.names]
@@ -287,7 +266,7 @@ def _current(model: nn.Module, name: str) -> Place:
         raise
 
 
-def _holder(group: TieGroup, members: Sequence[Place], prefer: Collection[str], check_values: bool) -> Place:
+def _holder(group: Tie, members: Sequence[Place], prefer: Collection[str], check_values: bool) -> Place:
     real = [p for p in members if not p.tensor.is_meta] or list(members)
     wanted = [p for p, name in zip(members, group.names) if name in prefer and p in real] or real
     first = wanted[0]
@@ -317,7 +296,7 @@ def equal_bytes(a: Tensor, b: Tensor) -> bool:
     return torch.equal(x, y.to(x.device))
 
 
-def _rebuild(model: nn.Module, group: TieGroup, source: Place, members: Sequence[Place]) -> TieGroup:
+def _rebuild(model: nn.Module, group: Tie, source: Place, members: Sequence[Place]) -> Tie:
     if group.kind != "storage":
         for member in members:
             if member.tensor is not source.tensor:
@@ -328,4 +307,4 @@ def _rebuild(model: nn.Module, group: TieGroup, source: Place, members: Sequence
         if member.tensor is not source.tensor and _identity(member.tensor) != identity:
             shared = source.tensor.detach()
             member.put(shared if member.is_buffer else parameter_like(member.tensor, shared))
-    return TieGroup(tuple(m.name for m in members), "storage")
+    return Tie(tuple(m.name for m in members), "storage")

@@ -19,7 +19,8 @@ from .totals import Total
 from .trees import tree
 
 if TYPE_CHECKING:
-    from ..storage import Checkpoint, Tie
+    from ..specs import Tie
+    from ..storage import Checkpoint
 
 __all__ = ["Inspection", "Line", "inspection"]
 

@@ -6,19 +6,18 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, Diagnostic
-from ..storage.checkpoint import Tie
+from ..specs import Tie
 from ..storage.memory import is_module
 from ..storage.places.opening import open_checkpoint
 from .inspecting import Inspection, inspection
 
 if TYPE_CHECKING:
     from ..modeling.summary import Summary
-    from ..modeling.ties import TieGroup
 
 __all__ = ["summary", "ties"]
 
 
-def ties(source: Any) -> tuple[TieGroup, ...] | tuple[Tie, ...]:
+def ties(source: Any) -> tuple[Tie, ...]:
     """Groups of names that are one tensor, each with `.names` and `.kind`.
 
     >>> import torch

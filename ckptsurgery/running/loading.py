@@ -11,9 +11,9 @@ from ..modeling.assigning import move_to
 from ..modeling.facts import target_of
 from ..modeling.initialising import initialise, materialise_buffers
 from ..modeling.places import named_tensors, require_plain
-from ..modeling.ties import TieGroup, find_ties, restore_ties
+from ..modeling.ties import find_ties, restore_ties
 from ..planning.plan import Plan, Target
-from ..specs import TensorSpec
+from ..specs import TensorSpec, Tie
 from ..storage.checkpoint import Checkpoint
 from ..wording import counted
 from .executor.programs import run_step
@@ -249,14 +249,14 @@ def refuse_non_finite(tensors: Iterable[tuple[str, Tensor]]) -> None:
         )
 
 
-def _restore(model: nn.Module, ties: Sequence[TieGroup], filled: Collection[str], plan: Plan) -> None:
+def _restore(model: nn.Module, ties: Sequence[Tie], filled: Collection[str], plan: Plan) -> None:
     groups = list(ties)
     known = {n for g in groups for n in g.names}
     wanted: dict[str, list[str]] = {}
     for alias, base in plan.ties.items():
         if alias not in known:
             wanted.setdefault(base, [base]).append(alias)
-    groups += [TieGroup(tuple(names), "declared") for names in wanted.values()]
+    groups += [Tie(tuple(names), "declared") for names in wanted.values()]
     if groups:
         restore_ties(model, groups, prefer=filled)
 

@@ -9,7 +9,7 @@ torch until a tensor is made.
 
 from __future__ import annotations
 
-from .checkpoint import Checkpoint, LazyTensor, MissingKeyError, Tie
+from .checkpoint import Checkpoint, LazyTensor, MissingKeyError
 from .places.opening import open_checkpoint
 
-__all__ = ["Checkpoint", "LazyTensor", "MissingKeyError", "Tie", "open_checkpoint"]
+__all__ = ["Checkpoint", "LazyTensor", "MissingKeyError", "open_checkpoint"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from operator import attrgetter, lt
@@ -13,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, Diagnostic, Remedy
 from ..narrowing import present
-from ..specs import DTYPES, TensorSpec
-from ..wording import brief, counted, listed, shown_bytes
+from ..specs import DTYPES, TensorSpec, Tie
+from ..wording import brief, counted, shown_bytes
 from .contents import Contents, Entry, Extent
 from .sources.files import OpenFiles
 from .text import close_keys
@@ -26,7 +25,7 @@ from .versions import METADATA, VERSIONS, told_versions
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Checkpoint", "LazyTensor", "MissingKeyError", "Tie"]
+__all__ = ["Checkpoint", "LazyTensor", "MissingKeyError"]
 
 # Below this a plain read is cheaper than a mapping, and a process may hold only some 65,000 mappings.
 _MAP_FROM = 1 << 20
@@ -40,22 +39,6 @@ class MissingKeyError(CheckpointError, KeyError):
 
     def __str__(self) -> str:
         return str(self.args[0])
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Tie:
-    """Names of one and the same tensor.
-
-    Args:
-        names: in the checkpoint's order.
-        kind: `"storage"` where the names share bytes, `"alias"` where the metadata declares them.
-    """
-
-    names: tuple[str, ...]
-    kind: str
-
-    def __repr__(self) -> str:
-        return brief("Tie", listed(self.names, 6), self.kind)
 
 
 class Checkpoint(Mapping[str, "LazyTensor"]):

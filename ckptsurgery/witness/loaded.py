@@ -11,12 +11,12 @@ from ..errors import CkptSurgeryError, Diagnostic, RecipeError, Remedy
 from ..language.dims import DimValue
 from ..modeling.defaults import Stage as OwnInit
 from ..modeling.places import named_tensors, places, require_module, require_plain
-from ..modeling.ties import TieGroup, find_ties
+from ..modeling.ties import find_ties
 from ..planning.targets import DTYPE_POLICIES
 from ..running.executor.execution import execute
 from ..running.progress import ByteBar
 from ..running.report import Entry, Report
-from ..specs import TensorSpec, is_lossless
+from ..specs import TensorSpec, Tie, is_lossless
 from ..storage.checkpoint import Checkpoint
 from ..storage.places.opening import open_checkpoint
 from ..transfer.codes import codes_as_weights
@@ -61,7 +61,7 @@ class Before:
         untouched: whether a tensor is still as it was.
     """
 
-    ties: Sequence[TieGroup] = ()
+    ties: Sequence[Tie] = ()
     untouched: Callable[[str], bool] = lambda key: False
 
 

@@ -12,7 +12,8 @@ from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadMode
 
 from ckptsurgery.errors import LoadError
 from ckptsurgery.modeling.assigning import set_tensor
-from ckptsurgery.modeling.ties import TieGroup, find_ties, record_ties, restore_ties, tie, untie
+from ckptsurgery.modeling.ties import find_ties, record_ties, restore_ties, tie, untie
+from ckptsurgery.specs import Tie
 
 GPT2 = {"n_layer": 2, "n_head": 2, "n_embd": 8, "vocab_size": 11, "n_positions": 6}
 T5 = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2, "vocab_size": 11}
@@ -40,14 +41,14 @@ def test_one_object_under_two_names_is_a_tie(device: str) -> None:
     model = pair(device)
     assert find_ties(model) == ()
     model[1].weight = model[0].weight
-    assert find_ties(model) == (TieGroup(("0.weight", "1.weight"), "object"),)
+    assert find_ties(model) == (Tie(("0.weight", "1.weight"), "object"),)
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_two_parameters_over_the_same_bytes_are_a_tie(device: str) -> None:
     model = pair(device)
     model[1].weight = nn.Parameter(model[0].weight.detach())
-    assert find_ties(model) == (TieGroup(("0.weight", "1.weight"), "storage"),)
+    assert find_ties(model) == (Tie(("0.weight", "1.weight"), "storage"),)
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
@@ -79,7 +80,7 @@ def test_shared_modules_and_shared_buffers_are_ties() -> None:
 
 def test_real_models_are_tied_exactly_when_their_config_says_so() -> None:
     names = ("transformer.wte.weight", "lm_head.weight")
-    assert find_ties(GPT2LMHeadModel(GPT2Config(**GPT2))) == (TieGroup(names, "object"),)
+    assert find_ties(GPT2LMHeadModel(GPT2Config(**GPT2))) == (Tie(names, "object"),)
     apart = GPT2LMHeadModel(GPT2Config(**GPT2, tie_word_embeddings=False))
     assert apart._tied_weights_keys and find_ties(apart) == ()
     (group,) = find_ties(T5ForConditionalGeneration(T5Config(**T5)))
@@ -93,7 +94,7 @@ def test_real_models_are_tied_exactly_when_their_config_says_so() -> None:
 def test_what_is_declared_and_in_force_counts_after_the_tie_is_lost() -> None:
     model = GPT2LMHeadModel(GPT2Config(**GPT2))
     model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
-    assert find_ties(model) == (TieGroup(("transformer.wte.weight", "lm_head.weight"), "declared"),)
+    assert find_ties(model) == (Tie(("transformer.wte.weight", "lm_head.weight"), "declared"),)
     restore_ties(model, find_ties(model))
     assert model.lm_head.weight is model.transformer.wte.weight
 
@@ -127,7 +128,7 @@ def test_a_declaration_that_lists_aliases_means_the_input_embedding() -> None:
 
     assert find_ties(Listed(False)) == ()
     names = ("body.embed.weight", "body.head.weight", "body.blocks.0.out.weight", "body.blocks.1.out.weight")
-    assert find_ties(nn.ModuleDict({"body": Listed(True)})) == (TieGroup(names, "declared"),)
+    assert find_ties(nn.ModuleDict({"body": Listed(True)})) == (Tie(names, "declared"),)
 
 
 def test_tie_then_untie_leaves_equal_values_apart() -> None:
@@ -145,7 +146,7 @@ def test_untie_takes_one_name_out_of_three() -> None:
     tie(model, "1.weight", to="0.weight")
     tie(model, "2.weight", to="0.weight")
     untie(model, "0.weight")
-    assert find_ties(model) == (TieGroup(("1.weight", "2.weight"), "object"),)
+    assert find_ties(model) == (Tie(("1.weight", "2.weight"), "object"),)
 
 
 def test_untie_of_a_shared_storage_gives_bytes_of_its_own() -> None:
@@ -236,7 +237,7 @@ def test_storage_ties_come_back_as_storage_ties() -> None:
 
 
 def test_tied_names_with_different_bytes_are_an_error_until_one_is_preferred() -> None:
-    model, groups = pair(), (TieGroup(("0.weight", "1.weight"), "object"),)
+    model, groups = pair(), (Tie(("0.weight", "1.weight"), "object"),)
     kept = model[1].weight
     with pytest.raises(LoadError) as caught:
         restore_ties(model, groups)
@@ -246,7 +247,7 @@ def test_tied_names_with_different_bytes_are_an_error_until_one_is_preferred() -
 
 
 def test_equal_bytes_are_equal_even_where_they_are_not_numbers() -> None:
-    model, groups = pair(), (TieGroup(("0.weight", "1.weight"), "object"),)
+    model, groups = pair(), (Tie(("0.weight", "1.weight"), "object"),)
     with torch.no_grad():
         model[0].weight.fill_(torch.nan)
         model[1].weight.fill_(torch.nan)
@@ -275,7 +276,7 @@ def test_after_parametrisation_a_tie_is_preserved_or_refused() -> None:
 
 def test_all_groups_that_cannot_be_restored_are_named_at_once() -> None:
     model = nn.ModuleList([nn.Linear(2, 2) for _ in range(2)])
-    groups = (TieGroup(("0.weight", "1.weight"), "object"), TieGroup(("0.bias", "2.bias"), "object"))
+    groups = (Tie(("0.weight", "1.weight"), "object"), Tie(("0.bias", "2.bias"), "object"))
     with pytest.raises(LoadError) as caught:
         restore_ties(model, groups)
     assert [d.code for d in caught.value.diagnostics] == ["tied-values-differ", "unknown-tensor"]
