@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Diagnostic, LoadError, Remedy
 from ..language.calls import Call, parse_call
 from ..language.folding import fold
+from ..language.leaves import by_leaf
 from ..ops.base import OpError
 from ..ops.initialisers import Initialiser
 from ..ops.seeding import generator_for, key_seed, seeded_globals
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-__all__ = ["Initialised", "What", "Whats", "by_name", "initialise", "materialise_buffers", "read_initialiser"]
+__all__ = ["Initialised", "What", "Whats", "initialise", "materialise_buffers", "read_initialiser"]
 
 What = str | Call | Initialiser | Callable[..., Any]
 Whats = What | Mapping[str, What]
@@ -71,41 +72,6 @@ def read_initialiser(what: What) -> Initialiser:
     except OpError as error:
         near = (Remedy("init", error.instead, kind="instead"),) if error.instead else ()
         raise LoadError(Diagnostic("bad-initialiser", f"{what}: {error}", remedies=near)) from error
-
-
-def by_name(names: Iterable[str], what: Whats) -> dict[str, What]:
-    """Each name with its initialiser: the same for all, or by the last part of the name.
-
-    >>> by_name(["0.weight", "0.bias"], {"weight": "normal(std=0.01)", "bias": "zeros"})
-    {'0.weight': 'normal(std=0.01)', '0.bias': 'zeros'}
-
-    Raises:
-        LoadError: a mapping leaves a name out, or has a part that no name ends in.
-    """
-    if not isinstance(what, Mapping):
-        return dict.fromkeys(names, what)
-    leaves = {name: name.rpartition(".")[2] for name in names}
-    problems = []
-    left = [name for name, leaf in leaves.items() if leaf not in what]
-    if left:
-        more = "".join(f', "{leaf}": "zeros"' for leaf in dict.fromkeys(leaves[name] for name in left))
-        problems.append(
-            Diagnostic(
-                "not-initialised",
-                f"{len(left)} of the selected tensors end in nothing that {sorted(what)} names",
-                notes=tuple(text for text, _ in fold(left)),
-                help=f"add{more[1:]}, or select less",
-            )
-        )
-    ends = ", ".join(dict.fromkeys(leaves.values()))
-    problems += [
-        Diagnostic("nothing-selected", f"no selected name ends in {leaf!r}", facts=(("they end in", ends),))
-        for leaf in what
-        if leaf not in leaves.values()
-    ]
-    if problems and leaves:
-        raise LoadError(problems)
-    return {name: what[leaf] for name, leaf in leaves.items()}
 
 
 def initialise(
@@ -204,7 +170,7 @@ def _rules_of(model: nn.Module, key: str, value: Whats, buffers: bool) -> dict[s
         rule = read_initialiser(value)
         return dict.fromkeys(matching_names(model, key, buffers=rule.by_module or buffers), rule)
     rules = {leaf: read_initialiser(one) for leaf, one in value.items()}
-    given = by_name(matching_names(model, key, buffers), rules)
+    given = by_leaf(matching_names(model, key, buffers), rules)
     return {name: read_initialiser(one) for name, one in given.items()}
 
 

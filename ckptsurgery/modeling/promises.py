@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ..errors import Diagnostic, LoadError
+from ..language.leaves import by_leaf
 from ..ops.base import OpError
 from ..ops.moments import Moments, moments
 from ..specs import TensorSpec
-from .initialising import Whats, by_name, read_initialiser
+from .initialising import Whats, read_initialiser
 from .statistics import TensorStats, stats_of
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def promised(tensors: Mapping[str, Tensor], what: Whats) -> dict[str, Moments]:
     """
     found: dict[str, Moments] = {}
     problems = []
-    for name, one in by_name(tensors, what).items():
+    for name, one in by_leaf(tensors, what).items():
         initialiser = read_initialiser(one)
         try:
             said = moments(initialiser, TensorSpec(tuple(tensors[name].shape), tensors[name].dtype))

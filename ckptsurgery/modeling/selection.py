@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import Diagnostic, LoadError
 from ..language.folding import fold
+from ..language.leaves import by_leaf
 from ..specs import TensorSpec, is_lossless
 from ..wording import clipped, counted
 from .drifting import drifting_norms
-from .initialising import Whats, by_name, initialise
+from .initialising import Whats, initialise
 from .matching import matching_names
 from .places import named_tensors, place_of, require_module, require_plain, size_of
 from .promises import promised, require_drawn
@@ -258,7 +259,7 @@ class Selection(Mapping[str, "Tensor"]):
         Raises:
             LoadError: the initialiser does not fit some of them; all are named, and nothing is changed.
         """
-        initialise(self.model, by_name(self.names, what), seed)
+        initialise(self.model, by_leaf(self.names, what), seed)
         return self
 
     def promised(self, what: Whats) -> dict[str, Moments]:

@@ -87,8 +87,8 @@ def explain(plan: Plan, key: str) -> Explanation:
 
 def unknown_key(plan: Plan, key: str) -> Diagnostic:
     """The diagnostic for a key that no rule names, with the rules that nearly do."""
-    left = [(u.text, t.pattern) for u in plan.uses for t in u.bound.rule.sources]
-    right = [(u.text, t.pattern) for u in plan.uses for t in u.bound.rule.targets]
+    left = [(u.text, t.pattern) for u in plan.uses if u.bound for t in u.bound.rule.sources]
+    right = [(u.text, t.pattern) for u in plan.uses if u.bound for t in u.bound.rule.targets]
     near = dict.fromkeys([*near_rules(key, left), *near_rules(key, right)])
     notes = tuple(f"nearly: {text}  ({why})" for text, why in near)
     return Diagnostic(
@@ -129,6 +129,8 @@ def _listed(title: str, items: list[str]) -> list[str]:
 
 def _captures(plan: Plan, key: str, step: Step, role: str) -> tuple[tuple[str, str], ...]:
     for use in (plan.uses[n] for n in (step.rules if role == "source" else reversed(step.rules))):
+        if use.bound is None:
+            continue
         rule = use.bound.rule
         for term in rule.sources if role == "source" else rule.targets:
             readings = term.pattern.readings(key)

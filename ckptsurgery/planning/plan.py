@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import chain
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, repeat
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +16,12 @@ from ..specs import TensorSpec
 from ..wording import brief, clipped, counted
 from .costing import Cost, cost_of
 from .expanding import BoundRule
-from .steps import KINDS, Step, programs_of
+from .steps import KINDS, Program, Step, cut, programs_of, steps_of
 
 if TYPE_CHECKING:
     from .explaining import Explanation
 
-__all__ = ["Plan", "RuleUse", "Target"]
+__all__ = ["Plan", "RuleUse", "Target", "renaming"]
 
 _RULE = 1000  # characters of a rule, which may list thousands of choices
 _MOST = 20  # lines of one kind that a plan's text takes
@@ -45,11 +45,11 @@ class Target:
 
 @dataclass(frozen=True)
 class RuleUse:
-    """A rule as the plan used it: its text, where it was read, and its bound form."""
+    """A rule as the plan used it: its text, where it was read, and its bound form, if it has one."""
 
     text: str
     place: str | None
-    bound: BoundRule
+    bound: BoundRule | None = None
     is_rest: bool = False
 
 
@@ -84,6 +84,12 @@ class Plan:
     source: Mapping[str, TensorSpec] = field(default_factory=dict)
     target: Target | None = None
     recipe: Recipe | None = None
+
+    def without(self, keys: Collection[str]) -> Plan:
+        """The plan that does not make these targets."""
+        steps = [part for step in self.steps for part in cut(step, self.specs.keys() - keys)]
+        specs = {key: spec for key, spec in self.specs.items() if key not in keys}
+        return replace(self, steps=tuple(steps), specs=specs) if keys else self
 
     @property
     def assumptions(self) -> tuple[str, ...]:
@@ -183,6 +189,22 @@ class Plan:
             lines.append("  " + "  then  ".join(clipped(self.uses[n].text, _RULE) for n in numbers))
             lines += [_kind_line(kind, kinds[kind]) for kind in KINDS if kind in kinds]
         return lines
+
+
+def renaming(source: Mapping[str, TensorSpec], names: Mapping[str, str], text: str) -> Plan:
+    """Return the plan that copies tensors to other names.
+
+    >>> renaming({"m.w": TensorSpec([2], "F32")}, {"m.w": "w"}, "m.{k...} -> {k...}").steps[0].targets
+    ('w',)
+
+    Args:
+        names: source key -> target key, for all that are copied; no two of them alike.
+        text: what is said of them.
+    """
+    programs = {spec: Program.of((spec,), ()) for spec in set(source.values())}
+    rows = zip(zip(names), zip(names.values()), map(programs.__getitem__, map(source.__getitem__, names)), repeat((0,)))
+    specs = dict(zip(names.values(), map(source.__getitem__, names)))
+    return Plan(tuple(steps_of(rows)), (RuleUse(text, None, is_rest=True),), specs, source=source)
 
 
 def _kind_line(kind: str, steps: Sequence[Step]) -> str:

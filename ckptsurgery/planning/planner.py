@@ -27,9 +27,10 @@ from .matching import Matches
 from .plan import Plan, RuleUse, Target
 from .respelling import respelled
 from .rule_ops import RuleOps
+from .settlement import LoadOptions, Offer
+from .settling import settle
 from .stages import chained
 from .steps import Step, outputs_of
-from .targets import fit
 from .unread import Unreadable
 
 __all__ = ["draft_plan", "fitted", "make_plan"]
@@ -74,11 +75,10 @@ def fitted(drafted: Plan, stage: Stage, target: Target | None, dtype: str) -> Pl
     Raises:
         PlanError: what does not fit.
     """
-    problems: list[Diagnostic] = []
-    plan = fit(drafted, stage, target, dtype, problems)
-    if problems:
-        raise PlanError([*problems, *drafted.warnings])
-    return plan
+    settlement = settle(Offer(drafted, stage), target, LoadOptions(dtype=dtype))
+    if settlement.problems:
+        raise PlanError([*settlement.problems, *drafted.warnings])
+    return settlement.plan
 
 
 @without_collection()
@@ -121,7 +121,9 @@ def draft_plan(
         if not last:
             problems += [_homeless(init) for init in stage.inits]
         if not last and not problems:
-            planned = fit(planned, stage, None, "lossless", problems)
+            settlement = settle(Offer(planned, stage), None)
+            planned = settlement.plan
+            problems += settlement.problems
         tied = _tied_after(planned, tied)
         plan = planned if plan is None else chained(plan, planned, problems)
         problems[before:] = [_in_stage(d, number) for d in problems[before:]] if number else problems[before:]

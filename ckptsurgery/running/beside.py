@@ -19,7 +19,7 @@ from ..planning.plan import Plan
 from ..planning.steps import Instruction, Move, Run, Step
 from ..storage.checkpoint import Checkpoint
 from ..storage.mirrors import Mirror, mirrors_in, parts_of
-from ..storage.unpickling.nodes import name_of
+from ..storage.unpickling.nodes import is_state, name_of
 from ..storage.versions import METADATA, recorded
 from ..wording import counted
 
@@ -92,7 +92,7 @@ def along_with(plan: Plan, checkpoint: Checkpoint, asked: Asked, held: bool) -> 
         paths = [mirror.path for mirror in mirrors_in(extras, plan.source, cast)]
         notes += _listed("kept in its dtype, though the model is cast", paths)
     lost = everything.keys() - extras.keys() - set(dropped)
-    notes += _listed("left out, as the plan does not say where its module went", sorted(filter(_is_state, lost)))
+    notes += _listed("left out, as the plan does not say where its module went", sorted(filter(is_state, lost)))
     return Beside(extras, tuple(notes))
 
 
@@ -277,7 +277,7 @@ def _moved_states(plan: Plan, extras: Mapping[str, Any]) -> dict[str, Any]:
         module = path.rpartition(".")[0]
         if path == METADATA and isinstance(value, Mapping):
             made[path] = {moved[old]: told for old, told in value.items() if old in moved}
-        elif not _is_state(path):
+        elif not is_state(path):
             made[path] = value
         elif module in moved:
             made[f"{moved[module]}._extra_state".lstrip(".")] = value
@@ -293,8 +293,4 @@ def moved_versions(plan: Plan, extras: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _of_model(path: str) -> bool:
-    return path == METADATA or _is_state(path)
-
-
-def _is_state(path: str) -> bool:
-    return path == "_extra_state" or path.endswith("._extra_state")
+    return path == METADATA or is_state(path)

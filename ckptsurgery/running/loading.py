@@ -13,6 +13,7 @@ from ..modeling.initialising import initialise, materialise_buffers
 from ..modeling.places import named_tensors, require_plain
 from ..modeling.ties import find_ties, restore_ties
 from ..planning.plan import Plan, Target
+from ..planning.settlement import OWN, LoadOptions
 from ..specs import TensorSpec, Tie
 from ..storage.checkpoint import Checkpoint
 from ..wording import counted
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["ODD_TARGET", "load_plan", "model_target", "refuse_non_finite"]
 
 ODD_TARGET = "load before the model is sharded or quantised; keep= leaves a tensor as it is"
-_KEEPS = ("own", "own()")
 
 
 def model_target(model: nn.Module) -> Target:
@@ -54,24 +54,15 @@ def load_plan(
     plan: Plan,
     checkpoint: Checkpoint,
     model: nn.Module,
+    options: LoadOptions,
     *,
-    assign: bool = False,
-    device: torch.device | None = None,
-    seed: int = 0,
-    check_values: bool = False,
-    progress: bool | None = None,
-    notes: Sequence[str] = (),
     also: Callable[[], object] | None = None,
     also_filled: Sequence[str] = (),
 ) -> Report:
     """Carry a plan out on a model.
 
     Args:
-        assign: put new parameters in place of the old ones, which a meta model needs; else copy into them.
-        device: where all of the model comes to lie, with `assign`; a copy stays where the model is.
-        seed: of the initialisers; each key has a stream of its own.
-        check_values: look for NaN and Inf in what is loaded, before anything is written.
-        notes: what the report should say besides.
+        options: what to do with the model: assign or copy, where to, initialise with which seed, look for NaN.
         also: further work on the model, after the plan's own and before ties and buffers are made whole.
         also_filled: the keys that this work fills.
 
@@ -79,35 +70,36 @@ def load_plan(
         PlanError: values that must be equal differ. LoadError: the model cannot take the result; after an I/O failure
             in the middle, `.written` and `.untouched` tell which keys hold what.
     """
+    assign, device = bool(options.assign), options.device
     prove(plan, checkpoint)
-    inits = {k: v for k, v in plan.inits.items() if v not in _KEEPS}
-    kept = [k for k, v in plan.inits.items() if v in _KEEPS]
+    inits = {k: v for k, v in plan.inits.items() if v not in OWN}
+    kept = [k for k, v in plan.inits.items() if v in OWN]
     require_plain(_named((*plan.specs, *also_filled, *inits), model), ODD_TARGET)
     _refuse((*plan.specs, *also_filled), model, kept, assign, device)
     if not assign:
         prove_overlaps(plan, checkpoint, model, kept)
-    if check_values:
+    if options.check_values:
         made = (zip(step.targets, run_step(step, checkpoint.load)) for step in plan.steps)
         refuse_non_finite(chain.from_iterable(made))
     ties = find_ties(model)
     skipped = {other for other, _ in plan.tie_proofs}
     filled = {*also_filled, *inits, *(k for step in plan.steps for k in step.targets if k not in skipped)}
-    with ByteBar(sum(s.nbytes for s in plan.specs.values()), "loading", progress) as bar:
+    with ByteBar(sum(s.nbytes for s in plan.specs.values()), "loading", options.progress) as bar:
         _carry_out(plan, checkpoint, model, assign, device, bar)
     if also is not None:
         also()
-    rows = initialise(model, inits, seed) if inits else ()
+    rows = initialise(model, inits, options.seed) if inits else ()
     if device is not None:
         move_to(model, device)
     _restore(model, ties, filled, plan)
     _buffers(model, device)
     entries = _entries(plan, rows, kept, model)
-    scanned = () if check_values else ("values were not scanned for NaN and Inf: check_values=True does",)
+    scanned = () if options.check_values else ("values were not scanned for NaN and Inf: check_values=True does",)
     return Report(
         entries,
         checkpoint.source,
         type(model).__name__,
-        (*notes, *_untied(plan, checkpoint, skipped), *scanned),
+        (*_untied(plan, checkpoint, skipped), *scanned),
         plan.warnings,
         bytes_read=plan.cost.bytes_read,
         bytes_written=bar.done,

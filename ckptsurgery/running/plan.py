@@ -18,7 +18,7 @@ from ..planning.costing import Cost, cost_of
 from ..planning.plan import Plan, Target
 from ..planning.planner import fitted
 from ..planning.reversing import reversed_plan
-from ..planning.targets import DTYPE_POLICIES
+from ..planning.settlement import DTYPE_POLICIES, LoadOptions
 from ..planning.unread import Unreadable
 from ..planning.wrapping import draft_unwrapped
 from ..specs import DTYPES, TensorSpec, dtype_name
@@ -154,16 +154,9 @@ class RunnablePlan(Plan):
                     Diagnostic("no-target", "a reversed plan loads into no model", help="plan.state_dict() or .save()")
                 )
             ready = _planned(self.checkpoint, self.recipe, model_target(model), None, "lossless", None)
-        return load_plan(
-            ready,
-            self.checkpoint,
-            model,
-            assign=has_meta(model) if assign is None else assign,
-            device=where,
-            seed=seed,
-            check_values=check_values,
-            progress=progress,
-        )
+        assigned = has_meta(model) if assign is None else assign
+        options = LoadOptions(assign=assigned, device=where, check_values=check_values, seed=seed, progress=progress)
+        return load_plan(ready, self.checkpoint, model, options)
 
     def inverse(self, converted: Any) -> RunnablePlan:
         """The plan that turns the converted checkpoint back, with this plan's keys and sizes.

@@ -20,7 +20,7 @@ from ..specs import TensorSpec
 from ..wording import counted
 from .contents import Entry
 from .unpickling.inert import Ordered
-from .unpickling.nodes import DEPTH, name_of
+from .unpickling.nodes import DEPTH, is_state, name_of
 
 __all__ = ["Mirror", "mirrors_in", "parts_of"]
 
@@ -61,7 +61,7 @@ def mirrors_in(
     judge = _Judge(model, {spec.shape for spec in model.values()}, len(model), elements)
     found: list[Mirror] = []
     for path, value in extras.items():
-        if path != "_metadata" and path.rpartition(".")[2] != "_extra_state":
+        if path != "_metadata" and not is_state(path):
             found += judge.within(value, path, 0)
     if len(some) == len(model):
         return found

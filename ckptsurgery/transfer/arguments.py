@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import Diagnostic, LoadError, Remedy
-from ..planning.targets import DTYPE_POLICIES
+from ..planning.settlement import DTYPE_POLICIES, LoadOptions
+from ..storage.checkpoint import Checkpoint
+from ..storage.sources.links import as_device
 
-__all__ = ["check_arguments", "listed"]
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["asked", "check_assigned", "listed", "own_config", "tolerated_keys", "unused_dims"]
 
 
 def listed(argument: str, what: Any) -> tuple[str, ...]:
@@ -27,18 +32,58 @@ def listed(argument: str, what: Any) -> tuple[str, ...]:
     return paths
 
 
-def check_arguments(mismatch: str, dtype: str, assign: bool) -> None:
-    """Check the arguments of a load by themselves.
+def asked(
+    init: Any, keep: Any, drop: Any, mismatch: str, dtype: str, partial: bool, assign: bool | None, device: Any,
+    check_values: bool, seed: int, progress: bool | None,
+) -> LoadOptions:  # fmt: skip
+    """Return the options of a load, each checked by itself.
 
     Raises:
-        LoadError: a value that is not known, or two that do not go together.
+        LoadError: a value that is not known.
     """
+    inits = dict(init) if isinstance(init, Mapping) else dict.fromkeys(listed("init", init), "default")
     for name, value, known in (("mismatch", mismatch, ("error", "init", "keep")), ("dtype", dtype, DTYPE_POLICIES)):
         if value not in known:
             near = get_close_matches(str(value), known, 1)
             instead = (Remedy(name, {str(value): near}, kind="instead"),) if near else ()
             advice = "one of " + ", ".join(map(repr, known))
             raise LoadError(Diagnostic("bad-argument", f"{name}={value!r}", remedies=instead, advice=advice))
-    if dtype == "source" and not assign:
+    where = as_device(device) if device is not None else None
+    kept, dropped = listed("keep", keep), listed("drop", drop)
+    return LoadOptions(inits, kept, dropped, mismatch, dtype, partial, assign, where, check_values, seed, progress)
+
+
+def check_assigned(options: LoadOptions) -> None:
+    """Check that what is asked for goes together.
+
+    Raises:
+        LoadError: the source's dtypes are asked for, and a copy is made.
+    """
+    if options.dtype == "source" and not options.assign:
         text = 'dtype="source" keeps the source\'s dtype, which a copy cannot'
         raise LoadError(Diagnostic("bad-argument", text, remedies=(Remedy("assign", True),)))
+
+
+def unused_dims(dims: Mapping[str, Any] | None) -> list[Diagnostic]:
+    """Return a problem for each size that is given without a recipe to ask for it."""
+    return [
+        Diagnostic("unused-dim", f"a size is given for {name!r}, and nothing asks for it", help="leave it out")
+        for name in dims or ()
+    ]
+
+
+def own_config(model: nn.Module) -> Mapping[str, Any] | None:
+    """Return the model's own config, where it has one that can be read."""
+    to_dict: Any = getattr(getattr(model, "config", None), "to_dict", None)
+    return to_dict() if callable(to_dict) else None
+
+
+def tolerated_keys(checkpoint: Checkpoint, target: Iterable[str]) -> set[str]:
+    """Return the counters of a model that files written before they existed do not have."""
+    counters = {k for k in target if k.endswith("num_batches_tracked")}
+    if not counters or any(k.endswith("num_batches_tracked") for k in checkpoint.specs):
+        return set()
+    metadata = checkpoint.extras.get("_metadata")
+    versions = metadata if isinstance(metadata, Mapping) else {}
+    modern = any(isinstance(v, Mapping) and (v.get("version") or 0) >= 2 for k, v in versions.items() if k)
+    return set() if modern else {k for k in counters if k.rpartition(".")[2] == "num_batches_tracked"}

@@ -1,34 +1,50 @@
-"""The recipe for a source in the model's own layout: prefixes and respellings, no more."""
+"""The names of a source in the model's own layout: prefixes and respellings, no more."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from ..errors import Diagnostic, LoadError, Remedy
-from ..language.keys import escape
-from ..language.recipe import Recipe, Scope
+from ..language.escaping import escape
+from ..language.folding import fold
+from ..planning.naming import dropped_keys
+from ..planning.plan import Plan, renaming
 from ..specs import TensorSpec
 from ..wording import counted
 from .aligning import Alignment, align
-from .deciding import Wishes, named_keys
 from .spelling import respelled
-from .unwrapping import NUMBERS
 
-__all__ = ["own_layout"]
+__all__ = ["OwnNames", "own_names"]
 
 Specs = Mapping[str, TensorSpec]
 
 
-def own_layout(source: Specs, target: Specs, drop: Sequence[str] = ()) -> tuple[Recipe, list[str]]:
-    """Write the recipe that brings a source's keys to the model's names, and say what it does.
+@dataclass(frozen=True)
+class OwnNames:
+    """The names that a model has for the tensors of a source in its own layout.
+
+    Args:
+        plan: copies each tensor to its name. notes: what was done to the names, for people.
+        problems: two tensors that come to one name. away: paths of `drop` that settle all of theirs.
+    """
+
+    plan: Plan
+    notes: list[str]
+    problems: list[Diagnostic]
+    away: Collection[str] = ()
+
+
+def own_names(source: Specs, target: Specs, drop: Sequence[str] = ()) -> OwnNames:
+    """Plan the copies that bring a source's keys to the model's names: prefixes and respellings, no more.
 
     >>> spec = TensorSpec([2], "F32")
-    >>> recipe, notes = own_layout({"module.norm.gamma": spec, "module.norm.bias": spec},
-    ...                            {"norm.weight": spec, "norm.bias": spec})
-    >>> notes
+    >>> found = own_names({"module.norm.gamma": spec, "module.norm.bias": spec},
+    ...                   {"norm.weight": spec, "norm.bias": spec})
+    >>> found.notes
     ["prefix 'module.' taken off", "1 key in another spelling, such as 'norm.gamma' for 'norm.weight'"]
-    >>> str(recipe.rules[0])
-    'module.norm.gamma -> norm.weight'
+    >>> list(found.plan.specs)
+    ['norm.weight', 'norm.bias']
 
     Args:
         drop: what the caller leaves out, so that it is no evidence for a prefix.
@@ -36,57 +52,51 @@ def own_layout(source: Specs, target: Specs, drop: Sequence[str] = ()) -> tuple[
     Raises:
         LoadError: two parts of one side fit the other equally well.
     """
-    dropped = named_keys(Wishes(drop=drop), source, {k: (k,) for k in source}, target)
-    best, rivals = align({k: s for k, s in source.items() if k not in dropped}, target)
+    dropped = dropped_keys(drop, source, {}, [])
+    best, rivals = align({k: s for k, s in source.items() if k not in dropped} if dropped else source, target)
     if rivals:
         raise _ambiguous(best, rivals)
     notes = best.notes
-    plain = {k: best.target + k[len(best.source) :] if k.startswith(best.source) else k for k in source}
     # a key that the model has under its own name stays, whatever prefix the others carry
     names = {k: k if k not in best.matched and k in target else best.name(k) for k in source}
     named = set(names.values())
-    free = {k: s for k, s in target.items() if k not in named}
-    other = respelled({n: source[k] for k, n in names.items() if n not in target}, free)
+    left = {n: source[k] for k, n in names.items() if n not in target}
+    other = respelled(left, {k: s for k, s in target.items() if k not in named}) if left else {}
     if other:
         one, two = next(iter(other.items()))
         notes.append(f"{len(other)} key{'s' * (len(other) > 1)} in another spelling, such as {one!r} for {two!r}")
-    final = {k: other.get(n, n) for k, n in names.items()}
-    rules = _rules({k: n for k, n in final.items() if n != plain[k]}, source)
-    if not best.source:
-        return Recipe(rules, rest=f"{{k...}} -> {escape(best.target)}{{k...}}" if best.target else "keep"), notes
-    inside = Scope(Recipe(rest="keep"), escape(best.source), escape(best.target))
-    return Recipe(rules, rest="keep", scopes=[inside]), notes
+        names = {k: other.get(n, n) for k, n in names.items()}
+    twice, away = _twice(names, dropped) if len(set(names.values())) < len(names) else ({}, {})
+    kept = {k: n for k, n in names.items() if k not in away and k not in twice}
+    text = f"{escape(best.source)}{{k...}} -> {escape(best.target)}{{k...}}"
+    plan = replace(renaming(source, kept, text), dropped={k: f"drop = {path!r}" for k, path in away.items()})
+    settled = {*away.values()} - {path for k, path in dropped.items() if k not in away}
+    return OwnNames(plan, notes, [_made_twice(twice)] if twice else [], settled)
 
 
-def _rules(names: Mapping[str, str], source: Specs) -> list[str]:
-    """A rule for each form of key, where its numbers go along as they are; else one for each key."""
-    forms: dict[str, list[str]] = {}
-    for key in source:
-        forms.setdefault(NUMBERS.sub("0", key), []).append(key)
-    shapes = [form.split(".") for form in forms]
-    rules: list[str] = []
-    for form, keys in forms.items():
-        renamed = {k: names[k] for k in keys if k in names}
-        made = {NUMBERS.sub("0", n) for n in renamed.values()}
-        along = all(NUMBERS.findall(k) == NUMBERS.findall(n) for k, n in renamed.items())
-        if 1 < len(keys) == len(renamed) and len(made) == 1 and along and _alone(form.split("."), shapes):
-            rules.append(f"{_numbered(form)} -> {_numbered(made.pop())}")
-            continue
-        rules += [f"{escape(k)} -> {escape(n)}" for k, n in renamed.items()]
-    return rules
+def _twice(names: Mapping[str, str], dropped: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Source keys whose name another one has: those that nothing settles, and those that the caller drops."""
+    twice: dict[str, str] = {}
+    away: dict[str, str] = {}
+    taken: set[str] = set()
+    for key in sorted(names, key=dropped.__contains__):
+        if names[key] not in taken:
+            taken.add(names[key])
+        elif key in dropped:
+            away[key] = dropped[key]
+        else:
+            twice[key] = names[key]
+    return twice, away
 
 
-def _alone(form: Sequence[str], others: Sequence[Sequence[str]]) -> bool:
-    """Whether a pattern with a capture for each number of a form matches the keys of no other form."""
-    spelt = [(at, segment) for at, segment in enumerate(form) if segment != "0"]
-    alike = (o for o in others if len(o) == len(form) and all(o[at] == segment for at, segment in spelt))
-    return all(list(o) == list(form) for o in alike)
-
-
-def _numbered(form: str) -> str:
-    """A form as a pattern: a capture for each number, counted in their order."""
-    count = iter(range(form.count(".") + 1))
-    return ".".join(f"{{n{next(count)}}}" if s == "0" else escape(s) for s in form.split("."))
+def _made_twice(twice: Mapping[str, str]) -> Diagnostic:
+    key, name = next(iter(twice.items()))
+    return Diagnostic(
+        "made-twice",
+        f"{counted(len(twice), 'source tensor', 'has')} the same name in the model as another one: {key!r} as {name!r}",
+        notes=tuple(text for text, _ in fold(list(twice))[:8]),
+        remedies=(Remedy("drop", [escape(k) for k in twice], "takes the other"),),
+    )
 
 
 def _ambiguous(best: Alignment, rivals: Sequence[Alignment]) -> LoadError:

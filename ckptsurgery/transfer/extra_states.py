@@ -20,20 +20,16 @@ from ..running.beside import moved_modules
 from ..storage.checkpoint import Checkpoint
 from ..storage.contents import Entry
 from ..storage.unpickling.inert import Blob, FileBytes, Opaque, Ordered
+from ..storage.unpickling.nodes import is_state
 from ..wording import counted
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["ExtraStates", "collected", "is_state", "states_of"]
+__all__ = ["ExtraStates", "collected", "states_of"]
 
 _SUFFIX = "_extra_state"
 _DEEPEST = 64
-
-
-def is_state(key: str) -> bool:
-    """Whether a key is that of a module's extra state."""
-    return key == _SUFFIX or key.endswith("." + _SUFFIX)
 
 
 @dataclass

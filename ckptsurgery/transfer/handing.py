@@ -14,13 +14,11 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..errors import Diagnostic, Remedy
-from ..language.folding import fold
+from ..errors import Diagnostic
 from ..modeling.assigning import hooked_modules, parameter_like, set_tensor
 from ..modeling.places import places
-from ..specs import TensorSpec, dtype_name, is_lossless
+from ..specs import TensorSpec, dtype_name
 from ..storage.tensors import torch_dtype
-from ..wording import counted
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -91,7 +89,7 @@ class Handing:
         unused: names of `tensors` that it has no place for. strays: names that its hooks made up, and has no place for.
         unfit: names of `tensors` that it refused, with their shape.
         casts: target key -> (from, to). refused: whether it cannot be loaded so at all.
-        given: what the last trial was handed.
+        given: what the last trial was handed. assigned: whether its copy took the tensors themselves.
     """
 
     path: str
@@ -109,6 +107,7 @@ class Handing:
     casts: dict[str, tuple[str, str]] = field(default_factory=dict)
     refused: bool = False
     given: dict[str, Tensor] = field(default_factory=dict)
+    assigned: bool = True
 
     def unversioned(self, model: nn.Module) -> list[str]:
         """Modules whose own code goes by the version of the file, which tells none."""
@@ -125,7 +124,7 @@ class Handing:
         """The name in the model."""
         return f"{self.path}.{name}" if self.path else name
 
-    def trial(self, model: nn.Module, target: Mapping[str, TensorSpec], policy: str) -> list[Diagnostic]:
+    def trial(self, model: nn.Module, target: Mapping[str, TensorSpec]) -> list[Diagnostic]:
         """Load into a copy, and say what stands against it, but for what is missing, unused or unfit."""
         module = model.get_submodule(self.path)
         error = self._attempt(module)
@@ -138,7 +137,7 @@ class Handing:
             lines = str(error).splitlines() or [type(error).__name__]
             text = f"{self.title} loads in its own way, and refuses: {lines[0]}"
             return [Diagnostic("own-loading-failed", text, notes=tuple(lines[1:8]))]
-        return self._dtypes(target, policy)
+        return []
 
     def _attempt(self, module: nn.Module) -> Exception | None:
         error: Exception | None = None
@@ -162,6 +161,7 @@ class Handing:
                 self.key(k) for k in result.unexpected_keys if k not in self.tensors and k not in self.states
             ]
             self.given = {n: t for n, t in given.items() if n in self.tensors}
+            self.assigned = not real
             self.taken = {self.key(p.name): p.tensor for p in places(twin) if p.persistent and p.name not in missing}
             return None
         return error
@@ -182,28 +182,15 @@ class Handing:
             state._metadata = OrderedDict(self.versions)  # type: ignore[attr-defined]
         return state
 
-    def _dtypes(self, target: Mapping[str, TensorSpec], policy: str) -> list[Diagnostic]:
-        refused: dict[tuple[str, str], list[str]] = {}
+    def specs(self, target: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
+        """Each key of the model that the module took -> its spec there, in the dtype that its own code left it in."""
+        found: dict[str, TensorSpec] = {}
         for key, tensor in self.taken.items():
-            have = dtype_name((self.tensors.get(self.name(key), tensor)).dtype)
-            want = target[key].dtype if key in target else have
-            if have != want and policy != "source":
-                self.casts[key] = (have, want)
-                if policy == "error" or (policy == "lossless" and not is_lossless(have, want)):
-                    refused.setdefault((have, want), []).append(key)
-        return [
-            Diagnostic(
-                "dtype-mismatch",
-                f"{counted(len(keys), 'tensor', 'is')} {have}, {self.title} wants {want}",
-                notes=tuple(text for text, _ in fold(keys)[:8]),
-                remedies=(Remedy("dtype", "model", "casts them"),),
-            )
-            for (have, want), keys in refused.items()
-        ]
-
-    def dtypes(self) -> dict[str, str]:
-        """What each key that the module took is stored as, once its own code has had it."""
-        return {key: dtype_name(tensor.dtype) for key, tensor in self.taken.items()}
+            if key in target:
+                # what is assigned keeps the dtype that the module's code left it in; a copy is cast to the module's
+                arrived = tensor if self.assigned else self.tensors.get(self.name(key), tensor)
+                found[key] = TensorSpec(target[key].shape, dtype_name(arrived.dtype))
+        return found
 
     def name(self, key: str) -> str:
         """The module's own name of a key of the model."""

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from ..errors import Diagnostic
 from ..language.folding import fold
 from ..planning.plan import Plan
+from ..planning.resizing import recipe_of_changes
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
-from .resizing import recipe_of_changes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,10 +43,12 @@ def foreign_layout(model: nn.Module, checkpoint: Checkpoint, plan: Plan, loaded:
 
 
 def as_if_transposed(
-    model: nn.Module, checkpoint: Checkpoint, made: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec]
-) -> dict[str, TensorSpec]:
+    model: nn.Module, checkpoint: Checkpoint, plan: Plan, target: Mapping[str, TensorSpec]
+) -> dict[str, TensorSpec] | None:
     """The specs with those of crossed Linear weights as the model has them: their layout is told, not their shape."""
-    weights = _crossed_weights(model, checkpoint)
+    weights, made = _crossed_weights(model, checkpoint), plan.specs
+    if not weights:
+        return None
     crossed = {k for k in weights & made.keys() & target.keys() if made[k].shape[::-1] == target[k].shape}
     return {k: replace(s, shape=target[k].shape) if k in crossed else s for k, s in made.items()}
 

@@ -2,41 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ..catalog import RecipeLike, as_recipe, file_of, load_recipe
 from ..errors import CkptSurgeryError, Diagnostic, LoadError, Remedy
 from ..language.dims import DimValue
+from ..language.folding import fold
 from ..language.recipe import Recipe
 from ..modeling.assigning import has_meta
 from ..modeling.places import places, require_module, require_plain
 from ..planning.expanding import Stage
+from ..planning.naming import below, set_aside
 from ..planning.plan import Plan, Target
-from ..planning.planner import draft_plan, fitted
-from ..planning.steps import cut
+from ..planning.resizing import as_arguments
+from ..planning.settlement import LoadOptions, Offer, Settlement
+from ..planning.settling import settle
 from ..planning.unread import Unreadable
 from ..planning.wrapping import draft_unwrapped
 from ..running.loading import ODD_TARGET, load_plan, model_target, refuse_non_finite
 from ..running.report import Entry, Report
-from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
 from ..storage.places.opening import open_checkpoint
-from ..storage.sources.links import as_device
+from ..storage.unpickling.nodes import is_state
 from ..storage.unpickling.unreadable import unreadable_tensors
 from ..wording import counted
-from .arguments import check_arguments, listed
-from .authoring import own_layout
-from .codes import codes_as_weights
-from .deciding import Decision, Wishes, below, decide, named_keys, samples
-from .doubts import Doubts
-from .extra_states import ExtraStates, collected, is_state, states_of
+from .arguments import asked, check_assigned, own_config, tolerated_keys, unused_dims
+from .authoring import own_names
+from .extra_states import ExtraStates, collected, states_of
 from .handing import Handing, own_loaders, renamed_versions, saved_names
 from .layouts import as_if_transposed, foreign_layout
-from .orienting import live_modules, turned_weights
+from .orienting import live_modules, transposed, turned_weights
 from .recipes import fitting_recipes
-from .resizing import as_arguments, resized
 
 if TYPE_CHECKING:
     import torch
@@ -112,44 +110,47 @@ def load_into(
     import torch
 
     require_module(model)
-    assigned = has_meta(model) if assign is None else assign
-    check_arguments(mismatch, dtype, assigned)
-    where = as_device(device) if device is not None else None
+    wanted = asked(init, keep, drop, mismatch, dtype, partial, assign, device, check_values, seed, progress)
+    options = wanted if wanted.assign is not None else replace(wanted, assign=has_meta(model))
+    check_assigned(options)
     checkpoint = open_checkpoint(source, subtree=subtree)
-    inits = dict(init) if isinstance(init, Mapping) else dict.fromkeys(listed("init", init), "default")
-    dropped = listed("drop", drop)
-    without = {key: path for path in dropped for key in below(path, checkpoint.unreadable)}
-    without |= {key: key for key in dropped if is_state(key) and key in checkpoint.extras}
-    drops = [path for path in dropped if path not in without.values() or below(path, checkpoint.specs)]
-    wishes = Wishes(inits, listed("keep", keep), drops, mismatch, partial)
+    without = {key: path for path in options.drop for key in below(path, checkpoint.unreadable)}
+    without |= {key: key for key in options.drop if is_state(key) and key in checkpoint.extras}
+    drops = [path for path in options.drop if path not in without.values() or below(path, checkpoint.specs)]
     state = {place.name: place.tensor for place in places(model) if place.persistent}
-    kept = {name for path in wishes.keep for name in below(path, state)}
+    kept = {name for path in options.keep for name in below(path, state)}
     require_plain(((name, tensor) for name, tensor in state.items() if name not in kept), ODD_TARGET)
-    transfer = _Transfer(model, checkpoint, model_target(model), wishes, dtype, without, live_modules(source, subtree))
+    options, live = replace(options, drop=drops), live_modules(source, subtree)
+    load = _Load(model, checkpoint, model_target(model), options, without, live)
     said = as_recipe(recipe) if recipe is not None else None
     try:
-        transfer.draft(said, config, dims)
+        load.draft(said, config, dims)
         with torch.inference_mode(False):  # parameters made in it could never be trained
-            return transfer.load(assign=assigned, device=where, check_values=check_values, seed=seed, progress=progress)
+            return load.run()
     except CkptSurgeryError as error:
         error.rewrite(as_arguments if said is None else lambda problem: problem.within(file_of(said)))
         raise
 
 
 @dataclass
-class _Transfer:
-    """One load, from draft to report."""
+class _Load:
+    """One load, from draft to report.
+
+    Args:
+        without: source keys that the caller does without -> the path that says so.
+        live: the modules of a source that is a live one.
+    """
 
     model: nn.Module
     checkpoint: Checkpoint
     target: Target
-    wishes: Wishes
-    dtype: str
-    without: Mapping[str, str] = field(default_factory=dict)  # keys that cannot be read -> what the caller dropped
+    options: LoadOptions
+    without: Mapping[str, str] = field(default_factory=dict)
     live: Mapping[str, nn.Module] = field(default_factory=dict)
     plan: Plan = field(init=False)
-    stage: Stage = field(init=False)
+    stage: Stage = field(default_factory=Stage)
     notes: list[str] = field(default_factory=list)
+    problems: list[Diagnostic] = field(default_factory=list)
     by_recipe: bool = False
     handed: list[Handing] = field(default_factory=list)
     states: ExtraStates = field(default_factory=ExtraStates)
@@ -159,95 +160,65 @@ class _Transfer:
     ) -> None:
         """Plan what the source would make in the model's names, before anything is decided."""
         self.by_recipe = recipe is not None
-        if config is None:
-            config = self.checkpoint.config if self.checkpoint.config is not None else self.own_config()
         specs, target = self.checkpoint.specs, self.target
-        unreadable = Unreadable(self.checkpoint.unreadable, refused=False)
         if recipe is not None:
+            config = config if config is not None else self.checkpoint.config or own_config(self.model)
+            unreadable = Unreadable(self.checkpoint.unreadable, refused=False)
             self.plan, self.stage = draft_unwrapped(
                 specs, recipe, load_recipe, target=target, config=config, dims=dims, unreadable=unreadable
             )
             return
+        self.problems += unused_dims(dims)
         saved = saved_names(self.model)
-        wanted = {saved.get(k, k): spec for k, spec in self.target.specs.items()}
-        written, notes = own_layout(self.checkpoint.specs, wanted, self.wishes.drop)
-        self.notes += notes
-        self.plan, self.stage = draft_plan(
-            specs, written, load_recipe, target=target, config=config, dims=dims, unreadable=unreadable
-        )
+        wanted = {saved.get(k, k): spec for k, spec in target.specs.items()} if saved else target.specs
+        found = own_names(specs, wanted, self.options.drop)
+        self.plan, self.notes, self.problems = found.plan, found.notes, [*self.problems, *found.problems]
+        left = [path for path in self.options.drop if path not in found.away]
+        self.options = replace(self.options, drop=left)
 
-    def own_config(self) -> Mapping[str, Any] | None:
-        """The model's own config, where it has one that can be read."""
-        to_dict: Any = getattr(getattr(self.model, "config", None), "to_dict", None)
-        return to_dict() if callable(to_dict) else None
-
-    def load(
-        self, *, assign: bool, device: torch.device | None, check_values: bool, seed: int, progress: bool | None
-    ) -> Report:
-        named, owners = (*self.wishes.init, *self.wishes.keep), states_of(self.model)
-        self.states, self.plan = collected(self.plan, self.checkpoint, owners, named, self.wishes.drop, self.without)
-        made, origins, problems = self.hand_over()
-        problems += self.states.problems(self.wishes.partial)
+    def run(self) -> Report:
+        """Decide, load, and report."""
+        options, target = self.options, self.target
+        named, owners = (*options.init, *options.keep), states_of(self.model)
+        self.states, self.plan = collected(self.plan, self.checkpoint, owners, named, options.drop, self.without)
+        self.problems += self.states.problems(options.partial)
+        offer = self.hand_over()
+        squares, across = self.turned(offer)
+        reasons = {key: f"would load untransposed: {why}" for key, why in squares.items()}
+        offer = replace(offer, doubts=reasons) if reasons else offer
+        settled = settle(offer, target, options)
+        self.problems += settled.problems
+        squares = {key: why for key, why in squares.items() if key in settled.refused}
+        if squares and not (options.partial and settled.load):
+            self.problems.append(transposed(squares, across, offer.specs))
+        plan = self.handed_over(settled) if self.handed else settled.plan
         if not self.by_recipe:
-            made = as_if_transposed(self.model, self.checkpoint, made, self.target.specs)
-        doubts = self.doubts(made, origins)
-        decision = decide(
-            made,
-            origins,
-            self.target.specs,
-            self.target.ties,
-            self.wishes,
-            self.tolerated(),
-            self.recipe_inits(self.target.specs),
-            doubts.reasons,
-        )
-        decision.problems += problems
-        if not self.wishes.partial or not decision.load:
-            decision.problems += doubts.problems(decision.refused, made, origins)
-        for handing in self.handed:
-            decision.problems += handing.withhold({*decision.aside, *decision.refused} & handing.taken.keys())
-        taken = {k: h for h in self.handed for k in h.taken}
-        decision.problems += self.prove_handed(decision, taken)
-        if not self.by_recipe:
-            decision.problems += foreign_layout(self.model, self.checkpoint, self.plan, decision.load)
-        decision.problems += self.unreadable()
-        decision.problems = resized(
-            decision.problems, self.plan, made, decision.aside, self.target.specs, self.by_recipe
-        )
-        self.check(decision, made)
-        if check_values:
-            refuse_non_finite((k, h.taken[k]) for k, h in taken.items())
-        plan = self.settled(decision)
-        plan = fitted(plan, Stage(ties=self.stage.ties), self.others(decision, taken), self.dtype)
-        report = load_plan(
-            plan,
-            self.checkpoint,
-            self.model,
-            assign=assign,
-            device=device,
-            seed=seed,
-            check_values=check_values,
-            progress=progress,
-            notes=self.notes,
-            also=(lambda: self.load_handed(assign)) if self.handed else None,
-            also_filled=tuple(taken),
-        )
-        self.set_extra_state()
-        return self.completed(report, decision, origins)
+            self.problems += foreign_layout(self.model, self.checkpoint, self.plan, settled.load)
+        self.problems += self.unreadable()
+        self.check(settled)
+        taken = tuple(k for h in self.handed for k in h.taken)
+        if options.check_values and self.handed:
+            refuse_non_finite((k, h.taken[k]) for h in self.handed for k in h.taken)
+        also = (lambda: self.load_handed(bool(options.assign))) if self.handed else None
+        report = load_plan(plan, self.checkpoint, self.model, options, also=also, also_filled=taken)
+        handed = {h.key(name) for h in self.handed for name in h.states}
+        self.states.hand(handed, tuple(target.specs))
+        self.notes += self.states.notes()
+        return self.completed(report, settled, offer.origins)
 
-    def doubts(self, made: Mapping[str, TensorSpec], origins: Mapping[str, tuple[str, ...]]) -> Doubts:
-        """What fits in name and shape, and must not be loaded as it is."""
-        dtypes = {k: s.dtype for k, s in made.items()} | {k: d for h in self.handed for k, d in h.dtypes().items()}
-        codes = codes_as_weights(dtypes, origins, self.target.specs, self.checkpoint.specs, self.dtype)
+    def turned(self, offer: Offer) -> tuple[dict[str, str], list[str]]:
+        """Square matrices that the source holds transposed -> how that shows; and those that shape gives away."""
         if self.by_recipe:  # its rules say which way round
-            return Doubts(codes)
-        return Doubts(codes, *turned_weights(self.model, made, self.target.specs, origins, self.live))
+            return {}, []
+        return turned_weights(self.model, offer.specs, self.target.specs, offer.origins, self.live)
 
     def unreadable(self) -> list[Diagnostic]:
         """Tensors of the source that cannot be read, unless the caller does without them."""
+        if not self.checkpoint.unreadable:
+            return []
         self.notes.extend(f"left behind: {key}, {why}" for key, why in self.checkpoint.unreadable.items())
         lost = self.undecided()
-        if not lost or self.wishes.partial:
+        if not lost or self.options.partial:
             return []
         return [unreadable_tensors(lost, (Remedy("drop", list(lost), "does without"),))]
 
@@ -256,22 +227,27 @@ class _Transfer:
         settled = self.without.keys() | self.plan.dropped.keys()
         return {key: why for key, why in self.checkpoint.unreadable.items() if key not in settled}
 
-    def hand_over(self) -> tuple[dict[str, TensorSpec], dict[str, tuple[str, ...]], list[Diagnostic]]:
-        """Set apart what modules with loading of their own shall have; what is made then, of what, and the problems."""
-        made = dict(self.plan.specs)
-        origins = {k: step.sources for step in self.plan.steps for k in step.targets}
-        aside = named_keys(self.wishes, made, origins, self.target.specs)
-        problems: list[Diagnostic] = []
-        for path in own_loaders(self.model):
+    def hand_over(self) -> Offer:
+        """Set apart what modules with loading of their own shall have, and return what is offered then."""
+        tolerated = tolerated_keys(self.checkpoint, self.target.specs)
+        made = None if self.by_recipe else as_if_transposed(self.model, self.checkpoint, self.plan, self.target.specs)
+        whole = Offer(self.plan, self.stage, made, tolerated=tolerated, by_call=True)
+        loaders = own_loaders(self.model)
+        if not loaders:
+            return whole
+        aside = set_aside(self.options, whole, self.target.specs)
+        specs = dict(whole.specs)
+        elsewhere: dict[str, tuple[str, ...]] = {}
+        for path in loaders:
             prefix = path + "." if path else ""
-            theirs = {k for k in made if k.startswith(prefix)} - aside
+            theirs = {k for k in specs if k.startswith(prefix)} - aside
             if not theirs:
                 continue
             handing = self.handing(path, theirs)
             self.handed.append(handing)
-            problems += handing.trial(self.model, self.target.specs, self.dtype)
-            if handing.strays and not self.wishes.partial:
-                problems.append(
+            self.problems += handing.trial(self.model, self.target.specs)
+            if handing.strays and not self.options.partial:
+                self.problems.append(
                     Diagnostic(
                         "unexpected-keys",
                         f"{counted(len(handing.strays), 'tensor', 'has')} no place in {handing.title}, say its hooks",
@@ -280,15 +256,32 @@ class _Transfer:
                     )
                 )
             left = {handing.key(n) for n in (*handing.unused, *handing.unfit)}
-            made = {k: s for k, s in made.items() if k not in theirs or k in left}
-            filled = self.under(path) if handing.refused else handing.taken
-            made |= {k: self.target.specs[k] for k in filled if k in self.target.specs}
-            origins |= {k: handing.origin(k) for k in handing.taken}
+            elsewhere |= {handing.key(n): behind for n, behind in handing.sources.items() if handing.key(n) in left}
+            specs = {k: s for k, s in specs.items() if k not in theirs or k in left}
+            if handing.refused:  # told already, so that nothing below it is missing
+                below_it = [k for k in self.target.specs if path == "" or k.startswith(prefix)]
+                specs |= {k: self.target.specs[k] for k in below_it}
+                elsewhere |= dict.fromkeys(below_it, ())
+            specs |= handing.specs(self.target.specs)
+            elsewhere |= {k: handing.origin(k) for k in handing.taken}
             handed = counted(len(handing.tensors), "tensor")
             self.notes.append(f"{handing.title} loads in its own way: {handed} handed over")
             for text in handing.unversioned(self.model):
                 self.notes.append(f"{text}, and the source tells none: it is loaded as a file of an old one")
-        return made, origins, problems
+        return Offer(self.plan, self.stage, specs, elsewhere, tolerated=tolerated, by_call=True)
+
+    def handed_over(self, settled: Settlement) -> Plan:
+        """Keep to the outcome where modules load in their own way; return the plan of all else."""
+        for handing in self.handed:
+            self.problems += handing.withhold({*settled.aside, *settled.refused} & handing.taken.keys())
+            handing.casts = {k: settled.casts[k] for k in handing.taken if k in settled.casts}
+        taken = {k: h for h in self.handed for k in h.taken}
+        tied = [key for names in self.target.ties if not taken.keys().isdisjoint(names) for key in names]
+        plan = settled.plan
+        if not self.problems:
+            self.problems += self.prove_handed(plan, taken)
+        inits = {k: v for k, v in plan.inits.items() if k not in taken}
+        return replace(plan.without(tied), inits=inits)
 
     def handing(self, path: str, keys: set[str]) -> Handing:
         """What one module is handed, taken out of the plan."""
@@ -302,10 +295,7 @@ class _Transfer:
             made = (zip(step.targets, run_step(step, self.checkpoint.load)) for step in mine)
             return {k[len(prefix) :]: tensor for rows in made for k, tensor in rows if k in keys}
 
-        steps = [part for step in self.plan.steps for part in cut(step, set(step.targets) - keys)]
-        self.plan = replace(
-            self.plan, steps=tuple(steps), specs={k: s for k, s in self.plan.specs.items() if k not in keys}
-        )
+        self.plan = self.plan.without(keys)
         entries = self.checkpoint.entries
         in_memory = {k for k, e in entries.items() if e.tensor is not None}
         borrowed = {n for n, behind in sources.items() if not in_memory.isdisjoint(behind)}
@@ -313,67 +303,39 @@ class _Transfer:
         versions = renamed_versions(metadata, sources) if isinstance(metadata, Mapping) else {}
         return Handing(path, read(), sources, read, versions, borrowed, self.states.under(path))
 
-    def prove_handed(self, decision: Decision, taken: Mapping[str, Handing]) -> list[Diagnostic]:
-        """Names that the plan fills, and that are tied to one that a module took: equal in value, then filled once."""
+    def prove_handed(self, plan: Plan, taken: Mapping[str, Handing]) -> list[Diagnostic]:
+        """Compare names that the plan fills with those tied to them that a module took, which fills them all."""
         from ..running.executor.programs import run_step
 
         problems = []
         for names in self.target.ties:
             theirs = [n for n in names if n in taken]
-            for step in self.plan.steps if theirs else ():
-                for key in [k for k in step.targets if k in names and k in decision.load]:
+            for step in plan.steps if theirs else ():
+                for key in [k for k in step.targets if k in names]:
                     value = run_step(step, self.checkpoint.load)[step.targets.index(key)]
                     other = taken[theirs[0]].taken[theirs[0]]
                     if value.shape != other.shape or not bool((value == other).all()):
                         text = f"{key!r} and {theirs[0]!r} are tied, and the source holds different values for them"
                         other_one = Remedy("drop", [key], "takes the other")
                         problems.append(Diagnostic("tied-values-differ", text, remedies=(other_one,)))
-                    decision.load.remove(key)
         return problems
 
-    def others(self, decision: Decision, taken: Mapping[str, Handing]) -> Target:
-        """The target without what modules take in their own way, and without what is tied to that."""
-        tied = {n for names in self.target.ties if any(n in taken for n in names) for n in names}
-        specs = {k: s for k, s in self.target.specs.items() if k not in taken and k not in tied}
-        return Target(specs, [names for names in self.target.ties if not tied.intersection(names)], "model")
-
-    def under(self, path: str) -> list[str]:
-        return [k for k in self.target.specs if path == "" or k.startswith(path + ".")]
-
     def load_handed(self, assign: bool) -> None:
+        """Have each module that loads in its own way load what it was handed."""
         for handing in self.handed:
             handing.load(self.model, assign)
 
-    def tolerated(self) -> set[str]:
-        """Counters that files written before they existed do not have."""
-        metadata = self.checkpoint.extras.get("_metadata")
-        versions = metadata if isinstance(metadata, Mapping) else {}
-        modern = any(isinstance(v, Mapping) and (v.get("version") or 0) >= 2 for k, v in versions.items() if k)
-        has_counter = any(k.endswith("num_batches_tracked") for k in self.checkpoint.specs)
-        if modern or has_counter:
-            return set()
-        return {k for k in self.target.specs if k.rpartition(".")[2] == "num_batches_tracked"}
-
-    def recipe_inits(self, target: Mapping[str, TensorSpec]) -> dict[str, Any]:
-        found = {}
-        for said in self.stage.inits:
-            for key in target:
-                if said.pattern.match(key) is not None:
-                    found[key] = said.value
-        return found
-
-    def check(self, decision: Decision, made: Mapping[str, TensorSpec]) -> None:
-        if not decision.load:
-            codes = {p.code for p in decision.problems}
-            if not codes - {"missing-keys", "unexpected-keys"}:
-                decision.problems = [self.nothing_fits(made)]
-        if not decision.problems:
+    def check(self, settled: Settlement) -> None:
+        """Raise what stands against the load; a source of which nothing fits is one problem."""
+        codes = {p.code for p in self.problems}
+        if not settled.load and not codes - {"missing-keys", "unexpected-keys", "unexpected-targets"}:
+            self.problems, codes = [self.nothing_fits()], {"nothing-fits"}
+        if not self.problems:
             return
-        codes = {p.code for p in decision.problems}
         if not self.by_recipe and codes & {"missing-keys", "unexpected-keys", "shape-mismatch", "nothing-fits"}:
-            names = fitting_recipes(self.checkpoint, self.target, self.own_config())
+            names = fitting_recipes(self.checkpoint, self.target, own_config(self.model))
             if names:
-                decision.problems.append(
+                self.problems.append(
                     Diagnostic(
                         "recipe-fits",
                         "a recipe that ships turns this source into this model",
@@ -381,35 +343,23 @@ class _Transfer:
                         severity="note",
                     )
                 )
-        raise LoadError(decision.problems)
+        raise LoadError(self.problems)
 
-    def nothing_fits(self, made: Mapping[str, TensorSpec]) -> Diagnostic:
+    def nothing_fits(self) -> Diagnostic:
+        """The problem of a source that has no tensor for the model."""
         return Diagnostic(
             "nothing-fits",
             f"nothing of {self.checkpoint.source} was loaded: no key fits the model in name and shape",
-            facts=(("source", samples(self.checkpoint.specs)), ("model", samples(self.target.specs))),
+            facts=(("source", _samples(self.checkpoint.specs)), ("model", _samples(self.target.specs))),
             help="a recipe maps the keys to the model's, a subtree is the part of the source to read",
         )
 
-    def settled(self, decision: Decision) -> Plan:
-        """The draft with its steps cut down to what is loaded, and its inits decided."""
-        load = set(decision.load)
-        steps = [part for step in self.plan.steps for part in cut(step, load)]
-        specs = {k: s for k, s in self.plan.specs.items() if k in load}
-        return replace(self.plan, steps=tuple(steps), specs=specs, inits=decision.inits)
-
-    def set_extra_state(self) -> None:
-        """Hand the modules their extra state, once all tensors are there."""
-        handed = {h.key(name) for h in self.handed for name in h.states}
-        self.states.hand(handed, tuple(self.target.specs))
-        self.notes += self.states.notes()
-
-    def completed(self, report: Report, decision: Decision, origins: Mapping[str, tuple[str, ...]]) -> Report:
+    def completed(self, report: Report, settled: Settlement, origins: Mapping[str, tuple[str, ...]]) -> Report:
         """The report with what was missing, unexpected and set aside, and with what modules took in their own way."""
-        missing = set(decision.missing)
+        missing = set(settled.missing)
         entries = [
             e._replace(
-                action="missing", by=f"{decision.unfilled.get(e.key, 'not in the source')}; as the model built it"
+                action="missing", by=f"{settled.unfilled.get(e.key, 'not in the source')}; as the model built it"
             )
             if e.key in missing and e.action == "kept"
             else e
@@ -420,15 +370,15 @@ class _Transfer:
             order = {k: n for n, k in enumerate(self.target.specs)}
             entries.sort(key=lambda e: len(order) if e.action == "dropped" else order.get(e.key, len(order)))
         specs = self.checkpoint.specs
-        for key, why in decision.unexpected.items():
+        for key, why in settled.unexpected.items():
             entries += [Entry(s, "unexpected", specs[s], (s,), why) for s in origins[key]]
-        for key, why in decision.aside.items():
+        for key, why in settled.aside.items():
             entries += [Entry(s, "dropped", specs[s], (s,), why) for s in origins[key]]
         lost = self.checkpoint.unreadable
         aside = ((s, path) for s, path in self.without.items() if s in lost)
         entries += [Entry(s, "dropped", None, (s,), f"drop = {path!r}") for s, path in aside]
         entries += [Entry(s, "unexpected", None, (s,), why) for s, why in self.undecided().items()]
-        return replace(report, ledger=tuple(entries), notes=tuple(dict.fromkeys((*report.notes, *self.notes))))
+        return replace(report, ledger=tuple(entries), notes=tuple(dict.fromkeys((*self.notes, *report.notes))))
 
     def taken_entries(self, origins: Mapping[str, tuple[str, ...]]) -> list[Entry]:
         entries: list[Entry] = []
@@ -444,3 +394,9 @@ class _Transfer:
                     first.update((n, key) for n in names if key in names and n != key)
         known = {e.key for e in entries}
         return entries + [Entry(k, "tied", self.target.specs.get(k), (), f) for k, f in first.items() if k not in known]
+
+
+def _samples(keys: Iterable[str], most: int = 4) -> str:
+    """A few keys, folded, for a message."""
+    texts = [text for text, _ in fold(list(keys))]
+    return ", ".join(texts[:most]) + (", …" if len(texts) > most else "") or "no tensors"

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import Diagnostic, Remedy
 from ..language.folding import fold
+from ..language.patterns import patterns_of
 from ..modeling.places import Place, places
 from ..specs import TensorSpec
-from .patterns import patterns_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

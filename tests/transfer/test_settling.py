@@ -30,31 +30,30 @@ def expected(mismatch: str, partial: bool, dtype: str, said: dict[str, str]) -> 
     Args:
         said: the tensor that `init`, `keep` or `drop` names -> which of them.
     """
-    early: set[str] = set()
-    late: set[str] = set()
+    codes: set[str] = set()
     actions: dict[str, str] = {}
     if said.get("extra") in ("init", "keep") or said.get("gone") == "drop":
-        early.add("no-such-module")
+        codes.add("no-such-module")
     for key in (*MODEL, "extra"):
         way = said.get(key, "")
         held = key in SOURCE and way != "drop"
         if key == "extra":
-            early |= {"unexpected-keys"} if held and not partial else set()
+            codes |= {"unexpected-keys"} if held and not partial else set()
         elif way in ("init", "keep"):
             actions[key] = "initialised" if way == "init" else "kept"
         elif not held:
             actions[key] = "missing"
-            early |= set() if partial else {"missing-keys"}
+            codes |= set() if partial else {"missing-keys"}
         elif key == "shape" and mismatch != "error":
             actions[key] = "initialised" if mismatch == "init" else "kept"
         elif key == "shape" or (key == "codes" and dtype != "model"):
             actions[key] = "missing"
-            early |= set() if partial else {"shape-mismatch" if key == "shape" else "unscaled-codes"}
+            codes |= set() if partial else {"shape-mismatch" if key == "shape" else "unscaled-codes"}
         else:
             actions[key] = "loaded"
             if (key == "wide" and dtype != "model") or (key == "narrow" and dtype == "error"):
-                late.add("dtype-mismatch")
-    return early or late or actions
+                codes.add("dtype-mismatch")
+    return codes or actions
 
 
 def build() -> nn.ModuleDict:

@@ -21,6 +21,7 @@ from ..formats.torch_zip import METADATA_RECORD
 from ..formats.zip_records import ALIGNMENT, Records
 from ..unpickling.frames import Frame, framed, paths_beside
 from ..unpickling.inert import Ordered
+from ..unpickling.nodes import is_state
 from .durability import SYNCED, Durability
 from .staging import Output, Writer, beside
 
@@ -100,7 +101,7 @@ class TorchZipWriter(Writer):
                 continue
             if path == "_metadata":
                 model.attributes["_metadata"] = kept_value
-            elif path not in apart or _is_state(path):
+            elif path not in apart or is_state(path):
                 if path in model:
                     self.left_out.append(path)
                 else:
@@ -296,10 +297,6 @@ def _check(specs: Mapping[str, TensorSpec], aliases: Mapping[str, str], place: s
             problems.append(Diagnostic("alias-of-nothing", f"{alias!r} -> {kept!r} is {why}", place))
     if problems:
         raise CheckpointError(problems)
-
-
-def _is_state(path: str) -> bool:
-    return path == "_extra_state" or path.endswith("._extra_state")
 
 
 def _nest(tree: dict[str, Any], path: str, value: Any) -> None:

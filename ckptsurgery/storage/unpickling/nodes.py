@@ -154,7 +154,7 @@ def is_tensor(value: Any) -> bool:
 
 
 def is_state(key: str) -> bool:
-    """Whether a key is that of what a module saves beside its tensors."""
+    """Return whether a key names the extra state of a module (`get_extra_state`)."""
     return key == "_extra_state" or key.endswith("._extra_state")
 
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from ..errors import Diagnostic
 from ..language.folding import fold
+from ..language.patterns import listed, patterns_of
 from ..specs import DTYPES, TensorSpec
 from ..wording import counted
-from .patterns import listed, patterns_of
 
 __all__ = ["Code", "codes_as_weights", "unscaled"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
-from ..language.folding import fold_groups
-from ..language.keys import KeyPattern, escape
+from .folding import fold_groups
+from .keys import KeyPattern, escape
 
 __all__ = ["listed", "patterns_of"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from math import isqrt
 
@@ -11,11 +11,11 @@ from ..language.covering import exact_patterns
 from ..language.keys import escape
 from ..ops.base import OpError
 from ..ops.registry import make_op
-from ..planning.plan import Plan
-from ..planning.steps import Step
-from ..specs import DTYPES, TensorSpec
+from ..specs import TensorSpec
+from .plan import Plan
+from .steps import Step
 
-__all__ = ["as_arguments", "recipe_of_changes", "resized"]
+__all__ = ["as_arguments", "recipe_of_changes", "resizing"]
 
 Specs = Mapping[str, TensorSpec]
 Call = tuple[str, tuple[object, ...], Mapping[str, object]]
@@ -24,38 +24,25 @@ _MOST_TOKENS = 8  # before the grid of a position table: class, distillation, re
 _MOST_HEADS = 64  # columns of a table of relative positions; an embedding has more
 
 
-def resized(
-    problems: Sequence[Diagnostic], plan: Plan, made: Specs, aside: Collection[str], target: Specs, by_recipe: bool
-) -> list[Diagnostic]:
-    """The problems, those of shape with the recipes that settle them; an index or a mask is never resized.
+def resizing(
+    plan: Plan, wrong: Specs, target: Specs, *, by_rules: bool
+) -> tuple[tuple[Remedy, ...], tuple[Remedy, ...]]:
+    """Return the remedies that bring tensors to the shapes that a target wants: certain ones, and those of rows.
 
     Args:
-        aside: what is made in vain. by_recipe: whether the caller gave the recipe that the plan is made of.
+        plan: makes the tensors. wrong: target key -> spec of those whose shape differs.
+        by_rules: whether the plan is made of rules that the caller wrote, which are changed in their place.
     """
-    floats = {k: s for k, s in made.items() if k in target and DTYPES[target[k].dtype].kind == "float"}
-    wrong = {k: s for k, s in floats.items() if k not in aside and s.shape != target[k].shape}
-    settled = [d.code == "shape-mismatch" and d.remedies[:1] and d.remedies[0].argument == "init" for d in problems]
-    return [_with_resizing(d, plan, wrong, target, by_recipe) if s else d for d, s in zip(problems, settled)]
-
-
-def _with_resizing(problem: Diagnostic, plan: Plan, wrong: Specs, target: Specs, by_recipe: bool) -> Diagnostic:
     sure = {k: change for k, s in wrong.items() if (change := _certain(s, target[k])) is not None}
     rows = {k: change for k, s in wrong.items() if k not in sure and (change := _rows(s, target[k])) is not None}
-    first, last = (_remedies(plan, changes, by_recipe) for changes in (sure, rows))
-    return Diagnostic(
-        problem.code,
-        problem.headline,
-        notes=problem.notes,
-        remedies=(*first, *problem.remedies, *last),
-        advice=problem.advice,
-    )
+    return _remedies(plan, sure, by_rules), _remedies(plan, rows, by_rules)
 
 
-def _remedies(plan: Plan, changes: Mapping[str, tuple[str, str]], by_recipe: bool) -> tuple[Remedy, ...]:
+def _remedies(plan: Plan, changes: Mapping[str, tuple[str, str]], by_rules: bool) -> tuple[Remedy, ...]:
     if not changes:
         return ()
     effect = "resizes them" if all("|" in right for _, right in changes.values()) else "rearranges them"
-    if not by_recipe:
+    if not by_rules:
         return (recipe_of_changes(plan, changes, effect),)
     made: dict[int, list[str]] = {}
     for step in plan.steps:
