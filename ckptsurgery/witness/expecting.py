@@ -7,20 +7,23 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..catalog import load_recipe
+from ..errors import Diagnostic, PlanError
 from ..exchange.layouts import layout_on_disk
 from ..language.dims import DimValue
 from ..language.recipe import Recipe
 from ..planning.expanding import Stage
+from ..planning.naming import below
 from ..planning.plan import Plan, Target
 from ..planning.planner import draft_plan, fitted
+from ..planning.stages import chained
 from ..planning.steps import cut
 from ..planning.unread import Unreadable
 from ..planning.wrapping import draft_unwrapped
 from ..running.loading import model_target
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
-from ..transfer.authoring import own_layout
-from ..transfer.deciding import below
+from ..transfer.arguments import own_config, unused_dims
+from ..transfer.authoring import own_names
 from ..transfer.handing import saved_names
 
 if TYPE_CHECKING:
@@ -85,7 +88,7 @@ def expectation(
     """
     target = model_target(model)
     if config is None:
-        config = checkpoint.config if checkpoint.config is not None else config_of(model)
+        config = checkpoint.config if checkpoint.config is not None else own_config(model)
     drafted, stage, notes = _drafted(model, checkpoint, recipe, target, config, dims)
     made = {key: spec for key, spec in drafted.specs.items() if key in target.specs}
     kept = {key for path in keep for key in below(path, target.specs)}
@@ -93,8 +96,9 @@ def expectation(
     misshapen = {k: s.shape for k, s in made.items() if s.shape != target.specs[k].shape and k not in kept}
     wanted = {k: target.specs[k] for k in made if k not in kept and k not in misshapen}
     steps = [part for step in drafted.steps for part in cut(step, wanted)]
-    draft = replace(drafted, steps=tuple(steps), specs={k: made[k] for k in wanted}, inits={}, ties={})
-    plan = replace(fitted(draft, Stage(), Target(wanted), "model"), target=target)
+    # without the source's headers, no scale beside a code stands against its cast: the comparison tells of it
+    draft = replace(drafted, steps=tuple(steps), specs={k: made[k] for k in wanted}, inits={}, ties={}, source={})
+    plan = replace(fitted(draft, Stage(), Target(wanted), "model"), target=target, source=drafted.source)
     used = {source for step in drafted.steps for source in step.sources if any(k in made for k in step.targets)}
     proved = {key for pair in drafted.proofs for key in pair}
     tied = _recipe_ties(stage, made, target)
@@ -113,13 +117,6 @@ def expectation(
         tuple(counters),
         tuple(notes),
     )
-
-
-def config_of(model: nn.Module) -> dict[str, Any] | None:
-    """Return a model's own config, where it has one that can be read."""
-    to_dict: Any = getattr(getattr(model, "config", None), "to_dict", None)
-    found = to_dict() if callable(to_dict) else None
-    return found if isinstance(found, dict) else None
 
 
 def _drafted(
@@ -148,17 +145,23 @@ def _drafted(
     wanted = {saved.get(k, k): spec for k, spec in target.specs.items()}
     back = {name: key for key, name in saved.items()}
     first, notes = layout_on_disk(model, checkpoint.specs, wanted)
-    named: Mapping[str, TensorSpec] = checkpoint.specs
-    if first is not None:
-        named = draft_plan(checkpoint.specs, first, load_recipe, config=config, dims=dims)[0].specs
-    written, more = own_layout(named, wanted)
-    whole = written if first is None else first.then(written)
-    plan, stage = draft_plan(
-        checkpoint.specs, whole, load_recipe, target=target, config=config, dims=dims, ties=ties, unreadable=unreadable
-    )
+    problems: list[Diagnostic] = []
+    if first is None:
+        found = own_names(checkpoint.specs, wanted)
+        plan = found.plan
+        problems += unused_dims(dims)
+    else:
+        before, _ = draft_plan(
+            checkpoint.specs, first, load_recipe, config=config, dims=dims, ties=ties, unreadable=unreadable
+        )
+        found = own_names(before.specs, wanted)
+        plan = replace(chained(before, found.plan, problems), source=checkpoint.specs)
+    problems += found.problems
+    if problems:
+        raise PlanError(problems)
     if back:
         plan = _renamed(plan, back)
-    return plan, stage, [*notes, *more]
+    return plan, Stage(), [*notes, *found.notes]
 
 
 def _renamed(plan: Plan, names: Mapping[str, str]) -> Plan:

@@ -12,14 +12,14 @@ from ..language.dims import DimValue
 from ..modeling.defaults import Stage as OwnInit
 from ..modeling.places import named_tensors, places, require_module, require_plain
 from ..modeling.ties import find_ties
-from ..planning.targets import DTYPE_POLICIES
+from ..planning.codes import codes_as_weights
+from ..planning.settlement import DTYPE_POLICIES
 from ..running.executor.execution import execute
 from ..running.progress import ByteBar
 from ..running.report import Entry, Report
 from ..specs import TensorSpec, Tie, is_lossless
 from ..storage.checkpoint import Checkpoint
 from ..storage.places.opening import open_checkpoint
-from ..transfer.codes import codes_as_weights
 from ..wording import counted
 from .causes import Causes
 from .expecting import Expectation, expectation

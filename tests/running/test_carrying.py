@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from ckptsurgery.running.executor.sinks.tensors import CopySink, StateDictSink, fill
 from torch import nn
 
 import ckptsurgery as cs
-from ckptsurgery.running.executor.sinks import tensors as tensor_sinks
 from ckptsurgery.running.plan import RunnablePlan
 from ckptsurgery.running.progress import ByteBar
+from ckptsurgery.running.sinks import tensors as tensor_sinks
+from ckptsurgery.running.sinks.tensors import CopySink, StateDictSink, fill
 from ckptsurgery.storage.checkpoint import Checkpoint
 from ckptsurgery.storage.sources.files import OpenFiles
 
