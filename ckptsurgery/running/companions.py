@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..storage.sources.files import os_error
+from ..storage.sources.system_errors import os_error
 
 __all__ = ["companions_for", "companions_of"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from copy import copy
 from functools import cached_property
 from itertools import groupby
 from operator import attrgetter, lt
@@ -15,6 +16,7 @@ from ..narrowing import present
 from ..specs import DTYPES, TensorSpec, Tie
 from ..wording import brief, counted, shown_bytes
 from .contents import Contents, Entry, Extent
+from .sources.byte_source import ByteSource, Range
 from .sources.files import OpenFiles
 from .text import close_keys
 from .unpickling.frames import Frame
@@ -25,10 +27,11 @@ from .versions import METADATA, VERSIONS, told_versions
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Checkpoint", "LazyTensor", "MissingKeyError"]
+__all__ = ["MAP_FROM", "Checkpoint", "LazyTensor", "MissingKeyError"]
 
 # Below this a plain read is cheaper than a mapping, and a process may hold only some 65,000 mappings.
-_MAP_FROM = 1 << 20
+MAP_FROM = 1 << 20
+"""Bytes of a tensor from which on it is mapped when it is loaded."""
 
 _FILE = attrgetter("file")
 _WAY = attrgetter("strides", "big_endian")
@@ -65,9 +68,9 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
         self.source = source
         files = dict.fromkeys(map(_FILE, contents.entries.values()))
         self.files: tuple[str, ...] = tuple(file for file in files if file is not None)
-        self.stamps: dict[str, tuple[int, ...]] = contents.stamps
+        self.sources: dict[str, ByteSource] = contents.sources
         self.frame: Frame | None = contents.frame
-        self._open_files = OpenFiles(self.files, self.stamps)
+        self._open_files = OpenFiles(self.files, self.sources)
         self._dense: tuple[str, memoryview] | None = None
 
     @cached_property
@@ -115,7 +118,7 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
 
     def tensor_at(self, entry: Entry, key: str = "the tensor") -> torch.Tensor:
         """The tensor of an entry, such as one among the extras; `key` is what messages call it."""
-        if entry.file is not None:
+        if entry.tensor is None:
             return self._load(key, entry)
         from .tensors import refuse_meta
 
@@ -152,7 +155,7 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
         file = present(entry.file, "the file of a tensor that lies in one")
         itemsize = DTYPES[spec.dtype].itemsize
         nbytes = spec.nbytes if entry.strides is None else span(torch_shape(spec, key), entry.strides) * itemsize
-        if nbytes >= _MAP_FROM and not entry.big_endian and entry.offset % itemsize == 0:
+        if nbytes >= MAP_FROM and not entry.big_endian and entry.offset % itemsize == 0:
             mapped = files.map(file, entry.offset, nbytes)
             if mapped is not None:
                 return tensor_from(*mapped, spec, key, entry.strides)
@@ -186,9 +189,33 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
         """Fills `buffer` with bytes of one of `files` from `offset` on: for runs that cover neighbouring tensors."""
         self._open_files.read_into(file, offset, buffer)
 
-    def using(self, file: str) -> AbstractContextManager[int]:
-        """The descriptor of one of `files`, which stays the checkpoint's own, and open meanwhile."""
+    def read_ranges(self, file: str, ranges: Sequence[Range]) -> None:
+        """Fill many buffers from one of `files`, several at once where its source does that."""
+        self._open_files.read_ranges(file, ranges)
+
+    def view(self, file: str, offset: int, nbytes: int) -> memoryview | None:
+        """Return bytes of a source in memory without a copy; None for any other source."""
+        return self._open_files.view(file, offset, nbytes)
+
+    def using(self, file: str) -> AbstractContextManager[int | None]:
+        """The descriptor of one of `files`, which stays the checkpoint's own, and open meanwhile; None without one."""
         return self._open_files.using(file)
+
+    def placed(self) -> Checkpoint:
+        """Return the same checkpoint, in which plain contiguous tensors in memory are runs of bytes as well.
+
+        Their addresses are valid as long as their owners leave the storages alone, so this is asked for just before the
+        bytes are read.
+        """
+        if all(map(_FILE, self.entries.values())):
+            return self
+        from .memory import placed_entry
+
+        entries = {key: e if e.file is not None else placed_entry(e) for key, e in self.entries.items()}
+        found = copy(self)
+        found.entries = entries
+        found.__dict__.pop("lies_plainly", None)
+        return found
 
     def read_in_order(self, files: Iterable[str]) -> None:
         """Tell the system that files will be read from front to back, so that it reads further ahead."""

@@ -12,6 +12,7 @@ from itertools import repeat
 from typing import Any, NamedTuple
 
 from ..specs import TensorSpec
+from .sources.byte_source import ByteSource
 from .unpickling.frames import Frame
 
 __all__ = ["Contents", "Entry", "Extent", "entries_in"]
@@ -30,7 +31,7 @@ class Entry(NamedTuple):
 
     Args:
         spec: shape and dtype.
-        file: path of the file that holds the elements; None for a tensor in memory.
+        file: name of the byte source that holds the elements, such as a path; None for a tensor in memory.
         offset: byte offset of the first element in `file`.
         strides: in elements; None where the tensor is C-contiguous.
         big_endian: whether the bytes have to be swapped when read.
@@ -73,7 +74,7 @@ class Contents:
         metadata: string metadata of the format.
         extras: dotted path -> value for what is no tensor of the model (epoch, arguments, optimizer, `_metadata`).
         config: the model's configuration where one lies beside or inside, else None.
-        stamps: file -> what it was when its header was read, so that another one in its place is noticed.
+        sources: file -> its byte source, as it was when its header was read, so that another one is noticed.
         frame: the way from the root of the file's tree to the model; None where several trees were joined.
     """
 
@@ -82,5 +83,5 @@ class Contents:
     metadata: dict[str, str] = field(default_factory=dict)
     extras: dict[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] | None = None
-    stamps: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    sources: dict[str, ByteSource] = field(default_factory=dict)
     frame: Frame | None = ()

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ..errors import CheckpointError, Diagnostic
 from ..specs import TensorSpec, dtype_name
 from .contents import Contents, Entry
-from .plain_memory import odd_tensors, oddity, plain
+from .plain_memory import bare, odd_tensors, oddity
+from .sources.byte_source import MEMORY
 from .unpickling.inert import Ordered, Storage, Tensor
 from .unpickling.nesting import find_model, flatten, settle
 from .unpickling.nodes import is_state
@@ -20,7 +21,7 @@ from .unpickling.nodes import is_state
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["is_module", "read_mapping", "read_module"]
+__all__ = ["is_module", "placed_entry", "read_mapping", "read_module"]
 
 
 def is_module(source: object) -> bool:
@@ -71,6 +72,26 @@ def read_module(module: torch.nn.Module) -> Contents:
     return contents
 
 
+def placed_entry(entry: Entry) -> Entry:
+    """Return the entry as a run of bytes of this process's memory; as it is where its tensor is not one.
+
+    Whatever is not plain, contiguous and there stays as it is: to load it explains why it cannot be read.
+    """
+    tensor = entry.tensor
+    if not _is_tensor(tensor) or tensor.device.type != "cpu" or not tensor.is_contiguous():
+        return entry
+    if tensor.is_conj() or tensor.is_neg():
+        return entry
+    spec, address = entry.spec, tensor.data_ptr()
+    nbytes = spec.nbytes
+    # a storage that was freed since the checkpoint was opened
+    if nbytes and (
+        not address or tensor.untyped_storage().nbytes() < tensor.storage_offset() * tensor.element_size() + nbytes
+    ):
+        return entry
+    return tuple.__new__(Entry, (spec, MEMORY, address, None, False, tensor))
+
+
 class _Mirror:
     """Copies a tree with a record in the place of each tensor, as the readers of files make it."""
 
@@ -118,13 +139,13 @@ class _Mirror:
         if oddity(tensor) is not None:
             self.odd[key] = tensor
             return None
-        bare = plain(tensor, key)
+        plain = bare(tensor)
         try:
-            spec = spec_of(bare)
+            spec = spec_of(plain)
         except CheckpointError as error:
             self.problems += [replace(d, headline=f"{key!r}: {d.headline}", place=key) for d in error.diagnostics]
             return None
-        return self._noted(Entry(spec, tensor=bare))
+        return self._noted(Entry(spec, tensor=plain))
 
     def record_array(self, array: Any, key: str) -> Any:
         """The record of a numpy array, which becomes a tensor when it is asked for; one object stays one tensor."""

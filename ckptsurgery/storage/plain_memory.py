@@ -15,7 +15,7 @@ from ..errors import CheckpointError, Diagnostic
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Oddity", "odd_tensors", "oddity", "plain"]
+__all__ = ["Oddity", "bare", "odd_tensors", "oddity", "plain"]
 
 
 class Oddity(NamedTuple):
@@ -124,18 +124,23 @@ def plain(tensor: Tensor, key: str) -> Tensor:
     Raises:
         CheckpointError: it is not plain memory.
     """
-    import torch
-
     problems = odd_tensors([(key, tensor)])
     if problems:
         raise CheckpointError(problems)
+    return bare(tensor)
+
+
+def bare(tensor: Tensor) -> Tensor:
+    """Return a plain `torch.Tensor` over the same memory, detached, of a tensor that is not odd."""
+    import torch
+
     with torch._C.DisableTorchFunctionSubclass():
-        bare = tensor.detach()
-        if type(bare) is not torch.Tensor:
-            bare = bare.as_subclass(torch.Tensor)
+        made = tensor.detach()
+        if type(made) is not torch.Tensor:
+            made = made.as_subclass(torch.Tensor)
         # older versions of torch name dimensions, and then refuse views
-        unnamed: Any = getattr(bare, "rename", None)
-        return unnamed(None) if unnamed is not None and any(getattr(bare, "names", ())) else bare
+        unnamed: Any = getattr(made, "rename", None)
+        return unnamed(None) if unnamed is not None and any(getattr(made, "names", ())) else made
 
 
 def odd_tensors(tensors: Iterable[tuple[str, Tensor]], help: str | None = None) -> list[Diagnostic]:

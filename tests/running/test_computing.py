@@ -16,10 +16,11 @@ from ckptsurgery.ops.base import Op, Specs, Tensors
 from ckptsurgery.planning.cutting import cut_of, extent_of, regions_of
 from ckptsurgery.planning.layout import Layout
 from ckptsurgery.running.executor import execution
-from ckptsurgery.running.executor.computing import Task, one_thread_each, run_tasks
+from ckptsurgery.running.executor.computing import one_thread_each
 from ckptsurgery.running.executor.execution import execute
 from ckptsurgery.running.executor.programs import Loads, move_box
 from ckptsurgery.running.executor.sinks import FileSink
+from ckptsurgery.running.executor.tasks import Task, run_tasks
 from ckptsurgery.storage.output.staging import Writer
 from ckptsurgery.storage.output.writing import open_writer
 from ckptsurgery.storage.sources.files import OpenFiles

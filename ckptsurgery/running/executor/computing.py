@@ -8,12 +8,11 @@ over chunks are faster than one op over threads, and steadier.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from threading import Condition, Lock
+from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...collection import without_collection
@@ -27,21 +26,14 @@ from ...storage.checkpoint import Checkpoint
 from ...storage.contents import Entry
 from .gathering import Batch, Gatherer, Part, batches_of
 from .programs import Loads, run_step
-from .sinks import Moved, Sink
+from .sinks import Sink
 from .strided_views import Elements, has_views
+from .tasks import Moved, Task, run_tasks
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Task", "compute", "one_thread_each", "run_tasks"]
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """A piece of work: the bytes that it holds while it runs, and what it does; it returns the bytes it wrote."""
-
-    held: int
-    run: Callable[[], int]
+__all__ = ["compute", "one_thread_each"]
 
 
 def compute(
@@ -167,65 +159,6 @@ def _joined(runs: Iterable[_Run | Task], limit: int) -> Iterator[_Run | Task]:
             last = run
     if last is not None:
         yield last
-
-
-def run_tasks(tasks: Iterable[Task], moved: Moved, budget: int = BUDGET) -> None:
-    """Run tasks over the cores; the first failure stops the rest, and is raised when nothing runs any more.
-
-    Args:
-        moved: called with what each task returns, from any thread, one at a time.
-        budget: bytes that tasks may hold together; a single larger one runs alone.
-    """
-    queue = _Queue(tasks, moved, budget)
-    with ThreadPoolExecutor(workers(), thread_name_prefix="ckptsurgery") as pool:
-        try:
-            for thread in as_completed([pool.submit(queue.work) for _ in range(workers())]):
-                thread.result()
-        finally:
-            queue.stop()
-
-
-class _Queue:
-    """Tasks for threads of which each takes the next one as soon as it is done with the last."""
-
-    def __init__(self, tasks: Iterable[Task], moved: Moved, budget: int) -> None:
-        self._tasks, self._moved, self._budget = iter(tasks), moved, budget
-        self._next: Task | None = None
-        self._held = 0
-        self._stopped = False
-        self._changed = Condition()
-
-    def work(self) -> None:
-        """Run tasks until there are no more, or one of them fails."""
-        try:
-            while (task := self._taken()) is not None:
-                nbytes = task.run()
-                with self._changed:
-                    self._held -= task.held
-                    self._changed.notify_all()
-                    self._moved(nbytes)
-        finally:
-            self.stop()  # a task failed, or there are no more
-
-    def stop(self) -> None:
-        """Let nothing begin any more."""
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
-
-    def _taken(self) -> Task | None:
-        """The next task, as soon as there is room for what it holds."""
-        with self._changed:
-            while not self._stopped:
-                self._next = task = self._next or next(self._tasks, None)
-                if task is None:
-                    return None
-                if not self._held or self._held + task.held <= self._budget:
-                    self._next = None
-                    self._held += task.held
-                    return task
-                self._changed.wait()
-            return None
 
 
 _threads = Lock()

@@ -8,9 +8,11 @@ A rearrangement whose pieces are runs of bytes never becomes a tensor, so splitt
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise, product, starmap
 from typing import NamedTuple
 
+from ...narrowing import present
 from ...planning.costing import CHUNK
 from ...planning.cutting import run_length
 from ...planning.layout import Layout, Piece
@@ -18,9 +20,11 @@ from ...specs import DTYPES, TensorSpec
 from ...storage.checkpoint import Checkpoint
 from ...storage.contents import Extent
 from ...storage.output.staging import Writer
+from ...storage.sources.byte_source import MEMORY
 from ...storage.sources.kernel_copies import BLOCK, KERNEL_PIECE
+from .tasks import Task, run_tasks
 
-__all__ = ["ByteRun", "copy_runs", "merged", "moves_of", "runs_of"]
+__all__ = ["ByteRun", "copy_runs", "merged", "moves_of", "neighbours", "runs_of"]
 
 _LONG = 64 << 10
 """Bytes of a run from which on a call of its own costs less than collecting it with its neighbours."""
@@ -123,6 +127,10 @@ def copy_runs(runs: Iterable[ByteRun], checkpoint: Checkpoint, writer: Writer, m
         moved: called with a number of bytes as they are copied.
     """
     runs = list(runs)
+    held = [run for run in runs if run.source_file == MEMORY and run.nbytes >= _LONG]
+    if held:
+        run_tasks((Task(0, partial(_write_held, run, checkpoint, writer)) for run in held), moved)
+        runs = [run for run in runs if run.source_file != MEMORY or run.nbytes < _LONG]
     checkpoint.read_in_order({run.source_file for run in runs})
     buffer = memoryview(bytearray(CHUNK))
     refused: set[tuple[str, str]] = set()  # pairs of files between which the kernel does not copy
@@ -137,6 +145,43 @@ def copy_runs(runs: Iterable[ByteRun], checkpoint: Checkpoint, writer: Writer, m
             elif rest := _copy_in_kernel(part, checkpoint, writer, moved):
                 refused.add(pair)
                 _copy(rest, checkpoint, writer, buffer, moved)
+
+
+def neighbours(runs: Iterable[ByteRun], most: int, gap: int) -> Iterator[list[ByteRun]]:
+    """Group runs that lie close together in their source, to be read at once.
+
+    >>> [len(g) for g in neighbours([ByteRun("t", 0, 4, "s", n) for n in (0, 4, 9, 99)], most=12, gap=1)]
+    [2, 1, 1]
+
+    Args:
+        runs: in the order of their sources.
+        most: bytes that a group may span.
+        gap: bytes between two of them that may be read in vain.
+    """
+    group: list[ByteRun] = []
+    for run in runs:
+        if group:
+            first, last = group[0], group[-1]
+            end = last.source_offset + last.nbytes
+            near = run.source_file == first.source_file and end <= run.source_offset <= end + gap
+            if not near or run.source_offset + run.nbytes - first.source_offset > most:
+                yield group
+                group = []
+        group.append(run)
+    if group:
+        yield group
+
+
+def _write_held(run: ByteRun, checkpoint: Checkpoint, writer: Writer) -> int:
+    """Write a run that is in memory, without a copy."""
+    for start in range(0, run.nbytes, KERNEL_PIECE):
+        part = _part(run, start, min(start + KERNEL_PIECE, run.nbytes))
+        if writer.has(part.target_file, part.target_offset, part.nbytes):
+            writer.skip(part.nbytes)
+        else:
+            view = present(checkpoint.view(part.source_file, part.source_offset, part.nbytes), "bytes in memory")
+            writer.write(part.target_file, part.target_offset, view)
+    return run.nbytes
 
 
 def _in_one_write(runs: Iterable[ByteRun], writer: Writer) -> Iterator[Sequence[ByteRun]]:
@@ -202,6 +247,8 @@ def _copy_in_kernel(
             writer.skip(size)
         else:
             with checkpoint.using(run.source_file) as source:
+                if source is None:
+                    return _part(run, done, run.nbytes)
                 copied = writer.copy(run.target_file, offset, source, run.source_offset + done, size)
         done += copied
         moved(copied)

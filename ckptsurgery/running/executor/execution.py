@@ -19,7 +19,8 @@ from ...planning.cutting import copies_bytes
 from ...planning.steps import Program, Step
 from ...storage.checkpoint import Checkpoint
 from .copying import BareRun, Move, merged, moves_of, runs_of
-from .sinks import Moved, Sink
+from .sinks import Sink
+from .tasks import Moved
 
 __all__ = ["execute"]
 
@@ -51,6 +52,7 @@ def execute(
     """
     computed: list[Step] = []
     with without_collection():
+        checkpoint = checkpoint if sink.keeps_tensors else checkpoint.placed()
         runs = merged(_byte_runs(steps, checkpoint, sink, computed))
     if runs:
         sink.take_runs(runs, checkpoint, moved)

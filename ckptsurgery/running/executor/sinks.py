@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from ...planning.steps import Step
 from ...storage.checkpoint import Checkpoint
 from ...storage.contents import Extent
 from ...storage.output.staging import Writer
 from .copying import ByteRun, Move, copy_runs
+from .tasks import Moved
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["FileSink", "Moved", "Sink"]
-
-Moved = Callable[[int], object]
-"""Called with a number of bytes as they arrive; from any thread, one at a time."""
+__all__ = ["FileSink", "Sink"]
 
 
 class Sink(Protocol):
@@ -32,6 +30,11 @@ class Sink(Protocol):
     @property
     def places(self) -> Mapping[str, Extent]:
         """Key -> where its bytes go. A key without a place is not wanted."""
+        ...
+
+    @property
+    def keeps_tensors(self) -> bool:
+        """Whether a tensor in memory that is copied as it is is to come by `put`, and not as a run of bytes."""
         ...
 
     def wants_runs(self, steps: Sequence[Step], moves: Mapping[int, Sequence[Move] | None]) -> Iterable[bool]:
@@ -72,6 +75,7 @@ class FileSink:
     """The files that a writer writes."""
 
     writer: Writer
+    keeps_tensors: ClassVar[bool] = False
 
     @property
     def places(self) -> Mapping[str, Extent]:

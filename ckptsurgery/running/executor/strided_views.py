@@ -39,6 +39,8 @@ class Elements:
         length = extent.offset - start + extent.nbytes
         try:
             with checkpoint.using(extent.file) as descriptor:
+                if descriptor is None:
+                    return cls(np.frombuffer(checkpoint.read(key), f"<u{size}"), None)
                 mapped = mmap.mmap(descriptor, length, access=mmap.ACCESS_READ, offset=start)
         except (OSError, ValueError):  # no such thing here, or the file became shorter: reading says so properly
             return cls(np.frombuffer(checkpoint.read(key), f"<u{size}"), None)

@@ -13,7 +13,7 @@ from ...planning.steps import Step
 from ...storage.checkpoint import Checkpoint
 from ...storage.contents import Extent
 from ..executor.copying import ByteRun, Move
-from ..executor.sinks import Moved
+from ..executor.tasks import Moved
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +28,8 @@ class ComparingSink:
         written: what should hold the same, in files as plain runs of bytes.
         keys: those to compare.
     """
+
+    keeps_tensors = False
 
     def __init__(self, written: Checkpoint, keys: Iterable[str]) -> None:
         found = {key: written.extent(key) for key in keys}

@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, Any
 from ...modeling.assigning import set_tensor, shared_places
 from ...modeling.memory import Memory
 from ...modeling.places import named_tensors, place_of
+from ...planning.costing import CHUNK
 from ...planning.steps import Step
 from ...specs import TensorSpec
-from ...storage.checkpoint import Checkpoint
+from ...storage.checkpoint import MAP_FROM, Checkpoint
 from ...storage.contents import Contents, Extent
 from ...storage.plain_memory import oddity
 from ...storage.sending import BUFFER, Run, send
 from ...storage.sources.links import Link, empty_on, link_to, moved_to
-from ..executor.computing import Task, run_tasks
-from ..executor.copying import ByteRun, Move
+from ..executor.copying import ByteRun, Move, neighbours
 from ..executor.execution import execute
-from ..executor.sinks import Moved
+from ..executor.tasks import Moved, Task, run_tasks
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +37,9 @@ __all__ = ["AssignSink", "CopySink", "StateDictSink", "TensorSink", "apart_from"
 
 _LONG_RUN = 64 << 10
 """Bytes of a run from which on a copy of its own to an accelerator is worth starting."""
+
+_GAP = 1 << 10
+"""Bytes between neighbours in a file that are read in vain, which costs less than another read."""
 
 _WORTH_READING = 16 << 10
 """Bytes of a run from which on a read of its own costs less than gathering its elements with their neighbours."""
@@ -94,6 +97,9 @@ class TensorSink:
         """Keys whose own memory has some of the new bytes, and not all."""
         return [*self._torn, *(key for key in self._begun if self._own(key) is not None)]
 
+    keeps_tensors = True
+    """Whether a tensor in memory that is copied as it is comes by `put`."""
+
     def _own(self, key: str) -> Tensor | None:
         """The tensor that is filled in place: contiguous, on the CPU. None where a new one is made."""
         return None
@@ -132,7 +138,8 @@ class TensorSink:
         if length >= _LONG_RUN and self._goes_by_ring(step):
             return True
         if step.program.copies is not None:
-            return not any(self._maps(key) for key in step.targets if key in self._places)
+            places = self._places
+            return not any(places[key].nbytes >= MAP_FROM and self._maps(key) for key in step.targets if key in places)
         return length >= _WORTH_READING
 
     def _goes_by_ring(self, step: Step) -> bool:
@@ -156,7 +163,8 @@ class TensorSink:
             (run for run in runs if run.target_file not in self._rings), key=lambda r: (r.source_file, r.source_offset)
         )
         if straight:
-            run_tasks((Task(0, partial(self._read, run, checkpoint)) for run in straight), moved)
+            groups = neighbours(straight, CHUNK, _GAP)
+            run_tasks((Task(0, partial(self._read, group, checkpoint)) for group in groups), moved)
         cargoes: dict[int, list[ByteRun]] = {}
         for run in runs:
             if run.target_file in self._rings:
@@ -164,11 +172,31 @@ class TensorSink:
         for cargo in cargoes.values():
             self._send(cargo, checkpoint, moved)
 
-    def _read(self, run: ByteRun, checkpoint: Checkpoint) -> int:
-        room = self.room(run.target_file, run.target_offset, run.nbytes)
-        checkpoint.read_file_into(run.source_file, run.source_offset, room)
-        self._arrived(run.target_file, run.nbytes)
-        return run.nbytes
+    def _read(self, runs: Sequence[ByteRun], checkpoint: Checkpoint) -> int:
+        """Read neighbours in one file: one straight to its place, several through a buffer."""
+        first, last = runs[0], runs[-1]
+        if len(runs) == 1:
+            room = self.room(first.target_file, first.target_offset, first.nbytes)
+            checkpoint.read_file_into(first.source_file, first.source_offset, room)
+            self._arrived(first.target_file, first.nbytes)
+            return first.nbytes
+        start = first.source_offset
+        buffer = bytearray(last.source_offset + last.nbytes - start)
+        checkpoint.read_file_into(first.source_file, start, memoryview(buffer))
+        for key, at, nbytes, _, offset in runs:
+            self._take_bytes(key, at, buffer[offset - start : offset - start + nbytes])
+        return sum([run.nbytes for run in runs])
+
+    def _take_bytes(self, key: str, at: int, data: bytearray) -> None:
+        """Take bytes of a tensor; if they are all that a new one has, they become its memory."""
+        if len(data) == self._places[key].nbytes and self._own(key) is None:
+            from ...storage.tensors import tensor_from
+
+            made = tensor_from(data, 0, self._specs[key], key)
+            with self._lock:
+                self._whole(key, made)
+        else:
+            self.write(key, at, data)
 
     def _send(self, runs: Sequence[ByteRun], checkpoint: Checkpoint, moved: Moved) -> None:
         """Fill tensors of accelerators by one link."""
@@ -288,6 +316,8 @@ class AssignSink(_OnDevice):
 class CopySink(TensorSink):
     """Fills the parameters and buffers that a model has: in their own memory, or by copying into them."""
 
+    keeps_tensors = False
+
     def __init__(self, steps: Sequence[Step], skipped: Collection[str], model: nn.Module) -> None:
         super().__init__(steps, skipped)
         self._model = model
@@ -370,4 +400,4 @@ def apart_from(model: nn.Module, checkpoint: Checkpoint) -> Checkpoint:
             copies[id(tensor)] = tensor.detach().clone()
         entries[key] = entries[key]._replace(tensor=copies[id(tensor)])
     c = checkpoint
-    return Checkpoint(Contents(entries, c.aliases, c.metadata, c.extras, c.config, c.stamps), c.source)
+    return Checkpoint(Contents(entries, c.aliases, c.metadata, c.extras, c.config, c.sources), c.source)

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 from ...errors import CheckpointError, Diagnostic
 from ..json_text import refuse_brackets
-from ..sources.files import os_error, read_regular
+from ..sources.files import read_regular
+from ..sources.system_errors import os_error
 from ..text import shown_keys
 from .numbering import shard_names
 

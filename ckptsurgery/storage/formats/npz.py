@@ -8,7 +8,7 @@ from typing import Any
 
 from ...errors import CheckpointError, Diagnostic
 from ..contents import Contents
-from ..sources.files import os_error
+from ..sources.system_errors import os_error
 from ..unpickling.inert import Array, Blob, NumpyType, Opaque, Storage
 from .storages import Region, place_all
 from .zip_archive import ZipArchive, refused

@@ -11,7 +11,7 @@ import os
 from typing import Any
 
 from ..contents import Contents
-from ..sources.files import os_error
+from ..sources.system_errors import os_error
 from ..unpickling.foreign_trees import refuse_part
 from ..unpickling.inert import Array, Joined, NumpyType, Storage
 from ..unpickling.nesting import find_model, settle

@@ -17,7 +17,7 @@ from ...specs import DTYPES, TensorSpec
 from ..contents import Contents, Entry, entries_in
 from ..json_text import refuse_brackets
 from ..shapes import shape_problem
-from ..sources.files import os_error
+from ..sources.system_errors import os_error
 from ..text import is_text, shown_keys
 from .safetensors_headers import read_plain_header
 from .tie_records import aliases_in, own_metadata

@@ -129,8 +129,8 @@ def _joined(entries: dict[str, Entry], about: Mapping[str, Any], shards: Collect
     told = {name: value if isinstance(value, str) else json.dumps(value) for name, value in own.items()}
     metadata |= {name: value for name, value in told.items() if is_text(name) and is_text(value)}
     extras = {path: value for shard in shards for path, value in shard.extras.items()}
-    stamps = {path: stamp for shard in shards for path, stamp in shard.stamps.items()}
-    return Contents(entries, aliases, metadata, extras, stamps=stamps, frame=_common_frame(shards))
+    sources = {path: one for shard in shards for path, one in shard.sources.items()}
+    return Contents(entries, aliases, metadata, extras, sources=sources, frame=_common_frame(shards))
 
 
 def _common_frame(shards: Collection[Contents]) -> Frame | None:
@@ -169,7 +169,7 @@ def read_together(folder: str, names: Sequence[str], read: Reader) -> Contents:
             owner[key] = name
         joined.entries |= contents.entries
         joined.aliases |= contents.aliases
-        joined.stamps |= contents.stamps
+        joined.sources |= contents.sources
         joined.metadata |= contents.metadata
         joined.extras |= contents.extras
     if twice:

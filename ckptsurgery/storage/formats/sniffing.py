@@ -12,7 +12,8 @@ from pathlib import Path
 
 from ...errors import CheckpointError, Diagnostic, Remedy
 from ..contents import Contents
-from ..sources.files import os_error, stamp
+from ..sources.byte_source import LocalFile
+from ..sources.system_errors import os_error
 from ..subtree import enter
 from ..text import close_keys
 from .recognising import HEADS, head_problem
@@ -44,14 +45,14 @@ def read_file(
     path = places.get(path, path)
     with _opened(path) as file:
         # Taken before anything is read: whatever changes from here on is noticed when the data is read.
-        before = stamp(os.fstat(file.fileno()))
+        before = LocalFile.of(path, os.fstat(file.fileno()))
         try:
             contents = _read_opened(path, subtree, file, shard, places)
         except _UNFORESEEN as error:
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(_unforeseen(path, error)) from error
-    contents.stamps[path] = before
+    contents.sources[path] = before
     return contents
 
 

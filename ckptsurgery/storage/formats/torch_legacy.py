@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from ...errors import CheckpointError, Diagnostic
 from ..contents import Contents
-from ..sources.files import os_error
+from ..sources.system_errors import os_error
 from ..unpickling.foreign_trees import refuse_part
 from ..unpickling.inert import Blob, FileBytes, Opaque, Storage
 from ..unpickling.nesting import find_model, settle

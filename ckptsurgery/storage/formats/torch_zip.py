@@ -16,7 +16,7 @@ from ...errors import CheckpointError
 from ...specs import DTYPES
 from ..contents import Contents
 from ..json_text import parse_json
-from ..sources.files import os_error
+from ..sources.system_errors import os_error
 from ..text import is_text
 from ..unpickling.foreign_trees import refuse_part
 from ..unpickling.inert import Storage

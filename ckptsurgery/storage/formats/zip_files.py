@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..contents import Contents
-from ..sources.files import os_error
+from ..sources.system_errors import os_error
 from ..subtree import enter
 from .npz import is_npz, read_npz
 from .recognising import zip_problem

@@ -12,7 +12,7 @@ from ...errors import CheckpointError, Diagnostic
 from ...specs import TensorSpec
 from ..formats.safetensors import CHANGING, read_safetensors
 from ..formats.tie_records import declared
-from ..sources.files import os_error
+from ..sources.system_errors import os_error
 from .durability import SYNCED
 from .safetensors_writer import header_of
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from ...errors import CheckpointError, Diagnostic
 from ...narrowing import present
 from ..contents import Extent
-from ..sources.files import os_error
+from ..sources.system_errors import os_error
 from .staging import MARK, Output, Writer, beside
 
 __all__ = ["Journal", "ResumableWriter"]

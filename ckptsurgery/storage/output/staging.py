@@ -19,8 +19,8 @@ from ...errors import CheckpointError, Diagnostic, Remedy
 from ...wording import shown_bytes
 from ..contents import Extent
 from ..sources.descriptors import Descriptors
-from ..sources.files import os_error
 from ..sources.kernel_copies import copy_range
+from ..sources.system_errors import os_error
 from .durability import SYNCED, Durability
 from .reserving import reserve
 from .transactions import MARK, Replacement, locked, remove_abandoned, stamp_of

@@ -13,7 +13,7 @@ from ...errors import CheckpointError, Diagnostic, Remedy
 from ...specs import TensorSpec
 from ..checkpoint import Checkpoint
 from ..formats.sniffing import read_file
-from ..sources.files import os_error
+from ..sources.system_errors import os_error
 from ..text import shown_keys
 from ..unpickling.frames import Frame
 from .durability import Durability

@@ -15,7 +15,7 @@ from ..formats.numbering import shard_names
 from ..formats.sharded import read_together
 from ..formats.sniffing import read_file
 from ..output.transactions import RECORD, Replacement
-from ..sources.files import os_error
+from ..sources.system_errors import os_error
 from ..subtree import enter
 from ..text import shown_keys
 from .choosing import Choice, Folder, choose, weights_in

@@ -43,7 +43,7 @@ def read_mounts(source: Mapping[str, Any], open_one: Callable[[Any], Checkpoint]
             problems += error.diagnostics
             continue
         parts[prefix] = Contents(
-            opened.entries, opened.aliases, opened.metadata, opened.extras, opened.config, opened.stamps
+            opened.entries, opened.aliases, opened.metadata, opened.extras, opened.config, opened.sources
         )
         if opened is not one:
             opened.close()
@@ -70,7 +70,7 @@ def join_mounts(parts: Mapping[str, Contents], place: str) -> Contents:
                 clashes.append(prefix + key)
             joined.entries[prefix + key] = entry
         joined.aliases |= {prefix + alias: prefix + kept for alias, kept in part.aliases.items()}
-        joined.stamps |= part.stamps
+        joined.sources |= part.sources
         joined.metadata |= {prefix + name: value for name, value in part.metadata.items() if name != VERSIONS}
         joined.extras |= {prefix + path: value for path, value in part.extras.items() if path != METADATA}
         versions |= {

@@ -14,7 +14,8 @@ from ..contents import Contents
 from ..formats.recognising import address_problem
 from ..formats.sniffing import read_file
 from ..json_text import parse_json
-from ..sources.files import os_error, read_regular
+from ..sources.files import read_regular
+from ..sources.system_errors import os_error
 from ..subtree import enter
 from .folders import read_choice, read_folder
 
@@ -44,7 +45,7 @@ def open_checkpoint(source: Any, subtree: str | None = None, by_file: bool = Fal
             if not subtree:
                 return source
             whole = Contents(
-                source.entries, source.aliases, source.metadata, source.extras, source.config, source.stamps
+                source.entries, source.aliases, source.metadata, source.extras, source.config, source.sources
             )
             return Checkpoint(enter(whole, subtree, source.source), source.source)
         if isinstance(source, (str, os.PathLike)):
