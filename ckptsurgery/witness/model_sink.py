@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..planning.costing import CHUNK
 from ..planning.steps import Step
-from ..running.executor.computing import Task, run_tasks
 from ..running.executor.copying import ByteRun, Move
-from ..running.executor.sinks import Moved
+from ..running.executor.tasks import Moved, Task, run_tasks
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
 from ..storage.contents import Extent
@@ -33,6 +32,8 @@ class ModelSink:
         tensors: model key -> the tensor that is there.
         specs: model key -> what the plan makes for it, of the same shape and dtype.
     """
+
+    keeps_tensors = True
 
     def __init__(self, tensors: Mapping[str, Tensor], specs: Mapping[str, TensorSpec]) -> None:
         self.places: dict[str, Extent] = {key: Extent(key, 0, spec.nbytes) for key, spec in specs.items()}

@@ -147,14 +147,16 @@ def copy_runs(runs: Iterable[ByteRun], checkpoint: Checkpoint, writer: Writer, m
                 _copy(rest, checkpoint, writer, buffer, moved)
 
 
-def neighbours(runs: Iterable[ByteRun], most: int, gap: int) -> Iterator[list[ByteRun]]:
-    """Group runs that lie close together in their source, to be read at once.
+def neighbours(runs: Iterable[ByteRun], short: int, most: int, gap: int) -> Iterator[list[ByteRun]]:
+    """Group short runs that lie close together in their source, to be read at once; long ones come alone.
 
-    >>> [len(g) for g in neighbours([ByteRun("t", 0, 4, "s", n) for n in (0, 4, 9, 99)], most=12, gap=1)]
+    >>> runs = [ByteRun("t", 0, 4, "s", n) for n in (0, 4, 9, 99)]
+    >>> [len(group) for group in neighbours(runs, short=8, most=12, gap=1)]
     [2, 1, 1]
 
     Args:
         runs: in the order of their sources.
+        short: bytes below which a run is short.
         most: bytes that a group may span.
         gap: bytes between two of them that may be read in vain.
     """
@@ -163,8 +165,13 @@ def neighbours(runs: Iterable[ByteRun], most: int, gap: int) -> Iterator[list[By
         if group:
             first, last = group[0], group[-1]
             end = last.source_offset + last.nbytes
-            near = run.source_file == first.source_file and end <= run.source_offset <= end + gap
-            if not near or run.source_offset + run.nbytes - first.source_offset > most:
+            between = 0 if first.source_file == MEMORY else gap  # nobody keeps alive what lies between two tensors
+            near = run.source_file == first.source_file and end <= run.source_offset <= end + between
+            if (
+                not near
+                or max(last.nbytes, run.nbytes) >= short
+                or run.source_offset + run.nbytes - first.source_offset > most
+            ):
                 yield group
                 group = []
         group.append(run)

@@ -163,7 +163,7 @@ class TensorSink:
             (run for run in runs if run.target_file not in self._rings), key=lambda r: (r.source_file, r.source_offset)
         )
         if straight:
-            groups = neighbours(straight, CHUNK, _GAP)
+            groups = neighbours(straight, _WORTH_READING, CHUNK, _GAP)
             run_tasks((Task(0, partial(self._read, group, checkpoint)) for group in groups), moved)
         cargoes: dict[int, list[ByteRun]] = {}
         for run in runs:
