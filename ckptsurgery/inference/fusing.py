@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from .stacks import Pairing
 from .roles import parent, part_of, with_roles
 from .units import Leaf, Unit, split_path
 from .vocabulary import concepts
@@ -33,12 +34,16 @@ _Fusion = tuple[_Group, dict[str, Leaf]]
 
 
 def fused(
-    source: Sequence[Unit], target: Sequence[Unit], ordered: tuple[bool, bool] = (True, True)
+    source: Sequence[Unit],
+    target: Sequence[Unit],
+    ordered: tuple[bool, bool] = (True, True),
+    pairings: Sequence[Pairing] = (),
 ) -> tuple[list[Unit], list[Unit]]:
     """Both sides, with what must be one made one.
 
     Args:
         ordered: for each side, whether it lists its units in the order of definition.
+        pairings: stacks that correspond: an index that both sides have is not stacked.
     """
     sides = [with_roles(source, ordered[0]), with_roles(target, ordered[1])]
     for _ in range(6):
@@ -46,7 +51,7 @@ def fused(
         tables = [_shapes(s) for s in sides]
         together = [_together(s) for s in sides]
         for side in (0, 1):
-            for groups in _candidates(sides[side]):
+            for groups in _candidates(sides[side], [(p.source, p.target)[side].at for p in pairings]):
                 gain, chosen = _gain(groups, tables[side], tables[1 - side], together[1 - side])
                 if gain > 0 and (best is None or gain > best[0]):
                     best = gain, side, chosen
@@ -83,8 +88,8 @@ def _plain(unit: Unit, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
-def _candidates(units: Sequence[Unit]) -> Iterator[list[_Group]]:
-    """Groups that could be fused together, one list for each template."""
+def _candidates(units: Sequence[Unit], counted: Sequence[str]) -> Iterator[list[_Group]]:
+    """Groups that could be fused together, one list for each template; the numbers behind `counted` are no stacks."""
     found: dict[tuple[str, str], list[_Group]] = {}
     families: dict[tuple[str, object], dict[str, Unit]] = {}
     gates: dict[str, dict[str, Unit]] = {}
@@ -110,7 +115,7 @@ def _candidates(units: Sequence[Unit]) -> Iterator[list[_Group]]:
             pairs[path] = _Group("concat", path + "gate_up_proj", (by_role["gate"], by_role["up"]))
             found.setdefault(("gate", by_role["gate"].template), []).append(pairs[path])
     yield from found.values()
-    yield from _stacks(units, pairs)
+    yield from _stacks(units, pairs, frozenset(counted))
 
 
 def _parallel(units: Sequence[Unit], paths: set[str]) -> dict[str, list[Unit]]:
@@ -131,13 +136,15 @@ def _parallel(units: Sequence[Unit], paths: set[str]) -> dict[str, list[Unit]]:
     return found
 
 
-def _stacks(units: Sequence[Unit], pairs: dict[str, _Group]) -> Iterator[list[_Group]]:
+def _stacks(units: Sequence[Unit], pairs: dict[str, _Group], counted: frozenset[str]) -> Iterator[list[_Group]]:
     """Units that differ in one number, from 0 on: alone, or with gate and up beside each other."""
     for wide in (1, 2):
         found: dict[tuple[int, str, str], dict[str, list[tuple[int, tuple[Unit, ...]]]]] = {}
         listed = [(u,) for u in units if not u.members] if wide == 1 else [g.members for g in pairs.values()]
         for members in listed:
             for place, text, number in _numbers(members[0].path):
+                if ".".join([*members[0].path.split(".")[:place], ""]) in counted:
+                    continue
                 kind_of = (place, members[0].template, split_path(members[0].path)[1])
                 found.setdefault(kind_of, {}).setdefault(text, []).append((number, members))
         for rows in found.values():

@@ -16,6 +16,7 @@ from .matching import VOTES, Solution, Voters, solve
 from .resolving import Move, resolve
 from .scoring import WEIGHTS, Evidence, gather
 from .sides import Side
+from .stacks import Pairing, align, stacks_of
 from .units import Unit, read_units
 from .vocabulary import concepts
 
@@ -93,12 +94,14 @@ def match(
         ordered: for each side, whether it lists its keys in the order of definition.
         weights, votes: what each kind of evidence is worth.
     """
-    one, two = fused(read_units(source), read_units(target), ordered)
+    first, second = read_units(source), read_units(target)
+    pairings = align(stacks_of(first), stacks_of(second))
+    one, two = fused(first, second, ordered, pairings)
     a, b = Side(one, ordered[0]), Side(two, ordered[1])
     moves: list[Move] = []
     parts = []
     for x, y in _manageable(a, b):
-        part = _Part.of(x, y, weights, votes)
+        part = _Part.of(x, y, pairings, weights, votes)
         moves += part.moves
         parts.append(part)
     ties = _tied(dict(source), dict(target), moves)
@@ -149,9 +152,11 @@ class _Part:
     evidence: Evidence
 
     @classmethod
-    def of(cls, a: Side, b: Side, weights: Mapping[str, float], votes: Mapping[str, float]) -> _Part:
+    def of(
+        cls, a: Side, b: Side, pairings: Sequence[Pairing], weights: Mapping[str, float], votes: Mapping[str, float]
+    ) -> _Part:
         """Gather evidence, solve, doubt, and look again at what is left."""
-        evidence, voters = gather(a, b), Voters.of(a, b)
+        evidence, voters = gather(a, b, pairings), Voters.of(a, b)
         solution = solve(evidence, voters, weights, votes)
         sure, doubted = _doubt(solution, evidence, voters, weights, votes)
         agreement = Agreement.of(a, b, {p: solution.pairs[p] for p in sure})
@@ -159,7 +164,7 @@ class _Part:
         broken = [p for p in sure if not only[p] and agreement.breaks(*p)]
         sure, doubted = [p for p in sure if p not in set(broken)], [*doubted, *broken]
         moves = resolve(a, b, sure)
-        moves += _left_over(a, b, sure, moves, agreement)
+        moves += _left_over(a, b, sure, moves, agreement, pairings)
         return cls(a, b, moves, set(doubted), solution, evidence)
 
     def questions(self, weights: Mapping[str, float], settled: set[str]) -> tuple[Question, ...]:
@@ -235,8 +240,9 @@ def _questions(
 
 
 def _left_over(
-    a: Side, b: Side, pairs: Sequence[tuple[int, int]], moves: Sequence[Move], agreement: Agreement
-) -> list[Move]:
+    a: Side, b: Side, pairs: Sequence[tuple[int, int]], moves: Sequence[Move], agreement: Agreement,
+    pairings: Sequence[Pairing],
+) -> list[Move]:  # fmt: skip
     """Tensors of units that were fused in one role only, or whose roles go by other names: matched once more, alone."""
     import numpy as np
 
@@ -246,7 +252,7 @@ def _left_over(
     if not one or not two or len(one) * len(two) > _LARGEST:
         return []
     x, y = Side(one, a.ordered), Side(two, b.ordered)
-    evidence = gather(x, y)
+    evidence = gather(x, y, pairings)
     agreed: dict[tuple[str, str], int] = Counter()
     size: Counter[tuple[int, str]] = Counter()
     for i, j in pairs:

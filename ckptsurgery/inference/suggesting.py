@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from .matched import Matched, Question, match
 from .merging import Draft, merged, unmerged
 from .reducing import Reduced, reduced
 from .resolving import Move
+from .depths import Depths, depths_of
 from .surviving import planned, says, surviving
 
 if TYPE_CHECKING:
@@ -186,29 +187,38 @@ def _cut_away(source: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec]
 def _attempt(
     source: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec], cut: bool, in_order: bool = False
 ) -> Suggestion:
-    one, two = reduced(source, target, cut)
+    depths = depths_of(source, target)
+    one, two = reduced(_without(source, depths.source), _without(target, depths.target), cut)
     found = match(
         [(k, source[k]) for k in one.keys],
         [(k, target[k]) for k in two.keys],
         (in_order or ordered(source), in_order or ordered(target)),
     )
-    return _written(source, target, found, one, two)
+    return _written(source, target, found, one, two, depths)
+
+
+def _without(specs: Mapping[str, TensorSpec], keys: Container[str]) -> Mapping[str, TensorSpec]:
+    return {k: s for k, s in specs.items() if k not in keys}
 
 
 def written(source: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec], found: Matched) -> Suggestion:
     """What was found between two whole sides, as a recipe."""
     one, two = reduced(source, target, cut=False)
-    return _written(source, target, found, one, two)
+    return _written(source, target, found, one, two, Depths())
 
 
 def _written(
-    source: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec], found: Matched, one: Reduced, two: Reduced
-) -> Suggestion:
+    source: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec], found: Matched, one: Reduced, two: Reduced,
+    depths: Depths,
+) -> Suggestion:  # fmt: skip
     used = {k for m in found.moves for k in m.sources}
     spare = [k for k in one.keys if k not in used]
-    everything = one.expanded(source, spare)
-    drafts = _drafts(found, one, two, spare)
-    return finish(source, target, drafts, found, everything, lambda keys: two.expanded(target, keys))
+    everything = [*one.expanded(_without(source, depths.source), spare), *depths.source]
+    known = replace(one, keys=[*one.keys, *depths.source])
+    drafts = _drafts(found, known, two, [*spare, *depths.source])
+    within = _without(target, depths.target)
+    made = finish(source, target, drafts, found, everything, lambda keys: two.expanded(within, keys))
+    return replace(made, assumptions=(*made.assumptions, *depths.assumptions()))
 
 
 def _drafts(found: Matched, one: Reduced, two: Reduced, spare: Sequence[str]) -> Iterator[Drafted]:
