@@ -7,17 +7,20 @@ exists opposite. It is taken role by role: weights may be fused while biases sta
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
-from .stacks import Pairing
+from .placement import Placement
 from .roles import parent, part_of, with_roles
 from .units import Leaf, Unit, split_path
 from .vocabulary import concepts
 
 __all__ = ["fused"]
 
-Shapes = Counter[tuple[str, tuple[int, ...]]]
+Shapes = Counter[tuple[int, str, tuple[int, ...]]]  # by the region that they are in
+Region = Callable[[str], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,22 +40,25 @@ def fused(
     source: Sequence[Unit],
     target: Sequence[Unit],
     ordered: tuple[bool, bool] = (True, True),
-    pairings: Sequence[Pairing] = (),
+    placement: Placement | None = None,
 ) -> tuple[list[Unit], list[Unit]]:
     """Both sides, with what must be one made one.
 
     Args:
         ordered: for each side, whether it lists its units in the order of definition.
-        pairings: stacks that correspond: an index that both sides have is not stacked.
+        placement: the stacks that correspond. Shapes are compared between their layers, and an index that both sides
+            have is not stacked.
     """
+    placed = placement or Placement()
+    regions: tuple[Region, Region] = (partial(placed.region, 0), partial(placed.region, 1))
     sides = [with_roles(source, ordered[0]), with_roles(target, ordered[1])]
     for _ in range(6):
         best: tuple[int, int, list[_Fusion]] | None = None
-        tables = [_shapes(s) for s in sides]
-        together = [_together(s) for s in sides]
+        tables = [_shapes(s, region) for s, region in zip(sides, regions)]
+        together = [_together(s, region) for s, region in zip(sides, regions)]
         for side in (0, 1):
-            for groups in _candidates(sides[side], [(p.source, p.target)[side].at for p in pairings]):
-                gain, chosen = _gain(groups, tables[side], tables[1 - side], together[1 - side])
+            for groups in _candidates(sides[side], placed.counted(side)):
+                gain, chosen = _gain(groups, tables[side], tables[1 - side], together[1 - side], regions[side])
                 if gain > 0 and (best is None or gain > best[0]):
                     best = gain, side, chosen
         if best is None:
@@ -65,14 +71,15 @@ def _canonical(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted(n for n in shape if n > 1))
 
 
-def _shapes(units: Sequence[Unit]) -> Shapes:
-    return Counter((role, _canonical(_plain(u, leaf.shape))) for u in units for role, leaf in u.leaves.items())
+def _shapes(units: Sequence[Unit], region: Region) -> Shapes:
+    rows = ((region(u.path), u) for u in units)
+    return Counter((at, role, _canonical(_plain(u, leaf.shape))) for at, u in rows for role, leaf in u.leaves.items())
 
 
-def _together(units: Sequence[Unit]) -> frozenset[tuple[tuple[int, ...], str, tuple[int, ...]]]:
+def _together(units: Sequence[Unit], region: Region) -> frozenset[tuple[Any, ...]]:
     """Which shapes stand in one module: of the weight, and of each other role."""
     return frozenset(
-        (_canonical(u.leaves["weight"].shape), role, _canonical(leaf.shape))
+        (_canonical(u.leaves["weight"].shape), region(u.path), role, _canonical(leaf.shape))
         for u in units
         if "weight" in u.leaves
         for role, leaf in u.leaves.items()
@@ -88,7 +95,7 @@ def _plain(unit: Unit, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
-def _candidates(units: Sequence[Unit], counted: Sequence[str]) -> Iterator[list[_Group]]:
+def _candidates(units: Sequence[Unit], counted: frozenset[str]) -> Iterator[list[_Group]]:
     """Groups that could be fused together, one list for each template; the numbers behind `counted` are no stacks."""
     found: dict[tuple[str, str], list[_Group]] = {}
     families: dict[tuple[str, object], dict[str, Unit]] = {}
@@ -115,7 +122,7 @@ def _candidates(units: Sequence[Unit], counted: Sequence[str]) -> Iterator[list[
             pairs[path] = _Group("concat", path + "gate_up_proj", (by_role["gate"], by_role["up"]))
             found.setdefault(("gate", by_role["gate"].template), []).append(pairs[path])
     yield from found.values()
-    yield from _stacks(units, pairs, frozenset(counted))
+    yield from _stacks(units, pairs, counted)
 
 
 def _parallel(units: Sequence[Unit], paths: set[str]) -> dict[str, list[Unit]]:
@@ -168,7 +175,7 @@ def _numbers(path: str) -> Iterator[tuple[int, str, int]]:
             yield i, ".".join(segments[:i] + segments[i + 1 :]), int(segment)
 
 
-def _whole(group: _Group, role: str, opposite: Shapes) -> Leaf | None:
+def _whole(group: _Group, role: str, opposite: Shapes, at: int) -> Leaf | None:
     """The fused leaf in one role, None where the members do not fit or nothing opposite has its shape."""
     leaves = [u.leaves.get(role) for u in group.members]
     if any(leaf is None or leaf.fuse for leaf in leaves):
@@ -184,7 +191,7 @@ def _whole(group: _Group, role: str, opposite: Shapes) -> Leaf | None:
         shape = (*row[0][:axis], sum(s[axis] for s in row), *row[0][axis + 1 :])
         if group.kind != "concat":
             shape = (len(shapes) // group.wide, *(row[0] if group.wide == 1 else shape))
-        if opposite.get((role, _canonical(shape))):
+        if opposite.get((at, role, _canonical(shape))):
             parts = tuple(p for leaf in present for p in leaf.parts)
             return Leaf(shape, present[0].kind, parts, group.kind)
     return None
@@ -194,7 +201,8 @@ def _gain(
     groups: list[_Group],
     own: Shapes,
     opposite: Shapes,
-    together: frozenset[tuple[tuple[int, ...], str, tuple[int, ...]]],
+    together: frozenset[tuple[Any, ...]],
+    region: Region,
 ) -> tuple[int, list[_Fusion]]:
     """By how much fusing brings the shapes together; which roles of which groups to fuse."""
     total = 0
@@ -202,12 +210,13 @@ def _gain(
     after = Counter(own)
     for group in groups:
         roles: dict[str, Leaf] = {}
+        at = region(group.name if group.kind == "concat" else group.members[0].path)
         for role in group.members[0].leaves:
-            whole = _whole(group, role, opposite)
+            whole = _whole(group, role, opposite, at)
             if whole is None:
                 continue
-            parts = Counter((role, _canonical(p.shape)) for p in whole.parts)
-            key = (role, _canonical(whole.shape))
+            parts = Counter((at, role, _canonical(p.shape)) for p in whole.parts)
+            key = (at, role, _canonical(whole.shape))
             # What stands beside a fused weight opposite is fused with it, though other tensors have its shape too.
             beside = "weight" in roles and (_canonical(roles["weight"].shape), *key) in together
             if after[key] >= opposite[key] and not beside:

@@ -13,10 +13,10 @@ from ..wording import brief, counted, listed
 from .agreeing import Agreement
 from .fusing import fused
 from .matching import VOTES, Solution, Voters, solve
+from .placement import Placement
 from .resolving import Move, resolve
 from .scoring import WEIGHTS, Evidence, gather
 from .sides import Side
-from .stacks import Pairing, align, stacks_of
 from .units import Unit, read_units
 from .vocabulary import concepts
 
@@ -95,13 +95,13 @@ def match(
         weights, votes: what each kind of evidence is worth.
     """
     first, second = read_units(source), read_units(target)
-    pairings = align(stacks_of(first), stacks_of(second))
-    one, two = fused(first, second, ordered, pairings)
+    placement = Placement.of(first, second)
+    one, two = fused(first, second, ordered, placement)
     a, b = Side(one, ordered[0]), Side(two, ordered[1])
     moves: list[Move] = []
     parts = []
     for x, y in _manageable(a, b):
-        part = _Part.of(x, y, pairings, weights, votes)
+        part = _Part.of(x, y, placement, weights, votes)
         moves += part.moves
         parts.append(part)
     ties = _tied(dict(source), dict(target), moves)
@@ -153,18 +153,19 @@ class _Part:
 
     @classmethod
     def of(
-        cls, a: Side, b: Side, pairings: Sequence[Pairing], weights: Mapping[str, float], votes: Mapping[str, float]
+        cls, a: Side, b: Side, placement: Placement, weights: Mapping[str, float], votes: Mapping[str, float]
     ) -> _Part:
         """Gather evidence, solve, doubt, and look again at what is left."""
-        evidence, voters = gather(a, b, pairings), Voters.of(a, b)
+        evidence, voters = gather(a, b, placement), Voters.of(a, b)
         solution = solve(evidence, voters, weights, votes)
         sure, doubted = _doubt(solution, evidence, voters, weights, votes)
         agreement = Agreement.of(a, b, {p: solution.pairs[p] for p in sure})
         only = evidence.features["only"] > 0
         broken = [p for p in sure if not only[p] and agreement.breaks(*p)]
+        broken += placement.unclaimed(a, b, (p for p in sure if p not in broken))
         sure, doubted = [p for p in sure if p not in set(broken)], [*doubted, *broken]
         moves = resolve(a, b, sure)
-        moves += _left_over(a, b, sure, moves, agreement, pairings)
+        moves += _left_over(a, b, sure, moves, agreement, placement)
         return cls(a, b, moves, set(doubted), solution, evidence)
 
     def questions(self, weights: Mapping[str, float], settled: set[str]) -> tuple[Question, ...]:
@@ -241,7 +242,7 @@ def _questions(
 
 def _left_over(
     a: Side, b: Side, pairs: Sequence[tuple[int, int]], moves: Sequence[Move], agreement: Agreement,
-    pairings: Sequence[Pairing],
+    placement: Placement,
 ) -> list[Move]:  # fmt: skip
     """Tensors of units that were fused in one role only, or whose roles go by other names: matched once more, alone."""
     import numpy as np
@@ -252,7 +253,7 @@ def _left_over(
     if not one or not two or len(one) * len(two) > _LARGEST:
         return []
     x, y = Side(one, a.ordered), Side(two, b.ordered)
-    evidence = gather(x, y, pairings)
+    evidence = gather(x, y, placement)
     agreed: dict[tuple[str, str], int] = Counter()
     size: Counter[tuple[int, str]] = Counter()
     for i, j in pairs:

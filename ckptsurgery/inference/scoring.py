@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+from .placement import Placement
 from .shapes import relations
 from .sides import Loop, Side
-from .stacks import Pairing, Stack
 from .units import Unit
 from .vocabulary import EXCLUSIVE, STRUCTURAL
 
@@ -41,7 +41,6 @@ WEIGHTS: Mapping[str, float] = {
     "nest": 0.8,
     "count": 1.0,
 }
-_SURE = 0.95  # stacks that are less alike may have parts elsewhere
 _FLOATS = ("weight", "bias", "mean", "var", "weight_g", "weight_v")
 
 
@@ -67,12 +66,13 @@ class Evidence:
         return total
 
 
-def gather(a: Side, b: Side, pairings: Sequence[Pairing] = ()) -> Evidence:
+def gather(a: Side, b: Side, placement: Placement | None = None) -> Evidence:
     """All evidence between two sides, of whose stacks some are known to correspond."""
     import numpy as np
 
     mask, leaves, shape = _shapes(a, b)
-    mask = mask * _in_place(a, b, pairings)
+    if placement is not None:
+        mask = mask * placement.allowed(a, b)
     one, two = ([u.weight.shape for u in side.units] for side in (a, b))
     aligned = _aligned(a, b)
     a.backwards = frozenset(p for (p, _), (_, back) in aligned.items() if back)
@@ -106,31 +106,6 @@ def _spread(a: Sequence[Hashable], b: Sequence[Hashable], of: Any) -> Matrix:
     table = np.array([[of(x, y) for y in columns] for x in rows], dtype=float).reshape(len(rows), len(columns))
     at_row, at_column = {x: i for i, x in enumerate(rows)}, {y: j for j, y in enumerate(columns)}
     return table[np.ix_([at_row[x] for x in a], [at_column[y] for y in b])]
-
-
-def _in_place(a: Side, b: Side, pairings: Sequence[Pairing]) -> Matrix:
-    """Which pairs keep to their layers: what every layer of a stack has comes from the layer that corresponds."""
-    import numpy as np
-
-    allowed = np.ones((len(a), len(b)))
-    for pairing in pairings:
-        if pairing.alike < _SURE:
-            continue
-        one, two = _places(a, pairing.source), _places(b, pairing.target)
-        here = np.array([pairing.layers.get(v, -2) if v is not None else -1 for v, _ in one])
-        there = np.array([w if w is not None else -1 for w, _ in two])
-        # What one layer alone has may stand outside the layers on the other side.
-        lone = np.array([x for _, x in one])[:, None] * (there == -1) + (here == -1)[:, None] * np.array([x for _, x in two])
-        allowed *= (here[:, None] == there) | (lone > 0)
-    return allowed
-
-
-def _places(side: Side, stack: Stack) -> list[tuple[int | None, bool]]:
-    """For each unit, its layer in a stack, and whether no other layer has such a unit."""
-    layers = [stack.holds(u.path) for u in side.units]
-    tails = [u.path[len(stack.at) + len(str(v)) :] if v is not None else "" for u, v in zip(side.units, layers)]
-    many = Counter(tails)
-    return [(v, v is not None and many[t] == 1 < len(stack.layers)) for v, t in zip(layers, tails)]
 
 
 def _signature(unit: Unit) -> tuple[tuple[str, tuple[int, ...], str], ...]:

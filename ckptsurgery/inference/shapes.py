@@ -139,11 +139,11 @@ def _spelled(left: list[str], right: list[str]) -> tuple[str, str]:
 
 
 def _merged(source: Shape, target: Shape) -> list[Relation]:
-    """Neighbouring axes of the source as one axis of the target, in any order of the groups."""
+    """Axes of the source as one axis of the target: neighbours, in any order of the groups, or others."""
     if not len(source) > len(target) >= 1 or len(source) > 4:
         return []
     names = _names(source)
-    found = []
+    found = _gathered(source, target, names)
     for cuts in _groupings(len(source), len(target)):
         sizes = [_product(source[a:b]) for a, b in cuts]
         for order in permutations(range(len(cuts))):
@@ -155,6 +155,22 @@ def _merged(source: Shape, target: Shape) -> list[Relation]:
             right = " ".join(g[0] if len(g) == 1 else f"({' '.join(g)})" for g in groups)
             moved = list(order) != sorted(order)
             found.append(Relation(1.2 + 0.4 * moved, "merge", f"[{' '.join(names)}]", f"[{right}]", moved))
+    return found
+
+
+def _gathered(source: Shape, target: Shape, names: list[str]) -> list[Relation]:
+    """Axes that are no neighbours as one: the heads of a kernel `[h d k]` as a matrix `[(h k) d]`."""
+    if (len(source), len(target)) != (3, 2) or 1 in source:
+        return []
+    found = []
+    for apart in ((0, 2),):
+        alone = next(n for n in range(3) if n not in apart)
+        both = f"({names[apart[0]]} {names[apart[1]]})"
+        size = source[apart[0]] * source[apart[1]]
+        for right, wanted in (((both, names[alone]), (size, source[alone])), ((names[alone], both), (source[alone], size))):
+            if wanted == target:
+                text = f"[{' '.join(right)}]"
+                found.append(Relation(1.7, "merge", f"[{' '.join(names)}]", text, True))
     return found
 
 

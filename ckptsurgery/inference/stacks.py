@@ -15,11 +15,12 @@ from math import prod
 from .units import Unit
 from .vocabulary import EXCLUSIVE, concepts, words
 
-__all__ = ["Pairing", "Stack", "Tower", "align", "beyond", "stacks_of"]
+__all__ = ["Pairing", "Stack", "Tower", "align", "beyond", "opposed", "stacks_of"]
 
 _NUMBER = re.compile(r"(\d+)")
 _SEPARATORS = re.compile(r"[./]")
 _ALIKE = 0.6  # layers of corresponding stacks have at least this share of each other's elements, on average
+_INSIDE = 0.95  # the same inside a layer, where numbers count parts more often than layers
 _CLOSE = 0.15  # scores that differ by less than this do not tell two stacks apart
 _TOWERS = tuple(g for g in EXCLUSIVE if g & {"encoder", "text", "upsample"})
 
@@ -202,18 +203,28 @@ def _entries(around: Iterable[Unit]) -> Iterable[str]:
             yield "tokens"
 
 
-def align(source: Sequence[Stack], target: Sequence[Stack]) -> list[Pairing]:
-    """The stacks that correspond, inner ones behind those that they are in."""
+def opposed(source: Sequence[Stack], target: Sequence[Stack]) -> list[tuple[Stack, Stack]]:
+    """The pairs of stacks whose towers contradict each other."""
+    towers = {id(s): Tower.of(s) for s in (*source, *target)}
+    return [(s, t) for s in source for t in target if towers[id(s)].contradicts(towers[id(t)])]
+
+
+def align(source: Sequence[Stack], target: Sequence[Stack], least: float = _ALIKE) -> list[Pairing]:
+    """The stacks that correspond, inner ones behind those that they are in.
+
+    Args:
+        least: how alike stacks of unequal depth have to be.
+    """
     towers = {id(s): Tower.of(s) for s in (*source, *target)}
     scored: list[tuple[float, float, Stack, Stack]] = []
     for one in source:
         for two in target:
             alike = _alike(one, two)
-            if alike < _ALIKE or towers[id(one)].contradicts(towers[id(two)]) or _flattened(one, two):
+            same = len(one.layers) == len(two.layers)
+            if alike < (_ALIKE if same else least) or towers[id(one)].contradicts(towers[id(two)]) or _flattened(one, two):
                 continue
             affinity = towers[id(one)].affinity(towers[id(two)])
-            same = 0.5 * (len(one.layers) == len(two.layers))
-            scored.append((3.0 * alike + affinity + same, alike, one, two))
+            scored.append((3.0 * alike + affinity + 0.5 * same, alike, one, two))
     scored.sort(key=lambda row: (-row[0], row[2].at, row[3].at))
     found: list[Pairing] = []
     taken: set[str] = set()
@@ -230,7 +241,7 @@ def align(source: Sequence[Stack], target: Sequence[Stack]) -> list[Pairing]:
         layers = dict(_ranked(one, two))
         found.append(Pairing(one, two, layers, alike, tuple(rivals)))
         for v, w in layers.items():
-            found += align(one.inner.get(v, ()), two.inner.get(w, ()))
+            found += align(one.inner.get(v, ()), two.inner.get(w, ()), _INSIDE)
     return found
 
 

@@ -1,0 +1,138 @@
+"""Where units may go: what is known of two sides' stacks, as pairs of units that are possible or not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .sides import Side
+from .stacks import Pairing, Stack, align, opposed, stacks_of
+from .units import Unit
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Matrix = np.ndarray[Any, np.dtype[np.float64]]
+
+__all__ = ["Placement"]
+
+_SURE = 0.95  # stacks that are less alike may have parts elsewhere
+_CLAIM = 0.5  # of the smaller side's matrices at least this share has a partner, or nothing has
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The stacks of two sides.
+
+    Args:
+        source, target: the outermost stacks.
+        pairings: those that correspond, inner ones too.
+        apart: those that cannot.
+    """
+
+    source: Sequence[Stack] = ()
+    target: Sequence[Stack] = ()
+    pairings: Sequence[Pairing] = ()
+    apart: Sequence[tuple[Stack, Stack]] = ()
+
+    @classmethod
+    def of(cls, source: Sequence[Unit], target: Sequence[Unit]) -> Placement:
+        """What the units of two sides show."""
+        one, two = stacks_of(source), stacks_of(target)
+        return cls(one, two, align(one, two), opposed(one, two))
+
+    def counted(self, side: int) -> frozenset[str]:
+        """The paths before numbers that both sides have; side 0 is the source."""
+        return frozenset((p.source, p.target)[side].at for p in self.pairings)
+
+    def allowed(self, a: Side, b: Side) -> Matrix:
+        """Which pairs keep to their stacks.
+
+        What every layer has comes from the layer that corresponds. What stands beside a stack goes beside its partner.
+        """
+        import numpy as np
+
+        found = np.ones((len(a), len(b)))
+        for pairing in self.pairings:
+            if pairing.alike < _SURE:
+                continue
+            one, two = _places(a, pairing.source), _places(b, pairing.target)
+            here = np.array([pairing.layers.get(v, -2) if v is not None else -1 for v, _ in one])
+            there = np.array([w if w is not None else -1 for w, _ in two])
+            # What one layer alone has may stand outside the layers on the other side.
+            alone = [np.array([x for _, x in rows]) for rows in (one, two)]
+            free = (alone[0][:, None] & (there == -1)[None, :]) | ((here == -1)[:, None] & alone[1][None, :])
+            found *= (here[:, None] == there[None, :]) | free
+        for s, t in self.apart:
+            found *= ~(_inside(a, s)[:, None] & _inside(b, t)[None, :])
+        return found * self._beside(a, b)
+
+    def region(self, side: int, path: str) -> int:
+        """The number of the pairing whose layers hold a path, 0 where none does; side 0 is the source."""
+        for number, pairing in enumerate(self.pairings, 1):
+            if pairing.alike >= _SURE and (pairing.source, pairing.target)[side].holds(path) is not None:
+                return number
+        return 0
+
+    def _beside(self, a: Side, b: Side) -> Matrix:
+        """Units beside stacks go to units beside their partners, where both belong to some tower."""
+        import numpy as np
+
+        one = {id(s): _among(a, {u.path for u in s.around}) for s in self.source}
+        two = {id(t): _among(b, {u.path for u in t.around}) for t in self.target}
+        shared, known = np.zeros((len(a), len(b)), dtype=bool), np.zeros(len(b), dtype=bool)
+        for p in self.pairings:
+            if id(p.source) in one and id(p.target) in two:
+                shared |= one[id(p.source)][:, None] & two[id(p.target)][None, :]
+                known |= two[id(p.target)]
+        towers = np.logical_or.reduce([*one.values(), np.zeros(len(a), dtype=bool)])
+        found = ~(towers[:, None] & known[None, :]) | shared
+        for s, t in self.apart:
+            found &= ~(one[id(s)][:, None] & two[id(t)][None, :]) | shared
+        return found.astype(float)
+
+    def unclaimed(self, a: Side, b: Side, pairs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The pairs between stacks, or sides, that have too little in common for any part of one to go to the other."""
+        listed = list(pairs)
+        lost: set[tuple[int, int]] = set()
+        for pairing in self.pairings:
+            one, two = _inside(a, pairing.source), _inside(b, pairing.target)
+            both = [(i, j) for i, j in listed if one[i] and two[j]]
+            known = set(pairing.layers), set(pairing.layers.values())
+            sizes = (
+                sum(_is_matrix(u) and pairing.source.holds(u.path) in known[0] for u in a.units),
+                sum(_is_matrix(u) and pairing.target.holds(u.path) in known[1] for u in b.units),
+            )
+            if sum(_is_matrix(a.units[i]) for i, _ in both) < _CLAIM * min(sizes):
+                lost.update(both)
+        left = [p for p in listed if p not in lost]
+        sizes = sum(map(_is_matrix, a.units)), sum(map(_is_matrix, b.units))
+        if sum(_is_matrix(a.units[i]) for i, _ in left) < _CLAIM * min(sizes):
+            lost.update(left)
+        return [(i, j) for i, j in listed if (i, j) in lost and a.units[i].path != b.units[j].path]
+
+
+def _is_matrix(unit: Unit) -> bool:
+    return sum(n > 1 for n in unit.weight.shape) >= 2
+
+
+def _places(side: Side, stack: Stack) -> list[tuple[int | None, bool]]:
+    """For each unit, its layer in a stack, and whether no other layer has such a unit."""
+    layers = [stack.holds(u.path) for u in side.units]
+    tails = [u.path[len(stack.at) + len(str(v)) :] if v is not None else "" for u, v in zip(side.units, layers)]
+    many = Counter(tails)
+    return [(v, v is not None and many[t] == 1 < len(stack.layers)) for v, t in zip(layers, tails)]
+
+
+def _inside(side: Side, stack: Stack) -> Any:
+    import numpy as np
+
+    return np.array([stack.holds(u.path) is not None for u in side.units])
+
+
+def _among(side: Side, paths: set[str]) -> Any:
+    import numpy as np
+
+    return np.array([u.path in paths for u in side.units])
