@@ -13,7 +13,7 @@ from ..wording import brief, counted, listed
 from .agreeing import Agreement
 from .fusing import fused
 from .matching import VOTES, Solution, Voters, solve
-from .placement import Placement
+from .placement import Placement, Pool
 from .resolving import Move, resolve
 from .scoring import WEIGHTS, Evidence, gather
 from .sides import Side
@@ -157,15 +157,17 @@ class _Part:
     ) -> _Part:
         """Gather evidence, solve, doubt, and look again at what is left."""
         evidence, voters = gather(a, b, placement), Voters.of(a, b)
-        solution = solve(evidence, voters, weights, votes)
-        sure, doubted = _doubt(solution, evidence, voters, weights, votes)
+        pool = placement.pool(a, b)
+        solution = solve(evidence, voters, weights, votes, pool=pool)
+        sure, doubted = _doubt(solution, evidence, voters, weights, votes, pool)
         agreement = Agreement.of(a, b, {p: solution.pairs[p] for p in sure})
         only = evidence.features["only"] > 0
         broken = [p for p in sure if not only[p] and agreement.breaks(*p)]
         broken += placement.unclaimed(a, b, (p for p in sure if p not in broken))
         sure, doubted = [p for p in sure if p not in set(broken)], [*doubted, *broken]
         moves = resolve(a, b, sure)
-        moves += _left_over(a, b, sure, moves, agreement, placement)
+        if sure or not broken:
+            moves += _left_over(a, b, sure, moves, agreement, placement)
         return cls(a, b, moves, set(doubted), solution, evidence)
 
     def questions(self, weights: Mapping[str, float], settled: set[str]) -> tuple[Question, ...]:
@@ -174,7 +176,8 @@ class _Part:
 
 
 def _doubt(
-    solution: Solution, evidence: Evidence, voters: Voters, weights: Mapping[str, float], votes: Mapping[str, float]
+    solution: Solution, evidence: Evidence, voters: Voters, weights: Mapping[str, float], votes: Mapping[str, float],
+    pool: Pool,
 ) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """The pairs that stay when everything is weighed differently, and those that do not."""
     import numpy as np
@@ -191,7 +194,7 @@ def _doubt(
         )
         # Equals stay equal however they are weighed: a little noise tells that nothing decides between them.
         noise = np.asarray(random.normal(size=evidence.mask.shape)) * _NOISE
-        kept.update(solve(evidence, voters, other, heard, rounds=4, noise=noise).pairs.keys())
+        kept.update(solve(evidence, voters, other, heard, rounds=4, noise=noise, pool=pool).pairs.keys())
     sure: list[tuple[int, int]] = []
     doubted: list[tuple[int, int]] = []
     for pair, score in solution.pairs.items():

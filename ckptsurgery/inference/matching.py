@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from .placement import Pool
 from .scoring import Evidence
 from .sides import Side
 
@@ -103,14 +104,20 @@ def solve(
     votes: Mapping[str, float],
     rounds: int = _ROUNDS,
     noise: Matrix | None = None,
+    pool: Pool | None = None,
 ) -> Solution:
-    """Match softly, let neighbours vote, again and again; then assign. Noise is added to what speaks for each pair."""
+    """Match softly, let neighbours vote, again and again; then assign. Noise is added to what speaks for each pair.
+
+    What is pooled is decided for all layers together.
+    """
     import numpy as np
 
     mask = evidence.mask > 0
     base = evidence.total(weights)
     if noise is not None:
         base = base + noise
+    if pool is not None:
+        base = pool.mean(base, mask)
     score = np.where(mask, base, _NEVER)
     if not mask.any():
         return Solution({}, score, np.zeros(mask.shape))
@@ -122,6 +129,8 @@ def solve(
         extra = votes.get("inside", 0.0) * _by_module(soft, voters) + votes.get("alike", 0.0) * _by_family(soft, voters)
         if voters.beside is not None:
             extra = extra + votes.get("beside", 0.0) * _by_neighbour(soft, voters.beside)
+        if pool is not None:
+            extra = pool.mean(extra, mask)
         score = np.where(mask, base + (0.4 + 0.6 * share) * extra, _NEVER)
     pairs = {(i, j): float(score[i, j]) for i, j in assign(score, mask)}
     return Solution(pairs, score, _soften(score, mask, 0.4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
 
     Matrix = np.ndarray[Any, np.dtype[np.float64]]
 
-__all__ = ["Placement"]
+__all__ = ["Placement", "Pool"]
 
+_NUMBER = re.compile(r"[0-9]+")
 _SURE = 0.95  # stacks that are less alike may have parts elsewhere
 _CLAIM = 0.5  # of the smaller side's matrices at least this share has a partner, or nothing has
 
@@ -93,6 +95,30 @@ class Placement:
             found &= ~(one[id(s)][:, None] & two[id(t)][None, :]) | shared
         return found.astype(float)
 
+    def pool(self, a: Side, b: Side) -> Pool:
+        """The pairs that are the same pair in another layer."""
+        import numpy as np
+
+        names: dict[tuple[Any, Any], int] = {}
+        rows: list[Any] = []
+        columns: list[Any] = []
+        groups: list[int] = []
+        seen: set[tuple[int, int]] = set()
+        for pairing in reversed(self.pairings):  # inner ones come behind those that they are in
+            if pairing.alike < _SURE:
+                continue
+            one, two = _members(a, pairing.source), _members(b, pairing.target)
+            at = _NUMBER.sub("#", pairing.source.at), _NUMBER.sub("#", pairing.target.at)
+            for v, w in pairing.layers.items():
+                for i, first in one.get(v, ()):
+                    for j, second in two.get(w, ()):
+                        if (i, j) not in seen:
+                            seen.add((i, j))
+                            rows.append(i)
+                            columns.append(j)
+                            groups.append(names.setdefault(((at[0], first), (at[1], second)), len(names)))
+        return Pool(np.array(rows, dtype=int), np.array(columns, dtype=int), np.array(groups, dtype=int))
+
     def unclaimed(self, a: Side, b: Side, pairs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         """The pairs between stacks, or sides, that have too little in common for any part of one to go to the other."""
         listed = list(pairs)
@@ -112,6 +138,45 @@ class Placement:
         if sum(_is_matrix(a.units[i]) for i, _ in left) < _CLAIM * min(sizes):
             lost.update(left)
         return [(i, j) for i, j in listed if (i, j) in lost and a.units[i].path != b.units[j].path]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Pairs of units that are the same pair in several layers: what speaks for one speaks for all.
+
+    Args:
+        rows, columns: the pairs.
+        groups: the number of the pair that each of them is an instance of.
+    """
+
+    rows: Any
+    columns: Any
+    groups: Any
+
+    def mean(self, matrix: Matrix, mask: Any) -> Matrix:
+        """A matrix in which all instances of a pair have the mean of those that are possible."""
+        import numpy as np
+
+        if not len(self.rows):
+            return matrix
+        here = mask[self.rows, self.columns]
+        rows, columns, groups = self.rows[here], self.columns[here], self.groups[here]
+        size = int(self.groups.max()) + 1
+        total = np.bincount(groups, weights=matrix[rows, columns], minlength=size)
+        count = np.bincount(groups, minlength=size)
+        result: Matrix = matrix.copy()
+        result[rows, columns] = (total / np.maximum(count, 1))[groups]
+        return result
+
+
+def _members(side: Side, stack: Stack) -> dict[int, list[tuple[int, str]]]:
+    """For each layer, its units with their paths in it."""
+    found: dict[int, list[tuple[int, str]]] = {}
+    for i, unit in enumerate(side.units):
+        layer = stack.holds(unit.path)
+        if layer is not None:
+            found.setdefault(layer, []).append((i, unit.path[len(stack.at) + len(str(layer)) :]))
+    return found
 
 
 def _is_matrix(unit: Unit) -> bool:

@@ -21,6 +21,7 @@ _NUMBER = re.compile(r"(\d+)")
 _SEPARATORS = re.compile(r"[./]")
 _ALIKE = 0.6  # layers of corresponding stacks have at least this share of each other's elements, on average
 _INSIDE = 0.95  # the same inside a layer, where numbers count parts more often than layers
+_BACK = 0.05  # by how much layers have to be more alike when one stack is counted backwards
 _CLOSE = 0.15  # scores that differ by less than this do not tell two stacks apart
 _TOWERS = tuple(g for g in EXCLUSIVE if g & {"encoder", "text", "upsample"})
 
@@ -245,17 +246,24 @@ def align(source: Sequence[Stack], target: Sequence[Stack], least: float = _ALIK
     return found
 
 
-def _ranked(one: Stack, two: Stack) -> Iterable[tuple[int, int]]:
-    """Layers by rank; by number where both count from the same one."""
-    if min(one.layers) == min(two.layers):
+def _ranked(one: Stack, two: Stack) -> list[tuple[int, int]]:
+    """Layers by rank, backwards where that is clearly better; by number where both count from the same one."""
+    if len(one.layers) != len(two.layers) and min(one.layers) == min(two.layers):
         return [(v, v) for v in one.layers if v in two.layers]
-    return list(zip(one.layers, two.layers))
+    forth, back = list(zip(one.layers, two.layers)), list(zip(one.layers, reversed(two.layers)))
+    if len(one.layers) != len(two.layers):
+        return forth
+    return back if _likeness(one, two, back) > _likeness(one, two, forth) + _BACK else forth
 
 
 def _alike(one: Stack, two: Stack) -> float:
+    return _likeness(one, two, _ranked(one, two))
+
+
+def _likeness(one: Stack, two: Stack, ranked: Iterable[tuple[int, int]]) -> float:
     """How alike the layers that correspond are, on average: in size, or in most of the tensors of the smaller one."""
     found = []
-    for v, w in _ranked(one, two):
+    for v, w in ranked:
         n, m = one.layers[v], two.layers[w]
         shared, fewer = (one.shapes[v] & two.shapes[w]).total(), min(one.shapes[v].total(), two.shapes[w].total())
         found.append(max(min(n, m) / max(n, m, 1), 0.9 * shared / max(1, fewer) if fewer > 2 else 0.0))
