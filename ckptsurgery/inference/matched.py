@@ -163,7 +163,8 @@ class _Part:
         agreement = Agreement.of(a, b, {p: solution.pairs[p] for p in sure})
         only = evidence.features["only"] > 0
         broken = [p for p in sure if not only[p] and agreement.breaks(*p)]
-        broken += placement.unclaimed(a, b, (p for p in sure if p not in broken))
+        kept = [p for p in sure if p not in broken]
+        broken += placement.unclaimed(a, b, kept, doubted)
         sure, doubted = [p for p in sure if p not in set(broken)], [*doubted, *broken]
         moves = resolve(a, b, sure)
         if sure or not broken:

@@ -61,15 +61,31 @@ class Placement:
             if pairing.alike < _SURE:
                 continue
             one, two = _places(a, pairing.source), _places(b, pairing.target)
-            here = np.array([pairing.layers.get(v, -2) if v is not None else -1 for v, _ in one])
-            there = np.array([w if w is not None else -1 for w, _ in two])
+            here = np.array([pairing.layers.get(v, -2) if v is not None else -1 for v, *_ in one])
+            there = np.array([w if w is not None else -1 for w, *_ in two])
             # What one layer alone has may stand outside the layers on the other side.
-            alone = [np.array([x for _, x in rows]) for rows in (one, two)]
+            alone = [np.array([x for _, x, _ in rows]) for rows in (one, two)]
             free = (alone[0][:, None] & (there == -1)[None, :]) | ((here == -1)[:, None] & alone[1][None, :])
             found *= (here[:, None] == there[None, :]) | free
         for s, t in self.apart:
             found *= ~(_inside(a, s)[:, None] & _inside(b, t)[None, :])
-        return found * self._beside(a, b)
+        return found * self._beside(a, b) * self._repeated(a, b)
+
+    def _repeated(self, a: Side, b: Side) -> Matrix:
+        """What all layers have alike goes to what stands in layers, whichever these are."""
+        import numpy as np
+
+        if not self.source or not self.target:
+            return np.ones((len(a), len(b)))
+        ends = []
+        for side, stacks in ((a, self.source), (b, self.target)):
+            rows = [_places(side, stack) for stack in stacks]
+            inside = np.array([any(r[n][0] is not None for r in rows) for n in range(len(side))])
+            several = np.array([any(r[n][2] for r in rows) for n in range(len(side))])
+            ends.append((inside, several))
+        (inside, several), (within, many) = ends
+        lost = (several[:, None] & ~within[None, :]) | (~inside[:, None] & many[None, :])
+        return (~lost).astype(float)
 
     def region(self, side: int, path: str) -> int:
         """The number of the pairing whose layers hold a path, 0 where none does; side 0 is the source."""
@@ -119,9 +135,13 @@ class Placement:
                             groups.append(names.setdefault(((at[0], first), (at[1], second)), len(names)))
         return Pool(np.array(rows, dtype=int), np.array(columns, dtype=int), np.array(groups, dtype=int))
 
-    def unclaimed(self, a: Side, b: Side, pairs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-        """The pairs between stacks, or sides, that have too little in common for any part of one to go to the other."""
-        listed = list(pairs)
+    def unclaimed(self, a: Side, b: Side, pairs: Sequence[tuple[int, int]], doubted: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The pairs between stacks, or sides, that have too little in common for any part of one to go to the other.
+
+        Args:
+            doubted: pairs that count as something in common, though which of them hold is not known.
+        """
+        listed = [*pairs, *doubted]
         lost: set[tuple[int, int]] = set()
         for pairing in self.pairings:
             one, two = _inside(a, pairing.source), _inside(b, pairing.target)
@@ -137,7 +157,7 @@ class Placement:
         sizes = sum(map(_is_matrix, a.units)), sum(map(_is_matrix, b.units))
         if sum(_is_matrix(a.units[i]) for i, _ in left) < _CLAIM * min(sizes):
             lost.update(left)
-        return [(i, j) for i, j in listed if (i, j) in lost and a.units[i].path != b.units[j].path]
+        return [(i, j) for i, j in pairs if (i, j) in lost and a.units[i].path != b.units[j].path]
 
 
 @dataclass(frozen=True)
@@ -183,12 +203,15 @@ def _is_matrix(unit: Unit) -> bool:
     return sum(n > 1 for n in unit.weight.shape) >= 2
 
 
-def _places(side: Side, stack: Stack) -> list[tuple[int | None, bool]]:
-    """For each unit, its layer in a stack, and whether no other layer has such a unit."""
+def _places(side: Side, stack: Stack) -> list[tuple[int | None, bool, bool]]:
+    """For each unit, its layer in a stack, whether no other layer has such a unit, and whether all have it alike."""
     layers = [stack.holds(u.path) for u in side.units]
     tails = [u.path[len(stack.at) + len(str(v)) :] if v is not None else "" for u, v in zip(side.units, layers)]
     many = Counter(tails)
-    return [(v, v is not None and many[t] == 1 < len(stack.layers)) for v, t in zip(layers, tails)]
+    alone = [v is not None and many[t] == 1 < len(stack.layers) for v, t in zip(layers, tails)]
+    alike = Counter((t, u.weight.shape) for u, v, t in zip(side.units, layers, tails) if v is not None)
+    every = [v is not None and alike[t, u.weight.shape] == len(stack.layers) > 1 for u, v, t in zip(side.units, layers, tails)]
+    return list(zip(layers, alone, every))
 
 
 def _inside(side: Side, stack: Stack) -> Any:

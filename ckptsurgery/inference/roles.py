@@ -137,14 +137,14 @@ def _in_feed_forward(members: Sequence[Unit], ordered: bool) -> dict[str, frozen
 
 def _up_first(one: Unit, two: Unit, ordered: bool) -> bool:
     """Whether the first of two matrices leads into the feed-forward's width: told by names, or by definition."""
+    numbers = [[int(w) for w in words(split_path(u.path)[1]) if w.isdigit()] for u in (one, two)]
+    if numbers[0] and numbers[1] and numbers[0] != numbers[1]:
+        return numbers[0] < numbers[1]
     said = [{c for c, _ in concepts(split_path(u.path)[1])} & {"up", "down"} for u in (one, two)]
     if said in ([{"down"}, {"up"}], [{"down"}, set()], [set(), {"up"}]):
         return False
     if said in ([{"up"}, {"down"}], [{"up"}, set()], [set(), {"down"}]):
         return True
-    numbers = [[int(w) for w in words(split_path(u.path)[1]) if w.isdigit()] for u in (one, two)]
-    if numbers[0] and numbers[1] and numbers[0] != numbers[1]:
-        return numbers[0] < numbers[1]
     return ordered and one.order < two.order
 
 

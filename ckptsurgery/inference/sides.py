@@ -15,6 +15,7 @@ from .vocabulary import STRUCTURAL, concepts
 __all__ = ["Loop", "Side"]
 
 _NUMBER = re.compile(r"(\d+)")
+_FEED = frozenset({"gate", "up", "down"})
 _FADE = 0.72  # what a concept is worth for each segment that it stands farther from the leaf
 
 
@@ -251,6 +252,9 @@ def _bag(unit: Unit) -> dict[str, float]:
             found[concept] = max(found.get(concept, 0.0), worth)
         if listed:
             weight *= _FADE
+    if unit.roles & _FEED:
+        # `linear_1` is the first of two or the second: the shapes beside it know better than the word.
+        found = {c: w for c, w in found.items() if c not in _FEED or c in unit.roles}
     for role in sorted(unit.roles):
         found[role] = max(found.get(role, 0.0), 0.6)
     return found
