@@ -100,7 +100,9 @@ def score(pair: Mapping[str, Any], seed: int | None = None) -> Score:
 def totals(label: str, scores: Sequence[Score]) -> str:
     """One line for many pairs."""
     known = max(1, sum(s.known for s in scores))
-    right, wrong, spurious, left = (sum(len(getattr(s, n)) for s in scores) for n in ("right", "wrong", "spurious", "open"))
+    right, wrong, spurious, left = (
+        sum(len(getattr(s, n)) for s in scores) for n in ("right", "wrong", "spurious", "open")
+    )
     return (
         f"{label:10}{len(scores):3} pairs {known:5} tensors: right {right / known:6.1%}, wrong {wrong / known:5.1%},"
         f" spurious {spurious} ({sum(len(s.unnamed) for s in scores)} unnamed), open {left / known:5.1%};"

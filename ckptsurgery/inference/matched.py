@@ -177,7 +177,11 @@ class _Part:
 
 
 def _doubt(
-    solution: Solution, evidence: Evidence, voters: Voters, weights: Mapping[str, float], votes: Mapping[str, float],
+    solution: Solution,
+    evidence: Evidence,
+    voters: Voters,
+    weights: Mapping[str, float],
+    votes: Mapping[str, float],
     pool: Pool,
 ) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """The pairs that stay when everything is weighed differently, and those that do not."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +69,8 @@ class Placement:
             found *= (here[:, None] == there[None, :]) | free
         for s, t in self.apart:
             found *= ~(_inside(a, s)[:, None] & _inside(b, t)[None, :])
-        return found * self._beside(a, b) * self._repeated(a, b)
+        result: Matrix = found * self._beside(a, b) * self._repeated(a, b)
+        return result
 
     def _repeated(self, a: Side, b: Side) -> Matrix:
         """What all layers have alike goes to what stands in layers, whichever these are."""
@@ -85,7 +86,8 @@ class Placement:
             ends.append((inside, several))
         (inside, several), (within, many) = ends
         lost = (several[:, None] & ~within[None, :]) | (~inside[:, None] & many[None, :])
-        return (~lost).astype(float)
+        kept: Matrix = (~lost).astype(float)
+        return kept
 
     def region(self, side: int, path: str) -> int:
         """The number of the pairing whose layers hold a path, 0 where none does; side 0 is the source."""
@@ -109,7 +111,8 @@ class Placement:
         found = ~(towers[:, None] & known[None, :]) | shared
         for s, t in self.apart:
             found &= ~(one[id(s)][:, None] & two[id(t)][None, :]) | shared
-        return found.astype(float)
+        kept: Matrix = found.astype(float)
+        return kept
 
     def pool(self, a: Side, b: Side) -> Pool:
         """The pairs that are the same pair in another layer."""
@@ -135,7 +138,9 @@ class Placement:
                             groups.append(names.setdefault(((at[0], first), (at[1], second)), len(names)))
         return Pool(np.array(rows, dtype=int), np.array(columns, dtype=int), np.array(groups, dtype=int))
 
-    def unclaimed(self, a: Side, b: Side, pairs: Sequence[tuple[int, int]], doubted: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    def unclaimed(
+        self, a: Side, b: Side, pairs: Sequence[tuple[int, int]], doubted: Sequence[tuple[int, int]]
+    ) -> list[tuple[int, int]]:
         """The pairs between stacks, or sides, that have too little in common for any part of one to go to the other.
 
         Args:
@@ -210,7 +215,10 @@ def _places(side: Side, stack: Stack) -> list[tuple[int | None, bool, bool]]:
     many = Counter(tails)
     alone = [v is not None and many[t] == 1 < len(stack.layers) for v, t in zip(layers, tails)]
     alike = Counter((t, u.weight.shape) for u, v, t in zip(side.units, layers, tails) if v is not None)
-    every = [v is not None and alike[t, u.weight.shape] == len(stack.layers) > 1 for u, v, t in zip(side.units, layers, tails)]
+    every = [
+        v is not None and alike[t, u.weight.shape] == len(stack.layers) > 1
+        for u, v, t in zip(side.units, layers, tails)
+    ]
     return list(zip(layers, alone, every))
 
 

@@ -167,7 +167,10 @@ def _gathered(source: Shape, target: Shape, names: list[str]) -> list[Relation]:
         alone = next(n for n in range(3) if n not in apart)
         both = f"({names[apart[0]]} {names[apart[1]]})"
         size = source[apart[0]] * source[apart[1]]
-        for right, wanted in (((both, names[alone]), (size, source[alone])), ((names[alone], both), (source[alone], size))):
+        for right, wanted in (
+            ((both, names[alone]), (size, source[alone])),
+            ((names[alone], both), (source[alone], size)),
+        ):
             if wanted == target:
                 text = f"[{' '.join(right)}]"
                 found.append(Relation(1.7, "merge", f"[{' '.join(names)}]", text, True))

@@ -1,7 +1,7 @@
 """Stacks of layers, and which stack of one side is which of the other.
 
-A stack is a number in the keys behind which several layers are listed. Two stacks correspond as a whole: their layers go
-by rank, the first to the first. Where one is longer, its last layers have no counterpart.
+A stack is a number in the keys behind which several layers are listed. Two stacks correspond as a whole: their layers
+go by rank, the first to the first. Where one is longer, its last layers have no counterpart.
 """
 
 from __future__ import annotations
@@ -137,7 +137,9 @@ def _around(stack: Stack, stacks: Sequence[Stack], outside: Sequence[Unit]) -> t
     cuts = [0, *(m.end() for m in _SEPARATORS.finditer(stack.at))]
     for cut in reversed(cuts):
         module = stack.at[:cut]
-        apart = {_child(s.at, cut) for s in stacks if s.at.startswith(module) and not s.at.startswith(stack.at[: cut + 1])}
+        apart = {
+            _child(s.at, cut) for s in stacks if s.at.startswith(module) and not s.at.startswith(stack.at[: cut + 1])
+        }
         apart -= {_child(stack.at, cut)}
         found = [u for u in outside if u.path.startswith(module) and _child(u.path, cut) not in apart]
         if found:
@@ -222,7 +224,11 @@ def align(source: Sequence[Stack], target: Sequence[Stack], least: float = _ALIK
         for two in target:
             alike = _alike(one, two)
             same = len(one.layers) == len(two.layers)
-            if alike < (_ALIKE if same else least) or towers[id(one)].contradicts(towers[id(two)]) or _flattened(one, two):
+            if (
+                alike < (_ALIKE if same else least)
+                or towers[id(one)].contradicts(towers[id(two)])
+                or _flattened(one, two)
+            ):
                 continue
             affinity = towers[id(one)].affinity(towers[id(two)])
             scored.append((3.0 * alike + affinity + 0.5 * same, alike, one, two))
@@ -279,7 +285,7 @@ def _flattened(one: Stack, two: Stack) -> bool:
 
 def beyond(pairings: Iterable[Pairing], side: int, paths: Iterable[str]) -> set[str]:
     """The paths in layers of a paired stack that have no counterpart; side 0 is the source."""
-    ends = [((p.source, p.target)[side], set((p.layers.values() if side else p.layers))) for p in pairings if not p.whole]
+    ends = [((p.source, p.target)[side], set(p.layers.values() if side else p.layers)) for p in pairings if not p.whole]
     found = set()
     for path in paths:
         for stack, known in ends:

@@ -15,12 +15,12 @@ from ..storage.places.opening import open_checkpoint
 from ..wording import brief, counted
 from .assuming import Assumption, assumed
 from .claiming import Book
+from .depths import Depths, depths_of
 from .inducing import Atom, atoms, escaped, flats
 from .matched import Matched, Question, match
 from .merging import Draft, merged, unmerged
 from .reducing import Reduced, reduced
 from .resolving import Move
-from .depths import Depths, depths_of
 from .surviving import planned, says, surviving
 
 if TYPE_CHECKING:

@@ -24,10 +24,34 @@ import torch
 from torch import Tensor
 
 LIBRARIES = (
-    "gguf", "ctranslate2", "litgpt", "torchtune", "curated-transformers", "timm", "open-clip-torch", "keras", "keras-hub",
-    "torchvision", "catalogue", "absl-py", "cuid2", "curated-tokenizers", "namex", "rich", "h5py", "optree", "ml_dtypes",
-    "ftfy", "wcwidth", "requests", "urllib3", "charset-normalizer", "certifi", "idna", "pillow",
-)  # fmt: skip
+    "gguf",
+    "ctranslate2",
+    "litgpt",
+    "torchtune",
+    "curated-transformers",
+    "timm",
+    "open-clip-torch",
+    "keras",
+    "keras-hub",
+    "torchvision",
+    "catalogue",
+    "absl-py",
+    "cuid2",
+    "curated-tokenizers",
+    "namex",
+    "rich",
+    "h5py",
+    "optree",
+    "ml_dtypes",
+    "ftfy",
+    "wcwidth",
+    "requests",
+    "urllib3",
+    "charset-normalizer",
+    "certifi",
+    "idna",
+    "pillow",
+)
 
 Numbers = dict[str, Tensor]
 _ABSENT = -1.0
@@ -110,9 +134,13 @@ def deeper(name: str, family: str, one: Network, other: Network) -> Pair:
 
 
 def partial(
-    name: str, family: str, network: Network, keep: Callable[[str], bool], more: Mapping[str, tuple[int, ...]] = {},
+    name: str,
+    family: str,
+    network: Network,
+    keep: Callable[[str], bool],
+    more: Mapping[str, tuple[int, ...]] = {},
     wanted: Callable[[str], bool] = lambda key: True,
-) -> Pair:  # fmt: skip
+) -> Pair:
     """A network with only some of its tensors, with others that have no counterpart; the whole counterpart, or some."""
     source = {k: s for k, s in network.source.items() if keep(k)} | dict(more)
     made = _converted(network, numbered(source))
@@ -126,7 +154,7 @@ def negative(name: str, family: str, one: Network, other: Network) -> Pair:
 
 
 def _without_kernels() -> None:
-    """Declare torchvision's operators, so that its networks import though its kernels are for another build of torch."""
+    """Declare torchvision's operators: its networks import without kernels for this build of torch."""
     library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
         library.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

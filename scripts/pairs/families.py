@@ -18,9 +18,15 @@ from torch import nn
 
 warnings.filterwarnings("ignore")
 _TINY = {
-    "hidden_size": 32, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 53,
-    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
+    "hidden_size": 32,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 53,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 _GROUPED = {**_TINY, "num_key_value_heads": 2}
 
 
@@ -69,9 +75,20 @@ def named(model: nn.Module, rename: Callable[[str], str | None]) -> Network:
 
 
 def jamba(layers: int = 4) -> Network:
-    return hub(hf.JambaForCausalLM(hf.JambaConfig(
-        **{**_GROUPED, "num_hidden_layers": layers}, num_experts=4, mamba_d_state=4, mamba_dt_rank=6,
-        attn_layer_period=2, attn_layer_offset=1, expert_layer_period=2, expert_layer_offset=1)))  # fmt: skip
+    return hub(
+        hf.JambaForCausalLM(
+            hf.JambaConfig(
+                **{**_GROUPED, "num_hidden_layers": layers},
+                num_experts=4,
+                mamba_d_state=4,
+                mamba_dt_rank=6,
+                attn_layer_period=2,
+                attn_layer_offset=1,
+                expert_layer_period=2,
+                expert_layer_offset=1,
+            )
+        )
+    )
 
 
 def phimoe(layers: int = 4) -> Network:
@@ -88,9 +105,17 @@ def gte(layers: int = 3) -> Network:
 
 def lfm(layers: int = 3) -> Network:
     kinds = ["conv", "full_attention", "conv", "full_attention"]
-    return hub(hf.Lfm2MoeForCausalLM(hf.Lfm2MoeConfig(
-        **{**_GROUPED, "num_hidden_layers": layers}, num_experts=3, moe_intermediate_size=24, num_dense_layers=1,
-        layer_types=kinds[:layers])))  # fmt: skip
+    return hub(
+        hf.Lfm2MoeForCausalLM(
+            hf.Lfm2MoeConfig(
+                **{**_GROUPED, "num_hidden_layers": layers},
+                num_experts=3,
+                moe_intermediate_size=24,
+                num_dense_layers=1,
+                layer_types=kinds[:layers],
+            )
+        )
+    )
 
 
 def granite(layers: int = 3) -> Network:
@@ -99,24 +124,49 @@ def granite(layers: int = 3) -> Network:
 
 
 def videomae(layers: int = 3) -> Network:
-    return hub(hf.VideoMAEForPreTraining(hf.VideoMAEConfig(
-        hidden_size=32, intermediate_size=96, num_hidden_layers=layers, num_attention_heads=4, decoder_hidden_size=32,
-        decoder_num_hidden_layers=2, decoder_num_attention_heads=2, decoder_intermediate_size=96, image_size=32,
-        patch_size=8, num_frames=4)))  # fmt: skip
+    return hub(
+        hf.VideoMAEForPreTraining(
+            hf.VideoMAEConfig(
+                hidden_size=32,
+                intermediate_size=96,
+                num_hidden_layers=layers,
+                num_attention_heads=4,
+                decoder_hidden_size=32,
+                decoder_num_hidden_layers=2,
+                decoder_num_attention_heads=2,
+                decoder_intermediate_size=96,
+                image_size=32,
+                patch_size=8,
+                num_frames=4,
+            )
+        )
+    )
 
 
 def _resnet(*stages: str) -> Any:
     return hf.ResNetConfig(
-        embedding_size=8, hidden_sizes=[16, 24, 32, 40], depths=[2, 1, 1, 1], layer_type="basic",
-        out_features=list(stages))  # fmt: skip
+        embedding_size=8,
+        hidden_sizes=[16, 24, 32, 40],
+        depths=[2, 1, 1, 1],
+        layer_type="basic",
+        out_features=list(stages),
+    )
 
 
 def _detection(layers: int) -> dict[str, Any]:
     return {
-        "d_model": 32, "encoder_layers": layers, "decoder_layers": layers, "encoder_ffn_dim": 96, "decoder_ffn_dim": 96,
-        "encoder_attention_heads": 4, "decoder_attention_heads": 4, "num_queries": 10, "use_timm_backbone": False,
-        "use_pretrained_backbone": False, "backbone": None,
-    }  # fmt: skip
+        "d_model": 32,
+        "encoder_layers": layers,
+        "decoder_layers": layers,
+        "encoder_ffn_dim": 96,
+        "decoder_ffn_dim": 96,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+        "num_queries": 10,
+        "use_timm_backbone": False,
+        "use_pretrained_backbone": False,
+        "backbone": None,
+    }
 
 
 def detr(layers: int = 2) -> Network:
@@ -169,9 +219,19 @@ def ct_bart(encoder: int = 3, decoder: int = 2, norm_first: bool = False) -> Net
     config = hf.MBartConfig if norm_first else hf.BartConfig
     model = hf.MBartForConditionalGeneration if norm_first else hf.BartForConditionalGeneration
     made = config(
-        d_model=32, encoder_layers=encoder, decoder_layers=decoder, encoder_ffn_dim=96, decoder_ffn_dim=96,
-        encoder_attention_heads=4, decoder_attention_heads=4, vocab_size=53, max_position_embeddings=20,
-        pad_token_id=0, bos_token_id=1, eos_token_id=2)  # fmt: skip
+        d_model=32,
+        encoder_layers=encoder,
+        decoder_layers=decoder,
+        encoder_ffn_dim=96,
+        decoder_ffn_dim=96,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        vocab_size=53,
+        max_position_embeddings=20,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     made.normalize_before = norm_first
     made.normalize_embedding = True
     return ctranslate(model(made), "MBartLoader" if norm_first else "BartLoader")
@@ -179,15 +239,34 @@ def ct_bart(encoder: int = 3, decoder: int = 2, norm_first: bool = False) -> Net
 
 def ct_opt(layers: int = 3) -> Network:
     config = hf.OPTConfig(
-        hidden_size=32, ffn_dim=96, num_hidden_layers=layers, num_attention_heads=4, vocab_size=53,
-        max_position_embeddings=20, word_embed_proj_dim=32, pad_token_id=0, bos_token_id=1, eos_token_id=2)  # fmt: skip
+        hidden_size=32,
+        ffn_dim=96,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        vocab_size=53,
+        max_position_embeddings=20,
+        word_embed_proj_dim=32,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     return ctranslate(hf.OPTForCausalLM(config), "OPTLoader")
 
 
 def ct_t5(layers: int = 2) -> Network:
     config = hf.T5Config(
-        d_model=32, d_kv=8, d_ff=96, num_layers=layers, num_decoder_layers=layers, num_heads=4, vocab_size=53,
-        feed_forward_proj="gated-gelu", tie_word_embeddings=False, pad_token_id=0, eos_token_id=1)  # fmt: skip
+        d_model=32,
+        d_kv=8,
+        d_ff=96,
+        num_layers=layers,
+        num_decoder_layers=layers,
+        num_heads=4,
+        vocab_size=53,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
     return ctranslate(hf.T5ForConditionalGeneration(config), "T5Loader")
 
 
@@ -197,14 +276,16 @@ def ct_mpt(layers: int = 3) -> Network:
 
 
 def ct_distilbert(layers: int = 3) -> Network:
-    config = hf.DistilBertConfig(dim=32, hidden_dim=96, n_layers=layers, n_heads=4, vocab_size=53, pad_token_id=0,
-                                 max_position_embeddings=20)  # fmt: skip
+    config = hf.DistilBertConfig(
+        dim=32, hidden_dim=96, n_layers=layers, n_heads=4, vocab_size=53, pad_token_id=0, max_position_embeddings=20
+    )
     return ctranslate(hf.DistilBertModel(config), "DistilBertLoader")
 
 
 def ct_codegen(layers: int = 3) -> Network:
-    config = hf.GPTBigCodeConfig(n_embd=32, n_layer=layers, n_head=4, n_positions=20, vocab_size=53, n_inner=96,
-                                 bos_token_id=1, eos_token_id=2)  # fmt: skip
+    config = hf.GPTBigCodeConfig(
+        n_embd=32, n_layer=layers, n_head=4, n_positions=20, vocab_size=53, n_inner=96, bos_token_id=1, eos_token_id=2
+    )
     return ctranslate(hf.GPTBigCodeForCausalLM(config), "GPTBigCodeMHALoader")
 
 
@@ -240,8 +321,18 @@ def gguf_mamba(layers: int = 3) -> Network:
 
 def gguf_t5(layers: int = 2) -> Network:
     config = hf.T5Config(
-        d_model=32, d_kv=8, d_ff=96, num_layers=layers, num_decoder_layers=layers, num_heads=4, vocab_size=53,
-        feed_forward_proj="gated-gelu", tie_word_embeddings=False, pad_token_id=0, eos_token_id=1)  # fmt: skip
+        d_model=32,
+        d_kv=8,
+        d_ff=96,
+        num_layers=layers,
+        num_decoder_layers=layers,
+        num_heads=4,
+        vocab_size=53,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
     return gguf_names(hf.T5ForConditionalGeneration(config), "T5", layers)
 
 
@@ -267,7 +358,7 @@ def _module(name: str, path: Path) -> Any:
 class _Anything(types.ModuleType):
     """A package of which only names are asked."""
 
-    __path__: list[str] = []
+    __path__: tuple[str, ...] = ()
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -275,10 +366,19 @@ class _Anything(types.ModuleType):
         return type(name, (), {})
 
 
-def lit(packages: Path, model: nn.Module, function: str, name: str, drop: tuple[str, ...] = (), **config: Any) -> Network:
+def lit(
+    packages: Path, model: nn.Module, function: str, name: str, drop: tuple[str, ...] = (), **config: Any
+) -> Network:
     """What litgpt's script makes of a transformers model."""
-    for stub in ("litgpt", "litgpt.config", "litgpt.utils", "lightning", "lightning.fabric",
-                 "lightning.fabric.utilities", "lightning.fabric.utilities.load"):  # fmt: skip
+    for stub in (
+        "litgpt",
+        "litgpt.config",
+        "litgpt.utils",
+        "lightning",
+        "lightning.fabric",
+        "lightning.fabric.utilities",
+        "lightning.fabric.utilities.load",
+    ):
         sys.modules.setdefault(stub, _Anything(stub))
     library = _module("litgpt_conversion", packages / "litgpt/litgpt/scripts/convert_hf_checkpoint.py")
     library.NotYetLoadedTensor = type("NotYetLoadedTensor", (), {})
@@ -301,10 +401,25 @@ def lit_phi(packages: Path, layers: int = 3) -> Network:
 
 
 def lit_falcon(packages: Path, layers: int = 3) -> Network:
-    config = hf.FalconConfig(hidden_size=32, num_hidden_layers=layers, num_attention_heads=4, vocab_size=53,
-                             multi_query=True, parallel_attn=True, bias=False, new_decoder_architecture=False)  # fmt: skip
-    return lit(packages, hf.FalconForCausalLM(config), "copy_weights_falcon", "falcon-7b",
-               n_query_groups=1, n_head=4, head_size=8)  # fmt: skip
+    config = hf.FalconConfig(
+        hidden_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        vocab_size=53,
+        multi_query=True,
+        parallel_attn=True,
+        bias=False,
+        new_decoder_architecture=False,
+    )
+    return lit(
+        packages,
+        hf.FalconForCausalLM(config),
+        "copy_weights_falcon",
+        "falcon-7b",
+        n_query_groups=1,
+        n_head=4,
+        head_size=8,
+    )
 
 
 def lit_olmo(packages: Path, layers: int = 3) -> Network:
@@ -325,16 +440,25 @@ def tune(packages: Path, file: str, function: str, model: nn.Module, drop: str =
 
 def tune_t5(packages: Path, layers: int = 3) -> Network:
     config = hf.T5Config(
-        d_model=32, d_kv=8, d_ff=96, num_layers=layers, num_heads=4, vocab_size=53, feed_forward_proj="gated-gelu",
-        pad_token_id=0, eos_token_id=1)  # fmt: skip
+        d_model=32,
+        d_kv=8,
+        d_ff=96,
+        num_layers=layers,
+        num_heads=4,
+        vocab_size=53,
+        feed_forward_proj="gated-gelu",
+        pad_token_id=0,
+        eos_token_id=1,
+    )
     return tune(packages, "t5/_convert_weights.py", "t5_encoder_hf_to_tune", hf.T5EncoderModel(config))
 
 
 def _clip(layers: int = 3) -> nn.Module:
     tower = {"hidden_size": 32, "intermediate_size": 96, "num_hidden_layers": layers, "num_attention_heads": 4}
     text = {**tower, "vocab_size": 53, "max_position_embeddings": 20, "bos_token_id": 1, "eos_token_id": 2}
-    return hf.CLIPModel(hf.CLIPConfig(
-        text_config=text, vision_config={**tower, "image_size": 32, "patch_size": 8}, projection_dim=24))  # fmt: skip
+    return hf.CLIPModel(
+        hf.CLIPConfig(text_config=text, vision_config={**tower, "image_size": 32, "patch_size": 8}, projection_dim=24)
+    )
 
 
 def tune_clip(packages: Path, layers: int = 3) -> Network:
@@ -357,8 +481,17 @@ def curated(model: nn.Module, family: str, table: str, drop: str = "^$") -> Netw
 
 def curated_albert(groups: int = 2) -> Network:
     config = hf.AlbertConfig(
-        embedding_size=16, hidden_size=32, intermediate_size=96, num_hidden_layers=4, num_hidden_groups=groups,
-        inner_group_num=2, num_attention_heads=4, vocab_size=53, max_position_embeddings=20, pad_token_id=0)  # fmt: skip
+        embedding_size=16,
+        hidden_size=32,
+        intermediate_size=96,
+        num_hidden_layers=4,
+        num_hidden_groups=groups,
+        inner_group_num=2,
+        num_attention_heads=4,
+        vocab_size=53,
+        max_position_embeddings=20,
+        pad_token_id=0,
+    )
     return curated(hf.AlbertModel(config, add_pooling_layer=False), "albert", "HF_PARAM_KEY_TRANSFORMS")
 
 
@@ -368,8 +501,15 @@ def curated_mpt(layers: int = 3) -> Network:
 
 
 def curated_falcon(layers: int = 3) -> Network:
-    config = hf.FalconConfig(hidden_size=32, num_hidden_layers=layers, num_attention_heads=4, vocab_size=53,
-                             num_kv_heads=2, bias=True, new_decoder_architecture=True)  # fmt: skip
+    config = hf.FalconConfig(
+        hidden_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        vocab_size=53,
+        num_kv_heads=2,
+        bias=True,
+        new_decoder_architecture=True,
+    )
     return curated(hf.FalconForCausalLM(config), "falcon", "CAUSAL_LM_HF_PARAM_KEY_TRANSFORMS")
 
 
@@ -387,7 +527,9 @@ def _timm(name: str, **options: Any) -> nn.Module:
     return timm.create_model(name, pretrained=False, **options)
 
 
-def filtered(model: nn.Module, original: Callable[[str], str], function: Callable[[Numbers, nn.Module], Numbers]) -> Network:
+def filtered(
+    model: nn.Module, original: Callable[[str], str], function: Callable[[Numbers, nn.Module], Numbers]
+) -> Network:
     """A timm filter over the original names, which must give all that the model has."""
     wanted = shapes(model.state_dict())
     source = {original(k): s for k, s in wanted.items()}
@@ -402,8 +544,10 @@ def openai_clip(layers: int = 3, text_too: bool = True) -> Network:
     from timm.models.vision_transformer import _convert_openai_clip
 
     model = open_clip.model.CLIP(
-        32, {"image_size": 32, "layers": layers, "width": 32, "head_width": 8, "patch_size": 8},
-        {"context_length": 20, "vocab_size": 53, "width": 32, "heads": 4, "layers": layers})  # fmt: skip
+        32,
+        {"image_size": 32, "layers": layers, "width": 32, "head_width": 8, "patch_size": 8},
+        {"context_length": 20, "vocab_size": 53, "width": 32, "heads": 4, "layers": layers},
+    )
 
     def convert(given: Numbers) -> Numbers:
         made = _convert_openai_clip(given, model)
@@ -440,7 +584,9 @@ def mvit() -> Network:
 def davit() -> Network:
     from timm.models.davit import checkpoint_filter_fn
 
-    model = _timm("davit_tiny", depths=(1, 1, 2, 1), embed_dims=(16, 32, 48, 64), num_heads=(2, 2, 2, 2), num_classes=10)
+    model = _timm(
+        "davit_tiny", depths=(1, 1, 2, 1), embed_dims=(16, 32, 48, 64), num_heads=(2, 2, 2, 2), num_classes=10
+    )
 
     def original(key: str) -> str:
         key = re.sub(r"^stem\.", "stages.0.downsample.", key).replace("downsample.conv", "downsample.proj")
@@ -471,9 +617,16 @@ def poolformer() -> Network:
 
     checkpoint_filter_fn = library.checkpoint_filter_fn
     model = library.MetaFormer(
-        depths=(1, 2, 2, 1), dims=(16, 24, 32, 48), num_classes=10, token_mixers=library.Pooling,
-        norm_layers=library.GroupNorm1, layer_scale_init_values=1e-5, res_scale_init_values=None, use_mlp_head=False,
-        downsample_norm=None)  # fmt: skip
+        depths=(1, 2, 2, 1),
+        dims=(16, 24, 32, 48),
+        num_classes=10,
+        token_mixers=library.Pooling,
+        norm_layers=library.GroupNorm1,
+        layer_scale_init_values=1e-5,
+        res_scale_init_values=None,
+        use_mlp_head=False,
+        downsample_norm=None,
+    )
 
     def original(key: str) -> str:
         key = re.sub(r"^stem\.", "patch_embed.", key).replace("head.norm.", "norm.").replace("head.fc.", "head.")
@@ -490,8 +643,15 @@ def resmlp(layers: int = 3) -> Network:
     import timm.models.mlp_mixer as library
 
     model = library.MlpMixer(
-        img_size=32, patch_size=8, num_blocks=layers, embed_dim=32, num_classes=10, mlp_ratio=3,
-        block_layer=library.ResBlock, norm_layer=library.Affine)  # fmt: skip
+        img_size=32,
+        patch_size=8,
+        num_blocks=layers,
+        embed_dim=32,
+        num_classes=10,
+        mlp_ratio=3,
+        block_layer=library.ResBlock,
+        norm_layer=library.Affine,
+    )
     wanted = shapes(model.state_dict())
     renamed = {
         k: k.replace("stem.", "patch_embed.").replace("linear_tokens.", "attn.").replace("mlp_channels.", "mlp.")
@@ -505,23 +665,38 @@ def resmlp(layers: int = 3) -> Network:
 def beit(layers: int = 3) -> Network:
     from timm.models.vision_transformer import _convert_beit3
 
-    attention = {f"self_attn.{m}.A.{leaf}": ((32, 32) if leaf == "weight" else (32,))
-                 for m in ("k_proj", "v_proj", "q_proj", "out_proj") for leaf in ("weight", "bias")}  # fmt: skip
-    norms = {f"{m}.A.{leaf}": (32,) for m in ("self_attn.inner_attn_ln", "self_attn_layer_norm", "final_layer_norm")
-             for leaf in ("weight", "bias")}  # fmt: skip
-    feed = {"ffn.A.fc1.weight": (96, 32), "ffn.A.fc1.bias": (96,), "ffn.A.fc2.weight": (32, 96), "ffn.A.fc2.bias": (32,),
-            "ffn.A.ffn_layernorm.weight": (96,), "ffn.A.ffn_layernorm.bias": (96,)}  # fmt: skip
+    attention = {
+        f"self_attn.{m}.A.{leaf}": ((32, 32) if leaf == "weight" else (32,))
+        for m in ("k_proj", "v_proj", "q_proj", "out_proj")
+        for leaf in ("weight", "bias")
+    }
+    norms = {
+        f"{m}.A.{leaf}": (32,)
+        for m in ("self_attn.inner_attn_ln", "self_attn_layer_norm", "final_layer_norm")
+        for leaf in ("weight", "bias")
+    }
+    feed = {
+        "ffn.A.fc1.weight": (96, 32),
+        "ffn.A.fc1.bias": (96,),
+        "ffn.A.fc2.weight": (32, 96),
+        "ffn.A.fc2.bias": (32,),
+        "ffn.A.ffn_layernorm.weight": (96,),
+        "ffn.A.ffn_layernorm.bias": (96,),
+    }
     source: dict[str, tuple[int, ...]] = {
-        "beit3.vision_embed.cls_token": (1, 1, 32), "beit3.vision_embed.proj.weight": (32, 3, 8, 8),
+        "beit3.vision_embed.cls_token": (1, 1, 32),
+        "beit3.vision_embed.proj.weight": (32, 3, 8, 8),
         "beit3.vision_embed.proj.bias": (32,),
-    }  # fmt: skip
+    }
     for i in range(layers):
         source |= {f"beit3.encoder.layers.{i}.{k}": s for k, s in {**attention, **norms, **feed}.items()}
     source |= {"fc_norm.weight": (32,), "fc_norm.bias": (32,), "head.weight": (10, 32), "head.bias": (10,)}
     return Network(source, lambda given: _convert_beit3(dict(given), None))
 
 
-def from_file(model: nn.Module, source: Mapping[str, tuple[int, ...]], load: Callable[[nn.Module, Numbers], None]) -> Network:
+def from_file(
+    model: nn.Module, source: Mapping[str, tuple[int, ...]], load: Callable[[nn.Module, Numbers], None]
+) -> Network:
     """A library that copies arrays into its model."""
 
     def convert(given: Numbers) -> Numbers:
@@ -538,8 +713,14 @@ def from_file(model: nn.Module, source: Mapping[str, tuple[int, ...]], load: Cal
 def bit() -> Network:
     import timm.models.resnetv2 as library
 
-    model = library.ResNetV2(layers=(2, 1), channels=(128, 256), stem_chs=32, num_classes=10, stem_type="same",
-                             conv_layer=library.partial(library.StdConv2d, eps=1e-8))  # fmt: skip
+    model = library.ResNetV2(
+        layers=(2, 1),
+        channels=(128, 256),
+        stem_chs=32,
+        num_classes=10,
+        stem_type="same",
+        conv_layer=library.partial(library.StdConv2d, eps=1e-8),
+    )
     source: dict[str, tuple[int, ...]] = {}
 
     def kernel(name: str, tensor: torch.Tensor) -> None:
@@ -570,10 +751,23 @@ def big_vision(stacked: bool = False, layers: int = 3) -> Network:
     import open_clip
     from open_clip.convert import load_big_vision_weights
 
-    text = {"context_length": 16, "vocab_size": 53, "width": 32, "heads": 4, "layers": layers, "no_causal_mask": True,
-            "proj_bias": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-6}}  # fmt: skip
-    vision = {"image_size": 32, "timm_model_name": "vit_base_patch16_siglip_224", "timm_pool": "map",
-              "timm_proj": "none"}  # fmt: skip
+    text = {
+        "context_length": 16,
+        "vocab_size": 53,
+        "width": 32,
+        "heads": 4,
+        "layers": layers,
+        "no_causal_mask": True,
+        "proj_bias": True,
+        "pool_type": "last",
+        "norm_kwargs": {"eps": 1e-6},
+    }
+    vision = {
+        "image_size": 32,
+        "timm_model_name": "vit_base_patch16_siglip_224",
+        "timm_pool": "map",
+        "timm_proj": "none",
+    }
     import timm
 
     real = timm.create_model
@@ -584,13 +778,24 @@ def big_vision(stacked: bool = False, layers: int = 3) -> Network:
     timm.create_model = open_clip.timm_model.timm.create_model = small
     model = open_clip.model.CustomTextCLIP(32, vision, {**text, "mlp_ratio": 3.0}, init_logit_bias=-10)
     timm.create_model = open_clip.timm_model.timm.create_model = real
-    source = _flax_tower("params/img/", "encoderblock_{}", layers) | {
-        "params/img/embedding/kernel": (8, 8, 3, 32), "params/img/embedding/bias": (32,),
-        "params/img/pos_embedding": (1, 16, 32), **_flax_pool("params/img/MAPHead_0/"),
-    } | _flax_tower("params/txt/", "encoderblock_{}", layers, "Encoder_0/") | {
-        "params/txt/Embed_0/embedding": (53, 32), "params/txt/pos_embedding": (1, 16, 32),
-        "params/txt/head/kernel": (32, 32), "params/txt/head/bias": (32,), "params/b": (1,), "params/t": (1,),
-    }  # fmt: skip
+    source = (
+        _flax_tower("params/img/", "encoderblock_{}", layers)
+        | {
+            "params/img/embedding/kernel": (8, 8, 3, 32),
+            "params/img/embedding/bias": (32,),
+            "params/img/pos_embedding": (1, 16, 32),
+            **_flax_pool("params/img/MAPHead_0/"),
+        }
+        | _flax_tower("params/txt/", "encoderblock_{}", layers, "Encoder_0/")
+        | {
+            "params/txt/Embed_0/embedding": (53, 32),
+            "params/txt/pos_embedding": (1, 16, 32),
+            "params/txt/head/kernel": (32, 32),
+            "params/txt/head/bias": (32,),
+            "params/b": (1,),
+            "params/t": (1,),
+        }
+    )
     source = dict(sorted(source.items()))
 
     def load(twin: nn.Module, given: Numbers) -> None:
@@ -614,21 +819,36 @@ def _flax_tower(at: str, name: str, layers: int, inner: str = "Transformer/") ->
         for part in ("query", "key", "value"):
             found |= {attention + part + "/kernel": (32, 4, 8), attention + part + "/bias": (4, 8)}
         found |= {attention + "out/kernel": (4, 8, 32), attention + "out/bias": (32,)}
-        found |= {block + "MlpBlock_0/Dense_0/kernel": (32, 96), block + "MlpBlock_0/Dense_0/bias": (96,),
-                  block + "MlpBlock_0/Dense_1/kernel": (96, 32), block + "MlpBlock_0/Dense_1/bias": (32,)}  # fmt: skip
+        found |= {
+            block + "MlpBlock_0/Dense_0/kernel": (32, 96),
+            block + "MlpBlock_0/Dense_0/bias": (96,),
+            block + "MlpBlock_0/Dense_1/kernel": (96, 32),
+            block + "MlpBlock_0/Dense_1/bias": (32,),
+        }
     return found | {at + inner + "encoder_norm/scale": (32,), at + inner + "encoder_norm/bias": (32,)}
 
 
 def _flax_pool(at: str) -> dict[str, tuple[int, ...]]:
-    found: dict[str, tuple[int, ...]] = {at + "probe": (1, 1, 32), at + "LayerNorm_0/scale": (32,),
-                                         at + "LayerNorm_0/bias": (32,)}  # fmt: skip
+    found: dict[str, tuple[int, ...]] = {
+        at + "probe": (1, 1, 32),
+        at + "LayerNorm_0/scale": (32,),
+        at + "LayerNorm_0/bias": (32,),
+    }
     for part in ("query", "key", "value"):
-        found |= {f"{at}MultiHeadDotProductAttention_0/{part}/kernel": (32, 4, 8),
-                  f"{at}MultiHeadDotProductAttention_0/{part}/bias": (4, 8)}  # fmt: skip
-    found |= {at + "MultiHeadDotProductAttention_0/out/kernel": (4, 8, 32),
-              at + "MultiHeadDotProductAttention_0/out/bias": (32,)}  # fmt: skip
-    return found | {at + "MlpBlock_0/Dense_0/kernel": (32, 96), at + "MlpBlock_0/Dense_0/bias": (96,),
-                    at + "MlpBlock_0/Dense_1/kernel": (96, 32), at + "MlpBlock_0/Dense_1/bias": (32,)}  # fmt: skip
+        found |= {
+            f"{at}MultiHeadDotProductAttention_0/{part}/kernel": (32, 4, 8),
+            f"{at}MultiHeadDotProductAttention_0/{part}/bias": (4, 8),
+        }
+    found |= {
+        at + "MultiHeadDotProductAttention_0/out/kernel": (4, 8, 32),
+        at + "MultiHeadDotProductAttention_0/out/bias": (32,),
+    }
+    return found | {
+        at + "MlpBlock_0/Dense_0/kernel": (32, 96),
+        at + "MlpBlock_0/Dense_0/bias": (96,),
+        at + "MlpBlock_0/Dense_1/kernel": (96, 32),
+        at + "MlpBlock_0/Dense_1/bias": (32,),
+    }
 
 
 # keras_hub ------------------------------------------------------------------------------------------------------------
@@ -681,15 +901,26 @@ def keras_net(model: nn.Module, file: str, backbone: str, drop: str = "^$") -> N
 
 def keras_bart(layers: int = 2) -> Network:
     config = hf.BartConfig(
-        d_model=32, encoder_layers=layers, decoder_layers=layers, encoder_ffn_dim=96, decoder_ffn_dim=96,
-        encoder_attention_heads=4, decoder_attention_heads=4, vocab_size=53, max_position_embeddings=20,
-        pad_token_id=0, bos_token_id=1, eos_token_id=2)  # fmt: skip
+        d_model=32,
+        encoder_layers=layers,
+        decoder_layers=layers,
+        encoder_ffn_dim=96,
+        decoder_ffn_dim=96,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        vocab_size=53,
+        max_position_embeddings=20,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     return keras_net(hf.BartModel(config), "convert_bart", "BartBackbone", "(en|de)coder.embed_tokens")
 
 
 def keras_distilbert(layers: int = 3) -> Network:
-    config = hf.DistilBertConfig(dim=32, hidden_dim=96, n_layers=layers, n_heads=4, vocab_size=53, pad_token_id=0,
-                                 max_position_embeddings=20)  # fmt: skip
+    config = hf.DistilBertConfig(
+        dim=32, hidden_dim=96, n_layers=layers, n_heads=4, vocab_size=53, pad_token_id=0, max_position_embeddings=20
+    )
     return keras_net(hf.DistilBertModel(config), "convert_distilbert", "DistilBertBackbone")
 
 
@@ -699,15 +930,34 @@ def keras_gemma(layers: int = 3) -> Network:
 
 
 def keras_esm(layers: int = 3) -> Network:
-    config = hf.EsmConfig(**{**_TINY, "num_hidden_layers": layers}, position_embedding_type="rotary",
-                          max_position_embeddings=20, emb_layer_norm_before=False, mask_token_id=3)  # fmt: skip
-    return keras_net(hf.EsmModel(config, add_pooling_layer=False), "convert_esm", "ESMBackbone", "inv_freq|contact|position_embeddings")
+    config = hf.EsmConfig(
+        **{**_TINY, "num_hidden_layers": layers},
+        position_embedding_type="rotary",
+        max_position_embeddings=20,
+        emb_layer_norm_before=False,
+        mask_token_id=3,
+    )
+    return keras_net(
+        hf.EsmModel(config, add_pooling_layer=False),
+        "convert_esm",
+        "ESMBackbone",
+        "inv_freq|contact|position_embeddings",
+    )
 
 
 def keras_albert(layers: int = 2) -> Network:
     config = hf.AlbertConfig(
-        embedding_size=16, hidden_size=32, intermediate_size=96, num_hidden_layers=layers, num_hidden_groups=1,
-        inner_group_num=1, num_attention_heads=4, vocab_size=53, max_position_embeddings=20, pad_token_id=0)  # fmt: skip
+        embedding_size=16,
+        hidden_size=32,
+        intermediate_size=96,
+        num_hidden_layers=layers,
+        num_hidden_groups=1,
+        inner_group_num=1,
+        num_attention_heads=4,
+        vocab_size=53,
+        max_position_embeddings=20,
+        pad_token_id=0,
+    )
     return keras_net(hf.AlbertModel(config), "convert_albert", "AlbertBackbone")
 
 
@@ -785,14 +1035,26 @@ def _listed(packages: Path) -> Iterator[Callable[[], Pair]]:
     yield lambda: deeper("hf_gemma2_3__gguf_7", "gemma", gguf_gemma(3), gguf_gemma(7))
     yield lambda: deeper("hf_distilbert_6__keras_2", "distilbert", keras_distilbert(6), keras_distilbert(2))
     # Parts, and nothing at all.
-    yield lambda: partial("hf_bart_encoder__ct2", "bart", ct_bart(), lambda k: ".decoder." not in k and "lm_head" not in k)
+    yield lambda: partial(
+        "hf_bart_encoder__ct2", "bart", ct_bart(), lambda k: ".decoder." not in k and "lm_head" not in k
+    )
     yield lambda: partial("hf_mbart_no_cross__ct2", "mbart", ct_bart(2, 3, True), lambda k: "encoder_attn" not in k)
-    yield lambda: partial("hub_phimoe_dense__hf5", "phimoe", phimoe(), lambda k: "block_sparse_moe" not in k, {
-        f"model.layers.{i}.mlp.{m}.weight": s for i in range(4)
-        for m, s in (("gate_proj", (96, 32)), ("up_proj", (96, 32)), ("down_proj", (32, 96)))})  # fmt: skip
+    yield lambda: partial(
+        "hub_phimoe_dense__hf5",
+        "phimoe",
+        phimoe(),
+        lambda k: "block_sparse_moe" not in k,
+        {
+            f"model.layers.{i}.mlp.{m}.weight": s
+            for i in range(4)
+            for m, s in (("gate_proj", (96, 32)), ("up_proj", (96, 32)), ("down_proj", (32, 96)))
+        },
+    )
     yield lambda: partial("big_vision_text__open_clip", "siglip", big_vision(), lambda k: "/img/" not in k)
     yield lambda: partial("openai_clip_text__timm_visual", "clip", openai_clip(), lambda k: not k.startswith("visual."))
-    yield lambda: partial("hf_clip_vision__torchtune_text", "clip", tune_clip(packages), lambda k: k.startswith("vision_model"))
+    yield lambda: partial(
+        "hf_clip_vision__torchtune_text", "clip", tune_clip(packages), lambda k: k.startswith("vision_model")
+    )
     yield lambda: partial("hub_detr_backbone__hf5", "detr", detr(), lambda k: "conv_encoder" in k)
     yield lambda: partial("hf_t5_decoder__gguf", "t5", gguf_t5(), lambda k: "decoder" in k or k == "lm_head.weight")
     yield lambda: negative("hf_mamba__ct2_opt", "mamba", gguf_mamba(), ct_opt())
