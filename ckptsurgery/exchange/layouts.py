@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ..errors import RecipeError
 from ..language.recipe import Recipe
 from ..specs import TensorSpec
 
@@ -22,4 +24,17 @@ def layout_on_disk(
     Args:
         source: what the source holds. wanted: what the model holds; a source with all of it is in the model's layout.
     """
-    return None, []
+    library: Any = sys.modules.get("transformers.modeling_utils")
+    if library is None or not isinstance(model, library.PreTrainedModel):
+        return None, []
+    from .transformers_models import recipe_of_model
+
+    try:
+        recipe = recipe_of_model(model)
+    except (RecipeError, ImportError):
+        return None, []
+    if not (recipe.rules or recipe.stages):
+        return None, []
+    if wanted.keys() <= source.keys():
+        return None, []
+    return recipe, ["the source is in the layout of transformers' files: read by the library's conversion table"]

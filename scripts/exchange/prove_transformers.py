@@ -1,0 +1,173 @@
+"""Prove the recipes that are read from the conversion tables of transformers, type by type, and keep the results.
+
+    python scripts/exchange/prove_transformers.py results.jsonl               # goes on where it was interrupted
+    python scripts/exchange/prove_transformers.py results.jsonl --only mixtral vit
+    python scripts/exchange/prove_transformers.py results.jsonl --table docs/transformers-types.md
+
+A recipe is made from the type's own defaults. Then a tiny random model of the type is saved by `save_pretrained` and
+loaded by `from_pretrained`. The recipe must make of the files, bit for bit, what the loaded model holds; its inverse
+must make of the model, bit for bit, what the files hold; and `check_loaded` must find nothing wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import transformers
+from tiny_models import build
+
+import ckptsurgery as cs
+from ckptsurgery.exchange.transformers_models import from_transformers, transformers_types
+
+
+class TooLong(Exception):
+    """A type took longer than it may."""
+
+
+@contextmanager
+def limited(seconds: int) -> Iterator[None]:
+    """Raise `TooLong` after so many seconds."""
+
+    def ring(number: int, frame: FrameType | None) -> None:
+        raise TooLong(f"longer than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def tiny(name: str) -> Any:
+    """A tiny random model of a type or of a class."""
+    if name in transformers.CONFIG_MAPPING:
+        return build(name)
+    from ckptsurgery.exchange.transformers_models import _hidden
+
+    kind = getattr(transformers, name, None) or _hidden(name)
+    return build(kind.config_class.model_type, kind)
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> str | None:
+    """What differs between two state dicts, NaN equal to itself; None where nothing does."""
+    if a.keys() != b.keys():
+        lost, new = sorted(b.keys() - a.keys()), sorted(a.keys() - b.keys())
+        return f"keys: {len(lost)} lost {lost[:3]}, {len(new)} new {new[:3]}"
+    for key, one in a.items():
+        other = b[key]
+        if one.shape != other.shape or one.dtype != other.dtype:
+            return f"{key}: {one.dtype} {list(one.shape)} against {other.dtype} {list(other.shape)}"
+        if one.contiguous().flatten().view(torch.uint8).ne(other.contiguous().flatten().view(torch.uint8)).any():
+            return f"{key}: other bits"
+    return None
+
+
+def proof(name: str) -> dict[str, Any]:
+    """What was proved of one type."""
+    found: dict[str, Any] = {"name": name, "recipe": None, "model": None, "forth": None, "back": None, "check": None}
+    try:
+        with limited(180):
+            recipe = from_transformers(name)
+        found["recipe"] = "ok"
+        found["rules"] = len(recipe.rules) + sum(len(s.rules) for s in recipe.stages)
+        found["toml"] = recipe.dumps()
+    except (cs.CkptSurgeryError, TooLong) as error:
+        found["recipe"] = str(error)[:600]
+        return found
+    try:
+        with limited(120), tempfile.TemporaryDirectory() as folder:
+            model = tiny(name)
+            model.save_pretrained(folder)
+            again = type(model).from_pretrained(folder, dtype=torch.float32)
+            found["model"] = type(model).__name__
+            _prove(recipe, again, folder, found)
+    except Exception as error:  # whatever the library's code raises is written down, and the next type is tried
+        step = next((k for k in ("model", "forth", "back", "check") if found[k] is None), "check")
+        found[step] = f"{type(error).__name__}: {error}"[:600]
+    return found
+
+
+def _prove(recipe: cs.Recipe, model: Any, folder: str, found: dict[str, Any]) -> None:
+    state = dict(model.state_dict())
+    with cs.open(folder) as files:
+        held = {k: files[k].load() for k in files}
+    plan = cs.plan(folder, recipe, target=model, dtype="model", config=model.config.to_dict())
+    found["forth"] = same(plan.state_dict(), state) or "ok"
+    tied = {n for group in cs.ties(model) for n in group.names[1:]}
+    untied = {k: v for k, v in state.items() if k not in tied or k in plan.specs}
+    back = cs.plan(untied, recipe.inverse(), config=model.config.to_dict()).state_dict()
+    found["back"] = same(back, held) or "ok"
+    cs.check_loaded(model, folder, dtype="model")
+    found["check"] = "ok"
+
+
+def table(results: Path) -> str:
+    """The results as a page for the docs."""
+    rows = sorted((json.loads(line) for line in results.read_text().splitlines()), key=lambda r: r["name"])
+    proved = [r for r in rows if r["forth"] == r["back"] == "ok"]
+    lines = [
+        "# Recipes from the conversion table of transformers",
+        "",
+        f"Made by `scripts/exchange/prove_transformers.py` with transformers {transformers.__version__}. Of the",
+        f"{len(rows)} names in its table {sum(r['recipe'] == 'ok' for r in rows)} become recipes; {len(proved)} of",
+        "these were proved, bit for bit in both directions, against `from_pretrained` and `save_pretrained` on a tiny",
+        "random model.",
+        "",
+        "| name | rules | model | files to model | model to files | `check_loaded` |",
+        "|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        if r["recipe"] != "ok":
+            lines.append(f"| {r['name']} | refused: {_cell(r['recipe'])} | | | | |")
+            continue
+        cells = [_cell(r[k] or "not run") for k in ("model", "forth", "back", "check")]
+        lines.append(f"| {r['name']} | {r['rules']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.splitlines()[0].replace("|", "\\|")[:160]
+
+
+def main() -> None:
+    """Prove types, or make the table of what was proved."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--only", nargs="+")
+    parser.add_argument("--most", type=int, default=10**6, help="how many types this run may try")
+    parser.add_argument("--table", type=Path)
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    if options.table is not None:
+        options.table.write_text(table(options.results))
+        return
+    text = options.results.read_text() if options.results.exists() else ""
+    done = {json.loads(line)["name"] for line in text.splitlines()}
+    names = options.only or [name for name in transformers_types() if name not in done]
+    for name in names[: options.most]:
+        start = time.monotonic()
+        found = proof(name)
+        found["seconds"] = round(time.monotonic() - start, 1)
+        with options.results.open("a") as out:
+            out.write(json.dumps(found) + "\n")
+        print(name, *(f"{k}={str(found[k])[:90]!r}" for k in ("recipe", "model", "forth", "back", "check")), flush=True)
+
+
+if __name__ == "__main__":
+    main()
