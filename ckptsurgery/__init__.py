@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .comparing.diffing import Diff, diff
     from .diagnosing.doctor import Diagnosis, doctor
     from .errors import CheckpointError, CkptSurgeryError, Diagnostic, LoadError, PlanError, RecipeError, Remedy
+    from .exchange import recipes
     from .inference.suggesting import Suggestion, suggest
     from .inference.verifying import Parity, verify
     from .language.recipe import Recipe, Scope
@@ -79,6 +80,7 @@ __all__ = [
     "param_groups",
     "plan",
     "plan_back",
+    "recipes",
     "restore_header",
     "route",
     "save",
@@ -128,6 +130,8 @@ _PLACES |= {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "recipes":
+        return import_module(".exchange.recipes", __name__)
     if name not in _PLACES:
         raise AttributeError(f"module 'ckptsurgery' has no attribute {name!r}")
     module, attribute = _PLACES[name]

@@ -1,4 +1,4 @@
-"""`recipes`: the built-in ones, listed, shown, matched."""
+"""`recipes`: the built-in ones, listed, shown, matched; those of other frameworks, imported and exported."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def recipes(context: typer.Context, json: o.Json = False) -> None:
     ckptsurgery recipes
     ckptsurgery recipes show NAME
     ckptsurgery recipes match model.safetensors
+    ckptsurgery recipes import transformers:TYPE -o mine.toml
     """
     from ..reporting.tables import listing
 
@@ -64,3 +65,24 @@ def match(source: o.Source, subtree: o.Subtree = None, config: o.Config = None, 
     with cs.open(source, subtree=subtree) as checkpoint:
         found = cs.match_recipes(checkpoint, config=config_from(config))
     show(list(found) if json else "\n".join(found) or "no built-in recipe fits", json)
+
+
+@app.command("import", cls=Command)
+def import_(
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="transformers:TYPE, or module:function to trace.")],
+    specs: Annotated[
+        str | None, typer.Option(metavar="SRC", help="A small checkpoint of the layout that the function takes.")
+    ] = None,
+    output: o.Output = None,
+    json: o.Json = False,
+) -> None:
+    """Turn another framework's mapping into a recipe.
+
+    \b
+    ckptsurgery recipes import transformers:TYPE -o type.toml
+    ckptsurgery recipes import mypackage.convert:to_ours --specs tiny.safetensors
+    """
+    recipe = cs.recipes.import_mapping(what, specs)
+    if output is not None:
+        output.write_text(recipe.dumps())
+    show({"mapping": what, "toml": recipe.dumps()} if json else recipe.dumps().rstrip(), json)

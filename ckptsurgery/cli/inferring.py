@@ -1,4 +1,4 @@
-"""Commands that infer and prove: `suggest` and `verify`."""
+"""Commands that infer and prove: `suggest`, `verify` and `check-loaded`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import ckptsurgery as cs
 
 from . import options as o
 from .output import show
-from .recipe import recipe_from
-from .targets import built
+from .recipe import config_from, dims_from, recipe_from
+from .targets import built, loaded
 
-__all__ = ["suggest", "verify"]
+__all__ = ["check_loaded", "suggest", "verify"]
 
 
 def suggest(
@@ -83,3 +83,46 @@ def verify(
     show(found, json)
     if not found.ok:
         raise typer.Exit(1)
+
+
+def check_loaded(
+    source: o.Source,
+    model: Annotated[str, typer.Option(metavar="MODULE:CALLABLE", help="What builds the model and loads it.")],
+    recipe: o.RecipeNames = None,
+    rule: o.Rules = None,
+    rest: o.Rest = None,
+    config: o.Config = None,
+    dim: o.Dim = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH", help="A module or key of the model that SRC was not to fill. Repeatable."),
+    ] = None,
+    untied: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A name of a tensor that is meant to be apart in the model. Repeatable."),
+    ] = None,
+    dtype: Annotated[str, typer.Option(metavar="lossless|error|model", help="Which casts are accepted.")] = "lossless",
+    subtree: o.Subtree = None,
+    json: o.Json = False,
+) -> None:
+    """Prove that a model holds what a checkpoint says, whatever loaded it.
+
+    Every parameter and buffer is compared, and each wrong one is named with what it holds instead.
+
+    \b
+    ckptsurgery check-loaded model.safetensors --model mine:load
+    ckptsurgery check-loaded model.safetensors --model mine:load --keep head --json
+    """
+    said = recipe_from(recipe, rule, rest=rest) if recipe or rule or rest else None
+    report = cs.check_loaded(
+        loaded(model),
+        source,
+        said,
+        keep=keep or (),
+        untied=untied or (),
+        dtype=dtype,
+        subtree=subtree,
+        config=config_from(config),
+        dims=dims_from(dim) or None,
+    )
+    show(report, json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -155,4 +156,7 @@ Beside = Annotated[
 ]
 Companions = Annotated[
     bool, typer.Option("--companions", rich_help_panel=_OUTPUT, help="Copy config and tokenizer files along.")
+]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the result there instead of the terminal.")
 ]

@@ -75,6 +75,7 @@ for command in (
     looking.doctor,
     inferring.suggest,
     inferring.verify,
+    inferring.check_loaded,
     showing.demo,
 ):
     app.command(cls=Command)(command)

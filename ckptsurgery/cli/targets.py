@@ -16,7 +16,7 @@ import ckptsurgery as cs
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["built", "target_from"]
+__all__ = ["built", "loaded", "target_from"]
 
 _CALLABLE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
@@ -45,15 +45,7 @@ def built(place: str, option: str = "--target") -> nn.Module:
     """
     from torch import nn
 
-    module, _, path = place.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        factory: Any = importlib.import_module(module)
-        for name in path.split("."):
-            factory = getattr(factory, name)
-    except (ImportError, AttributeError) as error:
-        raise typer.BadParameter(f"{place}: {error}", param_hint=option) from None
+    factory = _callable(place, option)
     try:
         return cs.skeleton(factory)
     except cs.LoadError:
@@ -65,6 +57,40 @@ def built(place: str, option: str = "--target") -> nn.Module:
     if not isinstance(model, nn.Module):
         raise cs.LoadError(cs.Diagnostic("cannot-build", f"{place}() gives a {type(model).__name__}, no nn.Module"))
     return model
+
+
+def loaded(place: str, option: str = "--model") -> nn.Module:
+    """The model that `module:callable` returns, with whatever it loaded into it.
+
+    Raises:
+        LoadError: the call fails, or returns no model.
+    """
+    from torch import nn
+
+    call = _callable(place, option)
+    try:
+        model = call()
+    except Exception as error:  # whatever the user's own code raises
+        text = f"{place}() failed: {type(error).__name__}: {error}"
+        raise cs.LoadError(cs.Diagnostic("cannot-build", text)) from error
+    if not isinstance(model, nn.Module):
+        text = f"{place}() returns {type(model).__name__}, and an nn.Module is needed"
+        raise cs.LoadError(cs.Diagnostic("cannot-build", text))
+    return model
+
+
+def _callable(place: str, option: str) -> Any:
+    """What `module:callable` names; a module in the working directory is found too."""
+    module, _, path = place.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        found: Any = importlib.import_module(module)
+        for name in path.split("."):
+            found = getattr(found, name)
+    except (ImportError, AttributeError) as error:
+        raise typer.BadParameter(f"{place}: {error}", param_hint=option) from None
+    return found
 
 
 def _specs(path: Path) -> dict[str, cs.TensorSpec]:

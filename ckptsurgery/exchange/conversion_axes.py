@@ -47,6 +47,7 @@ class _Draft:
     after: list[tuple[tuple[int, ...], ConversionAxes]] = field(default_factory=list)
     split: bool = False
     flat: bool = False
+    sized: bool = False
 
     def text(self) -> ConversionAxes:
         if self.source == self.target:
@@ -64,11 +65,12 @@ class _Draft:
         return ConversionAxes(left, right, self.dims, tuple(self.after), self.flat)
 
 
-def axes_of(group: ConversionGroup, config: Any) -> ConversionAxes:
+def axes_of(group: ConversionGroup, config: Any, sized: bool = False) -> ConversionAxes:
     """Return the axes of the rule that a conversion is.
 
     Args:
         config: the model's, which some operations read.
+        sized: give the sizes of unequal parts, for a recipe of one model; a target shows them otherwise.
 
     Raises:
         NotSayable: an operation that the notation has no words for; the reason names it.
@@ -78,7 +80,7 @@ def axes_of(group: ConversionGroup, config: Any) -> ConversionAxes:
     shape = group.shapes[f"file:{group.files[0][0]}"]
     if len(shape) > len(_NAMES):
         raise NotSayable(f"tensors of {len(shape)} dimensions")
-    draft = _Draft(group, config, [[n] for n in _NAMES[: len(shape)]], [[n] for n in _NAMES[: len(shape)]])
+    draft = _Draft(group, config, [[n] for n in _NAMES[: len(shape)]], [[n] for n in _NAMES[: len(shape)]], sized=sized)
     for operation in group.transform.operations:
         name = type(operation).__name__
         if name not in _OPERATIONS:
@@ -134,8 +136,10 @@ def _chunk(draft: _Draft, operation: Any) -> None:
         return
     name = _single(draft, dim)
     at = next(n for n, axes in enumerate(draft.target) if name in axes)
-    sizes = {draft.group.shapes[key][at] for key in models}
-    marked = f"{name}:p" if len(sizes) > 1 else name
+    sizes = tuple(draft.group.shapes[key][at] for key in models)
+    marked = f"{name}:p" if len(set(sizes)) > 1 else name
+    if draft.sized and marked != name:
+        draft.dims[name] = sizes
     _in_source(draft, name, ["p", marked])
     draft.target[dim] = [marked]
     draft.split = True

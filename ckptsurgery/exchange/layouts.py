@@ -30,7 +30,7 @@ def layout_on_disk(
     from .transformers_models import recipe_of_model
 
     try:
-        recipe = recipe_of_model(model)
+        recipe = recipe_of_model(model, sized=True)
     except (RecipeError, ImportError):
         return None, []
     if not (recipe.rules or recipe.stages):

@@ -13,6 +13,7 @@ from ..errors import CkptSurgeryError, Diagnostic, RecipeError
 from ..inference.suggesting import specs_of, suggest
 from ..language.folding import fold
 from ..language.recipe import Recipe
+from ..narrowing import present
 from ..running.plan import plan
 from ..specs import DTYPES, TensorSpec
 from ..wording import counted
@@ -43,7 +44,7 @@ def trace(
     >>> import torch
     >>> specs = {f"layers.{i}.{p}": TensorSpec((4, 3), "F32") for i in range(2) for p in "qk"}
     >>> print(trace(convert, specs).rules[0])
-    layers.{i}.{p:q,k} [x b] -> blocks.{i}.qkv [(p x) b]
+    layers.{i}.{p:q,k} [b c] -> blocks.{i}.qkv [(p b) c]
 
     The function must be pure and only rearrange: rename, split, join, stack, transpose. It gets small tensors of
     integers in float32 or float64, of the shapes in `specs`, and may not look at their values.
@@ -60,12 +61,18 @@ def trace(
         RecipeError: the function changes values, makes tensors of its own, or does what no rule was found to say; the
             keys are named.
     """
-    numbered = _numbered(specs_of(specs))
-    made = _called(function, numbered)
-    recipe = _read_off(numbered, made)
-    for sizes in (specs, *others):
-        _prove(recipe, function, _numbered(specs_of(sizes)), config)
-    return recipe
+    cases = [_numbered(specs_of(sizes)) for sizes in (specs, *others)]
+    failed: RecipeError | None = None
+    for numbered in cases:  # what one of the sizes hides, another may show
+        try:
+            recipe = _read_off(numbered, _called(function, numbered))
+            for case in cases:
+                _prove(recipe, function, case, config)
+        except RecipeError as error:
+            failed = failed or error
+        else:
+            return recipe
+    raise present(failed, "the reason why nothing was read off")
 
 
 def _numbered(specs: Mapping[str, TensorSpec]) -> StateDict:

@@ -75,8 +75,8 @@ def from_transformers(model_type: str | nn.Module, config: Any = None) -> Recipe
         try:
             model = _empty(kind, make_config())
         except Exception as error:  # a constructor is the library's code, and may raise anything
-            lines = [line for line in str(error).splitlines() if line.strip()] or [""]
-            problems.append(f"{kind.__name__}: {type(error).__name__}: {lines[0]}"[:300])
+            text = " ".join(str(error).split())
+            problems.append(f"{kind.__name__}: {type(error).__name__}: {text}"[:300])
             continue
         return recipe_of_model(model)
     text = f"no model of the type {model_type!r} can be built without a config of its own"
@@ -100,8 +100,11 @@ def _legacy() -> Recipe:
     return Recipe(rules, rest="keep", summary="files of old names -> those of today, as transformers reads them")
 
 
-def recipe_of_model(model: nn.Module) -> Recipe:
+def recipe_of_model(model: nn.Module, sized: bool = False) -> Recipe:
     """Return the recipe from the files of one model to the model, exact for its keys.
+
+    Args:
+        sized: put the sizes of unequal parts into the recipe, so that it needs no target that shows them.
 
     Raises:
         RecipeError: a conversion that no rule can say.
@@ -117,7 +120,7 @@ def recipe_of_model(model: nn.Module) -> Recipe:
     try:
         groups = groups_of(model, conversions_of(model))
         for counted in (False, True):
-            recipe = _written(groups, config, summary, counted)
+            recipe = _written(groups, config, summary, counted, sized)
             problem = _disproof(recipe, groups, config.to_dict())
             if problem is None:
                 return recipe
@@ -208,7 +211,7 @@ def _empty(kind: Any, config: Any) -> nn.Module:
         return skeleton(lambda: kind(copy.deepcopy(config)))
 
 
-def _written(groups: Sequence[ConversionGroup], config: Any, summary: str, counted: bool) -> Recipe:
+def _written(groups: Sequence[ConversionGroup], config: Any, summary: str, counted: bool, sized: bool) -> Recipe:
     """The recipe for groups, in as few rules as say the same.
 
     Args:
@@ -216,7 +219,7 @@ def _written(groups: Sequence[ConversionGroup], config: Any, summary: str, count
     """
     pairs, later, others = [], [], []
     for group in groups:
-        axes = axes_of(group, config)
+        axes = axes_of(group, config, sized)
         if group.transform is None and not group.renamed:
             others.append(group.models[0])
             continue
@@ -254,11 +257,18 @@ def _stage(pairs: Sequence[KeyPair], others: Sequence[str], summary: str) -> Rec
     for number, (source, target, kind) in enumerate(generalised(pairs, others)):
         before, after, sizes, _ = kind
         for name, size in sizes:
+            if isinstance(size, tuple):  # of unequal parts
+                size = dict(zip(_choices_in(f"{source} {target}"), size))
             own = name if tables.setdefault(name, size) == size else f"{name}{number}"
             tables[own] = size
             before, after = (_renamed_axis(text, name, own) for text in (before, after))
         rules.append(f"? {source} {before}".rstrip() + f" -> {target} {after}".rstrip())
     return Recipe(rules, dims=tables, rest="keep", summary=summary)
+
+
+def _choices_in(text: str) -> list[str]:
+    found = re.search(r"\{p:([^}]*)\}", text)
+    return found.group(1).split(",") if found is not None else []
 
 
 def _renamed_axis(text: str, old: str, new: str) -> str:

@@ -1,0 +1,58 @@
+"""What a name or a file of another framework's mapping is, and the recipe that it becomes."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..errors import Diagnostic, RecipeError, Remedy
+from ..language.recipe import Recipe
+from .tracing import trace
+from .transformers_models import from_transformers
+
+__all__ = ["import_mapping"]
+
+_FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+
+
+def import_mapping(what: str, specs: Any = None) -> Recipe:
+    """Return the recipe for a mapping of another framework.
+
+    Args:
+        what: `transformers:TYPE` for a model type of the transformers library; `module:function` for a function over
+            state dicts, which is traced.
+        specs: what the function takes: a small checkpoint of its layout.
+
+    Raises:
+        RecipeError: it is neither, or cannot be put into rules.
+    """
+    library, _, name = what.partition(":")
+    if library == "transformers" and name:
+        return from_transformers(name)
+    if _FUNCTION.fullmatch(what) and not Path(what).exists():
+        if specs is None:
+            small = (Remedy("specs", None, "is a small checkpoint of the layout that the function takes"),)
+            raise RecipeError(Diagnostic("no-specs", f"{what} is traced on tensors of known shapes", remedies=small))
+        return trace(_function(what), specs)
+    text = f"{what!r} is not a mapping that can be imported"
+    advice = "transformers:TYPE, or module:function with the layout that it takes"
+    raise RecipeError(Diagnostic("unknown-mapping", text, advice=advice))
+
+
+def _function(place: str) -> Any:
+    """The function at `module:name`; a module in the working directory is found too."""
+    module, _, path = place.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        found: Any = importlib.import_module(module)
+        for name in path.split("."):
+            found = getattr(found, name)
+    except (ImportError, AttributeError) as error:
+        raise RecipeError(Diagnostic("unknown-mapping", f"{place} cannot be imported: {error}")) from None
+    if not callable(found):
+        raise RecipeError(Diagnostic("unknown-mapping", f"{place} is {type(found).__name__}, not a function"))
+    return found
