@@ -32,6 +32,7 @@ FLOORS = {
     "planning": 2,
     "modeling": 2,
     "catalog": 2,
+    "explanations": 2,
     "running": 3,
     "transfer": 4,
     "comparing": 4,

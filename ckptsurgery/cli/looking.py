@@ -1,4 +1,4 @@
-"""Commands that only look: `inspect`, `diff`, `ties`, `doctor`."""
+"""Commands that only look: `inspect`, `diff`, `ties`, `doctor`, `explain`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .output import show, width
 from .recipe import recipe_from
 from .remedies import shell_text
 
-__all__ = ["diff", "doctor", "inspect", "ties"]
+__all__ = ["diff", "doctor", "explain", "inspect", "ties"]
 
 
 class Align(StrEnum):
@@ -112,3 +112,18 @@ def doctor(
     show(found if json else found.text(lambda finding: shell_text(finding, ["--subtree"])), json)
     if not found.healthy:
         raise typer.Exit(1)
+
+
+def explain(
+    code: Annotated[str, typer.Argument(metavar="CODE", help="The code of an error, such as 'missing-keys'.")],
+    json: o.Json = False,
+) -> None:
+    """Explain an error: its meaning, an example, the remedy.
+
+    \b
+    ckptsurgery explain missing-keys
+    """
+    from ..explanations import explanation
+
+    text = explanation(code)
+    show({"code": code, "text": text} if json else text, json)

@@ -73,6 +73,7 @@ for command in (
     looking.diff,
     looking.ties,
     looking.doctor,
+    looking.explain,
     inferring.suggest,
     inferring.verify,
     inferring.check_loaded,

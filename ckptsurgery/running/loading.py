@@ -203,7 +203,7 @@ def _refuse_meta(filled: Sequence[str], model: nn.Module, kept: Sequence[str], a
                 remedies=(Remedy("assign", True),),
             )
         )
-    empty = [k for k in kept if k in meta]
+    empty = [k for k in tensors if k in meta and k in kept]  # `kept` may be a set: in the model's order
     if empty:
         raise LoadError(
             Diagnostic(
