@@ -1,6 +1,6 @@
-"""The texts behind the diagnostic codes: what each means, an example, the remedy. `ckptsurgery explain CODE` prints them.
+"""The texts behind the diagnostic codes: the meaning, an example, the remedy.
 
-They are the pages `docs/errors/*.md`, one section a code; the wheel contains a copy.
+`ckptsurgery explain CODE` prints them. They are the pages `docs/errors/*.md`, one section a code; the wheel contains a copy.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def explanation(code: str) -> str:
     known = _sections()
     if bare in known:
         return known[bare]
-    near = difflib.get_close_matches(bare, known, 3, 0.5) or [each for each in sorted(known) if bare and bare in each][:3]
+    near = difflib.get_close_matches(bare, known, 3, 0.5) or [c for c in sorted(known) if bare and bare in c][:3]
     meant = (Remedy("code", {bare: near}, kind="instead"),) if near else ()
     advice = None if near else "an error prints its code in brackets: error[missing-keys]"
     raise CkptSurgeryError(Diagnostic("unknown-code", f"no error has the code {bare!r}", remedies=meant, advice=advice))

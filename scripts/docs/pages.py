@@ -3,10 +3,10 @@
     python scripts/docs/pages.py docs/cookbook/*.md            # run pages and print what differs
     python scripts/docs/pages.py --fill docs/cookbook/new.md   # write the real output into the page
 
-A page's blocks share one folder and one namespace. `python` runs; the `text` block right behind it is its standard output
-and the message of the error that ends it, if one does. `toml` and `json` with a title are files. `console` is a shell session:
-`ckptsurgery` runs in this process, other commands in bash. `sh` (installing, several processes) is not run. `...` in an
-output stands for anything.
+A page's blocks share one folder and one namespace. `python` runs; the `text` block right behind it is its standard
+output and the message of the error that ends it, if one does. `toml` and `json` with a title are files. `console` is a
+shell session: `ckptsurgery` runs in this process, other commands in bash. `sh` (installing, several processes) is not
+run. `...` in an output stands for anything.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 
 __all__ = ["Block", "blocks_of", "differences", "filled"]
 
-_FENCE = re.compile(r'^(?P<margin> *)```(?P<language>\w+)(?P<rest>[^\n]*)\n(?P<text>.*?)^(?P=margin)```$', re.M | re.S)
+_FENCE = re.compile(r"^(?P<margin> *)```(?P<language>\w+)(?P<rest>[^\n]*)\n(?P<text>.*?)^(?P=margin)```$", re.M | re.S)
 _TITLE = re.compile(r'title="([^"]+)"')
 LANGUAGES = {"python", "text", "toml", "json", "console", "sh", "yaml"}
 
@@ -84,7 +84,8 @@ def differences(page: str, names: dict[str, Any] | None = None) -> list[Differen
         elif block.language == "python" and ">>> " in block.text:
             found += _doctest(block, names)
         elif block.language == "python":
-            shown = after if after and after.language == "text" and not page[block.end + 3 : after.start].strip("`tex \n") else None
+            behind = after is not None and not page[block.end + 3 : after.start].strip("`tex \n")
+            shown = after if behind else None
             came = _python(block, names)
             if shown is None and came:
                 raise ValueError(f"line {block.line}: a block prints, and no text block follows it:\n{came}")

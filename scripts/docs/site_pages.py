@@ -1,7 +1,7 @@
 """Hooks of the documentation site: the navigation, and the pages that are made from the source.
 
-The navigation lists the sections in the order of `SECTIONS`. Pages named there come first, in that order; any other page of
-the section's folder follows by its title, so that a new page needs no entry.
+The navigation lists the sections in the order of `SECTIONS`. Pages named there come first, in that order; any other page
+of the section's folder follows by its title, so that a new page needs no entry.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def on_config(config: Any) -> Any:
 
 def _entries(docs: Path, made: dict[str, str], folder: str, first: tuple[str, ...]) -> Iterator[Any]:
     prefix = f"{folder}/" if folder else ""
-    there = {p.relative_to(docs).as_posix() for p in (docs / folder).glob("*.md")} if (docs / folder).is_dir() else set()
+    there = {p.relative_to(docs).as_posix() for p in (docs / folder).glob("*.md")}
     there |= {path for path in made if path.rpartition("/")[0] == folder}
     named = [prefix + name for name in first if prefix + name in there]
     texts = {path: made.get(path) or (docs / path).read_text(encoding="utf-8") for path in there}
@@ -85,9 +85,9 @@ def errors_page() -> str:
             rows.append((found["code"], f"| [`{found['code']}`]({path.name}#{found['code']}) | {found['first']} |"))
     head = """# Error codes
 
-Each problem that the library reports has a code, in brackets: `error[missing-keys]: …`. This is the list of all
-{count} codes. `ckptsurgery explain CODE` prints the same text in the shell, and `error.diagnostics` holds the problems as
-data.
+Each problem that the library reports has a code, in brackets: `error[missing-keys]: …`. This is the list of
+all {count} codes. `ckptsurgery explain CODE` prints the same text in the shell, and `error.diagnostics` contains the problems
+as data.
 
 | code | meaning |
 |---|---|
@@ -102,10 +102,10 @@ def ops_page() -> str:
 
     parts = [
         "# Ops",
-        "An op changes values. It follows a `|` in a rule: `SOURCE | op -> TARGET | op`. Left of the arrow it runs before"
-        " the rearrangement, right of the arrow after it.",
-        "An op is applied to one tensor, unless it joins several sources. [Write your own](../cookbook/custom-op.md) where"
-        " none fits.",
+        "An op changes values. It follows a `|` in a rule: `SOURCE | op -> TARGET | op`. Left of the arrow it runs"
+        " before the rearrangement, right of the arrow after it.",
+        "An op is applied to one tensor, unless it joins several sources. [Write your own](../cookbook/custom-op.md)"
+        " where none fits.",
     ]
     for name in op_names():
         op = find_op(name)
@@ -119,10 +119,10 @@ def shelf_page() -> str:
 
     parts = [
         "# Recipes that ship",
-        "`ckptsurgery recipes` lists them, `ckptsurgery recipes match CHECKPOINT` names those that fit a checkpoint, and"
-        " `--recipe NAME` runs one. Each runs backwards with `--inverse`, unless it changes values.",
-        "`hf` is the layout of checkpoints on the hub, `hf5` the layout of transformers 5 in memory where the two differ,"
-        " `tv` torchvision.",
+        "`ckptsurgery recipes` lists them, `ckptsurgery recipes match CHECKPOINT` names those that fit a checkpoint,"
+        " and `--recipe NAME` runs one. Each runs backwards with `--inverse`, unless it changes values.",
+        "`hf` is the layout of checkpoints on the hub, `hf5` the layout of transformers 5 in memory where the two"
+        " differ, `tv` torchvision.",
     ]
     for name in cs.list_recipes():
         recipe = cs.load_recipe(name)
