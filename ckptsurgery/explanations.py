@@ -1,6 +1,7 @@
 """The texts behind the diagnostic codes: the meaning, an example, the remedy.
 
-`ckptsurgery explain CODE` prints them. They are the pages `docs/errors/*.md`, one section a code; the wheel contains a copy.
+`ckptsurgery explain CODE` prints them. They are the pages `docs/errors/*.md`, one section a
+code; the wheel contains a copy.
 """
 
 from __future__ import annotations

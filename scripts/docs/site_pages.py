@@ -1,7 +1,7 @@
 """Hooks of the documentation site: the navigation, and the pages that are made from the source.
 
-The navigation lists the sections in the order of `SECTIONS`. Pages named there come first, in that order; any other page
-of the section's folder follows by its title, so that a new page needs no entry.
+The navigation lists the sections in the order of `SECTIONS`. Pages named there come first, in that order; any other
+page of the section's folder follows by its title, so that a new page needs no entry.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def errors_page() -> str:
     head = """# Error codes
 
 Each problem that the library reports has a code, in brackets: `error[missing-keys]: …`. This is the list of
-all {count} codes. `ckptsurgery explain CODE` prints the same text in the shell, and `error.diagnostics` contains the problems
-as data.
+all {count} codes. `ckptsurgery explain CODE` prints the same text in the shell, and `error.diagnostics` contains the
+problems as data.
 
 | code | meaning |
 |---|---|

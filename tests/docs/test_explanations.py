@@ -59,26 +59,24 @@ def codes_of(tree: ast.Module) -> set[str]:
     return {code for code in found if (CODE.fullmatch(code) and "-" in code) or code in ONE_WORD}
 
 
-ONE_WORD = set(
-    [
-        "nan",
-        "inf",
-        "mask",
-        "overlap",
-        "hole",
-        "denormals",
-        "offline",
-        "address",
-        "torchscript",
-        "pickle",
-        "cast",
-        "untied",
-        "rearranged",
-        "rounded",
-        "parametrised",
-        "unforeseen",
-    ]
-)
+ONE_WORD = {
+    "nan",
+    "inf",
+    "mask",
+    "overlap",
+    "hole",
+    "denormals",
+    "offline",
+    "address",
+    "torchscript",
+    "pickle",
+    "cast",
+    "untied",
+    "rearranged",
+    "rounded",
+    "parametrised",
+    "unforeseen",
+}
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.relative_to(PACKAGE).as_posix())
