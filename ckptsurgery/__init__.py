@@ -30,13 +30,12 @@ if TYPE_CHECKING:
     from .modeling.ties import tie, untie
     from .ops.base import Op
     from .ops.registry import register as op
+    from .planning.plan import Plan
+    from .planning.report import Report
     from .reporting.overview import summary, ties
-    from .running.plan import RunnablePlan as Plan
-    from .running.plan import plan, plan_back, save
-    from .running.report import Report
+    from .running.plan import inverse, plan, save
     from .specs import TensorSpec
     from .storage.checkpoint import Checkpoint
-    from .storage.output.header_swap import restore_header
     from .storage.places.opening import open_checkpoint as open
     from .transfer.loading import load_into
     from .transfer.recipes import match_recipes
@@ -71,6 +70,7 @@ __all__ = [
     "check_loaded",
     "diff",
     "doctor",
+    "inverse",
     "list_recipes",
     "load_into",
     "load_recipe",
@@ -79,9 +79,7 @@ __all__ = [
     "open",
     "param_groups",
     "plan",
-    "plan_back",
     "recipes",
-    "restore_header",
     "route",
     "save",
     "select",
@@ -111,11 +109,11 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "modeling.ties": ("tie", "untie"),
     "ops.base": ("Op",),
     "reporting.overview": ("summary", "ties"),
-    "running.plan": ("plan", "plan_back", "save"),
-    "running.report": ("Report",),
+    "planning.plan": ("Plan",),
+    "planning.report": ("Report",),
+    "running.plan": ("inverse", "plan", "save"),
     "specs": ("TensorSpec",),
     "storage.checkpoint": ("Checkpoint",),
-    "storage.output.header_swap": ("restore_header",),
     "transfer.loading": ("load_into",),
     "transfer.recipes": ("match_recipes",),
     "witness.loaded": ("check_loaded",),
@@ -123,7 +121,6 @@ _HOMES: dict[str, tuple[str, ...]] = {
 }
 _PLACES = {name: (module, name) for module, names in _HOMES.items() for name in names}
 _PLACES |= {
-    "Plan": ("running.plan", "RunnablePlan"),
     "op": ("ops.registry", "register"),
     "open": ("storage.places.opening", "open_checkpoint"),
 }

@@ -19,8 +19,8 @@ from ckptsurgery.inference.verifying import Difference as Apart
 from ckptsurgery.inference.verifying import Parting
 from ckptsurgery.modeling.statistics import Stats, TensorStats
 from ckptsurgery.modeling.summary import ModuleRow, Summary
+from ckptsurgery.planning.report import Entry
 from ckptsurgery.reporting.inspecting import inspection
-from ckptsurgery.running.report import Entry
 from ckptsurgery.specs import Tie
 
 MANY = 100_000

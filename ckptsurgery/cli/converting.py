@@ -103,7 +103,7 @@ def convert(
     said = recipe_from(recipe, rule, route=(start, end), inverse=inverse, drop=drop, rest=rest, tie=tie)
     with cs.open(source, subtree=subtree, by_file=by_file) as checkpoint:
         if inverse and not (recipe or rule or start):
-            made = cs.plan_back(checkpoint)
+            made = cs.inverse(checkpoint)
         else:
             made = cs.plan(
                 checkpoint,
@@ -113,8 +113,6 @@ def convert(
                 dims=dims_from(dim),
                 dtype=dtype or "lossless",
             )
-        if dry_run:
-            return show(made, json)
         report = made.save(
             destination,
             max_shard_size=max_shard_size,
@@ -127,8 +125,9 @@ def convert(
             provenance=provenance,
             companions=companions,
             beside=beside_from(beside),
+            dry_run=dry_run,
         )
-    return show(report, json)
+    return show(made if dry_run else report, json)
 
 
 def restore_header(file: o.Source) -> None:
@@ -139,4 +138,6 @@ def restore_header(file: o.Source) -> None:
     \b
     ckptsurgery restore-header big.safetensors
     """
-    cs.restore_header(file)
+    from ..storage.output import header_swap  # nothing for a program: it puts back what the command changed
+
+    header_swap.restore_header(file)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..planning.plan import Plan
+from ..planning.sharing import output_aliases
 from ..running.executor.programs import run_step
-from ..running.plan import RunnablePlan
-from ..running.sharing import output_aliases
 from ..specs import TensorSpec
 from ..storage.tensors import dense_bytes
 from .sides import Groups
@@ -17,7 +17,7 @@ __all__ = ["Made"]
 class Made:
     """What a plan makes, computed step by step when it is asked for; one step's result is held at a time."""
 
-    def __init__(self, plan: RunnablePlan) -> None:
+    def __init__(self, plan: Plan) -> None:
         self.name = f"{plan.checkpoint.source} by the recipe"
         aliases = output_aliases(plan, plan.checkpoint)
         made = {**plan.specs, **{alias: plan.specs[base] for alias, base in aliases.items()}}

@@ -23,9 +23,10 @@ from ..specs import DTYPES, TensorSpec, is_lossless
 from ..wording import counted
 from .expanding import BoundPattern
 from .misspelling import meant_instead, nearest_pattern
+from .options import OWN
 from .plan import Plan
 from .resizing import resizing
-from .settlement import OWN, Offer
+from .settlement import Offer
 from .steps import Step
 
 __all__ = ["Misfits"]

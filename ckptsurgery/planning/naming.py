@@ -8,7 +8,8 @@ from typing import Any
 
 from ..errors import Diagnostic, RecipeError, Remedy
 from ..language.keys import KeyPattern
-from .settlement import LoadOptions, Offer
+from .options import LoadOptions
+from .settlement import Offer
 
 __all__ = ["below", "dropped_keys", "named_keys", "set_aside"]
 

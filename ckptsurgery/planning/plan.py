@@ -1,31 +1,30 @@
-"""A plan: what will happen to every tensor, known from headers alone."""
+"""A plan: what will happen to every tensor, known from headers alone, and ready to run."""
 
 from __future__ import annotations
 
-from collections import Counter
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, repeat
-from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from itertools import repeat
+from typing import TYPE_CHECKING, Any, Protocol
 
-from ..errors import Diagnostic
-from ..language.folding import fold_groups
+from ..errors import Diagnostic, PlanError
 from ..language.recipe import Recipe
 from ..specs import TensorSpec
-from ..wording import brief, clipped, counted
+from ..storage.checkpoint import Checkpoint
 from .costing import Cost, cost_of
 from .expanding import BoundRule
-from .steps import KINDS, Program, Step, cut, programs_of, steps_of
+from .options import LoadOptions, PlanOptions, SaveOptions
+from .report import Report
+from .steps import Program, Step, cut, steps_of
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
     from .explaining import Explanation
 
-__all__ = ["Plan", "RuleUse", "Target", "renaming"]
-
-_RULE = 1000  # characters of a rule, which may list thousands of choices
-_MOST = 20  # lines of one kind that a plan's text takes
-_WIDE = 200  # characters of a folded run of keys
+__all__ = ["Plan", "RuleUse", "Runner", "Target", "renaming"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,16 @@ class RuleUse:
 
 @dataclass(frozen=True, repr=False)
 class Plan:
-    """Steps, in the order of their sources, and everything that moves nothing but is settled all the same.
+    """What becomes of every tensor of a source: look at it, then save it, load it or take its state_dict.
+
+    >>> import torch, ckptsurgery as cs
+    >>> plan = cs.plan({"a.w": torch.ones(2, 1)}, ["a.w [x y] -> w [y x]"])
+    >>> plan
+    <Plan 1 source key -> 1 target key: 1 copy>
+    >>> plan.cost.bytes_read, list(plan.state_dict()), plan.state_dict()["w"].shape
+    (8, ['w'], torch.Size([1, 2]))
+
+    It holds steps, in the order of their sources, and everything that moves nothing but is settled all the same.
 
     Args:
         steps: which sources make which targets.
@@ -69,6 +77,8 @@ class Plan:
         casts: target key -> (from, to), where the target's dtype asked for it.
         warnings: diagnostics that stop nothing, such as assumed splits.
         source: the source's headers. target: what was to be filled. recipe: what was planned.
+        options: what else planning was asked for.
+        runner: carries it out; a plan that was made from headers alone has none.
     """
 
     steps: tuple[Step, ...]
@@ -84,6 +94,8 @@ class Plan:
     source: Mapping[str, TensorSpec] = field(default_factory=dict)
     target: Target | None = None
     recipe: Recipe | None = None
+    options: PlanOptions = field(default_factory=PlanOptions, compare=False)
+    runner: Runner | None = field(default=None, compare=False)
 
     def without(self, keys: Collection[str]) -> Plan:
         """The plan that does not make these targets."""
@@ -108,8 +120,16 @@ class Plan:
 
     @property
     def cost(self) -> Cost:
-        """What running it will take: bytes read and written, memory, how many steps only copy."""
-        return cost_of(self)
+        """What running it takes: bytes read and written, memory, how many steps only copy.
+
+        Tensors that are tied in the source are written once, and not compared.
+        """
+        if self.runner is None:
+            return cost_of(self)
+        from .sharing import output_aliases, scattered_keys, unread_proofs  # which read a plan
+
+        held = self.checkpoint
+        return cost_of(self, output_aliases(self, held), unread_proofs(self, held), scattered_keys(held))
 
     def explain(self, key: str) -> Explanation:
         """How a key, of either side, is accounted for."""
@@ -141,54 +161,161 @@ class Plan:
             "rules": [self.uses[n].text for n in step.rules],
         }
 
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        max_shard_size: int | str | None = None,
+        overwrite: bool = False,
+        *,
+        max_memory: int | str | None = None,
+        companions: bool = False,
+        check: bool = False,
+        resume: bool = False,
+        in_place: bool = False,
+        sync: bool = True,
+        provenance: bool = False,
+        beside: str | Mapping[str, str] = "error",
+        progress: bool | None = None,
+        dry_run: bool = False,
+    ) -> Report:
+        """Stream the result into a file or a folder, which appears whole or not at all.
+
+        Args:
+            path: `x.safetensors`, `x.pt` (or `.pth`, `.bin`, `.ckpt`), or a folder, by its suffix.
+            max_shard_size: bytes, or "5GB", "5GiB"; for folders.
+            overwrite: replace what is there; the source itself may be it.
+            max_memory: hold no more at once, beside the interpreter and torch; refused before starting where the
+                largest step alone would.
+            companions: config and tokenizer files go along into the folder.
+            check: read the output back and prove that it is what the plan makes.
+            resume: keep what is written when the run is interrupted, and go on from what an interrupted run of this
+                very plan left; for safetensors.
+            in_place: `path` is the one safetensors file that is read, and nothing but names and shapes changes: write a
+                new header over the old one, which is saved beside it and `ckptsurgery restore-header` puts back.
+                Refused where more would change, where the header has no room, and where the file has other names on
+                the disk.
+            sync: wait until all of it is on the disk; without, a power failure may take the output or damage it, and a
+                process that is killed still leaves all of it or nothing.
+            provenance: write into the metadata what this was made from: the recipe, the source's headers and hashes (so
+                it is read once more), the version; `cs.inverse` needs nothing else.
+            beside: what becomes of trees beside the model that belong to tensors which the plan changes, such as an
+                optimizer's state or an EMA copy: "error" names them, "drop" leaves them out, "keep" copies them as
+                they are; or a word for each, `{"optimizer": "drop", "ema": "keep"}`, where `""` means all others.
+            progress: True or False to insist on a bar or on none.
+            dry_run: refuse what would be refused, report what would be written, and write nothing.
+
+        Raises:
+            PlanError: values that must be equal differ, the plan initialises what a file cannot, memory would not do,
+                two arguments do not go together, or a tree beside the model would no longer fit.
+            CheckpointError: the output exists, cannot be written, or the source cannot be read; with `check`, what was
+                written is not what was meant.
+        """
+        options = SaveOptions(
+            max_shard_size, overwrite, max_memory, companions, check, resume, in_place, sync, provenance, beside,
+            progress, dry_run,
+        )  # fmt: skip
+        return self._runner.save(self, path, options)
+
+    def state_dict(self, device: torch.device | str | None = None) -> dict[str, Tensor]:
+        """Make the result in memory: contiguous tensors in the target's order, tied names sharing one.
+
+        They lie on the CPU, or on `device`: what is only copied goes there from the files, with no copy on the host.
+        """
+        return self._runner.state_dict(self, device)
+
+    def load_into(
+        self,
+        model: nn.Module,
+        *,
+        assign: bool | None = None,
+        device: torch.device | str | None = None,
+        seed: int = 0,
+        check_values: bool = False,
+        progress: bool | None = None,
+    ) -> Report:
+        """Put the result into a model, by copy or by assignment; ties are restored, nothing is left on the meta device.
+
+        A plan that was made without a target is held against this model first.
+
+        Args:
+            assign: True puts new parameters in place of the old ones, False copies into them. By default a model with
+                tensors on the meta device is assigned, and any other is copied into.
+            device: where all of the model comes to be, with assignment; a copy stays where the model is.
+            seed: of the initialisers.
+            check_values: look for NaN and Inf first.
+            progress: True or False to insist on a bar or on none.
+
+        Raises:
+            PlanError: values that must be equal differ. LoadError: the model cannot take the result; after an I/O
+                failure in the middle, `.written` and `.untouched` tell which keys hold what.
+        """
+        options = LoadOptions(assign=assign, check_values=check_values, seed=seed, progress=progress)
+        return self._runner.load_into(self, model, options, device)
+
+    def inverse(self, converted: Any) -> Plan:
+        """Plan the way back from the converted checkpoint, with this plan's keys and sizes.
+
+        Args:
+            converted: what this plan made: a path, a state_dict, a model.
+
+        Raises:
+            PlanError: what was converted is not what this plan makes, or a step loses something; each is listed.
+        """
+        return self._runner.inverse(self, converted)
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The source.
+
+        Raises:
+            PlanError: it was planned from headers alone.
+        """
+        return self._runner.checkpoint
+
+    @property
+    def _runner(self) -> Runner:
+        if self.runner is None:
+            raise PlanError(
+                Diagnostic("no-source", "it was planned from headers alone, and has no data", help="cs.plan(source, …)")
+            )
+        return self.runner
+
     def __str__(self) -> str:
-        lines = [f"plan: {self._ends()} ({', '.join(self._kinds()) or 'no steps'})"]
-        lines += self._rule_lines()
-        for keys, title in self._settled():
-            if keys:
-                says = keys
-                lines.append(f"  {title}")
-                folded = fold_groups(keys, label=lambda k, says=says: str(says[k]))  # type: ignore[misc]
-                lines += [
-                    f"    {clipped(f.text, _WIDE)}  {clipped(_said(says[f.first]), _WIDE)}" for f in folded[:_MOST]
-                ]
-                lines += [f"    … and {len(folded) - _MOST:,} more"] if len(folded) > _MOST else []
-        lines += [f"  {w.severity}: {w.headline}" for w in self.warnings[:_MOST]]
-        lines += [f"  … and {len(self.warnings) - _MOST:,} more warnings"] if len(self.warnings) > _MOST else []
-        lines.append(f"  cost: {self.cost}")
-        return "\n".join(lines)
+        from .showing import plan_text  # which reads a plan
+
+        return plan_text(self)
 
     def __repr__(self) -> str:
-        others = (f"{counted(len(keys), 'key')} {what}" for keys, what in self._settled() if keys)
-        return brief("Plan", self._ends(), *self._kinds(), *others)
+        from .showing import plan_brief
 
-    def _settled(self) -> tuple[tuple[Mapping[str, Any], str], ...]:
-        """What moves no data, by what was decided."""
-        return (self.inits, "initialised"), (self.ties, "tied"), (self.dropped, "dropped"), (self.casts, "cast")
+        return plan_brief(self)
 
-    def _ends(self) -> str:
-        made = self.specs.keys() | self.ties.keys() | self.inits.keys()
-        return f"{counted(len(self.source), 'source key')} -> {counted(len(made), 'target key')}"
+    def _repr_html_(self) -> str:
+        from .showing import plan_html
 
-    def _kinds(self) -> list[str]:
-        """How many steps there are of each kind."""
-        times: Counter[str] = Counter()
-        for program, count in programs_of(self.steps):
-            times[program.kind] += count
-        return [f"{times[kind]} {kind}" for kind in KINDS if times[kind]]
+        return plan_html(self)
 
-    def _rule_lines(self) -> list[str]:
-        """Each rule, and below it a line for each kind of step that it makes."""
-        kind_of = {id(program): program.kind for program, _ in programs_of(self.steps)}
-        by_rule: dict[tuple[int, ...], dict[str, list[Step]]] = {}
-        for step in self.steps:
-            kinds = by_rule.setdefault(step.rules, {})
-            kinds.setdefault(kind_of[id(step.program)], []).append(step)
-        lines = []
-        for numbers, kinds in by_rule.items():
-            lines.append("  " + "  then  ".join(clipped(self.uses[n].text, _RULE) for n in numbers))
-            lines += [_kind_line(kind, kinds[kind]) for kind in KINDS if kind in kinds]
-        return lines
+
+class Runner(Protocol):
+    """Carries plans over one checkpoint out."""
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The source."""
+
+    def save(self, plan: Plan, path: str | os.PathLike[str], options: SaveOptions) -> Report:
+        """As `Plan.save`."""
+
+    def state_dict(self, plan: Plan, device: torch.device | str | None) -> dict[str, Tensor]:
+        """As `Plan.state_dict`."""
+
+    def load_into(
+        self, plan: Plan, model: nn.Module, options: LoadOptions, device: torch.device | str | None
+    ) -> Report:
+        """As `Plan.load_into`."""
+
+    def inverse(self, plan: Plan, converted: Any) -> Plan:
+        """As `Plan.inverse`."""
 
 
 def renaming(source: Mapping[str, TensorSpec], names: Mapping[str, str], text: str) -> Plan:
@@ -205,22 +332,3 @@ def renaming(source: Mapping[str, TensorSpec], names: Mapping[str, str], text: s
     rows = zip(zip(names), zip(names.values()), map(programs.__getitem__, map(source.__getitem__, names)), repeat((0,)))
     specs = dict(zip(names.values(), map(source.__getitem__, names)))
     return Plan(tuple(steps_of(rows)), (RuleUse(text, None, is_rest=True),), specs, source=source)
-
-
-def _kind_line(kind: str, steps: Sequence[Step]) -> str:
-    """How many tensors steps of one kind read and make, with the first as an example."""
-    sources = len(set(chain.from_iterable(map(attrgetter("sources"), steps))))
-    targets = sum(map(len, map(attrgetter("targets"), steps)))
-    shown = steps[0]
-    example, made = clipped(_few(shown.sources)), clipped(_few(shown.targets))
-    return f"    {sources} -> {targets} {kind}  {example} -> {made} {shown.program.outputs[0]}"
-
-
-def _few(keys: Sequence[str]) -> str:
-    """The first keys, as many as a line can take."""
-    count = next((n for n in (3, 2) if n <= len(keys) and sum(map(len, keys[:n])) < 64), 1)
-    return ", ".join(keys[:count]) + (", …" if count < len(keys) else "")
-
-
-def _said(value: Any) -> str:
-    return " -> ".join(value) if isinstance(value, tuple) else str(value)

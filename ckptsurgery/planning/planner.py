@@ -24,10 +24,11 @@ from .expanding import BoundPattern, BoundRule, Resolve, Stage, expand
 from .flattening import Counted
 from .joining import canonical
 from .matching import Matches
+from .options import LoadOptions
 from .plan import Plan, RuleUse, Target
 from .respelling import respelled
 from .rule_ops import RuleOps
-from .settlement import LoadOptions, Offer
+from .settlement import Offer
 from .settling import settle
 from .stages import chained
 from .steps import Step, outputs_of

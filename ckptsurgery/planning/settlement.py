@@ -1,55 +1,18 @@
-"""What is settled between a source and a target: what the caller asks for, what is offered, and the outcome."""
+"""What is settled between a source and a target: what is offered, and the outcome."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import Diagnostic
 from ..specs import TensorSpec
 from .expanding import Stage
 from .plan import Plan
 
-if TYPE_CHECKING:
-    import torch
-
-__all__ = ["DTYPE_POLICIES", "OWN", "LoadOptions", "Offer", "Settlement"]
-
-DTYPE_POLICIES = ("lossless", "error", "model", "source")
-OWN = ("own", "own()")
-"""Initialisers that leave a tensor as its module built it."""
-
-
-@dataclass(frozen=True)
-class LoadOptions:
-    """What the caller of a load asks for.
-
-    Args:
-        init: module path, key or pattern of the target -> initialiser.
-        keep: paths that stay as constructed. drop: paths of the source to leave out.
-        mismatch: of shapes: `"error"`, `"init"` or `"keep"`.
-        dtype: one of `DTYPE_POLICIES`, or the dtype that every floating-point tensor gets.
-        partial: whether tensors that do not fit are only listed.
-        assign: whether parameters are replaced rather than copied into; None leaves it to the model.
-        device: where the model comes to be, with assignment.
-        check_values: whether NaN and Inf are looked for first.
-        seed: of the initialisers.
-        progress: whether a bar is shown; None where a terminal is there.
-    """
-
-    init: Mapping[str, Any] = field(default_factory=dict)
-    keep: Sequence[str] = ()
-    drop: Sequence[str] = ()
-    mismatch: str = "error"
-    dtype: str = "lossless"
-    partial: bool = False
-    assign: bool | None = None
-    device: torch.device | None = None
-    check_values: bool = False
-    seed: int = 0
-    progress: bool | None = None
+__all__ = ["Offer", "Settlement"]
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,9 @@ from ..specs import DTYPES, TensorSpec, dtype_name
 from .codes import Code, codes_as_weights, unscaled
 from .misfits import Misfits
 from .naming import dropped_keys, named_keys
+from .options import DTYPE_POLICIES, OWN, LoadOptions
 from .plan import Target
-from .settlement import DTYPE_POLICIES, OWN, LoadOptions, Offer, Settlement
+from .settlement import Offer, Settlement
 from .steps import Program, Run, Step, cut, outputs_of
 
 __all__ = ["settle"]

@@ -20,6 +20,7 @@ from ..language.folding import fold
 from ..narrowing import present
 from ..planning.costing import BUDGET, REGION
 from ..planning.plan import Plan
+from ..planning.report import Proof
 from ..planning.steps import Step
 from ..specs import DTYPES
 from ..storage.checkpoint import Checkpoint
@@ -28,7 +29,6 @@ from .conserving import conserves, total_of
 from .executor.execution import execute
 from .executor.strided_views import Elements, equal_at, has_views
 from .progress import ByteBar
-from .report import Proof
 from .sinks.comparing import ComparingSink
 
 __all__ = ["check_output"]

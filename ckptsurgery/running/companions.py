@@ -39,15 +39,19 @@ def companions_of(files: tuple[str, ...]) -> Iterator[Path]:
                 yield path
 
 
-def companions_for(files: tuple[str, ...], folder: Path) -> dict[str, bytes]:
-    """The companions of a checkpoint's files that a folder has not yet: name -> content.
+def companions_for(files: tuple[str, ...], folder: Path, overwrite: bool = False) -> dict[str, bytes]:
+    """Return the companions of a checkpoint's files that a folder has not yet: name -> content.
+
+    Args:
+        overwrite: whether those that it has are replaced, unless they are the same files.
 
     Raises:
         CheckpointError: one of them cannot be read.
     """
     found: dict[str, bytes] = {}
     for path in companions_of(files):
-        if not (folder / path.name).exists():
+        there = folder / path.name
+        if not there.exists() or (overwrite and not there.samefile(path)):
             try:
                 found.setdefault(path.name, path.read_bytes())
             except OSError as error:

@@ -12,8 +12,9 @@ from ..modeling.facts import target_of
 from ..modeling.initialising import initialise, materialise_buffers
 from ..modeling.places import named_tensors, require_plain
 from ..modeling.ties import find_ties, restore_ties
+from ..planning.options import OWN, LoadOptions
 from ..planning.plan import Plan, Target
-from ..planning.settlement import OWN, LoadOptions
+from ..planning.report import Entry, Report
 from ..specs import TensorSpec, Tie
 from ..storage.checkpoint import Checkpoint
 from ..wording import counted
@@ -21,7 +22,6 @@ from .executor.programs import run_step
 from .overlaps import prove_overlaps
 from .progress import ByteBar
 from .proving import prove
-from .report import Entry, Report
 from .saving import ledger
 from .sinks.tensors import AssignSink, CopySink, TensorSink, apart_from, fill
 

@@ -3,41 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, CkptSurgeryError, Diagnostic, PlanError
+from ..planning.options import PlanOptions
 from ..planning.plan import Plan, Target
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
 from ..storage.json_text import refuse_brackets
 from ..storage.shapes import shape_problem
 
-__all__ = ["PROVENANCE", "Asked", "as_told", "provenance_of", "read_provenance"]
+__all__ = ["PROVENANCE", "headers_as_recorded", "provenance_of", "read_provenance"]
 
 PROVENANCE = "ckptsurgery.provenance"
 _BLOCK = 1 << 22
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What planning was asked for beside a source, a recipe and a target.
-
-    Args:
-        config: what `config.` meant. dims: sizes that went before the recipe's own. dtype: the policy.
-        ties: groups of the source's keys that are one tensor.
-    """
-
-    config: Mapping[str, Any] | None = None
-    dims: Mapping[str, Any] = field(default_factory=dict)
-    dtype: str = "lossless"
-    ties: Sequence[Sequence[str]] = ()
-
-
-def provenance_of(plan: Plan, asked: Asked, checkpoint: Checkpoint) -> dict[str, str]:
+def provenance_of(plan: Plan, checkpoint: Checkpoint) -> dict[str, str]:
     """The metadata that tells what was done, from what, and by which version; reads the source's files to hash them.
 
     Raises:
@@ -58,10 +43,10 @@ def provenance_of(plan: Plan, asked: Asked, checkpoint: Checkpoint) -> dict[str,
         "headers": _told(plan.source),
         "target": None if plan.target is None else _told(plan.target.specs),
         "target_ties": [] if plan.target is None else [list(names) for names in plan.target.ties],
-        "config": asked.config,
-        "dims": dict(asked.dims),
-        "dtype": asked.dtype,
-        "source_ties": [list(names) for names in asked.ties],
+        "config": plan.options.config,
+        "dims": dict(plan.options.dims),
+        "dtype": plan.options.dtype,
+        "source_ties": [list(names) for names in plan.options.ties],
     }
     try:
         return {PROVENANCE: json.dumps(told, separators=(",", ":"), ensure_ascii=False)}
@@ -85,7 +70,7 @@ def _hashed(path: Path) -> dict[str, object]:
         return {"file": path.name, "nbytes": file.tell(), "blake2b": digest.hexdigest()}
 
 
-def read_provenance(checkpoint: Checkpoint) -> tuple[dict[str, TensorSpec], Any, Target | None, Asked]:
+def read_provenance(checkpoint: Checkpoint) -> tuple[dict[str, TensorSpec], Any, Target | None, PlanOptions]:
     """The source's headers, the recipe, the target and what else was asked for, from an output's metadata.
 
     Raises:
@@ -108,7 +93,9 @@ def read_provenance(checkpoint: Checkpoint) -> tuple[dict[str, TensorSpec], Any,
         told = json.loads(text)
         recipe = loads(told["recipe"], f"{checkpoint.source} (provenance)")
         target = told["target"]
-        asked = Asked(told["config"], told["dims"], told["dtype"], [tuple(t) for t in told.get("source_ties", ())])
+        asked = PlanOptions(
+            told["config"], told["dims"], told["dtype"], [tuple(t) for t in told.get("source_ties", ())]
+        )
         kinds = isinstance(asked.config, dict | None), isinstance(asked.dims, dict), isinstance(asked.dtype, str)
         if not all(kinds):
             raise TypeError("config, dims or dtype is something else")
@@ -121,7 +108,7 @@ def read_provenance(checkpoint: Checkpoint) -> tuple[dict[str, TensorSpec], Any,
 
 
 @contextmanager
-def as_told(checkpoint: Checkpoint) -> Iterator[None]:
+def headers_as_recorded(checkpoint: Checkpoint) -> Iterator[None]:
     """What fails inside is the fault of a provenance that does not fit itself, and is told so first."""
     try:
         yield

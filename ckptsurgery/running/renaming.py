@@ -18,7 +18,12 @@ __all__ = ["change_in_place"]
 
 
 def change_in_place(
-    plan: Plan, checkpoint: Checkpoint, path: Path, aliases: Mapping[str, str], metadata: Mapping[str, str]
+    plan: Plan,
+    checkpoint: Checkpoint,
+    path: Path,
+    aliases: Mapping[str, str],
+    metadata: Mapping[str, str],
+    dry_run: bool = False,
 ) -> tuple[int, str]:
     """Give a file the header that the plan asks for: the bytes written, and a word on the old header.
 
@@ -35,8 +40,11 @@ def change_in_place(
             if key not in aliases:
                 places[key] = spec, extent.offset
     header = fitted_header(path, places, metadata, aliases)
+    if dry_run:
+        return len(header), "a dry run: the header has room, and was not written"
     backup = replace_header(path, header, places)
-    return len(header), f"changed in place: the old header lies in {str(backup)!r}, restore_header puts it back"
+    restored = "`ckptsurgery restore-header` puts it back"
+    return len(header), f"changed in place: the old header lies in {str(backup)!r}, {restored}"
 
 
 def _refuse(plan: Plan, checkpoint: Checkpoint, path: Path) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, repeat
 from operator import attrgetter
 from pathlib import Path
@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 from ..collection import without_collection
 from ..errors import CheckpointError, Diagnostic, PlanError, Remedy
 from ..planning.costing import BUDGET, cost_of, largest_step
+from ..planning.options import OWN, SaveOptions
 from ..planning.plan import Plan
+from ..planning.report import Entry, Proof, Report
+from ..planning.sharing import copied_from, output_aliases, scattered_keys, unread_proofs
 from ..planning.steps import Step, outputs_of
 from ..storage.checkpoint import Checkpoint
 from ..storage.json_text import parse_json
@@ -23,18 +26,15 @@ from ..storage.output.writing import holds_extras, open_staged, open_writer, par
 from ..storage.sources.files import read_regular
 from ..storage.unpickling.frames import route_of
 from ..wording import counted
-from .beside import Asked as BesideAsked
-from .beside import Beside, along_with, moved_versions
+from .beside import along_with, moved_versions
 from .companions import companions_for
 from .config_remarks import as_warnings, config_remarks
 from .executor.execution import execute
 from .executor.sinks import FileSink
 from .fingerprints import fingerprint
 from .progress import ByteBar
-from .provenance import PROVENANCE, Asked, provenance_of
+from .provenance import PROVENANCE, provenance_of
 from .proving import prove
-from .report import Entry, Proof, Report
-from .sharing import copied_from, output_aliases, scattered_keys, unread_proofs
 
 if TYPE_CHECKING:
     import torch
@@ -46,154 +46,139 @@ FRAMEWORKS = frozenset({"pt", "np", "numpy", "tf", "tensorflow", "flax", "jax", 
 """Values of the metadata's `format` that name a framework, which the output restates; any other is its owner's."""
 
 
-def save_plan(
-    plan: Plan,
-    checkpoint: Checkpoint,
-    path: PathLike,
-    *,
-    max_shard_size: int | str | None = None,
-    overwrite: bool = False,
-    max_memory: int | str | None = None,
-    companions: bool = False,
-    check: bool = False,
-    resume: bool = False,
-    in_place: bool = False,
-    sync: bool = True,
-    provenance: Asked | None = None,
-    beside: BesideAsked = "error",
-    progress: bool | None = None,
-) -> Report:
+def save_plan(plan: Plan, checkpoint: Checkpoint, path: PathLike, options: SaveOptions) -> Report:
     """Stream a plan into a file or a folder; it appears whole or not at all.
 
     Raises:
-        PlanError: values that must be equal differ, the plan initialises what a file cannot, memory would not do,
-            two arguments do not go together, or a tree beside the model would no longer fit.
-        CheckpointError: the output exists, cannot be written, or the source cannot be read; with `check`, what was
-            written is not what was meant.
+        PlanError, CheckpointError: as for `Plan.save`.
     """
     _refuse_inits(plan)
-    if not sync:
-        _refuse_without_sync(resume=resume, in_place=in_place)
-    budget = _budget(plan, checkpoint, max_memory)
-    framed = not in_place and holds_extras(path)
-    side = along_with(plan, checkpoint, beside, framed)
+    _refuse_together(options)
+    save = _Save(plan, checkpoint, path, options)
     prove(plan, checkpoint)
-    aliases = output_aliases(plan, checkpoint)
-    if in_place:
-        _refuse_with_in_place(
-            max_shard_size=max_shard_size, companions=companions, resume=resume, provenance=provenance
-        )
+    return save.change_header() if options.in_place else save.write()
+
+
+class _Save:
+    """One save; to make it is to find out all that headers and names can refuse."""
+
+    def __init__(self, plan: Plan, checkpoint: Checkpoint, path: PathLike, options: SaveOptions) -> None:
+        self.plan, self.checkpoint, self.path, self.options = plan, checkpoint, path, options
+        self.place = Path(path).expanduser()
+        self.budget = _budget(plan, checkpoint, options.max_memory)
+        self.framed = not options.in_place and holds_extras(path)
+        self.side = along_with(plan, checkpoint, options.beside, self.framed)
+        self.aliases = output_aliases(plan, checkpoint)
+
+    def change_header(self) -> Report:
+        """Give the file that is read another header."""
         from .renaming import change_in_place
 
-        written, note = change_in_place(plan, checkpoint, Path(path).expanduser(), aliases, _metadata(plan, checkpoint))
-        file = str(Path(path).expanduser())
-        return _report(plan, checkpoint, str(path), aliases, (file,), written, (note,), read=0)
-    options = _Options(max_shard_size, overwrite, companions, resume, provenance, check, sync, side, framed)
-    files, written, notes, proofs = _write(plan, checkpoint, path, aliases, budget, options, progress)
-    with without_collection():
-        report = _report(plan, checkpoint, str(path), aliases, files, written, tuple(notes))
-        stale = _stale_config(plan, checkpoint, Path(path).expanduser(), aliases) if companions else ()
-        return replace(report, proofs=proofs, warnings=(*report.warnings, *stale))
+        metadata, dry_run = _metadata(self.plan, self.checkpoint), self.options.dry_run
+        written, note = change_in_place(self.plan, self.checkpoint, self.place, self.aliases, metadata, dry_run)
+        return self.report((str(self.place),), written, (note,), read=0)
 
+    def write(self) -> Report:
+        """Write the output, and check it where that is asked for; a dry run stops short of the first byte."""
+        options, checkpoint = self.options, self.checkpoint
+        along = companions_for(checkpoint.files, self.place, options.overwrite) if options.companions else {}
+        with without_collection():
+            writer = self.writer(along)
+        if options.dry_run:
+            return self.report(tuple(writer.files), writer.nbytes, (*self.side.notes, "a dry run: nothing was written"))
+        proofs: tuple[Proof, ...] = ()
+        with writer:
+            with ByteBar(writer.nbytes, f"writing {self.place.name}", options.progress) as bar:
+                execute(self.plan.steps, checkpoint, FileSink(writer), bar, budget=self.budget)
+                checkpoint.check_unchanged()
+            if options.check:
+                proofs = self.checked(writer)
+        notes = [*self.side.notes, *_left_out(writer), *_resumed(writer), *self.notes(along, proofs)]
+        files, written = tuple(writer.files), bar.done
+        del writer  # and where each tensor lies with it
+        with without_collection():
+            stale = self.stale_config() if options.companions else ()
+            report = self.report(files, written, tuple(notes))
+            return replace(report, proofs=proofs, warnings=(*report.warnings, *stale))
 
-def _stale_config(
-    plan: Plan, checkpoint: Checkpoint, folder: Path, aliases: Mapping[str, str]
-) -> tuple[Diagnostic, ...]:
-    """What the config in the output says of tensors that the plan made otherwise."""
-    try:
-        config = parse_json(read_regular(folder / "config.json"))
-    except (OSError, ValueError, RecursionError):
-        return ()
-    return as_warnings(config_remarks(config, plan, aliases, [tie.names for tie in checkpoint.ties]))
-
-
-@dataclass(frozen=True)
-class _Options:
-    max_shard_size: int | str | None
-    overwrite: bool
-    companions: bool
-    resume: bool
-    provenance: Asked | None
-    check: bool
-    sync: bool
-    side: Beside
-    framed: bool
-
-
-def _write(
-    plan: Plan,
-    checkpoint: Checkpoint,
-    path: PathLike,
-    aliases: Mapping[str, str],
-    budget: int,
-    options: _Options,
-    progress: bool | None,
-) -> tuple[tuple[str, ...], int, list[str], tuple[Proof, ...]]:
-    """The files, the bytes, what is to be said and what was proved; the writer and its places are gone by then."""
-    side = options.side
-    along = companions_for(checkpoint.files, Path(path).expanduser()) if options.companions else {}
-    with without_collection():
+    def writer(self, along: Mapping[str, bytes]) -> Writer:
+        """The writer of the format that the path asks for, with everything but the tensors."""
+        plan, checkpoint, options = self.plan, self.checkpoint, self.options
         specs = plan.specs
-        if aliases or plan.target is not None:
-            specs = {key: specs[key] for key in plan.keys if key in specs and key not in aliases}
-        writer = open_writer(
-            path,
+        if self.aliases or plan.target is not None:
+            specs = {key: specs[key] for key in plan.keys if key in specs and key not in self.aliases}
+        metadata = _metadata(plan, checkpoint, self.framed)
+        return open_writer(
+            self.path,
             specs,
-            aliases=aliases,
-            metadata=_metadata(plan, checkpoint, options.framed)
-            | (provenance_of(plan, options.provenance, checkpoint) if options.provenance else {}),
-            extras=side.extras,
+            aliases=self.aliases,
+            metadata=metadata | (provenance_of(plan, checkpoint) if options.provenance else {}),
+            extras=self.side.extras,
             frame=checkpoint.frame,
             max_shard_size=options.max_shard_size,
             overwrite=options.overwrite,
             sources=checkpoint.files,
-            resume=fingerprint(plan, checkpoint, aliases, along) if options.resume else None,
+            resume=fingerprint(plan, checkpoint, self.aliases, along) if options.resume else None,
             lies=copied_from(plan, checkpoint),
             companions=along,
             sync=options.sync,
         )
-    del specs
-    with writer:
-        with ByteBar(writer.nbytes, f"writing {Path(path).name}", progress) as bar:
-            execute(plan.steps, checkpoint, FileSink(writer), bar, budget=budget)
-            checkpoint.check_unchanged()
-        proofs = _checked(plan, checkpoint, writer, aliases, budget, progress, options.framed) if options.check else ()
-    lost = PROVENANCE in checkpoint.metadata
-    note = ["the source's own provenance was left out: the output is made from it in another way"] if lost else []
-    framework = checkpoint.metadata.get("format")
-    if framework in FRAMEWORKS - {"pt"}:
-        note.append(f"the metadata's format {framework!r} became 'pt'")
-    if options.companions:
-        note.append(f"copied along: {', '.join(along) or 'nothing, the source has no companions'}")
-    if options.check:
-        checked = sum(proof.nbytes for proof in proofs)
-        note.append(f"checked before it took its place: {checked:,} bytes were read back, and are what the plan makes")
-    return tuple(writer.files), bar.done, [*side.notes, *_left_out(writer), *_resumed(writer), *note], proofs
 
+    def checked(self, writer: Writer) -> tuple[Proof, ...]:
+        """Read the output back while it still has no name; what fails is not kept, nor gone on from."""
+        writer.finish()
+        if not writer.places:
+            return ()  # a torch file without tensors is written, and a reader does not take it for a checkpoint
+        from .checking import check_output
 
-def _checked(
-    plan: Plan,
-    checkpoint: Checkpoint,
-    writer: Writer,
-    aliases: Mapping[str, str],
-    budget: int,
-    progress: bool | None,
-    framed: bool,
-) -> tuple[Proof, ...]:
-    """What reading the output back proves, while it still has no name; what fails is not kept, nor gone on from."""
-    writer.finish()
-    if not writer.places:
-        return ()  # a torch file without tensors is written, and is no checkpoint to a reader
-    from .checking import check_output
+        checkpoint = self.checkpoint
+        try:
+            subtree = route_of(checkpoint.frame) if self.framed and checkpoint.frame else None
+            with open_staged(writer, subtree) as written:
+                return check_output(self.plan, checkpoint, written, self.aliases, self.options.progress, self.budget)
+        except CheckpointError:
+            writer.discard()
+            checkpoint.check_unchanged()  # then that is why they differ
+            raise
 
-    try:
-        subtree = route_of(checkpoint.frame) if framed and checkpoint.frame else None
-        with open_staged(writer, subtree) as written:
-            return check_output(plan, checkpoint, written, aliases, progress, budget)
-    except CheckpointError:
-        writer.discard()
-        checkpoint.check_unchanged()  # then that is why they differ
-        raise
+    def notes(self, along: Mapping[str, bytes], proofs: Sequence[Proof]) -> Iterator[str]:
+        """What a person should know of the output."""
+        if PROVENANCE in self.checkpoint.metadata:
+            yield "the source's own provenance was left out: the output is made from it in another way"
+        framework = self.checkpoint.metadata.get("format")
+        if framework in FRAMEWORKS - {"pt"}:
+            yield f"the metadata's format {framework!r} became 'pt'"
+        if self.options.companions:
+            yield f"copied along: {', '.join(along) or 'nothing, the source has no companions'}"
+        if self.options.check:
+            checked = sum(proof.nbytes for proof in proofs)
+            yield f"checked before it took its place: {checked:,} bytes were read back, and are what the plan makes"
+
+    def stale_config(self) -> tuple[Diagnostic, ...]:
+        """What the config in the output says of tensors that the plan made otherwise."""
+        try:
+            config = parse_json(read_regular(self.place / "config.json"))
+        except (OSError, ValueError, RecursionError):
+            return ()
+        ties = [tie.names for tie in self.checkpoint.ties]
+        return as_warnings(config_remarks(config, self.plan, self.aliases, ties))
+
+    def report(self, files: tuple[str, ...], written: int, notes: tuple[str, ...], read: int | None = None) -> Report:
+        """The ledger of the save."""
+        plan, checkpoint = self.plan, self.checkpoint
+        if read is None:
+            unread, scattered = unread_proofs(plan, checkpoint), scattered_keys(checkpoint)
+            read = cost_of(plan, self.aliases, unread, scattered).bytes_read
+        return Report(
+            ledger(plan, self.aliases, lambda rule: plan.uses[rule].text),
+            source=checkpoint.source,
+            target=str(self.path),
+            notes=notes,
+            warnings=plan.warnings,
+            files=files,
+            bytes_read=read,
+            bytes_written=written,
+        )
 
 
 def state_dict_of(plan: Plan, checkpoint: Checkpoint, device: torch.device | None = None) -> dict[str, Any]:
@@ -234,7 +219,7 @@ def _budget(plan: Plan, checkpoint: Checkpoint, max_memory: int | str | None) ->
 
 
 def _refuse_inits(plan: Plan) -> None:
-    drawn = [key for key, how in plan.inits.items() if how not in ("own", "own()")]
+    drawn = [key for key, how in plan.inits.items() if how not in OWN]
     if drawn:
         raise PlanError(
             Diagnostic(
@@ -246,28 +231,22 @@ def _refuse_inits(plan: Plan) -> None:
         )
 
 
-def _refuse_with_in_place(**given: object) -> None:
-    for name, value in given.items():
-        if value:
-            raise PlanError(
-                Diagnostic(
-                    "bad-argument", f"in_place changes one file's header, and knows no {name}", help=f"without {name}"
-                )
-            )
-
-
 _RELY_ON_SYNC = {
     "resume": "resume goes on from what is known to be on the disk",
     "in_place": "in_place writes over the header that the tensors are found by",
 }
 
 
-def _refuse_without_sync(**given: bool) -> None:
-    for name, value in given.items():
-        if value:
-            text = f"{_RELY_ON_SYNC[name]}, so it cannot go without sync"
-            synced = Remedy("sync", True)
+def _refuse_together(options: SaveOptions) -> None:
+    """Refuse options that do not go together."""
+    for name, text in () if options.sync else _RELY_ON_SYNC.items():
+        if getattr(options, name):
+            text, synced = f"{text}, so it cannot go without sync", Remedy("sync", True)
             raise PlanError(Diagnostic("bad-argument", text, remedies=(synced,), advice=f"or do without {name}"))
+    for name in ("max_shard_size", "companions", "resume", "provenance") if options.in_place else ():
+        if getattr(options, name):
+            text = f"in_place changes one file's header, and knows no {name}"
+            raise PlanError(Diagnostic("bad-argument", text, help=f"without {name}"))
 
 
 def _metadata(plan: Plan, checkpoint: Checkpoint, framed: bool = False) -> dict[str, str]:
@@ -293,32 +272,6 @@ def _resumed(writer: Writer) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _report(
-    plan: Plan,
-    checkpoint: Checkpoint,
-    path: str,
-    aliases: Mapping[str, str],
-    files: tuple[str, ...],
-    written: int,
-    notes: tuple[str, ...],
-    read: int | None = None,
-) -> Report:
-    return Report(
-        ledger(plan, aliases, lambda rule: plan.uses[rule].text),
-        source=checkpoint.source,
-        target=path,
-        notes=notes,
-        warnings=plan.warnings,
-        files=files,
-        bytes_read=_read(plan, checkpoint, aliases) if read is None else read,
-        bytes_written=written,
-    )
-
-
-def _read(plan: Plan, checkpoint: Checkpoint, aliases: Mapping[str, str]) -> int:
-    return cost_of(plan, aliases, unread_proofs(plan, checkpoint), scattered_keys(checkpoint)).bytes_read
-
-
 def ledger(plan: Plan, aliases: Mapping[str, str], text: Callable[[int], str]) -> tuple[Entry, ...]:
     """One entry for every key of either side."""
     entries = _made(plan, {rules: text(rules[-1]) for rules in set(map(attrgetter("rules"), plan.steps))})
@@ -333,7 +286,7 @@ def ledger(plan: Plan, aliases: Mapping[str, str], text: Callable[[int], str]) -
     entries += [
         Entry(key, "kept", wanted.get(key), by="left to the module that builds it")
         for key, how in plan.inits.items()
-        if how in ("own", "own()")
+        if how in OWN
     ]
     entries += [Entry(key, "dropped", plan.source.get(key), (key,), line) for key, line in plan.dropped.items()]
     entries += [Entry(key, "dropped", plan.source.get(key), (key,), f"equal to {kept}") for key, kept in plan.proofs]

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Diagnostic, LoadError, Remedy
-from ..planning.settlement import DTYPE_POLICIES, LoadOptions
+from ..planning.options import DTYPE_POLICIES, LoadOptions
 from ..storage.checkpoint import Checkpoint
 from ..storage.sources.links import as_device
 

@@ -15,14 +15,15 @@ from ..modeling.assigning import has_meta
 from ..modeling.places import places, require_module, require_plain
 from ..planning.expanding import Stage
 from ..planning.naming import below, set_aside
+from ..planning.options import LoadOptions
 from ..planning.plan import Plan, Target
+from ..planning.report import Entry, Report
 from ..planning.resizing import as_arguments
-from ..planning.settlement import LoadOptions, Offer, Settlement
+from ..planning.settlement import Offer, Settlement
 from ..planning.settling import settle
 from ..planning.unread import Unreadable
 from ..planning.wrapping import draft_unwrapped
 from ..running.loading import ODD_TARGET, load_plan, model_target, refuse_non_finite
-from ..running.report import Entry, Report
 from ..storage.checkpoint import Checkpoint
 from ..storage.places.opening import open_checkpoint
 from ..storage.unpickling.nodes import is_state

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..errors import Diagnostic, LoadError, Remedy
 from ..language.covering import exact_paths
 from ..language.folding import fold_groups
-from ..running.report import Report
+from ..planning.report import Report
 from ..specs import TensorSpec
 from ..wording import counted
 

@@ -13,10 +13,10 @@ from ..modeling.defaults import Stage as OwnInit
 from ..modeling.places import named_tensors, places, require_module, require_plain
 from ..modeling.ties import find_ties
 from ..planning.codes import codes_as_weights
-from ..planning.settlement import DTYPE_POLICIES
+from ..planning.options import DTYPE_POLICIES
+from ..planning.report import Entry, Report
 from ..running.executor.execution import execute
 from ..running.progress import ByteBar
-from ..running.report import Entry, Report
 from ..specs import TensorSpec, Tie, is_lossless
 from ..storage.checkpoint import Checkpoint
 from ..storage.places.opening import open_checkpoint

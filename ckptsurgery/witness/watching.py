@@ -11,7 +11,7 @@ from ..errors import Diagnostic, LoadError, Remedy
 from ..language.dims import DimValue
 from ..modeling.places import named_tensors, require_module
 from ..modeling.ties import find_ties
-from ..running.report import Report
+from ..planning.report import Report
 from ..storage.places.opening import open_checkpoint
 from .loaded import Before, CheckOptions, checked, listed
 

@@ -423,7 +423,9 @@ def ours_in_place(source: str) -> dict[str, object]:
     start = time.perf_counter()
     cs.plan(source, "layers.{i}.weight -> l.{i}.weight").save(source, in_place=True)
     seconds = time.perf_counter() - start
-    cs.restore_header(source)
+    from ckptsurgery.storage.output.header_swap import restore_header
+
+    restore_header(source)
     return {"seconds": seconds, "torch": "torch" in sys.modules}
 
 

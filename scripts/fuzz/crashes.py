@@ -32,6 +32,7 @@ from safetensors.numpy import load_file
 import ckptsurgery as cs
 from ckptsurgery.running.executor import copying
 from ckptsurgery.storage.output import resuming
+from ckptsurgery.storage.output.header_swap import restore_header
 from ckptsurgery.storage.output.writing import open_writer
 
 MARK = ".ckptsurgery-tmp-"
@@ -133,7 +134,7 @@ def _old_torch(target: Path) -> None:
 
 
 def _restore(_: Path, target: Path) -> None:
-    cs.restore_header(target)
+    restore_header(target)
 
 
 def _changed(target: Path) -> None:
@@ -276,7 +277,7 @@ class Case:
         if self.source != self.target and contents(self.source) != self.before:
             yield "the source changed"
         if story.once and end == "signal 9" and found == "interrupted-change":
-            cs.restore_header(self.target)
+            restore_header(self.target)
             found = contents(self.target)
         if found not in ((self.old, self.new) if story.old else (self.new, "missing-file", "nothing-to-read")):
             yield f"the destination is neither old nor new: {found if isinstance(found, str) else sorted(found)}"

@@ -117,7 +117,7 @@ def test_a_folder_is_sharded_and_takes_its_companions(source: Path) -> None:
 def test_a_change_in_place_is_made_and_taken_back(source: Path) -> None:
     before = source.read_bytes()
     text = run("convert", source, source, "--rule", "blocks.{r...} -> b.{r...}", "--rest", "keep", "--in-place").stdout
-    assert "restore_header" in text
+    assert "restore-header" in text
     assert "b.0.mask" in cs.open(source)
     run("restore-header", source)
     assert source.read_bytes() == before

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 
+import pytest
+
 import ckptsurgery as cs
 
 
@@ -53,3 +55,31 @@ def test_a_rule_of_thousands_of_choices_is_shown_in_part() -> None:
     names = [f"c{i}" for i in range(3000)]
     plan = cs.plan({name: cs.TensorSpec([2], "F32") for name in names}, f"{{p:{','.join(names)}}} -> z.{{p}}")
     assert len(str(plan)) < 2000 and "3,000 -> 3,000 copy" in str(plan).replace("3000", "3,000")
+
+
+def test_a_plan_of_any_size_is_a_page() -> None:
+    shapes = {f"k{n}": [n + 1] for n in range(300)}
+    drops = [f"h.{{i}}.k{n}" for n in range(200, 300)]
+    recipe = cs.Recipe([f"h.{{i}}.k{n} -> l.{{i}}.k{n}" for n in range(200)], drop=drops)
+    plan = cs.plan(specs(shapes, 4), recipe)
+    assert "… and 160 more rules" in str(plan) and "… and 80 more" in str(plan)
+    assert len(str(plan)) < 20_000 and len(plan._repr_html_()) < 40_000 and len(repr(plan)) < 1000
+
+
+def test_a_notebook_shows_the_rules_and_what_is_settled_otherwise() -> None:
+    recipe = cs.Recipe(["<{i}> [x y] -> w.{i} [y x]"], drop=["b"], tie={"again": "w.0"})
+    plan = cs.plan({"<0>": cs.TensorSpec([2, 3], "F32"), "b": cs.TensorSpec([2], "F32")}, recipe)
+    page = plan._repr_html_()
+    assert "&lt;{i}&gt; [x y]" in page and "1 step, move" in page and "<{i}>" not in page
+    assert "1 key tied" in page and "1 key dropped" in page and str(plan.cost) in page
+    assert repr(plan) == "<Plan 2 source keys -> 2 target keys: 1 move, 1 key tied, 1 key dropped>"
+
+
+def test_a_plan_of_headers_alone_says_so_when_it_is_run() -> None:
+    from ckptsurgery.planning.planner import make_plan
+
+    plan = make_plan(specs({"a": [2]}), cs.Recipe(rest="keep"), lambda name: cs.Recipe())
+    assert plan.cost.bytes_read
+    for run in (plan.state_dict, lambda: plan.save("x.safetensors"), lambda: plan.inverse({}), lambda: plan.checkpoint):
+        with pytest.raises(cs.PlanError, match="planned from headers alone"):
+            run()

@@ -133,4 +133,4 @@ def test_the_way_back_by_provenance_knows_the_ties_of_its_source(tmp_path: objec
     there = cs.plan(f"{tmp_path}/meta.safetensors", "llama/meta_to_hf", config=pair(proof).config)
     there.save(f"{tmp_path}/hf.safetensors", provenance=True)
     assert "lm_head.weight" not in cs.open(f"{tmp_path}/hf.safetensors")
-    assert same(cs.plan_back(f"{tmp_path}/hf.safetensors").state_dict(), source)
+    assert same(cs.inverse(f"{tmp_path}/hf.safetensors").state_dict(), source)

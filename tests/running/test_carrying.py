@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import ckptsurgery as cs
-from ckptsurgery.running.plan import RunnablePlan
+from ckptsurgery.planning.plan import Plan
 from ckptsurgery.running.progress import ByteBar
 from ckptsurgery.running.sinks import tensors as tensor_sinks
 from ckptsurgery.running.sinks.tensors import CopySink, StateDictSink, fill
@@ -65,7 +65,7 @@ def never_a_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Checkpoint, "load", refused)
 
 
-def made_on_device(plan: RunnablePlan) -> tuple[dict[str, torch.Tensor], set[str]]:
+def made_on_device(plan: Plan) -> tuple[dict[str, torch.Tensor], set[str]]:
     """The tensors, and the keys of those that came by the ring."""
     sink = StateDictSink(plan.steps, (), HERE)
     fill(sink, plan.steps, plan.checkpoint, lambda nbytes: None)
@@ -144,13 +144,13 @@ def test_many_short_runs_are_left_to_the_cpu(tmp_path: Path) -> None:
     assert equal(made["x"], torch.stack(list(parts.values()), 1).flatten(1))
 
 
-def model_and_plan(path: Path) -> tuple[nn.Module, RunnablePlan, dict[str, torch.Tensor]]:
+def model_and_plan(path: Path) -> tuple[nn.Module, Plan, dict[str, torch.Tensor]]:
     tensors = {f"{i}.weight": torch.randn(6, 40) for i in range(9)} | {"8.bias": torch.randn(6)}
     model = nn.Sequential(*(nn.Linear(40, 6, bias=i == 8) for i in range(9)))
     return model, cs.plan(saved(tensors, path / "m.safetensors"), "{k...} -> {k...}", target=model), tensors
 
 
-def load(plan: RunnablePlan, model: nn.Module) -> tuple[CopySink, int]:
+def load(plan: Plan, model: nn.Module) -> tuple[CopySink, int]:
     """The sink, and the bytes that were counted."""
     with ByteBar(1, "loading") as bar:
         sink = CopySink(plan.steps, (), model)

@@ -208,8 +208,8 @@ def test_large_boxes_are_compared_part_by_part(tmp_path: Path) -> None:
 
 
 def test_missing_keys_other_shapes_and_lost_ties_are_all_named(source: Path) -> None:
+    from ckptsurgery.planning.sharing import output_aliases
     from ckptsurgery.running.checking import check_output
-    from ckptsurgery.running.sharing import output_aliases
 
     plan, out = cs.plan(source, cs.Recipe(rest="keep")), source.with_name("out.safetensors")
     cs.save({"h.0.w": W, "h.1.w": W.bfloat16(), "tied": W.clone(), "e": torch.zeros(0, 2), "more": W + 2}, out)

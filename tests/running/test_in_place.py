@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import ckptsurgery as cs
-from ckptsurgery.storage.output.header_swap import backup_of
+from ckptsurgery.storage.output.header_swap import backup_of, restore_header
 
 RULE = "layers.{i}.weight -> l.{i}.w"
 
@@ -39,14 +39,14 @@ def test_names_change_and_the_data_stays(file: Path) -> None:
         assert list(changed) == list(expected)
         assert all(torch.equal(changed[key].load(), tensor) for key, tensor in expected.items())
     assert report.bytes_read == 0 and report.bytes_written == len(before) - len(data_of(file))
-    assert "restore_header" in report.notes[0]
+    assert "restore-header" in report.notes[0]
 
 
 def test_the_old_header_is_restored_bit_for_bit(file: Path) -> None:
     before = file.read_bytes()
     cs.plan(file, RULE).save(file, in_place=True)
     assert backup_of(file).exists()
-    cs.restore_header(file)
+    restore_header(file)
     assert file.read_bytes() == before
     assert not backup_of(file).exists()
 
@@ -59,7 +59,7 @@ def test_a_header_that_a_crash_tore_is_restored(file: Path) -> None:
         torn.write(b"\0" * 40)
     with pytest.raises(cs.CheckpointError):
         cs.open(file)
-    cs.restore_header(file)
+    restore_header(file)
     assert file.read_bytes() == before
 
 
@@ -141,10 +141,10 @@ def test_two_processes_do_not_change_one_file(file: Path) -> None:
 
 def test_a_backup_of_another_file_is_not_restored(file: Path) -> None:
     with pytest.raises(cs.CheckpointError, match="missing-file"):
-        cs.restore_header(file)
+        restore_header(file)
     backup_of(file).write_bytes(b"\4\0\0\0\0\0\0\0{}  ")
     with pytest.raises(cs.CheckpointError, match="in-place-backup"):
-        cs.restore_header(file)
+        restore_header(file)
 
 
 def test_a_change_that_was_interrupted_is_told_as_such_and_taken_back(file: Path) -> None:
@@ -159,5 +159,5 @@ def test_a_change_that_was_interrupted_is_told_as_such_and_taken_back(file: Path
         with pytest.raises(cs.CheckpointError, match="interrupted-change") as told:
             cs.open(name)
         assert "restore-header" in (told.value.diagnostics[0].help or "")
-    cs.restore_header(file)
+    restore_header(file)
     assert file.read_bytes() == before

@@ -40,7 +40,7 @@ def test_an_output_goes_back_by_its_provenance_alone(source: Path, out: str, opt
     assert (told["version"], "rows:p" in told["recipe"]) == (cs.__version__, True)
     assert sum(KEY.encode() in Path(file).read_bytes() for file in made.files) == 1
     source.unlink()
-    back = cs.plan_back(source.parent / out)
+    back = cs.inverse(source.parent / out)
     back.save(source.parent / "back.safetensors", check=True)
     assert (source.parent / "back.safetensors").read_bytes() == before
 
@@ -55,7 +55,7 @@ def test_target_config_dims_and_dtype_are_part_of_it(source: Path) -> None:
     small = cs.plan(source, cs.Recipe(rules, drop=["h.{i}.q.w"]), target=target, config={"a": 1}, dims={"n": 1})
     small.save(source.parent / "o.safetensors", provenance=True)
     with pytest.raises(cs.PlanError, match="dropped"):
-        cs.plan_back(source.parent / "o.safetensors")
+        cs.inverse(source.parent / "o.safetensors")
     with cs.open(source) as checkpoint:
         cast = cs.plan(checkpoint, "{k...} -> m.{k...}", dtype="f64")
         cast.save(source.parent / "wide.safetensors", provenance=True)
@@ -67,7 +67,7 @@ def test_ties_go_there_and_back(tmp_path: Path) -> None:
     w = torch.randn(3, 4)
     cs.save({"a": w, "b": w}, tmp_path / "s.safetensors")
     cs.plan(tmp_path / "s.safetensors", "{k} [x y] -> m.{k} [y x]").save(tmp_path / "o.safetensors", provenance=True)
-    cs.plan_back(tmp_path / "o.safetensors").save(tmp_path / "back.safetensors")
+    cs.inverse(tmp_path / "o.safetensors").save(tmp_path / "back.safetensors")
     with cs.open(tmp_path / "back.safetensors") as checkpoint:
         assert [tie.names for tie in checkpoint.ties] == [("a", "b")]
         assert torch.equal(checkpoint.load("a"), w)
@@ -86,10 +86,10 @@ def test_provenance_that_says_nothing_is_refused(text: str, tmp_path: Path) -> N
 
     save_file({"w": torch.ones(1)}, tmp_path / "x.safetensors", metadata={KEY: text})
     with pytest.raises(cs.CkptSurgeryError):
-        cs.plan_back(tmp_path / "x.safetensors")
+        cs.inverse(tmp_path / "x.safetensors")
     save_file({"w": torch.ones(1)}, tmp_path / "y.safetensors")
     with pytest.raises(cs.CheckpointError, match="no-provenance"):
-        cs.plan_back(tmp_path / "y.safetensors")
+        cs.inverse(tmp_path / "y.safetensors")
 
 
 def test_the_command_goes_back_without_a_recipe(source: Path) -> None:
@@ -131,7 +131,7 @@ def test_provenance_that_was_edited_is_told_or_leads_back_all_the_same(source: P
         for value in (None, -1, 7, "x", [], ["F32", 3], {}, {"a": 1}):
             save_file(tensors, broken, metadata={KEY: json.dumps(edited(told, at, value))})
             try:
-                back = cs.plan_back(broken).state_dict()
+                back = cs.inverse(broken).state_dict()
                 assert all(torch.equal(before[key], tensor) for key, tensor in back.items()), at
             except cs.CkptSurgeryError as error:
                 ends.add(error.diagnostics[0].code)
@@ -153,7 +153,7 @@ def test_an_output_that_was_changed_since_is_told(source: Path) -> None:
     ):
         save_file(state, out, metadata=metadata)
         with pytest.raises(cs.PlanError) as found:
-            cs.plan_back(out)
+            cs.inverse(out)
         assert {"more", "embed"} & set(" ".join(map(str, found.value.diagnostics)).replace("'", " ").split())
 
 
@@ -179,7 +179,7 @@ def test_real_recipes_lead_back_bit_for_bit(name: str, tmp_path: Path, corpus: A
     plan = cs.plan(tmp_path / "s", corpus.recipe_for(name), config=case.config)
     plan.save(tmp_path / "o", max_shard_size=size // 4, provenance=True)
     (tmp_path / "s").rename(tmp_path / "gone")
-    cs.plan_back(tmp_path / "o").save(tmp_path / "s", max_shard_size=size // 3, check=True)
+    cs.inverse(tmp_path / "o").save(tmp_path / "s", max_shard_size=size // 3, check=True)
     assert {file.name: file.read_bytes() for file in (tmp_path / "s").iterdir()} == before
 
 

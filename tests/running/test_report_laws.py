@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptsurgery.errors import Diagnostic
-from ckptsurgery.running.report import ACTIONS, Entry, Proof, Report
+from ckptsurgery.planning.report import ACTIONS, Entry, Proof, Report
 from ckptsurgery.specs import TensorSpec
 
 ENTRIES = st.lists(

@@ -116,7 +116,7 @@ def restore_header(path: str | os.PathLike[str]) -> None:
     ...     _ = cs.save({"old.w": torch.ones(2)}, file)
     ...     _ = cs.plan(file, "old.w -> w").save(file, in_place=True)
     ...     changed = list(cs.open(file))
-    ...     cs.restore_header(file)
+    ...     restore_header(file)
     ...     changed, list(cs.open(file))
     (['w'], ['old.w'])
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..planning.plan import Plan
 from ..storage.checkpoint import Checkpoint
+from .plan import Plan
 
 __all__ = ["copied_from", "output_aliases", "scattered_keys", "unread_proofs"]
 
