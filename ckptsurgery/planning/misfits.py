@@ -108,7 +108,9 @@ class Misfits:
         folded = fold_groups(missing, label=self.wanted.get)
         notes = [f"{f.text}  {self.wanted[f.first]}" for f in folded[:16]]
         notes += [f"… and {len(folded) - 16} more patterns"] if len(folded) > 16 else []
-        how = "made by no rule" if self.by_rules else "not in the source"
+        text = f"{counted(len(missing), f'{self.target} key', 'is')} made by no rule"
+        if not self.by_rules:
+            text = f"{counted(len(missing), 'tensor')} of the {self.target} {_are(missing)} not in the source"
         if self.offer.by_call:
             paths = exact_paths(missing, self.wanted)
             init, keep = Remedy("init", paths, "initialises them"), Remedy("keep", paths, "leaves them as built")
@@ -119,7 +121,7 @@ class Misfits:
         self.problems.append(
             Diagnostic(
                 "missing-keys",
-                f"{len(missing)} {self.target} key{'s' * (len(missing) > 1)} {_are(missing)} {how}",
+                text,
                 notes=tuple(notes),
                 remedies=remedies,
                 advice="or a rule that makes them" if self.by_rules else None,

@@ -39,7 +39,7 @@ def settle(offer: Offer, target: Target | None, options: LoadOptions | None = No
     >>> offer = Offer(plan=Plan((), (), {"a": spec, "b": spec}))
     >>> found = settle(offer, Target({"a": spec, "c": spec}))
     >>> found.load, [problem.code for problem in found.problems]
-    (['a'], ['unexpected-keys', 'missing-keys'])
+    (['a'], ['missing-keys', 'unexpected-keys'])
 
     Args:
         target: specs are those of whole tensors, however they are stored; None where nothing is to be filled, and
@@ -262,12 +262,12 @@ class _Settling:
         """Add what stands against the outcome, unless the caller asked for what fits."""
         out, partial = self.out, self.options.partial
         extra = [key for key in chain(out.unexpected, self.ties) if key not in self.wanted]
-        if extra and not partial:
-            self.misfits.unexpected(extra)
-        if out.missing and not partial:
-            self.misfits.missing(out.missing)
         if self.mismatched:
             self.misfits.shapes(self.mismatched)
+        if out.missing and not partial:
+            self.misfits.missing(out.missing)
+        if extra and not partial:
+            self.misfits.unexpected(extra)
         refused = {key: self.codes[key] for key in out.refused if key in self.codes}
         if refused and not (partial and out.load):
             out.problems += unscaled(refused, self.made, self.offer.origins)
