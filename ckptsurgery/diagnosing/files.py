@@ -8,7 +8,9 @@ from pathlib import Path
 from ..errors import CheckpointError, Diagnostic
 from ..language.folding import fold
 from ..storage.formats.index_json import weight_map_of
-from ..storage.formats.sniffing import kind_of, read_file
+from ..storage.formats.opened_source import opening
+from ..storage.formats.sniffing import read_file
+from ..storage.formats.table import recognised
 from ..storage.json_text import parse_json
 from ..storage.output.transactions import MARK, RECORD
 from ..wording import counted
@@ -17,7 +19,6 @@ from .conversions import conversion
 __all__ = ["file_findings", "shown"]
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pdparams", ".pkl")
-_EXECUTABLE = {"zip": "a torch file", "legacy": "a legacy torch file", "pickle": "a plain pickle"}
 
 
 def shown(keys: list[str], limit: int = 8) -> tuple[str, ...]:
@@ -136,10 +137,13 @@ def _in_several(index: Path, holders: Mapping[str, list[str]], weight_map: Mappi
 def _of_pickles(paths: list[Path]) -> Iterator[Diagnostic]:
     kinds: dict[str, list[str]] = {}
     for path in paths:
-        with path.open("rb") as file:
-            kind = _EXECUTABLE.get(kind_of(file.read(1024), path.stat().st_size))
-        if kind is not None:
-            kinds.setdefault(kind, []).append(str(path))
+        try:
+            with opening(path) as opened:
+                format = recognised(opened.head, opened.names)
+        except CheckpointError:
+            continue  # opening it says why
+        if format is not None and format.executes:
+            kinds.setdefault(format.text, []).append(str(path))
     for kind, names in kinds.items():
         source, target = names[0], str(Path(names[0]).with_suffix(".safetensors"))
         if len(names) > 1:

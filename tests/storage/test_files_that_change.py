@@ -11,6 +11,7 @@ import torch
 
 import ckptsurgery as cs
 from ckptsurgery.storage.formats import sniffing
+from ckptsurgery.storage.formats.opened_source import OpenedSource
 
 STATE = {"a": torch.arange(4.0), "b": torch.ones(2)}
 
@@ -34,16 +35,16 @@ def test_a_change_is_noticed(
 ) -> None:
     cs.save(STATE, tmp_path / name, **({"max_shard_size": 16} if name == "shards" else {}))  # type: ignore[arg-type]
     file = sorted((tmp_path / name).glob("*.safetensors"))[0] if name == "shards" else tmp_path / name
-    read = sniffing._read_opened
+    read = sniffing.read_opened
 
-    def reading(path: str, *others: Any) -> Any:
-        contents = read(path, *others)
-        if Path(path) == file:
+    def reading(opened: OpenedSource, *others: Any) -> Any:
+        contents = read(opened, *others)
+        if Path(opened.name) == file:
             change(file)
         return contents
 
     if when == "while it is opened":
-        monkeypatch.setattr(sniffing, "_read_opened", reading)
+        monkeypatch.setattr(sniffing, "read_opened", reading)
     checkpoint = cs.open(tmp_path / name)
     if when == "after it was opened":
         change(file)

@@ -271,11 +271,6 @@ def test_numpy_files_are_read_where_they_are_stored(order: Any, tmp_path: Path) 
 
 
 def test_numpy_files_that_are_not_plain_have_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    numpy.savez_compressed(tmp_path / "c.npz", w=W)
-    problem = refused(tmp_path / "c.npz")
-    assert problem.code == "compressed-records"
-    assert holds_w(pasted(str(problem.help), tmp_path, monkeypatch))
-    (tmp_path / "new.npz").unlink()
     numpy.save(tmp_path / "o.npy", numpy.array({"w": W}, dtype=object), allow_pickle=True)
     problem = refused(tmp_path / "o.npy")
     assert "objects" in problem.headline

@@ -1,19 +1,27 @@
-"""Numpy's files: an `.npy` is one array, an `.npz` a zip file of them; their bytes are mapped where they are stored."""
+"""Numpy's files: an `.npy` is one array, an `.npz` a zip file of them; their bytes are read where they are stored.
+
+A deflated array is unpacked when it is loaded, and then only as far as its header announces.
+"""
 
 from __future__ import annotations
 
 import ast
-import os
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ...errors import CheckpointError, Diagnostic
-from ..contents import Contents
-from ..sources.system_errors import os_error
+from ...specs import DTYPES
+from ..contents import Contents, Entry
+from ..sources.byte_source import ByteSource
 from ..unpickling.inert import Array, Blob, NumpyType, Opaque, Storage
+from .format import Format
+from .opened_source import OpenedSource
 from .storages import Region, place_all
-from .zip_archive import ZipArchive, refused
+from .zip_archive import Record, refused
 
-__all__ = ["is_npz", "read_npy", "read_npz"]
+__all__ = ["Inflated", "NpyFormat", "NpzFormat"]
 
 _MAGIC = b"\x93NUMPY"
 _LONGEST = 1 << 16  # bytes of a header; numpy itself refuses longer ones unless told otherwise
@@ -21,58 +29,131 @@ _OBJECTS = "import numpy, pickle; pickle.dump(numpy.load({path!r}, allow_pickle=
 _STORED = "import numpy; numpy.savez('new.npz', **numpy.load({path!r}))"
 
 
-def is_npz(names: list[str]) -> bool:
-    """Whether a zip file of these names is numpy's."""
-    return bool(names) and all(name.endswith(".npy") for name in names)
+class NpyFormat(Format):
+    """One array."""
+
+    name = "npy"
+    text = "a numpy array"
+    suffixes = (".npy",)
+
+    def recognise(self, head: bytes, names: Sequence[str]) -> bool:
+        """Return whether numpy's magic bytes are at the start."""
+        return head.startswith(_MAGIC)
+
+    def read(self, opened: OpenedSource) -> Contents:
+        """Return the array, under the key `tensor`.
+
+        Raises:
+            CheckpointError: its header cannot be read, it is truncated, or its elements are not numbers.
+        """
+        path = opened.name
+        array = _array(opened.read_at(0, 12 + _LONGEST), 0, opened.size, path)
+        if isinstance(array, Opaque):
+            text = f"{path!r} is a numpy array of {array.note}, which is not read here"
+            help = f"if you trust the file, which runs code when it is loaded: {_OBJECTS.format(path=path)}"
+            raise CheckpointError(Diagnostic("unsupported-format", text, path, help=help))
+        return Contents(place_all({"tensor": array}, _region, path))
 
 
-def read_npy(path: str) -> Contents:
-    """The array of an `.npy` file, under the key `tensor`.
+class NpzFormat(Format):
+    """A zip file of arrays, stored or deflated."""
 
-    Raises:
-        CheckpointError: its header cannot be read, it is truncated, or its elements are not numbers.
+    name = "npz"
+    text = "a zip file of numpy arrays"
+    suffixes = (".npz",)
+
+    def recognise(self, head: bytes, names: Sequence[str]) -> bool:
+        """Return whether all names end as numpy's do."""
+        return bool(names) and all(name.endswith(".npy") for name in names)
+
+    def read(self, opened: OpenedSource) -> Contents:
+        """Return the arrays by name; arrays of objects or texts are extras.
+
+        Raises:
+            CheckpointError: a header cannot be read, or there is no array of numbers.
+        """
+        source, archive, late = opened.name, opened.archive, dict[str, Entry]()
+        leaves, extras = dict[str, Any](), dict[str, Any]()
+        for name, record in archive.records.items():
+            if record.deflated:
+                head = _inflated(opened.read_at(record.offset, min(record.packed, 2 * _LONGEST)), 12 + _LONGEST)
+                array = _array(head, 0, record.nbytes, source)
+            else:
+                stored = archive.stored(name, _STORED.format(path=source))
+                head = opened.read_at(stored.offset, min(stored.nbytes, 12 + _LONGEST))
+                array = _array(head, stored.offset, stored.nbytes, source)
+            key = name.removesuffix(".npy")
+            (leaves if type(array) is Array else extras)[key] = array
+            if record.deflated and type(array) is Array:
+                late[key] = _late(place_all({key: array}, _region, source)[key], record, opened.source)
+        if not leaves:
+            raise refused(source, "no-tensors", "holds no arrays of numbers", "name another file")
+        return Contents(place_all(leaves, _region, source) | late, extras=extras)
+
+
+@dataclass(frozen=True, slots=True)
+class Inflated:
+    """An array in a deflated record, which is unpacked when it is called.
+
+    Args:
+        entry: where it lies in the record once that is unpacked.
+        record: the record.
+        source: what holds it.
     """
+
+    entry: Entry
+    record: Record
+    source: ByteSource
+
+    def __call__(self) -> Any:
+        from ..tensors import span, swap_bytes, tensor_from
+
+        spec, start, record = self.entry.spec, self.entry.offset, self.record
+        packed = bytearray(record.packed)
+        self.source.read_into(((record.offset, memoryview(packed)),))
+        nbytes = spec.nbytes
+        if self.entry.strides is not None:
+            nbytes = span(spec.shape, self.entry.strides) * DTYPES[spec.dtype].itemsize
+        data = _inflated(packed, start + nbytes)[start:]
+        if len(data) < nbytes:
+            why = f"is damaged: {record.name!r} unpacks to {len(data):,} bytes of {nbytes:,}"
+            raise refused(self.source.name, "damaged-zip", why)
+        buffer = bytearray(data)
+        if self.entry.big_endian:
+            buffer = swap_bytes(buffer, spec.dtype)
+        return tensor_from(buffer, 0, spec, record.name, self.entry.strides)
+
+
+def _late(entry: Entry, record: Record, source: ByteSource) -> Entry:
+    return Entry(entry.spec, tensor=Inflated(entry, record, source))
+
+
+def _inflated(packed: bytes | bytearray, most: int) -> bytes:
+    """The first so many bytes of what was deflated, fewer where it is damaged or ends."""
     try:
-        with open(path, "rb") as file:  # noqa: PTH123 - the path is kept as the caller spells it
-            array = _array(file.fileno(), 0, os.fstat(file.fileno()).st_size, path)
-    except OSError as error:
-        raise os_error(error, path) from error
-    if isinstance(array, Opaque):
-        text = f"{path!r} is a numpy array of {array.note}, which is not read here"
-        help = f"if you trust the file, which runs code when it is loaded: {_OBJECTS.format(path=path)}"
-        raise CheckpointError(Diagnostic("unsupported-format", text, path, help=help))
-    return Contents(place_all({"tensor": array}, _region, path))
-
-
-def read_npz(archive: ZipArchive) -> Contents:
-    """The arrays of an `.npz` file by name; arrays of objects or texts are extras.
-
-    Raises:
-        CheckpointError: it is compressed, a header cannot be read, or there is no array of numbers.
-    """
-    source, leaves, extras = archive.source, dict[str, Any](), dict[str, Any]()
-    for name in archive.records:
-        record = archive.stored(name, _STORED.format(path=source))
-        array = _array(archive.file.fileno(), record.offset, record.offset + record.nbytes, source)
-        (leaves if type(array) is Array else extras)[name.removesuffix(".npy")] = array
-    if not leaves:
-        raise refused(source, "no-tensors", "holds no arrays of numbers", "name another file")
-    return Contents(place_all(leaves, _region, source), extras=extras)
+        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, most)
+    except zlib.error:
+        return b""
 
 
 def _region(storage: Storage) -> Region:
     raise ValueError("a numpy array has no storage")
 
 
-def _array(descriptor: int, start: int, end: int, source: str) -> Array | Opaque:
-    """The array whose header is at `start`: its place and type, or what its elements are instead of numbers."""
-    head = os.pread(descriptor, 12, start)
+def _array(head: bytes, start: int, nbytes: int, source: str) -> Array | Opaque:
+    """The array that begins with these bytes: its place and type, or what its elements are instead of numbers.
+
+    Args:
+        head: its first bytes, which hold its header.
+        start: where it begins in the file.
+        nbytes: how long it is, header included.
+    """
     size, width = (head[8:10], 2) if head[6:7] == b"\1" else (head[8:12], 4)
-    begin, length = start + 8 + width, int.from_bytes(size, "little")
+    begin, length = 8 + width, int.from_bytes(size, "little")
     try:
-        if not head.startswith(_MAGIC) or length > _LONGEST or begin + length > end:
+        if not head.startswith(_MAGIC) or length > _LONGEST or begin + length > nbytes:
             raise ValueError("it is truncated")
-        header = ast.literal_eval(os.pread(descriptor, length, begin).decode("utf-8" if width == 4 else "latin-1"))
+        header = ast.literal_eval(head[begin : begin + length].decode("utf-8" if width == 4 else "latin-1"))
         kind, fortran, shape = header["descr"], header["fortran_order"], header["shape"]
         if type(shape) is not tuple or not all(type(n) is int and n >= 0 for n in shape):
             raise ValueError("its shape makes no sense")
@@ -82,7 +163,7 @@ def _array(descriptor: int, start: int, end: int, source: str) -> Array | Opaque
     array = Array()
     array.type = NumpyType(kind.lstrip("<>|="), kind.startswith(">")) if type(kind) is str else None
     array.shape, array.fortran = shape, fortran is True
-    array.data = Blob(begin + length, end - begin - length, source)
+    array.data = Blob(start + begin + length, nbytes - begin - length, source)
     if array.dtype is None:
         return Opaque("numpy", "ndarray", (), "objects" if kind == "|O" else f"type {kind!r}"[:200])
     return array

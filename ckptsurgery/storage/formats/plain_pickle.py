@@ -11,11 +11,11 @@ import os
 from typing import Any
 
 from ..contents import Contents
-from ..sources.system_errors import os_error
 from ..unpickling.foreign_trees import refuse_part
 from ..unpickling.inert import Array, Joined, NumpyType, Storage
 from ..unpickling.nesting import find_model, settle
 from ..unpickling.pickle_machine import Unpickler, trailing
+from .opened_source import OpenedSource, opening
 from .storages import Region, place_all
 from .torch_legacy import nested_reader
 
@@ -25,25 +25,22 @@ _NAMES, _SLICES = "StructuredToParameterName@@", "UnpackBigParamInfor@@"
 _DEPTH = 16
 
 
-def read_pickle(path: str | os.PathLike[str], subtree: str | None = None) -> Contents:
+def read_pickle(path: str | os.PathLike[str] | OpenedSource, subtree: str | None = None) -> Contents:
     """The arrays and tensors of a plain pickle, without running anything of it.
 
     Args:
-        path: the file.
+        path: the file, or its source where it is open already.
         subtree: dotted path of the mapping to take; None finds the model's (see `nesting`).
 
     Raises:
         CheckpointError: damaged or truncated, no tensors, or tensors that only the file's own code would make.
     """
-    source = os.fspath(path)
-    try:
-        with open(source, "rb") as file:  # noqa: PTH123 - the path is kept as the caller spells it
-            size = os.fstat(file.fileno()).st_size
-            tree = Unpickler(file, size, source, nested=nested_reader(source)).load()
-            if file.tell() != size:
-                raise trailing(source, size - file.tell(), "pickle.dump")
-    except OSError as error:
-        raise os_error(error, source) from error
+    with opening(path) as opened:
+        source, size, file = opened.name, opened.size, opened.file
+        file.seek(0)
+        tree = Unpickler(file, size, source, nested=nested_reader(opened)).load()
+        if file.tell() != size:
+            raise trailing(source, size - file.tell(), "pickle.dump")
     refuse_part(tree, source)
     if _marks(tree, _DEPTH):
         tree = _plain(tree, _DEPTH)

@@ -6,10 +6,7 @@ import json
 import math
 import os
 import reprlib
-from contextlib import nullcontext
 from dataclasses import dataclass
-from io import FileIO
-from pathlib import Path
 from typing import Any
 
 from ...errors import CheckpointError, Diagnostic
@@ -17,8 +14,8 @@ from ...specs import DTYPES, TensorSpec
 from ..contents import Contents, Entry, entries_in
 from ..json_text import refuse_brackets
 from ..shapes import shape_problem
-from ..sources.system_errors import os_error
 from ..text import is_text, shown_keys
+from .opened_source import OpenedSource, opening
 from .safetensors_headers import read_plain_header
 from .tie_records import aliases_in, own_metadata
 
@@ -32,25 +29,24 @@ _FIELDS = {"dtype", "shape", "data_offsets"}
 _GET_AGAIN = "download or write the file again"
 
 
-def read_safetensors(path: str, subtree: str | None = None, file: FileIO | None = None) -> Contents:
+def read_safetensors(path: str | os.PathLike[str] | OpenedSource, subtree: str | None = None) -> Contents:
     """What a safetensors file holds, from its header alone.
 
-    Aliases that `save_model` wrote into the metadata come out as keys. `subtree` is a dotted prefix to enter,
-    `file` the file where it is open already.
+    Aliases that `save_model` wrote into the metadata come out as keys. `subtree` is a dotted prefix to enter.
 
     Raises:
         CheckpointError: the header is no such thing, or does not describe the file exactly.
     """
     from ..subtree import enter
 
-    with nullcontext(file) if file else Path(path).open("rb", buffering=0) as opened:
-        header = _Header.read(path, opened)
+    with opening(path) as opened:
+        header = _Header.read(opened)
     entries, metadata = _read_plainly(header) or _read_precisely(header)
     aliases = aliases_in(metadata, entries)
     for alias, kept in aliases.items():
         entries[alias] = entries[kept]
     contents = Contents(entries, aliases, own_metadata(metadata, aliases))
-    return enter(contents, subtree, path) if subtree else contents
+    return enter(contents, subtree, header.path) if subtree else contents
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +64,12 @@ class _Header:
         return Diagnostic(code, headline, self.path, notes=notes, help=help or _GET_AGAIN)
 
     @classmethod
-    def read(cls, path: str, file: FileIO) -> _Header:
-        try:
-            size = os.fstat(file.fileno()).st_size
-            file.seek(0)
-            length = int.from_bytes(file.read(8), "little")
-            _check_length(path, size, length)
-            raw = bytearray()
-            while len(raw) < length and (block := file.read(length - len(raw))):
-                raw += block
-        except OSError as error:
-            raise os_error(error, path) from error
+    def read(cls, opened: OpenedSource) -> _Header:
+        path, size, file = opened.name, opened.size, opened.file
+        file.seek(0)
+        length = int.from_bytes(file.read(8), "little")
+        _check_length(path, size, length)
+        raw = file.read(length)
         if raw.startswith(CHANGING):
             text, help = "a change of this file in place was interrupted", f"ckptsurgery restore-header {path!r}"
             raise CheckpointError(Diagnostic("interrupted-change", text, path, help=help))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from io import FileIO
 from pathlib import Path
 
 from ...errors import CheckpointError, Diagnostic, Remedy
@@ -16,14 +14,15 @@ from ..sources.byte_source import LocalFile
 from ..sources.system_errors import os_error
 from ..subtree import enter
 from ..text import close_keys
-from .recognising import HEADS, head_problem
-from .safetensors import CHANGING, MAX_HEADER, read_safetensors
+from .builtin import SafetensorsFormat
+from .opened_source import OpenedSource
+from .recognising import HEADS, head_problem, zip_problem
+from .safetensors import MAX_HEADER
 from .sharded import read_index
+from .table import recognised
 
-__all__ = ["kind_of", "read_file"]
+__all__ = ["kind_of", "read_file", "read_opened"]
 
-_HEAD = 1024
-_LEGACY_TORCH = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"  # the pickled number that opens every legacy torch file
 _LFS = b"version https://git-lfs.github.com/spec/"
 _HTML = (b"<!doctype", b"<html", b"<?xml", b"<head", b"<!--")
 
@@ -43,70 +42,51 @@ def read_file(
         CheckpointError: the file is missing, empty, damaged, no checkpoint, or of a format that is not read here.
     """
     path = places.get(path, path)
-    with _opened(path) as file:
-        # Taken before anything is read: whatever changes from here on is noticed when the data is read.
-        before = LocalFile.of(path, os.fstat(file.fileno()))
-        try:
-            contents = _read_opened(path, subtree, file, shard, places)
-        except _UNFORESEEN as error:
-            if isinstance(error, CheckpointError):
-                raise
-            raise CheckpointError(_unforeseen(path, error)) from error
-    contents.sources[path] = before
+    source = _local(path)
+    try:
+        with OpenedSource(source) as opened, _foreseen(path):
+            if opened.size and _names_shards(opened):
+                if shard:
+                    raise CheckpointError(_nested(path))
+                contents = read_index(path, partial(read_file, shard=True, places=places), places)
+                contents = enter(contents, subtree, path) if subtree else contents
+            else:
+                contents = read_opened(opened, subtree)
+    except OSError as error:
+        raise os_error(error, path) from error
+    contents.sources[path] = source  # as it was before anything was read, so that whatever changes later is noticed
     return contents
 
 
-def _read_opened(path: str, subtree: str | None, file: FileIO, shard: bool, places: Mapping[str, str]) -> Contents:
-    def entered(contents: Contents) -> Contents:
-        return enter(contents, subtree, path) if subtree else contents
+def read_opened(opened: OpenedSource, subtree: str | None = None) -> Contents:
+    """What a source holds by the table of formats.
 
-    head = file.read(_HEAD)
-    kind = kind_of(head, os.fstat(file.fileno()).st_size)
-    if kind == "safetensors" or (kind == "unknown" and path.endswith(".safetensors")):
-        return read_safetensors(path, subtree, file)
-    if kind == "zip":
-        from .zip_files import read_zip
-
-        return read_zip(path, subtree)
-    if kind == "legacy":
-        from .torch_legacy import read_torch_legacy
-
-        return read_torch_legacy(path, subtree)
-    if kind == "pickle":
-        from .plain_pickle import read_pickle
-
-        return read_pickle(path, subtree)
-    if kind == "npy":
-        from .npz import read_npy
-
-        return entered(read_npy(path))
-    if kind == "json" and _names_shards(path):
-        if shard:
-            text = f"{path!r}, which an index names as a shard, is an index itself"
-            raise CheckpointError(Diagnostic("nested-index", text, path, help="an index names files that hold tensors"))
-        contents = read_index(path, partial(read_file, shard=True, places=places), places)
-        return entered(contents)
-    raise CheckpointError(_refusal(path, kind, head))
+    Raises:
+        CheckpointError: it is empty, damaged, or of no format that is read here.
+    """
+    path, head = opened.name, opened.head
+    with _foreseen(path):
+        format = recognised(head, opened.names) if opened.size else None
+        if format is None and path.endswith(".safetensors") and kind_of(head, opened.size) == "unknown":
+            format = SafetensorsFormat()  # its reader says what is wrong with the header
+        if format is None:
+            raise zip_problem(opened.names, path) if opened.names else CheckpointError(_refusal(path, opened))
+        contents = format.read_below(opened, subtree)
+    contents.sources[path] = opened.source
+    return contents
 
 
 def kind_of(head: bytes, size: int) -> str:
-    """The kind of a file from its first kilobyte.
+    """The kind of a file that is of no format here, from its first kilobyte.
 
-    >>> kind_of(b"PK\\x03\\x04archive/data.pkl", 1000), kind_of(b"\\x10" + bytes(7) + b'{"w":{"dtype"', 1000)
-    ('zip', 'safetensors')
+    >>> kind_of(b"<!DOCTYPE html><html>", 1000), kind_of(b"GIF89a", 1000)
+    ('html', 'unknown')
     """
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if size == 0:
         return "empty"
-    # Before the magic numbers: a header of 640 bytes makes a safetensors file begin like a pickle.
-    if int.from_bytes(head[:8], "little") <= MAX_HEADER and head[8:].lstrip(b" \t\r\n").startswith((b"{", CHANGING)):
-        return "safetensors"
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return "zip"
-    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        return "legacy" if _LEGACY_TORCH in head[:24] else "pickle"
-    if head.startswith(b"\x93NUMPY"):
-        return "npy"
     if head.startswith(_LFS):
         return "lfs"
     if HEADS["openvino"][0](head):
@@ -117,14 +97,24 @@ def kind_of(head: bytes, size: int) -> str:
         return "json"
     if head[257:262] == b"ustar":
         return "tar"
-    for kind, (recognised, _) in HEADS.items():
-        if recognised(head):
+    for kind, (foreign, _) in HEADS.items():
+        if foreign(head):
             return kind
     return "text" if size >= 8 and text.isascii() and all(byte >= 9 for byte in text) else "unknown"
 
 
 # What a reader does not answer for itself is a fault in it: the fuzzers take this answer for a broken promise.
 _UNFORESEEN = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
+
+
+@contextmanager
+def _foreseen(path: str) -> Iterator[None]:
+    try:
+        yield
+    except _UNFORESEEN as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(_unforeseen(path, error)) from error
 
 
 def _unforeseen(path: str, error: Exception) -> Diagnostic:
@@ -136,9 +126,12 @@ def _unforeseen(path: str, error: Exception) -> Diagnostic:
     )
 
 
-@contextmanager
-def _opened(path: str) -> Iterator[FileIO]:
-    """The file, opened once for all that its header needs."""
+def _local(path: str) -> LocalFile:
+    """The file as it is now.
+
+    Raises:
+        CheckpointError: there is none, or it is not a regular one.
+    """
     try:
         status = Path(path).stat()
     except ValueError as error:
@@ -153,13 +146,12 @@ def _opened(path: str) -> Iterator[FileIO]:
         raise CheckpointError(
             Diagnostic("not-a-file", f"{path!r} is neither a file nor a folder", path, help="copy it into a file first")
         )
-    try:
-        with Path(path).open("rb", buffering=0) as file:
-            yield file
-    except FileNotFoundError:
-        raise CheckpointError(_missing(path)) from None
-    except OSError as error:
-        raise os_error(error, path) from error
+    return LocalFile.of(path, status)
+
+
+def _nested(path: str) -> Diagnostic:
+    text = f"{path!r}, which an index names as a shard, is an index itself"
+    return Diagnostic("nested-index", text, path, help="an index names files that hold tensors")
 
 
 def _missing(path: str) -> Diagnostic:
@@ -189,16 +181,16 @@ def _missing(path: str) -> Diagnostic:
     return Diagnostic("missing-file", f"no such file or folder: {path!r}", path, help=help, remedies=meant)
 
 
-def _names_shards(path: str) -> bool:
-    try:
-        with Path(path).open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            return b'"weight_map"' in file.read(min(size, MAX_HEADER))
-    except OSError as error:
-        raise os_error(error, path) from error
+def _names_shards(opened: OpenedSource) -> bool:
+    """Whether it is the index of a checkpoint in shards."""
+    if int.from_bytes(opened.head[:8], "little") <= MAX_HEADER:
+        return False  # the length of a safetensors header may be the number of a brace
+    return kind_of(opened.head, opened.size) == "json" and b'"weight_map"' in opened.read_at(0, MAX_HEADER)
 
 
-def _refusal(path: str, kind: str, head: bytes) -> Diagnostic:
+def _refusal(path: str, opened: OpenedSource) -> Diagnostic:
+    head = opened.head
+    kind = kind_of(head, opened.size)
     foreign = head_problem(kind, path)
     if foreign is not None:
         return foreign

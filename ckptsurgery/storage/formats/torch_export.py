@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from ...specs import DTYPES
@@ -23,7 +24,7 @@ _STRIDED = 7  # of the schema's layouts
 _REMEDY = "import torch; torch.save(torch.export.load({path!r}).state_dict, 'new.pt')"
 
 
-def is_export(names: list[str]) -> bool:
+def is_export(names: Iterable[str]) -> bool:
     """Whether a zip file of these names is an archive of torch.export, of any version."""
     last = {name.rpartition("/")[2] for name in names}
     return "archive_format" in last or "serialized_exported_program.json" in last

@@ -12,13 +12,14 @@ from typing import Any, BinaryIO, NamedTuple
 
 from ...errors import CheckpointError, Diagnostic
 from ..contents import Contents
-from ..sources.system_errors import os_error
+from ..sources.byte_source import read_at
 from ..unpickling.foreign_trees import refuse_part
 from ..unpickling.inert import Blob, FileBytes, Opaque, Storage
 from ..unpickling.nesting import find_model, settle
 from ..unpickling.nodes import name_of
 from ..unpickling.pickle_calls import storage_dtype, storage_width
 from ..unpickling.pickle_machine import Unpickler, damaged, trailing
+from .opened_source import OpenedSource, opening
 from .storages import Region, place_all
 
 __all__ = ["nested_reader", "read_torch_legacy"]
@@ -32,22 +33,19 @@ class _Parsed(NamedTuple):
     places: dict[str, tuple[int, int]]  # storage key -> offset in the file, bytes
 
 
-def read_torch_legacy(path: str | os.PathLike[str], subtree: str | None = None) -> Contents:
+def read_torch_legacy(path: str | os.PathLike[str] | OpenedSource, subtree: str | None = None) -> Contents:
     """The tensors of a legacy torch file, without torch and without reading their data.
 
     Args:
-        path: the file.
+        path: the file, or its source where it is open already.
         subtree: dotted path of the mapping to take; None finds the model's (see `nesting`).
 
     Raises:
         CheckpointError: not a legacy torch file, damaged or truncated, or no single state_dict in it.
     """
-    source = os.fspath(path)
-    try:
-        with open(source, "rb") as file:  # noqa: PTH123 - the path is kept as the caller spells it
-            parsed = _parse(file, 0, os.fstat(file.fileno()).st_size, source)
-    except OSError as error:
-        raise os_error(error, source) from error
+    with opening(path) as opened:
+        source = opened.name
+        parsed = _parse(opened.file, 0, opened.size, source)
     refuse_part(parsed.tree, source)
     found = find_model(parsed.tree, subtree, source)
 
@@ -116,7 +114,7 @@ def _places(
         if key not in storages or key in places:
             raise damaged(source, f"storage {key!r} is listed and not used, or listed twice")
         storage, width = storages[key]
-        head = os.pread(file.fileno(), 8, at)
+        head = read_at(file, at, 8)
         numel = int.from_bytes(head, "little", signed=True)
         if len(head) < 8 or at + 8 + storage.numel * width > end:
             raise damaged(source, f"it is truncated in storage {key!r}")
@@ -130,16 +128,19 @@ def _places(
     return places
 
 
-def nested_reader(source: str) -> Any:
-    """A function from a byte string of the file `source` that is itself a legacy torch file to the storage in it.
+def nested_reader(opened: OpenedSource) -> Any:
+    """A function from a byte string of a file that is itself a legacy torch file to the storage in it.
 
     `pickle.dump` of tensors writes such strings, one a storage.
     """
 
     def read(data: FileBytes | Blob) -> Any:
         start, nbytes = (data.offset, data.nbytes) if isinstance(data, Blob) else (data.at, len(data))
-        with open(source, "rb") as file:  # noqa: PTH123 - the path is kept as the caller spells it
-            tree, places = _parse(file, start, start + nbytes, source)
+        back = opened.file.tell()
+        try:
+            tree, places = _parse(opened.file, start, start + nbytes, opened.name)
+        finally:
+            opened.file.seek(back)
         if type(tree) is not Storage:
             return Opaque("torch.storage", "_load_from_bytes", (), "it holds no storage")
         tree.place = places[tree.key]

@@ -16,13 +16,14 @@ from ...errors import CheckpointError
 from ...specs import DTYPES
 from ..contents import Contents
 from ..json_text import parse_json
-from ..sources.system_errors import os_error
+from ..sources.byte_source import read_at
 from ..text import is_text
 from ..unpickling.foreign_trees import refuse_part
 from ..unpickling.inert import Storage
 from ..unpickling.nesting import find_model, settle
 from ..unpickling.pickle_calls import storage_dtype
 from ..unpickling.pickle_machine import Unpickler, damaged
+from .opened_source import OpenedSource, opening
 from .recognising import zip_problem
 from .storages import Region, place_all
 from .zip_archive import ZipArchive, refused
@@ -45,28 +46,21 @@ def holds_pickle(names: Iterable[str]) -> bool:
     return any(name.endswith("data.pkl") and name.count("/") <= 1 for name in names)
 
 
-def read_torch_zip(
-    path: str | os.PathLike[str], subtree: str | None = None, archive: ZipArchive | None = None
-) -> Contents:
+def read_torch_zip(path: str | os.PathLike[str] | OpenedSource, subtree: str | None = None) -> Contents:
     """The tensors of a file written by `torch.save`, without torch and without reading their data.
 
     Args:
-        path: the file.
+        path: the file, or its source where it is open already.
         subtree: dotted path of the mapping to take; None finds the model's (see `nesting`).
-        archive: its directory, if that was read already.
 
     Raises:
         CheckpointError: not a torch zip file, damaged, compressed, or no single state_dict in it.
     """
-    source = os.fspath(path)
-    try:
-        with open(source, "rb") as file:  # noqa: PTH123 - the path is kept as the caller spells it
-            archive = archive or ZipArchive(file, source)
-            root = _root(archive)
-            tree = _unpickled(archive, root)
-            big, metadata = _big_endian(archive, root), _metadata(archive, root)
-    except OSError as error:
-        raise os_error(error, source) from error
+    with opening(path) as opened:
+        source, archive = opened.name, opened.archive
+        root = _root(archive)
+        tree = _unpickled(archive, root)
+        big, metadata = _big_endian(archive, root), _metadata(archive, root)
     try:
         refuse_part(tree, source)
         found = find_model(tree, subtree, source)
@@ -125,7 +119,7 @@ def _unpickled(archive: ZipArchive, root: str) -> Any:
         return known
 
     if record.nbytes <= _IN_MEMORY:
-        data = os.pread(archive.file.fileno(), record.nbytes, record.offset)
+        data = read_at(archive.file, record.offset, record.nbytes)
         return Unpickler(io.BytesIO(data), len(data), source, persistent, record.offset, size=archive.size).load()
     archive.file.seek(record.offset)
     return Unpickler(archive.file, record.offset + record.nbytes, source, persistent, size=archive.size).load()

@@ -14,6 +14,7 @@ import zipfile
 from typing import BinaryIO, NamedTuple
 
 from ...errors import CheckpointError, Diagnostic
+from ..sources.byte_source import read_at
 
 __all__ = ["Record", "ZipArchive", "refused"]
 
@@ -31,12 +32,22 @@ _MANY = (
 
 
 class Record(NamedTuple):
-    """One file of the archive: the offset and length of its bytes, and whether they are stored uncompressed."""
+    """One file of the archive.
+
+    Args:
+        offset: of its bytes, as they are in the archive.
+        nbytes: how many bytes it has once it is unpacked.
+        stored: whether they are stored uncompressed.
+        packed: how many bytes it has in the archive.
+        deflated: whether they are deflated.
+    """
 
     name: str
     offset: int
     nbytes: int
     stored: bool
+    packed: int = 0
+    deflated: bool = False
 
 
 class _End(NamedTuple):
@@ -68,7 +79,7 @@ class ZipArchive:
     def __init__(self, file: BinaryIO, source: str) -> None:
         self.source = source
         self.file = file
-        self.size = os.fstat(file.fileno()).st_size
+        self.size = file.seek(0, os.SEEK_END)
         try:
             with zipfile.ZipFile(file) as archive:
                 infos = archive.infolist()
@@ -174,11 +185,13 @@ class ZipArchive:
         stored = info.compress_type == zipfile.ZIP_STORED
         if stored and info.compress_size != info.file_size:
             raise refused(self.source, "damaged-zip", f"contradicts itself: two sizes for {name!r}")
-        return Record(name, offset, info.file_size, stored), offset + info.compress_size
+        deflated = info.compress_type == zipfile.ZIP_DEFLATED
+        end = offset + info.compress_size
+        return Record(name, offset, info.file_size, stored, info.compress_size, deflated), end
 
     def _read(self, start: int, end: int) -> bytes:
         start = max(0, start)
-        return os.pread(self.file.fileno(), end - start, start) if end > start else b""
+        return read_at(self.file, start, end - start) if end > start else b""
 
     def stored(self, name: str, remedy: str | None = None) -> Record:
         """The record `name`, which has to exist and to be uncompressed.
@@ -198,4 +211,4 @@ class ZipArchive:
         record = self.stored(name, remedy)
         if record.nbytes > at_most:
             raise refused(self.source, "damaged-zip", f"has an absurdly large record {name!r}")
-        return os.pread(self.file.fileno(), record.nbytes, record.offset)
+        return read_at(self.file, record.offset, record.nbytes)

@@ -8,8 +8,8 @@ import fcntl
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
@@ -53,6 +53,7 @@ class Output:
         size: in bytes.
         head: the bytes at its start that are known already, such as a header.
         beside: whether it is none of the checkpoint's own files, such as a config that goes along.
+        between: offset -> bytes that are known already and stand elsewhere, such as a header before each tensor.
     """
 
     final: Path
@@ -60,6 +61,7 @@ class Output:
     size: int
     head: bytes | bytearray = b""
     beside: bool = False
+    between: Mapping[int, bytes] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -152,6 +154,8 @@ class Writer:
                 os.ftruncate(descriptor, output.size)
                 reserve(descriptor, output.size)
             self._pwrite(name, 0, memoryview(output.head))
+            for offset, data in output.between.items():
+                self._pwrite(name, offset, memoryview(data))
 
     def _open(self, name: str) -> int:
         """Begin an output, or open it again after it had to make room for others."""

@@ -10,19 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import CheckpointError, Diagnostic, Remedy
+from ...narrowing import present
 from ...specs import TensorSpec
 from ..checkpoint import Checkpoint
+from ..formats.format import Announced, Format
 from ..formats.sniffing import read_file
+from ..formats.table import writable
 from ..sources.system_errors import os_error
 from ..text import shown_keys
 from ..unpickling.frames import Frame
 from .durability import Durability
-from .safetensors_writer import file_writer, folder_writer
+from .safetensors_writer import folder_writer
 from .staging import Writer
 
 __all__ = ["Writer", "holds_extras", "open_staged", "open_writer", "parse_size"]
 
-_TORCH = (".pt", ".pth", ".bin", ".ckpt")
 _UNWRITTEN = (
     ".gguf",
     ".h5",
@@ -38,7 +40,7 @@ _UNWRITTEN = (
     ".zip",
     ".json",
 )
-_WEIGHTS = (".safetensors", ".safetensors.index.json", *_TORCH, ".bin.index.json")
+_WEIGHTS = (".safetensors", ".safetensors.index.json", ".pt", ".pth", ".bin", ".ckpt", ".bin.index.json")
 
 
 def open_writer(
@@ -85,14 +87,9 @@ def open_writer(
     if _names_folder(os.fspath(path), target):
         _check_folder(target, overwrite)
         return folder_writer(target, specs, aliases, metadata, limit, resume, lies, companions, durability)
-    _check_file(target, overwrite, bool(companions), limit is not None, resume is not None)
-    if target.suffix.lower() == ".safetensors":
-        return file_writer(target, specs, aliases, metadata, resume, lies, durability)
-    from .torch_writer import TorchZipWriter
-
-    return TorchZipWriter(
-        target, specs, aliases=aliases, metadata=metadata, extras=extras, frame=frame, durability=durability
-    )
+    format = present(writable(target.suffix.lower()), "the format of a name that is not a folder's")
+    _check_file(target, format, overwrite, bool(companions), limit is not None, resume is not None)
+    return format.writer(Announced(target, specs, aliases, metadata, extras, frame, resume, lies, durability))
 
 
 def holds_extras(path: str | os.PathLike[str]) -> bool:
@@ -105,7 +102,8 @@ def holds_extras(path: str | os.PathLike[str]) -> bool:
         CheckpointError: no output can have this name.
     """
     target = Path(path).expanduser()
-    return not _names_folder(os.fspath(path), target) and target.suffix.lower() in _TORCH
+    format = None if _names_folder(os.fspath(path), target) else writable(target.suffix.lower())
+    return format is not None and format.holds_extras
 
 
 def _names_folder(path: str, target: Path) -> bool:
@@ -121,14 +119,16 @@ def _names_folder(path: str, target: Path) -> bool:
     except OSError as error:
         raise os_error(error, str(target), "write") from error
     suffix = target.suffix.lower()
+    if writable(suffix) is not None:
+        return False
     if suffix in _UNWRITTEN:
         text = f"{suffix} files are not written here"
         meant = Remedy("path", str(target.with_suffix(".safetensors")), "can be written")
         raise CheckpointError(Diagnostic("unsupported-output", text, str(target), remedies=(meant,)))
-    return suffix not in (".safetensors", *_TORCH)
+    return True
 
 
-def _check_file(target: Path, overwrite: bool, companions: bool, shards: bool, resume: bool) -> None:
+def _check_file(target: Path, format: Format, overwrite: bool, companions: bool, shards: bool, resume: bool) -> None:
     """Refuse what one file cannot be, and one that is there already."""
     folder = (Remedy("path", f"{target.with_suffix('')}/", "names a folder"),)
     if companions:
@@ -139,9 +139,8 @@ def _check_file(target: Path, overwrite: bool, companions: bool, shards: bool, r
         raise CheckpointError(Diagnostic("shards-need-a-folder", text, str(target), remedies=folder))
     if target.exists() and not overwrite:
         raise _exists(target, ())
-    suffix = target.suffix.lower()
-    if resume and suffix != ".safetensors":
-        text = f"writing a {suffix} file cannot be resumed"
+    if resume and not format.resumes:
+        text = f"writing a {target.suffix.lower()} file cannot be resumed"
         meant = Remedy("path", str(target.with_suffix(".safetensors")), "can be resumed")
         advice = "or do without resume"
         raise CheckpointError(Diagnostic("not-resumable", text, str(target), remedies=(meant,), advice=advice))

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 
 from ...errors import CheckpointError, Diagnostic, Remedy
 from ..formats.numbering import series_of
+from ..formats.table import suffixes_of_packages
 from ..text import shown_keys
 from .recognising_folders import folder_problem
 
@@ -188,7 +189,8 @@ def _files_of(copy: _Copy, folder: Folder) -> Choice:
 def _others(folder: Folder) -> Choice:
     """What to read where there are no weights at the top: a file of another format, or what is there instead."""
     visible = sorted(name for name in folder.names if not name.startswith("."))
-    others = [name for name in visible if name.endswith(_OTHERS) and not _BESIDE.fullmatch(name.rpartition(".")[0])]
+    endings = (*_OTHERS, *suffixes_of_packages())
+    others = [name for name in visible if name.endswith(endings) and not _BESIDE.fullmatch(name.rpartition(".")[0])]
     others = others or [name for name in visible if name.endswith(".xml") and name[:-3] + "bin" in visible]
     if len(others) == 1:
         return Choice(files=(others[0],))

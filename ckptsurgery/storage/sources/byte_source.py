@@ -22,6 +22,7 @@ __all__ = [
     "ProcessMemory",
     "Range",
     "changed",
+    "read_at",
     "read_fully",
     "stamp",
     "truncated",
@@ -188,6 +189,14 @@ def read_fully(descriptor: int, offset: int, buffer: memoryview, name: str) -> N
             done += count
     except OSError as error:
         raise os_error(error, name) from error
+
+
+def read_at(file: BinaryIO, offset: int, nbytes: int) -> bytes:
+    """Return bytes of an open file, fewer at its end; its position may change."""
+    if isinstance(file, io.BufferedReader) and isinstance(file.raw, io.FileIO):
+        return os.pread(file.fileno(), nbytes, offset)  # one call where the others take two
+    file.seek(offset)
+    return file.read(nbytes)
 
 
 def changed(name: str) -> CheckpointError:

@@ -1,0 +1,116 @@
+"""What a format is: one object that recognises its files, finds their tensors and, where it can, writes them.
+
+A format of another package is a subclass of `Format`, named by an entry point of the group `ckptsurgery.formats`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ...specs import TensorSpec
+from ..contents import Contents, Extent
+from ..output.durability import SYNCED, Durability
+from ..output.staging import Output, Writer, beside
+from ..subtree import enter
+from ..unpickling.frames import Frame
+from .opened_source import OpenedSource
+
+__all__ = ["Announced", "Format"]
+
+
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """What an output file will hold, before any of its data is there.
+
+    Args:
+        path: the file.
+        specs: key -> shape and dtype of every tensor, in the order that a reader should see.
+        aliases: other name -> key, for tied tensors that are stored once.
+        metadata: string metadata to keep.
+        extras: dotted path -> value for what is not a tensor of the model.
+        frame: where the tensors lie among the extras, in a format that nests.
+        resume: a tag of this run's inputs and rules; what a run with the same tag left is not written again.
+        lies: key -> offset in its source file of a tensor that is copied as it is, so that blocks can be shared.
+        durability: whether to wait until all of it is on the disk.
+    """
+
+    path: Path
+    specs: Mapping[str, TensorSpec]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    extras: Mapping[str, Any] = field(default_factory=dict)
+    frame: Frame | None = None
+    resume: str | None = None
+    lies: Mapping[str, int] = field(default_factory=dict)
+    durability: Durability = SYNCED
+
+    def in_one_file(
+        self, head: bytes, offsets: Mapping[str, int], size: int, between: Mapping[int, bytes] = {}
+    ) -> Writer:
+        """Return a writer of one file in which each tensor is one run of bytes.
+
+        Args:
+            head: the bytes at the start.
+            offsets: key -> where its bytes begin, for each key of `specs`.
+            size: of the file.
+            between: offset -> other bytes that are known already.
+        """
+        temporary = beside(self.path)
+        places = {key: Extent(str(temporary), offsets[key], spec.nbytes) for key, spec in self.specs.items()}
+        output = Output(self.path, temporary, size, head, between=between)
+        return Writer([output], places, durability=self.durability)
+
+
+class Format:
+    """One file format. A subclass defines `name`, `recognise` and `read`; one that is written, `writes` and `writer`.
+
+    Attributes:
+        name: a short, stable name.
+        text: a noun phrase for messages, such as "a torch file".
+        suffixes: how names of its files usually end, for the choice among a folder's files.
+        writes: how a name ends that asks for this format as output.
+        holds_extras: whether a file can hold more than tensors and string metadata.
+        resumes: whether an interrupted write can be resumed.
+        executes: whether other readers of such files may run code that the files hold.
+    """
+
+    name: ClassVar[str] = ""
+    text: ClassVar[str] = ""
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    writes: ClassVar[tuple[str, ...]] = ()
+    holds_extras: ClassVar[bool] = False
+    resumes: ClassVar[bool] = False
+    executes: ClassVar[bool] = False
+
+    def recognise(self, head: bytes, names: Sequence[str]) -> bool:
+        """Return whether a file is of this format.
+
+        Args:
+            head: the file's first kilobyte.
+            names: the names in a zip file; empty for any other.
+        """
+        raise NotImplementedError
+
+    def read(self, opened: OpenedSource) -> Contents:
+        """Return where each tensor is stored, from headers alone. No byte of the file may be executed.
+
+        Raises:
+            CheckpointError: the file is damaged, or cannot be read.
+        """
+        raise NotImplementedError
+
+    def read_below(self, opened: OpenedSource, subtree: str | None) -> Contents:
+        """Return the contents below a dotted path; a format that nests looks for the model if it is None."""
+        contents = self.read(opened)
+        return enter(contents, subtree, opened.name) if subtree else contents
+
+    def writer(self, announced: Announced) -> Writer:
+        """Return a writer of one file, which writes nothing before it is entered.
+
+        Raises:
+            CheckpointError: the format cannot hold a tensor.
+        """
+        raise NotImplementedError
