@@ -114,7 +114,7 @@ def _python(block: Block, names: dict[str, Any]) -> str:
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         try:
-            exec(compile("\n" * (block.line - 1) + block.text, "page", "exec"), names)
+            exec(compile("\n" * (block.line - 1) + block.text, "page", "exec", dont_inherit=True), names)
         except CkptSurgeryError as error:
             print(error)
         except Exception as error:  # a page may show torch's own message

@@ -16,7 +16,10 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[2]
 SECTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "Start": ("", ("index.md",)),
-    "Tutorials": ("tutorials", ("first-load.md", "first-recipe.md", "training-checkpoint.md", "sharded.md")),
+    "Tutorials": (
+        "tutorials",
+        ("first-load.md", "first-recipe.md", "training-checkpoint.md", "sharded.md", "parameters.md"),
+    ),
     "Cookbook": ("cookbook", ("index.md",)),
     "Language": ("language", ("index.md", "recipes.md", "ops.md", "shelf.md")),
     "Errors": ("errors", ("index.md",)),
@@ -60,6 +63,7 @@ def made_pages() -> dict[str, str]:
         "language/ops.md": ops_page(),
         "language/shelf.md": shelf_page(),
         "reference/cli.md": cli_page(),
+        "tutorials/parameters.md": guide_page(),
     }
 
 
@@ -111,6 +115,12 @@ def ops_page() -> str:
         op = find_op(name)
         parts += [f"## {name}", f"```text\n{op_signature(name)}\n```", _markdown(op.__doc__ or "")]
     return "\n\n".join(parts) + "\n"
+
+
+def guide_page() -> str:
+    """Return the parameter guide, whose source lies beside the recipes."""
+    text = (ROOT / "recipes" / "GUIDE.md").read_text(encoding="utf-8")
+    return text.replace("](README.md)", "](../language/shelf.md)")
 
 
 def shelf_page() -> str:
