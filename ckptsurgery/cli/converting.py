@@ -26,6 +26,7 @@ def plan(
     target: o.Target = None,
     config: o.Config = None,
     dim: o.Dim = None,
+    seed: o.Seed = 0,
     drop: o.Drop = None,
     rest: o.Rest = None,
     tie: o.Tie = None,
@@ -53,6 +54,7 @@ def plan(
             config=config_from(config),
             dims=dims_from(dim),
             dtype=dtype or "lossless",
+            seed=seed,
         )
         show(made if explain is None else made.explain(explain), json)
 
@@ -68,6 +70,7 @@ def convert(
     target: o.Target = None,
     config: o.Config = None,
     dim: o.Dim = None,
+    seed: o.Seed = 0,
     drop: o.Drop = None,
     rest: o.Rest = None,
     tie: o.Tie = None,
@@ -112,6 +115,7 @@ def convert(
                 config=config_from(config),
                 dims=dims_from(dim),
                 dtype=dtype or "lossless",
+                seed=seed,
             )
         report = made.save(
             destination,

@@ -40,7 +40,7 @@ class Axis:
 
     def __str__(self) -> str:
         if self.choices is not None:
-            return f"{self.name}:" + ",".join(escape(c) for c in self.choices)
+            return f"{self.name}:" + ",".join(escape(c, first=False) for c in self.choices)
         return f"{self.name}:{self.marker}" if self.marker else self.name
 
 

@@ -2,22 +2,24 @@
 
     call     = name [ "(" [argument ("," argument)*] ")" ]
     argument = [name "="] value
-    value    = number | string | true | false | none | name | expression | "[" [value ("," value)*] "]"
-             | "{" [key "=" value, …] "}"
+    value    = number | string | true | false | none | name | name ":" name | expression
+             | "[" [value ("," value)*] "]" | "{" [key "=" value, …] "}"
 
 A bare name is a string here (`cast(bf16)`), and so is an expression over names of `dims` and the config (`add(1 - w)`,
-`slice_rows(0, config.vocab_size)`); planning puts numbers in their place where the op takes numbers.
+`slice_rows(0, config.vocab_size)`); planning puts numbers in their place where the op takes numbers. `ids:i` is the
+entry of the table or list `ids` for the value that the key captures as `i`.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..errors import Diagnostic, RecipeError
 from .dims import evaluate
 
-__all__ = ["Call", "Expression", "Name", "Table", "Value", "parse_call"]
+__all__ = ["Call", "Expression", "Indexed", "Name", "Table", "Value", "parse_call", "parts_of"]
 
 
 class Name(str):
@@ -30,6 +32,22 @@ class Expression(str):
     """A formula among the arguments, over numbers, names of `dims` and the config."""
 
     __slots__ = ()
+
+
+class Indexed(str):
+    """The entry of a table or a list that a captured name picks: `ids:i`."""
+
+    __slots__ = ()
+
+    @property
+    def table(self) -> str:
+        """The name of the table."""
+        return self.partition(":")[0]
+
+    @property
+    def marker(self) -> str:
+        """The captured name."""
+        return self.partition(":")[2]
 
 
 class Table(tuple[tuple[str, "Value"], ...]):
@@ -61,6 +79,7 @@ class Call:
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>[+-]?(?:\d+\.\d*|\.\d+|\d+)(?:[eE][+-]?\d+)?)"
+    r"|(?P<indexed>[^\W\d]\w*:[^\W\d]\w*)"
     r"|(?P<name>[^\W\d]\w*)"
     r"|(?P<string>\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*')"
     r"|(?P<mark>[()\[\]{},=]))"
@@ -138,6 +157,8 @@ class _Parser:
             return number
         if kind == "name":
             return _WORDS[token] if token in _WORDS else Name(token)
+        if kind == "indexed":
+            return Indexed(token)
         if kind == "string":
             return re.sub(r"\\(.)", r"\1", token[1:-1])
         if token not in ("[", "{"):
@@ -208,10 +229,27 @@ class _Parser:
         )
 
 
+def parts_of(call: Call) -> Iterator[Value]:
+    """All values among the arguments of a call, those inside of lists and tables too.
+
+    >>> list(parts_of(parse_call("f(a, [b, 1], c={d=e})")))
+    ['a', 'b', 1, 'e']
+    """
+    open_ones: list[Value] = [*(value for _, value in reversed(call.keywords)), *reversed(call.args)]
+    while open_ones:
+        value = open_ones.pop()
+        if isinstance(value, Table):
+            open_ones += [part for _, part in reversed(value)]
+        elif isinstance(value, tuple):
+            open_ones += reversed(value)
+        else:
+            yield value
+
+
 def _format(value: Value) -> str:
     if isinstance(value, bool) or value is None:
         return str(value).lower()
-    if isinstance(value, Name | Expression):
+    if isinstance(value, Name | Expression | Indexed):
         return str(value)
     if isinstance(value, str):
         return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'

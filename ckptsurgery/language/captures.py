@@ -40,7 +40,7 @@ class Literal:
     text: str
 
     def __str__(self) -> str:
-        return escape(self.text)
+        return escape(self.text, first=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +193,11 @@ class Capture:
             return self.name + "..."
         if self.choices is not None:
             # two dots would read as a range
-            return self.name + ":" + ",".join(re.sub(r"\.(?=\.)", r".\\", guarded(escape(c))) for c in self.choices)
+            return (
+                self.name
+                + ":"
+                + ",".join(re.sub(r"\.(?=\.)", r".\\", guarded(escape(c, first=False))) for c in self.choices)
+            )
         return f"{self.name}:{self.span}" if self.span is not None else self.name
 
 

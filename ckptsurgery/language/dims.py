@@ -11,18 +11,21 @@ from __future__ import annotations
 import math
 import re
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from ..errors import Diagnostic, RecipeError
 
-__all__ = ["DimValue", "Dims", "evaluate", "is_number"]
+__all__ = ["DimValue", "Dims", "Known", "evaluate", "is_dim", "is_number", "words_in"]
 
-DimValue = int | float | str | Sequence["int | float | str"] | Mapping[str, "int | float | str"]
+Single = int | float | str
+DimValue = Single | Sequence["Single | Sequence[Single]"] | Mapping[str, "Single | Sequence[Single]"]
+"""A number, a list, a table by choice or index, or a list or table of lists, which ops take and sizes do not."""
 Number = int | float
 Solved = int | tuple[int, ...] | dict[str, int]
-Known = Number | tuple[Number, ...] | dict[str, Number]
+Entry = Number | tuple[Number, ...]
+Known = Entry | tuple[Entry, ...] | dict[str, Entry]
 
 _MOST_DIGITS = 18
 _LARGEST = 1 << 63
@@ -33,6 +36,24 @@ _TOKEN = re.compile(r"\s*(\?\?|//|[-+*/()]|\d+(?:\.\d+)?(?:[eE][-+]?\d+)?|[^\W\d
 def is_number(value: object) -> bool:
     """Whether a value is an integer or a finite float, and not a boolean."""
     return type(value) is int or (type(value) is float and math.isfinite(value))
+
+
+def is_dim(value: object) -> bool:
+    """Whether a value may stand in `[dims]`.
+
+    >>> is_dim(0.3), is_dim("config.n"), is_dim([1, "n"]), is_dim({"0": [1, 2], "1": []}), is_dim([[1], 2, [[3]]])
+    (True, True, True, True, False)
+    """
+    return all(isinstance(part, str) or is_number(part) for part in _flat(value, 2))
+
+
+def _flat(value: object, depth: int) -> Iterator[object]:
+    """The values in a list or a table, of lists within them too."""
+    if (depth and isinstance(value, list | tuple)) or (depth == 2 and isinstance(value, Mapping)):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _flat(part, depth - 1)
+    else:
+        yield value
 
 
 def evaluate(expression: str, config: Mapping[str, Any] | None, names: Callable[[str], Any] | None = None) -> Any:
@@ -204,13 +225,15 @@ class Dims:
         found = self.value(name)
         parts = found.values() if isinstance(found, dict) else found if isinstance(found, tuple) else (found,)
         for part in parts:
+            if isinstance(part, tuple):
+                raise RecipeError(Diagnostic("bad-dim", f"dims.{name} is a table of lists, and not a size"))
             if part is not None and (part < 0 or part != int(part)):
                 kind = "negative" if part < 0 else "a fraction"
                 raise RecipeError(Diagnostic("bad-dim", f"dims.{name} = {found}: a size is not {kind}"))
         if isinstance(found, dict):
-            return {choice: int(part) for choice, part in found.items()} or None
+            return {choice: int(cast(Number, part)) for choice, part in found.items()} or None
         if isinstance(found, tuple):
-            return tuple(map(int, found))
+            return tuple(int(cast(Number, part)) for part in found)
         return None if found is None else int(found)
 
     def value(self, name: str) -> Known | None:
@@ -222,6 +245,33 @@ class Dims:
         if name not in self.values and self.outer is not None:
             return self.outer.value(name)
         return self._solve(name, ())
+
+    def given(self, numbers: Mapping[str, int]) -> Dims:
+        """These names with numbers for names that are not in them, such as the index that a key captures.
+
+        >>> Dims({"t": "i / (n - 1)", "n": 5}).given({"i": 2}).value("t")
+        0.5
+        """
+        outer = self.outer.given(numbers) if self.outer is not None else None
+        own = {name: number for name, number in numbers.items() if name not in self}
+        return Dims({**own, **self.values}, self.config, outer)
+
+    def asked_by(self, text: str, seen: frozenset[str] = frozenset()) -> frozenset[str]:
+        """The names that are not in these, and that a name or an expression needs.
+
+        >>> sorted(Dims({"t": "i / (n - 1)", "n": 5}).asked_by("t + x"))
+        ['i', 'x']
+        """
+        found: set[str] = set()
+        for word in words_in(text):
+            if word in seen or word.startswith("config."):
+                continue
+            if word in self.values:
+                for part in _texts(self.values[word]):
+                    found |= self.asked_by(part, seen | {word})
+            else:
+                found |= self.outer.asked_by(word, seen) if self.outer is not None else {word}
+        return frozenset(found)
 
     def evaluate(self, expression: str) -> Any:
         """The value of an expression over these names and the config; None where something in it has none.
@@ -281,14 +331,21 @@ class Dims:
         value = self.values[name]
         chain = (*open_names, name)
         if isinstance(value, Mapping):
-            table = {choice: self._single(name, v, chain) for choice, v in value.items()}
-            return {choice: number for choice, number in table.items() if number is not None} or None
+            table = {choice: self._entry(name, v, chain) for choice, v in value.items()}
+            return {choice: entry for choice, entry in table.items() if entry is not None} or None
         if isinstance(value, str) or is_number(value):
             return cast(Known, self._one(value, chain))
         if isinstance(value, Sequence):
-            items = [self._single(name, v, chain) for v in value]
-            return None if None in items else tuple(n for n in items if n is not None)
+            items = [self._entry(name, v, chain) for v in value]
+            return None if None in items else cast(Known, tuple(items))
         raise RecipeError(Diagnostic("bad-dim", f"dims.{name} = {value!r}: a number, a list, a table or an expression"))
+
+    def _entry(self, name: str, value: Any, chain: tuple[str, ...]) -> Entry | None:
+        """The value of one entry of a list or a table: a number, or a list of numbers."""
+        if not isinstance(value, list | tuple):
+            return self._single(name, value, chain)
+        items = [self._single(name, v, chain) for v in value]
+        return None if None in items else tuple(n for n in items if n is not None)
 
     def _single(self, name: str, value: Any, chain: tuple[str, ...]) -> Number | None:
         found = self._one(value, chain)
@@ -309,5 +366,13 @@ _WORDS = re.compile(r"[^\W\d]\w*(?:\.\w+)*")
 
 def _texts(value: object) -> list[str]:
     """The expressions in the value of a name."""
-    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else (value,)
-    return [part for part in parts if isinstance(part, str)]
+    return [part for part in _flat(value, 2) if isinstance(part, str)]
+
+
+def words_in(text: str) -> list[str]:
+    """The names in an expression, those of the config with their paths.
+
+    >>> words_in("i / (config.n - 1)")
+    ['i', 'config.n']
+    """
+    return _WORDS.findall(text)

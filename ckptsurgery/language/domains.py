@@ -154,5 +154,6 @@ def _mapped(term: Term, capture: Callable[[Capture], Capture], axis: Callable[[A
 
     pattern = KeyPattern(tuple(map(piece, term.pattern.pieces)))
     if term.axes is None:
-        return Term(pattern)
-    return Term(pattern, AxisList(tuple(replace(d, axes=tuple(map(axis, d.axes))) for d in term.axes.dims)))
+        return replace(term, pattern=pattern)
+    dims = tuple(replace(d, axes=tuple(map(axis, d.axes))) for d in term.axes.dims)
+    return replace(term, pattern=pattern, axes=AxisList(dims))

@@ -6,16 +6,20 @@ import re
 
 __all__ = ["escape", "guarded", "split_unescaped", "stripped", "unescape"]
 
-_SPECIAL = re.compile(r"->|[{}\[\],|?\\]")
+_SPECIAL = re.compile(r"->|[{}\[\],|?&\\]")
 
 
-def escape(text: str) -> str:
+def escape(text: str, *, first: bool = True) -> str:
     r"""A literal text as a pattern spells it.
 
-    >>> escape("a[0]->b")
-    'a\\[0\\]\\->b'
+    >>> escape("a[0]->b"), escape("+a+b")
+    ('a\\[0\\]\\->b', '\\+a+b')
+
+    Args:
+        first: the text begins a pattern, where a `+` is a mark.
     """
-    return _SPECIAL.sub(lambda m: "\\" + m.group(), text)
+    plus = "\\" if first and text.startswith("+") else ""
+    return plus + _SPECIAL.sub(lambda m: "\\" + m.group(), text)
 
 
 def unescape(text: str) -> str:

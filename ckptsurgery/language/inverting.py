@@ -8,10 +8,10 @@ from itertools import accumulate
 
 from ..errors import Diagnostic, RecipeError
 from ..ops.base import Op, OpError
-from ..ops.registry import find_op, make_op, op_names
+from ..ops.registry import find_op, make_op, op_names, undone_by_name
 from .calls import Call, Value, parse_call
 from .recipe import Recipe, Scope
-from .rules import OpAlgebra, Rule
+from .rules import OpAlgebra, Rule, parse_made
 
 __all__ = ["inverse"]
 
@@ -53,6 +53,9 @@ def _named(value: Value) -> bool:
 
 def _undone_by_name(call: Call) -> Call | None:
     """The inverse of an op over a name or a formula, itself over a formula."""
+    undone = undone_by_name(call.name, call.args, dict(call.keywords))
+    if undone is not None:
+        return Call(undone[0], (), tuple(undone[1].items()))
     given = [str(value) for value in (*call.args, *(value for _, value in call.keywords))]
     sign = find_op(call.name).undone_by
     if sign is None or len(given) != 1:
@@ -88,16 +91,23 @@ def inverse(recipe: Recipe, ops: OpAlgebra | None = None) -> Recipe:
     fallback = recipe.fallback
     return Recipe(
         rules=rules,
-        drop=tuple(recipe.init),
+        drop=tuple(map(_pattern, recipe.init)),
         tie=recipe.same,
         same=recipe.tie,
         dims=recipe.dims,
+        data=recipe.data,
         names={name: _swapped(name, pairs) for name, pairs in recipe.names.items()},
         rest=str(fallback.inverse(algebra)) if fallback else "error" if recipe.rest == "drop" else recipe.rest,
         scopes=[_scope(s, algebra) for s in recipe.scopes],
         summary=f"inverse of: {recipe.summary}" if recipe.summary else "",
         place=recipe.place,
     )
+
+
+def _pattern(init: str) -> str:
+    """The pattern of an entry of `[init]`, without axes and dtype."""
+    optional, term, _ = parse_made(init)
+    return ("? " if optional else "") + str(term.pattern)
 
 
 def _scope(scope: Scope, ops: OpAlgebra) -> Scope:

@@ -154,7 +154,8 @@ class KeyPattern:
         return KeyPattern(tuple(pieces))
 
     def __str__(self) -> str:
-        return "".join(f"{{{p}}}" if isinstance(p, Capture) else str(p) for p in self.pieces)
+        mark = "\\" if self.prefix.startswith("+") else ""
+        return mark + "".join(f"{{{p}}}" if isinstance(p, Capture) else str(p) for p in self.pieces)
 
 
 def _respelled(captures: tuple[Capture, ...]) -> dict[Capture, dict[str, str]]:

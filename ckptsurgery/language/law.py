@@ -102,9 +102,9 @@ def _spelled(term: Term, spelling: Mapping[str, tuple[str, ...]], found: Mapping
 
     pattern = KeyPattern(tuple(capture(p) for p in term.pattern.pieces))
     if term.axes is None:
-        return Term(pattern)
+        return replace(term, pattern=pattern)
     dims = tuple(replace(d, axes=tuple(axis(a) for a in d.axes)) for d in term.axes.dims)
-    return Term(pattern, AxisList(dims))
+    return replace(term, pattern=pattern, axes=AxisList(dims))
 
 
 def signature(rule: Rule) -> Signature:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any
 
 from ..errors import Diagnostic, RecipeError, Remedy
 from ..wording import brief, counted
-from .dims import DimValue, is_number
+from .dims import DimValue, is_dim
 from .keys import KeyPattern
 from .law import normalise, signature
-from .rules import OpAlgebra, Rule, parse_pattern
+from .rules import OpAlgebra, Rule, parse_made, parse_pattern
 
 __all__ = ["Recipe", "Scope"]
 
@@ -62,13 +62,17 @@ class Recipe:
     Args:
         rules: lines of the mapping language, or `Rule` objects.
         drop: source key patterns that go nowhere on purpose.
-        init: target key pattern -> initialiser.
+        init: target key pattern -> initialiser. Axes behind the pattern, and a dtype behind them, give the tensor its
+            shape where there is no target: `"router.{i}.weight [e d] BF16" = "normal(std=0.02)"`.
         tie: target key -> the target key it shares its tensor with. With `?` in front it yields: to a rule that makes
             the key, and to a target without it; a key that `rest` brings must be equal.
         same: source key -> the source key it must equal, bit for bit, before it is left out; the mirror of `tie`. With
             `?` in front a rule may take the key as well: the rule has it where the headers do not tie the two names,
             or where the target wants what the rule makes.
-        dims: sizes: integers, lists by stage, tables by choice, expressions over the config.
+        dims: sizes and arguments of ops: numbers, lists by stage, tables by choice or index (also of lists),
+            expressions over the config and, for ops, over the indices that the rule's keys capture.
+        data: arguments of ops in files beside the recipe, by name: `.npy`, `.json`, `.txt`, `file.safetensors#key`; in
+            Python also the numbers themselves.
         names: capture -> {source spelling: target spelling}. Where several terms stand on one side of a rule, a term
             has the spelling of its own side; or the other one, where the keys that it matches all have that. The keys
             of one term have one spelling: `base.{m}.w, lo.{m}.a, lo.{m}.b -> {m}.w | …` joins two files that differ.
@@ -87,6 +91,7 @@ class Recipe:
     tie: Mapping[str, str]
     same: Mapping[str, str]
     dims: Mapping[str, DimValue]
+    data: Mapping[str, Any]
     names: Names
     rest: str | None
     scopes: tuple[Scope, ...]
@@ -105,6 +110,7 @@ class Recipe:
         rest: str | None = "error",
         *,
         same: Mapping[str, str] | None = None,
+        data: Mapping[str, Any] | None = None,
         scopes: Sequence[Scope] = (),
         stages: Sequence[Recipe] = (),
         summary: str = "",
@@ -114,12 +120,17 @@ class Recipe:
         parsed = tuple(_parsed(r, place, problems) for r in ([rules] if isinstance(rules, str | Rule) else rules))
         for text in [drop] if isinstance(drop, str) else drop:
             _try(text, place, problems)
-        for text in (*(init or {}), *(tie or {}), *(tie or {}).values(), *(same or {}), *(same or {}).values()):
+        for text in init or {}:
+            _try(text, place, problems, parse_made)
+        for text in (*(tie or {}), *(tie or {}).values(), *(same or {}), *(same or {}).values()):
             _try(text, place, problems)
         problems += [] if problems else [*_unbound(tie or {}, place, "tie"), *_unbound(same or {}, place, "same")]
         if rest not in ("error", "keep", "drop", None):
-            _parsed(rest, place, problems) if "->" in rest else problems.append(_bad_rest(rest, place))
-        problems += [_bad_dim(name, value, place) for name, value in (dims or {}).items() if not _is_dim(value)]
+            fallback = _parsed(rest, place, problems) if "->" in rest else None
+            marked = fallback is not None and any(t.shared for t in (*fallback.sources, *fallback.targets))
+            if "->" not in rest or marked or (fallback is not None and fallback.joined):
+                problems.append(_bad_rest(rest, place))
+        problems += [_bad_dim(name, value, place) for name, value in (dims or {}).items() if not is_dim(value)]
         if rest is not None:
             problems += _law_breaks((r for r in parsed if r is not None), names or {}, dims or {})
         if problems:
@@ -131,6 +142,7 @@ class Recipe:
         put(self, "tie", dict(tie or {}))
         put(self, "same", dict(same or {}))
         put(self, "dims", {k: _frozen(v) for k, v in (dims or {}).items()})
+        put(self, "data", dict(data or {}))
         put(self, "names", {k: dict(v) for k, v in (names or {}).items()})
         put(self, "rest", rest)
         put(self, "scopes", tuple(scopes))
@@ -169,7 +181,8 @@ class Recipe:
                         f"{getattr(self, table)[key]!r} and {getattr(other, table)[key]!r}",
                     )
                 )
-        if _disagreements(self.dims, other.dims) or _disagreements(self.names, other.names):
+        apart = any(self.data[n] is not other.data[n] for n in self.data if n in other.data)
+        if apart or _disagreements(self.dims, other.dims) or _disagreements(self.names, other.names):
             parts = (Scope(self.but(rest=None, summary="")), Scope(other.but(rest=None, summary="")))
             return Recipe(scopes=parts, rest=rest, summary=summary)
         return Recipe(
@@ -179,6 +192,7 @@ class Recipe:
             tie={**self.tie, **other.tie},
             same={**self.same, **other.same},
             dims={**self.dims, **other.dims},
+            data={**self.data, **other.data},
             names={**self.names, **other.names},
             rest=rest,
             scopes=(*self.scopes, *other.scopes),
@@ -245,7 +259,21 @@ class Recipe:
         return hash(self.dumps())
 
 
-_FIELDS = ("rules", "drop", "init", "tie", "dims", "names", "rest", "same", "scopes", "stages", "summary", "place")
+_FIELDS = (
+    "rules",
+    "drop",
+    "init",
+    "tie",
+    "dims",
+    "names",
+    "rest",
+    "same",
+    "data",
+    "scopes",
+    "stages",
+    "summary",
+    "place",
+)
 
 
 def replace_stages(recipe: Recipe, stages: Sequence[Recipe]) -> Recipe:
@@ -263,9 +291,14 @@ def _parsed(rule: str | Rule, place: str | None, problems: list[Diagnostic]) -> 
         return None
 
 
-def _try(text: str, place: str | None, problems: list[Diagnostic]) -> None:
+def _try(
+    text: str,
+    place: str | None,
+    problems: list[Diagnostic],
+    parse: Callable[[str, str | None], object] = parse_pattern,
+) -> None:
     try:
-        parse_pattern(text, place)
+        parse(text, place)
     except RecipeError as error:
         problems.extend(error.diagnostics)
 
@@ -296,20 +329,12 @@ def _bad_rest(rest: str | None, place: str | None) -> Diagnostic:
     return Diagnostic("bad-rest", f"rest = {rest!r}", place=place, remedies=meant, advice=advice)
 
 
-def _is_dim(value: Any) -> bool:
-    if isinstance(value, Mapping | list | tuple):
-        return all(
-            isinstance(v, str) or is_number(v) for v in (value.values() if isinstance(value, Mapping) else value)
-        )
-    return isinstance(value, str) or is_number(value)
-
-
 def _bad_dim(name: str, value: Any, place: str | None) -> Diagnostic:
     return Diagnostic(
         "bad-dim",
         f"dims.{name} = {value!r} is no size",
         place=place,
-        help="a number, a list, a table by choice, or an expression such as config.num_attention_heads",
+        help="a number, a list, a table by choice or index, or an expression such as config.num_attention_heads",
     )
 
 
@@ -333,7 +358,9 @@ def _law_breaks(rules: Iterable[Rule], names: Names, dims: Mapping[str, DimValue
 
 
 def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    if isinstance(value, Mapping):
+        return {key: _frozen(part) for key, part in value.items()}
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def _disagreements(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,9 @@
-"""One line of a recipe: `[?] SOURCE [| op]* -> TARGET [| op]*`, and its inverse."""
+"""One line of a recipe: `[?] SOURCE [| op]* -> TARGET [| op]*`, and its inverse.
+
+SOURCE is one term or several. Several are separated by commas, and then each of their keys needs all partners, or by
+`&`, and then keys without a partner are left to other rules. A `+` in front of a term shares its keys: on the left with
+the rule that claims them, on the right with the rule that makes them.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +11,14 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from ..errors import Diagnostic, RecipeError
+from ..specs import DTYPES
 from ..wording import brief
 from .axes import Axis, AxisList
 from .calls import Call, parse_call
 from .escaping import guarded, split_unescaped, stripped
 from .keys import KeyPattern
 
-__all__ = ["OpAlgebra", "Rule", "Term", "optional_text", "parse_pattern"]
+__all__ = ["OpAlgebra", "Rule", "Term", "optional_text", "parse_made", "parse_pattern"]
 
 SAME = Call("same")
 
@@ -29,13 +35,19 @@ class OpAlgebra(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """A key pattern with the axes of its tensors, or without."""
+    """A key pattern with the axes of its tensors, or without.
+
+    Args:
+        shared: whether a `+` stands in front. A source term then reads keys that another rule claims. A target term
+            then makes keys that another rule makes as well, and the tensors are proved equal.
+    """
 
     pattern: KeyPattern
     axes: AxisList | None = None
+    shared: bool = False
 
     def __str__(self) -> str:
-        key = guarded(str(self.pattern))
+        key = ("+ " if self.shared else "") + guarded(str(self.pattern))
         return key if self.axes is None else f"{key} {self.axes}"
 
 
@@ -54,6 +66,7 @@ class Rule:
         before: ops on the source side, run before the rearrangement.
         after: ops on the target side, run after it.
         optional: whether it may match nothing (`?` in front).
+        joined: whether the rule takes only keys that have all their partners (`&` between the sources).
         place: where it was read, `file:line`.
     """
 
@@ -62,6 +75,7 @@ class Rule:
     before: tuple[Call, ...] = ()
     after: tuple[Call, ...] = ()
     optional: bool = False
+    joined: bool = False
     place: str | None = field(default=None, compare=False)
 
     @classmethod
@@ -96,8 +110,18 @@ class Rule:
         """Sides swapped, ops inverted, a copy to several places turned into a proof that they are the same.
 
         Raises:
-            RecipeError: an op that nothing undoes.
+            RecipeError: an op that nothing undoes; `&`, since only the keys show which of them had partners.
         """
+        if self.joined:
+            raise RecipeError(
+                Diagnostic(
+                    "not-invertible",
+                    "the way back of '&' depends on which keys had partners",
+                    place=self.place,
+                    notes=(str(self),),
+                    help="plan.inverse(converted) knows the keys; or write ',' where every key has its partners",
+                )
+            )
         undone_before = tuple(self._undo(call, ops) for call in reversed(self.after) if call != SAME)
         undone_after = tuple(self._undo(call, ops) for call in reversed(self.before) if call != SAME)
         copies = len(self.targets) > 1 and not any(ops.joins(c) for c in self.after)
@@ -119,7 +143,8 @@ class Rule:
         return undone
 
     def __str__(self) -> str:
-        left = " | ".join([", ".join(map(str, self.sources)), *map(str, self.before)])
+        between = " & " if self.joined else ", "
+        left = " | ".join([between.join(map(str, self.sources)), *map(str, self.before)])
         right = " | ".join([", ".join(map(str, self.targets)), *map(str, self.after)])
         return ("? " if self.optional else "") + f"{left} -> {right}"
 
@@ -146,6 +171,26 @@ def parse_pattern(text: str, place: str | None = None) -> tuple[bool, KeyPattern
         raise RecipeError([_in_rule(d, text, place) for d in error.diagnostics]) from None
 
 
+def parse_made(text: str, place: str | None = None) -> tuple[bool, Term, str | None]:
+    """A key of `[init]`: a pattern that may be optional, its axes and its dtype where they are said.
+
+    >>> optional, term, dtype = parse_made("? router.{i}.weight [e d] BF16")
+    >>> optional, str(term), dtype
+    (True, 'router.{i}.weight [e d]', 'BF16')
+    """
+    optional, body = optional_text(text)
+    try:
+        head, *behind = split_unescaped(body, "]", "{}")
+        word = behind[-1].strip() if behind else ""
+        if len(behind) > 1 or (word and word not in DTYPES):
+            raise RecipeError(
+                Diagnostic("bad-init", f"{body!r} is not a key, its axes and a dtype", help="key [e d] BF16")
+            )
+        return optional, _term(f"{head}]" if behind else body), word or None
+    except RecipeError as error:
+        raise RecipeError([_in_rule(d, text, place) for d in error.diagnostics]) from None
+
+
 def _parse(text: str, place: str | None) -> Rule:
     optional, body = optional_text(text)
     sides = split_unescaped(body, "->")
@@ -156,18 +201,26 @@ def _parse(text: str, place: str | None) -> Rule:
         raise RecipeError(
             Diagnostic("bad-rule", f"a rule has one '->', this has {len(sides) - 1}{inside}", help="SOURCE -> TARGET")
         )
-    (sources, before), (targets, after) = map(_side, sides)
-    return Rule(sources, targets, before, after, optional, place)
+    (sources, before, joined), (targets, after, joined_targets) = map(_side, sides)
+    if joined_targets:
+        raise RecipeError(Diagnostic("bad-rule", "'&' stands between targets", help="targets are separated by commas"))
+    return Rule(sources, targets, before, after, optional, joined, place)
 
 
-def _side(text: str) -> tuple[tuple[Term, ...], tuple[Call, ...]]:
+def _side(text: str) -> tuple[tuple[Term, ...], tuple[Call, ...], bool]:
     head, *calls = split_unescaped(text, "|")
-    terms = tuple(_term(t) for t in split_unescaped(head, ","))
-    return terms, tuple(parse_call(c.strip()) for c in calls)
+    parts = [split_unescaped(part, ",") for part in split_unescaped(head, "&")]
+    if len(parts) > 1 and any(len(part) > 1 for part in parts):
+        advice = "a comma demands every partner, '&' takes the keys that have all of them: use one for all sources"
+        raise RecipeError(Diagnostic("bad-rule", "',' and '&' stand between the sources of one rule", help=advice))
+    terms = tuple(_term(t) for part in parts for t in part)
+    return terms, tuple(parse_call(c.strip()) for c in calls), len(parts) > 1
 
 
 def _term(text: str) -> Term:
     body = stripped(text)
+    if body.startswith("+"):
+        return replace(_term(body[1:]), shared=True) if not stripped(body[1:]).startswith("+") else _twice(body)
     if not body:
         raise RecipeError(Diagnostic("bad-rule", "a key pattern is missing", help="SOURCE -> TARGET"))
     key, *rest = split_unescaped(body, "[", "{}")
@@ -177,6 +230,10 @@ def _term(text: str) -> Term:
     if not axes.endswith("]") or len(rest) > 1:
         raise RecipeError(Diagnostic("bad-rule", f"the axis list of {body!r} is not closed at its end"))
     return Term(KeyPattern.parse(stripped(key)), AxisList.parse(axes[:-1]))
+
+
+def _twice(body: str) -> Term:
+    raise RecipeError(Diagnostic("bad-rule", f"'+' stands twice in front of {body!r}", help="+ SOURCE -> TARGET"))
 
 
 def _in_rule(diagnostic: Diagnostic, text: str, place: str | None) -> Diagnostic:

@@ -26,12 +26,14 @@ _RECIPE = {
     "tie": dict,
     "same": dict,
     "dims": dict,
+    "data": dict,
     "names": dict,
     "rest": str,
     "scope": list,
     "then": list,
     "summary": str,
 }
+_OWN = ("drop", "init", "tie", "same", "dims", "data", "names", "summary")
 _SCOPE = _RECIPE | {"source": str, "target": str, "use": str, "inverse": bool, "config": str}
 
 
@@ -101,8 +103,9 @@ class _Reader:
         rules = [r for text in known.get("rules", ()) if (r := self.rule(text)) is not None]
         scopes = [self.scope(s) for s in self.tables(known, "scope")]
         stages = [self.recipe(s, "error", "then") for s in self.tables(known, "then")]
-        own = {k: v for k, v in known.items() if k in ("drop", "init", "tie", "same", "dims", "names", "summary")}
-        own.update({table: self.strings(own[table], table) for table in ("init", "tie", "same") if table in own})
+        own = {k: v for k, v in known.items() if k in _OWN}
+        texts = ("init", "tie", "same", "data")
+        own.update({table: self.strings(own[table], table) for table in texts if table in own})
         own["names"] = {n: self.strings(pairs, f"names.{n}") for n, pairs in own.get("names", {}).items()}
         own["drop"] = [pattern for pattern in own.get("drop", ()) if self.text(pattern)]
         # what is wrong was told and is left out, so that the others are judged too
@@ -212,6 +215,8 @@ def _lines(recipe: Recipe, path: str, rest: str | None) -> list[str]:
             lines += ["", f"[{path}{table}]", *(f"{_key(k)} = {_quoted(_text(k, v))}" for k, v in entries.items())]
     if recipe.dims:
         lines += ["", f"[{path}dims]", *(f"{_key(k)} = {_value(v)}" for k, v in recipe.dims.items())]
+    if recipe.data:
+        lines += ["", f"[{path}data]", *(f"{_key(k)} = {_quoted(_text(k, v))}" for k, v in recipe.data.items())]
     for scope in recipe.scopes:
         lines += ["", f"[[{path}scope]]"]
         for field in ("source", "target", "use", "config"):
@@ -227,9 +232,9 @@ def _lines(recipe: Recipe, path: str, rest: str | None) -> list[str]:
 
 def _text(key: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise RecipeError(
-            Diagnostic("not-text", f"{key!r} is set by {value!r}, which has no text", help="name a registered op")
-        )
+        kind = type(value).__name__
+        shown = f"{key!r} is set by an object of type {kind}, which has no text"
+        raise RecipeError(Diagnostic("not-text", shown, help="name a registered op, or a file of numbers"))
     return value
 
 

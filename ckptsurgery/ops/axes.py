@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from ..specs import DTYPES, TensorSpec
 from .base import Op, OpError, Specs, Tensors
@@ -14,7 +15,10 @@ from .registry import register
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["MeanOver", "RepeatOver", "Same", "SumOver"]
+__all__ = ["Integers", "MeanOver", "RepeatOver", "Same", "SumOver", "summed", "weighted_sum", "whole_numbers"]
+
+
+Integers = Literal["error", "first", "max"]
 
 
 @register
@@ -102,21 +106,32 @@ class MeanOver(Op):
     >>> MeanOver("r").infer((TensorSpec([3, 2], "BF16"),))
     (TensorSpec(shape=(2,), dtype='BF16'),)
 
+    Args:
+        axis: the axis, or the captured index or choice, that is averaged over.
+        integers: `error` refuses integers, `first` passes those of the first entry on, `max` the largest ones.
+
     Computed in float32 (float64 for float64) and rounded once. Nothing brings the parts back.
 
     Raises:
-        OpError: integers, which have no mean of their own kind, or an axis of size 0.
+        OpError: integers without a policy, or an axis of size 0.
     """
 
     name = "mean_over"
     axis_role = "reduce"
+    elementwise = True
     axis: str
+    integers: Integers = "error"
 
     def infer(self, specs: Specs) -> Specs:
-        return (arithmetic_float(self, _without_front(self, specs, "has no mean")),)
+        spec = _without_front(self, specs, "has no mean")
+        if self.integers != "error" and DTYPES[spec.dtype].kind in ("int", "uint", "bool"):
+            return (spec,)
+        return (arithmetic_float(self, spec),)
 
     def run(self, tensors: Tensors) -> Tensors:
         (spec,) = self.infer(specs_of(tensors))
+        if DTYPES[spec.dtype].kind != "float":
+            return (whole_numbers(tensors[0].unbind(0), self.integers),)
         return (_reduced(tensors[0], widen(tensors[0]).mean(0), spec.dtype, str(self)),)
 
 
@@ -128,8 +143,14 @@ class SumOver(Op):
     >>> SumOver("r").infer((TensorSpec([3, 2], "I32"),))
     (TensorSpec(shape=(2,), dtype='I32'),)
 
+    With `w`, each entry is multiplied by its weight first: Σ w[m] · tensor[m], the linear merge of several models.
+
+    Args:
+        axis: the axis, or the captured index or choice, that is summed over.
+        w: a list of weights in the order of the entries, or a table by choice: `w = { base = 0.5, math = 0.5 }`.
+
     Computed in float32 (float64 for float64) and rounded once; integers in int64, and overflow is an error. A sum of
-    nothing is 0.
+    nothing is 0. Nothing brings the parts back.
 
     Raises:
         OpError: booleans, complex or packed numbers; at run time a sum past the range.
@@ -137,16 +158,35 @@ class SumOver(Op):
 
     name = "sum_over"
     axis_role = "reduce"
+    elementwise = True
     axis: str
+    w: tuple[float, ...] | tuple[tuple[str, float], ...] | None = None
+
+    def ordered(self, choices: Sequence[tuple[str, ...]]) -> Op:
+        if self.w is None or not any(isinstance(part, tuple) for part in self.w):
+            return self
+        table = dict(cast("tuple[tuple[str, float], ...]", self.w))
+        spelled = next((one for one in choices if set(one) == set(table)), None)
+        if spelled is None:
+            known = " or ".join(map(str, map(list, choices))) if choices else "none: its key lists no choices"
+            raise OpError(f"{self.name}: w names {list(table)}, and the choices of {self.axis} are {known}")
+        return SumOver(self.axis, tuple(table[choice] for choice in spelled))
 
     def infer(self, specs: Specs) -> Specs:
+        if self.w is not None and specs and specs[0].shape and len(self.w) != specs[0].shape[0]:
+            raise OpError(f"{self.name}: {len(self.w)} weights for {specs[0].shape[0]} entries of {self.axis}")
         spec = _without_front(self, specs, None)
+        if self.w is not None:
+            return (arithmetic_float(self, spec),)
         if DTYPES[spec.dtype].kind in ("int", "uint") and spec.dtype != "U64":
             return (spec,)
         return (arithmetic_float(self, spec),)
 
     def run(self, tensors: Tensors) -> Tensors:
         (spec,) = self.infer(specs_of(tensors))
+        if self.w is not None:
+            total = weighted_sum(tensors[0].unbind(0), cast("tuple[float, ...]", self.w))
+            return (_reduced(tensors[0], total, spec.dtype, str(self)),)
         if DTYPES[spec.dtype].kind == "float":
             return (_reduced(tensors[0], widen(tensors[0]).sum(0), spec.dtype, str(self)),)
         return (_integer_sum(tensors[0], spec.dtype, str(self)),)
@@ -159,6 +199,32 @@ def _without_front(op: Op, specs: Specs, empty: str | None) -> TensorSpec:
     if spec.shape[0] == 0 and empty:
         raise OpError(f"{op}: an axis of size 0 {empty}")
     return TensorSpec(spec.shape[1:], spec.dtype)
+
+
+def summed(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Σ w · part, each product rounded before it is added."""
+    total = parts[0] * weights[0]
+    for part, weight in zip(parts[1:], weights[1:], strict=True):
+        total = total.add_(part * weight)
+    return total
+
+
+def whole_numbers(tensors: Tensors, policy: str) -> Tensor:
+    """What integers of several tensors become: those of the first, or the largest ones."""
+    import torch
+
+    if policy == "first":
+        return tensors[0]
+    stacked = torch.stack(tensors)
+    return stacked.any(0) if stacked.dtype == torch.bool else stacked.max(0).values
+
+
+def weighted_sum(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Σ w · part, in float32 (float64 for float64)."""
+    total = widen(parts[0]) * weights[0]
+    for part, weight in zip(parts[1:], weights[1:], strict=True):
+        total = total.add_(widen(part), alpha=weight)
+    return total
 
 
 def _compare(first: Tensor, other: Tensor, headline: str) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..specs import TensorSpec
+from .listing import Listing
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Op", "OpError", "Specs", "Tensors"]
+__all__ = ["AxisPlace", "Op", "OpError", "Specs", "Tensors"]
 
 Specs = tuple[TensorSpec, ...]
 Tensors = tuple["Tensor", ...]
@@ -31,6 +32,21 @@ class OpError(ValueError):
         self.lacks = lacks
 
 
+@dataclass(frozen=True, slots=True)
+class AxisPlace:
+    """Where an axis is in a tensor: alone in a dimension, or between others that are merged with it.
+
+    Args:
+        dim: the dimension.
+        outer, size, inner: elements of the axes before it in the dimension, of itself, and of those after it.
+    """
+
+    dim: int
+    outer: int
+    size: int
+    inner: int
+
+
 @dataclass(frozen=True)
 class Op:
     """Base of the value ops: subclass as a frozen dataclass whose fields are the op's arguments.
@@ -40,12 +56,13 @@ class Op:
 
     An op over an axis (`axis_role`) names an axis that stands on one side of the rule only. `"reduce"`: the tensor
     arrives with that axis in front and leaves without it. `"repeat"`: the axis is added by the rearrangement itself,
-    nothing runs.
+    nothing runs. `"along"`: the axis stands on both sides and gets another size; planning calls `placed` with its place
+    and runs what that returns.
     """
 
     name: ClassVar[str] = ""
     joins: ClassVar[bool] = False
-    axis_role: ClassVar[Literal["reduce", "repeat"] | None] = None
+    axis_role: ClassVar[Literal["reduce", "repeat", "along"] | None] = None
     elementwise: ClassVar[bool] = False
     """Whether each element of the result depends on the same element of one tensor alone: such ops run in chunks."""
     undone_by: ClassVar[str | None] = None
@@ -71,6 +88,27 @@ class Op:
         """
         return None
 
+    @classmethod
+    def undone_as(cls, given: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+        """Return name and arguments of the inverse where some of the arguments are names, or None.
+
+        Args:
+            given: the arguments as the rule writes them, by field.
+        """
+        return None
+
+    def ordered(self, choices: Sequence[tuple[str, ...]]) -> Op:
+        """The op with arguments by choice in the order of the choices, of an op over an axis.
+
+        Args:
+            choices: the lists of choices of its axis, as either side of the rule spells them.
+        """
+        return self
+
+    def placed(self, place: AxisPlace) -> Op:
+        """The op for an axis at this place of each tensor, of an op whose `axis_role` is `"along"`."""
+        raise OpError(f"{self.name} does not work along an axis")
+
     def __str__(self) -> str:
         """The op as a rule writes it: arguments that have their default are left out."""
         given = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
@@ -79,6 +117,8 @@ class Op:
 
 
 def _argument(value: object) -> str:
+    if isinstance(value, Listing):
+        return str(value)
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(_argument, value)) + "]"
     if isinstance(value, bool) or value is None:

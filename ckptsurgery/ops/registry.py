@@ -24,11 +24,12 @@ from typing import (
 )
 
 from .base import Op, OpError, _argument
+from .listing import Listing
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-__all__ = ["GROUP", "find_op", "make_op", "op_names", "op_signature", "op_summary", "register"]
+__all__ = ["GROUP", "find_op", "make_op", "op_names", "op_signature", "op_summary", "register", "undone_by_name"]
 
 GROUP = "ckptsurgery.ops"
 _OPS: dict[str, type[Op]] = {}
@@ -106,6 +107,16 @@ def make_op(
         raise OpError(str(error) if str(error).startswith(name) else f"{name}: {error}") from None
     except (TypeError, ValueError) as error:
         raise OpError(f"{name}: {error}; it is written {op_signature(name)}") from error
+
+
+def undone_by_name(name: str, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """Name and arguments of the op that undoes a call some of whose arguments are names; None where nothing does.
+
+    >>> undone_by_name("take", ("x", "ids"), {})
+    ('take', {'axis': 'x', 'ids': 'ids', 'back': True})
+    """
+    cls = _lookup(name)
+    return cls.undone_as(_bind(cls, args, keywords))
 
 
 def find_op(name: str) -> type[Op]:
@@ -250,6 +261,9 @@ def _coerce(value: Any, hint: Any, dims: Mapping[str, Any]) -> Any:
         return _coerce_union(value, inner, dims)
     if origin is Literal:
         if value in inner:
+            return value
+    elif origin is tuple and isinstance(value, Listing) and inner[1:] == (Ellipsis,) and inner[0] in (int, float):
+        if inner[0] is float or value.whole or not value:
             return value
     elif origin is tuple and isinstance(value, (tuple, list)):
         return _coerce_tuple(tuple(value), inner, dims)

@@ -1,4 +1,4 @@
-"""Ops on dim 0, the rows of embeddings and heads: `slice_rows`, `pad_to_multiple`, `resize_rows`."""
+"""Ops on rows, those of embeddings and heads, or along any axis: `slice_rows`, `pad_to_multiple`, `resize_rows`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ..specs import DTYPES, TensorSpec
+from .along import RowsOp
 from .base import Op, OpError, Specs, Tensors
 from .numerics import narrow, specs_of, torch_dtype, widen
 from .operands import arithmetic_float, integer_range, largest_float, operands, whole_elements
@@ -15,21 +16,22 @@ from .registry import register
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["PadToMultiple", "ResizeRows", "SliceRows"]
+__all__ = ["PadToMultiple", "ResizeRows", "SliceRows", "fill", "holds"]
 
 _BLOCK = 1 << 22  # numbers drawn at once: 16 MiB of float32
 
 
 @register
 @dataclass(frozen=True)
-class SliceRows(Op):
-    """Keep rows start to stop - 1 of dim 0.
+class SliceRows(RowsOp):
+    """Keep rows start to stop - 1 of dim 0, or of an axis.
 
     >>> SliceRows(2, 5).infer((TensorSpec([8, 3], "F32"),))
     (TensorSpec(shape=(3, 3), dtype='F32'),)
 
     Args:
         start, stop: 0 <= start <= stop <= rows; without `stop` to the end. Nothing is clipped.
+        axis: the axis of the rule whose entries are meant; dim 0 where left out.
 
     What is cut is lost, so there is an inverse only where nothing was.
 
@@ -40,6 +42,7 @@ class SliceRows(Op):
     name = "slice_rows"
     start: int = 0
     stop: int | None = None
+    axis: str | None = None
 
     def infer(self, specs: Specs) -> Specs:
         spec = _rows(self, specs)
@@ -58,8 +61,10 @@ class SliceRows(Op):
 
 @register
 @dataclass(frozen=True)
-class PadToMultiple(Op):
-    """Append rows to dim 0 until their number is a multiple of n, as vocabularies are padded to 64 or 128.
+class PadToMultiple(RowsOp):
+    """Append rows to dim 0, or to an axis, until their number is a multiple of n.
+
+    Vocabularies are padded to multiples of 64 or 128.
 
     >>> op, spec = PadToMultiple(64), TensorSpec([100, 3], "F32")
     >>> op.infer((spec,))[0].shape, str(op.inverse((spec,)))
@@ -68,6 +73,7 @@ class PadToMultiple(Op):
     Args:
         n: the multiple, 1 or more.
         value: what the new rows hold; an integer where the tensor holds integers.
+        axis: as for `slice_rows`.
 
     The inverse cuts the rows again, exactly; without inputs their number is unknown, and so is the inverse.
 
@@ -78,6 +84,7 @@ class PadToMultiple(Op):
     name = "pad_to_multiple"
     n: int
     value: int | float = 0
+    axis: str | None = None
 
     def __post_init__(self) -> None:
         if self.n < 1:
@@ -85,24 +92,24 @@ class PadToMultiple(Op):
 
     def infer(self, specs: Specs) -> Specs:
         spec = _rows(self, specs)
-        _holds(self, spec, self.value)
+        holds(self, spec, self.value)
         return (TensorSpec((-(-spec.shape[0] // self.n) * self.n, *spec.shape[1:]), spec.dtype),)
 
     def run(self, tensors: Tensors) -> Tensors:
         (spec,) = self.infer(specs_of(tensors))
         result = tensors[0].new_empty(spec.shape)
         result[: tensors[0].shape[0]] = tensors[0]
-        _fill(result[tensors[0].shape[0] :], self.value)
+        fill(result[tensors[0].shape[0] :], self.value)
         return (result,)
 
     def inverse(self, inputs: Specs | None = None) -> Op | None:
-        return None if inputs is None else SliceRows(0, inputs[0].shape[0])
+        return None if inputs is None else SliceRows(0, inputs[0].shape[0], self.axis)
 
 
 @register
 @dataclass(frozen=True)
-class ResizeRows(Op):
-    """Give dim 0 n rows: cut, or filled up, or put together by a map of classes or tokens.
+class ResizeRows(RowsOp):
+    """Give dim 0, or an axis, n rows: cut, or filled up, or put together by a map of classes or tokens.
 
     >>> str(ResizeRows(5, rows=(("0", 7), ("3", 2))))
     'resize_rows(n=5, rows=[["0", 7], ["3", 2]])'
@@ -117,6 +124,7 @@ class ResizeRows(Op):
             of the first new ones. New rows that it leaves out are filled. Without it the rows stay where they are.
         scale: of the covariance; Hewitt's note takes 1e-5, so that new rows start close to the mean.
         seed: of the draws; the same seed gives the same rows, and the global generators stay as they were.
+        axis: as for `slice_rows`.
 
     `mean` and `normal` compute in float32 (float64 for float64) and round once. Old rows are moved, not computed.
 
@@ -132,6 +140,7 @@ class ResizeRows(Op):
     rows: tuple[int, ...] | tuple[tuple[str, int], ...] | None = None
     seed: int = 0
     scale: float = 1e-5
+    axis: str | None = None
 
     def __post_init__(self) -> None:
         if self.n < 0 or self.scale < 0:
@@ -173,9 +182,11 @@ class ResizeRows(Op):
             return None
         count = inputs[0].shape[0]
         if self.rows is None:
-            return SliceRows(0, count) if self.n >= count else None
+            return SliceRows(0, count, self.axis) if self.n >= count else None
         places = {old: new for new, old in self._pairs(count)}
-        return ResizeRows(count, "zeros", tuple(places[i] for i in range(count))) if len(places) == count else None
+        if len(places) < count:
+            return None
+        return ResizeRows(count, "zeros", tuple(places[i] for i in range(count)), axis=self.axis)
 
     def _pairs(self, count: int) -> list[tuple[int, int]]:
         """(new, old) for each row that is taken over from `count` old ones."""
@@ -224,7 +235,8 @@ def _rows(op: Op, specs: Specs) -> TensorSpec:
     return whole_elements(op, spec)
 
 
-def _holds(op: Op, spec: TensorSpec, value: int | float) -> None:
+def holds(op: Op, spec: TensorSpec, value: int | float) -> None:
+    """Raise an `OpError` where the dtype of a tensor cannot hold a value."""
     kind = DTYPES[spec.dtype].kind
     if kind in ("float", "complex"):
         fits = abs(value) <= largest_float(spec.dtype) and spec.dtype != "F8_E8M0"
@@ -235,7 +247,8 @@ def _holds(op: Op, spec: TensorSpec, value: int | float) -> None:
         raise OpError(f"{op.name}: {spec.dtype} cannot hold the value {value}")
 
 
-def _fill(part: Tensor, value: int | float) -> None:
+def fill(part: Tensor, value: int | float) -> None:
+    """Fill a tensor with a value that its dtype can hold."""
     import torch
 
     dtype = specs_of((part,))[0].dtype

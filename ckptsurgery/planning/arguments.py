@@ -1,18 +1,35 @@
-"""Arguments of ops and initialisers by name: `[dims]`, and formulas over them and the config."""
+"""Arguments of ops and initialisers by name: `[dims]`, `[data]`, and formulas over names, indices and the config."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 from ..errors import RecipeError
-from ..language.calls import Call, Expression, Name, Table, Value, parse_call
-from ..language.dims import Dims
+from ..language.calls import Call, Expression, Indexed, Name, Table, Value, parse_call
+from ..language.dims import Dims, is_number
 from ..ops.base import OpError
 from ..ops.initialisers import is_word
+from ..ops.listing import Listing
+from .data import DataEntry
 
-__all__ = ["Arguments", "settled"]
+__all__ = ["Arguments", "Captured", "settled"]
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A value that a key captures.
+
+    Args:
+        texts: its spellings, on either side of the rule.
+        number: the integer that it is, where it is one.
+        position: its place among the choices, where it is one of a list.
+    """
+
+    texts: tuple[str, ...]
+    number: int | None = None
+    position: int | None = None
 
 
 @dataclass(frozen=True)
@@ -22,25 +39,69 @@ class Arguments(Mapping[str, Any]):
     >>> arguments = Arguments(Dims({"n": 5, "w": 0.3, "grid": [4, 6]}, {"rows": 7}))
     >>> arguments["n"], arguments[Expression("config.rows - n")], arguments["grid"], "m" in arguments
     (5, 2, (4, 6), False)
+    >>> by_layer = Arguments(Dims({"t": {"0": 0.1, "7": 0.9}}), captured={"i": Captured(("7",), 7)})
+    >>> by_layer[Indexed("t:i")], by_layer[Expression("i / 14")]
+    (0.9, 0.5)
+
+    Args:
+        dims: the names of `[dims]`, over the config.
+        data: the names of `[data]`.
+        captured: the values that the keys of this step capture.
     """
 
     dims: Dims
+    data: Mapping[str, DataEntry] = field(default_factory=dict)
+    captured: Mapping[str, Captured] = field(default_factory=dict)
 
     def __getitem__(self, text: str) -> Any:
-        found = self._value(text)
+        if isinstance(text, Indexed):
+            return self._entry(text)
+        found = self._listed(text)
+        found = self._value(text) if found is None else found
         if found is None:
             raise KeyError(text)
         return found
 
-    def _value(self, text: str) -> Any:
+    def _listed(self, name: str) -> Any:
+        """The numbers of `[data]`."""
+        if name not in self.data:
+            return None
         try:
-            found = self.dims.value(text) if text.isidentifier() else self.dims.evaluate(text)
+            return self.data[name].numbers
+        except RecipeError as error:
+            raise OpError(error.diagnostics[0].headline) from None
+
+    def _entry(self, asked: Indexed) -> Any:
+        """The entry of a list or a table for the value that the key captures."""
+        place = self.captured.get(asked.marker)
+        if place is None:
+            raise OpError(f"{asked}: no key on both sides captures {asked.marker!r}")
+        table = self._listed(asked.table)
+        table = self._value(Name(asked.table)) if table is None else table
+        if table is None:
+            raise OpError(f"{asked}: neither dims nor data name {asked.table!r}", lacks=asked.table)
+        if isinstance(table, Mapping):
+            found = next((table[text] for text in place.texts if text in table), None)
+        else:
+            at = place.number if place.position is None else place.position
+            many = isinstance(table, tuple) and at is not None and at < len(table)
+            found = table[at] if many and at is not None else None
+        if found is None:
+            raise OpError(f"{asked}: {asked.table!r} has no entry for {asked.marker} = {place.texts[0]}")
+        return Listing(found, str(asked)) if isinstance(found, tuple) else found
+
+    def _value(self, text: str) -> Any:
+        dims = self.dims.given({n: c.number for n, c in self.captured.items() if c.number is not None})
+        try:
+            found = dims.value(text) if text.isidentifier() else dims.evaluate(text)
         except RecipeError as error:
             if not isinstance(text, Name | Expression):
                 return None  # a quoted text need not be a formula
             raise OpError(error.diagnostics[0].headline) from None
         if found is None and (isinstance(text, Expression) or text in self.dims):
             raise OpError(self._lacking(text), lacks=str(text))
+        if isinstance(found, tuple) and text.isidentifier() and all(map(is_number, found)):
+            return Listing(cast("tuple[int | float, ...]", found), text)
         return found
 
     def _lacking(self, text: str) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import compress, count, repeat
+from itertools import chain, compress, count, repeat
 from operator import is_not
 from typing import Any
 
@@ -19,7 +20,7 @@ from .flattening import Flattening, no_place
 from .joining import Group, Values, group_rows, spell_columns
 from .matching import Matches
 from .plan import RuleUse, Target
-from .rule_ops import RuleOps
+from .rule_ops import OpsOfRule
 from .solving import SizeError
 from .steps import Program, Step, steps_of
 
@@ -32,6 +33,8 @@ class Draft:
 
     Args:
         steps: rule by rule. firsts: the first source of each.
+        sizes: axis -> the sizes that were solved for it.
+        shared: target key -> how many steps make it that share it with another rule.
     """
 
     specs: Mapping[str, TensorSpec]
@@ -41,6 +44,9 @@ class Draft:
     steps: list[Step] = field(default_factory=list)
     firsts: list[str] = field(default_factory=list)
     uses: list[RuleUse] = field(default_factory=list)
+    shared: Counter[str] = field(default_factory=Counter)
+    sizes: dict[str, set[int]] = field(default_factory=dict)
+    seed: int = 0
 
     def problem(self, code: str, headline: str, bound: BoundRule, **more: Any) -> None:
         """Note what is wrong with a rule."""
@@ -54,7 +60,8 @@ class RuleSteps:
 
     draft: Draft
     bound: BoundRule
-    ops: RuleOps
+    ops: OpsOfRule
+    joined_before: bool
     number: int
     flats: Flattening
     programs: dict[Any, Built | None] = field(default_factory=dict)
@@ -76,7 +83,7 @@ class RuleSteps:
             self._tell_unspelled()
             return
         groups, problems = group_rows(
-            self.bound.rule.sources, matched, signature.loops, signature.gathered, self.ops.joined_before
+            self.bound.rule.sources, matched, signature.loops, signature.gathered, self.joined_before
         )
         self.draft.problems += [self._in_rule(p) for p in problems]
         if problems:
@@ -143,6 +150,8 @@ class RuleSteps:
             programs += [built.program if built else None] * (end - start)
         rows = zip(zip(matches.keys), zip(keys), programs, repeat((self.number,)))
         self.draft.steps += steps_of(compress(rows, programs))
+        if term.shared:
+            self.draft.shared.update(compress(keys, programs))
         self.draft.firsts += compress(matches.keys, programs)
 
     def _built_at(self, at: int, matches: Matches, spec: TensorSpec, want: TensorSpec | None) -> Built | None:
@@ -156,7 +165,7 @@ class RuleSteps:
         terms = (*self.bound.rule.sources, *self.bound.rule.targets)
         marked = {a.marker for t in terms if t.axes for a in t.axes.axes if a.marker}
         staged = {flat[0] for flat in self.bound.flats if any(isinstance(self.bound.dims.get(n), tuple) for n in flat)}
-        return sorted(marked | staged)
+        return sorted(marked | staged | set(self.ops.asked))
 
     def _step(self, group: Group) -> None:
         keys = group.keys
@@ -172,7 +181,8 @@ class RuleSteps:
             self.programs[place] = self._build(group, inputs, wanted)
         built = self.programs[place]
         if built is not None:
-            self.draft.steps.append(Step(keys, self._made(group, built), built.program, (self.number,)))
+            made = self._made(group, built)
+            self.draft.steps.append(Step(keys, tuple(chain.from_iterable(made)), built.program, (self.number,)))
             self.draft.firsts.append(keys[0])
 
     def _kinds(self, specs: Sequence[TensorSpec | None]) -> tuple[int, ...]:
@@ -189,7 +199,7 @@ class RuleSteps:
     ) -> Built | None:
         targets = self.draft.target.specs if self.draft.target else None
         try:
-            built = ProgramBuilder(self.bound, self.ops, targets).build(group, inputs, wanted)
+            built = ProgramBuilder(self.bound, self.ops.at(group.values), targets).build(group, inputs, wanted)
         except SizeError as error:
             d = self._in_rule(error.diagnostic)
             d = replace(d, remedies=self.bound.remedies(error.axis), help=None) if error.axis is not None else d
@@ -200,8 +210,11 @@ class RuleSteps:
                 self.draft.problems.append(replace(d, facts=facts))
             return None
         except OpError as error:
-            self.draft.problem("bad-op", str(error), self.bound, facts=(("reads", self._reads(group, inputs)),))
+            if not any(p.code == "bad-op" and p.headline == str(error) for p in self.draft.problems):
+                self.draft.problem("bad-op", str(error), self.bound, facts=(("reads", self._reads(group, inputs)),))
             return None
+        for name, size in built.sizes.items():
+            self.draft.sizes.setdefault(name, set()).add(size)
         for text in built.assumed:
             self._note(text)
         return built
@@ -260,15 +273,14 @@ class RuleSteps:
             value += 1
         return any_found
 
-    def _made(self, group: Group, built: Built) -> tuple[str, ...]:
+    def _made(self, group: Group, built: Built) -> Sequence[Sequence[str]]:
         terms = self.bound.rule.targets
         keys = [
             [self._spelled(t.pattern, {**group.values, **dict(zip(names, index))}, names) for index in indices]
             for t, (names, indices) in zip(terms, built.grids)
         ]
-        if built.interleaved:
-            return tuple(k for row in zip(*keys) for k in row)
-        return tuple(k for row in keys for k in row)
+        self.draft.shared.update(k for t, row in zip(terms, keys) if t.shared for k in row)
+        return list(zip(*keys)) if built.interleaved else keys
 
     def _spelled(self, pattern: KeyPattern, values: Mapping[str, int | str], scattered: Sequence[str]) -> str:
         texts: dict[str, str] = {}

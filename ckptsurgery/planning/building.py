@@ -6,20 +6,20 @@ Programs know no keys: groups of equal shapes (all layers, usually) share one.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import product
 
 from ..errors import Diagnostic
 from ..language.axes import Axis, AxisList
-from ..language.domains import numbers_of
-from ..language.keys import Span, is_index
+from ..language.keys import is_index
 from ..language.rules import Term
 from ..ops.base import OpError, Specs
 from ..specs import DTYPES, TensorSpec
+from .axis_places import Axes, axes_of, placed_runs
 from .expanding import BoundRule
 from .fusing import fused
+from .given_sizes import GivenSizes
 from .joining import Group
 from .layout import Layout, Side, arrange, side_by_side
 from .rule_ops import RuleOps
@@ -38,12 +38,14 @@ class Built:
         grids: for each target term its scattered names and, in the order of the program's outputs, their indices.
         interleaved: whether outputs go index by index over all terms, rather than term by term.
         assumed: splits that nothing but divisibility supports.
+        sizes: of the axes, as they were solved.
     """
 
     program: Program
     grids: tuple[tuple[tuple[str, ...], tuple[tuple[int, ...], ...]], ...]
     interleaved: bool
     assumed: tuple[str, ...]
+    sizes: Mapping[str, int]
 
 
 @dataclass
@@ -63,7 +65,12 @@ class ProgramBuilder:
     bound: BoundRule
     ops: RuleOps
     targets: Mapping[str, TensorSpec] | None
+    given: GivenSizes = field(init=False)
     _assumed: list[str] = field(default_factory=list)
+    _sizes: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.given = GivenSizes(self.bound)
 
     def build(
         self, group: Group, inputs: Specs, target_shapes: Sequence[Mapping[tuple[int, ...], TensorSpec]]
@@ -77,14 +84,14 @@ class ProgramBuilder:
         Raises:
             SizeError, OpError: what does not fit.
         """
-        self._assumed = []
+        self._assumed, self._sizes = [], {}
         instructions: list[Instruction] = []
         arrivals = self._before(group, inputs, instructions)
         env = self._env(group)
         terms = self.bound.rule.targets
         # ways[n] is one (arrival, target term) pair whose tensors the move makes
         if self.ops.joined_after:
-            ways = [(a, 0) for a in range(len(arrivals))]
+            ways = [(a, _arranged_by(terms)) for a in range(len(arrivals))]
         elif len(arrivals) == 1:
             if len(terms) > 1:
                 instructions.append(Pick(tuple(range(len(arrivals[0].specs))) * len(terms)))
@@ -93,17 +100,19 @@ class ProgramBuilder:
             ways = [(n, n) for n in range(len(terms))]
         else:
             raise OpError(f"{len(arrivals)} sources arrive at {len(terms)} targets: an op has to join them")
-        layouts, grids = [], []
+        layouts, grids, axes = [], [], []
         for arrival, term in ways:
-            layout, grid = self._layout(arrivals[arrival], terms[term], group, env, target_shapes[term])
+            layout, grid, found = self._layout(arrivals[arrival], terms[term], group, env, target_shapes[term])
             layouts.append(layout)
             grids.append(grid)
+            axes += found
         dtypes = self._dtypes(layouts, [arrivals[a] for a, _ in ways])
         move = Move(side_by_side(layouts), dtypes)
         _check_packed(move)
         instructions.append(move)
-        grids = self._after(len(ways), grids, instructions)
-        return Built(Program.of(inputs, instructions), tuple(grids), self.ops.joined_after, tuple(self._assumed))
+        grids = self._after(len(ways), grids, instructions, axes, inputs)
+        program = Program.of(inputs, instructions)
+        return Built(program, tuple(grids), self.ops.joined_after, tuple(self._assumed), self._sizes)
 
     def _before(self, group: Group, inputs: Specs, instructions: list[Instruction]) -> list[Arrival]:
         specs = inputs
@@ -116,6 +125,12 @@ class ProgramBuilder:
             for s, rows, w in zip(starts, group.rows, width)
         ]
         for op in self.ops.before:
+            if op.axis_role == "along":
+                runs, _ = placed_runs(op, self._source_axes(group, units, specs), specs)
+                for run in runs:
+                    specs = run.after(specs)
+                instructions += runs
+                continue
             if op.axis_role is not None:
                 continue
             flat = [unit for term in units for unit in term]
@@ -128,7 +143,28 @@ class ProgramBuilder:
                 numbers = iter(range(len(specs)))
                 counts = iter(made)
                 units = [[tuple(next(numbers) for _ in range(next(counts))) for _ in term] for term in units]
-        return self._arrivals(group, units, specs)
+        # Each output of an op that gives several arrives for itself, with the rows that are gathered together.
+        order = tuple(unit[output] for term in units for output in range(len(term[0])) for unit in term)
+        arrivals = self._arrivals(group, units, specs)
+        if order != tuple(range(len(order))):
+            instructions.append(Pick(order))
+        return arrivals
+
+    def _source_axes(
+        self, group: Group, units: list[list[tuple[int, ...]]], specs: Specs
+    ) -> Iterator[tuple[int, Axes]]:
+        """The tensors before the rearrangement, each with the axes that its term names."""
+        sources, env = self.bound.rule.sources, self._env(group)
+        for number, term in enumerate(units):
+            for row, unit in enumerate(term):
+                here = {**env, **dict(zip(group.bound[number], group.indices[number][row]))}
+                for at, tensor in enumerate(unit):
+                    axes = sources[at if self.ops.joined_before and at < len(sources) else number].axes
+                    shape = specs[tensor].shape
+                    dims, _, _ = concrete(axes if axes is not None else whole(len(shape)), len(shape))
+                    equations = Equations(lambda name, value: self.given.size(name, value, group, ()))
+                    equations.solve([(dims, here, shape)], certain=False)
+                    yield tensor, axes_of(dims, shape, here, equations)
 
     def _arrivals(self, group: Group, units: list[list[tuple[int, ...]]], specs: Specs) -> list[Arrival]:
         sources = self.bound.rule.sources
@@ -136,8 +172,6 @@ class ProgramBuilder:
         arrivals = []
         for number, term in enumerate(units):
             axes = next((t.axes for t in sources if t.axes), None) if joined else sources[number].axes
-            if len(term[0]) > 1 and len(term) > 1:
-                raise OpError("an op that gives several tensors cannot be gathered over")
             for output in range(len(term[0])):
                 own = tuple(specs[unit[output]] for unit in term)
                 arrivals.append(Arrival(axes, group.bound[number], group.indices[number], own))
@@ -158,13 +192,24 @@ class ProgramBuilder:
             dtypes += [found.pop()] * len(layout.targets)
         return tuple(dtypes)
 
-    def _after(self, ways: int, grids: list[Grid], instructions: list[Instruction]) -> list[Grid]:
+    def _after(
+        self,
+        ways: int,
+        grids: list[Grid],
+        instructions: list[Instruction],
+        axes: list[Axes],
+        inputs: Specs,
+    ) -> list[Grid]:
         """Append the ops after the move; `grids` is left with one grid for each target term."""
         count = sum(len(indices) for _, indices in grids)
         singles = tuple((i,) for i in range(count))
         instructions += [Run(op, singles) for op in self.ops.over("reduce")]
         joined = False
         for op in self.ops.after:
+            if op.axis_role == "along":
+                runs, found = placed_runs(op, enumerate(axes), Program.of(inputs, instructions).outputs)
+                instructions += runs
+                axes = [found[n] for n in range(len(axes))]
             if op.axis_role is not None:
                 continue
             if op.joins and not joined:
@@ -173,6 +218,7 @@ class ProgramBuilder:
                 terms = len(self.bound.rule.targets)
                 grids = [grids[0]] * terms
                 count, joined = size * terms, True
+                axes = [axes[s] for s in range(size) for _ in range(terms)]
             else:
                 instructions.append(Run(op, tuple((i,) for i in range(count))))
         return grids
@@ -187,7 +233,7 @@ class ProgramBuilder:
         group: Group,
         env: Mapping[str, int],
         wanted: Mapping[tuple[int, ...], TensorSpec],
-    ) -> tuple[Layout, Grid]:
+    ) -> tuple[Layout, Grid, list[Axes]]:
         ranks = {len(s.shape) for s in arrival.specs}
         if len(ranks) > 1:
             raise SizeError(
@@ -230,8 +276,8 @@ class ProgramBuilder:
         group: Group,
         env: Mapping[str, int],
         wanted: Mapping[tuple[int, ...], TensorSpec],
-    ) -> tuple[Layout, Grid]:
-        equations = Equations(lambda name, value: self._given(name, value, group, scattered, wanted))
+    ) -> tuple[Layout, Grid, list[Axes]]:
+        equations = Equations(lambda name, value: self.given.size(name, value, group, scattered))
         self._check_markers(dims, target_dims, {*env, *arrival.bound}, {*env, *scattered})
         sources = [
             (dims, {**env, **dict(zip(arrival.bound, i))}, s.shape) for i, s in zip(arrival.indices, arrival.specs)
@@ -251,77 +297,11 @@ class ProgramBuilder:
         layout = arrange(
             Side(dims, arrival.bound, arrival.indices), Side(target_dims, scattered, grid), markers, env, equations
         )
+        self._sizes |= {name: n for (name, marker), n in equations.solved.items() if marker is None}
         _check_whole(layout, [s.shape for s in arrival.specs])
         self._note_assumptions(equations, dims, scattered, bool(wanted))
-        return layout, (scattered, grid)
-
-    def _given(
-        self,
-        name: str,
-        value: int | None,
-        group: Group,
-        scattered: Sequence[str],
-        wanted: Mapping[tuple[int, ...], TensorSpec],
-    ) -> int | None:
-        signature = self.bound.signature
-        if value is None and name in signature.counts:
-            return signature.counts[name]
-        if name in group.extents:
-            return group.extents[name]
-        known = self.bound.dims.get(name)
-        if isinstance(known, int):
-            return known
-        if isinstance(known, tuple):
-            stage = self._stage(name, group) if value is None else self._value(name, value)
-            return known[stage] if stage is not None and stage < len(known) else None
-        if isinstance(known, dict) and value is not None:
-            return self._by_choice(known, name, value)
-        if name in scattered and value is None and name in self._spans:
-            return int(self._spans[name].last) - int(self._spans[name].first) + 1
-        return None
-
-    def _stage(self, name: str, group: Group) -> int | None:
-        """The outermost index of the flat index that a name is part of, where the group fixes it."""
-        for outer, *inner in self.bound.flats:
-            if name in inner and outer in group.values:
-                return int(group.values[outer])
-        return None
-
-    def _value(self, name: str, index: int) -> int:
-        """The captured integer behind an index of the name that an axis depends on; of other choices the position."""
-        signature = self.bound.signature
-        for marker in self._markers_of(name):
-            numbers = numbers_of(self.bound.rule, marker)
-            if numbers is not None:
-                return numbers[index] if index < len(numbers) else index
-            span = self._spans.get(marker)
-            if span is not None and marker in (*signature.gathered, *signature.scattered):
-                return index + int(span.first)
-        return index
-
-    def _by_choice(self, table: Mapping[str, int], name: str, index: int) -> int | None:
-        spelled = [spelling for marker in self._markers_of(name) for spelling in self._spellings(marker)]
-        for spelling in spelled:
-            if index < len(spelling) and spelling[index] in table:
-                return table[spelling[index]]
-        return None if spelled else table.get(str(self._value(name, index)))
-
-    def _markers_of(self, name: str) -> list[str]:
-        return sorted({str(axis.marker) for axis in self.bound.rule.marked if axis.name == name})
-
-    def _spellings(self, name: str) -> list[tuple[str, ...]]:
-        found = []
-        for term in (*self.bound.rule.sources, *self.bound.rule.targets):
-            found += [c.choices for c in term.pattern.captures if c.name == name and c.choices is not None]
-            found += [
-                a.choices for a in (term.axes.axes if term.axes else ()) if a.name == name and a.choices is not None
-            ]
-        return found
-
-    @cached_property
-    def _spans(self) -> dict[str, Span]:
-        terms = (*self.bound.rule.sources, *self.bound.rule.targets)
-        return {c.name: c.span for t in terms for c in t.pattern.captures if c.span is not None}
+        axes = [axes_of(target_dims, s, p, equations)[len(reduced) :] for s, p in zip(layout.targets, places)]
+        return layout, (scattered, grid), axes
 
     def _grid(
         self, scattered: Sequence[str], term: Term, equations: Equations, wanted: Mapping[tuple[int, ...], TensorSpec]
@@ -392,6 +372,18 @@ class ProgramBuilder:
 
     def _choices(self, name: str) -> range:
         return range(self.bound.signature.counts[name])
+
+
+def _arranged_by(terms: Sequence[Term]) -> int:
+    """The target term whose axes say how tensors arrive at an op that makes all targets.
+
+    Raises:
+        OpError: two terms say it differently.
+    """
+    listed = [n for n, term in enumerate(terms) if term.axes is not None]
+    if len({str(terms[n].axes) for n in listed}) > 1:
+        raise OpError("the targets of an op that makes several have one list of axes, that of what the op is given")
+    return listed[0] if listed else 0
 
 
 def _check_whole(layout: Layout, shapes: Sequence[tuple[int, ...]]) -> None:

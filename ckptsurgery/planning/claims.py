@@ -16,6 +16,7 @@ from ..wording import counted
 from .expanding import BoundPattern, BoundRule, Rest, Stage
 from .matching import Matches, match_group
 from .misspelling import meant_instead
+from .partners import partners_of
 
 __all__ = ["Claims", "claim", "near_rules", "unexpected"]
 
@@ -30,6 +31,7 @@ class Claims:
         same: source key that is left out -> the key it must equal.
         rests: what the fallbacks took: (rule, matches).
         leftover: keys that nothing names.
+        shared: keys that a rule reads beside the one that claims them, and that nothing claims.
         lost: key of a tensor that cannot be read -> text of the drop that took it.
         unread: keys of tensors that cannot be read, and that nothing drops.
         unread_terms: as `terms`, of tensors that cannot be read.
@@ -40,6 +42,7 @@ class Claims:
     same: dict[str, str] = field(default_factory=dict)
     rests: list[tuple[BoundRule, Matches]] = field(default_factory=list)
     leftover: list[str] = field(default_factory=list)
+    shared: set[str] = field(default_factory=set)
     lost: dict[str, str] = field(default_factory=dict)
     unread: list[str] = field(default_factory=list)
     unread_terms: list[list[list[Matches]]] = field(default_factory=list)
@@ -55,6 +58,8 @@ class _Candidate:
     said: BoundPattern | None = None
     same: bool = False
     makes: KeyPattern | None = None
+    shared: bool = False
+    whole: frozenset[str] | None = None  # of a term whose keys need partners: those that have them
 
     @property
     def optional(self) -> bool:
@@ -82,9 +87,20 @@ def claim(
         wanted: the target's keys, where there is a target.
         unreadable: keys of tensors that cannot be read: drops take them, and rules do not.
     """
+    groups = group_keys(specs)
+    partners = partners_of(stage.rules, groups)
     candidates = [
         *(
-            _Candidate(t.pattern, b.text, b.rule.place, n, k, makes=b.rule.targets[0].pattern)
+            _Candidate(
+                t.pattern,
+                b.text,
+                b.rule.place,
+                n,
+                k,
+                makes=b.rule.targets[0].pattern,
+                shared=t.shared,
+                whole=partners.get((n, k)),
+            )
             for n, b in enumerate(stage.rules)
             for k, t in enumerate(b.rule.sources)
         ),
@@ -109,7 +125,7 @@ def claim(
         numbers = [n for n, head, tail in open_ones if text.startswith(head) and text.endswith(tail)]
         return {n: candidates[n] for n in sorted([*numbers, *exact.get(text, ())])}
 
-    for group in group_keys(specs):
+    for group in groups:
         _claim_group(group, near(group), claims, used, twice, problems, tied, wanted)
     for group in group_keys(unreadable):
         _claim_unreadable(group, near(group), claims, used)
@@ -119,6 +135,8 @@ def claim(
     _check_unused(stage, candidates, used, claims.leftover, problems)
     if claims.leftover and stage.rests:
         _give_rest(stage.rests, claims, problems)
+    claims.shared.intersection_update(claims.leftover)
+    claims.leftover = [key for key in claims.leftover if key not in claims.shared]
     return claims
 
 
@@ -141,12 +159,19 @@ def _claim_group(
             problems += _in_rule(error, candidate.text, candidate.place)
             unclear.append(number)
             continue
-        if found is not None:
+        if found is not None and candidate.whole is not None:
+            found = found.where([key in candidate.whole for key in found.keys])
+        if found is not None and found.keys:
             hits.append((number, found))
     if unclear:
         # which rule takes these keys is not known, so nothing is said of who else may or may not
         used.update(unclear, (number for number, _ in hits))
         return
+    for number, matches in [hit for hit in hits if candidates[hit[0]].shared]:
+        used.add(number)
+        claims.shared.update(matches.keys)
+        _take(candidates[number], matches, claims, problems)
+    hits = [hit for hit in hits if not candidates[hit[0]].shared]
     hits = _yielded(hits, candidates, used, tied, wanted)
     whole = [(n, m) for n, m in hits if len(m.keys) == len(group.keys)]
     if len(hits) == 1 and whole:
@@ -286,7 +311,8 @@ def _claimed_twice(a: _Candidate, b: _Candidate, keys: list[str]) -> Diagnostic:
         f"{counted(len(keys), 'source key', 'is')} claimed by two rules: {folded[0]}",
         place=b.place or a.place,
         notes=(a.text, b.text, *folded[1:6]),
-        help="each source key is claimed once: give a capture its choices, or make one the fallback (rest = …)",
+        help="each source key is claimed once: give a capture its choices, make one the fallback (rest = …), "
+        "or read the key in passing: + SOURCE -> TARGET",
     )
 
 
@@ -303,6 +329,10 @@ def _check_unused(
         optional = stage.rules[candidate.rule].rule.optional if candidate.rule is not None else candidate.optional
         if optional:
             continue
+        if candidate.whole is not None and candidate.rule is not None:
+            if candidate.term == 0:
+                problems.append(_no_partners(stage.rules[candidate.rule]))
+            continue
         what = "rule" if candidate.rule is not None else "drop" if not candidate.same else "same"
         line = candidate.text.removeprefix("drop ").removeprefix("same ")
         notes = () if candidate.text.endswith(str(candidate.pattern)) else (candidate.text,)
@@ -315,6 +345,17 @@ def _check_unused(
                 remedies=meant_instead("rules" if what == "rule" else what, line, candidate.pattern, unnamed),
             )
         )
+
+
+def _no_partners(bound: BoundRule) -> Diagnostic:
+    terms = ", ".join(f"'{term.pattern}'" for term in bound.rule.sources)
+    return Diagnostic(
+        "unused-rule",
+        f"no source keys are partners in all of {terms}",
+        place=bound.rule.place,
+        notes=(bound.text,),
+        remedies=(Remedy("rules", {bound.text: f"? {bound.text}"}, "may find nothing", kind="instead"),),
+    )
 
 
 def unexpected(keys: Sequence[str], specs: dict[str, TensorSpec]) -> list[Diagnostic]:

@@ -25,6 +25,7 @@ __all__ = [
     "Cost",
     "cost_of",
     "held_by",
+    "held_by_block",
     "largest_step",
     "region_limit",
     "workers",
@@ -180,6 +181,8 @@ def _taken(program: Program, plain: bool) -> _Taken:
     if cut is None:
         held = held_by(program, None, None)
         return _Taken(None, held, held)
+    if cut.joins is not None:
+        return _taken_joined(program, cut)
     reads = [0] * len(outputs)
     regions = list(regions_of(cut.layout, region_limit(program, REGION)))
     for piece in (piece for region in regions for piece in region.pieces):
@@ -187,6 +190,28 @@ def _taken(program: Program, plain: bool) -> _Taken:
         reads[piece.target] += extent_of(piece.shape, piece.source_strides) * size
     tasks = [held_by(program, cut, region) for region in regions]
     return _Taken(tuple(reads), sum(tasks), max(tasks, default=0))
+
+
+def _taken_joined(program: Program, cut: Cut) -> _Taken:
+    """What a program takes whose ops get blocks of several tensors: each of its sources once, and a block of each."""
+    reads, held = [], []
+    for row, output in zip(cut.rows, program.outputs):
+        reads.append(sum(row_bytes(program, cut, target, output.numel) for target, _ in row))
+        held.append(held_by_block(program, cut, len(row)))
+    return _Taken(tuple(reads), sum(held), max(held, default=0))
+
+
+def row_bytes(program: Program, cut: Cut, target: int, count: int) -> int:
+    """Bytes that so many elements of a row are in its sources."""
+    pieces = cut.layout.into(target)
+    return count * DTYPES[program.inputs[pieces[0].source].dtype].itemsize if pieces else 0
+
+
+def held_by_block(program: Program, cut: Cut, rows: int) -> int:
+    """Bytes that a task holds which makes one block of a target: the rows as they are read and as float32, and more."""
+    widest = max(DTYPES[s.dtype].itemsize for s in (*program.inputs, *program.outputs))
+    largest = max((s.numel for s in program.outputs), default=0)
+    return min(region_limit(program, REGION), largest) * (2 * rows + 3) * max(4, widest)
 
 
 def region_limit(program: Program, nbytes: int) -> int:

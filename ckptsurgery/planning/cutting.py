@@ -13,10 +13,21 @@ from dataclasses import dataclass, replace
 
 from ..ops.base import Op
 from ..specs import DTYPES
-from .layout import Layout, Piece, side_by_side
-from .steps import Beside, Instruction, Move, Pick, Program, Run, compose_layouts
+from .layout import Layout, Piece, run_piece, side_by_side
+from .steps import Beside, Instruction, Make, Move, Pick, Program, Run, compose_layouts
 
-__all__ = ["Cut", "Region", "copies_bytes", "cut_of", "extent_of", "panels_of", "regions_of", "run_length"]
+__all__ = [
+    "Cut",
+    "Region",
+    "blocks_of",
+    "copies_bytes",
+    "cut_of",
+    "extent_of",
+    "panels_of",
+    "regions_of",
+    "row_region",
+    "run_length",
+]
 
 _SHORT_RUN = 16 << 10
 _MANY_RUNS = 4096
@@ -35,10 +46,18 @@ class Cut:
     Args:
         layout: where each element comes from.
         chains: for each target the ops that follow, in order.
+        joins: for each target the rows of equal length that its first op takes, each a target of the layout and the
+            element of it where the row begins; None where no op takes several, and the layout's targets are those made.
     """
 
     layout: Layout
     chains: tuple[_Chain, ...]
+    joins: tuple[tuple[tuple[int, int], ...], ...] | None = None
+
+    @property
+    def rows(self) -> tuple[tuple[tuple[int, int], ...], ...]:
+        """The rows of each target, of which there is one where no op takes several."""
+        return self.joins or tuple(((n, 0),) for n in range(len(self.chains)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +100,8 @@ def cut_of(program: Program) -> Cut | None:
     cut = _cut(program)
     if cut is None:
         return None
+    if cut.joins is not None and not cut.layout.contiguous:
+        return None  # a block of a row that is turned would have to be looked for
     spanned = sum(extent_of(p.shape, p.source_strides) for p in cut.layout.pieces)
     used = {p.source for p in cut.layout.pieces}
     return cut if spanned <= sum(math.prod(cut.layout.sources[n]) for n in used) else None
@@ -98,6 +119,8 @@ def _after(cut: Cut, instruction: Instruction) -> Cut | None:
     match instruction:
         case Move(layout):
             return _moved(cut, Cut(layout, ((),) * len(layout.targets)))
+        case Pick(indices) if cut.joins is not None:
+            return Cut(cut.layout, tuple(cut.chains[i] for i in indices), tuple(cut.joins[i] for i in indices))
         case Pick(indices):
             picked = [replace(p, target=n) for n, i in enumerate(indices) for p in cut.layout.pieces if p.target == i]
             targets = tuple(cut.layout.targets[i] for i in indices)
@@ -107,22 +130,63 @@ def _after(cut: Cut, instruction: Instruction) -> Cut | None:
             known = [c for c in cuts if c is not None]
             if len(known) < len(cuts):
                 return None
-            return _moved(cut, Cut(side_by_side([c.layout for c in known]), sum((c.chains for c in known), ())))
+            return _moved(cut, _beside(known))
+        case Make():
+            return None
         case Run(op, groups):
-            if not op.elementwise or any(len(group) > 1 for group in groups):
+            if not op.elementwise:
                 return None
+            if op.axis_role == "reduce" or any(len(group) > 1 for group in groups):
+                return _joined_cut(cut, op, groups)
             wanted = {i for group in groups for i in group}
-            return Cut(cut.layout, tuple((*c, op) if i in wanted else c for i, c in enumerate(cut.chains)))
+            return replace(cut, chains=tuple((*c, op) if i in wanted else c for i, c in enumerate(cut.chains)))
+
+
+def _joined_cut(cut: Cut, op: Op, groups: Sequence[tuple[int, ...]]) -> Cut | None:
+    """The cut with an op that takes several rows: several tensors, or the slices of one along its first axis."""
+    if cut.joins is not None or any(cut.chains) or sum(map(len, groups)) < len(cut.chains):
+        return None
+    rows: list[tuple[tuple[int, int], ...]] = []
+    for group in sorted(groups):
+        shapes = [cut.layout.targets[i] for i in group]
+        if op.axis_role == "reduce":
+            count, size = shapes[0][0], math.prod(shapes[0][1:])
+            rows.append(tuple((group[0], n * size) for n in range(count)))
+        else:
+            rows.append(tuple((i, 0) for i in group))
+    if not all(rows):
+        return None
+    return Cut(cut.layout, ((op,),) * len(groups), tuple(rows))
+
+
+def _beside(cuts: Sequence[Cut]) -> Cut:
+    layout = side_by_side([c.layout for c in cuts])
+    chains = sum((c.chains for c in cuts), ())
+    if all(c.joins is None for c in cuts):
+        return Cut(layout, chains)
+    joins: list[tuple[tuple[int, int], ...]] = []
+    first = 0
+    for one in cuts:
+        joins += [tuple((target + first, start) for target, start in row) for row in one.rows]
+        first += len(one.layout.targets)
+    return Cut(layout, chains, tuple(joins))
 
 
 def _moved(first: Cut, second: Cut) -> Cut | None:
     """One cut after another; ops stay where they are only if whole tensors are handed on after them."""
     copies = second.layout.copies
+    if first.joins is not None and second.joins is None and copies is not None:
+        chains = tuple((*first.chains[i], *later) for i, later in zip(copies, second.chains))
+        return Cut(first.layout, chains, tuple(first.joins[i] for i in copies))
+    if first.joins is not None or (second.joins is not None and any(first.chains)):
+        return None
     if copies is None and any(first.chains):
         return None
     layout = compose_layouts(first.layout, second.layout)
     if layout is None:
         return None
+    if second.joins is not None:
+        return Cut(layout, second.chains, second.joins)
     before = [first.chains[i] for i in copies] if copies is not None else [()] * len(second.chains)
     return Cut(layout, tuple((*a, *b) for a, b in zip(before, second.chains)))
 
@@ -134,6 +198,27 @@ def extent_of(shape: Sequence[int], strides: Sequence[int]) -> int:
     (13, 1)
     """
     return 1 + sum((n - 1) * step for n, step in zip(shape, strides))
+
+
+def row_region(layout: Layout, target: int, start: int, stop: int) -> Region:
+    """The elements `[start, stop)` of a target that is made of runs, as a region."""
+    pieces: list[Piece] = []
+    for piece in layout.into(target):
+        low, high = max(start, piece.target_offset), min(stop, piece.target_offset + piece.numel)
+        if low < high:
+            source = piece.source_offset + low - piece.target_offset
+            pieces.append(run_piece(piece.source, target, high - low, source, low))
+    return Region(target, start, stop, tuple(pieces))
+
+
+def blocks_of(count: int, limit: int) -> Iterator[tuple[int, int]]:
+    """Runs of at most `limit` elements that make up `count` elements.
+
+    >>> list(blocks_of(5, 2))
+    [(0, 2), (2, 4), (4, 5)]
+    """
+    for start in range(0, count, limit):
+        yield start, min(start + limit, count)
 
 
 def regions_of(layout: Layout, limit: int) -> Iterator[Region]:

@@ -12,14 +12,16 @@ from difflib import get_close_matches
 from typing import Any
 
 from ..errors import CkptSurgeryError, Diagnostic, RecipeError, Remedy
+from ..language.axes import AxisList
 from ..language.dims import Dims, DimValue
 from ..language.domains import with_domains
 from ..language.keys import KeyPattern
 from ..language.law import Signature, normalise, signature
 from ..language.recipe import Recipe, Scope
-from ..language.rules import Rule, Term, parse_pattern
+from ..language.rules import Rule, Term, parse_made, parse_pattern
 from ..ops.base import OpError
 from .arguments import settled
+from .data import DataEntry
 
 __all__ = ["BoundPattern", "BoundRule", "Rest", "Stage", "expand"]
 
@@ -42,6 +44,8 @@ class BoundRule:
     """The sizes without those of this run."""
     overrides: Mapping[str, DimValue] = field(default_factory=dict)
     """Sizes of this run; a table holds the choices of all stages."""
+    data: Mapping[str, DataEntry] = field(default_factory=dict)
+    """Arguments of ops in files, by name."""
 
     def given(self, name: str) -> Mapping[str, Any]:
         """The choices for which this run gives a size."""
@@ -81,6 +85,9 @@ class BoundPattern:
     text: str
     value: Any = None
     place: str | None = None
+    axes: AxisList | None = None
+    dtype: str | None = None
+    dims: Dims | None = None
 
 
 @dataclass(frozen=True)
@@ -169,6 +176,7 @@ class Frame:
     dims: Dims | None = None
     config: Mapping[str, Any] | None = None
     own: Mapping[str, DimValue] = field(default_factory=dict)
+    data: Mapping[str, DataEntry] = field(default_factory=dict)
 
 
 class _Expansion:
@@ -194,13 +202,16 @@ class _Expansion:
             self.asked |= _sizes_asked(recipe)
         given = {name: _over(recipe.dims.get(name), value) for name, value in self.overrides.items()}
         dims = Dims({**recipe.dims, **given}, frame.config, frame.dims)
-        frame = replace(frame, names={**frame.names, **recipe.names}, dims=dims, own=recipe.dims)
+        data = {name: DataEntry(name, value, recipe.place) for name, value in recipe.data.items()}
+        names = {**frame.names, **recipe.names}
+        frame = replace(frame, names=names, dims=dims, own=recipe.dims, data={**frame.data, **data})
         for rule in recipe.rules:
             bound = self.bound(rule, frame, dims)
             if bound is not None:
                 self.stage.rules.append(bound)
         self.patterns(recipe, frame)
         self.names(recipe)
+        self.data(recipe)
         self.rest(recipe, frame, dims, depth)
         for scope in recipe.scopes:
             self.scope(scope, frame, depth + 1)
@@ -214,6 +225,18 @@ class _Expansion:
                     f"[names.{name}]: no pattern captures {{{name}}}",
                     place=recipe.place,
                     help=f"{{{name}}} in a rule, or leave the table out",
+                )
+            )
+
+    def data(self, recipe: Recipe) -> None:
+        """An entry of `[data]` that no op names is a misspelling, or its file is not needed."""
+        for name in recipe.data.keys() - _words_of_ops(recipe):
+            self.problems.append(
+                Diagnostic(
+                    "unused-data",
+                    f"data.{name}: no op names it",
+                    place=recipe.place,
+                    help=f"| take(x, {name}) in a rule, or leave the entry out",
                 )
             )
 
@@ -260,7 +283,7 @@ class _Expansion:
             sources, targets = map(tuple, terms)
             final = with_domains(replace(spelled, sources=sources, targets=targets))
             own = replace(dims, values=frame.own)
-            return BoundRule(final, signature(final), dims, str(rule), tables, own, self.overrides)
+            return BoundRule(final, signature(final), dims, str(rule), tables, own, self.overrides, frame.data)
         except RecipeError as error:
             text = str(rule)
             self.problems.extend(
@@ -275,7 +298,10 @@ class _Expansion:
             stage.drops.append(self.pattern(text, frame, place, frame.source, left=True))
         for text, value in recipe.init.items():
             given = self.initialiser(text, value, frame, place)
-            stage.inits.append(self.pattern(text, frame, place, frame.target, value=given))
+            optional, term, dtype = parse_made(text, place)
+            bare = ("? " if optional else "") + str(term.pattern)
+            init = self.pattern(bare, frame, place, frame.target, value=given)
+            stage.inits.append(replace(init, text=text, axes=term.axes, dtype=dtype, dims=frame.dims))
         for mapping, found, prefix, left in (
             (recipe.tie, stage.ties, frame.target, False),
             (recipe.same, stage.sames, frame.source, True),
@@ -347,11 +373,21 @@ def _sizes_asked(recipe: Recipe) -> set[str]:
     return {*recipe.dims} | set(_WORD.findall(" ".join([*inside, *map(str, recipe.dims.values())])))
 
 
+def _words_of_ops(recipe: Recipe) -> set[str]:
+    """All words among the arguments of ops; those of the scopes too."""
+    calls = (call for rule in recipe.rules for call in (*rule.before, *rule.after))
+    found = set(_WORD.findall(" ".join(map(str, calls))))
+    for scope in recipe.scopes:
+        found |= _words_of_ops(scope.recipe)
+    return found
+
+
 def _captured(recipe: Recipe) -> set[str]:
     """All names that the patterns of a recipe bind; those of its scopes too."""
-    texts = (*recipe.drop, *recipe.init, *recipe.tie, *recipe.tie.values(), *recipe.same, *recipe.same.values())
+    texts = (*recipe.drop, *recipe.tie, *recipe.tie.values(), *recipe.same, *recipe.same.values())
     rules = (*recipe.rules, *((recipe.fallback,) if recipe.fallback else ()))
     found = {n for rule in rules for n in rule.names} | {n for text in texts for n in parse_pattern(text)[1].names}
+    found |= {n for text in recipe.init for n in parse_made(text)[1].pattern.names}
     for scope in recipe.scopes:
         prefixes = (p for p in (scope.source, scope.target) if p)
         found |= _captured(scope.recipe) | {n for p in prefixes for n in KeyPattern.parse(p).names}

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import Diagnostic, PlanError
 from ..ops.base import Specs
-from ..wording import brief, counted
+from ..wording import brief, clipped, counted
 from .claims import near_rules
-from .steps import Beside, Move, Pick, Run, Step
+from .steps import Beside, Make, Move, Pick, Run, Step
 
 if TYPE_CHECKING:
     from .plan import Plan
 
 __all__ = ["Explanation", "explain"]
+
+_OP = 200  # characters of an op, which may hold a long list
 
 
 @dataclass(frozen=True, repr=False)
@@ -148,7 +150,9 @@ def _on_the_way(step: Step) -> Iterator[str]:
             case Move(layout):
                 yield f"rearranged in {len(layout.pieces)} piece{'s' * (len(layout.pieces) > 1)} to {_shown(after)}"
             case Run(op):
-                yield f"{op} gives {_shown(after)}"
+                yield f"{clipped(str(op), _OP)} gives {_shown(after)}"
+            case Make(op):
+                yield f"drawn: {op} gives {_shown(after[-1:])}"
             case Pick(indices):
                 kept = f", {len(set(indices))} of {len(before)} kept" if len(set(indices)) < len(before) else ""
                 yield f"handed on as {_shown(after)}{kept}"

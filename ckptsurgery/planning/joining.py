@@ -15,7 +15,7 @@ from ..language.keys import Capture, KeyPattern, is_index
 from ..language.rules import Term
 from .matching import Matches
 
-__all__ = ["Group", "Row", "Values", "canonical", "group_rows", "spell_columns"]
+__all__ = ["Group", "Row", "Table", "Values", "canonical", "group_rows", "joined_tables", "spell_columns", "table_of"]
 
 Values = dict[str, int | str]
 """Bound names: the position of a choice as digits, else the captured text."""
@@ -109,9 +109,12 @@ def group_rows(
         joined: whether the terms meet in an op before the rearrangement, row by row.
     """
     problems: list[Diagnostic] = []
-    tables = [_table(found) for found in matched]
+    tables = [table_of(found) for found in matched]
     if joined and len(terms) > 1:
-        tables = [_join_all(terms, tables, problems)]
+        alone: list[str] = []
+        tables = [joined_tables(tables, alone)]
+        if alone:
+            problems.append(_alone(list(dict.fromkeys(alone)), terms))
     if not all(table.rows for table in tables):
         return [], problems or [_alone([keys[0] for table in tables for keys, _ in table.rows], terms)]
     gathering = _Gathering(terms, tables, tuple(gathered), problems)
@@ -120,7 +123,8 @@ def group_rows(
     return [g for g in groups if g is not None], problems
 
 
-def _table(found: Sequence[Matches]) -> Table:
+def table_of(found: Sequence[Matches]) -> Table:
+    """The rows of matches that bind the same names."""
     names = tuple(found[0].columns) if found else ()
     rows: list[Row] = []
     for m in found:
@@ -129,16 +133,19 @@ def _table(found: Sequence[Matches]) -> Table:
     return Table(names, rows)
 
 
-def _join_all(terms: Sequence[Term], tables: list[Table], problems: list[Diagnostic]) -> Table:
+def joined_tables(tables: Sequence[Table], alone: list[str]) -> Table:
+    """The rows of several tables that agree in the names they share, as rows of one table.
+
+    Args:
+        alone: receives the first key of each row without a partner.
+    """
     current = tables[0]
     for table in tables[1:]:
         shared = [n for n in table.names if n in current.names]
         new = [i for i, n in enumerate(table.names) if n not in shared]
         left, right = current.by(shared), table.by(shared)
-        alone = [keys[0] for place, rows in left.items() if place not in right for keys, _ in rows]
+        alone += [keys[0] for place, rows in left.items() if place not in right for keys, _ in rows]
         alone += [keys[0] for place, rows in right.items() if place not in left for keys, _ in rows]
-        if alone:
-            problems.append(_alone(alone, terms))
         at = [current.names.index(n) for n in shared]
         merged = [
             ((*keys, *others), (*values, *(more[i] for i in new)))

@@ -52,13 +52,14 @@ class PlanOptions:
 
     Args:
         config: what `config.` meant. dims: sizes that went before the recipe's own. dtype: the policy.
-        ties: groups of the source's keys that are one tensor.
+        ties: groups of the source's keys that are one tensor. seed: of what is drawn.
     """
 
     config: Mapping[str, Any] | None = None
     dims: Mapping[str, Any] = field(default_factory=dict)
     dtype: str = "lossless"
     ties: Sequence[Sequence[str]] = ()
+    seed: int = 0
 
 
 @dataclass(frozen=True)

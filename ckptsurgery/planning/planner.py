@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from itertools import chain
 from typing import Any
 
 from ..collection import without_collection
@@ -15,11 +17,10 @@ from ..language.folding import fold
 from ..language.recipe import Recipe
 from ..narrowing import present
 from ..ops.base import OpError
-from ..ops.registry import make_op
 from ..specs import TensorSpec
-from .arguments import Arguments
 from .assembling import Draft, RuleSteps
 from .claims import claim, unexpected
+from .drawing import drawn
 from .expanding import BoundPattern, BoundRule, Resolve, Stage, expand
 from .flattening import Counted
 from .joining import canonical
@@ -27,11 +28,12 @@ from .matching import Matches
 from .options import LoadOptions
 from .plan import Plan, RuleUse, Target
 from .respelling import respelled
-from .rule_ops import RuleOps
+from .rule_ops import OpsOfRule, RuleOps
 from .settlement import Offer
 from .settling import settle
 from .stages import chained
 from .steps import Step, outputs_of
+from .uniting import united
 from .unread import Unreadable
 
 __all__ = ["draft_plan", "fitted", "make_plan"]
@@ -49,6 +51,7 @@ def make_plan(
     dtype: str = "lossless",
     ties: Iterable[Sequence[str]] = (),
     unreadable: Unreadable | None = None,
+    seed: int = 0,
 ) -> Plan:
     """Plan a recipe over headers.
 
@@ -60,12 +63,13 @@ def make_plan(
         dtype: what a difference in dtype means: "lossless", "error", "model" or "source"; or a dtype to cast floats to.
         ties: groups of the source's keys that are one tensor.
         unreadable: tensors that cannot be read; each has to be dropped.
+        seed: of what is drawn: by `[init]` where there is no target, and by ops that ask for it.
 
     Raises:
         RecipeError: the recipe breaks its law. PlanError: it does not fit the headers; all problems at once.
     """
     drafted, stage = draft_plan(
-        specs, recipe, resolve, target=target, config=config, dims=dims, ties=ties, unreadable=unreadable
+        specs, recipe, resolve, target=target, config=config, dims=dims, ties=ties, unreadable=unreadable, seed=seed
     )
     return fitted(drafted, stage, target, dtype)
 
@@ -93,11 +97,12 @@ def draft_plan(
     dims: Mapping[str, DimValue] | None = None,
     ties: Iterable[Sequence[str]] = (),
     unreadable: Unreadable | None = None,
+    seed: int = 0,
 ) -> tuple[Plan, Stage]:
     """What the rules make, before it is held against the target; and the last stage, whose inits and ties are open.
 
     Args:
-        unreadable: as for `make_plan`.
+        unreadable, seed: as for `make_plan`.
 
     Raises:
         RecipeError, PlanError: as for `make_plan`.
@@ -116,8 +121,10 @@ def draft_plan(
         names = unreadable.names_at(number) if unreadable is not None else {}
         wanted = target if last else None
         stage = respelled(stage, current, wanted.specs if wanted else (), problems)
-        staged = _Stage(current, wanted, problems, notes, stage=stage, tied=tied, unreadable=names)
+        staged = _Stage(current, wanted, problems, notes, seed=seed, stage=stage, tied=tied, unreadable=names)
         planned = staged.plan()
+        if wanted is None and stage.inits:
+            planned, stage = drawn(planned, stage, staged.sizes, seed, problems)
         lost |= {names[name]: line for name, line in staged.lost.items()}
         if not last:
             problems += [_homeless(init) for init in stage.inits]
@@ -144,7 +151,9 @@ def draft_plan(
 
 def _tied_after(plan: Plan, tied: Mapping[str, str]) -> dict[str, str]:
     """Key -> one key for all that are one tensor with it, of what a stage makes."""
-    copied = ((s.targets[0], tied[s.sources[0]]) for s in plan.steps if s.sources[0] in tied and _copies_one(s))
+    copied = (
+        (s.targets[0], tied[s.sources[0]]) for s in plan.steps if s.sources and s.sources[0] in tied and _copies_one(s)
+    )
     made = {target: f"source {first}" for target, first in copied}
     for alias, base in plan.ties.items():
         made[alias] = made.setdefault(base, base)
@@ -201,11 +210,12 @@ class _Stage(Draft):
         )
         self.check_tables()
         self.steps = self.in_order()
+        equal = self.unite() if self.shared else []
         return Plan(
             steps=tuple(self.steps),
             uses=tuple(self.uses),
             dropped=claims.dropped,
-            proofs=self.proofs(claims.same),
+            proofs=(*self.proofs(claims.same), *equal),
             specs=self.outputs(),
         )
 
@@ -240,6 +250,20 @@ class _Stage(Draft):
         if len(made) < len(targets):
             self.collisions()
         return made
+
+    def unite(self) -> list[tuple[str, str]]:
+        """Unite the steps that share what they make; pairs of source keys that must be equal."""
+        makers = Counter(chain.from_iterable(step.targets for step in self.steps))
+        if any(times > max(self.shared[key], 1) + (0 < self.shared[key] < times) for key, times in makers.items()):
+            return []  # made twice by rules that do not share it, which is reported
+        try:
+            self.steps, equal = united(self.steps)
+        except OpError as error:
+            key = next(key for key, times in makers.items() if times > 1)
+            self.problems.append(Diagnostic("not-the-same", f"{key!r} is made by two rules that share it: {error}"))
+            self.steps = list({step.targets: step for step in self.steps}.values())
+            return []
+        return equal
 
     def collisions(self) -> None:
         maker: dict[str, int] = {}
@@ -280,14 +304,6 @@ class _Stage(Draft):
         self.uses.append(RuleUse(bound.text, rule.place, bound, is_rest))
         if not self.sizes_of_choices(bound):
             return
-        try:
-            ops = RuleOps(*(tuple(self.op(c, bound) for c in calls) for calls in (rule.before, rule.after)))
-            self.check_joins(bound, ops)
-        except OpError as error:
-            near = (Remedy("rules", error.instead, kind="instead"),) if error.instead else ()
-            given = bound.remedies(error.lacks) if error.lacks is not None and error.lacks.isidentifier() else ()
-            self.problem("bad-op", str(error), bound, remedies=near or given)
-            return
         found = [[canonical(term, m) for m in matches] for term, matches in zip(rule.sources, matched)]
         try:
             flats = self.flats.flattening(bound)
@@ -295,7 +311,17 @@ class _Stage(Draft):
         except RecipeError as error:
             self.problems += [replace(d, place=rule.place, notes=(bound.text, *d.notes)) for d in error.diagnostics]
             return
-        RuleSteps(self, bound, ops, number, flats).run(apart)
+        ops = OpsOfRule(bound, self.seed)
+        try:
+            # Which ops join is the same for all values that keys capture, so the first ones tell.
+            first = ops.at({n: _first(c) for matches in apart for m in matches[:1] for n, c in m.columns.items()})
+            self.check_joins(bound, first)
+        except OpError as error:
+            near = (Remedy("rules", error.instead, kind="instead"),) if error.instead else ()
+            given = bound.remedies(error.lacks) if error.lacks is not None and error.lacks.isidentifier() else ()
+            self.problem("bad-op", str(error), bound, remedies=near or given)
+            return
+        RuleSteps(self, bound, ops, first.joined_before, number, flats).run(apart)
 
     def sizes_of_choices(self, bound: BoundRule) -> bool:
         """Whether no axis that has its own size for each choice is given one number for all."""
@@ -307,9 +333,6 @@ class _Stage(Draft):
             in_place = tuple(replace(r, effect="in its place") if r.argument == "dims" else r for r in given)
             self.problem("one-size", text, bound, remedies=in_place)
         return not wrong
-
-    def op(self, call: Any, bound: BoundRule) -> Any:
-        return make_op(call.name, call.args, dict(call.keywords), Arguments(bound.dims))
 
     def check_joins(self, bound: BoundRule, ops: RuleOps) -> None:
         if len(bound.rule.sources) > 1 and not (ops.joined_before or ops.joined_after):
@@ -375,6 +398,10 @@ class _Stage(Draft):
 def _back(choices: Sequence[str], table: Mapping[str, str]) -> dict[str, str]:
     """Target spelling -> source spelling where a term spells a table as its targets; else nothing to change."""
     return {} if set(choices) <= table.keys() else {target: source for source, target in table.items()}
+
+
+def _first(column: Any) -> str:
+    return column if isinstance(column, str) else str(column[0])
 
 
 def _texts(column: Any) -> set[str]:

@@ -15,7 +15,8 @@ from ..specs import TensorSpec
 from ..wording import counted
 from .layout import Layout, Piece
 from .plan import Plan
-from .steps import Beside, Instruction, Move, Pick, Program, Run, Step
+from .steps import Beside, Instruction, Make, Move, Pick, Program, Run, Step
+from .uniting import united
 
 __all__ = ["reversed_plan"]
 
@@ -35,12 +36,14 @@ def reversed_plan(plan: Plan, converted: Mapping[str, TensorSpec], tied: Collect
         PlanError: every step that loses something, and every key that is not as the plan made it.
     """
     problems: list[Diagnostic] = []
-    if plan.dropped:
-        folded = [text for text, _ in fold(plan.dropped)]
+    read = {key for step in plan.steps for key in step.sources}
+    lost = [key for key in plan.dropped if key not in read]  # what a rule read as well comes back from there
+    if lost:
+        folded = [text for text, _ in fold(lost)]
         problems.append(
             Diagnostic(
                 "lossy-drop",
-                f"{counted(len(plan.dropped), 'source key', 'was')} dropped and cannot come back",
+                f"{counted(len(lost), 'source key', 'was')} dropped and cannot come back",
                 notes=tuple(folded[:8]),
                 help="recipe.inverse() goes back without them",
             )
@@ -48,7 +51,10 @@ def reversed_plan(plan: Plan, converted: Mapping[str, TensorSpec], tied: Collect
     _check_keys(plan, converted, problems)
     programs: dict[int, Program | str] = {}
     steps = []
+    drawn = [key for step in plan.steps if not step.sources for key in step.targets]
     for step in plan.steps:
+        if not step.sources:
+            continue
         if id(step.program) not in programs:
             try:
                 programs[id(step.program)] = _reversed(step.program)
@@ -61,6 +67,7 @@ def reversed_plan(plan: Plan, converted: Mapping[str, TensorSpec], tied: Collect
             steps.append(Step(step.targets, step.sources, program, step.rules))
     if problems:
         raise PlanError(_folded(problems))
+    steps, equal = united(steps)
     specs = {k: s for step in steps for k, s in zip(step.targets, step.program.outputs)}
     order = {key: n for n, key in enumerate(plan.source)}
     specs = dict(sorted(specs.items(), key=lambda item: order.get(item[0], len(order))))
@@ -69,8 +76,8 @@ def reversed_plan(plan: Plan, converted: Mapping[str, TensorSpec], tied: Collect
         plan,
         steps=tuple(steps),
         specs=specs,
-        dropped={k: "initialised, not converted" for k in plan.inits if k in converted},
-        proofs=proofs,
+        dropped={k: "initialised, not converted" for k in (*plan.inits, *drawn) if k in converted},
+        proofs=(*proofs, *equal),
         ties=dict(plan.proofs),
         tie_proofs=(),
         inits={},
@@ -123,6 +130,8 @@ def _undone(instruction: Instruction, inputs: Specs) -> list[Instruction]:
             return [Pick(tuple(kept[head.get(i, i)] for i in range(len(inputs))))]
         case Run(Same(), groups):
             return [_repeated(instruction, inputs)]
+        case Make():
+            return [Pick(tuple(range(len(inputs))))]
         case Run():
             return [_op_undone(instruction, inputs)]
 

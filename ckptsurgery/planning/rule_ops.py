@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
+from ..language.calls import Call, Expression, Indexed, Name, parts_of
+from ..language.domains import numbers_of
+from ..language.keys import is_index
+from ..language.rules import Rule
 from ..ops.axes import Same
 from ..ops.base import Op
+from ..ops.keyed import Seeded, asks_at
+from ..ops.registry import make_op
+from .arguments import Arguments, Captured
+from .expanding import BoundRule
 
-__all__ = ["RuleOps"]
+__all__ = ["OpsOfRule", "RuleOps", "spellings"]
 
 
 @dataclass(frozen=True)
@@ -30,8 +40,68 @@ class RuleOps:
     @property
     def keep_shapes(self) -> bool:
         """Whether the target's shapes are those that the rearrangement makes: no op after it changes them."""
-        return all(op.axis_role is not None or op.elementwise or isinstance(op, Same) for op in self.after)
+        after = (op for op in self.after if op.axis_role not in ("reduce", "repeat"))
+        return all(op.elementwise or isinstance(op, Same) for op in after)
 
     def over(self, role: str) -> tuple[Op, ...]:
         """The ops over an axis, in order."""
         return tuple(op for op in (*self.before, *self.after) if op.axis_role == role)
+
+
+@dataclass
+class OpsOfRule:
+    """Makes the ops of a rule; where an argument depends on what a key captures, for each value anew."""
+
+    bound: BoundRule
+    seed: int = 0
+    made: dict[tuple[int | str | None, ...], RuleOps] = field(default_factory=dict)
+
+    @cached_property
+    def asked(self) -> tuple[str, ...]:
+        """The captured names on whose values arguments depend."""
+        found: set[str] = set()
+        for value in (v for call in (*self.bound.rule.before, *self.bound.rule.after) for v in parts_of(call)):
+            if isinstance(value, Indexed):
+                found.add(value.marker)
+            elif isinstance(value, Name | Expression) and str(value) not in self.bound.data:
+                found |= self.bound.dims.asked_by(value)
+        return tuple(sorted(found & set(self.bound.signature.loops)))
+
+    def at(self, values: Mapping[str, int | str]) -> RuleOps:
+        """The ops for these values of the loop variables.
+
+        Raises:
+            OpError: no such op, or arguments that it does not take.
+        """
+        place = tuple(values.get(name) for name in self.asked)
+        if place not in self.made:
+            captured = {n: _captured(self.bound.rule, n, values[n]) for n in self.asked if n in values}
+            arguments = Arguments(self.bound.dims, self.bound.data, captured)
+            sides = (self.bound.rule.before, self.bound.rule.after)
+            self.made[place] = RuleOps(*(tuple(self._op(call, arguments) for call in calls) for calls in sides))
+        return self.made[place]
+
+    def _op(self, call: Call, arguments: Arguments) -> Op:
+        op = make_op(call.name, call.args, dict(call.keywords), arguments)
+        if op.axis_role is not None:
+            op = op.ordered(spellings(self.bound.rule, str(getattr(op, "axis", ""))))
+        return Seeded(op, self.seed) if asks_at(op) else op
+
+
+def _captured(rule: Rule, name: str, value: int | str) -> Captured:
+    """A captured value: what its table entries may be called, and its number where it has one."""
+    spelled = spellings(rule, name)
+    if not spelled:
+        return Captured((str(value),), int(value) if is_index(str(value)) else None)
+    at, numbers = int(value), numbers_of(rule, name)
+    texts = dict.fromkeys(choices[at] for choices in spelled if at < len(choices))
+    return Captured(tuple(texts), numbers[at] if numbers is not None else None, at)
+
+
+def spellings(rule: Rule, name: str) -> Sequence[tuple[str, ...]]:
+    """The lists of choices of a name, wherever one is written."""
+    found: list[tuple[str, ...]] = []
+    for term in (*rule.sources, *rule.targets):
+        found += [c.choices for c in term.pattern.captures if c.name == name and c.choices is not None]
+        found += [a.choices for a in (term.axes.axes if term.axes else ()) if a.name == name and a.choices is not None]
+    return found

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from ..distinct import Distinct
 from ..ops.base import Op, OpError, Specs
+from ..ops.keyed import asks_at
 from ..specs import TensorSpec
 from .layout import Layout, Piece, run_piece, side_by_side
 
@@ -24,6 +25,7 @@ __all__ = [
     "KINDS",
     "Beside",
     "Instruction",
+    "Make",
     "Move",
     "Pick",
     "Program",
@@ -106,6 +108,17 @@ class Pick:
 
 
 @dataclass(frozen=True)
+class Make:
+    """One more tensor at the end of the list, which an op makes of none."""
+
+    op: Op
+
+    def after(self, specs: Specs) -> Specs:
+        """Specs after the instruction."""
+        return (*specs, *self.op.infer(()))
+
+
+@dataclass(frozen=True)
 class Beside:
     """Programs side by side, each on its own share of the list."""
 
@@ -114,6 +127,14 @@ class Beside:
     def after(self, specs: Specs) -> Specs:
         """Specs after the instruction."""
         return tuple(spec for program in self.programs for spec in program.outputs)
+
+    def ends(self, before: Sequence[T], after: Sequence[T]) -> Iterator[tuple[tuple[T, ...], tuple[T, ...]]]:
+        """For each program its share of two lists, one before it and one after it."""
+        start = stop = 0
+        for program in self.programs:
+            here, there = start + len(program.inputs), stop + len(program.outputs)
+            yield tuple(before[start:here]), tuple(after[stop:there])
+            start, stop = here, there
 
     def shares(self, items: Sequence[T]) -> Iterator[tuple[Program, tuple[T, ...]]]:
         """Each program with its share of the list."""
@@ -124,7 +145,7 @@ class Beside:
             at = end
 
 
-Instruction = Move | Run | Pick | Beside
+Instruction = Move | Run | Pick | Make | Beside
 
 
 @dataclass(frozen=True)
@@ -169,7 +190,15 @@ class Program:
     def changes_values(self) -> bool:
         """Whether an op runs in it; all else only moves data."""
         return any(
-            isinstance(i, Run) or (isinstance(i, Beside) and any(p.changes_values for p in i.programs))
+            isinstance(i, Run | Make) or (isinstance(i, Beside) and any(p.changes_values for p in i.programs))
+            for i in self.instructions
+        )
+
+    @cached_property
+    def asks_at(self) -> bool:
+        """Whether an op in it asks for the key that it makes."""
+        return any(
+            asks_at(i.op) if isinstance(i, Run | Make) else isinstance(i, Beside) and any(p.asks_at for p in i.programs)
             for i in self.instructions
         )
 
@@ -203,7 +232,7 @@ def _moved(layout: Layout, instruction: Instruction) -> Layout | None:
             layouts = [p.moves for p in programs]
             known = [one for one in layouts if one is not None]
             return compose_layouts(layout, side_by_side(known)) if len(known) == len(layouts) else None
-        case Run():
+        case Run() | Make():
             return None
 
 

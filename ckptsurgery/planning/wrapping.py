@@ -40,6 +40,7 @@ def draft_unwrapped(
     dims: Mapping[str, DimValue] | None = None,
     ties: Sequence[Sequence[str]] = (),
     unreadable: Unreadable | None = None,
+    seed: int = 0,
 ) -> tuple[Plan, Stage]:
     """Draft a plan as `draft_plan` does, and where that makes nothing of the target, without wrapper prefixes.
 
@@ -55,7 +56,7 @@ def draft_unwrapped(
     """
     try:
         drafted = draft_plan(
-            specs, recipe, resolve, target=target, config=config, dims=dims, ties=ties, unreadable=unreadable
+            specs, recipe, resolve, target=target, config=config, dims=dims, ties=ties, unreadable=unreadable, seed=seed
         )
     except PlanError as error:
         if target is None:
@@ -72,7 +73,7 @@ def draft_unwrapped(
             inside = replace(unreadable, prefix=prefixes.source) if unreadable is not None else None
             whole = prefixes.around(recipe)
             plan, stage = draft_plan(
-                specs, whole, resolve, target=target, config=config, dims=dims, ties=ties, unreadable=inside
+                specs, whole, resolve, target=target, config=config, dims=dims, ties=ties, unreadable=inside, seed=seed
             )
         except PlanError as error:
             if nearest is not None and _unused(error) < _unused(nearest):

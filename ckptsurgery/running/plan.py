@@ -14,6 +14,7 @@ from ..errors import CheckpointError, CkptSurgeryError, Diagnostic, PlanError, R
 from ..language.covering import exact_patterns
 from ..language.dims import DimValue
 from ..language.recipe import Recipe
+from ..planning.drawing import with_draws
 from ..planning.options import DTYPE_POLICIES, LoadOptions, PlanOptions, SaveOptions
 from ..planning.plan import Plan, Target
 from ..planning.planner import fitted
@@ -43,11 +44,12 @@ class CheckpointRunner:
 
     def save(self, plan: Plan, path: str | os.PathLike[str], options: SaveOptions) -> Report:
         """As `Plan.save`."""
-        return save_plan(plan, self.checkpoint, path, options)
+        return save_plan(with_draws(plan, plan.options.seed), self.checkpoint, path, options)
 
     def state_dict(self, plan: Plan, device: torch.device | str | None) -> dict[str, Tensor]:
         """As `Plan.state_dict`."""
-        return state_dict_of(plan, self.checkpoint, as_device(device) if device is not None else None)
+        ready = with_draws(plan, plan.options.seed)
+        return state_dict_of(ready, self.checkpoint, as_device(device) if device is not None else None)
 
     def load_into(
         self, plan: Plan, model: nn.Module, options: LoadOptions, device: torch.device | str | None
@@ -86,6 +88,7 @@ def _planned(checkpoint: Checkpoint, recipe: Recipe, target: Target | None, opti
             dims=options.dims,
             ties=options.ties,
             unreadable=Unreadable(checkpoint.unreadable),
+            seed=options.seed,
         )
         found = fitted(drafted, stage, target, options.dtype)
     except CkptSurgeryError as error:
@@ -103,6 +106,7 @@ def plan(
     dtype: str = "lossless",
     dims: Mapping[str, DimValue] | None = None,
     subtree: str | None = None,
+    seed: int = 0,
 ) -> Plan:
     """Plan what a recipe makes of a source, from headers alone.
 
@@ -123,6 +127,8 @@ def plan(
             tensor is cast to.
         dims: sizes that go before the recipe's own.
         subtree: where in a training checkpoint the tensors are.
+        seed: of what is drawn: by `[init]` into files and state dicts, and by ops that ask for it. The numbers depend
+            on seed and key alone.
 
     Raises:
         RecipeError, CheckpointError, PlanError: with all problems at once.
@@ -130,7 +136,7 @@ def plan(
     _check_dtype(dtype)
     checkpoint = open_checkpoint(source, subtree=subtree)
     known = config if config is not None else checkpoint.config
-    options = PlanOptions(known, dims or {}, dtype, [tie.names for tie in checkpoint.ties])
+    options = PlanOptions(known, dims or {}, dtype, [tie.names for tie in checkpoint.ties], seed)
     return _planned(checkpoint, as_recipe(recipe), as_target(target), options)
 
 

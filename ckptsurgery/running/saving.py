@@ -293,6 +293,9 @@ def ledger(plan: Plan, aliases: Mapping[str, str], text: Callable[[int], str]) -
     return tuple(entries)
 
 
+_ROLE = {True: "loaded", False: "initialised"}
+
+
 def _made(plan: Plan, texts: Mapping[tuple[int, ...], str]) -> list[Entry]:
     """An entry for every key that a step makes; of 100,000 none by a call of its own.
 
@@ -305,5 +308,6 @@ def _made(plan: Plan, texts: Mapping[tuple[int, ...], str]) -> list[Entry]:
         steps = list(chain.from_iterable(map(repeat, steps, map(len, map(attrgetter("targets"), steps)))))
     sources, rules = map(attrgetter("sources"), steps), map(attrgetter("rules"), steps)
     casts = map(plan.casts.get, keys) if plan.casts else repeat(None)
-    rows = zip(keys, repeat("loaded"), specs, sources, map(texts.__getitem__, rules), casts)
+    kinds = repeat("loaded") if all(step.sources for step in plan.steps) else [_ROLE[bool(s.sources)] for s in steps]
+    rows = zip(keys, kinds, specs, sources, map(texts.__getitem__, rules), casts)
     return list(map(tuple.__new__, repeat(Entry), rows))

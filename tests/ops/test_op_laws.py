@@ -98,13 +98,40 @@ def sliced(draw):
     return make_op("slice_rows", (start, stop)), (spec,)
 
 
+@st.composite
+def indexed(draw, name):
+    count, rest = draw(st.integers(1, 5)), draw(SHAPE)[:2]
+    ids = draw(st.lists(st.integers(0, count - 1), max_size=count, unique=name != "take").map(tuple))
+    if name == "take":
+        whole = draw(st.booleans())
+        ids = tuple(draw(st.permutations(range(count)))) if whole else ids
+        return make_op("take", ("x", ids, whole and draw(st.booleans()))), (TensorSpec((count, *rest), draw(ANY)),)
+    if name == "insert_rows":
+        return make_op(name, (ids, draw(NUMBER))), (TensorSpec((count - len(ids), *rest), draw(ANY)),)
+    return make_op(name, (ids,)), (TensorSpec((count, *rest), draw(ANY)),)
+
+
+NUMBER = st.integers(-3, 3) | st.sampled_from([0.5, -1.5, 0.0])
 ROWED = st.tuples(SIZE, SIZE)
 FRONTED = st.tuples(st.integers(1, 4), SIZE)
 KERNEL = st.tuples(SIZE, st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
 INPUT_MODES = st.sampled_from(["timm", "repeat", "sum", "mean", "zero_new"])
-NUMBER = st.integers(-3, 3) | st.sampled_from([0.5, -1.5, 0.0])
 AXIS = st.just("r")
+
+
+@st.composite
+def merge(draw, name, count=None):
+    shape, dtype = draw(SHAPE), draw(FLOAT)
+    made = make_op(name, MERGES[name])
+    return made, tuple(TensorSpec(shape, dtype) for _ in range(count or draw(st.integers(3, 4))))
+
+
+MERGES = {"lerp": (0.3,), "ema": (0.9,), "diff": (), "apply": (0.5,), "slerp": (0.3,), "nuslerp": (0.3,)}
+PAIRS = tuple(MERGES)
+MERGES |= {"task_arithmetic": (0.7,), "dare": (0.4,), "ties": (0.4,), "breadcrumbs": (0.6, 0.1), "della": (0.4, 0.1)}
+MERGES |= {"model_stock": (), "karcher": ()}
 CASES = {
+    **{name: merge(name, 2 if name in PAIRS else None) for name in MERGES},
     "cast": st.tuples(op("cast", dtype=ANY, floats=st.booleans(), saturate=st.booleans()), specs(SHAPE, dtype=ANY)),
     "add": st.tuples(op("add", value=NUMBER), specs(SHAPE, dtype=ANY)),
     "mul": st.tuples(op("mul", value=NUMBER), specs(SHAPE, dtype=ANY)),
@@ -114,6 +141,9 @@ CASES = {
     "mean_over": st.tuples(op("mean_over", axis=AXIS), specs(FRONTED)),
     "sum_over": st.tuples(op("sum_over", axis=AXIS), specs(ROWED, dtype=ANY)),
     "slice_rows": sliced(),
+    "take": indexed("take"),
+    "drop_rows": indexed("drop_rows"),
+    "insert_rows": indexed("insert_rows"),
     "pad_to_multiple": st.tuples(op("pad_to_multiple", n=st.integers(1, 7), value=NUMBER), specs(ROWED, dtype=ANY)),
     "resize_rows": resized_rows(),
     "resize_pos_embed": pos_embed(),
@@ -132,7 +162,7 @@ CASES = {
 }
 
 EXACT = ["cast", "add", "mul", "slice_rows", "pad_to_multiple", "resize_rows", "resize_pos_embed"]
-EXACT += ["resize_rel_pos_bias", "adapt_input_conv", "resize_patch_embed"]
+EXACT += ["take", "insert_rows", "resize_rel_pos_bias", "adapt_input_conv", "resize_patch_embed"]
 
 
 def torch_type(spec):

@@ -122,7 +122,7 @@ def test_initialisers_are_given_numbers_too() -> None:
     assert "bad-init" in problems(error) and "'config.s' has no number" in str(error)
 
 
-@pytest.mark.parametrize("value", [True, float("nan"), float("inf"), [0.5, True], {"a": [1]}])
+@pytest.mark.parametrize("value", [True, float("nan"), float("inf"), [0.5, True], {"a": [[1]]}])
 def test_what_is_no_number_is_no_dim(value: Any) -> None:
     with pytest.raises(cs.RecipeError, match="is no size"):
         Recipe(["a -> b"], dims={"x": value})

@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ...collection import without_collection
 from ...errors import CheckpointError, Diagnostic
 from ...ops.base import Op, OpError
-from ...planning.costing import BUDGET, JOINED, REGION, held_by, region_limit, workers
-from ...planning.cutting import Cut, Region, cut_of, regions_of
+from ...ops.keyed import At, asks_at, run_at
+from ...planning.costing import BUDGET, JOINED, REGION, held_by, held_by_block, region_limit, workers
+from ...planning.cutting import Cut, Region, blocks_of, cut_of, regions_of
 from ...planning.steps import Program, Step
 from ...specs import DTYPES
 from ...storage.checkpoint import Checkpoint
 from ...storage.contents import Entry
+from .blending import Blend
 from .gathering import Batch, Gatherer, Part, batches_of
 from .programs import Loads, run_step
 from .sinks import Sink
@@ -67,7 +69,7 @@ def compute(
             work = _Handed(step, sink, handed, any(entry.tensor is not None for entry in lie))
         whole[id(step)] = Task(held_by(step.program, None, None), work)
     checkpoint.read_in_order(checkpoint.files)
-    runs = _joined(_runs_of(steps, whole, cuts, sink, region), min(JOINED * region, budget // workers()))
+    runs = _joined(_runs_of(steps, whole, cuts, sink, region, gatherer), min(JOINED * region, budget // workers()))
     tasks = (one if isinstance(one, Task) else Task(one.held, _Making(one, gatherer, sink)) for one in runs)
     by_torch = any(any(cut.chains) for cut in cuts.values() if cut) or any(
         isinstance(task.run, _Handed) and task.run.step.kind == "compute" for task in whole.values()
@@ -103,7 +105,12 @@ class _Run:
 
 
 def _runs_of(
-    steps: Sequence[Step], whole: Mapping[int, Task], cuts: Mapping[int, Cut | None], sink: Sink, region: int
+    steps: Sequence[Step],
+    whole: Mapping[int, Task],
+    cuts: Mapping[int, Cut | None],
+    sink: Sink,
+    region: int,
+    gatherer: Gatherer,
 ) -> Iterator[_Run | Task]:
     """What steps make, in their order, a region at a time; those that are not cut are tasks already."""
     regions: dict[int, list[tuple[Region, list[Batch], _Way, int]]] = {}
@@ -113,6 +120,9 @@ def _runs_of(
         cut = cuts[id(program)]
         if cut is None or id(step) in whole:
             yield whole[id(step)]
+            continue
+        if cut.joins is not None:
+            yield from _blends(step, cut, sink, gatherer, region)
             continue
         if id(program) not in regions:
             found = regions_of(cut.layout, region_limit(program, region))
@@ -124,6 +134,17 @@ def _runs_of(
             if place is not None:
                 start, stop = place.offset + one.start * way.size, place.offset + one.stop * way.size
                 yield _Run(place.file, start, stop, way, held, [Part(step, one, batches)])
+
+
+def _blends(step: Step, cut: Cut, sink: Sink, gatherer: Gatherer, region: int) -> Iterator[Task]:
+    """A task for each block of a target that an op makes of several rows."""
+    program = step.program
+    for output, (row, spec) in enumerate(zip(cut.rows, program.outputs)):
+        place = sink.places.get(step.targets[output])
+        if place is not None:
+            for start, stop in blocks_of(spec.numel, region_limit(program, region)):
+                blend = Blend(step, cut, output, start, stop, gatherer, sink)
+                yield Task(held_by_block(program, cut, len(row)), blend)
 
 
 def _way(program: Program, cut: Cut, region: Region) -> _Way:
@@ -146,6 +167,7 @@ def _joined(runs: Iterable[_Run | Task], limit: int) -> Iterator[_Run | Task]:
             yield run
         elif (
             last is not None
+            and not any(map(asks_at, run.way.ops))  # each key has its own numbers
             and last.stop == run.start
             and last.held + run.held <= limit
             and last.file == run.file
@@ -259,9 +281,11 @@ class _Making:
         run = self.made
         key = run.parts[0].step.targets[run.parts[0].region.target]
         made = torch.frombuffer(flat, dtype=torch_dtype(run.way.dtype))
+        part = run.parts[0]
+        at = At(key, start=part.region.start)
         try:
             for op in run.way.ops:
-                (made,) = op.run((made,))
+                (made,) = run_at(op, (made,), at)
         except OpError as error:
             for part in run.parts:
                 run_step(part.step, self.gatherer.checkpoint.load)  # says it of the whole tensor

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import repeat
 from threading import Lock
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from ...errors import CheckpointError, Diagnostic
-from ...ops.base import OpError
+from ...ops.base import Op, OpError
+from ...ops.keyed import At, run_at
 from ...planning.layout import Layout
-from ...planning.steps import Beside, Move, Pick, Program, Run, Step
+from ...planning.naming_results import names_on_the_way, results_of
+from ...planning.steps import Beside, Make, Move, Pick, Program, Run, Step
 from ...storage.plain_memory import plain
 from ...storage.tensors import torch_dtype
 
@@ -34,7 +38,7 @@ def run_step(step: Step, load: Load) -> tuple[Tensor, ...]:
     """
     tensors = tuple(load(key) for key in step.sources)
     try:
-        return execute(step.program, tensors)
+        return execute(step.program, tensors, step.sources, step.targets)
     except OpError as error:
         raise CheckpointError(
             Diagnostic(
@@ -43,22 +47,39 @@ def run_step(step: Step, load: Load) -> tuple[Tensor, ...]:
         ) from error
 
 
-def execute(program: Program, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """What a program makes of tensors."""
+def execute(
+    program: Program, tensors: Sequence[Tensor], sources: Sequence[str] = (), targets: Sequence[str] = ()
+) -> tuple[Tensor, ...]:
+    """What a program makes of tensors.
+
+    Args:
+        sources, targets: the keys on both sides, for ops that ask for them.
+    """
     current = tuple(tensors)
-    for instruction in program.instructions:
+    names = names_on_the_way(program, sources, targets) if program.asks_at else ()
+    for number, instruction in enumerate(program.instructions):
         match instruction:
             case Move(layout, dtypes):
                 current = rearrange(layout, current, dtypes)
             case Pick():
                 current = instruction.applied(current)
             case Beside():
-                current = tuple(t for program, share in instruction.shares(current) for t in execute(program, share))
+                ends = instruction.ends(names[number], names[number + 1]) if names else repeat(((), ()))
+                parts = zip(instruction.shares(current), ends)
+                current = tuple(t for (part, share), keys in parts for t in execute(part, share, *keys))
+            case Make(op):
+                current = (*current, *run_at(op, (), At(names[number + 1][-1])))
             case Run(op):
+                results = results_of(instruction, len(current), names[number + 1]) if names else repeat("")
                 # an op of the caller's may return a tensor of any kind
-                made = instruction.applied(current, op.run)
+                made = instruction.applied(current, partial(_run_next, op, results))
                 current = tuple(plain(tensor, f"the result of {op}") for tensor in made)
     return tuple(t.contiguous() for t in current)
+
+
+def _run_next(op: Op, keys: Iterator[str], group: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """What an op makes of one group, whose result has the next of the keys."""
+    return run_at(op, group, At(next(keys)))
 
 
 def rearrange(layout: Layout, tensors: Sequence[Tensor], dtypes: Sequence[str]) -> tuple[Tensor, ...]:
