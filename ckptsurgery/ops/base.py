@@ -24,10 +24,19 @@ class OpError(ValueError):
     Args:
         instead: a word that was misspelt -> the words that are like it.
         lacks: a name or a formula that has no number.
+        code: of the diagnostic, with its help, where another one than `bad-op` names the problem.
     """
 
-    def __init__(self, text: str, instead: Mapping[str, Sequence[str]] | None = None, lacks: str | None = None) -> None:
+    def __init__(
+        self,
+        text: str,
+        instead: Mapping[str, Sequence[str]] | None = None,
+        lacks: str | None = None,
+        code: str = "bad-op",
+        help: str | None = None,
+    ) -> None:
         super().__init__(text)
+        self.code, self.help = code, help
         self.instead = dict(instead or {})
         self.lacks = lacks
 

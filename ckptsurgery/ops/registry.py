@@ -172,8 +172,8 @@ def _lookup(name: str) -> type[Op]:
     if name in _OPS:
         return _OPS[name]
     close = get_close_matches(name, _OPS, n=3)
-    hint = f"did you mean {' or '.join(close)}? " if close else ""
-    text = f"no op is called {name!r}; {hint}ops: {', '.join(sorted(_OPS))}"
+    hint = f"did you mean {' or '.join(close)}?" if close else f"ops: {', '.join(sorted(_OPS))}"
+    text = f"no op is called {name!r}; {hint}"
     raise OpError("; ".join([text, *failures]), {name: close} if close else None)
 
 

@@ -69,7 +69,8 @@ class Arguments(Mapping[str, Any]):
         try:
             return self.data[name].numbers
         except RecipeError as error:
-            raise OpError(error.diagnostics[0].headline) from None
+            found = error.diagnostics[0]
+            raise OpError(found.headline, code=found.code, help=found.help) from None
 
     def _entry(self, asked: Indexed) -> Any:
         """The entry of a list or a table for the value that the key captures."""

@@ -311,8 +311,8 @@ def _claimed_twice(a: _Candidate, b: _Candidate, keys: list[str]) -> Diagnostic:
         f"{counted(len(keys), 'source key', 'is')} claimed by two rules: {folded[0]}",
         place=b.place or a.place,
         notes=(a.text, b.text, *folded[1:6]),
-        help="each source key is claimed once: give a capture its choices, make one the fallback (rest = …), "
-        "or read the key in passing: + SOURCE -> TARGET",
+        help="each source key is claimed once: give a capture its choices, or make one the fallback (rest = …); "
+        "+ SOURCE reads a key that another rule claims",
     )
 
 

@@ -319,7 +319,7 @@ class _Stage(Draft):
         except OpError as error:
             near = (Remedy("rules", error.instead, kind="instead"),) if error.instead else ()
             given = bound.remedies(error.lacks) if error.lacks is not None and error.lacks.isidentifier() else ()
-            self.problem("bad-op", str(error), bound, remedies=near or given)
+            self.problem(error.code, str(error), bound, remedies=near or given, help=error.help)
             return
         RuleSteps(self, bound, ops, first.joined_before, number, flats).run(apart)
 
