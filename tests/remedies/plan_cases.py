@@ -189,7 +189,7 @@ def outputs(stack: Path) -> Iterator[Case]:
 
     yield Case("output-exists", saved, at("model.safetensors"), right)
     yield Case("output-exists", saved, at(""), right, note="a folder")
-    yield Case("unsupported-output", saved, at("new.gguf"), right)
+    yield Case("unsupported-output", saved, at("new.h5"), right)
     yield Case("companions-need-a-folder", saved, at("new.safetensors", companions=True), right)
     yield Case("shards-need-a-folder", saved, at("new.safetensors", max_shard_size="24"), right)
     yield Case("not-resumable", saved, at("new.pt", resume=True), right)

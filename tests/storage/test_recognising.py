@@ -31,20 +31,6 @@ from ckptsurgery.storage.formats.recognising import HEADS, ZIPS
 # files
 
 
-def gguf_file(path: Path) -> None:
-    if not there("gguf"):
-        path.write_bytes(b"GGUF\3\0\0\0" + bytes(100))
-        return
-    import gguf
-
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_tensor("w", W)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
 def hdf5_bytes() -> bytes:
     if not there("h5py"):
         return b"\x89HDF\r\n\x1a\n" + bytes(100)
@@ -109,7 +95,6 @@ def written(data: bytes) -> Callable[[Path], None]:
 
 
 FILES: dict[str, tuple[str, Callable[[Path], Any]]] = {
-    "gguf": ("x.gguf", gguf_file),
     "hdf5": ("x.h5", lambda path: path.write_bytes(hdf5_bytes())),
     "gzip": ("x.gz", written(gzip.compress(plain_pickle()))),
     "zstd": ("x.zst", written(b"\x28\xb5\x2f\xfd" + bytes(50))),

@@ -289,7 +289,7 @@ def test_what_the_format_cannot_hold_is_told_at_once(tmp_path: Path) -> None:
     [
         ("x.safetensors", {"max_shard_size": "1GB"}, "shards-need-a-folder"),
         ("x.pt", {"max_shard_size": "1GB"}, "shards-need-a-folder"),
-        ("x.gguf", {}, "unsupported-output"),
+        ("x.h5", {}, "unsupported-output"),
         ("x", {"max_shard_size": "many"}, "bad-size"),
         ("x", {"max_shard_size": 0}, "bad-size"),
         ("file/x.safetensors", {}, "not-a-folder"),

@@ -100,9 +100,6 @@ _TF_VARIABLES = (
 )
 
 HEADS: dict[str, tuple[Callable[[bytes], bool], Foreign]] = {
-    "gguf": (_magic(b"GGUF"), Foreign("gguf", "a GGUF file",
-        "import gguf, pickle; pickle.dump({t.name: gguf.dequantize(t.data, t.tensor_type) for t in "
-        "gguf.GGUFReader({path}).tensors}, open('new.pkl', 'wb'))")),
     "hdf5": (_magic(b"\x89HDF\r\n\x1a\n"), Foreign("hdf5", "an HDF5 file (Keras, h5py)",
         _H5.format(imports="", file="{path}"))),
     "gzip": (_magic(b"\x1f\x8b"), Foreign("gzip", "a gzip archive (a joblib file may be one)",

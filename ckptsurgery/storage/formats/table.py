@@ -8,6 +8,7 @@ from functools import lru_cache
 from ...errors import CheckpointError, Diagnostic
 from .builtin import LegacyTorchFormat, PickleFormat, SafetensorsFormat, TorchExportFormat, TorchZipFormat
 from .format import Format
+from .gguf import GgufFormat
 from .npz import NpyFormat, NpzFormat
 
 __all__ = ["GROUP", "formats", "recognised", "suffixes_of_packages", "writable"]
@@ -24,6 +25,7 @@ _BUILTIN: tuple[Format, ...] = (
     LegacyTorchFormat(),
     PickleFormat(),
     NpyFormat(),
+    GgufFormat(),
 )
 
 

@@ -92,6 +92,9 @@ class Writer:
         CheckpointError: on entering and on writing: no permission, no space, and so on; nothing is left behind.
     """
 
+    left_out: list[str]
+    """Paths of extras that the format cannot hold; a writer that leaves none out does not have it."""
+
     def __init__(
         self,
         outputs: Sequence[Output],

@@ -26,7 +26,6 @@ from .staging import Writer
 __all__ = ["Writer", "holds_extras", "open_staged", "open_writer", "parse_size"]
 
 _UNWRITTEN = (
-    ".gguf",
     ".h5",
     ".hdf5",
     ".keras",
