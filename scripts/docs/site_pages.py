@@ -24,7 +24,7 @@ SECTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "Language": ("language", ("index.md", "recipes.md", "ops.md", "shelf.md")),
     "Errors": ("errors", ("index.md",)),
     "Reference": ("reference", ("api.md", "cli.md", "formats.md", "performance.md", "migration.md")),
-    "Contribute": ("contribute", ("architecture.md", "testing.md")),
+    "Contribute": ("contribute", ("architecture.md", "testing.md", "formats.md")),
 }
 _HEADING = re.compile(r"^## (?P<code>[a-z0-9-]+)$\n+(?P<first>[^\n]+)", re.M)
 

@@ -17,7 +17,7 @@ from ckptsurgery.storage.formats.opened_source import OpenedSource
 from ckptsurgery.storage.formats.sniffing import read_opened
 from ckptsurgery.storage.sources.byte_source import MemoryBuffer
 
-PAGE = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "contribute" / "formats.md").read_text(encoding="utf-8")
 
 
 def block(language: str) -> str:

@@ -1,4 +1,4 @@
-"""GGUF, the format of llama.cpp: a header of typed key-value pairs and tensor descriptions, then the tensors' bytes.
+"""GGUF, the format of ggml: a header of typed key-value pairs and tensor descriptions, then the tensors' bytes.
 
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Tensors of plain numbers are tensors of that dtype.
 Tensors of quantised blocks are packed: `U8`, with the last axis in bytes; `extras["gguf"]["tensor_types"]` names their
@@ -34,7 +34,7 @@ _DIMENSIONS = 4  # of ggml's tensors
 
 
 class GgufFormat(Format):
-    """A file of llama.cpp."""
+    """A file of ggml and the programs built on it."""
 
     name = "gguf"
     text = "a GGUF file"
@@ -124,11 +124,11 @@ class _Cursor:
             if len(raw) == 4 and struct.unpack(order + "I", raw)[0] in _VERSIONS:
                 return cls(opened.file, opened.size, opened.name, order)
         text = f"{opened.name!r} is a GGUF file of version {int.from_bytes(raw, 'little')}; 2 and 3 are read"
-        help = "write it again with a current llama.cpp (gguf-new-metadata copies it)"
+        help = "write it again with the gguf package: gguf-new-metadata OLD NEW"
         raise CheckpointError(Diagnostic("unsupported-format", text, opened.name, help=help))
 
     def damaged(self, why: str) -> CheckpointError:
-        return CheckpointError(Diagnostic("damaged-gguf", f"{self.path!r} is damaged: {why}", self.path, help=_AGAIN))
+        return CheckpointError(Diagnostic("bad-header", f"{self.path!r} is damaged: {why}", self.path, help=_AGAIN))
 
     def count(self, number: int, least: int) -> int:
         """A number of things that take some bytes each, which must be left in the file."""
