@@ -26,6 +26,7 @@ FLOORS = {
     "distinct": 0,
     "wording": 0,
     "narrowing": 0,
+    "boxes": 0,
     "language": 1,
     "storage": 1,
     "ops": 1,

@@ -1,84 +1,20 @@
-"""Boxes: parts of tensors, and rearrangements cut down to them.
+"""Rearrangements cut down to boxes.
 
-A tensor may be held in parts: a chunked checkpoint stores boxes of it, a rank of a sharded model owns one. A piece of a
-`Layout` relates elements of whole tensors. `restrict` cuts a piece to a box and renumbers its elements within the box,
+A piece of a `Layout` relates elements of whole tensors. `restrict` cuts a piece to a box and renumbers its elements within the box,
 and `between` does so for every box on both sides, so that what is left is a layout over plain, dense arrays: the boxes.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate, pairwise
 from operator import mul
 
+from ..boxes import Box
 from .layout import Layout, Piece, Shape, merged_axes
 
-__all__ = ["Box", "between", "covers_once", "restrict"]
-
-
-@dataclass(frozen=True, slots=True)
-class Box:
-    """A part of a tensor: every element whose index lies in `[low, low + extent)` along each dimension.
-
-    >>> Box((0, 2), (3, 2)).meets(Box((2, 3), (1, 4)))
-    Box(low=(2, 3), extent=(1, 1))
-
-    Args:
-        low: the first index along each dimension.
-        extent: how many there are.
-    """
-
-    low: Shape
-    extent: Shape
-
-    @classmethod
-    def whole(cls, shape: Shape) -> Box:
-        """The box that is all of a tensor."""
-        return cls((0,) * len(shape), tuple(shape))
-
-    @property
-    def numel(self) -> int:
-        """Elements in the box."""
-        return math.prod(self.extent)
-
-    def meets(self, other: Box) -> Box | None:
-        """Return the elements that two boxes have in common, None where there are none."""
-        low = tuple(map(max, self.low, other.low))
-        ends = (min(a + n, b + m) for a, n, b, m in zip(self.low, self.extent, other.low, other.extent))
-        extent = tuple(end - start for start, end in zip(low, ends))
-        return Box(low, extent) if all(n > 0 for n in extent) else None
-
-
-def covers_once(shape: Shape, boxes: Sequence[Box]) -> bool:
-    """Whether every element of a tensor lies in exactly one of the boxes.
-
-    >>> halves = [Box((0, 0), (2, 3)), Box((2, 0), (2, 3))]
-    >>> covers_once((4, 3), halves), covers_once((4, 3), [halves[0], halves[0]])
-    (True, False)
-    """
-    full = [box for box in boxes if box.numel]
-    if sum(box.numel for box in full) != math.prod(shape):
-        return False
-    if any(low < 0 or low + n > size for box in full for low, n, size in zip(box.low, box.extent, shape)):
-        return False
-    return not _overlap(full, 0, len(shape))
-
-
-def _overlap(boxes: Sequence[Box], axis: int, dims: int) -> bool:
-    """Whether two boxes, which meet along all axes before this one, meet along it and the others too."""
-    if len(boxes) < 2 or axis == dims:
-        return len(boxes) > 1
-    ordered = sorted(boxes, key=lambda box: box.low[axis])
-    edges = sorted({box.low[axis] for box in ordered})
-    if len(edges) == 1:
-        return _overlap(ordered, axis + 1, dims)
-    for edge in edges:  # the boxes that hold this index
-        held = [box for box in ordered if box.low[axis] <= edge < box.low[axis] + box.extent[axis]]
-        if len(held) > 1 and _overlap(held, axis + 1, dims):
-            return True
-    return False
+__all__ = ["between", "restrict"]
 
 
 def restrict(piece: Piece, shape: Shape, box: Box) -> list[Piece]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..errors import CheckpointError, Diagnostic
 from ..planning.plan import Plan
 from ..storage.checkpoint import Checkpoint
+from ..storage.chunks import chunks_of
 
 __all__ = ["fingerprint"]
 
@@ -25,7 +26,7 @@ def fingerprint(
     """
     import hashlib
 
-    if any(entry.file is None for entry in checkpoint.entries.values()):
+    if any(entry.file is None and not chunks_of(entry) for entry in checkpoint.entries.values()):
         raise CheckpointError(
             Diagnostic("not-resumable", "only what is read straight from files can be resumed", checkpoint.source,
                        help="save without resume")
@@ -43,6 +44,9 @@ def _parts(plan: Plan, checkpoint: Checkpoint, aliases: Mapping[str, str]) -> It
         status = Path(file).stat()
         yield [str(Path(file).absolute()), status.st_size, status.st_mtime_ns]
     yield [(key, str(entry.spec), entry.file, entry.offset) for key, entry in checkpoint.entries.items()]
+    for key, entry in checkpoint.entries.items():
+        if chunks := chunks_of(entry):
+            yield [key, [(chunk.low, chunk.box.extent, chunk.place.file, chunk.place.offset) for chunk in chunks]]
     yield sorted(aliases.items())
     # Programs are shared by many steps, and long: each is spelled once.
     numbers: dict[int, int] = {}

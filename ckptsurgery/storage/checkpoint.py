@@ -6,15 +6,17 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import copy
 from functools import cached_property
-from itertools import groupby
+from itertools import chain, groupby
 from operator import attrgetter, lt
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from ..boxes import Box
 from ..errors import CheckpointError, Diagnostic, Remedy
 from ..narrowing import present
 from ..specs import DTYPES, TensorSpec, Tie
 from ..wording import brief, counted, shown_bytes
+from .chunks import Chunked, chunks_of, files_of, read_box
 from .contents import Contents, Entry, Extent
 from .sources.byte_source import ByteSource, Range
 from .sources.files import OpenFiles
@@ -67,10 +69,12 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
         self.config: Mapping[str, Any] | None = contents.config
         self.source = source
         files = dict.fromkeys(map(_FILE, contents.entries.values()))
+        if None in files:
+            files = dict.fromkeys(chain.from_iterable(map(files_of, contents.entries.values())))
         self.files: tuple[str, ...] = tuple(file for file in files if file is not None)
         self.sources: dict[str, ByteSource] = contents.sources
         self.frame: Frame | None = contents.frame
-        self._open_files = OpenFiles(self.files, self.sources)
+        self._open_files = OpenFiles({*self.files, *self.sources}, self.sources)
         self._dense: tuple[str, memoryview] | None = None
 
     @cached_property
@@ -122,6 +126,9 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
             return self._load(key, entry)
         from .tensors import refuse_meta
 
+        if type(entry.tensor) is Chunked:
+            return self._joined(entry.tensor, entry.tensor.box, key)
+
         # Tensors that a file holds in pieces, or not as plain bytes, are built when they are asked for.
         tensor: torch.Tensor = entry.tensor() if callable(entry.tensor) else entry.tensor
         refuse_meta(tensor, key)
@@ -147,6 +154,37 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
                     problems += error.diagnostics
         if problems:
             raise CheckpointError(problems)
+
+    def _joined(self, chunked: Chunked, box: Box, key: str) -> torch.Tensor:
+        """A part of a tensor that is held in chunks; one chunk that is all of it comes as it would by itself."""
+        if len(chunked.chunks) == 1 and box == chunked.chunks[0].box:
+            return self.tensor_at(chunked.chunks[0].entry(self.read_file_into), key)
+        from .tensors import tensor_from
+
+        return tensor_from(
+            read_box(chunked, box, self.read_file_into), 0, TensorSpec(box.extent, chunked.spec.dtype), key
+        )
+
+    def in_chunks(self, keys: Iterable[str]) -> tuple[Checkpoint, dict[str, list[tuple[str, Box]]]]:
+        """The checkpoint with the chunks of some tensors as tensors of their own.
+
+        Returns:
+            A checkpoint over the same open files that holds the chunks besides, and for each of the keys that is held
+            in chunks the names of these, with their boxes.
+        """
+        entries, names = dict(self.entries), dict[str, list[tuple[str, Box]]]()
+        for key in dict.fromkeys(keys):
+            for chunk in chunks_of(self.entries[key]):
+                name = f"{key}{list(chunk.low)}"
+                while name in entries:
+                    name += "'"
+                entries[name] = chunk.entry(self.read_file_into)
+                names.setdefault(key, []).append((name, chunk.box))
+        view = copy(self)
+        view.entries = entries
+        for cached in ("specs", "lies_plainly", "ties", "nbytes"):
+            view.__dict__.pop(cached, None)
+        return view, names
 
     def _load(self, key: str, entry: Entry) -> torch.Tensor:
         from .tensors import span, swap_bytes, tensor_from, torch_shape
@@ -175,7 +213,19 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
         extent = entry.extent
         if extent is not None:
             return self._open_files.read(extent.file, extent.offset + start, stop - start)
+        if type(entry.tensor) is Chunked:
+            return self._chunked_bytes(entry.tensor, start, stop)
         return self._dense_view(key, entry)[start:stop]
+
+    def _chunked_bytes(self, chunked: Chunked, start: int, stop: int) -> memoryview:
+        """Bytes of a tensor in chunks, of which the rows that they lie in are read."""
+        box = chunked.box
+        if not box.extent or start == stop:
+            return memoryview(read_box(chunked, box, self.read_file_into))[start:stop]
+        row = chunked.spec.nbytes // box.extent[0]
+        first, last = start // row, -(-stop // row)
+        rows = Box((first, *box.low[1:]), (last - first, *box.extent[1:]))
+        return memoryview(read_box(chunked, rows, self.read_file_into))[start - first * row : stop - first * row]
 
     def read_into(self, key: str, start: int, buffer: memoryview) -> None:
         """Fills `buffer` with the tensor's dense bytes from `start` on."""
@@ -384,7 +434,7 @@ class LazyTensor:
         if within is None:
             return self.load()[index]
         entry, rest = within
-        return self._checkpoint._load(self.key, entry)[rest]
+        return self._checkpoint.tensor_at(entry, self.key)[rest]
 
     def __len__(self) -> int:
         if not self.spec.shape:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ..specs import DTYPES, TensorSpec
+from .chunks import Chunk, Chunked, chunks_of
 from .contents import Entry
 
 __all__ = ["rows_in", "rows_of"]
@@ -32,7 +34,8 @@ def rows_of(index: Any, length: int) -> tuple[int, int, Any] | None:
 def rows_in(entry: Entry, index: Any) -> tuple[Entry, Any] | None:
     """The part of a tensor that an index touches, and the index within it; None where all of it must be read."""
     first, *rest = index if isinstance(index, tuple) and index else (index,)
-    rows = rows_of(first, entry.spec.shape[0]) if entry.file is not None and _by_rows(entry.spec) else None
+    in_files = entry.file is not None or chunks_of(entry)
+    rows = rows_of(first, entry.spec.shape[0]) if in_files and _by_rows(entry.spec) else None
     if rows is None:
         return None
     lo, hi, within = rows
@@ -51,4 +54,13 @@ def _part(entry: Entry, lo: int, hi: int) -> Entry:
     else:
         start = lo * entry.strides[0] * dtype.itemsize
     spec = TensorSpec((hi - lo, *shape[1:]), entry.spec.dtype)
+    if entry.file is None:
+        return Entry(spec, tensor=Chunked(spec, tuple(_shifted(chunks_of(entry), lo, hi))))
     return Entry(spec, entry.file, entry.offset + start, entry.strides, entry.big_endian)
+
+
+def _shifted(chunks: Iterable[Chunk], lo: int, hi: int) -> Iterator[Chunk]:
+    """Chunks that hold some of the rows, counted from the first of these: one may begin before it, or end behind."""
+    for chunk in chunks:
+        if chunk.low[0] < hi and lo < chunk.box.high[0]:
+            yield chunk._replace(low=(chunk.low[0] - lo, *chunk.low[1:]))

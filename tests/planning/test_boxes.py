@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ckptsurgery as cs
-from ckptsurgery.planning.boxes import Box, between, covers_once, restrict
+from ckptsurgery.boxes import Box, covers_once
+from ckptsurgery.planning.boxes import between, restrict
 from ckptsurgery.planning.layout import Layout, Piece
 
 Array = np.ndarray

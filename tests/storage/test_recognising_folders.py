@@ -92,7 +92,6 @@ def orbax(folder: Path) -> None:
 
 
 LAID_OUT: dict[str, Callable[[Path], Any]] = {
-    "dcp": dcp,
     "zero-stage-3": lambda folder: zero(folder, 3),
     "zero": lambda folder: zero(folder, 2),
     "zero-root": lambda folder: zero(folder, 1) and None,

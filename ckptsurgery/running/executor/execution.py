@@ -18,6 +18,7 @@ from ...planning.costing import BUDGET, REGION
 from ...planning.cutting import copies_bytes
 from ...planning.steps import Program, Step
 from ...storage.checkpoint import Checkpoint
+from .chunking import over_chunks
 from .copying import BareRun, Move, merged, moves_of, runs_of
 from .sinks import Sink
 from .tasks import Moved
@@ -52,6 +53,7 @@ def execute(
     """
     computed: list[Step] = []
     with without_collection():
+        steps, checkpoint = over_chunks(steps, checkpoint)
         checkpoint = checkpoint if sink.keeps_tensors else checkpoint.placed()
         runs = merged(_byte_runs(steps, checkpoint, sink, computed))
     if runs:

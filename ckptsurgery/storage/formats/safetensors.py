@@ -19,7 +19,7 @@ from .opened_source import OpenedSource, opening
 from .safetensors_headers import read_plain_header
 from .tie_records import aliases_in, own_metadata
 
-__all__ = ["CHANGING", "MAX_HEADER", "read_safetensors"]
+__all__ = ["CHANGING", "MAX_HEADER", "read_safetensors", "read_safetensors_at"]
 
 CHANGING = b"!"
 """What stands where a header begins while it is being changed in place."""
@@ -49,6 +49,13 @@ def read_safetensors(path: str | os.PathLike[str] | OpenedSource, subtree: str |
     return enter(contents, subtree, header.path) if subtree else contents
 
 
+def read_safetensors_at(path: str, offset: int) -> tuple[dict[str, Entry], dict[str, str]]:
+    """Entries and metadata of a safetensors file that is the rest of another file, from a byte on."""
+    with opening(path) as opened:
+        header = _Header.read(opened, offset)
+    return _read_plainly(header) or _read_precisely(header)
+
+
 @dataclass(frozen=True, slots=True)
 class _Header:
     path: str
@@ -64,17 +71,17 @@ class _Header:
         return Diagnostic(code, headline, self.path, notes=notes, help=help or _GET_AGAIN)
 
     @classmethod
-    def read(cls, opened: OpenedSource) -> _Header:
+    def read(cls, opened: OpenedSource, base: int = 0) -> _Header:
         path, size, file = opened.name, opened.size, opened.file
-        file.seek(0)
+        file.seek(base)
         length = int.from_bytes(file.read(8), "little")
-        _check_length(path, size, length)
+        _check_length(path, size - base, length)
         raw = file.read(length)
         if raw.startswith(CHANGING):
             text, help = "a change of this file in place was interrupted", f"ckptsurgery restore-header {path!r}"
             raise CheckpointError(Diagnostic("interrupted-change", text, path, help=help))
         try:
-            return cls(path, raw.decode(), 8 + length, size)
+            return cls(path, raw.decode(), base + 8 + length, size)
         except UnicodeDecodeError as error:
             raise CheckpointError(
                 Diagnostic(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ...errors import CheckpointError
@@ -28,7 +28,7 @@ from .recognising import zip_problem
 from .storages import Region, place_all
 from .zip_archive import ZipArchive, refused
 
-__all__ = ["METADATA_RECORD", "holds_pickle", "read_torch_zip"]
+__all__ = ["METADATA_RECORD", "holds_pickle", "persistent_storages", "read_torch_zip"]
 
 METADATA_RECORD = ".metadata.json"  # string metadata that torch has no place for and passes over
 
@@ -100,10 +100,23 @@ def _root(archive: ZipArchive) -> str:
 
 def _unpickled(archive: ZipArchive, root: str) -> Any:
     record = archive.stored(f"{root}data.pkl", _REMEDY)
-    storages: dict[str, Storage] = {}
-    source = archive.source
+    source, persistent = archive.source, persistent_storages(archive.source)
+    if record.nbytes <= _IN_MEMORY:
+        data = read_at(archive.file, record.offset, record.nbytes)
+        return Unpickler(io.BytesIO(data), len(data), source, persistent, record.offset, size=archive.size).load()
+    archive.file.seek(record.offset)
+    return Unpickler(archive.file, record.offset + record.nbytes, source, persistent, size=archive.size).load()
 
-    def persistent(identity: Any) -> Any:
+
+def persistent_storages(source: str) -> Callable[[Any], Storage]:
+    """Return what the persistent ids of one pickle stand for: storages, each known by its key.
+
+    Args:
+        source: the file's name in errors.
+    """
+    storages: dict[str, Storage] = {}
+
+    def persistent(identity: Any) -> Storage:
         if type(identity) is not tuple or len(identity) < 5 or identity[0] not in ("storage", b"storage"):
             raise damaged(source, "a persistent id is no storage")
         _, kind, key, location, numel = identity[:5]
@@ -118,11 +131,7 @@ def _unpickled(archive: ZipArchive, root: str) -> Any:
             raise damaged(source, f"storage {key!r} is of two types")
         return known
 
-    if record.nbytes <= _IN_MEMORY:
-        data = read_at(archive.file, record.offset, record.nbytes)
-        return Unpickler(io.BytesIO(data), len(data), source, persistent, record.offset, size=archive.size).load()
-    archive.file.seek(record.offset)
-    return Unpickler(archive.file, record.offset + record.nbytes, source, persistent, size=archive.size).load()
+    return persistent
 
 
 def _metadata(archive: ZipArchive, root: str) -> dict[str, str]:

@@ -27,7 +27,7 @@ _MAX16, _MAX32 = 0xFFFF, 0xFFFFFFFF
 _AGAIN = "copy or download it again, or have it written again by torch.save"
 _MANY = (
     "each archive is a file of its own: cut them apart. Files of torch.distributed.checkpoint (*.distcp) are read "
-    "together: torch.distributed.checkpoint.format_utils.dcp_to_torch_save(folder, new_path)"
+    "together: open the folder that holds them"
 )
 
 

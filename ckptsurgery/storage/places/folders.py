@@ -10,6 +10,8 @@ from pathlib import Path
 
 from ...errors import CheckpointError, Diagnostic
 from ..contents import Contents
+from ..formats.dcp import METADATA_FILE, read_dcp
+from ..formats.dcp_safetensors import rank_files_in, read_rank_files
 from ..formats.index_json import weight_map_of
 from ..formats.numbering import shard_names
 from ..formats.sharded import read_together
@@ -38,6 +40,10 @@ def read_folder(path: str, subtree: str | None = None, by_file: bool = False) ->
         raise os_error(error, path) from error
     if by_file:
         return read_choice(path, all_of(names, path), subtree)
+    if METADATA_FILE in names and any(name.endswith(".distcp") for name in names):
+        return read_dcp(path, subtree)
+    if ranks := rank_files_in(names):
+        return read_rank_files(path, ranks, subtree)
     decided = Replacement.read(Path(path)) if RECORD in names else None
     places: dict[str, str] = {}
     if decided is not None:

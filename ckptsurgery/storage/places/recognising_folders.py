@@ -48,10 +48,6 @@ class FolderKind:
     always: bool = False
 
 
-def _dcp(names: Names) -> list[str] | None:
-    return [] if ".metadata" in names.here and names.matching(r".*\.distcp") else None
-
-
 def _zero(names: Names) -> list[str] | None:
     states = r"(bf16_|fp16_)?zero_pp_rank_\d+_mp_rank_\d+_optim_states\.pt"
     if not names.matching(states) and not names.matching(r"zero_pp_rank_\d+_mp_rank_\d+_model_states\.pt"):
@@ -118,9 +114,6 @@ _VARIABLES = (
 )
 
 FOLDERS: dict[str, FolderKind] = {
-    "dcp": FolderKind("a checkpoint of torch.distributed.checkpoint (Megatron's torch_dist is one too)", _dcp,
-        "from torch.distributed.checkpoint.format_utils import dcp_to_torch_save; dcp_to_torch_save({path}, 'new.pt')",
-        always=True),
     "zero-stage-3": FolderKind("a checkpoint of DeepSpeed, ZeRO stage 3, whose parameters are cut up among the ranks",
         lambda names: [] if _zero(names) == [] else None,
         "from deepspeed.utils.zero_to_fp32 import convert_zero_checkpoint_to_fp32_state_dict as convert; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ...errors import CheckpointError, Diagnostic
@@ -11,10 +12,6 @@ from .inert import Opaque, Tensor
 __all__ = ["refuse_part"]
 
 _DCP = "torch.distributed.checkpoint.metadata.Metadata"
-_DCP_REMEDY = (
-    "import os; from torch.distributed.checkpoint.format_utils import dcp_to_torch_save; "
-    "dcp_to_torch_save(os.path.dirname({path}), 'new.pt')"
-)
 _ZERO_REMEDY = (
     "from deepspeed.utils.zero_to_fp32 import convert_zero_checkpoint_to_fp32_state_dict as convert; "
     "import pathlib; p = pathlib.Path({path}).parent; convert(str(p.parent), 'new_folder', tag=p.name)"
@@ -30,7 +27,7 @@ def refuse_part(tree: Any, source: str) -> None:
     """
     if type(tree) is Opaque and tree.path == _DCP:
         text = f"{source!r} is the metadata of a checkpoint of torch.distributed.checkpoint; the tensors are beside it"
-        raise _error("unsupported-format", text, source, _DCP_REMEDY)
+        raise CheckpointError(Diagnostic("part-of-a-folder", text, source, help=f"open({str(Path(source).parent)!r})"))
     if not isinstance(tree, dict):
         return
     module, shapes = tree.get("module"), tree.get("param_shapes")
