@@ -29,6 +29,7 @@ FLOORS = {
     "boxes": 0,
     "language": 1,
     "storage": 1,
+    "sharding": 1,
     "ops": 1,
     "planning": 2,
     "modeling": 2,
@@ -53,6 +54,8 @@ NEIGHBOURS = {
     ("specs", "errors"),
     ("specs", "wording"),
     ("", "api"),
+    # a twin keeps what is not plain memory, so that it is refused by name
+    ("sharding", "storage"),
     # to invert a recipe is to invert its ops; ops know nothing of the language
     ("language", "ops"),
     ("cli", ""),

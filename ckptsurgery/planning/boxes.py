@@ -1,7 +1,8 @@
 """Rearrangements cut down to boxes.
 
-A piece of a `Layout` relates elements of whole tensors. `restrict` cuts a piece to a box and renumbers its elements within the box,
-and `between` does so for every box on both sides, so that what is left is a layout over plain, dense arrays: the boxes.
+A piece of a `Layout` relates elements of whole tensors. `restrict` cuts a piece to a box and renumbers its elements
+within the box, and `between` does so for every box on both sides, so that what is left is a layout over plain, dense
+arrays: the boxes.
 """
 
 from __future__ import annotations

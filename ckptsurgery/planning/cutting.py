@@ -20,6 +20,7 @@ __all__ = [
     "Cut",
     "Region",
     "blocks_of",
+    "chains_of",
     "copies_bytes",
     "cut_of",
     "extent_of",
@@ -95,9 +96,7 @@ def cut_of(program: Program) -> Cut | None:
     That is where an op looks at more than one element, and where pieces of one source overlap in what they span (a
     fused tensor split by turns), so that cutting would read it several times.
     """
-    if any(DTYPES[s.dtype].bits % 8 for s in (*program.inputs, *program.outputs)):
-        return None
-    cut = _cut(program)
+    cut = chains_of(program)
     if cut is None:
         return None
     if cut.joins is not None and not cut.layout.contiguous:
@@ -105,6 +104,13 @@ def cut_of(program: Program) -> Cut | None:
     spanned = sum(extent_of(p.shape, p.source_strides) for p in cut.layout.pieces)
     used = {p.source for p in cut.layout.pieces}
     return cut if spanned <= sum(math.prod(cut.layout.sources[n]) for n in used) else None
+
+
+def chains_of(program: Program) -> Cut | None:
+    """A program as one rearrangement and ops on single elements after it; None where it is more than that."""
+    if any(DTYPES[s.dtype].bits % 8 for s in (*program.inputs, *program.outputs)):
+        return None
+    return _cut(program)
 
 
 def _cut(program: Program) -> Cut | None:

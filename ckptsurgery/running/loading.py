@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-__all__ = ["ODD_TARGET", "load_plan", "model_target", "refuse_non_finite"]
+__all__ = ["ODD_TARGET", "load_plan", "model_target", "refuse_non_finite", "report_of"]
 
 ODD_TARGET = "load before the model is sharded or quantised; keep= leaves a tensor as it is"
 
@@ -93,16 +93,34 @@ def load_plan(
         move_to(model, device)
     _restore(model, ties, filled, plan)
     _buffers(model, device)
-    entries = _entries(plan, rows, kept, model)
+    return report_of(plan, checkpoint, model, options, rows, kept, skipped, bar.done)
+
+
+def report_of(
+    plan: Plan,
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    options: LoadOptions,
+    rows: Sequence[Any],
+    kept: Sequence[str],
+    skipped: Collection[str],
+    nbytes: int,
+) -> Report:
+    """The report of a plan that was carried out on a model.
+
+    Args:
+        rows: what was initialised. kept: keys left as constructed. skipped: tied keys that were not made.
+        nbytes: what was written.
+    """
     scanned = () if options.check_values else ("values were not scanned for NaN and Inf: check_values=True does",)
     return Report(
-        entries,
+        _entries(plan, rows, kept, model),
         checkpoint.source,
         type(model).__name__,
         (*_untied(plan, checkpoint, skipped), *scanned),
         plan.warnings,
         bytes_read=plan.cost.bytes_read,
-        bytes_written=bar.done,
+        bytes_written=nbytes,
     )
 
 

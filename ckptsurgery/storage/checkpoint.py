@@ -16,7 +16,7 @@ from ..errors import CheckpointError, Diagnostic, Remedy
 from ..narrowing import present
 from ..specs import DTYPES, TensorSpec, Tie
 from ..wording import brief, counted, shown_bytes
-from .chunks import Chunked, chunks_of, files_of, read_box
+from .chunks import Chunked, files_of, read_box, read_range
 from .contents import Contents, Entry, Extent
 from .sources.byte_source import ByteSource, Range
 from .sources.files import OpenFiles
@@ -165,26 +165,13 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
             read_box(chunked, box, self.read_file_into), 0, TensorSpec(box.extent, chunked.spec.dtype), key
         )
 
-    def in_chunks(self, keys: Iterable[str]) -> tuple[Checkpoint, dict[str, list[tuple[str, Box]]]]:
-        """The checkpoint with the chunks of some tensors as tensors of their own.
-
-        Returns:
-            A checkpoint over the same open files that holds the chunks besides, and for each of the keys that is held
-            in chunks the names of these, with their boxes.
-        """
-        entries, names = dict(self.entries), dict[str, list[tuple[str, Box]]]()
-        for key in dict.fromkeys(keys):
-            for chunk in chunks_of(self.entries[key]):
-                name = f"{key}{list(chunk.low)}"
-                while name in entries:
-                    name += "'"
-                entries[name] = chunk.entry(self.read_file_into)
-                names.setdefault(key, []).append((name, chunk.box))
-        view = copy(self)
-        view.entries = entries
+    def with_entries(self, entries: dict[str, Entry]) -> Checkpoint:
+        """Return a checkpoint of other entries over the same open files."""
+        found = copy(self)
+        found.entries = entries
         for cached in ("specs", "lies_plainly", "ties", "nbytes"):
-            view.__dict__.pop(cached, None)
-        return view, names
+            found.__dict__.pop(cached, None)
+        return found
 
     def _load(self, key: str, entry: Entry) -> torch.Tensor:
         from .tensors import span, swap_bytes, tensor_from, torch_shape
@@ -214,18 +201,8 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
         if extent is not None:
             return self._open_files.read(extent.file, extent.offset + start, stop - start)
         if type(entry.tensor) is Chunked:
-            return self._chunked_bytes(entry.tensor, start, stop)
+            return read_range(entry.tensor, start, stop, self.read_file_into)
         return self._dense_view(key, entry)[start:stop]
-
-    def _chunked_bytes(self, chunked: Chunked, start: int, stop: int) -> memoryview:
-        """Bytes of a tensor in chunks, of which the rows that they lie in are read."""
-        box = chunked.box
-        if not box.extent or start == stop:
-            return memoryview(read_box(chunked, box, self.read_file_into))[start:stop]
-        row = chunked.spec.nbytes // box.extent[0]
-        first, last = start // row, -(-stop // row)
-        rows = Box((first, *box.low[1:]), (last - first, *box.extent[1:]))
-        return memoryview(read_box(chunked, rows, self.read_file_into))[start - first * row : stop - first * row]
 
     def read_into(self, key: str, start: int, buffer: memoryview) -> None:
         """Fills `buffer` with the tensor's dense bytes from `start` on."""
@@ -262,10 +239,7 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
         from .memory import placed_entry
 
         entries = {key: e if e.file is not None else placed_entry(e) for key, e in self.entries.items()}
-        found = copy(self)
-        found.entries = entries
-        found.__dict__.pop("lies_plainly", None)
-        return found
+        return self.with_entries(entries)
 
     def read_in_order(self, files: Iterable[str]) -> None:
         """Tell the system that files will be read from front to back, so that it reads further ahead."""

@@ -19,7 +19,7 @@ from .formats.archived import Archived, locate
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Chunk", "Chunked", "Read", "chunks_of", "files_of", "read_box"]
+__all__ = ["Chunk", "Chunked", "Read", "chunks_of", "files_of", "read_box", "read_range", "unaligned"]
 
 Read = Callable[[str, int, memoryview], None]
 """Fills a buffer with bytes of a file from an offset on."""
@@ -110,13 +110,24 @@ def read_box(chunked: Chunked, box: Box, read: Read) -> bytearray:
     return made
 
 
+def read_range(chunked: Chunked, start: int, stop: int, read: Read) -> memoryview:
+    """Read bytes `[start, stop)` of the dense tensor, and for them the rows that they are in."""
+    box = chunked.box
+    if not box.extent or start == stop:
+        return memoryview(read_box(chunked, box, read))[start:stop]
+    row = chunked.spec.nbytes // box.extent[0]
+    first, last = start // row, -(-stop // row)
+    rows = Box((first, *box.low[1:]), (last - first, *box.extent[1:]))
+    return memoryview(read_box(chunked, rows, read))[start - first * row : stop - first * row]
+
+
 def _within(box: Box, low: Sequence[int]) -> tuple[slice, ...]:
     """The index of a box in an array whose first element has the index `low`."""
     return tuple(slice(start - first, start - first + n) for start, first, n in zip(box.low, low, box.extent))
 
 
 def _elements(chunk: Chunk, box: Box, size: int, read: Read) -> Any:
-    """The elements of a chunk that are in a box, as an array; of a plain chunk only the rows that are in it are read."""
+    """The elements of a chunk that are in a box; of a plain chunk only the rows that are in it are read."""
     import numpy as np
 
     entry = chunk.entry(read)

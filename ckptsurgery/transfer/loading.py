@@ -23,7 +23,7 @@ from ..planning.settlement import Offer, Settlement
 from ..planning.settling import settle
 from ..planning.unread import Unreadable
 from ..planning.wrapping import draft_unwrapped
-from ..running.loading import ODD_TARGET, load_plan, model_target, refuse_non_finite
+from ..running.loading import ODD_TARGET, model_target, refuse_non_finite
 from ..storage.checkpoint import Checkpoint
 from ..storage.places.opening import open_checkpoint
 from ..storage.unpickling.nodes import is_state
@@ -36,6 +36,7 @@ from .handing import Handing, own_loaders, renamed_versions, saved_names
 from .layouts import as_if_transposed, foreign_layout
 from .orienting import live_modules, transposed, turned_weights
 from .recipes import fitting_recipes
+from .together import Carry, seen_plainly
 
 if TYPE_CHECKING:
     import torch
@@ -112,25 +113,26 @@ def load_into(
 
     require_module(model)
     wanted = asked(init, keep, drop, mismatch, dtype, partial, assign, device, check_values, seed, progress)
-    options = wanted if wanted.assign is not None else replace(wanted, assign=has_meta(model))
-    check_assigned(options)
-    checkpoint = open_checkpoint(source, subtree=subtree)
-    without = {key: path for path in options.drop for key in below(path, checkpoint.unreadable)}
-    without |= {key: key for key in options.drop if is_state(key) and key in checkpoint.extras}
-    drops = [path for path in options.drop if path not in without.values() or below(path, checkpoint.specs)]
-    state = {place.name: place.tensor for place in places(model) if place.persistent}
-    kept = {name for path in options.keep for name in below(path, state)}
-    require_plain(((name, tensor) for name, tensor in state.items() if name not in kept), ODD_TARGET)
-    options, live = replace(options, drop=drops), live_modules(source, subtree)
-    load = _Load(model, checkpoint, model_target(model), options, without, live)
-    said = as_recipe(recipe) if recipe is not None else None
-    try:
-        load.draft(said, config, dims)
-        with torch.inference_mode(False):  # parameters made in it could never be trained
-            return load.run()
-    except CkptSurgeryError as error:
-        error.rewrite(as_arguments if said is None else lambda problem: problem.within(file_of(said)))
-        raise
+    with seen_plainly(model) as (seen, carry):
+        options = wanted if wanted.assign is not None else replace(wanted, assign=has_meta(seen))
+        check_assigned(options)
+        checkpoint = open_checkpoint(source, subtree=subtree)
+        without = {key: path for path in options.drop for key in below(path, checkpoint.unreadable)}
+        without |= {key: key for key in options.drop if is_state(key) and key in checkpoint.extras}
+        drops = [path for path in options.drop if path not in without.values() or below(path, checkpoint.specs)]
+        state = {place.name: place.tensor for place in places(seen) if place.persistent}
+        kept = {name for path in options.keep for name in below(path, state)}
+        require_plain(((name, tensor) for name, tensor in state.items() if name not in kept), ODD_TARGET)
+        options, live = replace(options, drop=drops), live_modules(source, subtree)
+        load = _Load(seen, checkpoint, model_target(seen), options, carry, without, live)
+        said = as_recipe(recipe) if recipe is not None else None
+        try:
+            load.draft(said, config, dims)
+            with torch.inference_mode(False):  # parameters made in it could never be trained
+                return load.run()
+        except CkptSurgeryError as error:
+            error.rewrite(as_arguments if said is None else lambda problem: problem.within(file_of(said)))
+            raise
 
 
 @dataclass
@@ -138,6 +140,7 @@ class _Load:
     """One load, from draft to report.
 
     Args:
+        carry: carries the plan out.
         without: source keys that the caller does without -> the path that says so.
         live: the modules of a source that is a live one.
     """
@@ -146,6 +149,7 @@ class _Load:
     checkpoint: Checkpoint
     target: Target
     options: LoadOptions
+    carry: Carry
     without: Mapping[str, str] = field(default_factory=dict)
     live: Mapping[str, nn.Module] = field(default_factory=dict)
     plan: Plan = field(init=False)
@@ -201,7 +205,7 @@ class _Load:
         if options.check_values and self.handed:
             refuse_non_finite((k, h.taken[k]) for h in self.handed for k in h.taken)
         also = (lambda: self.load_handed(bool(options.assign))) if self.handed else None
-        report = load_plan(plan, self.checkpoint, self.model, options, also=also, also_filled=taken)
+        report = self.carry(plan, self.checkpoint, self.model, options, also=also, also_filled=taken)
         handed = {h.key(name) for h in self.handed for name in h.states}
         self.states.hand(handed, tuple(target.specs))
         self.notes += self.states.notes()

@@ -97,7 +97,7 @@ def work() -> None:
         module, name, args = pickle.loads(tasks.read(struct.unpack("<Q", head)[0]))
         try:
             answer: tuple[bool, Any] = True, getattr(importlib.import_module(module), name)(*args)
-        except BaseException:
+        except Exception:
             answer = False, f"rank {rank}: {traceback.format_exc()}"
         data = pickle.dumps(answer)
         answers.write(struct.pack("<Q", len(data)) + data)

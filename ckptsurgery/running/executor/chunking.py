@@ -1,58 +1,117 @@
-"""Steps over tensors that are held in chunks, as steps over the chunks.
+"""Steps over boxes: where a source is held in chunks, and where a part of a target is wanted.
 
-A program relates whole tensors. Where the source holds a tensor in chunks, or only a part of a target is wanted, its
-layout is cut to the boxes on both sides (`planning/boxes.py`), and what is left is a program over plain tensors that
-the rest of the executor runs as it runs any other. So nothing below this module knows of chunks.
+A program relates whole tensors. Its layout is cut to the boxes on both sides (`planning/boxes.py`), and what is left is
+a program over plain tensors that the rest of the executor runs as it runs any other. So nothing below this module knows
+of boxes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 from ...boxes import Box
 from ...ops.base import Op
 from ...planning.boxes import between
-from ...planning.cutting import cut_of
+from ...planning.cutting import chains_of
 from ...planning.layout import Layout
 from ...planning.steps import Move, Program, Run, Step
 from ...specs import TensorSpec
 from ...storage.checkpoint import Checkpoint
 from ...storage.chunks import chunks_of
 
-__all__ = ["Boxes", "over_boxes", "over_chunks", "program_between"]
+__all__ = ["BoxSteps", "Boxes", "over_chunks", "to_boxes"]
 
 Boxes = tuple[tuple[Box, ...], ...]
 """For each tensor of one side of a program the boxes of it that are at hand."""
 
+Names = Mapping[str, Sequence[tuple[str, Box]]]
+"""Key of a tensor in chunks -> the keys and boxes of these."""
+
+
+class BoxSteps(NamedTuple):
+    """Steps over boxes.
+
+    Args:
+        steps: their sources are tensors of `checkpoint`, their targets the boxes that are wanted, by the whole's key.
+        checkpoint: the source.
+        whole: steps that have to see whole tensors, as they were.
+    """
+
+    steps: Sequence[Step]
+    checkpoint: Checkpoint
+    whole: Sequence[Step]
+
 
 def over_chunks(steps: Sequence[Step], checkpoint: Checkpoint) -> tuple[Sequence[Step], Checkpoint]:
     """Return steps whose sources are in one piece each, and the checkpoint that holds these."""
-    if all(entry.file is not None for entry in checkpoint.entries.values()):
+    view, names = _in_chunks(steps, checkpoint)
+    if not names:
         return steps, checkpoint
-    held = [key for step in steps for key in step.sources if chunks_of(checkpoint.entries[key])]
-    if not held:
-        return steps, checkpoint
-    view, names = checkpoint.in_chunks(held)
+    made: list[Step] = []
     programs: dict[tuple[int, Boxes], Program] = {}
-    made = []
     for step in steps:
         if names.keys().isdisjoint(step.sources):
             made.append(step)
             continue
-        known = [
-            names.get(key) or [(key, Box.whole(spec.shape))] for key, spec in zip(step.sources, step.program.inputs)
-        ]
-        boxes = tuple(tuple(box for _, box in found) for found in known)
-        program = programs.get((id(step.program), boxes))
-        if program is None:
-            program = programs[id(step.program), boxes] = over_boxes(step.program, boxes)
-        made.append(step._replace(sources=tuple(name for found in known for name, _ in found), program=program))
+        held, boxes = _sources(step, names)
+        known = id(step.program), boxes
+        if known not in programs:
+            programs[known] = _over_boxes(step.program, boxes)
+        made.append(step._replace(sources=held, program=programs[known]))
     return made, view
 
 
-def over_boxes(program: Program, sources: Boxes) -> Program:
+def to_boxes(steps: Sequence[Step], checkpoint: Checkpoint, wanted: Mapping[str, Box]) -> BoxSteps:
+    """Return steps that make a box of each target that is wanted, from what it needs of the sources."""
+    view, names = _in_chunks(steps, checkpoint)
+    made: list[Step] = []
+    whole: list[Step] = []
+    programs: dict[tuple[int, Boxes, Boxes], tuple[Program, tuple[int, ...]] | None] = {}
+    for step in steps:
+        targets = tuple((wanted[key],) if key in wanted else () for key in step.targets)
+        if not any(targets):
+            continue
+        held, boxes = _sources(step, names)
+        known = id(step.program), boxes, targets
+        if known not in programs:
+            programs[known] = _needed(_between(step.program, boxes, targets))
+        found = programs[known]
+        if found is None:
+            whole.append(step)
+            continue
+        program, used = found
+        keys = tuple(key for key, box in zip(step.targets, targets) if box)
+        made.append(step._replace(sources=tuple(held[n] for n in used), targets=keys, program=program))
+    return BoxSteps(made, view, whole)
+
+
+def _in_chunks(steps: Sequence[Step], checkpoint: Checkpoint) -> tuple[Checkpoint, Names]:
+    """The checkpoint that holds chunks as tensors of their own besides, and for each tensor in chunks their keys."""
+    if all(entry.file is not None for entry in checkpoint.entries.values()):
+        return checkpoint, {}
+    entries, names = dict(checkpoint.entries), dict[str, list[tuple[str, Box]]]()
+    for key in dict.fromkeys(key for step in steps for key in step.sources):
+        for chunk in chunks_of(checkpoint.entries[key]):
+            name = f"{key}{list(chunk.low)}"
+            while name in entries:
+                name += "'"
+            entries[name] = chunk.entry(checkpoint.read_file_into)
+            names.setdefault(key, []).append((name, chunk.box))
+    return checkpoint.with_entries(entries), names
+
+
+def _sources(step: Step, names: Names) -> tuple[tuple[str, ...], Boxes]:
+    """The keys of what a step reads, one after another, and for each of its inputs their boxes."""
+    whole = ([(key, Box.whole(spec.shape))] for key, spec in zip(step.sources, step.program.inputs))
+    known = [names.get(key) or one for key, one in zip(step.sources, whole)]
+    return tuple(name for held in known for name, _ in held), tuple(tuple(box for _, box in held) for held in known)
+
+
+def _over_boxes(program: Program, sources: Boxes) -> Program:
     """A program over boxes of its inputs, which makes its outputs whole."""
-    cut = program_between(program, sources, tuple((Box.whole(spec.shape),) for spec in program.outputs))
+    cut = _between(program, sources, tuple((Box.whole(spec.shape),) for spec in program.outputs))
     if cut is not None:
         return cut
     wholes = tuple((Box.whole(spec.shape),) for spec in program.inputs)
@@ -61,7 +120,7 @@ def over_boxes(program: Program, sources: Boxes) -> Program:
     return Program(_specs(program.inputs, sources), (Move(join, dtypes), *program.instructions), program.outputs)
 
 
-def program_between(program: Program, sources: Boxes, targets: Boxes) -> Program | None:
+def _between(program: Program, sources: Boxes, targets: Boxes) -> Program | None:
     """A program from boxes of the inputs to boxes of the outputs; None where it has to see whole tensors.
 
     Args:
@@ -71,7 +130,7 @@ def program_between(program: Program, sources: Boxes, targets: Boxes) -> Program
     chains: Sequence[Sequence[Op]] = ((),) * len(program.outputs)
     layout = program.moves
     if layout is None:
-        cut = cut_of(program)
+        cut = chains_of(program)
         if cut is None:
             return None
         layout, chains = cut.layout, cut.chains
@@ -84,6 +143,25 @@ def program_between(program: Program, sources: Boxes, targets: Boxes) -> Program
         for op in chains[number]:
             made = made.then(Run(op, ((place,),)))
     return made
+
+
+def _needed(program: Program | None) -> tuple[Program, tuple[int, ...]] | None:
+    """A program without the inputs that it does not read, and the numbers of those that it does."""
+    if program is None:
+        return None
+    move = program.instructions[0]
+    if not isinstance(move, Move):
+        return program, tuple(range(len(program.inputs)))
+    used = sorted({piece.source for piece in move.layout.pieces}) or [0]
+    places = {number: place for place, number in enumerate(used)}
+    layout = Layout(
+        tuple(move.layout.sources[number] for number in used),
+        move.layout.targets,
+        tuple(replace(piece, source=places[piece.source]) for piece in move.layout.pieces),
+    )
+    inputs = tuple(program.inputs[number] for number in used)
+    rest = program.instructions[1:]
+    return Program(inputs, (Move(layout, move.dtypes), *rest), program.outputs), tuple(used)
 
 
 def _specs(wholes: Sequence[TensorSpec], boxes: Boxes) -> tuple[TensorSpec, ...]:

@@ -21,7 +21,7 @@ from ..unpickling.pickle_machine import Unpickler
 from .storages import Region, place_tensor
 from .torch_zip import persistent_storages
 
-__all__ = ["Archived", "Archive", "locate"]
+__all__ = ["Archive", "Archived", "locate"]
 
 Read = Callable[[str, int, memoryview], None]
 

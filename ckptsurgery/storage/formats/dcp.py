@@ -356,5 +356,3 @@ def _common(folder: str, extras: Mapping[str, Any]) -> Mapping[str, Any]:
     except (CheckpointError, OSError, StopIteration):
         return {"common": Opaque("torch", "object", (), f"{_COMMON} cannot be read")}
     return settle({"common": tree}, lambda leaf: Opaque("torch", "Tensor", (), f"a tensor of {_COMMON}"))
-
-

@@ -1,4 +1,4 @@
-"""Safetensors files that each hold one rank's chunks, as the Hugging Face storage of distributed checkpoints writes them.
+"""Safetensors files that each hold one rank's chunks, as torch's distributed storage for Hugging Face writes them.
 
 The files are called `shard-RANK-model-N-of-M.safetensors`. A key is in several of them, and each file's metadata gives
 the index at which its part of the tensor begins. Nothing gives the shape of the whole: it is where the parts end.
@@ -21,7 +21,7 @@ from ..subtree import enter
 from ..text import shown_keys
 from .sniffing import read_file
 
-__all__ = ["read_rank_files", "rank_files_in"]
+__all__ = ["rank_files_in", "read_rank_files"]
 
 _NAME = re.compile(r"shard-(\d+)-model-\d+-of-\d+\.safetensors")
 _INFO = "DCP_SHARDING_INFO"
@@ -107,5 +107,3 @@ def _entry(chunks: list[Chunk], folder: str) -> Entry:
     if DTYPES[spec.dtype].bits % 8:
         raise unaligned(spec, folder)
     return Entry(spec, tensor=Chunked(spec, tuple(full)))
-
-

@@ -1,0 +1,258 @@
+"""Putting a plan's result into a sharded model: each rank makes the boxes that it holds.
+
+The plan was made for a plain twin of the model (`sharding/twins.py`). Work goes in rounds, so that a rank that fails
+stops all of them with its error:
+
+1. Each rank reads its boxes. Where several ranks hold the same box, one of them reads it.
+2. Boxes that one rank read go to the others that hold them.
+3. Steps that have to see whole tensors run on one rank each, which sends every rank its box.
+4. What the twin was given (first values, what modules load in their own way) is cut to boxes: every rank draws the
+   same numbers, from the seed and the key, whatever the mesh.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ..boxes import Box
+from ..errors import CheckpointError, CkptSurgeryError, Diagnostic, LoadError
+from ..modeling.initialising import initialise, materialise_buffers
+from ..modeling.places import named_tensors
+from ..planning.plan import Plan
+from ..planning.settlement import OWN, LoadOptions
+from ..planning.steps import Step
+from ..sharding.peers import Peers
+from ..sharding.shards import LocalShard, empty_shard, shard_of
+from ..sharding.twins import Twin
+from ..storage.checkpoint import Checkpoint
+from ..wording import counted
+from .executor.chunking import to_boxes
+from .executor.programs import run_step
+from .loading import refuse_non_finite, report_of
+from .progress import ByteBar
+from .proving import prove
+from .report import Report
+from .sinks.shards import ShardSink
+from .sinks.tensors import fill
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+__all__ = ["load_shards"]
+
+
+def load_shards(
+    plan: Plan,
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    options: LoadOptions,
+    *,
+    also: Callable[[], object] | None = None,
+    also_filled: Sequence[str] = (),
+    twin: Twin,
+    ranks: Peers,
+) -> Report:
+    """Carry a plan out on a sharded model; called by all ranks with equal arguments.
+
+    Args:
+        model: the twin's module.
+        also: further work on the twin, whose tensors are taken to the model.
+        also_filled: the keys that this work fills.
+        twin: the plain twin of the sharded model.
+        ranks: those that hold the model together.
+
+    Raises:
+        PlanError, LoadError, CheckpointError: the same on all ranks; what headers show before data is read.
+    """
+    prove(plan, checkpoint)
+    inits = {k: v for k, v in plan.inits.items() if v not in OWN}
+    kept = [k for k, v in plan.inits.items() if v in OWN]
+    skipped = {other for other, _ in plan.tie_proofs}
+    loader = _Loader(twin, ranks, options.device)
+    loader.refuse_empty(kept)
+    made = [key for step in plan.steps for key in step.targets if key not in skipped]
+    loader.hold(made)
+    ranks.agree(None, _digest(plan))
+    if options.check_values:
+        refuse_non_finite((k, t) for step in plan.steps for k, t in zip(step.targets, run_step(step, checkpoint.load)))
+    total = sum(shard.memory.numel() * shard.memory.element_size() for shard in loader.shards.values())
+    with ByteBar(total, "loading", options.progress) as bar:
+        loader.load(plan.steps, checkpoint, bar)
+    if also is not None:
+        also()
+    rows = initialise(model, inits, options.seed) if inits else ()
+    first = {row.name for row in rows if not row.by.startswith("tied to ")}
+    loader.take(model, [*also_filled, *first])
+    loader.finish()
+    loader.tie(plan)
+    loader.take_buffers(model)
+    ranks.agree(None)
+    return report_of(plan, checkpoint, model, options, rows, kept, skipped, bar.done)
+
+
+def _digest(plan: Plan) -> str:
+    """What is equal for two plans that make the same of the same."""
+    import hashlib
+
+    told = hashlib.sha256(repr([(s.sources, s.targets, s.kind) for s in plan.steps]).encode())
+    told.update(repr([(key, str(spec)) for key, spec in plan.specs.items()]).encode())
+    told.update(re.sub(r" at 0x[0-9a-f]+", "", repr([(key, str(what)) for key, what in plan.inits.items()])).encode())
+    return told.hexdigest()
+
+
+@dataclass
+class _Loader:
+    """The shards of a model, and the ranks that hold equal ones."""
+
+    twin: Twin
+    ranks: Peers
+    device: torch.device | None
+    shards: dict[str, LocalShard] = field(default_factory=dict)
+    _new: dict[str, Tensor] = field(default_factory=dict)
+    _boxes: list[dict[str, Box]] = field(default_factory=list)
+
+    def refuse_empty(self, kept: Iterable[str]) -> None:
+        """Check that what is left as constructed was constructed."""
+        empty = [key for key in kept if self.twin.owners[key].tensor.is_meta]
+        if empty:
+            text = f"{counted(len(empty), 'key')} would be kept as built, and the model has them on the meta device"
+            raise LoadError(Diagnostic("meta-kept", text, notes=tuple(empty[:12]), help="initialise them: init="))
+
+    def hold(self, keys: Iterable[str]) -> None:
+        """Find the part of each tensor that this rank holds; what is on the meta device gets memory."""
+        for key in keys:
+            tensor = self.twin.owners[key].tensor
+            if tensor.is_meta:
+                tensor = self._new[key] = empty_shard(tensor, self.device)
+            self.shards[key] = shard_of(tensor, key)
+
+    def load(self, steps: Sequence[Step], checkpoint: Checkpoint, moved: ByteBar) -> None:
+        """Fill the shards that were found."""
+        self._boxes = self.ranks.gathered({key: shard.box for key, shard in self.shards.items()})
+        readers, shared = self._readers()
+        mine = {key: shard for key, shard in self.shards.items() if readers[key, shard.box] == self.ranks.rank}
+        found = to_boxes(steps, checkpoint, {key: shard.box for key, shard in self.shards.items()})
+        left = {key for step in found.whole for key in step.targets}
+        error = None
+        try:
+            wanted = {key: shard.box for key, shard in mine.items() if key not in left and shard.box.numel}
+            part = to_boxes(steps, checkpoint, wanted)
+            fill(ShardSink(part.steps, mine), part.steps, part.checkpoint, moved)
+        except (CkptSurgeryError, OSError) as raised:
+            error = _broken_off(raised)
+        self.ranks.agree(error)
+        for (key, box), holders in shared.items():
+            if key not in left:
+                self._spread(key, box, readers[key, box], holders)
+        self._whole(found.whole, checkpoint)
+
+    def _readers(self) -> tuple[dict[tuple[str, Box], int], dict[tuple[str, Box], list[int]]]:
+        """For each box the rank that reads it, and the holders of those that several ranks hold; equal on all ranks."""
+        holders: dict[tuple[str, Box], list[int]] = {}
+        for rank, boxes in enumerate(self._boxes):
+            for key, box in boxes.items():
+                holders.setdefault((key, box), []).append(rank)
+        load = [0] * self.ranks.size
+        readers = {}
+        for (key, box), ranks in sorted(holders.items(), key=lambda one: len(one[1])):
+            reader = min(ranks, key=load.__getitem__)
+            readers[key, box] = reader
+            load[reader] += box.numel
+        return readers, {one: ranks for one, ranks in holders.items() if len(ranks) > 1 and one[1].numel}
+
+    def _spread(self, key: str, box: Box, reader: int, holders: Sequence[int]) -> None:
+        """Send a box from the rank that has it to the others that hold it."""
+        if self.ranks.rank == reader:
+            self.ranks.send(self.shards[key].memory, holders)
+        elif self.ranks.rank in holders:
+            self.ranks.receive(self.shards[key].memory, reader)
+
+    def _whole(self, steps: Sequence[Step], checkpoint: Checkpoint) -> None:
+        """Run steps on whole tensors, on one rank each, and send what they make."""
+        load = [0] * self.ranks.size
+        for step in steps:
+            maker = load.index(min(load))
+            load[maker] += sum(spec.nbytes for spec in (*step.program.inputs, *step.program.outputs))
+            made: tuple[Tensor, ...] = self.ranks.told(maker, lambda step=step: run_step(step, checkpoint.load)) or ()
+            for number, key in enumerate(step.targets):
+                if key in self.shards:
+                    self._scatter(key, made[number] if made else None, maker)
+
+    def _scatter(self, key: str, whole: Tensor | None, maker: int) -> None:
+        """Send each rank its box of a tensor that one of them has made."""
+        for rank, boxes in enumerate(self._boxes):
+            box = boxes[key]
+            if not box.numel:
+                continue
+            if whole is not None and rank == maker:
+                _copy(self.shards[key].memory, _cut(whole, box))
+            elif whole is not None:
+                self.ranks.send(_cut(whole, box), [rank])
+            elif rank == self.ranks.rank:
+                self.ranks.receive(self.shards[key].memory, maker)
+
+    def take(self, model: nn.Module, keys: Sequence[str]) -> None:
+        """Copy this rank's boxes of tensors that the twin was given whole."""
+        whole = named_tensors(model)
+        fresh = [key for key in keys if key in self.twin.owners]
+        self.hold(key for key in fresh if key not in self.shards)
+        for key in fresh:
+            shard = self.shards[key]
+            if shard.box.numel:
+                _copy(shard.memory, _cut(whole[key].detach(), shard.box))
+
+    def finish(self) -> None:
+        """Register new tensors in the place of those on the meta device, under every name of each."""
+        from ..modeling.assigning import parameter_like
+
+        for key, tensor in self._new.items():
+            old = self.twin.owners[key].tensor
+            parameter = self.twin.owners[key].leaf in self.twin.owners[key].module._parameters
+            new = parameter_like(old, tensor) if parameter else tensor
+            for owner in self.twin.places(key):
+                owner.put(new)
+        self._new.clear()
+
+    def tie(self, plan: Plan) -> None:
+        """Make the names that the plan ties one tensor, where they are not."""
+        for alias, base in plan.ties.items():
+            if alias in self.twin.owners and base in self.twin.owners:
+                held = self.twin.owners[base].tensor
+                if self.twin.owners[alias].tensor is not held:
+                    self.twin.owners[alias].put(held)
+
+    def take_buffers(self, model: nn.Module) -> None:
+        """Give the model the buffers that no file holds, where it has them on the meta device."""
+        if any(owner.tensor.is_meta for owner in self.twin.owners.values()):
+            computed = materialise_buffers(model)
+            tensors = named_tensors(model)
+            for name in computed:
+                there = tensors[name] if self.device is None else tensors[name].to(self.device)
+                self.twin.owners[name].put(there)
+        left = [name for name, owner in self.twin.owners.items() if owner.tensor.is_meta]
+        if left:
+            text = f"{counted(len(left), 'model tensor', 'is')} still on the meta device"
+            raise LoadError(Diagnostic("meta-left", text, notes=tuple(left[:12]), help="load or initialise them"))
+
+
+def _cut(whole: Tensor, box: Box) -> Tensor:
+    return whole[tuple(slice(low, low + n) for low, n in zip(box.low, box.extent))]
+
+
+def _copy(target: Tensor, values: Tensor) -> None:
+    import torch
+
+    with torch.no_grad():
+        target.copy_(values)
+
+
+def _broken_off(error: CkptSurgeryError | OSError) -> LoadError:
+    first = error.diagnostics if isinstance(error, CheckpointError) else (Diagnostic("read-failed", str(error)),)
+    half = Diagnostic(
+        "half-loaded", "the load broke off on a rank: the model holds old and new values", help="load again"
+    )
+    return LoadError([*first, half])

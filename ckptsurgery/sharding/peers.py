@@ -1,0 +1,128 @@
+"""The ranks that do one thing together: errors that all of them raise, and boxes that one sends to others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CheckpointError, CkptSurgeryError, Diagnostic, LoadError, PlanError, RecipeError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Peers", "peers"]
+
+_KINDS: dict[str, type[CkptSurgeryError]] = {
+    kind.__name__: kind for kind in (CheckpointError, PlanError, RecipeError, LoadError, CkptSurgeryError)
+}
+
+
+def peers() -> Peers | None:
+    """The ranks of the default process group; None where there is none."""
+    import torch.distributed as dist
+
+    if not dist.is_available() or not dist.is_initialized():
+        return None
+    return Peers(dist.get_rank(), dist.get_world_size())
+
+
+@dataclass
+class Peers:
+    """All ranks of the default process group. Every method is called by all of them, in one order.
+
+    Args:
+        rank: of this process.
+        size: how many there are.
+    """
+
+    rank: int
+    size: int
+    _failed: bool = False
+
+    def fail(self, error: Exception) -> None:
+        """Raise an error on all ranks, unless it is one that they have agreed on already."""
+        if not self._failed:
+            self.agree(error)
+
+    def gathered(self, value: Any) -> list[Any]:
+        """What each rank gives, by rank."""
+        import torch.distributed as dist
+
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
+
+    def agree(self, error: Exception | None, digest: object = None) -> None:
+        """Raise the error of the lowest rank that has one, on all ranks.
+
+        Args:
+            error: this rank's.
+            digest: what must be equal on all ranks, where none has an error.
+
+        Raises:
+            CkptSurgeryError: the error, of its own class.
+        """
+        told = None if error is None else (type(error).__name__, getattr(error, "diagnostics", None) or str(error))
+        found = self.gathered((told, digest))
+        for rank, (problem, _) in enumerate(found):
+            if problem is None:
+                continue
+            self._failed = True
+            if rank == self.rank and error is not None:
+                raise error
+            kind, about = problem
+            if isinstance(about, str):
+                about = (Diagnostic("rank-failed", f"rank {rank} failed: {kind}: {about}"),)
+            raise _KINDS.get(kind, CkptSurgeryError)(about)
+        different = [rank for rank, (_, other) in enumerate(found) if other != found[0][1]]
+        if different:
+            self._failed = True
+            text = f"rank {different[0]} was given other arguments, or sees other files, than rank 0"
+            raise PlanError(Diagnostic("ranks-differ", text, help="call it on all ranks with the same arguments"))
+
+    @cached_property
+    def _device(self) -> str:
+        """Where tensors are sent from: NCCL has no way from the host."""
+        import torch.distributed as dist
+
+        return "cpu" if "gloo" in str(dist.get_backend()) else "cuda"
+
+    def send(self, tensor: Tensor, ranks: Iterable[int]) -> None:
+        """Send a plain tensor's elements to other ranks, which call `receive` meanwhile."""
+        import torch.distributed as dist
+
+        data = _as_bytes(tensor.to(self._device))
+        for work in [dist.isend(data, rank) for rank in ranks if rank != self.rank]:
+            if work is not None:
+                work.wait()
+
+    def receive(self, tensor: Tensor, rank: int) -> None:
+        """Fill a plain tensor with what a rank sends."""
+        import torch
+        import torch.distributed as dist
+
+        there = tensor if tensor.is_contiguous() and tensor.device.type == self._device else None
+        made = there if there is not None else torch.empty(tensor.shape, dtype=tensor.dtype, device=self._device)
+        dist.recv(_as_bytes(made), rank)
+        if there is None:
+            tensor.copy_(made)
+
+    def told(self, rank: int, work: Callable[[], Any]) -> Any:
+        """What a rank's work gives, or the error that it raises, on all ranks; only that rank does it."""
+        value, error = None, None
+        if rank == self.rank:
+            try:
+                value = work()
+            except CkptSurgeryError as raised:
+                error = raised
+        self.agree(error)
+        return value
+
+
+def _as_bytes(tensor: Tensor) -> Tensor:
+    """The bytes of a plain tensor: backends do not know every dtype."""
+    import torch
+
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)

@@ -1,0 +1,86 @@
+"""Which part of a tensor this rank holds, as torch's distributed checkpoints ask for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..boxes import Box
+from ..errors import Diagnostic, LoadError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+__all__ = ["LocalShard", "empty_shard", "has_shards", "is_sharded", "shard_of"]
+
+
+class LocalShard(NamedTuple):
+    """The part of a tensor that this rank holds.
+
+    Args:
+        box: which part.
+        memory: its elements, a plain tensor.
+    """
+
+    box: Box
+    memory: Tensor
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is a `DTensor`, of which each rank holds a part."""
+    return any(base.__name__ == "DTensor" and base.__module__.startswith("torch.") for base in type(tensor).__mro__)
+
+
+def has_shards(model: nn.Module) -> bool:
+    """Whether a model has a parameter or buffer of which each rank holds a part.
+
+    >>> import torch
+    >>> has_shards(torch.nn.Linear(2, 3))
+    False
+    """
+    return any(map(is_sharded, model.parameters())) or any(map(is_sharded, model.buffers()))
+
+
+def shard_of(tensor: Tensor, key: str) -> LocalShard:
+    """The part of a tensor that this rank holds; a plain tensor is held whole.
+
+    Any placement is covered (shards along any dimensions, uneven ones, replicas): torch itself computes the box.
+
+    Args:
+        key: the tensor's name in the error.
+
+    Raises:
+        LoadError: its values are partial sums, or it is held in several parts.
+    """
+    if not is_sharded(tensor):
+        return LocalShard(Box.whole(tuple(tensor.shape)), tensor.detach())
+    sharded: Any = tensor.detach()
+    if any(placement.is_partial() for placement in sharded.placements):
+        text = f"{key!r} is a DTensor of partial sums, which has no elements to load"
+        raise LoadError(Diagnostic("partial-sums", text, key, help="redistribute it to shards or replicas first"))
+    chunks = sharded.__create_chunk_list__()
+    local = sharded.to_local()
+    if len(chunks) != 1 or tuple(chunks[0].sizes) != tuple(local.shape):
+        text = f"this rank holds {key!r} in {len(chunks)} parts, which are not covered"
+        raise LoadError(Diagnostic("several-parts", text, key, help="save it by torch.distributed.checkpoint"))
+    return LocalShard(Box(tuple(chunks[0].offsets), tuple(chunks[0].sizes)), local)
+
+
+def empty_shard(tensor: Tensor, device: torch.device | None) -> Tensor:
+    """A tensor that is distributed as another is, with memory that is not filled yet.
+
+    Args:
+        device: where it comes to be; that of the mesh by default, or the CPU for a plain tensor.
+    """
+    import torch
+
+    if not is_sharded(tensor):
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device=device or "cpu")
+    from torch.distributed.tensor import DTensor
+
+    sharded: Any = tensor.detach()
+    there = device or torch.device(sharded.device_mesh.device_type)
+    local = torch.empty(sharded.to_local().shape, dtype=tensor.dtype, device=there)
+    return DTensor.from_local(
+        local, sharded.device_mesh, sharded.placements, run_check=False, shape=sharded.shape, stride=sharded.stride()
+    )

@@ -1,0 +1,46 @@
+"""A model as a load sees it: a sharded one by its plain twin, on all ranks together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ..errors import Diagnostic, LoadError
+from ..running.loading import load_plan
+from ..running.report import Report
+from ..running.sharded_loading import load_shards
+from ..sharding.peers import peers
+from ..sharding.shards import has_shards
+from ..sharding.twins import twin_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["Carry", "seen_plainly"]
+
+Carry = Callable[..., Report]
+"""Carries a plan out on a model, as `load_plan` does."""
+
+
+@contextmanager
+def seen_plainly(model: nn.Module) -> Iterator[tuple[nn.Module, Carry]]:
+    """Give the model that decides on a load, and what carries a plan out; any error is raised on all ranks.
+
+    Raises:
+        LoadError: a sharded model without a process group.
+    """
+    if not has_shards(model):
+        yield model, load_plan
+        return
+    ranks = peers()
+    if ranks is None:
+        text = "the model is sharded, and there is no process group to load it with"
+        raise LoadError(Diagnostic("no-process-group", text, help="torch.distributed.init_process_group() first"))
+    twin = twin_of(model)
+    try:
+        yield twin.module, partial(load_shards, twin=twin, ranks=ranks)
+    except Exception as error:
+        ranks.fail(error)
+        raise
