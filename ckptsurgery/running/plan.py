@@ -22,6 +22,8 @@ from ..planning.report import Report
 from ..planning.reversing import reversed_plan
 from ..planning.unread import Unreadable
 from ..planning.wrapping import draft_unwrapped
+from ..sharding.peers import peers
+from ..sharding.stand_ins import holds_shards
 from ..specs import DTYPES, TensorSpec, dtype_name
 from ..storage.checkpoint import Checkpoint
 from ..storage.places.opening import open_checkpoint
@@ -187,7 +189,8 @@ def save(
     (('embed.weight', 'head.weight'), 16)
 
     Args:
-        source: whatever `open` takes.
+        source: whatever `open` takes. A model or state dict with `DTensor`s is saved by all ranks together, each of
+            which writes what it holds.
         path: `x.safetensors`, `x.pt` (or `.pth`, `.bin`, `.ckpt`), or a folder, by its suffix.
         max_shard_size: bytes, or "5GB", "5GiB"; for folders.
         overwrite: replace what is there.
@@ -197,6 +200,8 @@ def save(
     Raises:
         CheckpointError: the source cannot be read, or the output not be written; nothing is left half-written.
     """
+    if holds_shards(source):
+        return _save_together(source, path, max_shard_size, overwrite, check, sync, progress)
     checkpoint = open_checkpoint(source)
     lost = checkpoint.unreadable
     if lost:
@@ -205,6 +210,35 @@ def save(
         checkpoint.refuse_unreadable(help)
     whole = plan(checkpoint, Recipe(rest="keep"))
     return whole.save(path, max_shard_size, overwrite, check=check, sync=sync, progress=progress)
+
+
+def _save_together(
+    source: Any,
+    path: str | os.PathLike[str],
+    max_shard_size: int | str | None,
+    overwrite: bool,
+    check: bool,
+    sync: bool,
+    progress: bool | None,
+) -> Report:
+    """Save what several ranks hold together."""
+    from .sharded_saving import Shards, save_shards
+
+    ranks = peers()
+    if ranks is None or check:
+        text = (
+            "check= reads the output of one process back" if check else "there is no process group to save shards with"
+        )
+        raise CheckpointError(Diagnostic("not-by-ranks", text, str(path), help="do without it"))
+    try:
+        shards = Shards.of(source)
+        whole = plan(shards.checkpoint, Recipe(rest="keep"))
+        return save_shards(
+            whole, shards, path, ranks, max_shard_size=max_shard_size, overwrite=overwrite, sync=sync, progress=progress
+        )
+    except Exception as error:
+        ranks.fail(error)
+        raise
 
 
 def _check_dtype(dtype: str) -> None:

@@ -13,8 +13,9 @@ stops all of them with its error:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ..boxes import Box
@@ -24,7 +25,7 @@ from ..modeling.places import named_tensors
 from ..planning.plan import Plan
 from ..planning.settlement import OWN, LoadOptions
 from ..planning.steps import Step
-from ..sharding.peers import Peers
+from ..sharding.peers import Peers, dealt
 from ..sharding.shards import LocalShard, empty_shard, shard_of
 from ..sharding.twins import Twin
 from ..storage.checkpoint import Checkpoint
@@ -133,38 +134,18 @@ class _Loader:
     def load(self, steps: Sequence[Step], checkpoint: Checkpoint, moved: ByteBar) -> None:
         """Fill the shards that were found."""
         self._boxes = self.ranks.gathered({key: shard.box for key, shard in self.shards.items()})
-        readers, shared = self._readers()
-        mine = {key: shard for key, shard in self.shards.items() if readers[key, shard.box] == self.ranks.rank}
+        holders = dealt(self._boxes)
+        mine = {key: shard for key, shard in self.shards.items() if holders[key, shard.box][0] == self.ranks.rank}
         found = to_boxes(steps, checkpoint, {key: shard.box for key, shard in self.shards.items()})
         left = {key for step in found.whole for key in step.targets}
-        error = None
-        try:
-            wanted = {key: shard.box for key, shard in mine.items() if key not in left and shard.box.numel}
-            part = to_boxes(steps, checkpoint, wanted)
-            fill(ShardSink(part.steps, mine), part.steps, part.checkpoint, moved)
-        except (CkptSurgeryError, OSError) as raised:
-            error = _broken_off(raised)
-        self.ranks.agree(error)
-        for (key, box), holders in shared.items():
-            if key not in left:
-                self._spread(key, box, readers[key, box], holders)
+        wanted = {key: shard.box for key, shard in mine.items() if key not in left and shard.box.numel}
+        self.ranks.tried(lambda: _read(steps, checkpoint, wanted, mine, moved))
+        for (key, box), ranks in holders.items():
+            if key not in left and box.numel and len(ranks) > 1:
+                self._spread(key, ranks[0], ranks)
         self._whole(found.whole, checkpoint)
 
-    def _readers(self) -> tuple[dict[tuple[str, Box], int], dict[tuple[str, Box], list[int]]]:
-        """For each box the rank that reads it, and the holders of those that several ranks hold; equal on all ranks."""
-        holders: dict[tuple[str, Box], list[int]] = {}
-        for rank, boxes in enumerate(self._boxes):
-            for key, box in boxes.items():
-                holders.setdefault((key, box), []).append(rank)
-        load = [0] * self.ranks.size
-        readers = {}
-        for (key, box), ranks in sorted(holders.items(), key=lambda one: len(one[1])):
-            reader = min(ranks, key=load.__getitem__)
-            readers[key, box] = reader
-            load[reader] += box.numel
-        return readers, {one: ranks for one, ranks in holders.items() if len(ranks) > 1 and one[1].numel}
-
-    def _spread(self, key: str, box: Box, reader: int, holders: Sequence[int]) -> None:
+    def _spread(self, key: str, reader: int, holders: Sequence[int]) -> None:
         """Send a box from the rank that has it to the others that hold it."""
         if self.ranks.rank == reader:
             self.ranks.send(self.shards[key].memory, holders)
@@ -177,7 +158,7 @@ class _Loader:
         for step in steps:
             maker = load.index(min(load))
             load[maker] += sum(spec.nbytes for spec in (*step.program.inputs, *step.program.outputs))
-            made: tuple[Tensor, ...] = self.ranks.told(maker, lambda step=step: run_step(step, checkpoint.load)) or ()
+            made: tuple[Tensor, ...] = self.ranks.told(maker, partial(run_step, step, checkpoint.load)) or ()
             for number, key in enumerate(step.targets):
                 if key in self.shards:
                     self._scatter(key, made[number] if made else None, maker)
@@ -248,6 +229,21 @@ def _copy(target: Tensor, values: Tensor) -> None:
 
     with torch.no_grad():
         target.copy_(values)
+
+
+def _read(
+    steps: Sequence[Step],
+    checkpoint: Checkpoint,
+    wanted: Mapping[str, Box],
+    shards: Mapping[str, LocalShard],
+    moved: ByteBar,
+) -> None:
+    """Fill shards from the source."""
+    part = to_boxes(steps, checkpoint, wanted)
+    try:
+        fill(ShardSink(part.steps, shards), part.steps, part.checkpoint, moved)
+    except (CkptSurgeryError, OSError) as error:
+        raise _broken_off(error) from error
 
 
 def _broken_off(error: CkptSurgeryError | OSError) -> LoadError:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from ..boxes import Box
 from ..errors import CheckpointError, CkptSurgeryError, Diagnostic, LoadError, PlanError, RecipeError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Peers", "peers"]
+__all__ = ["Peers", "dealt", "peers"]
 
 _KINDS: dict[str, type[CkptSurgeryError]] = {
     kind.__name__: kind for kind in (CheckpointError, PlanError, RecipeError, LoadError, CkptSurgeryError)
@@ -109,6 +110,16 @@ class Peers:
         if there is None:
             tensor.copy_(made)
 
+    def tried(self, work: Callable[[], Any]) -> Any:
+        """What this rank's work gives, once no rank's has failed."""
+        value, error = None, None
+        try:
+            value = work()
+        except (CkptSurgeryError, OSError) as raised:
+            error = raised
+        self.agree(error)
+        return value
+
     def told(self, rank: int, work: Callable[[], Any]) -> Any:
         """What a rank's work gives, or the error that it raises, on all ranks; only that rank does it."""
         value, error = None, None
@@ -119,6 +130,29 @@ class Peers:
                 error = raised
         self.agree(error)
         return value
+
+
+def dealt(boxes: Sequence[Mapping[str, Box]]) -> dict[tuple[str, Box], list[int]]:
+    """The ranks that hold each box, the one that works on it first; equal on all ranks.
+
+    >>> whole, half = Box((0,), (4,)), Box((0,), (2,))
+    >>> dealt([{"a": whole, "b": half}, {"a": whole}])
+    {('b', Box(low=(0,), extent=(2,))): [0], ('a', Box(low=(0,), extent=(4,))): [1, 0]}
+
+    Args:
+        boxes: by rank, what it holds of each tensor.
+    """
+    holders: dict[tuple[str, Box], list[int]] = {}
+    for rank, held in enumerate(boxes):
+        for key, box in held.items():
+            holders.setdefault((key, box), []).append(rank)
+    load = [0] * len(boxes)
+    made = {}
+    for (key, box), ranks in sorted(holders.items(), key=lambda one: len(one[1])):
+        worker = min(ranks, key=load.__getitem__)
+        load[worker] += box.numel
+        made[key, box] = [worker, *(rank for rank in ranks if rank != worker)]
+    return made
 
 
 def _as_bytes(tensor: Tensor) -> Tensor:

@@ -1,0 +1,199 @@
+"""Saving what several ranks hold together: each rank writes its boxes at their offsets, and one names the files.
+
+The first rank creates the files under temporary names. All ranks write into them and wait for the disk, and agree that
+none of them failed; then the first rank gives the files their names. No rank gathers a tensor. A rank that fails makes
+all of them fail with its error, and what was written is removed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..boxes import Box, covers_once
+from ..errors import CheckpointError, Diagnostic
+from ..planning.boxes import between
+from ..planning.layout import Layout
+from ..planning.plan import Plan
+from ..sharding.peers import Peers, dealt
+from ..sharding.shards import LocalShard, shard_of
+from ..sharding.stand_ins import StandIns
+from ..specs import TensorSpec
+from ..storage.checkpoint import Checkpoint
+from ..storage.memory import read_mapping
+from ..storage.output.following import Follower, Outline
+from ..storage.output.staging import Writer
+from ..storage.output.writing import holds_extras, open_writer
+from ..storage.text import shown_keys
+from ..wording import counted
+from .executor.copying import moves_of
+from .progress import ByteBar
+from .report import Report
+from .saving import ledger
+from .sharing import output_aliases
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Shards", "save_shards", "write_together"]
+
+
+@dataclass(frozen=True)
+class Shards:
+    """What this rank holds of a state dict, and the whole as a checkpoint of shapes.
+
+    Args:
+        checkpoint: every tensor by its key, on the meta device.
+        tensors: key -> the tensor itself.
+    """
+
+    checkpoint: Checkpoint
+    tensors: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, source: Any) -> Shards:
+        """The shards of a model or a state dict."""
+        stand_ins = StandIns(source)
+        contents = read_mapping(stand_ins.tree)
+        tensors = {key: stand_ins.original(entry.tensor) for key, entry in contents.entries.items()}
+        return cls(Checkpoint(contents, type(source).__name__), tensors)
+
+
+def save_shards(
+    plan: Plan,
+    shards: Shards,
+    path: str | os.PathLike[str],
+    ranks: Peers,
+    *,
+    max_shard_size: int | str | None = None,
+    overwrite: bool = False,
+    sync: bool = True,
+    progress: bool | None = None,
+) -> Report:
+    """Write what the ranks hold together as a plain checkpoint; called by all of them.
+
+    Args:
+        plan: copies every tensor under its key.
+        path: `x.safetensors`, or a folder.
+
+    Raises:
+        CheckpointError: the same on all ranks: the output exists or cannot be written, or the ranks together do not
+            hold each element of each tensor.
+    """
+    checkpoint = shards.checkpoint
+    aliases = output_aliases(plan, checkpoint)
+    specs = {key: spec for key, spec in plan.specs.items() if key not in aliases}
+    if holds_extras(path):
+        text = "several ranks write safetensors, and a torch file was named"
+        raise CheckpointError(Diagnostic("not-by-ranks", text, str(path), help="name x.safetensors, or a folder"))
+    held = {key: shard_of(shards.tensors[key], key) for key in specs}
+    boxes = ranks.gathered({key: shard.box for key, shard in held.items()})
+    _refuse_holes(specs, boxes)
+    mine = {key for (key, _), holders in dealt(boxes).items() if holders[0] == ranks.rank}
+
+    def make() -> Writer:
+        metadata = checkpoint.metadata
+        return open_writer(
+            path,
+            specs,
+            aliases=aliases,
+            metadata=metadata,
+            max_shard_size=max_shard_size,
+            overwrite=overwrite,
+            sync=sync,
+        )
+
+    def work(writer: Writer) -> int:
+        with ByteBar(sum(_nbytes(held[key]) for key in mine), f"writing {path}", progress) as bar:
+            for key in specs:
+                if key in mine and held[key].box.numel:
+                    _write(key, held[key], specs[key], writer, bar)
+            return bar.done
+
+    files, written = write_together(make, ranks, work)
+    extras = [key for key in checkpoint.extras if key != "_metadata"]
+    left = (f"left out, as the format cannot hold it: {', '.join(extras)}",) if extras else ()
+    return Report(
+        ledger(plan, aliases, lambda rule: plan.uses[rule].text),
+        source=checkpoint.source,
+        target=str(path),
+        notes=(f"written by {counted(ranks.size, 'rank')}", *left),
+        warnings=plan.warnings,
+        files=files,
+        bytes_read=0,
+        bytes_written=written,
+    )
+
+
+def write_together(
+    make: Callable[[], Writer], ranks: Peers, work: Callable[[Writer], int]
+) -> tuple[tuple[str, ...], int]:
+    """Write files on all ranks; return their names, and the bytes that all ranks wrote.
+
+    Args:
+        make: makes the writer; called on the first rank.
+        work: writes this rank's part, and returns how many bytes it was; called on every rank.
+    """
+
+    def begin() -> Writer:
+        made = make()
+        made.__enter__()
+        return made
+
+    writer: Writer | None = ranks.told(0, begin)
+    done = False
+    try:
+        outline = ranks.gathered(None if writer is None else Outline.of(writer))[0]
+        nbytes = ranks.tried(lambda: _worked(writer, outline, work))
+        total = sum(ranks.gathered(nbytes))
+        files = ranks.told(0, lambda: _committed(writer, total - nbytes))
+        done = True
+        return ranks.gathered(files)[0], total
+    finally:
+        if writer is not None and not done:
+            writer.abort()
+
+
+def _worked(writer: Writer | None, outline: Outline, work: Callable[[Writer], int]) -> int:
+    if writer is not None:
+        return work(writer)
+    with Follower(outline) as follower:
+        return work(follower)
+
+
+def _committed(writer: Writer | None, others: int) -> tuple[str, ...]:
+    if writer is None:
+        return ()
+    writer.skip(others)
+    writer.commit()
+    return tuple(writer.files)
+
+
+def _refuse_holes(specs: Mapping[str, TensorSpec], boxes: list[Mapping[str, Box]]) -> None:
+    """Check that the ranks together hold each element of each tensor, once but for copies."""
+    torn = []
+    for key, spec in specs.items():
+        found = {held[key] for held in boxes if key in held}
+        if not covers_once(spec.shape, [box for box in found if box.numel]):
+            torn.append(key)
+    if torn:
+        text = f"the ranks hold {torn[0]!r} in parts that overlap, or leave some of it out"
+        raise CheckpointError(Diagnostic("bad-shards", text, torn[0], notes=shown_keys(torn[1:])))
+
+
+def _nbytes(shard: LocalShard) -> int:
+    return shard.memory.numel() * shard.memory.element_size()
+
+
+def _write(key: str, shard: LocalShard, spec: TensorSpec, writer: Writer, moved: Callable[[int], object]) -> None:
+    """Write a box at its offsets in the whole tensor."""
+    from ..storage.tensors import dense_bytes
+
+    place = writer.places[key]
+    data = dense_bytes(shard.memory, key)
+    layout = between(Layout.identity([spec.shape]), [[shard.box]], [[Box.whole(spec.shape)]])
+    for _, _, start, offset, nbytes in moves_of(layout, (spec,)):
+        writer.write(place.file, place.offset + offset, data[start : start + nbytes])
+        moved(nbytes)
