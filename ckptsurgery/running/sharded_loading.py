@@ -22,8 +22,9 @@ from ..boxes import Box
 from ..errors import CheckpointError, CkptSurgeryError, Diagnostic, LoadError
 from ..modeling.initialising import initialise, materialise_buffers
 from ..modeling.places import named_tensors
+from ..planning.options import OWN, LoadOptions
 from ..planning.plan import Plan
-from ..planning.settlement import OWN, LoadOptions
+from ..planning.report import Report
 from ..planning.steps import Step
 from ..sharding.peers import Peers, dealt
 from ..sharding.shards import LocalShard, empty_shard, shard_of
@@ -35,7 +36,6 @@ from .executor.programs import run_step
 from .loading import refuse_non_finite, report_of
 from .progress import ByteBar
 from .proving import prove
-from .report import Report
 from .sinks.shards import ShardSink
 from .sinks.tensors import fill
 

@@ -17,6 +17,8 @@ from ..errors import CheckpointError, Diagnostic
 from ..planning.boxes import between
 from ..planning.layout import Layout
 from ..planning.plan import Plan
+from ..planning.report import Report
+from ..planning.sharing import output_aliases
 from ..sharding.peers import Peers, dealt
 from ..sharding.shards import LocalShard, shard_of
 from ..sharding.stand_ins import StandIns
@@ -30,9 +32,7 @@ from ..storage.text import shown_keys
 from ..wording import counted
 from .executor.copying import moves_of
 from .progress import ByteBar
-from .report import Report
 from .saving import ledger
-from .sharing import output_aliases
 
 if TYPE_CHECKING:
     from torch import Tensor

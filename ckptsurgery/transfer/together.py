@@ -8,8 +8,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ..errors import Diagnostic, LoadError
+from ..planning.report import Report
 from ..running.loading import load_plan
-from ..running.report import Report
 from ..running.sharded_loading import load_shards
 from ..sharding.peers import peers
 from ..sharding.shards import has_shards

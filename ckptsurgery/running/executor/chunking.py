@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from ...boxes import Box
 from ...ops.base import Op
+from ...ops.keyed import asks_at
 from ...planning.boxes import between
 from ...planning.cutting import chains_of
 from ...planning.layout import Layout
@@ -131,8 +132,8 @@ def _between(program: Program, sources: Boxes, targets: Boxes) -> Program | None
     layout = program.moves
     if layout is None:
         cut = chains_of(program)
-        if cut is None:
-            return None
+        if cut is None or cut.joins is not None or any(asks_at(op) for chain in cut.chains for op in chain):
+            return None  # what an op draws depends on where an element is in the whole
         layout, chains = cut.layout, cut.chains
     moved = between(layout, sources, targets)
     before = {piece.target: program.inputs[piece.source].dtype for piece in layout.pieces}
