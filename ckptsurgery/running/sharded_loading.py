@@ -99,9 +99,10 @@ def _digest(plan: Plan) -> str:
     """What is equal for two plans that make the same of the same."""
     import hashlib
 
-    told = hashlib.sha256(repr([(s.sources, s.targets, s.kind) for s in plan.steps]).encode())
-    told.update(repr([(key, str(spec)) for key, spec in plan.specs.items()]).encode())
-    told.update(re.sub(r" at 0x[0-9a-f]+", "", repr([(key, str(what)) for key, what in plan.inits.items()])).encode())
+    steps = sorted((s.targets, s.sources, s.kind) for s in plan.steps)
+    specs = sorted((key, str(spec)) for key, spec in plan.specs.items())
+    inits = sorted((key, str(what)) for key, what in plan.inits.items())
+    told = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", repr((steps, specs, inits))).encode())
     return told.hexdigest()
 
 
@@ -155,7 +156,7 @@ class _Loader:
     def _whole(self, steps: Sequence[Step], checkpoint: Checkpoint) -> None:
         """Run steps on whole tensors, on one rank each, and send what they make."""
         load = [0] * self.ranks.size
-        for step in steps:
+        for step in sorted(steps, key=lambda step: step.targets):  # in one order on all ranks
             maker = load.index(min(load))
             load[maker] += sum(spec.nbytes for spec in (*step.program.inputs, *step.program.outputs))
             made: tuple[Tensor, ...] = self.ranks.told(maker, partial(run_step, step, checkpoint.load)) or ()

@@ -43,6 +43,7 @@ _COMMON = "common.pt"  # what Megatron saves beside its tensors
 _VALUE = 64 << 20  # bytes; a longer value that is not a tensor is not read
 _ROOT = "torch.distributed.checkpoint.metadata.Metadata"
 _AGAIN = "copy or download the folder again"
+_SINGULAR = {"have": "has", "are": "is", "reach": "reaches"}
 
 
 def read_dcp(folder: str, subtree: str | None = None) -> Contents:
@@ -118,12 +119,14 @@ class _Reader:
     def refuse(self) -> None:
         """Raise one error a kind of problem."""
         if self.problems:
-            raise CheckpointError(
-                Diagnostic("bad-chunks", f"{len(keys):,} tensors or values of {self.folder!r} {why}: {keys[0]!r}"
-                           if len(keys) > 1 else f"{keys[0]!r} of {self.folder!r} {why}", self.folder,
-                           notes=shown_keys(keys[1:]), help=_AGAIN)
-                for why, keys in self.problems.items()
-            )  # fmt: skip
+            raise CheckpointError(self._refusal(why, keys) for why, keys in self.problems.items())
+
+    def _refusal(self, why: str, keys: list[str]) -> Diagnostic:
+        verb, _, rest = why.partition(" ")
+        text = f"{len(keys):,} tensors or values of {self.folder!r} {why}: {keys[0]!r}"
+        if len(keys) == 1:
+            text = f"{keys[0]!r} of {self.folder!r} {_SINGULAR[verb]} {rest}"
+        return Diagnostic("bad-chunks", text, self.folder, notes=shown_keys(keys[1:]), help=_AGAIN)
 
     def tensors(self) -> dict[str, Any]:
         """Key -> the record of each tensor; keys of other values are left out."""
@@ -188,7 +191,7 @@ class _Reader:
         boxes = dict.fromkeys(Box(tuple(c.state["offsets"]), tuple(c.state["sizes"])) for c in about["chunks"])
         full = [box for box in boxes if box.numel]
         if not self._cover(shape, tuple(full)):
-            self._problem(key, "have chunks that overlap or do not cover them")
+            self._problem(key, "have chunks that overlap, or that leave some of it out")
             return None
         chunks = [self._chunk(key, box, dtype) for box in full]
         if None in chunks:
