@@ -184,7 +184,8 @@ KINDS = VALUES | ODD
 
 
 def dense(tensor: Tensor) -> Tensor:
-    """The elements of a tensor of plain memory, one by one, by torch alone and not by strides."""
+    """The elements of a tensor of plain memory, one by one, by torch alone and not by strides; of shards the whole."""
+    tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     with torch._C.DisableTorchFunctionSubclass():
         bare = tensor.detach().as_subclass(torch.Tensor).resolve_conj().resolve_neg()
         made = torch.empty(tuple(bare.shape), dtype=bare.dtype)
@@ -195,6 +196,7 @@ def dense(tensor: Tensor) -> Tensor:
 
 
 def same(a: Tensor, b: Tensor) -> bool:
+    a, b = (t.full_tensor() if hasattr(t, "full_tensor") else t for t in (a, b))
     x, y = (t.detach().resolve_conj().resolve_neg().contiguous() for t in (a, b))
     return x.shape == y.shape and x.dtype == y.dtype and torch.equal(x.view(torch.uint8), y.view(torch.uint8))
 
