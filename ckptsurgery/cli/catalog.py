@@ -55,7 +55,7 @@ def show_recipe(
 def match(source: o.Source, subtree: o.Subtree = None, config: o.Config = None, json: o.Json = False) -> None:
     """Name the recipes that fit a checkpoint.
 
-    By its headers alone.
+    Only headers are read.
 
     \b
     ckptsurgery recipes match model.safetensors

@@ -33,12 +33,12 @@ def plan(
     dtype: o.DType = None,
     subtree: o.Subtree = None,
     by_file: o.ByFile = False,
-    explain: Annotated[str | None, typer.Option(metavar="KEY", help="Tell how one key comes about.")] = None,
+    explain: Annotated[str | None, typer.Option(metavar="KEY", help="Explain how this key is made.")] = None,
     json: o.Json = False,
 ) -> None:
     """Show what a conversion would do.
 
-    From headers alone, and with every problem at once.
+    Only headers are read. All problems are reported at once.
 
     \b
     ckptsurgery plan old.bin --rule 'module.{rest...} -> {rest...}'
@@ -96,8 +96,8 @@ def convert(
 
     \b
     ckptsurgery convert old.bin new.safetensors
-    ckptsurgery convert old.bin out/ --recipe mine.toml --max-shard-size 5GB --check
-    ckptsurgery convert new.safetensors back.safetensors --recipe mine.toml --inverse
+    ckptsurgery convert old.bin out/ -r mine.toml --max-shard-size 5GB --check
+    ckptsurgery convert new.safetensors back.safetensors -r mine.toml --inverse
     ckptsurgery convert here.pth there.pt --from family/here --to family/there
     ckptsurgery convert old.bin new.safetensors --recipe mine.toml --provenance
     ckptsurgery convert new.safetensors back.safetensors --inverse
@@ -135,9 +135,9 @@ def convert(
 
 
 def restore_header(file: o.Source) -> None:
-    """Take back a change in place.
+    """Undo an in-place conversion.
 
-    The old header lies beside the file, hidden.
+    The old header is kept in a hidden file beside the checkpoint.
 
     \b
     ckptsurgery restore-header big.safetensors

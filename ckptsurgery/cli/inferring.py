@@ -30,7 +30,7 @@ def suggest(
 ) -> None:
     """Infer the recipe from one layout to another.
 
-    From names and shapes alone, or from values; what cannot be decided is listed, and left out.
+    Uses names and shapes, or values. Undecided tensors are listed and left out.
 
     \b
     ckptsurgery suggest ours.safetensors theirs.safetensors -o recipe.toml
@@ -45,12 +45,13 @@ def suggest(
 def verify(
     a: Annotated[str, typer.Argument(metavar="A", help="A checkpoint.")],
     b: Annotated[str, typer.Argument(metavar="B", help="Another.")],
-    model: Annotated[str, typer.Option(metavar="MODULE:CALLABLE", help="What builds the model that A is for.")],
+    model: Annotated[str, typer.Option(metavar="MODULE:CALLABLE", help="The callable that builds the model for A.")],
     inputs: Annotated[
         str, typer.Option(metavar="FILE", help="Tensors to call with: by name, or by position ('0', '1').")
     ],
     other: Annotated[
-        str | None, typer.Option(metavar="MODULE:CALLABLE", help="What builds the model that B is for, if another.")
+        str | None,
+        typer.Option(metavar="MODULE:CALLABLE", help="The callable that builds the model for B, if another."),
     ] = None,
     recipe: o.RecipeNames = None,
     rule: o.Rules = None,
@@ -64,9 +65,9 @@ def verify(
     layout of the model that it is loaded into.
 
     \b
-    ckptsurgery verify a.pt b.safetensors --model mine:Net --inputs batch.safetensors
-    ckptsurgery verify a.pt b.safetensors --model mine:Net --other theirs:Net --inputs batch.pt
-    ckptsurgery verify a.pt b.safetensors --model mine:Net --inputs batch.pt --recipe back.toml
+    ckptsurgery verify a.pt b.safetensors --model mine:Net --inputs batch.pt
+    ckptsurgery verify a.pt b.pt --model mine:Net --other theirs:Net --inputs x.pt
+    ckptsurgery verify a.pt b.pt --model mine:Net --inputs x.pt -r back.toml
     """
     first = built(model, "--model")
     second = built(other, "--other") if other else built(model, "--model")
@@ -111,7 +112,7 @@ def check_loaded(
 
     \b
     ckptsurgery check-loaded model.safetensors --model mine:load
-    ckptsurgery check-loaded model.safetensors --model mine:load --keep head --json
+    ckptsurgery check-loaded model.safetensors --model mine:load --keep head
     """
     said = recipe_from(recipe, rule, rest=rest) if recipe or rule or rest else None
     report = cs.check_loaded(

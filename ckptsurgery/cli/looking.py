@@ -18,7 +18,7 @@ __all__ = ["diff", "doctor", "explain", "inspect", "ties"]
 
 
 class Align(StrEnum):
-    """What a recipe is inferred from."""
+    """The evidence that a recipe is inferred from."""
 
     names = "names"
     values = "values"
@@ -96,10 +96,10 @@ def ties(source: o.Source, subtree: o.Subtree = None, json: o.Json = False) -> N
 def doctor(
     source: o.Source,
     subtree: o.Subtree = None,
-    headers: Annotated[bool, typer.Option("--headers", help="Look at files and headers alone: quick.")] = False,
+    headers: Annotated[bool, typer.Option("--headers", help="Check files and headers only.")] = False,
     json: o.Json = False,
 ) -> None:
-    """Look for what may be wrong.
+    """Check a checkpoint for problems.
 
     An index against its shards, NaN and Inf, dead tensors, lost ties, a padded vocabulary, unsafe pickles. Exit code 1
     where there is an error among the findings.

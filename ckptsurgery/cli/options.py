@@ -1,4 +1,4 @@
-"""The options that commands share, each said once: `looking`, `converting` and `catalog` use them as `o.Name`."""
+"""The options that commands share, each defined once: `looking`, `converting` and `catalog` use them as `o.Name`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ RecipeNames = Annotated[
         "-r",
         metavar="R",
         rich_help_panel=_RECIPE,
-        help="A TOML file, or the name of a built-in one; given twice, the second goes on from the first one's result.",
+        help="A TOML file, or the name of a built-in recipe. Repeat to chain: each recipe runs on the previous output.",
     ),
 ]
 From = Annotated[
@@ -66,7 +66,7 @@ Rest = Annotated[
     typer.Option(
         metavar="error|keep|drop|RULE",
         rich_help_panel=_RECIPE,
-        help="What becomes of the keys that nothing names: an error, unless no recipe and no rule is given.",
+        help="What to do with keys that nothing names. Default: error; keep if no recipe and no rule is given.",
     ),
 ]
 Tie = Annotated[
@@ -94,7 +94,7 @@ Target = Annotated[
     typer.Option(
         metavar="WHAT",
         rich_help_panel=_RECIPE,
-        help="What must result: a checkpoint, module:callable that builds a model, or specs in JSON.",
+        help="The layout to reach: a checkpoint, module:callable that builds a model, or specs in JSON.",
     ),
 ]
 DType = Annotated[
@@ -112,13 +112,13 @@ MaxMemory = Annotated[
     str | None, typer.Option(metavar="SIZE", rich_help_panel=_OUTPUT, help="Refuse a plan that needs more at once.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", rich_help_panel=_OUTPUT, help="Print the plan, write nothing.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", rich_help_panel=_OUTPUT, help="Replace what is there.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", rich_help_panel=_OUTPUT, help="Replace an existing output.")]
 Resume = Annotated[
     bool,
     typer.Option(
         "--resume",
         rich_help_panel=_OUTPUT,
-        help="Keep what is written when interrupted, and go on from it the next time; give it from the start on.",
+        help="Continue an interrupted run. Pass it on the first run as well.",
     ),
 ]
 InPlace = Annotated[
@@ -126,7 +126,7 @@ InPlace = Annotated[
     typer.Option(
         "--in-place",
         rich_help_panel=_OUTPUT,
-        help="DST is SRC: write a new header over the old one, which is saved; `restore-header` puts it back.",
+        help="DST is SRC: write a new header over the old one, which is saved. `restore-header` undoes it.",
     ),
 ]
 NoSync = Annotated[
@@ -139,14 +139,14 @@ NoSync = Annotated[
     ),
 ]
 Check = Annotated[
-    bool, typer.Option("--check", rich_help_panel=_OUTPUT, help="Read the output back and prove that it is the plan's.")
+    bool, typer.Option("--check", rich_help_panel=_OUTPUT, help="Read the output back and compare it with the plan.")
 ]
 Provenance = Annotated[
     bool,
     typer.Option(
         "--provenance",
         rich_help_panel=_OUTPUT,
-        help="Note in the output what it was made from; then --inverse needs no recipe.",
+        help="Record in the output how it was made, so that --inverse needs no recipe.",
     ),
 ]
 Beside = Annotated[

@@ -1,1 +1,1 @@
-"""The demo: a real transfer on data that ships with the package, told step by step."""
+"""The demo: a real transfer on data that ships with the package, step by step."""

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, for a reader: keys folded by runs of numbers, totals, ties, and all that is no tensor."""
+"""What a checkpoint holds, for a reader: keys folded by runs of numbers, totals, ties, and everything else."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Inspection:
         source: where it was read from.
         specs: shape and dtype by key, in the checkpoint's order.
         ties: groups of names that mean one tensor.
-        extras: dotted path -> value of what is no tensor of the model.
+        extras: dotted path -> value of everything that is not a tensor of the model.
         metadata: the format's string metadata.
         config: the model's configuration, where one was found.
         unreadable: key -> kind of what was saved as a tensor and cannot be read.
