@@ -28,6 +28,9 @@ def inspect(
     source: o.Source,
     filter: o.Filter = None,
     tree: Annotated[bool, typer.Option("--tree", help="Show modules as a tree with totals.")] = False,
+    depth: Annotated[
+        int | None, typer.Option("--depth", metavar="N", min=1, help="Show N levels of the tree; implies --tree.")
+    ] = None,
     all_keys: Annotated[bool, typer.Option("--all", help="Give each key a line instead of folding runs.")] = False,
     subtree: o.Subtree = None,
     by_file: o.ByFile = False,
@@ -39,6 +42,7 @@ def inspect(
 
     \b
     ckptsurgery inspect model.safetensors
+    ckptsurgery inspect model.safetensors --depth 2
     ckptsurgery inspect run/epoch_3.pt --subtree model.ema --tree
     ckptsurgery inspect hf://org/repo --filter 'layers.{i}.attn.{rest...}' --json
     """
@@ -46,7 +50,7 @@ def inspect(
 
     with cs.open(source, subtree=subtree, by_file=by_file) as checkpoint:
         found = inspection(checkpoint, filter)
-    show(found if json else found.render(width(), fold=not all_keys, as_tree=tree), json)
+    show(found if json else found.render(width(), fold=not all_keys, as_tree=tree, depth=depth), json)
 
 
 def diff(

@@ -92,7 +92,7 @@ class Report:
     Args:
         ledger: one entry for each tensor.
         source, target: what was read and what was filled, for people.
-        notes: what a person should know besides: prefixes stripped, values not scanned, assumed splits.
+        notes: what a person should know besides: prefixes taken off, assumed splits.
         files: what was written.
         bytes_read, bytes_written: as they happened.
         proofs: what reading the output back proved, rule by rule, where that was asked for.

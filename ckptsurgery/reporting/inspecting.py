@@ -68,10 +68,12 @@ class Inspection:
         return [Line(group.text, self.specs[group.first], group.count) for group in fold_items(self.specs)]
 
     @without_collection()
-    def render(self, width: int = 100, *, fold: bool = True, as_tree: bool = False) -> str:
+    def render(
+        self, width: int = 100, *, fold: bool = True, as_tree: bool = False, depth: int | None = None
+    ) -> str:
         """The inspection as text of `width` columns; a key that is longer keeps its line to itself."""
         lines = self.lines(fold)
-        body = tree(lines, width) if as_tree else _rows(lines, width)
+        body = tree(lines, width, depth) if as_tree or depth is not None else _rows(lines, width)
         return "\n".join([cut(self.source, width), "", *body, "", *self._summary(lines, width)])
 
     def __str__(self) -> str:

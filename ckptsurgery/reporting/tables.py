@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from textwrap import wrap
 
 from ..wording import counted
 
-__all__ = ["cut", "listing", "shown_numbers", "table"]
+__all__ = ["bar", "cut", "listing", "shown_numbers", "table"]
 
 
 def table(rows: Sequence[Sequence[str]], align: str, width: int) -> list[str]:
@@ -55,6 +56,16 @@ def listing(entries: Mapping[str, str], width: int | None) -> list[str]:
         first, *rest = folded or [""]
         lines += [f"{name:<{indent}}{first}".rstrip(), *(" " * indent + more for more in rest)]
     return lines
+
+
+def bar(share: float, columns: int = 10) -> str:
+    """Return a bar of eighths of a column; a share that is not zero shows at least one eighth.
+
+    >>> bar(0.5, 4), bar(0.3, 4), bar(0.001, 4), bar(0.0, 4)
+    ('██', '█▏', '▏', '')
+    """
+    eighths = max(min(1, math.ceil(share)), math.floor(share * columns * 8))
+    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
 
 def cut(text: str, width: int) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from ..specs import TensorSpec
 from ..wording import shown_bytes
-from .tables import shown_numbers, table
+from .tables import bar, shown_numbers, table
 from .totals import Total
 
 __all__ = ["tree"]
@@ -23,14 +23,19 @@ class _Node(Total):
         self.spec: TensorSpec | None = None
 
 
-def tree(lines: Sequence[tuple[str, TensorSpec, int]], width: int) -> list[str]:
-    """The lines `(folded key, spec, count)` as a tree, a module's totals beside it.
+def tree(lines: Sequence[tuple[str, TensorSpec, int]], width: int, depth: int | None = None) -> list[str]:
+    """Draw the lines `(folded key, spec, count)` as a tree, with each module's totals and its share of the bytes.
 
     >>> specs = [("h.{0..2}.w", TensorSpec([4], "F32"), 3), ("h.{0..2}.b", TensorSpec([], "F32"), 3)]
     >>> print("\\n".join(tree(specs, 60)))
-    h.{0..2}  x6  15 numbers  60 B
-    ├ w       x3  F32 [4]     48 B
-    └ b       x3  F32 []      12 B
+    h.{0..2}  x6  15 numbers  60 B  ██████████
+    ├ w       x3  F32 [4]     48 B  ████████
+    └ b       x3  F32 []      12 B  ██
+    >>> print("\\n".join(tree(specs, 60, depth=1)))
+    h.{0..2}  x6  15 numbers  60 B  ██████████
+
+    Args:
+        depth: levels that are shown; a module at the last one is a line with its totals.
     """
     root = _Node()
     for text, spec, count in lines:
@@ -40,12 +45,15 @@ def tree(lines: Sequence[tuple[str, TensorSpec, int]], width: int) -> list[str]:
             node = node.children.setdefault(segment, _Node())
             node.add(spec, count)
         node.spec = spec
-    return table(list(_rows(root)), "<><>", width)
+    return table(list(_rows(root, root.nbytes, depth)), "<><><", width)
 
 
-def _rows(node: _Node, indent: str | None = None) -> Iterator[tuple[str, str, str, str]]:
-    """Rows below a node; the outermost ones (no `indent` yet) stand without branches."""
-    children = list(node.children.items())
+def _rows(
+    node: _Node, whole: int, depth: int | None, indent: str | None = None
+) -> Iterator[tuple[str, str, str, str, str]]:
+    """Yield the rows below a node; the outermost ones, without an `indent`, have no branches."""
+    children = list(node.children.items()) if depth is None or depth > 0 else []
+    below = None if depth is None else depth - 1
     for i, (name, child) in enumerate(children):
         while len(child.children) == 1 and child.spec is None:
             ((segment, child),) = child.children.items()
@@ -53,6 +61,7 @@ def _rows(node: _Node, indent: str | None = None) -> Iterator[tuple[str, str, st
         last = i == len(children) - 1
         branch = "" if indent is None else indent + ("└ " if last else "├ ")
         times = f"x{child.count}" if child.count > 1 else ""
-        says = str(child.spec) if child.spec is not None else shown_numbers(child.numel)
-        yield branch + name.rstrip("./"), times, says, shown_bytes(child.nbytes)
-        yield from _rows(child, "" if indent is None else indent + ("  " if last else "│ "))
+        size = str(child.spec) if child.spec is not None else shown_numbers(child.numel)
+        share = bar(child.nbytes / whole if whole else 0.0)
+        yield branch + name.rstrip("./"), times, size, shown_bytes(child.nbytes), share
+        yield from _rows(child, whole, below, "" if indent is None else indent + ("  " if last else "│ "))

@@ -93,14 +93,13 @@ def load_plan(
         move_to(model, device)
     _restore(model, ties, filled, plan)
     _buffers(model, device)
-    return report_of(plan, checkpoint, model, options, rows, kept, skipped, bar.done)
+    return report_of(plan, checkpoint, model, rows, kept, skipped, bar.done)
 
 
 def report_of(
     plan: Plan,
     checkpoint: Checkpoint,
     model: nn.Module,
-    options: LoadOptions,
     rows: Sequence[Any],
     kept: Sequence[str],
     skipped: Collection[str],
@@ -112,12 +111,11 @@ def report_of(
         rows: what was initialised. kept: keys left as constructed. skipped: tied keys that were not made.
         nbytes: what was written.
     """
-    scanned = () if options.check_values else ("values were not scanned for NaN and Inf: check_values=True does",)
     return Report(
         _entries(plan, rows, kept, model),
         checkpoint.source,
         type(model).__name__,
-        (*_untied(plan, checkpoint, skipped), *scanned),
+        tuple(_untied(plan, checkpoint, skipped)),
         plan.warnings,
         bytes_read=plan.cost.bytes_read,
         bytes_written=nbytes,

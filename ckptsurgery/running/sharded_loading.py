@@ -92,7 +92,7 @@ def load_shards(
     loader.tie(plan)
     loader.take_buffers(model)
     ranks.agree(None)
-    return report_of(plan, checkpoint, model, options, rows, kept, skipped, bar.done)
+    return report_of(plan, checkpoint, model, rows, kept, skipped, bar.done)
 
 
 def _digest(plan: Plan) -> str:

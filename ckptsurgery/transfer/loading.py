@@ -80,7 +80,6 @@ def load_into(
         1.weight  F32 [5, 3]  default (Linear.reset_parameters, seed 0)
         1.bias  F32 [5]  default (Linear.reset_parameters, seed 0)
       note: prefix 'module.' taken off
-      note: values were not scanned for NaN and Inf: check_values=True does
 
     Args:
         model: any `nn.Module`, on the meta device too.
@@ -101,7 +100,7 @@ def load_into(
             tensors on the meta device is assigned, and any other is copied into.
         device: where all of the model comes to be, with assignment: what is only copied goes there from the files,
             with no copy in the host's memory. Without, a copy stays where the model is.
-        check_values: look for NaN and Inf first.
+        check_values: look for NaN and Inf first; otherwise values are not scanned.
         seed: of the initialisers.
         progress: True or False to insist on a bar or on none.
 

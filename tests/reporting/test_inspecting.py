@@ -57,12 +57,18 @@ def test_unfolded_gives_each_key_a_line() -> None:
 
 def test_a_tree_carries_totals() -> None:
     assert inspection(checkpoint()).render(as_tree=True).splitlines()[2:7] == [
-        "embed.weight      BF16 [10, 4]  80 B",
-        "h.{0,1}.fc    x4  40 numbers    96 B",
-        "├ weight      x2  BF16 [4, 4]   64 B",
-        "└ bias        x2  F32 [4]       32 B",
-        "head.weight       BF16 [10, 4]  80 B",
+        "embed.weight      BF16 [10, 4]  80 B  ███▏",
+        "h.{0,1}.fc    x4  40 numbers    96 B  ███▊",
+        "├ weight      x2  BF16 [4, 4]   64 B  ██▌",
+        "└ bias        x2  F32 [4]       32 B  █▎",
+        "head.weight       BF16 [10, 4]  80 B  ███▏",
     ]
+
+
+def test_a_tree_is_cut_at_its_depth() -> None:
+    whole, cut = (inspection(checkpoint()).render(depth=depth).splitlines()[2:] for depth in (9, 1))
+    assert [line.split()[0] for line in cut[:3]] == ["embed.weight", "h.{0,1}.fc", "head.weight"] and cut[3] == ""
+    assert whole[:5] == inspection(checkpoint()).render(as_tree=True).splitlines()[2:7]
 
 
 @pytest.mark.parametrize(
