@@ -33,7 +33,7 @@ _SUFFIXES = (".json", ".txt", ".model", ".jinja", ".md", ".vocab", ".tiktoken", 
 def companions_of(files: tuple[str, ...]) -> Iterator[Path]:
     """Files beside the weights that belong to the model and are no weights."""
     for folder in dict.fromkeys(Path(f).parent for f in files):
-        for path in sorted(folder.iterdir()):
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():  # an address has no folder here
             named = path.name.startswith(_NAMES) and path.suffix in _SUFFIXES
             if named and path.is_file() and not path.name.endswith(".index.json"):
                 yield path

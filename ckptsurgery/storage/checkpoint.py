@@ -220,6 +220,10 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
         """Fill many buffers from one of `files`, several at once where its source does that."""
         self._open_files.read_ranges(file, ranges)
 
+    def is_remote(self, file: str) -> bool:
+        """Return whether one of `files` is read faster by many ranges at once than one after another."""
+        return self._open_files.is_remote(file)
+
     def view(self, file: str, offset: int, nbytes: int) -> memoryview | None:
         """Return bytes of a source in memory without a copy; None for any other source."""
         return self._open_files.view(file, offset, nbytes)

@@ -20,14 +20,27 @@ from ...specs import DTYPES, TensorSpec
 from ...storage.checkpoint import Checkpoint
 from ...storage.contents import Extent
 from ...storage.output.staging import Writer
-from ...storage.sources.byte_source import MEMORY
+from ...storage.sources.byte_source import MEMORY, Range
 from ...storage.sources.kernel_copies import BLOCK, KERNEL_PIECE
 from .tasks import Task, run_tasks
 
-__all__ = ["ByteRun", "copy_runs", "merged", "moves_of", "neighbours", "runs_of"]
+__all__ = [
+    "FETCHED_AT_ONCE",
+    "ByteRun",
+    "batches_within",
+    "copy_runs",
+    "fetch_ranges",
+    "merged",
+    "moves_of",
+    "neighbours",
+    "runs_of",
+]
 
 _LONG = 64 << 10
 """Bytes of a run from which on a call of its own costs less than collecting it with its neighbours."""
+
+FETCHED_AT_ONCE = 64 << 20
+"""Bytes of remote files that are asked for together: enough for the requests that a source makes at a time."""
 
 Move = tuple[int, int, int, int, int]
 """Which source goes to which target, from which byte of the one to which byte of the other, and how many bytes."""
@@ -131,6 +144,10 @@ def copy_runs(runs: Iterable[ByteRun], checkpoint: Checkpoint, writer: Writer, m
     if held:
         run_tasks((Task(0, partial(_write_held, run, checkpoint, writer)) for run in held), moved)
         runs = [run for run in runs if run.source_file != MEMORY or run.nbytes < _LONG]
+    remote = {file for file in {run.source_file for run in runs} if checkpoint.is_remote(file)}
+    if remote:
+        _fetch([run for run in runs if run.source_file in remote], checkpoint, writer, moved)
+        runs = [run for run in runs if run.source_file not in remote]
     checkpoint.read_in_order({run.source_file for run in runs})
     buffer = memoryview(bytearray(CHUNK))
     refused: set[tuple[str, str]] = set()  # pairs of files between which the kernel does not copy
@@ -145,6 +162,46 @@ def copy_runs(runs: Iterable[ByteRun], checkpoint: Checkpoint, writer: Writer, m
             elif rest := _copy_in_kernel(part, checkpoint, writer, moved):
                 refused.add(pair)
                 _copy(rest, checkpoint, writer, buffer, moved)
+
+
+def _fetch(runs: Iterable[ByteRun], checkpoint: Checkpoint, writer: Writer, moved: Callable[[int], object]) -> None:
+    """Copy runs of remote files: many ranges are fetched at once, then written."""
+    parts = (_part(run, at, min(at + CHUNK, run.nbytes)) for run in runs for at in range(0, run.nbytes, CHUNK))
+    for batch in batches_within(parts, FETCHED_AT_ONCE):
+        wanted = [run for run in batch if not writer.has(run.target_file, run.target_offset, run.nbytes)]
+        buffers = [bytearray(run.nbytes) for run in wanted]
+        fetch_ranges(checkpoint, wanted, [memoryview(buffer) for buffer in buffers])
+        for run, buffer in zip(wanted, buffers):
+            writer.write(run.target_file, run.target_offset, buffer)
+        writer.skip(sum(run.nbytes for run in batch) - sum(run.nbytes for run in wanted))
+        moved(sum(run.nbytes for run in batch))
+
+
+def batches_within(runs: Iterable[ByteRun], most: int) -> Iterator[list[ByteRun]]:
+    """Part runs into lists of so many bytes at most; a longer run is alone.
+
+    >>> [len(batch) for batch in batches_within([ByteRun("t", 0, n, "s", 0) for n in (4, 4, 9, 1)], most=8)]
+    [2, 1, 1]
+    """
+    batch: list[ByteRun] = []
+    held = 0
+    for run in runs:
+        if batch and held + run.nbytes > most:
+            yield batch
+            batch, held = [], 0
+        batch.append(run)
+        held += run.nbytes
+    if batch:
+        yield batch
+
+
+def fetch_ranges(checkpoint: Checkpoint, runs: Sequence[ByteRun], buffers: Sequence[memoryview]) -> None:
+    """Fill a buffer for each run, with one call for each of the source's files."""
+    by_file: dict[str, list[Range]] = {}
+    for run, buffer in zip(runs, buffers):
+        by_file.setdefault(run.source_file, []).append((run.source_offset, buffer))
+    for file, ranges in by_file.items():
+        checkpoint.read_ranges(file, ranges)
 
 
 def neighbours(runs: Iterable[ByteRun], short: int, most: int, gap: int) -> Iterator[list[ByteRun]]:

@@ -25,7 +25,7 @@ from ...storage.contents import Contents, Extent
 from ...storage.plain_memory import oddity
 from ...storage.sending import BUFFER, Run, send
 from ...storage.sources.links import Link, empty_on, link_to, moved_to
-from ..executor.copying import ByteRun, Move, neighbours
+from ..executor.copying import FETCHED_AT_ONCE, ByteRun, Move, batches_within, fetch_ranges, neighbours
 from ..executor.execution import execute
 from ..executor.tasks import Moved, Task, run_tasks
 
@@ -162,6 +162,10 @@ class TensorSink:
         straight = sorted(
             (run for run in runs if run.target_file not in self._rings), key=lambda r: (r.source_file, r.source_offset)
         )
+        remote = {file for file in {run.source_file for run in straight} if checkpoint.is_remote(file)}
+        if remote:
+            self._fetch([run for run in straight if run.source_file in remote], checkpoint, moved)
+            straight = [run for run in straight if run.source_file not in remote]
         if straight:
             groups = neighbours(straight, _WORTH_READING, CHUNK, _GAP)
             run_tasks((Task(0, partial(self._read, group, checkpoint)) for group in groups), moved)
@@ -171,6 +175,15 @@ class TensorSink:
                 cargoes.setdefault(id(self._rings[run.target_file][1]), []).append(run)
         for cargo in cargoes.values():
             self._send(cargo, checkpoint, moved)
+
+    def _fetch(self, runs: Sequence[ByteRun], checkpoint: Checkpoint, moved: Moved) -> None:
+        """Read runs of remote files straight to their places, many at once."""
+        for batch in batches_within(runs, FETCHED_AT_ONCE):
+            rooms = [self.room(run.target_file, run.target_offset, run.nbytes) for run in batch]
+            fetch_ranges(checkpoint, batch, rooms)
+            for run in batch:
+                self._arrived(run.target_file, run.nbytes)
+                moved(run.nbytes)
 
     def _read(self, runs: Sequence[ByteRun], checkpoint: Checkpoint) -> int:
         """Read neighbours in one file: one straight to its place, several through a buffer."""

@@ -43,7 +43,7 @@ class OpenedSource:
         self.name = source.name
         self.size = source.size
         raw = source.open()
-        self.file: BinaryIO = io.BufferedReader(raw) if isinstance(raw, io.RawIOBase) else raw
+        self.file: BinaryIO = io.BufferedReader(raw) if isinstance(raw, io.FileIO) else raw
 
     @cached_property
     def head(self) -> bytes:

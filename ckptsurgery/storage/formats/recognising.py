@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ...errors import CheckpointError, Diagnostic
 
-__all__ = ["ADDRESSES", "HEADS", "ZIPS", "Foreign", "address_problem", "head_problem", "zip_problem"]
+__all__ = ["HEADS", "ZIPS", "Foreign", "address_problem", "head_problem", "zip_problem"]
 
 _PICKLED = "pickle.dump({tensors}, open('new.pkl', 'wb'))"
 _H5 = (
@@ -179,16 +179,6 @@ def zip_problem(names: Sequence[str], path: str) -> CheckpointError:
 
 # Addresses
 
-ADDRESSES: dict[str, str] = {
-    "https": "import torch; torch.hub.download_url_to_file({url}, {name})",
-    "http": "import torch; torch.hub.download_url_to_file({url}, {name})",
-    "file": "open({bare})",
-    "s3": "aws s3 cp {url} {name}",
-    "gs": "gcloud storage cp {url} {name}",
-    "": "import fsspec; f, p = fsspec.url_to_fs({url}); f.get(p, {name}, recursive=True)",
-}
-"""Scheme of an address -> the way to a local file; the last is for all others that fsspec knows."""
-
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _HUB_PAGE = re.compile(
     r"huggingface\.co/([^/]+/[^/?#]+)(?:/(?:resolve|blob|tree|raw)/([^/?#]+)(?:/([^?#]+))?)?/?(?:[?#].*)?"
@@ -196,23 +186,15 @@ _HUB_PAGE = re.compile(
 
 
 def address_problem(text: str) -> Diagnostic | None:
-    """The diagnostic for an address that is not a path; None for a path and for `hf://`.
+    """The diagnostic for the address of a page of the hub; None for all others.
 
     >>> print(address_problem("https://huggingface.co/org/repo/blob/main/model.safetensors").help)
     open('hf://org/repo@main/model.safetensors')
     """
     match = _ADDRESS.fullmatch(text)
-    if match is None or match[1].lower() == "hf":
+    page = _HUB_PAGE.fullmatch(match[2]) if match is not None and match[1].lower() in ("http", "https") else None
+    if page is None:
         return None
-    scheme, rest = match[1].lower(), match[2]
-    page = _HUB_PAGE.fullmatch(rest)
-    if page is not None:
-        revision = f"@{page[2]}" if page[2] else ""
-        help = f"open({f'hf://{page[1]}{revision}' + (f'/{page[3]}' if page[3] else '')!r})"
-    else:
-        name = rest.partition("?")[0].rstrip("/").rpartition("/")[2] or "new.bin"
-        bare = rest if rest.startswith("/") else "/" + rest.partition("/")[2]
-        remedy = ADDRESSES.get(scheme, ADDRESSES[""])
-        help = remedy.replace("{url}", repr(text)).replace("{name}", repr(name)).replace("{bare}", repr(bare))
-    said = f"{text!r} is an address ({scheme}://), and only hf:// addresses and local paths are opened"
-    return Diagnostic("address", said, text, help=help)
+    revision = f"@{page[2]}" if page[2] else ""
+    help = f"open({f'hf://{page[1]}{revision}' + (f'/{page[3]}' if page[3] else '')!r})"
+    return Diagnostic("address", f"{text!r} is a page of the hub, which hf:// opens", text, help=help)

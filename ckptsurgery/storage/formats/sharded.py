@@ -17,7 +17,7 @@ from .index_json import likely_shards, read_index_text, read_plain_index, weight
 from .numbering import series_of, shard_names
 from .tie_records import aliases_in, own_metadata
 
-__all__ = ["read_index", "read_together"]
+__all__ = ["read_index", "read_index_at", "read_together"]
 
 Reader = Callable[[str], Contents]
 
@@ -45,6 +45,22 @@ def read_index(path: str, read: Reader, places: Mapping[str, str] = {}) -> Conte
             entries |= contents.entries
         entries = {key: entries[key] for key in sorted(entries)} if plain.by_name else entries
     return _joined(entries, about, shards.values())
+
+
+def read_index_at(text: str, place: str, read: Callable[[Sequence[str]], dict[str, Contents]]) -> Contents:
+    """The checkpoint that an index at an address describes.
+
+    Args:
+        text: of the index.
+        place: its address.
+        read: reads the shards of some names.
+
+    Raises:
+        CheckpointError: a shard or a key is missing, or the index points out of its folder.
+    """
+    weight_map, about = weight_map_in(text, place)
+    shards = read(list(dict.fromkeys(weight_map.values())))
+    return _joined(_listed(weight_map, shards, place), about, shards.values())
 
 
 def _there(shard: Path, places: Mapping[str, str]) -> bool:

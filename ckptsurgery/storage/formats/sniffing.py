@@ -21,7 +21,7 @@ from .safetensors import MAX_HEADER
 from .sharded import read_index
 from .table import recognised
 
-__all__ = ["kind_of", "read_file", "read_opened"]
+__all__ = ["is_index", "kind_of", "read_file", "read_opened"]
 
 _LFS = b"version https://git-lfs.github.com/spec/"
 _HTML = (b"<!doctype", b"<html", b"<?xml", b"<head", b"<!--")
@@ -45,7 +45,7 @@ def read_file(
     source = _local(path)
     try:
         with OpenedSource(source) as opened, _foreseen(path):
-            if opened.size and _names_shards(opened):
+            if opened.size and is_index(opened):
                 if shard:
                     raise CheckpointError(_nested(path))
                 contents = read_index(path, partial(read_file, shard=True, places=places), places)
@@ -181,7 +181,7 @@ def _missing(path: str) -> Diagnostic:
     return Diagnostic("missing-file", f"no such file or folder: {path!r}", path, help=help, remedies=meant)
 
 
-def _names_shards(opened: OpenedSource) -> bool:
+def is_index(opened: OpenedSource) -> bool:
     """Whether it is the index of a checkpoint in shards."""
     if int.from_bytes(opened.head[:8], "little") <= MAX_HEADER:
         return False  # the length of a safetensors header may be the number of a brace

@@ -32,8 +32,9 @@ def open_checkpoint(source: Any, subtree: str | None = None, by_file: bool = Fal
     ...
 
     Args:
-        source: a path, `"hf://org/repo[@rev][/file]"`, a state_dict, `{key: TensorSpec}`, an `nn.Module`, a
-            `Checkpoint` (given back as it is), or `{prefix: source}`, which puts each prefix before its source's keys.
+        source: a path, `"hf://org/repo[@rev][/file]"`, an address such as `https://…` or `s3://…`, a state_dict,
+            `{key: TensorSpec}`, an `nn.Module`, a `Checkpoint` (given back as it is), or `{prefix: source}`, which puts
+            each prefix before its source's keys.
         subtree: a dotted path to what should be read, such as `"ema.module"`.
         by_file: for a folder: read each file on its own, with "file stem/" before its keys.
 
@@ -63,9 +64,16 @@ def _open_path(path: str | bytes, subtree: str | None, by_file: bool) -> Checkpo
 
         folder, chosen = fetch(path, by_file)
         return Checkpoint(_with_config(read_choice(folder, chosen, subtree), Path(folder)), path)
-    problem = address_problem(path)
-    if problem is not None:
-        raise CheckpointError(problem)
+    if "://" in path:
+        problem = address_problem(path)
+        if problem is not None:
+            raise CheckpointError(problem)
+        from .addresses import place_at
+
+        found = place_at(path)
+        if not isinstance(found, str):
+            return Checkpoint(found.read(subtree, by_file), path)
+        return _open_path(found, subtree, by_file)
     try:
         expanded = str(Path(path).expanduser())
     except RuntimeError as error:  # a home that is not known

@@ -24,6 +24,7 @@ from .byte_source import (
     stamp,
 )
 from .descriptors import Descriptors
+from .remote import RemoteSource
 from .system_errors import os_error
 from .windows import Windows
 
@@ -137,6 +138,10 @@ class OpenFiles:
         else:
             self._usable(name)
             other.read_into(ranges)
+
+    def is_remote(self, name: str) -> bool:
+        """Return whether a source is read faster by many ranges at once than one after another."""
+        return isinstance(self._others.get(name), RemoteSource)
 
     def view(self, name: str, offset: int, nbytes: int) -> memoryview | None:
         """Return bytes of a source in memory without a copy; None for any other source."""

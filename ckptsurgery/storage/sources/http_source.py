@@ -1,0 +1,103 @@
+"""Files behind `http://` and `https://`, by range requests of the standard library's client."""
+
+from __future__ import annotations
+
+import http.client
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+from ...errors import CheckpointError, Diagnostic
+from .byte_source import changed
+from .remote import FIRST, Facts, Interrupted, RemoteSource
+
+__all__ = ["HttpSource"]
+
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_BUSY = (408, 425, 429, 500, 502, 503, 504)
+_BLOCK = 1 << 20
+_TIMEOUT = 60  # seconds without a byte
+
+
+class HttpSource(RemoteSource):
+    """A file behind `http://` or `https://`.
+
+    Args:
+        name: the address.
+        headers: of every request, such as an authorisation.
+    """
+
+    def __init__(self, name: str, headers: dict[str, str] | None = None) -> None:
+        self._headers = {"User-Agent": "ckptsurgery", "Accept-Encoding": "identity", **(headers or {})}
+        super().__init__(name)
+
+    def probe(self) -> tuple[Facts, bytes]:
+        """Ask for the first bytes; the answer says how many there are, and which file it is."""
+        with self._answer(0, FIRST) as answer:
+            whole = answer.status == 200 and _is_short(answer)
+            if answer.status == 416:  # an empty file has no first byte
+                return Facts(0, (None, 0)), b""
+            facts = Facts(int(answer.headers["Content-Length"]), (None, 0)) if whole else self._facts(answer)
+            try:
+                first = answer.read()
+            except (OSError, http.client.HTTPException) as error:
+                raise Interrupted(str(error)) from error
+        if len(first) != min(FIRST, facts.size):
+            raise Interrupted("the connection was closed early")
+        self.fetched += len(first)
+        return facts, first
+
+    def stream(self, offset: int, nbytes: int) -> Iterator[bytes]:
+        """Yield bytes as they come."""
+        with self._answer(offset, nbytes) as answer:
+            if answer.status == 416 or self._facts(answer) != Facts(self.size, self.identity):
+                raise changed(self.name)
+            left = nbytes
+            try:
+                while left and (block := answer.read(min(_BLOCK, left))):
+                    yield block
+                    left -= len(block)
+            except (OSError, http.client.HTTPException) as error:
+                raise Interrupted(str(error)) from error
+
+    def _answer(self, offset: int, nbytes: int) -> http.client.HTTPResponse:
+        request = urllib.request.Request(
+            self.name, headers={**self._headers, "Range": f"bytes={offset}-{offset + nbytes - 1}"}
+        )
+        try:
+            answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=_TIMEOUT)
+            return answer
+        except urllib.error.HTTPError as error:
+            if error.code == 416:
+                return error  # type: ignore[return-value]
+            error.close()
+            raise self._refusal(error) from error
+        except (OSError, http.client.HTTPException) as error:
+            raise Interrupted(str(getattr(error, "reason", error))) from error
+
+    def _refusal(self, error: urllib.error.HTTPError) -> Exception:
+        if error.code in _BUSY:
+            return Interrupted(f"the server answered {error.code} {error.reason}")
+        if error.code in (404, 410):
+            text, help = f"there is no file at {self.name!r}", "check the address"
+            return CheckpointError(Diagnostic("missing-file", text, self.name, help=help))
+        text = f"the server refused {self.name!r}: {error.code} {error.reason}"
+        help = "check the address, and whether it needs a token or a signature that has expired"
+        return CheckpointError(Diagnostic("permission-denied", text, self.name, help=help))
+
+    def _facts(self, answer: http.client.HTTPResponse) -> Facts:
+        found = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
+        if answer.status != 206 or found is None:
+            text = f"the server of {self.name!r} does not send parts of files"
+            name = self.name.partition("?")[0].rstrip("/").rpartition("/")[2] or "new.bin"
+            help = f"import torch; torch.hub.download_url_to_file({self.name!r}, {name!r})"
+            raise CheckpointError(Diagnostic("no-ranges", text, self.name, help=help))
+        mark = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
+        return Facts(int(found[3]), (mark, int(found[3])))
+
+
+def _is_short(answer: http.client.HTTPResponse) -> bool:
+    """Whether an answer is a whole file that is no longer than a first request: parts of it are never asked for."""
+    length = answer.headers.get("Content-Length", "")
+    return length.isdigit() and int(length) <= FIRST

@@ -1,0 +1,213 @@
+"""Checkpoints at addresses: headers and what a plan needs are fetched; a real server counts each byte."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+import torch
+from range_server import RangeServer, serving
+
+import ckptsurgery as cs
+from ckptsurgery.storage.sources import remote
+from ckptsurgery.storage.sources.http_source import HttpSource
+
+STATE = {f"layers.{n}.w": torch.randn(64, 1024, generator=torch.Generator().manual_seed(n)) for n in range(100)}
+STATE |= {f"layers.{n}.b": torch.full((7,), float(n)) for n in range(100)}
+KIB = 1 << 10
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("files")
+    cs.save(STATE, folder / "x.safetensors")
+    cs.save(STATE, folder / "x.pt")
+    cs.save(STATE, folder / "shards", max_shard_size="6MB")
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return files | {"shards/config.json": b'{"hidden_size": 1024}'}
+
+
+@pytest.fixture
+def server(written: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[RangeServer]:
+    monkeypatch.setattr(remote, "_WAIT", 0.001)
+    with serving() as made:
+        made.files = dict(written)
+        yield made
+
+
+def header_size(data: bytes) -> int:
+    return 8 + int.from_bytes(data[:8], "little")
+
+
+def same(checkpoint: cs.Checkpoint) -> None:
+    assert set(checkpoint) == set(STATE)
+    for key in ("layers.0.w", "layers.99.b", "layers.50.w"):
+        assert torch.equal(checkpoint[key].load(), STATE[key])
+
+
+def test_a_header_is_all_that_is_fetched_to_open(server: RangeServer) -> None:
+    with cs.open(f"{server.url}/x.safetensors") as checkpoint:
+        assert server.sent <= header_size(server.files["x.safetensors"]) + 64 * KIB
+        assert {path for path, *_ in server.asked} == {"x.safetensors"}
+        same(checkpoint)
+
+
+def test_a_torch_file_is_opened_by_its_directory(server: RangeServer) -> None:
+    with cs.open(f"{server.url}/x.pt") as checkpoint:
+        assert server.sent < len(server.files["x.pt"]) / 50
+        same(checkpoint)
+
+
+def test_a_long_header_is_fetched_without_more_than_a_block_too_much(server: RangeServer, tmp_path: Path) -> None:
+    cs.save({f"a.rather.long.name.of.a.tensor.{n}": torch.ones(1) for n in range(3000)}, tmp_path / "x.safetensors")
+    server.files["long.safetensors"] = (tmp_path / "x.safetensors").read_bytes()
+    server.reset()
+    assert len(cs.open(f"{server.url}/long.safetensors")) == 3000
+    size = header_size(server.files["long.safetensors"])
+    assert size > 128 * KIB
+    assert server.sent <= size + 64 * KIB
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", "shards/model.safetensors.index.json"])
+def test_a_plan_fetches_what_it_needs(server: RangeServer, name: str, tmp_path: Path) -> None:
+    with cs.open(f"{server.url}/{name}") as checkpoint:
+        plan = cs.plan(
+            checkpoint, cs.Recipe(rules=["layers.3.{k} -> {k}", "layers.{i:40..44}.b -> b.{i}"], rest="drop")
+        )
+        for use in (lambda: plan.save(tmp_path / "part.safetensors", overwrite=True), plan.state_dict):
+            server.reset()
+            use()
+            needed = sum(spec.nbytes for spec in plan.specs.values())
+            assert server.sent <= 1.05 * needed
+    with cs.open(tmp_path / "part.safetensors") as part:
+        assert torch.equal(part["w"].load(), STATE["layers.3.w"])
+        assert torch.equal(part["b.44"].load(), STATE["layers.44.b"])
+
+
+def test_a_whole_model_comes_in_merged_ranges_several_at_a_time(server: RangeServer, tmp_path: Path) -> None:
+    with cs.open(f"{server.url}/x.safetensors") as checkpoint:
+        server.reset()
+        cs.plan(checkpoint, "layers.{i}.{k} -> {k}.{i}").save(tmp_path / "all.safetensors")
+        assert server.sent <= 1.001 * checkpoint.nbytes
+        assert len(server.asked) < 40
+        assert 2 <= server.most <= 8
+    with cs.open(tmp_path / "all.safetensors") as made:
+        assert all(torch.equal(made[f"{k}.{i}"].load(), STATE[f"layers.{i}.{k}"]) for i in range(100) for k in "wb")
+
+
+def test_a_model_is_loaded_by_ranges(server: RangeServer) -> None:
+    model = torch.nn.ModuleDict({"layers": torch.nn.ModuleList([torch.nn.Module() for _ in range(100)])})
+    for layer in model["layers"]:
+        layer.w, layer.b = torch.nn.Parameter(torch.zeros(64, 1024)), torch.nn.Parameter(torch.zeros(7))
+    cs.load_into(model, f"{server.url}/x.safetensors")
+    assert all(torch.equal(tensor, STATE[key]) for key, tensor in model.state_dict().items())
+    assert len(server.asked) < 60
+
+
+def test_shards_and_the_config_beside_an_index(server: RangeServer) -> None:
+    with cs.open(f"{server.url}/shards/model.safetensors.index.json") as checkpoint:
+        headers = sum(64 * KIB for path in server.files if path.startswith("shards/"))
+        assert server.sent <= headers
+        assert checkpoint.config == {"hidden_size": 1024}
+        same(checkpoint)
+
+
+def test_a_broken_connection_goes_on_where_it_broke(server: RangeServer) -> None:
+    with cs.open(f"{server.url}/x.safetensors") as checkpoint:
+        server.reset()
+        server.breaks, server.busy = 3, 2
+        assert torch.equal(checkpoint["layers.7.w"].load(), STATE["layers.7.w"])
+        assert server.sent == STATE["layers.7.w"].nbytes
+
+
+def test_a_server_that_stays_away_is_given_up(server: RangeServer) -> None:
+    with cs.open(f"{server.url}/x.safetensors") as checkpoint:
+        server.busy = 100
+        with pytest.raises(cs.CheckpointError, match=r"download-failed.*503"):
+            checkpoint["layers.7.w"].load()
+
+
+def test_a_file_that_changes_between_two_ranges_is_an_error(server: RangeServer, tmp_path: Path) -> None:
+    with cs.open(f"{server.url}/x.safetensors") as checkpoint:
+        data = bytearray(server.files["x.safetensors"])
+        data[-1] ^= 1
+        server.files["x.safetensors"] = bytes(data)
+        with pytest.raises(cs.CheckpointError, match="file-changed"):
+            checkpoint["layers.7.w"].load()
+        with pytest.raises(cs.CheckpointError, match="file-changed"):
+            cs.save(checkpoint, tmp_path / "x.safetensors")
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_what_cannot_be_read_is_said(server: RangeServer) -> None:
+    with pytest.raises(cs.CheckpointError, match="missing-file"):
+        cs.open(f"{server.url}/no.safetensors")
+    server.files["page"] = b"<!doctype html><title>Sign in</title>"
+    with pytest.raises(cs.CheckpointError, match="html-page"):
+        cs.open(f"{server.url}/page")
+    server.files["empty"] = b""
+    with pytest.raises(cs.CheckpointError, match="empty-file"):
+        cs.open(f"{server.url}/empty")
+    server.whole = True
+    with pytest.raises(cs.CheckpointError, match="html-page"):
+        cs.open(f"{server.url}/page")
+    with pytest.raises(cs.CheckpointError, match=r"(?s)no-ranges.*download_url_to_file"):
+        cs.open(f"{server.url}/x.safetensors")
+
+
+def test_ranges_of_any_shape_are_filled(server: RangeServer) -> None:
+    rng, data = random.Random(0), random.Random(1).randbytes(300_000)
+    server.files["data"] = data
+    source = HttpSource(f"{server.url}/data")
+    ranges = [(start, rng.choice([0, 1, 50, 5000, 90_000])) for start in (rng.randrange(200_000) for _ in range(60))]
+    buffers = [bytearray(n) for _, n in ranges]
+    source.read_into([(start, memoryview(b)) for (start, _), b in zip(ranges, buffers)])
+    assert [bytes(b) for b in buffers] == [data[s : s + n] for s, n in ranges]
+    with source.open() as file:
+        for _ in range(200):
+            start, n = rng.randrange(300_100), rng.choice([0, 1, 100, 70_000])
+            file.seek(start)
+            assert file.read(n) == data[start : start + n]
+        file.seek(-5, 2)
+        assert file.read() == data[-5:]
+    with pytest.raises(cs.CheckpointError, match="truncated-file"):
+        source.read_into([(299_999, memoryview(bytearray(2)))])
+
+
+def test_what_fsspec_knows_is_opened(written: dict[str, bytes]) -> None:
+    store = fsspec.filesystem("memory")
+    for name, data in written.items():
+        store.pipe(f"/bucket/{name}", data)
+    same(cs.open("memory://bucket/x.safetensors"))
+    same(cs.open("memory://bucket/x.pt"))
+    with cs.open("memory://bucket/shards") as checkpoint:
+        same(checkpoint)
+        assert checkpoint.config == {"hidden_size": 1024}
+    same(cs.open("memory://bucket"))
+    with pytest.raises(cs.CheckpointError, match="missing-file"):
+        cs.open("memory://bucket/nothing.pt")
+    changed = cs.open("memory://bucket/x.safetensors")
+    store.pipe("/bucket/x.safetensors", written["x.safetensors"] + b"!")
+    with pytest.raises(cs.CheckpointError, match="file-changed"):
+        changed["layers.0.w"].load()
+    store.rm("/bucket", recursive=True)
+
+
+def test_a_file_address_is_a_path(tmp_path: Path) -> None:
+    cs.save({"w": torch.ones(2)}, tmp_path / "x.safetensors")
+    assert list(cs.open(f"file://{tmp_path}/x.safetensors")) == ["w"]
+
+
+def test_what_inspect_says_of_an_address(server: RangeServer) -> None:
+    from typer.testing import CliRunner
+
+    from ckptsurgery.cli.program import app
+
+    done = CliRunner().invoke(app, ["inspect", "--json", f"{server.url}/x.safetensors"])
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)
+    assert server.sent <= header_size(server.files["x.safetensors"]) + 64 * KIB
