@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 import torch
 from foreign import W, holds_w, pasted, refused, there
@@ -186,8 +185,6 @@ def test_a_json_file_of_a_model_is_not_taken_for_an_address(tmp_path: Path) -> N
 @pytest.mark.parametrize(("scheme", "package"), [("s3", "s3fs"), ("gs", "gcsfs"), ("abfs", "adlfs")])
 def test_a_store_whose_package_is_missing_names_it(scheme: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
-    monkeypatch.setattr(fsspec.registry, "_registry", {})
-    monkeypatch.setattr(fsspec.registry, "registry", {})
     problem = refused(f"{scheme}://bucket/model.safetensors")
     assert problem.code == "address"
     assert problem.help == f"pip install {package}"

@@ -155,7 +155,7 @@ def test_what_cannot_be_read_is_said(server: RangeServer) -> None:
     server.whole = True
     with pytest.raises(cs.CheckpointError, match="html-page"):
         cs.open(f"{server.url}/page")
-    with pytest.raises(cs.CheckpointError, match=r"(?s)no-ranges.*download_url_to_file"):
+    with pytest.raises(cs.CheckpointError, match=r"(?s)does not send parts of files.*download_url_to_file"):
         cs.open(f"{server.url}/x.safetensors")
 
 

@@ -92,7 +92,7 @@ class HttpSource(RemoteSource):
             text = f"the server of {self.name!r} does not send parts of files"
             name = self.name.partition("?")[0].rstrip("/").rpartition("/")[2] or "new.bin"
             help = f"import torch; torch.hub.download_url_to_file({self.name!r}, {name!r})"
-            raise CheckpointError(Diagnostic("no-ranges", text, self.name, help=help))
+            raise CheckpointError(Diagnostic("download-failed", text, self.name, help=help))
         mark = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
         return Facts(int(found[3]), (mark, int(found[3])))
 
