@@ -10,6 +10,7 @@ import ckptsurgery as cs
 
 from . import options as o
 from .output import show
+from .ranks import among_ranks
 from .recipe import beside_from, config_from, dims_from, recipe_from
 from .targets import target_from
 
@@ -102,36 +103,40 @@ def convert(
     ckptsurgery convert old.bin new.safetensors --recipe mine.toml --provenance
     ckptsurgery convert new.safetensors back.safetensors --inverse
     ckptsurgery convert x.safetensors x.safetensors --recipe mine.toml --in-place
+    torchrun --nproc-per-node 4 -m ckptsurgery convert old/ new/ --recipe mine.toml
     """
-    said = recipe_from(recipe, rule, route=(start, end), inverse=inverse, drop=drop, rest=rest, tie=tie)
-    with cs.open(source, subtree=subtree, by_file=by_file) as checkpoint:
-        if inverse and not (recipe or rule or start):
-            made = cs.inverse(checkpoint)
-        else:
-            made = cs.plan(
-                checkpoint,
-                said,
-                target=target_from(target),
-                config=config_from(config),
-                dims=dims_from(dim),
-                dtype=dtype or "lossless",
-                seed=seed,
+    with among_ranks() as ranks:
+        said = recipe_from(recipe, rule, route=(start, end), inverse=inverse, drop=drop, rest=rest, tie=tie)
+        with cs.open(source, subtree=subtree, by_file=by_file) as checkpoint:
+            if inverse and not (recipe or rule or start):
+                made = cs.inverse(checkpoint)
+            else:
+                made = cs.plan(
+                    checkpoint,
+                    said,
+                    target=target_from(target),
+                    config=config_from(config),
+                    dims=dims_from(dim),
+                    dtype=dtype or "lossless",
+                    seed=seed,
+                )
+            report = made.save(
+                destination,
+                max_shard_size=max_shard_size,
+                max_memory=max_memory,
+                overwrite=overwrite,
+                resume=resume,
+                in_place=in_place,
+                sync=not no_sync,
+                check=check,
+                provenance=provenance,
+                companions=companions,
+                beside=beside_from(beside),
+                dry_run=dry_run,
+                together=ranks is not None,
             )
-        report = made.save(
-            destination,
-            max_shard_size=max_shard_size,
-            max_memory=max_memory,
-            overwrite=overwrite,
-            resume=resume,
-            in_place=in_place,
-            sync=not no_sync,
-            check=check,
-            provenance=provenance,
-            companions=companions,
-            beside=beside_from(beside),
-            dry_run=dry_run,
-        )
-    return show(made if dry_run else report, json)
+    if ranks is None or not ranks.rank:
+        show(made if dry_run else report, json)
 
 
 def restore_header(file: o.Source) -> None:

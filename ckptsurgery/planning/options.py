@@ -79,6 +79,7 @@ class SaveOptions:
         beside: what becomes of trees beside the model: a word for all, or by path.
         progress: whether a bar is shown; None where a terminal is there.
         dry_run: whether all is done but the writing.
+        together: whether the ranks of the process group share the work.
     """
 
     max_shard_size: int | str | None = None
@@ -93,3 +94,4 @@ class SaveOptions:
     beside: str | Mapping[str, str] = "error"
     progress: bool | None = None
     dry_run: bool = False
+    together: bool = False

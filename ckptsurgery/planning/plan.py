@@ -177,6 +177,7 @@ class Plan:
         beside: str | Mapping[str, str] = "error",
         progress: bool | None = None,
         dry_run: bool = False,
+        together: bool = False,
     ) -> Report:
         """Stream the result into a file or a folder, which appears whole or not at all.
 
@@ -203,6 +204,8 @@ class Plan:
                 they are; or a word for each, `{"optimizer": "drop", "ema": "keep"}`, where `""` means all others.
             progress: True or False to insist on a bar or on none.
             dry_run: refuse what would be refused, report what would be written, and write nothing.
+            together: the ranks of the process group share the work; all of them make this call. The bytes are those
+                that one process writes.
 
         Raises:
             PlanError: values that must be equal differ, the plan initialises what a file cannot, memory would not do,
@@ -212,7 +215,7 @@ class Plan:
         """
         options = SaveOptions(
             max_shard_size, overwrite, max_memory, companions, check, resume, in_place, sync, provenance, beside,
-            progress, dry_run,
+            progress, dry_run, together,
         )  # fmt: skip
         return self._runner.save(self, path, options)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain, repeat
 from operator import attrgetter
 from pathlib import Path
@@ -18,6 +19,7 @@ from ..planning.plan import Plan
 from ..planning.report import Entry, Proof, Report
 from ..planning.sharing import copied_from, output_aliases, scattered_keys, unread_proofs
 from ..planning.steps import Step, outputs_of
+from ..sharding.peers import Peers, peers
 from ..storage.checkpoint import Checkpoint
 from ..storage.json_text import parse_json
 from ..storage.output.resuming import ResumableWriter
@@ -35,6 +37,7 @@ from .fingerprints import fingerprint
 from .progress import ByteBar
 from .provenance import PROVENANCE, provenance_of
 from .proving import prove
+from .writing_together import share_of, write_together
 
 if TYPE_CHECKING:
     import torch
@@ -54,9 +57,30 @@ def save_plan(plan: Plan, checkpoint: Checkpoint, path: PathLike, options: SaveO
     """
     _refuse_inits(plan)
     _refuse_together(options)
+    if options.together:
+        return _among_ranks(plan, checkpoint, path, options)
     save = _Save(plan, checkpoint, path, options)
     prove(plan, checkpoint)
     return save.change_header() if options.in_place else save.write()
+
+
+def _among_ranks(plan: Plan, checkpoint: Checkpoint, path: PathLike, options: SaveOptions) -> Report:
+    """Save on all ranks of the process group; an error is raised on all of them."""
+    ranks = peers()
+    if ranks is None:
+        text = "there is no process group whose ranks could share the work"
+        help = "torch.distributed.init_process_group() first, or leave together= out"
+        raise PlanError(Diagnostic("no-process-group", text, help=help))
+    try:
+        save = _Save(plan, checkpoint, path, options)
+        if save.framed:
+            text = "several ranks write safetensors, and a torch file was named"
+            raise CheckpointError(Diagnostic("not-by-ranks", text, str(path), help="name x.safetensors, or a folder"))
+        ranks.told(0, partial(prove, plan, checkpoint))
+        return save.write_with(ranks)
+    except Exception as error:
+        ranks.fail(error)
+        raise
 
 
 class _Save:
@@ -100,6 +124,32 @@ class _Save:
             stale = self.stale_config() if options.companions else ()
             report = self.report(files, written, tuple(notes))
             return replace(report, proofs=proofs, warnings=(*report.warnings, *stale))
+
+    def write_with(self, ranks: Peers) -> Report:
+        """Write the output with other ranks, each of which carries out its share of the steps."""
+        options, checkpoint = self.options, self.checkpoint
+        along = companions_for(checkpoint.files, self.place, options.overwrite) if options.companions else {}
+        if options.dry_run:
+            return self.write()
+        proofs: list[Proof] = []
+
+        def work(writer: Writer) -> int:
+            steps = share_of(self.plan.steps, ranks)
+            nbytes = sum(spec.nbytes for step in steps for spec in step.program.outputs)
+            with ByteBar(nbytes, f"writing {self.place.name}", options.progress and not ranks.rank) as bar:
+                execute(steps, checkpoint, FileSink(writer), bar, budget=self.budget)
+                checkpoint.check_unchanged()
+            return bar.done
+
+        def check(writer: Writer) -> None:
+            proofs.extend(self.checked(writer) if options.check else ())
+
+        files, written = write_together(partial(self.writer, along), ranks, work, check)
+        told: tuple[Proof, ...] = ranks.gathered(tuple(proofs))[0]
+        shared = f"written by {counted(ranks.size, 'rank')}"
+        report = self.report(files, written, (*self.side.notes, *self.notes(along, told), shared))
+        stale = self.stale_config() if options.companions else ()
+        return replace(report, proofs=told, warnings=(*report.warnings, *stale))
 
     def writer(self, along: Mapping[str, bytes]) -> Writer:
         """The writer of the format that the path asks for, with everything but the tensors."""
@@ -243,6 +293,10 @@ def _refuse_together(options: SaveOptions) -> None:
         if getattr(options, name):
             text, synced = f"{text}, so it cannot go without sync", Remedy("sync", True)
             raise PlanError(Diagnostic("bad-argument", text, remedies=(synced,), advice=f"or do without {name}"))
+    for name in ("in_place", "resume") if options.together else ():
+        if getattr(options, name):
+            text = f"the work of {name} is not shared among ranks"
+            raise PlanError(Diagnostic("bad-argument", text, help=f"without {name}, or in one process"))
     for name in ("max_shard_size", "companions", "resume", "provenance") if options.in_place else ():
         if getattr(options, name):
             text = f"in_place changes one file's header, and knows no {name}"

@@ -1,9 +1,4 @@
-"""Saving what several ranks hold together: each rank writes its boxes at their offsets, and one names the files.
-
-The first rank creates the files under temporary names. All ranks write into them and wait for the disk, and agree that
-none of them failed; then the first rank gives the files their names. No rank gathers a tensor. A rank that fails makes
-all of them fail with its error, and what was written is removed.
-"""
+"""Saving what several ranks hold together: each writes its boxes at their offsets, and none gathers a tensor."""
 
 from __future__ import annotations
 
@@ -25,7 +20,6 @@ from ..sharding.stand_ins import StandIns
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
 from ..storage.memory import read_mapping
-from ..storage.output.following import Follower, Outline
 from ..storage.output.staging import Writer
 from ..storage.output.writing import holds_extras, open_writer
 from ..storage.text import shown_keys
@@ -33,11 +27,12 @@ from ..wording import counted
 from .executor.copying import moves_of
 from .progress import ByteBar
 from .saving import ledger
+from .writing_together import write_together
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Shards", "save_shards", "write_together"]
+__all__ = ["Shards", "save_shards"]
 
 
 @dataclass(frozen=True)
@@ -125,50 +120,6 @@ def save_shards(
         bytes_read=0,
         bytes_written=written,
     )
-
-
-def write_together(
-    make: Callable[[], Writer], ranks: Peers, work: Callable[[Writer], int]
-) -> tuple[tuple[str, ...], int]:
-    """Write files on all ranks; return their names, and the bytes that all ranks wrote.
-
-    Args:
-        make: makes the writer; called on the first rank.
-        work: writes this rank's part, and returns how many bytes it was; called on every rank.
-    """
-
-    def begin() -> Writer:
-        made = make()
-        made.__enter__()
-        return made
-
-    writer: Writer | None = ranks.told(0, begin)
-    done = False
-    try:
-        outline = ranks.gathered(None if writer is None else Outline.of(writer))[0]
-        nbytes = ranks.tried(lambda: _worked(writer, outline, work))
-        total = sum(ranks.gathered(nbytes))
-        files = ranks.told(0, lambda: _committed(writer, total - nbytes))
-        done = True
-        return ranks.gathered(files)[0], total
-    finally:
-        if writer is not None and not done:
-            writer.abort()
-
-
-def _worked(writer: Writer | None, outline: Outline, work: Callable[[Writer], int]) -> int:
-    if writer is not None:
-        return work(writer)
-    with Follower(outline) as follower:
-        return work(follower)
-
-
-def _committed(writer: Writer | None, others: int) -> tuple[str, ...]:
-    if writer is None:
-        return ()
-    writer.skip(others)
-    writer.commit()
-    return tuple(writer.files)
 
 
 def _refuse_holes(specs: Mapping[str, TensorSpec], boxes: list[Mapping[str, Box]]) -> None:

@@ -52,7 +52,12 @@ class Peers:
         import torch.distributed as dist
 
         found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, value)
+        try:
+            dist.all_gather_object(found, value)
+        except RuntimeError as error:  # how every backend reports a connection that ended, or a wait that was too long
+            self._failed = True
+            text = f"a rank is gone, or did not answer in time: {str(error).splitlines()[0]}"
+            raise CheckpointError(Diagnostic("rank-lost", text, help="look at what the other ranks say")) from error
         return found
 
     def agree(self, error: Exception | None, digest: object = None) -> None:
