@@ -80,6 +80,7 @@ class SaveOptions:
         progress: whether a bar is shown; None where a terminal is there.
         dry_run: whether all is done but the writing.
         together: whether the ranks of the process group share the work.
+        format: `"dcp"`, or None for the one that the path asks for. ranks: into how many files `"dcp"` cuts tensors.
     """
 
     max_shard_size: int | str | None = None
@@ -95,3 +96,5 @@ class SaveOptions:
     progress: bool | None = None
     dry_run: bool = False
     together: bool = False
+    format: str | None = None
+    ranks: int = 1

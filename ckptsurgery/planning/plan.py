@@ -178,6 +178,8 @@ class Plan:
         progress: bool | None = None,
         dry_run: bool = False,
         together: bool = False,
+        format: str | None = None,
+        ranks: int = 1,
     ) -> Report:
         """Stream the result into a file or a folder, which appears whole or not at all.
 
@@ -206,6 +208,8 @@ class Plan:
             dry_run: refuse what would be refused, report what would be written, and write nothing.
             together: the ranks of the process group share the work; all of them make this call. The bytes are those
                 that one process writes.
+            format: "dcp" writes a new folder of `torch.distributed.checkpoint`; by default the path's suffix decides.
+            ranks: for "dcp": how many files there are, each with its part of the rows of every tensor.
 
         Raises:
             PlanError: values that must be equal differ, the plan initialises what a file cannot, memory would not do,
@@ -215,7 +219,7 @@ class Plan:
         """
         options = SaveOptions(
             max_shard_size, overwrite, max_memory, companions, check, resume, in_place, sync, provenance, beside,
-            progress, dry_run, together,
+            progress, dry_run, together, format, ranks,
         )  # fmt: skip
         return self._runner.save(self, path, options)
 

@@ -178,6 +178,7 @@ def save(
     check: bool = False,
     sync: bool = True,
     progress: bool | None = None,
+    format: str | None = None,
 ) -> Report:
     """Write a state_dict, a model or a checkpoint to a file or a folder; tied tensors are stored once, and stay tied.
 
@@ -196,12 +197,13 @@ def save(
         overwrite: replace what is there.
         check: read the output back and prove that it is the source.
         sync: wait until all of it is on the disk; without, a power failure may take the output or damage it.
+        format: "dcp" writes a new folder of `torch.distributed.checkpoint`, to which each rank adds what it holds.
 
     Raises:
         CheckpointError: the source cannot be read, or the output not be written; nothing is left half-written.
     """
     if holds_shards(source):
-        return _save_together(source, path, max_shard_size, overwrite, check, sync, progress)
+        return _save_together(source, path, max_shard_size, overwrite, check, sync, progress, format)
     checkpoint = open_checkpoint(source)
     lost = checkpoint.unreadable
     if lost:
@@ -209,7 +211,7 @@ def save(
         help = f'cs.plan(source, cs.Recipe(rest="keep", drop={drops})).save(path) leaves them out'
         checkpoint.refuse_unreadable(help)
     whole = plan(checkpoint, Recipe(rest="keep"))
-    return whole.save(path, max_shard_size, overwrite, check=check, sync=sync, progress=progress)
+    return whole.save(path, max_shard_size, overwrite, check=check, sync=sync, progress=progress, format=format)
 
 
 def _save_together(
@@ -220,6 +222,7 @@ def _save_together(
     check: bool,
     sync: bool,
     progress: bool | None,
+    format: str | None,
 ) -> Report:
     """Save what several ranks hold together."""
     from .sharded_saving import Shards, save_shards
@@ -233,6 +236,8 @@ def _save_together(
     try:
         shards = Shards.of(source)
         whole = plan(shards.checkpoint, Recipe(rest="keep"))
+        if format is not None:
+            return shards.save_as_dcp(whole, path, ranks, format, overwrite or max_shard_size is not None)
         return save_shards(
             whole, shards, path, ranks, max_shard_size=max_shard_size, overwrite=overwrite, sync=sync, progress=progress
         )

@@ -61,6 +61,8 @@ def save_plan(plan: Plan, checkpoint: Checkpoint, path: PathLike, options: SaveO
         return _among_ranks(plan, checkpoint, path, options)
     save = _Save(plan, checkpoint, path, options)
     prove(plan, checkpoint)
+    if options.format is not None:
+        return save.write_dcp()
     return save.change_header() if options.in_place else save.write()
 
 
@@ -124,6 +126,19 @@ class _Save:
             stale = self.stale_config() if options.companions else ()
             report = self.report(files, written, tuple(notes))
             return replace(report, proofs=proofs, warnings=(*report.warnings, *stale))
+
+    def write_dcp(self) -> Report:
+        """Write a distributed checkpoint, as several ranks would have."""
+        from .dcp_saving import write_dcp
+
+        options, plan = self.options, self.plan
+        with ByteBar(
+            sum(spec.nbytes for spec in plan.specs.values()), f"writing {self.place.name}", options.progress
+        ) as bar:
+            files, written = write_dcp(plan, self.checkpoint, self.place, options.ranks, options.sync, bar)
+        left = [path for path in self.side.extras if path != "_metadata"]
+        note = (f"left out, as only tensors are written: {', '.join(left)}",) if left else ()
+        return self.report(files, written, (*self.side.notes, *note, *self.notes({}, ())))
 
     def write_with(self, ranks: Peers) -> Report:
         """Write the output with other ranks, each of which carries out its share of the steps."""
@@ -287,12 +302,43 @@ _RELY_ON_SYNC = {
 }
 
 
+_NOT_IN_DCP = (
+    "in_place",
+    "resume",
+    "max_shard_size",
+    "companions",
+    "check",
+    "provenance",
+    "overwrite",
+    "dry_run",
+    "together",
+)
+
+
 def _refuse_together(options: SaveOptions) -> None:
     """Refuse options that do not go together."""
     for name, text in () if options.sync else _RELY_ON_SYNC.items():
         if getattr(options, name):
             text, synced = f"{text}, so it cannot go without sync", Remedy("sync", True)
             raise PlanError(Diagnostic("bad-argument", text, remedies=(synced,), advice=f"or do without {name}"))
+    if options.format not in (None, "dcp") or options.ranks < 1 or (options.ranks > 1 and options.format is None):
+        text = f"format={options.format!r} with ranks={options.ranks} is not written"
+        raise PlanError(Diagnostic("bad-argument", text, help='format="dcp", ranks=1 or more'))
+    alone = (
+        "in_place",
+        "resume",
+        "max_shard_size",
+        "companions",
+        "check",
+        "provenance",
+        "overwrite",
+        "dry_run",
+        "together",
+    )
+    for name in alone if options.format else ():
+        if getattr(options, name):
+            text = f"format={options.format!r} knows no {name}"
+            raise PlanError(Diagnostic("bad-argument", text, help=f"without {name}"))
     for name in ("in_place", "resume") if options.together else ():
         if getattr(options, name):
             text = f"the work of {name} is not shared among ranks"

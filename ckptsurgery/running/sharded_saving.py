@@ -42,10 +42,12 @@ class Shards:
     Args:
         checkpoint: every tensor by its key, on the meta device.
         tensors: key -> the tensor itself.
+        state: what is saved, as a state dict or a tree of them.
     """
 
     checkpoint: Checkpoint
     tensors: Mapping[str, Tensor]
+    state: Any = None
 
     @classmethod
     def of(cls, source: Any) -> Shards:
@@ -53,7 +55,27 @@ class Shards:
         stand_ins = StandIns(source)
         contents = read_mapping(stand_ins.tree)
         tensors = {key: stand_ins.original(entry.tensor) for key, entry in contents.entries.items()}
-        return cls(Checkpoint(contents, type(source).__name__), tensors)
+        state = source.state_dict() if hasattr(source, "named_parameters") else source
+        return cls(Checkpoint(contents, type(source).__name__), tensors, state)
+
+    def save_as_dcp(self, plan: Plan, path: str | os.PathLike[str], ranks: Peers, format: str, others: bool) -> Report:
+        """Save as a distributed checkpoint; called by all ranks.
+
+        Args:
+            others: whether options were given that this format does not have.
+        """
+        from .dcp_saving import save_shards_as_dcp
+
+        if format != "dcp" or others:
+            text = f"format={format!r} is written without overwrite and max_shard_size" if others else f"no {format!r}"
+            raise CheckpointError(Diagnostic("not-by-ranks", text, str(path), help='format="dcp" and a new folder'))
+        files = save_shards_as_dcp(self.state, path, ranks)
+        nbytes = sum(spec.nbytes for spec in plan.specs.values())
+        entries = ledger(plan, {}, lambda rule: plan.uses[rule].text)
+        notes = (f"written by {counted(ranks.size, 'rank')}",)
+        return Report(
+            entries, self.checkpoint.source, str(path), notes, plan.warnings, files, bytes_read=0, bytes_written=nbytes
+        )
 
 
 def save_shards(
