@@ -95,7 +95,7 @@ class Misfits:
                 notes=tuple(notes),
                 facts=self._near(),
                 remedies=remedies,
-                advice="or correct the rule" if by_rules else None,
+                advice=("or correct the rule" if remedies else "correct the rule") if by_rules else None,
             )
         )
 
