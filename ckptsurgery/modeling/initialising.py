@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-__all__ = ["Initialised", "What", "Whats", "initialise", "materialise_buffers", "read_initialiser"]
+__all__ = ["Initialised", "What", "Whats", "computed_buffers", "initialise", "materialise_buffers", "read_initialiser"]
 
 What = str | Call | Initialiser | Callable[..., Any]
 Whats = What | Mapping[str, What]
@@ -269,8 +269,8 @@ def _rows(
     return rows
 
 
-def materialise_buffers(model: nn.Module, device: torch.device | str = "cpu") -> tuple[str, ...]:
-    """Compute the buffers that no state_dict holds and that are still meta, and return their names.
+def computed_buffers(model: nn.Module, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """Compute the buffers that no state_dict holds and that are still meta, and return them by name.
 
     Their modules' hooks are asked: `init_non_persistent_buffers`, `reset_buffers`, `reset_parameters`, then the model's
     `_init_weights` or `init_weights`.
@@ -290,6 +290,16 @@ def materialise_buffers(model: nn.Module, device: torch.device | str = "cpu") ->
                 help="build the model by skeleton(factory), which keeps buffers real",
             )
         )
-    for name, (tensor, _) in drawn.items():
+    return {name: tensor for name, (tensor, _) in drawn.items()}
+
+
+def materialise_buffers(model: nn.Module, device: torch.device | str = "cpu") -> tuple[str, ...]:
+    """Give a model the buffers that `computed_buffers` computes, and return their names.
+
+    Raises:
+        LoadError: as for `computed_buffers`; nothing is changed.
+    """
+    computed = computed_buffers(model, device)
+    for name, tensor in computed.items():
         set_tensor(model, name, tensor, assign=True)
-    return tuple(wanted)
+    return tuple(computed)

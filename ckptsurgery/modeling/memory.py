@@ -61,7 +61,7 @@ def memory_of(tensor: Tensor) -> Region | None:
         return None
     storage = tensor.untyped_storage()
     start, size = storage.data_ptr(), storage.nbytes()
-    return Region(str(tensor.device), start, start + size) if start and size else None
+    return Region("cpu" if tensor.is_cpu else str(tensor.device), start, start + size) if start and size else None
 
 
 def overlapping(tensors: Mapping[str, Tensor]) -> list[list[str]]:
@@ -72,15 +72,20 @@ def overlapping(tensors: Mapping[str, Tensor]) -> list[list[str]]:
     >>> overlapping({"a": row[:5], "b": row[4:], "c": torch.zeros(2), "twice": row[:5]})
     [['a', 'twice', 'b']]
 
-    Names of the very same elements alone are no group: these are ties. Tensors whose elements alternate in memory may
-    form a group, too.
+    Names of the very same elements alone are not a group: these are ties. Tensors whose elements alternate in memory
+    may form a group, too.
+
+    Args:
+        tensors: all of them plain strided memory, which the caller has checked.
     """
     regions: list[tuple[int, int, str]] = []
     alone: set[str] = set()
     for key, tensor in tensors.items():
-        if tensor.device.type != "cpu" or oddity(tensor) is not None or not tensor.data_ptr():
+        if tensor.device.type != "cpu":
             continue
         start, size = tensor.data_ptr(), tensor.element_size()
+        if not start:
+            continue
         if tensor.is_contiguous():
             stop = start + tensor.numel() * size
         else:

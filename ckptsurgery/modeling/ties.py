@@ -61,7 +61,7 @@ def _identity(tensor: Tensor) -> object:
     if address == 0:  # a backend that keeps its memory elsewhere
         return id(tensor)
     layout = (tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
-    return (str(tensor.device), address, tensor.dtype, *layout)
+    return (tensor.device, address, tensor.dtype, *layout)
 
 
 def _declared_groups(model: nn.Module, tensors: dict[str, Tensor], real: Sequence[Tie]) -> list[Tie]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, Diagnostic, LoadError, Remedy, literal
-from ..modeling.assigning import move_to
+from ..modeling.assigning import move_to, set_tensor
 from ..modeling.facts import target_of
-from ..modeling.initialising import initialise, materialise_buffers
+from ..modeling.initialising import computed_buffers, initialise, materialise_buffers
 from ..modeling.places import named_tensors, require_plain
 from ..modeling.ties import find_ties, restore_ties
 from ..planning.options import OWN, LoadOptions
@@ -28,6 +28,8 @@ from .sinks.tensors import AssignSink, CopySink, TensorSink, apart_from, fill
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+    Tensors = Mapping[str, Tensor]
 
 __all__ = ["ODD_TARGET", "load_plan", "model_target", "refuse_non_finite", "report_of"]
 
@@ -74,10 +76,15 @@ def load_plan(
     prove(plan, checkpoint)
     inits = {k: v for k, v in plan.inits.items() if v not in OWN}
     kept = [k for k, v in plan.inits.items() if v in OWN]
-    require_plain(_named((*plan.specs, *also_filled, *inits), model), ODD_TARGET)
-    _refuse((*plan.specs, *also_filled), model, kept, assign, device)
+    tensors = named_tensors(model)
+    named = (key for key in (*plan.specs, *also_filled, *inits) if key in tensors)
+    require_plain(((key, tensors[key]) for key in named), ODD_TARGET)
+    _refuse((*plan.specs, *also_filled), tensors, kept, assign, device)
     if not assign:
-        prove_overlaps(plan, checkpoint, model, kept)
+        prove_overlaps(plan, checkpoint, tensors, kept)
+    meta = any(tensor.is_meta for tensor in tensors.values())
+    # a module that loads in its own way may compute its buffers then
+    buffers = computed_buffers(model) if meta and also is None else {}
     if options.check_values:
         made = (zip(step.targets, run_step(step, checkpoint.load)) for step in plan.steps)
         refuse_non_finite(chain.from_iterable(made))
@@ -89,10 +96,15 @@ def load_plan(
     if also is not None:
         also()
     rows = initialise(model, inits, options.seed) if inits else ()
+    for name, buffer in buffers.items():
+        set_tensor(model, name, buffer, assign=True)
+    if meta and also is not None:
+        materialise_buffers(model)
     if device is not None:
         move_to(model, device)
     _restore(model, ties, filled, plan)
-    _buffers(model, device)
+    if meta:
+        _refuse_left(model)
     return report_of(plan, checkpoint, model, rows, kept, skipped, bar.done)
 
 
@@ -154,25 +166,21 @@ def _broken_off(plan: Plan, sink: TensorSink, error: OSError | CheckpointError) 
     return LoadError([*first, half], written, untouched)
 
 
-def _named(keys: Iterable[str], model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    tensors = named_tensors(model)
-    return ((key, tensors[key]) for key in keys if key in tensors)
-
-
 def _refuse(
-    filled: Sequence[str], model: nn.Module, kept: Sequence[str], assign: bool, device: torch.device | None
+    filled: Sequence[str], tensors: Tensors, kept: Sequence[str], assign: bool, device: torch.device | None
 ) -> None:
     """Refuse what the model's tensors cannot take."""
-    _refuse_meta(filled, model, kept, assign)
+    _refuse_meta(filled, tensors, kept, assign)
     if not assign:
-        _refuse_repeated(filled, model)
-        _refuse_elsewhere(filled, model, device)
+        _refuse_repeated(filled, tensors)
+        if device is not None:
+            _refuse_elsewhere(filled, tensors, device)
 
 
-def _refuse_repeated(filled: Sequence[str], model: nn.Module) -> None:
+def _refuse_repeated(filled: Sequence[str], tensors: Tensors) -> None:
     """Tensors that are one value shown many times (`expand`) have no room for many."""
-    tensors = named_tensors(model)
-    wrong = [k for k in filled if k in tensors and _repeats(tensors[k])]
+    strided = (k for k in filled if k in tensors and not tensors[k].is_contiguous())
+    wrong = [k for k in strided if any(d == 0 and n > 1 for d, n in zip(tensors[k].stride(), tensors[k].shape))]
     if wrong:
         raise LoadError(
             Diagnostic(
@@ -184,9 +192,8 @@ def _refuse_repeated(filled: Sequence[str], model: nn.Module) -> None:
         )
 
 
-def _refuse_elsewhere(filled: Sequence[str], model: nn.Module, device: torch.device | None) -> None:
+def _refuse_elsewhere(filled: Sequence[str], tensors: Tensors, device: torch.device) -> None:
     """What is copied into stays where it is, so that another device is asked for in vain."""
-    tensors = named_tensors(model) if device is not None else {}
     wrong = {k: tensors[k].device for k in filled if k in tensors and tensors[k].device != device}
     if wrong:
         lie = ", ".join(sorted({str(there) for there in wrong.values()}))
@@ -200,12 +207,7 @@ def _refuse_elsewhere(filled: Sequence[str], model: nn.Module, device: torch.dev
         )
 
 
-def _repeats(tensor: Tensor) -> bool:
-    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape))
-
-
-def _refuse_meta(filled: Sequence[str], model: nn.Module, kept: Sequence[str], assign: bool) -> None:
-    tensors = named_tensors(model)
+def _refuse_meta(filled: Sequence[str], tensors: Tensors, kept: Sequence[str], assign: bool) -> None:
     meta = {n for n, t in tensors.items() if t.is_meta}
     if not meta:
         return
@@ -286,11 +288,7 @@ def _untied(plan: Plan, checkpoint: Checkpoint, skipped: Collection[str]) -> lis
     return notes
 
 
-def _buffers(model: nn.Module, device: torch.device | None) -> None:
-    if any(t.is_meta for t in named_tensors(model).values()):
-        materialise_buffers(model)
-        if device is not None:
-            move_to(model, device)
+def _refuse_left(model: nn.Module) -> None:
     left = [n for n, t in named_tensors(model).items() if t.is_meta]
     if left:
         raise LoadError(

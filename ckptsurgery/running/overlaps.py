@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import Diagnostic, LoadError, Remedy
 from ..modeling.memory import overlapping
-from ..modeling.places import named_tensors
 from ..modeling.ties import equal_bytes
 from ..planning.plan import Plan
 from ..storage.checkpoint import Checkpoint
+from ..storage.plain_memory import oddity
 from ..storage.tensors import span
 from .executor.programs import run_step
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 __all__ = ["prove_overlaps"]
 
 _ALIGNED = 16  # bytes of the widest element
 
 
-def prove_overlaps(plan: Plan, checkpoint: Checkpoint, model: nn.Module, kept: Collection[str]) -> None:
+def prove_overlaps(plan: Plan, checkpoint: Checkpoint, tensors: Mapping[str, Tensor], kept: Collection[str]) -> None:
     """Check that tensors of the model which share memory get equal values wherever they meet.
 
     Args:
+        tensors: those of the model; what is filled was found to be plain memory before.
         kept: keys that are to stay as they are.
 
     Raises:
@@ -33,8 +34,8 @@ def prove_overlaps(plan: Plan, checkpoint: Checkpoint, model: nn.Module, kept: C
     """
     skipped = {other for other, _ in plan.tie_proofs}
     makers = {key: step for step in plan.steps for key in step.targets if key not in skipped}
-    tensors = named_tensors(model)
-    groups = overlapping({key: tensor for key, tensor in tensors.items() if key in makers or key in kept})
+    left = {key for key in kept if key in tensors and oddity(tensors[key]) is None}
+    groups = overlapping({key: tensor for key, tensor in tensors.items() if key in makers or key in left})
     problems: list[Diagnostic] = []
     for group in groups:
         values = []

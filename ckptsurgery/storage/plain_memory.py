@@ -55,6 +55,9 @@ def oddity(tensor: Tensor) -> Oddity | None:
     """
     import torch
 
+    if type(tensor) in (torch.Tensor, torch.nn.Parameter):
+        found = _by_transform(tensor) or _by_form(tensor)
+        return found or (_by_storage(tensor) if tensor.is_cpu or tensor.is_cuda else None)
     # A subclass may answer questions about itself through `__torch_function__`; here the tensor itself is asked.
     with torch._C.DisableTorchFunctionSubclass():
         return _by_class(tensor) or _by_form(tensor) or _by_storage(tensor)
@@ -67,8 +70,8 @@ def _by_class(tensor: Tensor) -> Oddity | None:
     kind = type(tensor)
     if is_lazy(tensor):
         return Oddity("an uninitialised parameter, which has no shape yet", "run the model on one batch first")
-    if torch._C._functorch.is_functorch_wrapped_tensor(tensor) or torch._is_functional_tensor(tensor):
-        return _CLASSES["FunctionalTensor"]
+    if (found := _by_transform(tensor)) is not None:
+        return found
     if kind in (torch.Tensor, torch.nn.Parameter) or kind.__torch_dispatch__ is torch.Tensor.__torch_dispatch__:
         return None  # whatever a plain subclass adds, its elements are in its storage
     for base in kind.__mro__:
@@ -78,6 +81,13 @@ def _by_class(tensor: Tensor) -> Oddity | None:
         f"a {kind.__module__}.{kind.__qualname__}, which keeps its data in a form of its own (__torch_dispatch__)",
         "convert it to a plain tensor first, such as tensor.dequantize()",
     )
+
+
+def _by_transform(tensor: Tensor) -> Oddity | None:
+    import torch
+
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor) or torch._is_functional_tensor(tensor)
+    return _CLASSES["FunctionalTensor"] if wrapped else None
 
 
 def _by_form(tensor: Tensor) -> Oddity | None:
@@ -102,7 +112,10 @@ def _by_storage(tensor: Tensor) -> Oddity | None:
         held, address = storage.nbytes(), storage.data_ptr()
     except (RuntimeError, NotImplementedError):
         return Oddity("a tensor without a storage", "tensor.clone() may give it one")
-    reach = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride()))
+    if tensor.is_contiguous():
+        reach = tensor.numel()
+    else:
+        reach = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride()))
     if address == 0 or (tensor.storage_offset() + reach) * tensor.element_size() > held:
         return Oddity(
             f"a tensor whose storage was freed ({held:,} bytes are left)",

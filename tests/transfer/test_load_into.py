@@ -233,6 +233,7 @@ def test_non_persistent_buffers_of_a_meta_model_are_computed_or_refused_by_name(
     assert torch.equal(good.freqs, torch.arange(4.0))
     with pytest.raises(cs.LoadError, match="freqs"):
         cs.load_into(bad, source, assign=True)
+    assert all(tensor.is_meta for tensor in (*bad.parameters(), *bad.buffers()))  # before anything is loaded
     real = cs.skeleton(lambda: Rotary(False))
     cs.load_into(real, source, assign=True)
     assert torch.equal(real.freqs, torch.arange(4.0))
