@@ -33,7 +33,7 @@ class Remedy:
     >>> str(Remedy("dims", {"h": None}))
     'dims={"h": …}'
     >>> print(Remedy("init", {"fc.{l}": "zeros"}, kind="recipe", place="mine.toml"))
-    [init] "fc.{l}" = "zeros" in mine.toml
+    init = { "fc.{l}" = "zeros" } in mine.toml
     >>> str(Remedy("drop", {"w.x": "w.y"}, kind="instead"))
     "did you mean 'w.y'?"
 
@@ -115,13 +115,11 @@ def literal(value: Any) -> str:
 
 
 def toml_text(part: str, value: Any) -> str:
-    """An entry of a recipe file.
+    """Return an entry of a recipe file, on one line that TOML reads as it is pasted.
 
     >>> toml_text("dims", {"h": {"q": 8, "k": None}}), toml_text("drop", ["x.{i}"])
-    ('[dims] h = { q = 8, k = … }', 'drop = ["x.{i}"]')
+    ('dims = { h = { q = 8, k = … } }', 'drop = ["x.{i}"]')
     """
-    if isinstance(value, Mapping):
-        return f"[{part}] " + ", ".join(f"{_toml_key(k)} = {_toml_value(v)}" for k, v in value.items())
     return f"{part} = {_toml_value(value)}"
 
 

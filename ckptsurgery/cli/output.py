@@ -13,7 +13,7 @@ from typing import Any, TextIO
 import typer
 
 from ..errors import CkptSurgeryError
-from .remedies import shell_text
+from .remedies import shell_help, shell_text
 
 __all__ = ["complain", "show", "width"]
 
@@ -41,7 +41,7 @@ def show(result: Any, as_json: bool = False) -> None:
 def complain(error: CkptSurgeryError, as_json: bool = False, options: Collection[str] = ()) -> None:
     """Print all of an error's diagnostics on stderr, their remedies by the options of the command."""
     if as_json:
-        found = [diagnostic.to_json() for diagnostic in error.diagnostics]
+        found = [{**told.to_json(), "help": shell_help(told, options)} for told in error.diagnostics]
         _write(_lines({"diagnostics": found}), sys.stderr)
         return
     _say("\n\n".join(shell_text(found, options) for found in error.diagnostics), sys.stderr)

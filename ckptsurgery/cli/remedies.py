@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import Diagnostic, Remedy, toml_text
 
-__all__ = ["shell_text"]
+__all__ = ["shell_help", "shell_text"]
 
 _OPTIONS = {
     "dims": "--dim",
@@ -32,10 +32,15 @@ def shell_text(diagnostic: Diagnostic, options: Collection[str]) -> str:
     Args:
         options: the options of the command that failed, such as `"--drop"`.
     """
+    return diagnostic.text(shell_help(diagnostic, options))
+
+
+def shell_help(diagnostic: Diagnostic, options: Collection[str]) -> str | None:
+    """The help of a diagnostic in the options of the command that failed; None where these settle nothing."""
     if not diagnostic.remedies and not diagnostic.advice:
-        return str(diagnostic)
+        return diagnostic.help
     spelled = (_spelled(remedy, options) for remedy in diagnostic.remedies)
-    return diagnostic.text(diagnostic.helped(text for text in spelled if text) or None)
+    return diagnostic.helped(text for text in spelled if text) or None
 
 
 def _spelled(remedy: Remedy, options: Collection[str]) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -319,6 +320,8 @@ def test_problems_exit_with_1_and_name_themselves(
     assert result.stdout == ""
     diagnostics = json.loads(run(*arguments, "--json", code=1).stderr)["diagnostics"]
     assert diagnostics[0]["code"] == code
+    for told in diagnostics:  # the help is that of the terminal, and not that of Python
+        assert told["help"] is None or re.sub(r"\s+", " ", told["help"]) in re.sub(r"\s+", " ", result.stderr)
     assert sorted(source.parent.iterdir()) == before
 
 

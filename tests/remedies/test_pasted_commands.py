@@ -44,11 +44,7 @@ def told(result: Result) -> dict[str, str]:
 
 def write_recipe(path: Path, recipe: dict[str, Any]) -> None:
     lines = ["schema = 1"]
-    flat = {k: v for k, v in recipe.items() if not isinstance(v, dict)}
-    lines += [toml_text(part, value) for part, value in flat.items()]
-    for part, table in recipe.items():
-        if isinstance(table, dict):
-            lines += [f"[{part}]", *(toml_text(part, {k: v}).partition("] ")[2] for k, v in table.items())]
+    lines += [toml_text(part, value) for part, value in recipe.items()]
     path.write_text("\n".join(lines))
 
 
@@ -113,14 +109,12 @@ def test_what_plan_prints_can_be_pasted(case: Case, tmp_path: Path) -> None:
         assert not seen & problems.keys(), "the same problem again"
         seen |= problems.keys()
         help = next(iter(problems.values()))
-        entry = re.match(r"(?:\[(\w+)\] )?(.*) in \S*mine\.toml", help)
+        entry = re.match(r"(.*) in \S*mine\.toml", help)
         options = options_in(help, case, tmp_path)
         if options:
             words = appended(words, options)
         elif entry:
-            table, line = entry.groups()
-            added = tomllib.loads(f"{table} = {{ {line} }}" if table else line)
-            for part, value in added.items():
+            for part, value in tomllib.loads(entry[1]).items():
                 recipe = {**recipe, part: merged(recipe.get(part), value)}
             write_recipe(path, recipe)
         else:
