@@ -311,6 +311,12 @@ def _deflated(data: bytes) -> bytes:
     return buffer.getvalue()
 
 
+def _npz(save: Callable[..., None]) -> bytes:
+    buffer = io.BytesIO()
+    save(buffer, w=numpy.ones((2, 3), "f4"), v=numpy.asfortranarray(numpy.arange(6).reshape(2, 3).astype(">i2")))
+    return buffer.getvalue()
+
+
 def _tensors() -> dict[str, torch.Tensor]:
     whole = torch.arange(6.0)
     return {
@@ -371,6 +377,7 @@ _SAFE = (safetensors_bytes(_DENSE, {"format": "pt", "tied": "b"}), _PACKED, _hea
 _ZIPS = tuple(map(_torch_zip, (_STATE, _TRAINING)))
 _LEGACY = (_torch_zip(_TRAINING, _use_new_zipfile_serialization=False),)
 _PICKLES = tuple(pickle.dumps(v, n) for v, n in ((_ARRAYS, 4), (_ARRAYS, 2), (_STATE, 4)))
+_GGUF = (Path(__file__).parents[2] / "tests" / "data" / "formats" / "all.gguf").read_bytes()
 _RECORD = json.dumps(
     {"hidden": [], "renamed": [[f"{MARK}1-00000000", "model.safetensors"]], "removed": ["old.safetensors"]}
 ).encode()
@@ -390,6 +397,8 @@ TARGETS = {
         Target("torch-zip", _ZIPS, _of_file("x.pt"), lambda folder: _against_torch(folder / "x.pt")),
         Target("torch-legacy", _LEGACY, _of_file("x.pth"), lambda folder: _against_torch(folder / "x.pth")),
         Target("pickle", _PICKLES, _of_file("x.pkl")),
+        Target("npz", tuple(map(_npz, (numpy.savez, numpy.savez_compressed))), _of_file("x.npz")),
+        Target("gguf", (_GGUF,), _of_file("x.gguf")),
         Target("doctor", (*_ZIPS, *_LEGACY, *_PICKLES, *_SAFE), _doctor),
         Target("mounts", (*_ZIPS, *_LEGACY, *_PICKLES, *_SAFE), _mounted),
         Target("record", (_RECORD,), _record),
