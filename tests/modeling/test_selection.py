@@ -97,7 +97,7 @@ def test_buffers_count_when_asked_for() -> None:
         ((nn.Conv2d, nn.Embedding), "Conv2d or Embedding"),
         (lambda name, p: False, "lambda"),
         (nn.Linear(1, 1), "Linear"),
-        (3, "selects nothing"),
+        (2.5, "selects nothing"),
         (int, "selects nothing"),
         ((), "selects nothing"),
     ],
@@ -333,3 +333,25 @@ def test_a_frozen_norm_that_still_changes_is_named_until_it_is_in_eval_mode() ->
     assert body.drifting == () and "note" not in repr(body)
     assert model.train() is model and body.drifting == ("body.1", "body.3")
     assert body.unfreeze().drifting == ()
+
+
+def test_an_index_means_the_child_that_the_model_gives_for_it() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+    for index in (0, 2, -1):
+        assert select(net, index) == select(net, net[index])
+    for index in (3, -4):
+        with pytest.raises(LoadError, match="none with the index"):
+            select(net, index)
+    shared = nn.Linear(2, 2)
+    assert select(nn.Sequential(shared, nn.ReLU(), shared), 2).names == ("2.weight", "2.bias")
+
+
+def test_layers_without_a_bias_pass_and_a_misspelled_part_does_not() -> None:
+    net = nn.Sequential(nn.Linear(4, 8, bias=False), nn.ReLU(), nn.Linear(8, 1, bias=False))
+    select(net, nn.Linear).init_({"weight": "ones", "bias": "zeros"})
+    assert all(bool((p == 1).all()) for p in net.parameters())
+    with pytest.raises(LoadError, match="ends in 'biass'"):
+        select(net, nn.Linear).init_({"weight": "ones", "biass": "zeros"})
+    mixed = nn.Sequential(nn.Linear(4, 8, bias=False), nn.Linear(8, 1))
+    select(mixed).init_({"weight": "ones", "bias": "zeros"})
+    assert mixed[1].bias.item() == 0
