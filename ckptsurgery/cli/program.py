@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from ..errors import CkptSurgeryError
-from . import catalog, converting, inferring, looking, showing
+from . import catalog, converting, inferring, looking, operations, showing
 from .options import Version
 from .output import complain
 from .words import Command, Group
@@ -81,3 +81,4 @@ for command in (
 ):
     app.command(cls=Command)(command)
 app.add_typer(catalog.app, name="recipes")
+app.add_typer(operations.app, name="ops")

@@ -102,7 +102,7 @@ problems as data.
 def ops_page() -> str:
     """Return the reference of the ops, from their docstrings."""
     import ckptsurgery.ops  # noqa: F401  # fills the registry
-    from ckptsurgery.ops.registry import find_op, op_names, op_signature
+    from ckptsurgery.ops.reference import reference
 
     parts = [
         "# Ops",
@@ -111,9 +111,10 @@ def ops_page() -> str:
         "An op is applied to one tensor, unless it joins several sources. [Write your own](../cookbook/custom-op.md)"
         " where none fits.",
     ]
-    for name in op_names():
-        op = find_op(name)
-        parts += [f"## {name}", f"```text\n{op_signature(name)}\n```", _markdown(op.__doc__ or "")]
+    for op in reference():
+        facts = f"Takes: {op.takes}. Runs: {op.runs}."
+        parts += [f"## {op.name}", f"```text\n{op.signature}\n```", op.summary, _markdown(op.text), facts]
+        parts += [f"```text\n{op.example}\n```"] if op.example else []
     return "\n\n".join(parts) + "\n"
 
 

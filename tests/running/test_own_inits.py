@@ -21,7 +21,9 @@ def test_own_is_left_out_of_a_state_dict_and_of_a_file(own: str, tmp_path: Path)
     assert list(cs.open(tmp_path / "out.safetensors")) == ["w"]
 
 
-def test_what_must_be_drawn_still_needs_a_model() -> None:
-    plan = cs.plan({"a": torch.ones(2)}, cs.Recipe(["a -> w"], init={"index": "zeros"}), target=TARGET)
+def test_what_only_a_model_gives_needs_a_model_and_a_formula_does_not() -> None:
+    plan = cs.plan({"a": torch.ones(2)}, cs.Recipe(["a -> w"], init={"index": "default"}), target=TARGET)
     with pytest.raises(cs.PlanError, match="1 key is to be initialised"):
         plan.state_dict()
+    drawn = cs.plan({"a": torch.ones(2)}, cs.Recipe(["a -> w"], init={"index": "zeros"}), target=TARGET)
+    assert drawn.state_dict()["index"].tolist() == [0, 0, 0]
