@@ -69,7 +69,7 @@ def match(source: o.Source, subtree: o.Subtree = None, config: o.Config = None, 
 
 @app.command("import", cls=Command)
 def import_(
-    what: Annotated[str, typer.Argument(metavar="WHAT", help="transformers:TYPE, or module:function to trace.")],
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="transformers:TYPE, module:function, or merge.yml.")],
     specs: Annotated[
         str | None, typer.Option(metavar="SRC", help="A small checkpoint of the layout that the function takes.")
     ] = None,
@@ -81,6 +81,7 @@ def import_(
     \b
     ckptsurgery recipes import transformers:TYPE -o type.toml
     ckptsurgery recipes import mypackage.convert:to_ours --specs tiny.safetensors
+    ckptsurgery recipes import merge.yml -o merge.toml
     """
     recipe = cs.recipes.import_mapping(what, specs)
     if output is not None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import Diagnostic, RecipeError, Remedy
 from ..language.recipe import Recipe
+from .mergekit import recipe_from_mergekit
 from .tracing import trace
 from .transformers_models import from_transformers
 
@@ -23,7 +24,7 @@ def import_mapping(what: str, specs: Any = None) -> Recipe:
 
     Args:
         what: `transformers:TYPE` for a model type of the transformers library; `module:function` for a function over
-            state dicts, which is traced.
+            state dicts, which is traced; a `.yml` file of mergekit.
         specs: what the function takes: a small checkpoint of its layout.
 
     Raises:
@@ -32,13 +33,18 @@ def import_mapping(what: str, specs: Any = None) -> Recipe:
     library, _, name = what.partition(":")
     if library == "transformers" and name:
         return from_transformers(name)
+    if Path(what).suffix in (".yml", ".yaml"):
+        try:
+            return recipe_from_mergekit(Path(what).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(Diagnostic("unknown-mapping", f"{what!r} cannot be read: {error}")) from None
     if _FUNCTION.fullmatch(what) and not Path(what).exists():
         if specs is None:
             small = (Remedy("specs", None, "is a small checkpoint of the layout that the function takes"),)
             raise RecipeError(Diagnostic("no-specs", f"{what} is traced on tensors of known shapes", remedies=small))
         return trace(_function(what), specs)
     text = f"{what!r} is not a mapping that can be imported"
-    advice = "transformers:TYPE, or module:function with the layout that it takes"
+    advice = "transformers:TYPE, module:function with the layout that it takes, or merge.yml"
     raise RecipeError(Diagnostic("unknown-mapping", text, advice=advice))
 
 

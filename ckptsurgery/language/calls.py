@@ -35,7 +35,7 @@ class Expression(str):
 
 
 class Indexed(str):
-    """The entry of a table or a list that a captured name picks: `ids:i`."""
+    """The entry of a table or a list that a captured name picks, `ids:i`; an entry of that entry, `t:b:i`."""
 
     __slots__ = ()
 
@@ -45,9 +45,9 @@ class Indexed(str):
         return self.partition(":")[0]
 
     @property
-    def marker(self) -> str:
-        """The captured name."""
-        return self.partition(":")[2]
+    def markers(self) -> tuple[str, ...]:
+        """The captured names, the one that picks first in front."""
+        return tuple(self.split(":")[1:])
 
 
 class Table(tuple[tuple[str, "Value"], ...]):
@@ -79,7 +79,7 @@ class Call:
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>[+-]?(?:\d+\.\d*|\.\d+|\d+)(?:[eE][+-]?\d+)?)"
-    r"|(?P<indexed>[^\W\d]\w*:[^\W\d]\w*)"
+    r"|(?P<indexed>[^\W\d]\w*(?::[^\W\d]\w*)+)"
     r"|(?P<name>[^\W\d]\w*)"
     r"|(?P<string>\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*')"
     r"|(?P<mark>[()\[\]{},=]))"

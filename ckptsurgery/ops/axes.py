@@ -148,6 +148,8 @@ class SumOver(Op):
     Args:
         axis: the axis, or the captured index or choice, that is summed over.
         w: a list of weights in the order of the entries, or a table by choice: `w = { base = 0.5, math = 0.5 }`.
+        integers: `sum` adds them up where there are no weights; `first` passes those of the first entry on, `max` the
+            largest ones.
 
     Computed in float32 (float64 for float64) and rounded once; integers in int64, and overflow is an error. A sum of
     nothing is 0. Nothing brings the parts back.
@@ -161,6 +163,7 @@ class SumOver(Op):
     elementwise = True
     axis: str
     w: tuple[float, ...] | tuple[tuple[str, float], ...] | None = None
+    integers: Literal["sum", "first", "max"] = "sum"
 
     def ordered(self, choices: Sequence[tuple[str, ...]]) -> Op:
         if self.w is None or not any(isinstance(part, tuple) for part in self.w):
@@ -170,12 +173,14 @@ class SumOver(Op):
         if spelled is None:
             known = " or ".join(map(str, map(list, choices))) if choices else "none: its key lists no choices"
             raise OpError(f"{self.name}: w names {list(table)}, and the choices of {self.axis} are {known}")
-        return SumOver(self.axis, tuple(table[choice] for choice in spelled))
+        return SumOver(self.axis, tuple(table[choice] for choice in spelled), self.integers)
 
     def infer(self, specs: Specs) -> Specs:
         if self.w is not None and specs and specs[0].shape and len(self.w) != specs[0].shape[0]:
             raise OpError(f"{self.name}: {len(self.w)} weights for {specs[0].shape[0]} entries of {self.axis}")
         spec = _without_front(self, specs, None)
+        if self.integers != "sum" and DTYPES[spec.dtype].kind in ("int", "uint", "bool"):
+            return (spec,)
         if self.w is not None:
             return (arithmetic_float(self, spec),)
         if DTYPES[spec.dtype].kind in ("int", "uint") and spec.dtype != "U64":
@@ -184,6 +189,8 @@ class SumOver(Op):
 
     def run(self, tensors: Tensors) -> Tensors:
         (spec,) = self.infer(specs_of(tensors))
+        if self.integers != "sum" and DTYPES[spec.dtype].kind in ("int", "uint", "bool"):
+            return (whole_numbers(tensors[0].unbind(0), self.integers),)
         if self.w is not None:
             total = weighted_sum(tensors[0].unbind(0), cast("tuple[float, ...]", self.w))
             return (_reduced(tensors[0], total, spec.dtype, str(self)),)

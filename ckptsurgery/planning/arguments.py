@@ -74,21 +74,18 @@ class Arguments(Mapping[str, Any]):
 
     def _entry(self, asked: Indexed) -> Any:
         """The entry of a list or a table for the value that the key captures."""
-        place = self.captured.get(asked.marker)
-        if place is None:
-            raise OpError(f"{asked}: no key on both sides captures {asked.marker!r}")
-        table = self._listed(asked.table)
-        table = self._value(Name(asked.table)) if table is None else table
-        if table is None:
-            raise OpError(f"{asked}: neither dims nor data name {asked.table!r}", lacks=asked.table)
-        if isinstance(table, Mapping):
-            found = next((table[text] for text in place.texts if text in table), None)
-        else:
-            at = place.number if place.position is None else place.position
-            many = isinstance(table, tuple) and at is not None and at < len(table)
-            found = table[at] if many and at is not None else None
+        found = self._listed(asked.table)
+        found = self._value(Name(asked.table)) if found is None else found
         if found is None:
-            raise OpError(f"{asked}: {asked.table!r} has no entry for {asked.marker} = {place.texts[0]}")
+            raise OpError(f"{asked}: neither dims nor data name {asked.table!r}", lacks=asked.table)
+        for marker in asked.markers:
+            place = self.captured.get(marker)
+            if place is None:
+                raise OpError(f"{asked}: no key on both sides captures {marker!r}")
+            entry = _picked(found, place)
+            if entry is None:
+                raise OpError(f"{asked}: {asked.table!r} has no entry for {marker} = {place.texts[0]}")
+            found = entry
         return Listing(found, str(asked)) if isinstance(found, tuple) else found
 
     def _value(self, text: str) -> Any:
@@ -115,6 +112,14 @@ class Arguments(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self.dims.numbers)
+
+
+def _picked(table: Any, place: Captured) -> Any:
+    """The entry of a table or a list for a captured value; `*` in a table stands for all that it does not name."""
+    if isinstance(table, Mapping):
+        return next((table[text] for text in (*place.texts, "*") if text in table), None)
+    at = place.number if place.position is None else place.position
+    return table[at] if isinstance(table, tuple) and at is not None and at < len(table) else None
 
 
 def settled(text: str, dims: Dims) -> str:

@@ -62,7 +62,7 @@ class OpsOfRule:
         found: set[str] = set()
         for value in (v for call in (*self.bound.rule.before, *self.bound.rule.after) for v in parts_of(call)):
             if isinstance(value, Indexed):
-                found.add(value.marker)
+                found.update(value.markers)
             elif isinstance(value, Name | Expression) and str(value) not in self.bound.data:
                 found |= self.bound.dims.asked_by(value)
         return tuple(sorted(found & set(self.bound.signature.loops)))
