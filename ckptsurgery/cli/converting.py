@@ -11,7 +11,7 @@ import ckptsurgery as cs
 from . import options as o
 from .output import show
 from .ranks import among_ranks
-from .recipe import beside_from, config_from, dims_from, recipe_from
+from .recipe import beside_from, config_from, dims_from, recipe_from, seed_from
 from .targets import target_from
 
 __all__ = ["convert", "plan", "restore_header"]
@@ -27,7 +27,7 @@ def plan(
     target: o.Target = None,
     config: o.Config = None,
     dim: o.Dim = None,
-    seed: o.Seed = 0,
+    seed: o.Seed = "0",
     drop: o.Drop = None,
     rest: o.Rest = None,
     tie: o.Tie = None,
@@ -55,7 +55,7 @@ def plan(
             config=config_from(config),
             dims=dims_from(dim),
             dtype=dtype or "lossless",
-            seed=seed,
+            seed=seed_from(seed),
         )
         show(made if explain is None else made.explain(explain), json)
 
@@ -71,7 +71,7 @@ def convert(
     target: o.Target = None,
     config: o.Config = None,
     dim: o.Dim = None,
-    seed: o.Seed = 0,
+    seed: o.Seed = "0",
     drop: o.Drop = None,
     rest: o.Rest = None,
     tie: o.Tie = None,
@@ -118,7 +118,7 @@ def convert(
                     config=config_from(config),
                     dims=dims_from(dim),
                     dtype=dtype or "lossless",
-                    seed=seed,
+                    seed=seed_from(seed),
                 )
             report = made.save(
                 destination,

@@ -73,9 +73,11 @@ Tie = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME=OF", rich_help_panel=_RECIPE, help="Target key NAME shares OF's tensor. Repeatable."),
 ]
-Seed = Annotated[
-    int,
-    typer.Option(rich_help_panel=_RECIPE, help="Seed of tensors that [init] draws and of ops that draw numbers."),
+Seed = Annotated[  # text, since typer imports pydantic to read a number
+    str,
+    typer.Option(
+        metavar="N", rich_help_panel=_RECIPE, help="Seed of tensors that [init] draws and of ops that draw numbers."
+    ),
 ]
 Dim = Annotated[
     list[str] | None,

@@ -15,7 +15,7 @@ import ckptsurgery as cs
 if TYPE_CHECKING:
     from ..language.recipe import Recipe
 
-__all__ = ["beside_from", "config_from", "dims_from", "pairs_from", "recipe_from"]
+__all__ = ["beside_from", "config_from", "dims_from", "pairs_from", "recipe_from", "seed_from"]
 
 
 def recipe_from(
@@ -104,6 +104,18 @@ def _size(text: str) -> Any:
         return json.loads(f"[{text}]" if "," in text and text[0] not in "[{" else text)
     except ValueError:
         return text
+
+
+def seed_from(text: str) -> int:
+    """The number of `--seed`.
+
+    >>> seed_from("7")
+    7
+    """
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not an integer", param_hint="--seed") from None
 
 
 def config_from(path: str | None) -> dict[str, Any] | None:
