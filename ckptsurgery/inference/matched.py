@@ -16,9 +16,9 @@ from .matching import VOTES, Solution, Voters, solve
 from .placement import Placement, Pool
 from .resolving import Move, resolve
 from .scoring import WEIGHTS, Evidence, gather
+from .sharing import shared
 from .sides import Side
 from .units import Unit, read_units
-from .vocabulary import concepts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,7 +104,8 @@ def match(
         part = _Part.of(x, y, placement, weights, votes)
         moves += part.moves
         parts.append(part)
-    ties = _tied(dict(source), dict(target), moves)
+    added, ties = shared(dict(source), dict(target), moves, placement)
+    moves += added
     settled = {k for m in moves for k in (*m.sources, *m.targets)} | set(ties)
     return Matched(a, b, moves, ties, tuple(q for part in parts for q in part.questions(weights, settled)))
 
@@ -320,54 +321,3 @@ def _rest(side: Side, used: set[str]) -> tuple[list[Unit], list[bool], list[int]
                 alone.append(role == "weight" or "weight" not in unit.leaves)
                 own.append(number)
     return found, alone, own
-
-
-def _tied(source: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec], moves: Sequence[Move]) -> dict[str, str]:
-    """Targets without a source that share one: an output head with the embedding, or the only tensor of a shape."""
-    made = {k: m for m in moves for k in m.targets}
-    used = {k for m in moves for k in m.sources}
-    first: dict[str, str] = {}
-    for move in moves:
-        if len(move.sources) == len(move.targets) == 1 and not move.left:
-            first.setdefault(move.sources[0], move.targets[0])
-    shapes: dict[tuple[int, ...], list[str]] = defaultdict(list)
-    for key, spec in source.items():
-        shapes[tuple(spec.shape)].append(key)
-    ties = {}
-    for key, spec in target.items():
-        if key in made or not spec.shape:
-            continue
-        alike = shapes[tuple(spec.shape)]
-        if any(k not in used for turned in (spec.shape, spec.shape[::-1]) for k in shapes[tuple(turned)]):
-            continue  # it may be one of these
-        if len(alike) > 1 and len(spec.shape) == 2:
-            alike = [k for k in alike if {"embedding", "token"} & _meant(k)]
-            alike = alike if len(alike) == 1 else [k for k in alike if "token" in _meant(k)]
-        if (
-            len(alike) == 1
-            and alike[0] in first
-            and (_sharing(alike[0], key) or _within(first[alike[0]], key) or _within(key, first[alike[0]]))
-        ):
-            ties[key] = first[alike[0]]
-    return ties
-
-
-def _meant(key: str) -> set[str]:
-    return {c for segment in key.replace("/", ".").split(".") for c, _ in concepts(segment)}
-
-
-def _sharing(source: str, key: str) -> bool:
-    """Whether two tensors of one shape may well be one: an embedding and an output, or neighbours by name."""
-    one, two = _meant(source), _meant(key)
-    if (
-        {"embedding", "token"} & one
-        and {"head", "output", "decoder", "token", "embedding"} & two
-        and "position" not in one | two
-    ):
-        return True
-    return _within(source, key) or key.split(".")[:-2] == source.split(".")[:-2]
-
-
-def _within(one: str, key: str) -> bool:
-    """Whether a tensor stands one module deeper than another, under the same one."""
-    return key.split(".")[:-2] == one.split(".")[:-1] != []
