@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..language.folding import fold
@@ -27,8 +27,8 @@ class Assumption:
     """Something that the recipe takes on trust.
 
     Args:
-        kind: `"rows"`, `"order"`, `"chunks"`, `"norms"`, `"square"`, `"turned"`, `"gate"` or
-            `"tied"`.
+        kind: `"rows"`, `"order"`, `"chunks"`, `"norms"`, `"square"`, `"turned"`, `"gate"`,
+            `"place"`, `"tied"`, `"depth"`, `"tree"` or, by values, `"cast"`.
         text: one sentence.
         keys: the target keys that it concerns.
     """
@@ -51,6 +51,8 @@ _TEXTS = {
     "turned": "a tensor is rearranged to the shape that another one beside it has already, and names do not tell which"
     " of the two is meant",
     "gate": "of two equal projections, the gate is the one that is named or numbered first",
+    "place": "names do not tell these from others of the same shape; they go by their order and by the modules around"
+    " them",
     "tied": "tensors of an embedding's shape may be tied to it or be copies of their own",
 }
 _ORDERED = frozenset({"query", "key", "qkv", "kv"})
@@ -80,9 +82,26 @@ def assumed(
             keys["turned"] += [k for k in known if near.rival(move.sources[0], there.shapes[k], there.paths[k])]
         for kind in _kinds(move, roles, sources, beside):
             keys[kind] += move.targets
+    made = {k for move in found.moves for k in move.targets}
+    keys["place"] = [k for k in found.placed if k in made]
     keys["tied"] += [k for k in _may_be_tied(found, target) if k not in keys["tied"]]
     listed = {kind: expand(keys[kind]) for kind in _TEXTS if keys[kind]}
-    return tuple(Assumption(k, f"{_TEXTS[k]}: {_folded(names)}", tuple(names)) for k, names in listed.items())
+    plain = [Assumption(k, f"{_TEXTS[k]}: {_folded(names)}", tuple(names)) for k, names in listed.items()]
+    return (*plain, *_trees(found, expand))
+
+
+def _trees(found: Matched, expand: Callable[[Sequence[str]], Sequence[str]]) -> Iterator[Assumption]:
+    """What was chosen where several stacks of a side fit one of the other alike, such as weights and their averages."""
+    made = [k for move in found.moves for k in move.targets]
+    for pairing in found.placement.pairings:
+        if not pairing.rivals:
+            continue
+        one, two = pairing.source, pairing.target
+        around = {k for u in two.around for leaf in u.leaves.values() for k in leaf.keys}
+        keys = expand([k for k in made if two.holds(k) is not None or k in around])
+        others = " and ".join(f"'{at}'" for at in pairing.rivals)
+        text = f"'{two.at}' is made of '{one.at}'; by names and shapes {others} would do as well"
+        yield Assumption("tree", text, tuple(keys))
 
 
 def _keys(unit: Unit) -> list[str]:

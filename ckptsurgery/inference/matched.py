@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,8 @@ _DOUBTS = 6  # how often the question is asked again, with other weights
 _ASKED = 3  # how many candidates an open question lists
 _NOISE = 0.1  # what is added to scores then
 _LARGEST = 4_000_000  # pairs that are looked at together, at most: some twenty matrices of so many numbers
+_NAMES = frozenset({"name", "spelling", "exclusive", "balance", "role"})  # the evidence that names give
+_TOLD = 0.3  # names that speak by less than this for one than for another do not tell them apart
 _SPREAD = 0.45  # by how much the weights differ then: the standard deviation of their logarithms
 
 
@@ -72,6 +74,8 @@ class Matched:
         moves: what makes what.
         ties: target key -> the target key it shares its tensor with.
         questions: what was left open.
+        placed: targets that names alone would not have told from others of their shape.
+        placement: the stacks of both sides.
     """
 
     a: Side
@@ -79,6 +83,8 @@ class Matched:
     moves: list[Move]
     ties: dict[str, str] = field(default_factory=dict)
     questions: tuple[Question, ...] = ()
+    placed: frozenset[str] = frozenset()
+    placement: Placement = field(default_factory=Placement, repr=False)
 
 
 def match(
@@ -107,7 +113,9 @@ def match(
     added, ties = shared(dict(source), dict(target), moves, placement)
     moves += added
     settled = {k for m in moves for k in (*m.sources, *m.targets)} | set(ties)
-    return Matched(a, b, moves, ties, tuple(q for part in parts for q in part.questions(weights, settled)))
+    questions = tuple(q for part in parts for q in part.questions(weights, settled))
+    placed = frozenset(k for part in parts for k in part.placed(weights))
+    return Matched(a, b, moves, ties, questions, placed, placement)
 
 
 def _manageable(a: Side, b: Side) -> list[tuple[Side, Side]]:
@@ -148,6 +156,7 @@ class _Part:
     a: Side
     b: Side
     moves: list[Move]
+    sure: list[tuple[int, int]]
     doubted: set[tuple[int, int]]
     solution: Solution
     evidence: Evidence
@@ -170,7 +179,21 @@ class _Part:
         moves = resolve(a, b, sure)
         if sure or not broken:
             moves += _left_over(a, b, sure, moves, agreement, placement)
-        return cls(a, b, moves, set(doubted), solution, evidence)
+        return cls(a, b, moves, sure, set(doubted), solution, evidence)
+
+    def placed(self, weights: Mapping[str, float]) -> Iterator[str]:
+        """The targets whose names speak as loudly for another tensor of their shape."""
+        import numpy as np
+
+        named = self.evidence.total({k: w for k, w in weights.items() if k in _NAMES})
+        possible = self.evidence.mask > 0
+        families = [np.unique(side.families, return_inverse=True)[1] for side in (self.a, self.b)]
+        for i, j in self.sure:
+            rivals = possible[:, j] & (families[0] != families[0][i])
+            others = possible[i] & (families[1] != families[1][j])
+            best = max(named[rivals, j].max(initial=-np.inf), named[i, others].max(initial=-np.inf))
+            if named[i, j] - best < _TOLD:
+                yield from (k for leaf in self.b.units[j].leaves.values() for k in leaf.keys)
 
     def questions(self, weights: Mapping[str, float], settled: set[str]) -> tuple[Question, ...]:
         """What is open."""

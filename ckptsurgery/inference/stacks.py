@@ -187,8 +187,9 @@ class Tower:
             found += 1.0 if one & two else -0.3 if one or two else 0.0
         union = (self.shapes | other.shapes).total()
         found += (self.shapes & other.shapes).total() / union if union else 0.0
+        found -= 0.1 * ("average" in self.meant ^ other.meant)  # the weights themselves before their averages
         spelled = self.spelled | other.spelled
-        return found + 0.3 * len(self.spelled & other.spelled) / max(1, len(spelled))
+        return found + 0.6 * len(self.spelled & other.spelled) / max(1, len(spelled))
 
 
 def _canonical(shape: tuple[int, ...]) -> tuple[int, ...]:

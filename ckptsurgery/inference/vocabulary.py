@@ -74,6 +74,7 @@ _SINGLE = {
     "level": "level levels scale",
     "transform": "transform",
     "content": "content",
+    "average": "ema averaged average swa shadow",
     "modulation": "modulation modulate modulator mod adaln ada adanorm",
 }
 _SEVERAL = {
@@ -129,6 +130,13 @@ _SEVERAL = {
     "norm before": "norm first",
     "norm after": "norm last",
     "final layer norm": "norm final last",
+    "norm cross": "norm cross",
+    "cross norm": "norm cross",
+    "attn cross": "cross attention",
+    "encoder attn layer norm": "norm cross",
+    "encoder attention layer norm": "norm cross",
+    "gate up": "gate up mlp",
+    "up gate": "gate up mlp",
     "lora a": "lora narrow",
     "lora b": "lora widen",
     "lora down": "lora narrow",
