@@ -76,10 +76,17 @@ def by_use(model: nn.Module, inputs: Any, specs: Mapping[str, TensorSpec], name:
     rank: dict[str, int] = {}
     for n, call in enumerate(tried(model, inputs, name)[1]):
         rank.setdefault(call.module, n)
-    last = len(rank) + 1
     listed = list(specs)
-    order = {k: (rank.get(k.rpartition(".")[0], last), n) for n, k in enumerate(listed)}
+    order = {k: (_rank(k, rank), n) for n, k in enumerate(listed)}
     return {k: specs[k] for k in sorted(listed, key=order.__getitem__)}
+
+
+def _rank(key: str, rank: Mapping[str, int]) -> int:
+    """When the module of a tensor was called or, where it is used without a call, the module around it."""
+    path = key.rpartition(".")[0]
+    while path and path not in rank:
+        path = path.rpartition(".")[0]
+    return rank.get(path, len(rank) + 1)
 
 
 def _hook(name: str, module: nn.Module, calls: list[Call]) -> Any:

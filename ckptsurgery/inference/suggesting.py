@@ -7,7 +7,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import Diagnostic, LoadError, RecipeError, Remedy
+from ..errors import Diagnostic, RecipeError, Remedy
 from ..language.folding import fold, fold_groups
 from ..language.recipe import Recipe
 from ..specs import TensorSpec
@@ -30,7 +30,7 @@ Drafted = tuple[Draft, Sequence[str]]  # and the rules that come before it
 
 _SMALL = 4000  # with fewer keys on both sides together, all layers may be looked at
 
-__all__ = ["Assumption", "Suggestion", "arranged", "ordered", "suggest", "written"]
+__all__ = ["Assumption", "Suggestion", "arranged", "attempt", "ordered", "suggest", "written"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -135,38 +135,16 @@ def suggest(source: Any, target: Any, *, by: str = "names", inputs: Any = None) 
         return by_values(source, target)
     specs, wanted = specs_of(source), specs_of(target)
     if inputs is not None:
-        return _by_use(source, target, inputs, specs, wanted)
+        from .using import by_inputs
+
+        return by_inputs(source, target, inputs, specs, wanted)
     specs, wanted = arranged(specs), arranged(wanted)
-    best = _attempt(specs, wanted, cut=True)
+    best = attempt(specs, wanted, cut=True)
     if len(specs) + len(wanted) < _SMALL and (best.problems or _cut_away(specs, wanted, best)):
         # What was left out may be what tells the layers apart, or what no rule for the others claims.
-        whole = _attempt(specs, wanted, cut=False)
+        whole = attempt(specs, wanted, cut=False)
         best = whole if whole.coverage > best.coverage else best
     return best
-
-
-def _by_use(
-    source: Any, target: Any, inputs: Any, specs: Mapping[str, TensorSpec], wanted: Mapping[str, TensorSpec]
-) -> Suggestion:
-    """Two live models: their tensors in the order of use, and a trial of what is suggested."""
-    from copy import deepcopy
-
-    from ..running.loading import model_target
-    from ..running.plan import plan
-    from .running import by_use
-    from .verifying import verify
-
-    if not all(callable(getattr(side, "named_modules", None)) for side in (source, target)):
-        text = "the order of use is known of two live models, and one side is none"
-        raise LoadError(Diagnostic("bad-argument", text, help="leave out the inputs, or give the models"))
-    first, second = by_use(source, inputs, specs, "the source"), by_use(target, inputs, wanted, "the target")
-    found = _attempt(first, second, cut=False, in_order=True)
-    if found.coverage < 1.0 or found.problems:
-        return found
-    twin = deepcopy(target)
-    made = plan(source, found.recipe, target=model_target(twin))
-    made.load_into(twin)
-    return replace(found, parity=verify(source, twin, inputs, plan=made))
 
 
 def specs_of(side: Any) -> Mapping[str, TensorSpec]:
@@ -184,9 +162,10 @@ def _cut_away(source: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec]
     return any(target[k].numel in free and two.stands_in(k) for k in missing)
 
 
-def _attempt(
+def attempt(
     source: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec], cut: bool, in_order: bool = False
 ) -> Suggestion:
+    """What names and shapes show; `in_order` tells that both sides are listed in an order that says something."""
     depths = depths_of(source, target)
     one, two = reduced(_without(source, depths.source), _without(target, depths.target), cut)
     found = match(
