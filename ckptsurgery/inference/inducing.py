@@ -287,14 +287,12 @@ def _padded(
 
 def _sizes(atom: Atom, move: Move, sizes: tuple[int, ...]) -> dict[str, Any]:
     """The sizes that no source shows: those of axes that are split, in equal parts or ragged."""
-    if move.dims:
-        return dict(move.dims)
     if not sizes or len(move.targets) == 1:
-        return {}
+        return dict(move.dims)
     choices = re.search(r"\{p:([^}]*)\}", atom.target)
     if choices is None:
         raise ValueError("the parts of a split have no list of choices")
-    return {"rows": dict(zip(choices[1].split(","), sizes))}
+    return {**dict(move.dims), "rows": dict(zip(choices[1].split(","), sizes))}
 
 
 def _loops(pieces: Sequence[str], is_loop: Callable[[str], bool]) -> list[bool]:
