@@ -77,7 +77,7 @@ def assumed(
             keys["norms"] += move.targets
         if chunked & {*move.sources, *move.targets}:
             keys["chunks"] += move.targets
-        if move.left and not move.fuse:
+        if move.left and not move.fuse and move.sources[0] in near.shapes:
             known = (k for k in move.targets if k in there.shapes)
             keys["turned"] += [k for k in known if near.rival(move.sources[0], there.shapes[k], there.paths[k])]
         for kind in _kinds(move, roles, sources, beside):

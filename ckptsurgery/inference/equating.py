@@ -10,15 +10,17 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CkptSurgeryError
-from ..language.folding import fold
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
 from ..storage.places.opening import open_checkpoint
 from .assuming import Assumption
+from .chunking import Chunked, chunks_of, runs_of
 from .digits import axes_of, digits_of
 from .matched import match
 from .resolving import Move
-from .suggesting import Suggestion, arranged, ordered, written
+from .siblings import changed, differing
+from .staging import Cut, staged
+from .suggesting import Suggestion, arranged, ordered
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,8 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["by_values"]
 
 _PROBES = 48
-_EQUAL = 0.3  # from this share of equal tensors on, the others are taken for changed ones
-_NUMBER = re.compile(r"[0-9]+")
 
 
 def by_values(source: Any, target: Any) -> Suggestion:
@@ -46,13 +46,16 @@ def by_values(source: Any, target: Any) -> Suggestion:
         equating = _Equating(one, two, specs, wanted)
         proved = [m for m in found.moves if equating.holds(m)]
         proved, ties = equating.complete(_whole(proved, found.moves))
-        changed = _changed(specs, wanted, proved, found.moves, ties)
-        moves = [*proved, *changed]
-        made = {k for m in moves for k in m.targets} | set(ties)
+        made, used = {k for m in proved for k in m.targets} | set(ties), {k for m in proved for k in m.sources}
+        cut = equating.cut([k for k in wanted if k not in made], [k for k in specs if k not in used])
+        done = {c.key for c in (*cut.splits, *cut.joins)} | {k for m in cut.moves for k in (*m.sources, *m.targets)}
+        tuned = [m for m in changed(specs, wanted, proved, found.moves, ties) if not done & {*m.sources, *m.targets}]
+        moves = [*proved, *tuned]
+        made = {k for m in moves for k in m.targets} | set(ties) | done
         known = replace(found, moves=moves, ties=ties, questions=(), placed=frozenset())
-        result = written(specs, wanted, known)
+        result = staged(specs, wanted, known, cut)
         open_ = [k for k in wanted if k not in made]
-        taken = (*_casts(one, two, proved), *_differing(changed))
+        taken = (*_casts(one, two, proved), *differing(tuned))
         return replace(result, evidence="values", assumptions=taken, unmatched_target=tuple(open_))
 
 
@@ -80,96 +83,6 @@ def _casts(one: Checkpoint, two: Checkpoint, moves: Sequence[Move]) -> tuple[Ass
         )
         for (a, b), keys in groups.items()
     )
-
-
-def _differing(changed: Sequence[Move]) -> Iterator[Assumption]:
-    """What keeps the rule of its siblings though its values differ."""
-    keys = tuple(k for m in changed for k in m.targets)
-    if keys:
-        lines = [text for text, _ in fold(keys)]
-        more = f", and {len(lines) - 4} more" if len(lines) > 4 else ""
-        text = "values differ between the source and the target; these follow the rule of their siblings: "
-        yield Assumption("values", text + ", ".join(lines[:4]) + more, keys)
-
-
-def _changed(
-    specs: Mapping[str, TensorSpec],
-    wanted: Mapping[str, TensorSpec],
-    proved: Sequence[Move],
-    named: Sequence[Move],
-    ties: Mapping[str, str],
-) -> list[Move]:
-    """The moves of tensors that were changed on one side, such as by fine-tuning; none where little else is equal.
-
-    A tensor follows its siblings, which are called alike but for their numbers; one without siblings its name.
-    """
-    made, used = {k for m in proved for k in m.targets} | set(ties), {k for m in proved for k in m.sources}
-    if len(made) < _EQUAL * len(wanted):
-        return []
-    siblings: dict[tuple[str, ...], list[Move]] = defaultdict(list)
-    for move in proved:
-        siblings[tuple(_NUMBER.sub("#", k) for k in move.targets)].append(move)
-    found: list[Move] = []
-
-    def take(move: Move | None) -> None:
-        if move is None or made & set(move.targets) or used & set(move.sources):
-            return
-        if all(k in specs for k in move.sources) and all(k in wanted for k in move.targets):
-            found.append(move)
-            made.update(move.targets)
-            used.update(move.sources)
-
-    for key in wanted:
-        alike = [] if key in made else next((v for t, v in siblings.items() if _NUMBER.sub("#", key) in t), [])
-        if alike:
-            take(_like(alike, key, specs, wanted))
-    for move in named:
-        if tuple(_NUMBER.sub("#", k) for k in move.targets) not in siblings:
-            take(move)
-    return found
-
-
-def _like(
-    siblings: Sequence[Move], key: str, specs: Mapping[str, TensorSpec], wanted: Mapping[str, TensorSpec]
-) -> Move | None:
-    """The siblings' move with the numbers of another target key; None where its shapes or keys are others."""
-    model = siblings[0]
-    at = next(n for n, k in enumerate(model.targets) if _NUMBER.sub("#", k) == _NUMBER.sub("#", key))
-    numbers = [int(n) for n in _NUMBER.findall(key)]
-    keys: list[tuple[str, ...]] = []
-    for side in (0, 1):
-        listed = []
-        for n in range(len((model.sources, model.targets)[side])):
-            rows = [((m.sources, m.targets)[side][n], m.targets[at]) for m in siblings]
-            listed.append(_renumbered(rows, numbers))
-        if None in listed:
-            return None
-        keys.append(tuple(k for k in listed if k is not None))
-    for table, old, new in ((specs, model.sources, keys[0]), (wanted, model.targets, keys[1])):
-        if any(k not in table or table[k].shape != table[o].shape for o, k in zip(old, new)):
-            return None
-    return replace(model, sources=keys[0], targets=keys[1])
-
-
-def _renumbered(rows: Sequence[tuple[str, str]], numbers: Sequence[int]) -> str | None:
-    """A key whose numbers follow from a target's as they do in all rows: equal, shifted, or always the same."""
-    tables = [([int(n) for n in _NUMBER.findall(k)], [int(n) for n in _NUMBER.findall(t)]) for k, t in rows]
-    made: list[int] = []
-    for place in range(len(tables[0][0])):
-        column = [own[place] for own, _ in tables]
-        ways = [(p, column[0] - tables[0][1][p]) for p in range(len(numbers))]
-        shifts = [(p, c) for p, c in ways if all(own[place] == t[p] + c for own, t in tables)]
-        # A number that follows the target's own is likelier than one that happens to be the same everywhere.
-        moving = [(p, c) for p, c in shifts if len({t[p] for _, t in tables}) > 1]
-        if moving or (shifts and len(tables) == 1):
-            p, c = min(moving or shifts, key=lambda s: abs(s[1]))
-            made.append(numbers[p] + c)
-        elif len(set(column)) == 1:
-            made.append(column[0])
-        else:
-            return None
-    fresh = iter(made)
-    return _NUMBER.sub(lambda _: str(next(fresh)), rows[0][0])
 
 
 def _whole(proved: Sequence[Move], tried: Sequence[Move]) -> list[Move]:
@@ -270,14 +183,51 @@ class _Equating:
 
     def _axes(self, source: str, target: str) -> tuple[str, str, dict[str, int]] | None:
         """The axes by which one tensor becomes another, empty where it moves as it is."""
-        one, two = self.source[source].load(), self.target[target].load()
-        if one.shape == two.shape and _same(one, two):
-            return "", "", {}
-        one = one.to(two.dtype)
-        places = _places(_flat(one), _flat(two))
-        digits = None if places is None else digits_of(places)
-        axes = None if digits is None else axes_of(digits, tuple(one.shape), tuple(two.shape))
-        return axes or _by_rows(one, two)
+        return _axes_between(self.source[source].load(), self.target[target].load())
+
+    def cut(self, left: Sequence[str], free: Sequence[str]) -> Cut:
+        """The moves of blocks of rows, for tensors of which each block goes its own way."""
+        found = Cut([], [], [])
+        probes = [
+            {k: _probes(_flat(side[k].load())) for k in keys}
+            for side, keys in ((self.source, free), (self.target, left))
+        ]
+        for side, keys, small, forward in ((self.source, free, probes[1], True), (self.target, left, probes[0], False)):
+            other = self.target if forward else self.source
+            for key, members in self._members(side, keys, small):
+                whole = side[key].load()
+                cut = chunks_of(key, side.specs[key], _flat(whole), {k: _flat(other[k].load()) for k in members})
+                if cut is not None:
+                    self._pieces(found, cut[0], cut[1], whole, forward)
+        done = {k for m in found.moves for k in (*m.sources, *m.targets)}
+        for key in (k for k in left if k not in done):
+            wanted = self.target[key].load()
+            for candidate in (k for k in self._alike(wanted) if k in free and k not in done):
+                blocks = _swapped(
+                    self.source.specs[candidate], self.target.specs[key], self.source[candidate].load(), wanted
+                )
+                if blocks is not None:
+                    one, two, order = blocks
+                    one, two = replace(one, key=candidate), replace(two, key=key)
+                    found.splits.append(one)
+                    found.joins.append(two)
+                    found.moves.extend(Move((one.pieces[n],), (piece,)) for n, piece in zip(order, two.pieces))
+                    done |= {candidate, key}
+                    break
+        return found
+
+    def _pieces(self, found: Cut, cut: Chunked, members: Sequence[str], whole: Tensor, forward: bool) -> None:
+        """Add the moves between the blocks of a tensor and the members that have their values, if each has one."""
+        moves = []
+        for piece, name, (low, high) in zip(cut.pieces, members, cut.bounds):
+            block, other = whole[low:high], (self.target if forward else self.source)[name].load()
+            axes = _axes_between(block, other) if forward else _axes_between(other, block)
+            if axes is None:
+                return
+            ends = (piece, name) if forward else (name, piece)
+            moves.append(Move((ends[0],), (ends[1],), axes[0], axes[1], dims=tuple(axes[2].items())))
+        (found.splits if forward else found.joins).append(cut)
+        found.moves.extend(moves)
 
     def _assembled(self, left: Sequence[str], free: Sequence[str]) -> list[Move]:
         """Targets that are made of several sources, or that several make of one: blocks, stacks, interleaved rows."""
@@ -343,20 +293,50 @@ class _Equating:
         shapes = [tuple(small[k].spec.shape) for k in members]
         shape = tuple(large[key].spec.shape)
         for axis in range(len(shape)):
-            if any(len(s) != len(shape) or s[:axis] + s[axis + 1 :] != shape[:axis] + shape[axis + 1 :] for s in shapes):
+            if any(
+                len(s) != len(shape) or s[:axis] + s[axis + 1 :] != shape[:axis] + shape[axis + 1 :] for s in shapes
+            ):
                 continue
             rows = [s[axis] for s in shapes]
             for groups in (g for g in range(1, min(rows) + 1) if all(r % g == 0 for r in rows)):
                 pieces = [
-                    parts[k].reshape(*s[:axis], groups, s[axis] // groups, *s[axis + 1 :]) for k, s in zip(members, shapes)
+                    parts[k].reshape(*s[:axis], groups, s[axis] // groups, *s[axis + 1 :])
+                    for k, s in zip(members, shapes)
                 ]
                 if np.array_equal(np.concatenate(pieces, axis=axis + 1).reshape(-1), whole):
                     one, two = ("rows:p", "(p rows:p)") if groups == 1 else ("(g rows:p)", "(g p rows:p)")
                     dims = () if groups == 1 else (("g", groups),)
                     names = list("abcdefh"[: len(shape)])
-                    lists = [f"[{' '.join([*names[:axis], text, *names[axis + 1 :]])}]" for text in (one, two)]
-                    return _either(members, key, *lists, tuple(r // groups for r in rows), dims, forward)
+                    one, two = (" ".join([*names[:axis], text, *names[axis + 1 :]]) for text in (one, two))
+                    sizes = tuple(r // groups for r in rows)
+                    return _either(members, key, f"[{one}]", f"[{two}]", sizes, dims, forward)
         return None
+
+
+def _axes_between(one: Tensor, two: Tensor) -> tuple[str, str, dict[str, int]] | None:
+    """The axes by which one tensor becomes another, empty where it moves as it is."""
+    if one.shape == two.shape and _same(one, two):
+        return "", "", {}
+    one = one.to(two.dtype)
+    places = _places(_flat(one), _flat(two))
+    digits = None if places is None else digits_of(places)
+    axes = None if digits is None else axes_of(digits, tuple(one.shape), tuple(two.shape))
+    return axes or _by_rows(one, two)
+
+
+def _swapped(
+    spec: TensorSpec, other: TensorSpec, one: Tensor, two: Tensor
+) -> tuple[Chunked, Chunked, list[int]] | None:
+    """The same blocks of rows in both, and for each of the target's the number of the source's that it is."""
+    if one.shape != two.shape:
+        return None
+    places = _places(_flat(one.to(two.dtype)), _flat(two))
+    runs = None if places is None else runs_of(spec, places)
+    if runs is None:
+        return None
+    ordered = sorted(runs)
+    rows = [tuple(high - low for low, high in listed) for listed in (ordered, runs)]
+    return Chunked("", spec, rows[0]), Chunked("", other, rows[1]), [ordered.index(r) for r in runs]
 
 
 def _either(

@@ -53,8 +53,8 @@ def follow(source: Sequence[Unit], target: Sequence[Unit]) -> Following:
 
     >>> from ..specs import TensorSpec
     >>> from .units import read_units
-    >>> one, two = ({k: TensorSpec(s, "F32") for k, s in side} for side in (
-    ...     (("p.weight", (6, 3)), ("x.weight", (3, 6))), (("u.weight", (3, 3)), ("v.weight", (3, 3)), ("y.weight", (3, 6)))))
+    >>> one = {"p.weight": TensorSpec((6, 3), "F32"), "x.weight": TensorSpec((3, 6), "F32")}
+    >>> two = {"u.weight": TensorSpec((3, 3), "F32"), "v.weight": TensorSpec((3, 3), "F32"), "y.weight": one["x.weight"]}
     >>> found = follow(read_units(one.items()), read_units(two.items()))
     >>> [([u.path for u in a], [u.path for u in b]) for a, b in found.pairs]
     [(['p'], ['u', 'v']), (['x'], ['y'])]
@@ -129,6 +129,7 @@ def _as_one(units: tuple[Unit, ...], other: tuple[Unit, ...]) -> Unit:
     leaves = {
         role: whole
         for role, leaf in other[0].leaves.items()
-        if all(role in u.leaves for u in units) and (whole := _joined([u.leaves[role] for u in units], leaf)) is not None
+        if all(role in u.leaves for u in units)
+        and (whole := _joined([u.leaves[role] for u in units], leaf)) is not None
     }
     return replace(units[0], leaves=leaves, members=tuple(u.path for u in units))

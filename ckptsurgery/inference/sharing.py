@@ -34,7 +34,9 @@ def shared(
     added: list[Move] = []
     ties: dict[str, str] = {}
     open_ = [k for k, spec in target.items() if k not in made and spec.shape]
-    for key in sorted(open_, key=lambda k: bool({"head", "output"} & _meant(k))):  # an embedding before what is tied to it
+    for key in sorted(
+        open_, key=lambda k: bool({"head", "output"} & _meant(k))
+    ):  # an embedding before what is tied to it
         shape = tuple(target[key].shape)
         alike = [k for k in shapes[shape] if _placed_alike(k, key, placement)]
         turned = shapes[shape[::-1]] if len(shape) == 2 and shape[0] != shape[1] else []
@@ -48,9 +50,10 @@ def shared(
             first[free[0]] = key
             continue
         one = _owner(alike, key, shape)
-        if one is not None and one in first and first[one] != key:
-            if _sharing(one, key) or _same_part(one, key, placement) or _near(first[one], key):
-                ties[key] = first[one]
+        if one is None or one not in first or first[one] == key:
+            continue
+        if _sharing(one, key) or _same_part(one, key, placement) or _near(first[one], key):
+            ties[key] = first[one]
     return added, ties
 
 
