@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from .diagnosing.doctor import Diagnosis, doctor
     from .errors import CheckpointError, CkptSurgeryError, Diagnostic, LoadError, PlanError, RecipeError, Remedy
     from .exchange import recipes
-    from .inference.suggesting import Suggestion, suggest
-    from .inference.verifying import Parity, verify
+    from .inference.parity import Parity, verify
+    from .inference.suggestion import Suggestion, suggest
     from .language.recipe import Recipe, Scope
     from .language.rules import Rule
     from .modeling.checking import check_init
@@ -98,8 +98,8 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "comparing.diffing": ("Diff", "diff"),
     "diagnosing.doctor": ("Diagnosis", "doctor"),
     "errors": ("CheckpointError", "CkptSurgeryError", "Diagnostic", "LoadError", "PlanError", "RecipeError", "Remedy"),
-    "inference.suggesting": ("Suggestion", "suggest"),
-    "inference.verifying": ("Parity", "verify"),
+    "inference.suggestion": ("Suggestion", "suggest"),
+    "inference.parity": ("Parity", "verify"),
     "language.recipe": ("Recipe", "Scope"),
     "language.rules": ("Rule",),
     "modeling.checking": ("check_init",),

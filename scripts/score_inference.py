@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 import ckptsurgery as cs
-from ckptsurgery.inference import matching, norms, roles, scoring, vocabulary
+from ckptsurgery.inference import assignment, evidence, norms, roles, vocabulary
 from ckptsurgery.language.toml import loads
 
 
@@ -174,7 +174,7 @@ def main() -> int:
     totals("plain", scores)
     if len({pair["family"] for _, pair in corpus}) > 1:
         totals("each family left out", left_out(corpus))
-    for table in (scoring.WEIGHTS, matching.VOTES) if options.ablate else ():
+    for table in (evidence.WEIGHTS, assignment.VOTES) if options.ablate else ():
         for kind in list(table):
             kept, table[kind] = table[kind], 0.0  # type: ignore[index]
             totals(f"without {kind}", [score(name, pair) for name, pair in corpus])

@@ -13,10 +13,10 @@ import torch
 
 import ckptsurgery as cs
 from ckptsurgery.comparing.numbers import Difference
-from ckptsurgery.inference.assuming import Assumption
-from ckptsurgery.inference.matched import Candidate, Question
-from ckptsurgery.inference.verifying import Difference as Apart
-from ckptsurgery.inference.verifying import Parting
+from ckptsurgery.inference.assumptions import Assumption
+from ckptsurgery.inference.matches import Candidate, Question
+from ckptsurgery.inference.parity import OutputDifference as Apart
+from ckptsurgery.inference.parity import Parting
 from ckptsurgery.modeling.statistics import Stats, TensorStats
 from ckptsurgery.modeling.summary import ModuleRow, Summary
 from ckptsurgery.planning.report import Entry

@@ -21,7 +21,7 @@ from .sides import Groups, Side, Stored
 
 if TYPE_CHECKING:
     from ..catalog import RecipeLike
-    from ..inference.suggesting import Suggestion
+    from ..inference.suggestion import Suggestion
 
 __all__ = ["Diff", "diff"]
 
@@ -186,7 +186,7 @@ def diff(
 
 def _aligned(a: Checkpoint, b: Checkpoint, by: str, values: bool, progress: bool | None) -> Diff:
     """The first in the layout of the second; what the recipe drops stands under its own name."""
-    from ..inference.suggesting import suggest
+    from ..inference.suggestion import suggest
 
     found = suggest(a, b, by=by)
     result = _compared(_made(a, found.recipe), Stored(b), values, progress)

@@ -1,5 +1,25 @@
-"""Floor 4: recipes that nobody had to write, and proof that two models agree.
+"""Floor 4: recipes inferred from names, values or use, and proof that two models agree.
 
-`suggesting` infers a recipe from names and shapes, `equating` from values; `verifying` compares the outputs of two
-models.
+Glossary, in the order of the work:
+
+- A *unit* is what one layer owns (weight, bias, statistics) under one path; a *leaf* is one of its tensors
+  (`units`). A *concept* is what a word of a path means (`vocabulary`); a *role* is what a unit does beside its
+  neighbours: query, gate, down (`roles`, `norms`).
+- A *stack* is a number behind which layers are listed, a *tower* a stack with the units beside it. A *pairing* is two
+  stacks that correspond, layer by layer (`stacks`). Their *placement* says which unit may go where (`placement`);
+  layers that only one side has stay open (`depths`).
+- A *side* is all units of one checkpoint with what is known of each (`sides`). *Fusion* makes one unit of several where
+  the other side has one (`fusion`). *Relations* are the ways from a shape to another (`shapes`).
+- *Evidence* is what speaks for a pair of units (`evidence`), the *assignment* the pairs that together score most
+  (`assignment`); an *agreement* is what most pairs say of the others (`agreement`). A *match* is the whole of it, with
+  open *questions* (`matches`). *Shared tensors* are sources that several targets need (`shared_tensors`).
+- A *move* is which tensors make which, with which axes (`moves`); an *assumption* is what a move takes on trust
+  (`assumptions`, `neighbours`).
+- An *atom* is a rule for moves of one kind (`atoms`, `index_relations`), a *draft* the fewest rules that say the same
+  (`drafts`, `claims`); the *fallback* is a recipe key by key (`fallback`). A *reduction* leaves out layers that are
+  alike (`reduction`).
+- A *suggestion* is the recipe and what is known of it (`suggestion`). By values: *digits* are the axes that a
+  rearrangement shows, *chunks* are blocks of rows that go their own ways, *siblings* are called alike but for numbers
+  (`by_values`, `digits`, `chunks`, `recipe_stages`, `siblings`). By inputs: the *order of use* in a *forward pass*
+  (`by_inputs`, `use_order`, `forward_pass`). *Parity* is whether two models compute the same (`parity`).
 """

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..specs import TensorSpec
-from .assuming import Assumption
+from .assumptions import Assumption
 from .stacks import Pairing, Stack, align, beyond, stacks_of
 from .units import read_units
 

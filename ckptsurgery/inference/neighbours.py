@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from .roles import factor_of
-from .sides import Side
+from .sides import UnitSide
 from .vocabulary import STRUCTURAL, concepts, words
 
 __all__ = ["Neighbours"]
@@ -19,7 +19,7 @@ _NEAR = 3  # how many segments before the leaf may be the one that differs betwe
 class Neighbours:
     """The tensors of one side by their places: those beside each other differ in one segment of their paths."""
 
-    def __init__(self, side: Side) -> None:
+    def __init__(self, side: UnitSide) -> None:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.paths: dict[str, str] = {}
         self.places: dict[tuple[str, str], list[str]] = defaultdict(list)

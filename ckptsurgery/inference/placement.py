@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .sides import Side
+from .sides import UnitSide
 from .stacks import Pairing, Stack, align, opposed, stacks_of
 from .units import Unit
 
@@ -49,7 +49,7 @@ class Placement:
         """The paths before numbers that both sides have; side 0 is the source."""
         return frozenset((p.source, p.target)[side].at for p in self.pairings)
 
-    def allowed(self, a: Side, b: Side) -> Matrix:
+    def allowed(self, a: UnitSide, b: UnitSide) -> Matrix:
         """Which pairs keep to their stacks.
 
         What every layer has comes from the layer that corresponds. What stands beside a stack goes beside its partner.
@@ -72,7 +72,7 @@ class Placement:
         result: Matrix = found * self._beside(a, b) * self._repeated(a, b)
         return result
 
-    def _repeated(self, a: Side, b: Side) -> Matrix:
+    def _repeated(self, a: UnitSide, b: UnitSide) -> Matrix:
         """What all layers have alike goes to what stands in layers, whichever these are."""
         import numpy as np
 
@@ -96,7 +96,7 @@ class Placement:
                 return number
         return 0
 
-    def _beside(self, a: Side, b: Side) -> Matrix:
+    def _beside(self, a: UnitSide, b: UnitSide) -> Matrix:
         """Units beside stacks go to units beside their partners, where both belong to some tower."""
         import numpy as np
 
@@ -114,7 +114,7 @@ class Placement:
         kept: Matrix = found.astype(float)
         return kept
 
-    def pool(self, a: Side, b: Side) -> Pool:
+    def pool(self, a: UnitSide, b: UnitSide) -> Pool:
         """The pairs that are the same pair in another layer."""
         import numpy as np
 
@@ -139,7 +139,7 @@ class Placement:
         return Pool(np.array(rows, dtype=int), np.array(columns, dtype=int), np.array(groups, dtype=int))
 
     def unclaimed(
-        self, a: Side, b: Side, pairs: Sequence[tuple[int, int]], doubted: Sequence[tuple[int, int]]
+        self, a: UnitSide, b: UnitSide, pairs: Sequence[tuple[int, int]], doubted: Sequence[tuple[int, int]]
     ) -> list[tuple[int, int]]:
         """The pairs between stacks, or sides, that have too little in common for any part of one to go to the other.
 
@@ -194,7 +194,7 @@ class Pool:
         return result
 
 
-def _members(side: Side, stack: Stack) -> dict[int, list[tuple[int, str]]]:
+def _members(side: UnitSide, stack: Stack) -> dict[int, list[tuple[int, str]]]:
     """For each layer, its units with their paths in it."""
     found: dict[int, list[tuple[int, str]]] = {}
     for i, unit in enumerate(side.units):
@@ -208,7 +208,7 @@ def _is_matrix(unit: Unit) -> bool:
     return sum(n > 1 for n in unit.weight.shape) >= 2
 
 
-def _places(side: Side, stack: Stack) -> list[tuple[int | None, bool, bool]]:
+def _places(side: UnitSide, stack: Stack) -> list[tuple[int | None, bool, bool]]:
     """For each unit, its layer in a stack, whether no other layer has such a unit, and whether all have it alike."""
     layers = [stack.holds(u.path) for u in side.units]
     tails = [u.path[len(stack.at) + len(str(v)) :] if v is not None else "" for u, v in zip(side.units, layers)]
@@ -222,13 +222,13 @@ def _places(side: Side, stack: Stack) -> list[tuple[int | None, bool, bool]]:
     return list(zip(layers, alone, every))
 
 
-def _inside(side: Side, stack: Stack) -> Any:
+def _inside(side: UnitSide, stack: Stack) -> Any:
     import numpy as np
 
     return np.array([stack.holds(u.path) is not None for u in side.units])
 
 
-def _among(side: Side, paths: set[str]) -> Any:
+def _among(side: UnitSide, paths: set[str]) -> Any:
     import numpy as np
 
     return np.array([u.path in paths for u in side.units])

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import permutations
 
-__all__ = ["Relation", "relations"]
+__all__ = ["ShapeRelation", "relations"]
 
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Relation:
+class ShapeRelation:
     """One way from a shape to another: axes put in another order, ones dropped or added, neighbours merged or split.
 
     Args:
@@ -34,7 +34,7 @@ _LETTERS = "abcdefgh"
 
 
 @lru_cache(maxsize=65536)
-def relations(source: Shape, target: Shape) -> tuple[Relation, ...]:
+def relations(source: Shape, target: Shape) -> tuple[ShapeRelation, ...]:
     """All rearrangements between two shapes, the likeliest first.
 
     >>> [(r.kind, r.source, r.target) for r in relations((2, 3), (3, 2))]
@@ -46,8 +46,8 @@ def relations(source: Shape, target: Shape) -> tuple[Relation, ...]:
     """
     if source == target:
         if len(source) == 2 and source[0] == source[1] and source[0] > 1:
-            return (Relation(0.0, "same"), Relation(1.5, "transpose", "[a b]", "[b a]", True))
-        return (Relation(0.0, "same"), *_same_permuted(source))
+            return (ShapeRelation(0.0, "same"), ShapeRelation(1.5, "transpose", "[a b]", "[b a]", True))
+        return (ShapeRelation(0.0, "same"), *_same_permuted(source))
     if _product(source) != _product(target) or len(source) > 6 or len(target) > 6:
         return ()
     return _ranked([*_permuted(source, target), *_merged(source, target), *_split(source, target)])
@@ -60,14 +60,14 @@ def _product(shape: Shape) -> int:
     return result
 
 
-def _ranked(found: Sequence[Relation]) -> tuple[Relation, ...]:
-    best: dict[tuple[str, str], Relation] = {}
+def _ranked(found: Sequence[ShapeRelation]) -> tuple[ShapeRelation, ...]:
+    best: dict[tuple[str, str], ShapeRelation] = {}
     for relation in sorted(found, key=lambda r: r.cost):
         best.setdefault((relation.source, relation.target), relation)
     return tuple(best.values())
 
 
-def _same_permuted(shape: Shape) -> list[Relation]:
+def _same_permuted(shape: Shape) -> list[ShapeRelation]:
     """Permutations that a shape does not show: a convolution whose channels are equal, say."""
     if len(shape) < 3 or len(shape) > 5:
         return []
@@ -80,7 +80,7 @@ def _names(shape: Shape) -> list[str]:
     return ["1" if n == 1 else next(letters) for n in shape]
 
 
-def _permuted(source: Shape, target: Shape) -> list[Relation]:
+def _permuted(source: Shape, target: Shape) -> list[ShapeRelation]:
     """Ones dropped and added, the other axes in any order."""
     names = _names(source)
     real = [(n, c) for n, c in zip(source, names) if n != 1]
@@ -97,10 +97,10 @@ def _permuted(source: Shape, target: Shape) -> list[Relation]:
         if list(order) == list(range(len(order))):
             if source == target:
                 continue
-            found.append(Relation(0.2, "squeeze", left_text, right_text))
+            found.append(ShapeRelation(0.2, "squeeze", left_text, right_text))
         else:
             disorder = 0.0 if order in _kernels(source, target) else _disorder(order)
-            found.append(Relation(1.0 + disorder, "transpose", left_text, right_text, True))
+            found.append(ShapeRelation(1.0 + disorder, "transpose", left_text, right_text, True))
     return found
 
 
@@ -138,7 +138,7 @@ def _spelled(left: list[str], right: list[str]) -> tuple[str, str]:
     return f"[{' '.join(left)}]", f"[{' '.join(right)}]"
 
 
-def _merged(source: Shape, target: Shape) -> list[Relation]:
+def _merged(source: Shape, target: Shape) -> list[ShapeRelation]:
     """Axes of the source as one axis of the target: neighbours, in any order of the groups, or others."""
     if not len(source) > len(target) >= 1 or len(source) > 4:
         return []
@@ -154,11 +154,11 @@ def _merged(source: Shape, target: Shape) -> list[Relation]:
                 continue
             right = " ".join(g[0] if len(g) == 1 else f"({' '.join(g)})" for g in groups)
             moved = list(order) != sorted(order)
-            found.append(Relation(1.2 + 0.4 * moved, "merge", f"[{' '.join(names)}]", f"[{right}]", moved))
+            found.append(ShapeRelation(1.2 + 0.4 * moved, "merge", f"[{' '.join(names)}]", f"[{right}]", moved))
     return found
 
 
-def _gathered(source: Shape, target: Shape, names: list[str]) -> list[Relation]:
+def _gathered(source: Shape, target: Shape, names: list[str]) -> list[ShapeRelation]:
     """Axes that are no neighbours as one: the heads of a kernel `[h d k]` as a matrix `[(h k) d]`."""
     if (len(source), len(target)) != (3, 2) or 1 in source:
         return []
@@ -173,12 +173,12 @@ def _gathered(source: Shape, target: Shape, names: list[str]) -> list[Relation]:
         ):
             if wanted == target:
                 text = f"[{' '.join(right)}]"
-                found.append(Relation(1.7, "merge", f"[{' '.join(names)}]", text, True))
+                found.append(ShapeRelation(1.7, "merge", f"[{' '.join(names)}]", text, True))
     return found
 
 
-def _split(source: Shape, target: Shape) -> list[Relation]:
-    return [Relation(r.cost, "split", r.target, r.source, r.moved) for r in _merged(target, source)]
+def _split(source: Shape, target: Shape) -> list[ShapeRelation]:
+    return [ShapeRelation(r.cost, "split", r.target, r.source, r.moved) for r in _merged(target, source)]
 
 
 def _groupings(n: int, parts: int) -> list[list[tuple[int, int]]]:

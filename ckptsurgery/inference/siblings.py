@@ -9,8 +9,8 @@ from dataclasses import replace
 
 from ..language.folding import fold
 from ..specs import TensorSpec
-from .assuming import Assumption
-from .resolving import Move
+from .assumptions import Assumption
+from .moves import TensorMove
 
 __all__ = ["changed", "differing"]
 
@@ -18,7 +18,7 @@ _EQUAL = 0.3  # from this share of equal tensors on, the others are taken for ch
 _NUMBER = re.compile(r"[0-9]+")
 
 
-def differing(changed: Sequence[Move]) -> Iterator[Assumption]:
+def differing(changed: Sequence[TensorMove]) -> Iterator[Assumption]:
     """What keeps the rule of its siblings though its values differ."""
     keys = tuple(k for m in changed for k in m.targets)
     if keys:
@@ -31,10 +31,10 @@ def differing(changed: Sequence[Move]) -> Iterator[Assumption]:
 def changed(
     specs: Mapping[str, TensorSpec],
     wanted: Mapping[str, TensorSpec],
-    proved: Sequence[Move],
-    named: Sequence[Move],
+    proved: Sequence[TensorMove],
+    named: Sequence[TensorMove],
     ties: Mapping[str, str],
-) -> list[Move]:
+) -> list[TensorMove]:
     """The moves of tensors that were changed on one side, such as by fine-tuning; none where little else is equal.
 
     A tensor follows its siblings, which are called alike but for their numbers; one without siblings its name.
@@ -42,12 +42,12 @@ def changed(
     made, used = {k for m in proved for k in m.targets} | set(ties), {k for m in proved for k in m.sources}
     if len(made) < _EQUAL * len(wanted):
         return []
-    siblings: dict[tuple[str, ...], list[Move]] = defaultdict(list)
+    siblings: dict[tuple[str, ...], list[TensorMove]] = defaultdict(list)
     for move in proved:
         siblings[tuple(_NUMBER.sub("#", k) for k in move.targets)].append(move)
-    found: list[Move] = []
+    found: list[TensorMove] = []
 
-    def take(move: Move | None) -> None:
+    def take(move: TensorMove | None) -> None:
         if move is None or made & set(move.targets) or used & set(move.sources):
             return
         if all(k in specs for k in move.sources) and all(k in wanted for k in move.targets):
@@ -66,8 +66,8 @@ def changed(
 
 
 def _like(
-    siblings: Sequence[Move], key: str, specs: Mapping[str, TensorSpec], wanted: Mapping[str, TensorSpec]
-) -> Move | None:
+    siblings: Sequence[TensorMove], key: str, specs: Mapping[str, TensorSpec], wanted: Mapping[str, TensorSpec]
+) -> TensorMove | None:
     """The siblings' move with the numbers of another target key; None where its shapes or keys are others."""
     model = siblings[0]
     at = next(n for n, k in enumerate(model.targets) if _NUMBER.sub("#", k) == _NUMBER.sub("#", key))

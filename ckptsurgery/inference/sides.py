@@ -12,7 +12,7 @@ from .norms import is_norm, stage
 from .units import Unit
 from .vocabulary import STRUCTURAL, concepts
 
-__all__ = ["Loop", "Side"]
+__all__ = ["Loop", "UnitSide"]
 
 _NUMBER = re.compile(r"(\d+)")
 _FEED = frozenset({"gate", "up", "down"})
@@ -41,7 +41,7 @@ class Loop:
         return self.values.index(value)
 
 
-class Side:
+class UnitSide:
     """The units of one side and what is known of each.
 
     Args:

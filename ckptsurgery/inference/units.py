@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from ..specs import DTYPES, TensorSpec
 
-__all__ = ["Leaf", "Part", "Unit", "read_units", "split_path"]
+__all__ = ["Leaf", "LeafPart", "Unit", "read_units", "split_path"]
 
 _SEPARATORS = re.compile(r"([./])")
 _NUMBER = re.compile(r"(\d+)")
@@ -33,7 +33,7 @@ _PARAMETRIZED = re.compile(r"^(?P<path>.*)\.parametrizations\.(?P<leaf>\w+)\.ori
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class LeafPart:
     """One tensor of a side: its key, and the shape that matching sees."""
 
     key: str
@@ -54,7 +54,7 @@ class Leaf:
 
     shape: tuple[int, ...]
     kind: str
-    parts: tuple[Part, ...]
+    parts: tuple[LeafPart, ...]
     fuse: str | None = None
 
     @property
@@ -136,7 +136,7 @@ def read_units(specs: Iterable[tuple[str, TensorSpec]]) -> list[Unit]:
             leaves = found.setdefault(path, {})
         orders.setdefault(path, order)
         kind = DTYPES[spec.dtype].kind if spec.dtype in DTYPES else "float"
-        leaves[role] = Leaf(tuple(spec.shape), kind, (Part(key, tuple(spec.shape), spec.dtype),))
+        leaves[role] = Leaf(tuple(spec.shape), kind, (LeafPart(key, tuple(spec.shape), spec.dtype),))
     return [Unit(path, leaves, orders[path]) for path, leaves in found.items()]
 
 

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckptsurgery import TensorSpec
+from ckptsurgery.inference.assignment import assign
 from ckptsurgery.inference.digits import axes_of, digits_of
-from ckptsurgery.inference.matching import assign
-from ckptsurgery.inference.reducing import reduced
-from ckptsurgery.inference.relating import relate
+from ckptsurgery.inference.index_relations import relate
+from ckptsurgery.inference.reduction import reduced
 from ckptsurgery.inference.shapes import relations
 from ckptsurgery.inference.units import read_units
 from ckptsurgery.inference.vocabulary import concepts

@@ -8,18 +8,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ..narrowing import present
-from .shapes import Relation, relations
-from .sides import Side
+from .shapes import ShapeRelation, relations
+from .sides import UnitSide
 from .units import Leaf, Unit
 
-__all__ = ["Move", "resolve"]
+__all__ = ["TensorMove", "resolve"]
 
 _LETTERS = "abcdefgh"
 _EMBEDDED = frozenset({"embedding", "token", "position", "segment", "classtoken"})
 
 
 @dataclass(frozen=True)
-class Move:
+class TensorMove:
     """What becomes of some tensors; one of the two sides has one key, or both have.
 
     Args:
@@ -41,7 +41,7 @@ class Move:
     dims: tuple[tuple[str, int], ...] = ()
 
 
-def resolve(a: Side, b: Side, pairs: Iterable[tuple[int, int]]) -> list[Move]:
+def resolve(a: UnitSide, b: UnitSide, pairs: Iterable[tuple[int, int]]) -> list[TensorMove]:
     """The moves that matched units make, in the order of the target."""
     listed = sorted(pairs, key=lambda p: b.units[p[1]].order)
     votes = _Votes()
@@ -89,7 +89,7 @@ def _sort(shape: Sequence[int]) -> str:
     return "conv" if len(shape) > 3 or (len(shape) == 3 and shape[-1] < 16) else "matrix"
 
 
-def _choose(ways: Sequence[Relation], vote: bool | None) -> tuple[Relation, frozenset[str]]:
+def _choose(ways: Sequence[ShapeRelation], vote: bool | None) -> tuple[ShapeRelation, frozenset[str]]:
     """The likeliest of the ways, and what it takes on trust."""
     if len({w.moved for w in ways}) == 1:
         return ways[0], frozenset()
@@ -98,7 +98,7 @@ def _choose(ways: Sequence[Relation], vote: bool | None) -> tuple[Relation, froz
     return agreeing[0], frozenset({"square"} if square else ())
 
 
-def _moves(one: Unit, two: Unit, x: Leaf, y: Leaf, vote: bool | None, votes: _Votes) -> list[Move]:
+def _moves(one: Unit, two: Unit, x: Leaf, y: Leaf, vote: bool | None, votes: _Votes) -> list[TensorMove]:
     if x.fuse and y.fuse:
         if len(x.parts) != len(y.parts):
             return []
@@ -116,9 +116,9 @@ def _moves(one: Unit, two: Unit, x: Leaf, y: Leaf, vote: bool | None, votes: _Vo
     return [_single(x.keys[0], y.keys[0], y.shape, way, trust)]
 
 
-def _single(source: str, target: str, shape: Sequence[int], way: Relation, trust: frozenset[str]) -> Move:
+def _single(source: str, target: str, shape: Sequence[int], way: ShapeRelation, trust: frozenset[str]) -> TensorMove:
     if way.kind != "split":
-        return Move((source,), (target,), way.source, way.target, trust=trust)
+        return TensorMove((source,), (target,), way.source, way.target, trust=trust)
     # What is split on the way has sizes that only the target shows.
     group = present(re.search(r"\(([^)]*)\)", way.source), "the axis group of a split")
     letters = group[1].split()
@@ -126,10 +126,10 @@ def _single(source: str, target: str, shape: Sequence[int], way: Relation, trust
     left, right = (re.sub(r"[a-z]+", lambda m: names.get(m[0], m[0]), text) for text in (way.source, way.target))
     order = way.target[1:-1].split()
     dims = tuple((names[n], shape[order.index(n)]) for n in letters[:-1])
-    return Move((source,), (target,), left, right, trust=trust, dims=dims)
+    return TensorMove((source,), (target,), left, right, trust=trust, dims=dims)
 
 
-def _fused(many: Leaf, single: Leaf, vote: bool | None, forward: bool) -> list[Move]:
+def _fused(many: Leaf, single: Leaf, vote: bool | None, forward: bool) -> list[TensorMove]:
     """Several tensors and the one that they make; written many to one, and turned around where it is the other way."""
     part = many.parts[0].shape
     stacked = "stack" in (many.fuse or "")
@@ -165,11 +165,11 @@ def _fused(many: Leaf, single: Leaf, vote: bool | None, forward: bool) -> list[M
     _, left, right, held, ragged_sizes = best
     keys = tuple(p.key for p in many.parts)
     if forward:
-        return [Move(keys, single.keys, left, right, many.fuse, ragged_sizes, held)]
-    return [Move(single.keys, keys, right, left, many.fuse, ragged_sizes, held)]
+        return [TensorMove(keys, single.keys, left, right, many.fuse, ragged_sizes, held)]
+    return [TensorMove(single.keys, keys, right, left, many.fuse, ragged_sizes, held)]
 
 
-def _renamed(way: Relation, names: Sequence[str]) -> str | None:
+def _renamed(way: ShapeRelation, names: Sequence[str]) -> str | None:
     """The other side's axis list, in the names of the whole's axes; None where the whole's ones matter."""
     if way.kind == "same":
         return _list(names)

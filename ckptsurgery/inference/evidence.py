@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .placement import Placement
 from .shapes import relations
-from .sides import Loop, Side
+from .sides import Loop, UnitSide
 from .units import Unit
 from .vocabulary import EXCLUSIVE, STRUCTURAL
 
@@ -66,7 +66,7 @@ class Evidence:
         return total
 
 
-def gather(a: Side, b: Side, placement: Placement | None = None) -> Evidence:
+def gather(a: UnitSide, b: UnitSide, placement: Placement | None = None) -> Evidence:
     """All evidence between two sides, of whose stacks some are known to correspond."""
     import numpy as np
 
@@ -112,7 +112,7 @@ def _signature(unit: Unit) -> tuple[tuple[str, tuple[int, ...], str], ...]:
     return tuple((role, leaf.shape, leaf.kind) for role, leaf in unit.leaves.items())
 
 
-def _shapes(a: Side, b: Side) -> tuple[Matrix, Matrix, Matrix]:
+def _shapes(a: UnitSide, b: UnitSide) -> tuple[Matrix, Matrix, Matrix]:
     """The mask; how many leaves have no partner; how much rearranging it takes."""
     one, two = [_signature(u) for u in a.units], [_signature(u) for u in b.units]
     costs: dict[tuple[Any, Any], tuple[float, float, float]] = {}
@@ -128,7 +128,7 @@ def _shapes(a: Side, b: Side) -> tuple[Matrix, Matrix, Matrix]:
     return mask, leaves, shape
 
 
-def _turned(a: Side, b: Side) -> bool:
+def _turned(a: UnitSide, b: UnitSide) -> bool:
     """Whether matrices lie the other way round on the other side: most that are not square fit only when turned."""
     shapes = [
         {tuple(n for n in u.weight.shape if n > 1) for u in side.units if "weight" in u.leaves} for side in (a, b)
@@ -152,7 +152,7 @@ def _fit(x: Mapping[str, tuple[Any, str]], y: Mapping[str, tuple[Any, str]]) -> 
     return 1.0, -float(apart), -min(cost, 1.5)
 
 
-def _rarity(a: Side, b: Side) -> dict[str, float]:
+def _rarity(a: UnitSide, b: UnitSide) -> dict[str, float]:
     """Concept -> what it is worth: more where it is rare, little where only one side has it."""
     counts = [Counter(c for bag in side.bags for c in bag) for side in (a, b)]
     worth = {}
@@ -170,7 +170,7 @@ def _frozen(bags: Sequence[Mapping[str, float]]) -> list[tuple[tuple[str, float]
     return [tuple(bag.items()) for bag in bags]
 
 
-def _names(a: Side, b: Side) -> Matrix:
+def _names(a: UnitSide, b: UnitSide) -> Matrix:
     worth = _rarity(a, b)
 
     def of(x: Any, y: Any) -> float:
@@ -183,7 +183,7 @@ def _names(a: Side, b: Side) -> Matrix:
     return _spread(_frozen(a.bags), _frozen(b.bags), of)
 
 
-def _spelling(a: Side, b: Side) -> Matrix:
+def _spelling(a: UnitSide, b: UnitSide) -> Matrix:
     """Runs of three characters that the last segments share; the whole family being the same counts too."""
 
     def grams(text: str) -> Counter[str]:
@@ -203,7 +203,7 @@ def _spelling(a: Side, b: Side) -> Matrix:
     return _spread(a.families, b.families, of)
 
 
-def _exclusive(a: Side, b: Side) -> Matrix:
+def _exclusive(a: UnitSide, b: UnitSide) -> Matrix:
     def of(x: Any, y: Any) -> float:
         total = 0.0
         for group in EXCLUSIVE:
@@ -215,7 +215,7 @@ def _exclusive(a: Side, b: Side) -> Matrix:
     return _spread(_frozen(a.bags), _frozen(b.bags), of)
 
 
-def _balance(a: Side, b: Side) -> Matrix:
+def _balance(a: UnitSide, b: UnitSide) -> Matrix:
     """A concept that is as frequent on one side as on the other belongs to both units of a pair or to none."""
     counts = [Counter(c for bag in side.bags for c in bag) for side in (a, b)]
     balanced = {c for c, n in counts[0].items() if counts[1].get(c) == n and n < 0.9 * min(len(a), len(b))} - {
@@ -229,7 +229,7 @@ def _balance(a: Side, b: Side) -> Matrix:
     return _spread(_frozen(a.bags), _frozen(b.bags), of)
 
 
-def _roles(a: Side, b: Side) -> Matrix:
+def _roles(a: UnitSide, b: UnitSide) -> Matrix:
     def of(x: frozenset[str], y: frozenset[str]) -> float:
         if not x or not y:
             return 0.0
@@ -238,7 +238,7 @@ def _roles(a: Side, b: Side) -> Matrix:
     return _spread([u.roles for u in a.units], [u.roles for u in b.units], of)
 
 
-def _ranks(side: Side, keys: Sequence[Hashable], by: Sequence[Any]) -> tuple[list[int], list[int]]:
+def _ranks(side: UnitSide, keys: Sequence[Hashable], by: Sequence[Any]) -> tuple[list[int], list[int]]:
     """Each unit's rank among the units with the same key, and how many these are."""
     groups: dict[Hashable, list[int]] = defaultdict(list)
     for i, key in enumerate(keys):
@@ -254,7 +254,7 @@ def _canonical(unit: Unit) -> tuple[int, ...]:
     return tuple(sorted(n for n in unit.weight.shape if n > 1))
 
 
-def _index(a: Side, b: Side, mask: Matrix) -> Matrix:
+def _index(a: UnitSide, b: UnitSide, mask: Matrix) -> Matrix:
     """Equally large numbered families of one shape: the first belongs to the first, the last to the last."""
     import numpy as np
 
@@ -272,7 +272,7 @@ def _index(a: Side, b: Side, mask: Matrix) -> Matrix:
     return total * mask
 
 
-def _aligned(a: Side, b: Side) -> dict[tuple[str, str], tuple[float, bool]]:
+def _aligned(a: UnitSide, b: UnitSide) -> dict[tuple[str, str], tuple[float, bool]]:
     """Loops that count the same things, told by the sizes under each value: how sure that is, and whether backwards."""
     found: dict[tuple[str, str], tuple[float, bool]] = {}
     best: dict[tuple[int, str], float] = defaultdict(float)
@@ -289,7 +289,7 @@ def _aligned(a: Side, b: Side) -> dict[tuple[str, str], tuple[float, bool]]:
     return {(p, q): v for (p, q), v in found.items() if v[0] >= max(0.8, best[0, p] - 1e-9, best[1, q] - 1e-9)}
 
 
-def _loops(a: Side, b: Side, aligned: Mapping[tuple[str, str], tuple[float, bool]]) -> Matrix:
+def _loops(a: UnitSide, b: UnitSide, aligned: Mapping[tuple[str, str], tuple[float, bool]]) -> Matrix:
     """Equal ranks in aligned loops, or reversed ones."""
 
     def of(x: Any, y: Any) -> float:
@@ -325,7 +325,7 @@ def _in_common(one: Loop, two: Loop) -> float:
     return sum(min(n, m) / max(n, m) for n, m in both) / len(both) - 0.05
 
 
-def _order(a: Side, b: Side, mask: Matrix) -> Matrix:
+def _order(a: UnitSide, b: UnitSide, mask: Matrix) -> Matrix:
     """Rank of definition among units of one shape; nothing where a side is sorted by name."""
     import numpy as np
 
@@ -344,7 +344,7 @@ def _order(a: Side, b: Side, mask: Matrix) -> Matrix:
     return result
 
 
-def _norms(a: Side, b: Side) -> Matrix:
+def _norms(a: UnitSide, b: UnitSide) -> Matrix:
     """The first norm of a block belongs to the first, the last to the last."""
 
     def of(x: tuple[tuple[int, int, bool], ...], y: tuple[tuple[int, int, bool], ...]) -> float:
@@ -356,7 +356,7 @@ def _norms(a: Side, b: Side) -> Matrix:
     return _spread(a.norm_ranks, b.norm_ranks, of)
 
 
-def _sequence(a: Side, b: Side) -> Matrix:
+def _sequence(a: UnitSide, b: UnitSide) -> Matrix:
     """Rank among modules that follow each other, where one side counts them all and the other names first and last."""
 
     def of(x: tuple[tuple[int, int, bool], ...], y: tuple[tuple[int, int, bool], ...]) -> float:
@@ -374,12 +374,12 @@ def _only(mask: Matrix) -> Matrix:
     return result
 
 
-def _nest(a: Side, b: Side) -> Matrix:
+def _nest(a: UnitSide, b: UnitSide) -> Matrix:
     """What stands in a layer belongs to what stands in a layer."""
     return _spread([bool(s) for s in a.slots], [bool(s) for s in b.slots], lambda x, y: 0.0 if x == y else -1.0)
 
 
-def _counts(a: Side, b: Side, aligned: Mapping[tuple[str, str], tuple[float, bool]]) -> Matrix:
+def _counts(a: UnitSide, b: UnitSide, aligned: Mapping[tuple[str, str], tuple[float, bool]]) -> Matrix:
     """What every layer has belongs to what every layer has, what some have to what as many have; if both sides agree
     how many tensors of a shape there are of either sort."""
     many = a.counts({p for p, _ in aligned}), b.counts({q for _, q in aligned})
@@ -393,11 +393,11 @@ def _counts(a: Side, b: Side, aligned: Mapping[tuple[str, str], tuple[float, boo
     return _spread(rows[0], rows[1], of)
 
 
-def _sizes(a: Side, b: Side) -> Matrix:
+def _sizes(a: UnitSide, b: UnitSide) -> Matrix:
     """Modules around both units that hold exactly the same number of elements."""
     counts = [Counter(side.elements.values()) for side in (a, b)]
 
-    def rows(side: Side) -> list[tuple[int, ...]]:
+    def rows(side: UnitSide) -> list[tuple[int, ...]]:
         total = max(side.elements.values(), default=1)
         return [
             tuple(dict.fromkeys(side.elements[p] for p in row if side.elements[p] < 0.95 * total))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import Diagnostic, LoadError
 from ..wording import brief, clipped, counted, listed
-from .running import Call, tried
+from .forward_pass import ModuleCall, tried
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..catalog import RecipeLike
     from ..planning.plan import Plan
 
-__all__ = ["TOLERANCES", "Difference", "Parity", "Parting", "verify"]
+__all__ = ["TOLERANCES", "OutputDifference", "Parity", "Parting", "verify"]
 
 # How far outputs may be apart, as a share of their own largest element: rounding grows with depth, so these are wider
 # than for one operation.
@@ -25,7 +25,7 @@ TOLERANCES: Mapping[str, float] = {"float64": 1e-9, "float32": 1e-4, "float16": 
 
 
 @dataclass(frozen=True)
-class Difference:
+class OutputDifference:
     """How far two tensors are apart.
 
     Args:
@@ -59,7 +59,7 @@ class Parting:
 
     module: str
     other: str
-    difference: Difference
+    difference: OutputDifference
     parameters: tuple[str, ...] = ()
     rules: Mapping[str, str] = field(default_factory=dict)
 
@@ -78,7 +78,7 @@ class Parity:
         parting: where they part, None where they agree, or where nothing in between can be compared.
     """
 
-    outputs: tuple[Difference, ...]
+    outputs: tuple[OutputDifference, ...]
     compared: int
     parting: Parting | None = None
 
@@ -206,7 +206,7 @@ def _planned(b: Any, recipe: RecipeLike, model: nn.Module) -> Plan:
     return plan(b, recipe, target=model_target(model))
 
 
-def _apart(x: Tensor, y: Tensor, tolerance: float | None) -> Difference:
+def _apart(x: Tensor, y: Tensor, tolerance: float | None) -> OutputDifference:
     import torch
 
     shapes = tuple(x.shape), tuple(y.shape)
@@ -214,22 +214,26 @@ def _apart(x: Tensor, y: Tensor, tolerance: float | None) -> Difference:
     names = [str(t.dtype).removeprefix("torch.") for t in (x, y)]
     allowed = max(TOLERANCES.get(n, 0.0) for n in names) if tolerance is None else tolerance
     if x.shape != y.shape:
-        return Difference(float("inf"), float("inf"), allowed, shapes)
+        return OutputDifference(float("inf"), float("inf"), allowed, shapes)
     if not x.numel():
-        return Difference(0.0, 0.0, allowed, shapes)
+        return OutputDifference(0.0, 0.0, allowed, shapes)
     one, two = (t.detach().to("cpu", torch.complex128 if t.is_complex() else torch.float64) for t in (x, y))
     strange = ~(torch.isfinite(one) & torch.isfinite(two))
     # Equal infinities, such as those of a mask, and NaN beside NaN are no difference.
     alike = (one == two) | (torch.isnan(one) & torch.isnan(two))
     if bool((strange & ~alike).any()):
-        return Difference(float("inf"), float("inf"), allowed, shapes)
+        return OutputDifference(float("inf"), float("inf"), allowed, shapes)
     gap = torch.where(strange, torch.zeros_like(one), one - two).abs()
     scale = torch.where(strange, torch.zeros_like(one), one).abs().max().item()
     largest = gap.max().item()
-    return Difference(largest, largest / scale if scale else (0.0 if not largest else float("inf")), allowed, shapes)
+    return OutputDifference(
+        largest, largest / scale if scale else (0.0 if not largest else float("inf")), allowed, shapes
+    )
 
 
-def _pairs(first: Sequence[Call], second: Sequence[Call], tolerance: float | None) -> list[tuple[Call, Call]]:
+def _pairs(
+    first: Sequence[ModuleCall], second: Sequence[ModuleCall], tolerance: float | None
+) -> list[tuple[ModuleCall, ModuleCall]]:
     """Calls of both models that do the same: namesakes or, where the models are built differently, equals in order."""
     names = [c.module for c in first], [c.module for c in second]
     if names[0] == names[1]:
@@ -255,16 +259,16 @@ def _pairs(first: Sequence[Call], second: Sequence[Call], tolerance: float | Non
     return found
 
 
-def _fits(one: Call, two: Call) -> bool:
+def _fits(one: ModuleCall, two: ModuleCall) -> bool:
     return bool(two.outputs) and one.outputs[0].shape == two.outputs[0].shape
 
 
-def _has_weights(call: Call) -> bool:
+def _has_weights(call: ModuleCall) -> bool:
     return call.kind not in ("Dropout", "Identity", "Flatten")
 
 
 def _parting(
-    pairs: Sequence[tuple[Call, Call]], model: nn.Module, tolerance: float | None, plan: Plan | None
+    pairs: Sequence[tuple[ModuleCall, ModuleCall]], model: nn.Module, tolerance: float | None, plan: Plan | None
 ) -> Parting | None:
     """The first pair that differs; of a module and the one inside it that ends first, the inner one."""
     modules = dict(model.named_modules())
@@ -289,12 +293,12 @@ def _rules(parameters: Sequence[str], plan: Plan | None) -> dict[str, str]:
     return found
 
 
-def _shapes(difference: Difference) -> str:
+def _shapes(difference: OutputDifference) -> str:
     one, two = difference.shapes
     return f"{list(one)}" if one == two else f"{list(one)} and {list(two)}"
 
 
-def _json(difference: Difference) -> dict[str, Any]:
+def _json(difference: OutputDifference) -> dict[str, Any]:
     return {
         "largest": difference.largest,
         "relative": difference.relative,

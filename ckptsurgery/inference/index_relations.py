@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from ..narrowing import present
 
-__all__ = ["Nesting", "Relation", "relate"]
+__all__ = ["IndexRelation", "Nesting", "relate"]
 
 Row = tuple[int, ...]
 
@@ -23,7 +23,7 @@ class Nesting:
 
 
 @dataclass(frozen=True)
-class Relation:
+class IndexRelation:
     """Rows that one rule can explain.
 
     Args:
@@ -45,7 +45,7 @@ _NAMES = "ijknu"
 
 def relate(
     xs: Sequence[Row], ys: Sequence[Row], loops: tuple[Sequence[bool], Sequence[bool]], nest: bool = True
-) -> list[Relation]:
+) -> list[IndexRelation]:
     """Explain all rows with few relations; numbers that count nothing are told apart by their values.
 
     Args:
@@ -56,7 +56,7 @@ def relate(
     >>> [(r.source, r.target) for r in relate([(1, 0), (2, 0)], [(0,), (1,)], ([True, False], [True]))]
     [(('{i+1}', '0'), ('{i}',))]
     """
-    found: list[Relation] = []
+    found: list[IndexRelation] = []
     groups: dict[Row, list[int]] = defaultdict(list)
     for row, x in enumerate(xs):
         groups[tuple(n for n, loop in zip(x, loops[0]) if not loop)].append(row)
@@ -65,11 +65,11 @@ def relate(
     return found
 
 
-def _explain(rows: list[int], xs: Sequence[Row], ys: Sequence[Row], depth: int, nest: bool) -> list[Relation]:
+def _explain(rows: list[int], xs: Sequence[Row], ys: Sequence[Row], depth: int, nest: bool) -> list[IndexRelation]:
     whole = _affine(rows, xs, ys) or (_nested(rows, xs, ys) if nest else None)
     if whole is not None:
         return [whole]
-    best: list[Relation] | None = None
+    best: list[IndexRelation] | None = None
     width = len(xs[0]) + len(ys[0])
     for place in range(width):
         groups: dict[int, list[int]] = defaultdict(list)
@@ -83,11 +83,11 @@ def _explain(rows: list[int], xs: Sequence[Row], ys: Sequence[Row], depth: int, 
     return best if best is not None else [r for row in rows for r in [_literal(row, xs, ys)]]
 
 
-def _literal(row: int, xs: Sequence[Row], ys: Sequence[Row]) -> Relation:
-    return Relation((row,), tuple(map(str, xs[row])), tuple(map(str, ys[row])))
+def _literal(row: int, xs: Sequence[Row], ys: Sequence[Row]) -> IndexRelation:
+    return IndexRelation((row,), tuple(map(str, xs[row])), tuple(map(str, ys[row])))
 
 
-def _affine(rows: list[int], xs: Sequence[Row], ys: Sequence[Row]) -> Relation | None:
+def _affine(rows: list[int], xs: Sequence[Row], ys: Sequence[Row]) -> IndexRelation | None:
     """Each number of the target a shifted, reflected or doubled number of the source, or constant."""
     n, m = len(xs[0]), len(ys[0])
     columns = [[xs[r][i] for r in rows] for i in range(n)]
@@ -110,7 +110,7 @@ def _affine(rows: list[int], xs: Sequence[Row], ys: Sequence[Row]) -> Relation |
         free.remove(i)
     if free or any(t is None for t in target):
         return None
-    return Relation(tuple(rows), tuple(s or "" for s in source), tuple(t or "" for t in target), variables)
+    return IndexRelation(tuple(rows), tuple(s or "" for s in source), tuple(t or "" for t in target), variables)
 
 
 def _step(x: Sequence[int], y: Sequence[int]) -> tuple[int, int] | None:
@@ -142,7 +142,7 @@ def _signed(c: int) -> str:
     return "" if c == 0 else f"+{c}" if c > 0 else str(c)
 
 
-def _nested(rows: list[int], xs: Sequence[Row], ys: Sequence[Row]) -> Relation | None:
+def _nested(rows: list[int], xs: Sequence[Row], ys: Sequence[Row]) -> IndexRelation | None:
     """One number flat over two of the other side, neighbours, all else constant."""
     for forward in (True, False):
         one, two = (xs, ys) if forward else (ys, xs)
@@ -161,5 +161,5 @@ def _nested(rows: list[int], xs: Sequence[Row], ys: Sequence[Row]) -> Relation |
         single, double = list(map(str, one[rows[0]])), list(map(str, two[rows[0]]))
         single[flat], double[outer], double[inner] = "{(stage block)}", "{stage}", "{block}"
         sides = (tuple(single), tuple(double)) if forward else (tuple(double), tuple(single))
-        return Relation(tuple(rows), *sides, nesting=(forward, Nesting(flat, outer, inner)))
+        return IndexRelation(tuple(rows), *sides, nesting=(forward, Nesting(flat, outer, inner)))
     return None

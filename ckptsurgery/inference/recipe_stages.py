@@ -7,26 +7,28 @@ from dataclasses import dataclass, replace
 
 from ..language.recipe import Recipe
 from ..specs import TensorSpec
-from .chunking import Chunked
-from .inducing import atoms
-from .matched import Matched
-from .merging import merged
-from .resolving import Move
-from .suggesting import Suggestion, written
+from .atoms import atoms
+from .chunks import Chunked
+from .drafts import merged
+from .matches import Matched
+from .moves import TensorMove
+from .suggestion import Suggestion, written
 
-__all__ = ["Cut", "staged"]
+__all__ = ["StagedCut", "staged"]
 
 
 @dataclass(frozen=True)
-class Cut:
+class StagedCut:
     """Tensors that are cut into blocks first, or joined last, and the moves of their blocks."""
 
     splits: list[Chunked]
     joins: list[Chunked]
-    moves: list[Move]
+    moves: list[TensorMove]
 
 
-def staged(specs: Mapping[str, TensorSpec], wanted: Mapping[str, TensorSpec], known: Matched, cut: Cut) -> Suggestion:
+def staged(
+    specs: Mapping[str, TensorSpec], wanted: Mapping[str, TensorSpec], known: Matched, cut: StagedCut
+) -> Suggestion:
     """The recipe in up to three stages: what is cut, what moves, what is joined."""
     if not cut.moves:
         return written(specs, wanted, known)
@@ -48,7 +50,7 @@ def _replaced(specs: Mapping[str, TensorSpec], chunked: Sequence[Chunked]) -> di
     return {k: s for key, spec in specs.items() for k, s in table.get(key, {key: spec}).items()}
 
 
-def _alone(moves: Sequence[Move], specs: Mapping[str, TensorSpec]) -> Recipe:
+def _alone(moves: Sequence[TensorMove], specs: Mapping[str, TensorSpec]) -> Recipe:
     """A recipe of these moves that keeps everything else."""
     loops = lambda prefix: True  # noqa: E731
     listed = atoms(moves, list(specs), (loops, loops), lambda prefix, seen: tuple(seen))

@@ -24,7 +24,7 @@ Region = Callable[[str], int]
 
 
 @dataclass(frozen=True, slots=True)
-class _Group:
+class _FusionGroup:
     """Units that may be one: `kind` is "concat", "stack" or "stack concat"; `name` is what the whole is called."""
 
     kind: str
@@ -33,7 +33,7 @@ class _Group:
     wide: int = 1  # how many are concatenated before stacking
 
 
-_Fusion = tuple[_Group, dict[str, Leaf]]
+_Fusion = tuple[_FusionGroup, dict[str, Leaf]]
 
 
 def fused(
@@ -95,9 +95,9 @@ def _plain(unit: Unit, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
-def _candidates(units: Sequence[Unit], counted: frozenset[str]) -> Iterator[list[_Group]]:
+def _candidates(units: Sequence[Unit], counted: frozenset[str]) -> Iterator[list[_FusionGroup]]:
     """Groups that could be fused together, one list for each template; the numbers behind `counted` are no stacks."""
-    found: dict[tuple[str, str], list[_Group]] = {}
+    found: dict[tuple[str, str], list[_FusionGroup]] = {}
     families: dict[tuple[str, object], dict[str, Unit]] = {}
     gates: dict[str, dict[str, Unit]] = {}
     for unit in units:
@@ -111,15 +111,15 @@ def _candidates(units: Sequence[Unit], counted: frozenset[str]) -> Iterator[list
         for wanted, short in ((("query", "key", "value"), "qkv"), (("key", "value"), "kv")):
             if all(r in by_role for r in wanted):
                 name = path + "_".join(short if w == "*" else w for w in frame)  # type: ignore[attr-defined]
-                group = _Group("concat", name, tuple(by_role[r] for r in wanted))
+                group = _FusionGroup("concat", name, tuple(by_role[r] for r in wanted))
                 found.setdefault((short, group.members[0].template), []).append(group)
                 for other in beside.get(path, ()) if short == "qkv" else ():
-                    wide = _Group("concat", parent(path[:-1]) + "qkv_mlp", (*group.members, other))
+                    wide = _FusionGroup("concat", parent(path[:-1]) + "qkv_mlp", (*group.members, other))
                     found.setdefault(("wide", group.members[0].template + other.template), []).append(wide)
-    pairs: dict[str, _Group] = {}
+    pairs: dict[str, _FusionGroup] = {}
     for path, by_role in gates.items():
         if "gate" in by_role and "up" in by_role:
-            pairs[path] = _Group("concat", path + "gate_up_proj", (by_role["gate"], by_role["up"]))
+            pairs[path] = _FusionGroup("concat", path + "gate_up_proj", (by_role["gate"], by_role["up"]))
             found.setdefault(("gate", by_role["gate"].template), []).append(pairs[path])
     yield from found.values()
     yield from _stacks(units, pairs, counted)
@@ -143,7 +143,9 @@ def _parallel(units: Sequence[Unit], paths: set[str]) -> dict[str, list[Unit]]:
     return found
 
 
-def _stacks(units: Sequence[Unit], pairs: dict[str, _Group], counted: frozenset[str]) -> Iterator[list[_Group]]:
+def _stacks(
+    units: Sequence[Unit], pairs: dict[str, _FusionGroup], counted: frozenset[str]
+) -> Iterator[list[_FusionGroup]]:
     """Units that differ in one number, from 0 on: alone, or with gate and up beside each other."""
     for wide in (1, 2):
         found: dict[tuple[int, str, str], dict[str, list[tuple[int, tuple[Unit, ...]]]]] = {}
@@ -162,7 +164,7 @@ def _stacks(units: Sequence[Unit], pairs: dict[str, _Group], counted: frozenset[
                     continue
                 kind = "stack" if wide == 1 else "stack concat"
                 name = text if wide == 1 else split_path(text)[0] + "gate_up_proj"
-                groups.append(_Group(kind, name, tuple(u for _, members in run for u in members), wide))
+                groups.append(_FusionGroup(kind, name, tuple(u for _, members in run for u in members), wide))
             if groups:
                 yield groups
 
@@ -175,7 +177,7 @@ def _numbers(path: str) -> Iterator[tuple[int, str, int]]:
             yield i, ".".join(segments[:i] + segments[i + 1 :]), int(segment)
 
 
-def _whole(group: _Group, role: str, opposite: Shapes, at: int) -> Leaf | None:
+def _whole(group: _FusionGroup, role: str, opposite: Shapes, at: int) -> Leaf | None:
     """The fused leaf in one role, None where the members do not fit or nothing opposite has its shape."""
     leaves = [u.leaves.get(role) for u in group.members]
     if any(leaf is None or leaf.fuse for leaf in leaves):
@@ -198,7 +200,7 @@ def _whole(group: _Group, role: str, opposite: Shapes, at: int) -> Leaf | None:
 
 
 def _gain(
-    groups: list[_Group],
+    groups: list[_FusionGroup],
     own: Shapes,
     opposite: Shapes,
     together: frozenset[tuple[Any, ...]],

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
     from ..specs import TensorSpec
 
-__all__ = ["Call", "by_use", "tensors_in", "tried", "watched"]
+__all__ = ["ModuleCall", "by_use", "tensors_in", "tried", "watched"]
 
 
 @dataclass(frozen=True)
-class Call:
+class ModuleCall:
     """One call of one module.
 
     Args:
@@ -34,11 +34,11 @@ class Call:
     leaf: bool
 
 
-def watched(model: nn.Module, inputs: Any) -> tuple[tuple[Tensor, ...], list[Call]]:
+def watched(model: nn.Module, inputs: Any) -> tuple[tuple[Tensor, ...], list[ModuleCall]]:
     """A model's outputs and all calls of its modules, in the order in which they end; in eval mode, no gradients."""
     import torch
 
-    calls: list[Call] = []
+    calls: list[ModuleCall] = []
     handles = []
     try:
         for name, module in model.named_modules():
@@ -51,7 +51,7 @@ def watched(model: nn.Module, inputs: Any) -> tuple[tuple[Tensor, ...], list[Cal
     return tuple(tensors_in(result)), calls
 
 
-def tried(model: nn.Module, inputs: Any, name: str) -> tuple[tuple[Tensor, ...], list[Call]]:
+def tried(model: nn.Module, inputs: Any, name: str) -> tuple[tuple[Tensor, ...], list[ModuleCall]]:
     """What a model gives, from the same random state each time; a failure says whose it is.
 
     Raises:
@@ -89,12 +89,12 @@ def _rank(key: str, rank: Mapping[str, int]) -> int:
     return rank.get(path, len(rank) + 1)
 
 
-def _hook(name: str, module: nn.Module, calls: list[Call]) -> Any:
+def _hook(name: str, module: nn.Module, calls: list[ModuleCall]) -> Any:
     leaf = next(module.children(), None) is None
 
     def hook(module: nn.Module, inputs: Any, output: Any) -> None:
         copies = tuple(t.detach().clone() for t in tensors_in(output))
-        calls.append(Call(name, type(module).__name__, copies, leaf))
+        calls.append(ModuleCall(name, type(module).__name__, copies, leaf))
 
     return hook
 

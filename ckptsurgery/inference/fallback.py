@@ -15,9 +15,9 @@ from ..narrowing import present
 from ..planning.plan import Plan
 from ..planning.planner import make_plan
 from ..specs import TensorSpec
-from .inducing import atoms, escaped
-from .merging import unmerged
-from .resolving import Move
+from .atoms import atoms, escaped
+from .drafts import unmerged
+from .moves import TensorMove
 
 __all__ = ["planned", "says", "surviving"]
 
@@ -36,7 +36,7 @@ def planned(
         return recipe, None, tuple(error.diagnostics)
 
 
-def says(plan: Plan, target: Mapping[str, TensorSpec], moves: Sequence[Move], whole: bool = True) -> bool:
+def says(plan: Plan, target: Mapping[str, TensorSpec], moves: Sequence[TensorMove], whole: bool = True) -> bool:
     """Whether a plan makes each tensor of what was found for it, and nothing that the target does not have.
 
     Args:
@@ -57,7 +57,7 @@ def says(plan: Plan, target: Mapping[str, TensorSpec], moves: Sequence[Move], wh
 def surviving(
     source: Mapping[str, TensorSpec],
     target: Mapping[str, TensorSpec],
-    moves: Sequence[Move],
+    moves: Sequence[TensorMove],
     ties: Mapping[str, str],
 ) -> tuple[Recipe, Plan]:
     """A recipe that plans, with as many of the moves as go together, and with the rest of the source dropped."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from .sides import Side
+from .sides import UnitSide
 
 __all__ = ["Agreement"]
 
@@ -32,15 +32,15 @@ class Agreement:
         placed: (family, family) -> pairs that stand where the layers say, and pairs that do not.
     """
 
-    a: Side
-    b: Side
+    a: UnitSide
+    b: UnitSide
     loops: Mapping[tuple[int, str], str]
     slots: Mapping[tuple[int, str, int], int]
     kinds: Mapping[tuple[int, str], Counter[str]]
     placed: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, a: Side, b: Side, pairs: Mapping[tuple[int, int], float]) -> Agreement:
+    def of(cls, a: UnitSide, b: UnitSide, pairs: Mapping[tuple[int, int], float]) -> Agreement:
         """What pairs say, each as loudly as its score."""
         kinds: dict[tuple[int, str], Counter[str]] = defaultdict(Counter)
         said: dict[tuple[int, str], dict[str, dict[int, dict[int, float]]]] = {}

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from .evidence import Evidence
 from .placement import Pool
-from .scoring import Evidence
-from .sides import Side
+from .sides import UnitSide
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,7 +57,7 @@ class Voters:
     )
 
     @classmethod
-    def of(cls, a: Side, b: Side) -> Voters:
+    def of(cls, a: UnitSide, b: UnitSide) -> Voters:
         """The voters of two sides."""
         beside = (_neighbours(a), _neighbours(b)) if a.ordered and b.ordered else None
         return cls(
@@ -74,12 +74,12 @@ def _grouped(rows: Sequence[str | None]) -> Any:
     return np.array([-1 if r is None else names.setdefault(r, len(names)) for r in rows], dtype=int)
 
 
-def _modules(side: Side) -> list[Any]:
+def _modules(side: UnitSide) -> list[Any]:
     deepest = max((len(p) for p in side.prefixes), default=0)
     return [_grouped([p[-d] if len(p) >= d else None for p in side.prefixes]) for d in range(1, min(deepest, 5) + 1)]
 
 
-def _families(side: Side) -> list[Any]:
+def _families(side: UnitSide) -> list[Any]:
     tails = []
     for family, slots in zip(side.families, side.slots):
         cut = family.rfind("#") if slots else -1
@@ -87,7 +87,7 @@ def _families(side: Side) -> list[Any]:
     return [_grouped(side.families), _grouped(tails), _grouped([u.template for u in side.units])]
 
 
-def _neighbours(side: Side) -> Any:
+def _neighbours(side: UnitSide) -> Any:
     import numpy as np
 
     order = sorted(range(len(side)), key=lambda i: side.units[i].order)

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..narrowing import present
-from .claiming import Book
-from .inducing import Atom, common_head
+from .atoms import Atom, common_head
+from .claims import Book
 from .units import split_path
 
-__all__ = ["Draft", "merged", "unmerged"]
+__all__ = ["RuleDraft", "merged", "unmerged"]
 
 _CAPTURE = re.compile(r"\{([^{}]*)\}")
 _NAMED = re.compile(r"^(?:\d+\*|\d+-)?([a-z]\w*)(?:[+-]\d+)?$")
@@ -22,7 +22,7 @@ _INLINE = 200  # characters of choices that still go into the line itself
 
 
 @dataclass(frozen=True)
-class Draft:
+class RuleDraft:
     """What a recipe says of the keys that are matched.
 
     Args:
@@ -47,7 +47,7 @@ class Draft:
         )
 
 
-def merged(atoms: Sequence[Atom], keys: Sequence[str], spare: Iterable[str]) -> Draft:
+def merged(atoms: Sequence[Atom], keys: Sequence[str], spare: Iterable[str]) -> RuleDraft:
     """The shortest of the drafts, with and without a fallback for what keeps its name.
 
     Args:
@@ -66,11 +66,11 @@ def merged(atoms: Sequence[Atom], keys: Sequence[str], spare: Iterable[str]) -> 
     return best
 
 
-def unmerged(atoms: Sequence[Atom]) -> Draft:
+def unmerged(atoms: Sequence[Atom]) -> RuleDraft:
     """A rule for each atom, none taken together."""
     names: dict[str, dict[str, str]] = {}
     dims: dict[str, Any] = {}
-    return Draft(tuple(_rule(_distinct_dims(_ranged(a), dims), names) for a in atoms), names, dims)
+    return RuleDraft(tuple(_rule(_distinct_dims(_ranged(a), dims), names) for a in atoms), names, dims)
 
 
 def _versions(atoms: Sequence[Atom], book: Book) -> list[Sequence[Atom]]:
@@ -186,7 +186,7 @@ def _fallbacks(atoms: Sequence[Atom]) -> list[tuple[str, str]]:
     return [p for p in ranked if count[p] > 1][:4]
 
 
-def _draft(atoms: Sequence[Atom], book: Book, rest: str) -> Draft:
+def _draft(atoms: Sequence[Atom], book: Book, rest: str) -> RuleDraft:
     ruled = [_ranged(a) for a in atoms]
     rows = _merge_modules(_merge_leaves(ruled, book), book)
     names: dict[str, dict[str, str]] = {}
@@ -194,7 +194,7 @@ def _draft(atoms: Sequence[Atom], book: Book, rest: str) -> Draft:
     rules: list[str] = []
     for row in rows:
         rules.append(_rule(_distinct_dims(row, dims), names))
-    return Draft(tuple(rules), names, dims, rest)
+    return RuleDraft(tuple(rules), names, dims, rest)
 
 
 def _ranged(atom: Atom) -> Atom:

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from ..language.folding import fold
 from ..specs import TensorSpec
 from ..wording import brief, listed
-from .matched import Matched
+from .matches import Matched
+from .moves import TensorMove
 from .neighbours import Neighbours
 from .norms import is_norm, stage
-from .resolving import Move
 from .roles import parent
-from .sides import Side
+from .sides import UnitSide
 from .units import Unit
 from .vocabulary import concepts
 
@@ -108,7 +108,7 @@ def _keys(unit: Unit) -> list[str]:
     return [k for leaf in unit.leaves.values() for k in leaf.keys]
 
 
-def _ranks(side: Side) -> dict[str, int | None]:
+def _ranks(side: UnitSide) -> dict[str, int | None]:
     """The rank of each norm in a layer that has several, as their names tell it, key by key; None where they do not.
 
     Norms with statistics stand behind a convolution, with which they go.
@@ -137,7 +137,7 @@ def _modulates(unit: Unit) -> bool:
 
 
 def _kinds(
-    move: Move, roles: Mapping[str, frozenset[str]], sources: Mapping[str, frozenset[str]], beside: set[str]
+    move: TensorMove, roles: Mapping[str, frozenset[str]], sources: Mapping[str, frozenset[str]], beside: set[str]
 ) -> Iterable[str]:
     """What a move takes on trust; `beside` are the targets that stand beside a gate."""
     found = {r for k in move.targets for r in roles.get(k, ())} | {r for k in move.sources for r in sources.get(k, ())}
@@ -151,7 +151,7 @@ def _kinds(
         yield "gate"
 
 
-def _named(move: Move) -> bool:
+def _named(move: TensorMove) -> bool:
     """Whether both sides call the gate a gate."""
     return all(any("gate" in k for k in side) or any("up" in k for k in side) for side in (move.sources, move.targets))
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..specs import TensorSpec
 from ..wording import brief, counted, listed
-from .agreeing import Agreement
-from .fusing import fused
-from .matching import VOTES, Solution, Voters, solve
+from .agreement import Agreement
+from .assignment import VOTES, Solution, Voters, solve
+from .evidence import WEIGHTS, Evidence, gather
+from .fusion import fused
+from .moves import TensorMove, resolve
 from .placement import Placement, Pool
-from .resolving import Move, resolve
-from .scoring import WEIGHTS, Evidence, gather
-from .sharing import shared
-from .sides import Side
+from .shared_tensors import shared
+from .sides import UnitSide
 from .units import Unit, read_units
 
 if TYPE_CHECKING:
@@ -78,9 +78,9 @@ class Matched:
         placement: the stacks of both sides.
     """
 
-    a: Side
-    b: Side
-    moves: list[Move]
+    a: UnitSide
+    b: UnitSide
+    moves: list[TensorMove]
     ties: dict[str, str] = field(default_factory=dict)
     questions: tuple[Question, ...] = ()
     placed: frozenset[str] = frozenset()
@@ -103,11 +103,11 @@ def match(
     first, second = read_units(source), read_units(target)
     placement = Placement.of(first, second)
     one, two = fused(first, second, ordered, placement)
-    a, b = Side(one, ordered[0]), Side(two, ordered[1])
-    moves: list[Move] = []
+    a, b = UnitSide(one, ordered[0]), UnitSide(two, ordered[1])
+    moves: list[TensorMove] = []
     parts = []
     for x, y in _manageable(a, b):
-        part = _Part.of(x, y, placement, weights, votes)
+        part = _MatchPart.of(x, y, placement, weights, votes)
         moves += part.moves
         parts.append(part)
     added, ties = shared(dict(source), dict(target), moves, placement)
@@ -118,7 +118,7 @@ def match(
     return Matched(a, b, moves, ties, questions, placed, placement)
 
 
-def _manageable(a: Side, b: Side) -> list[tuple[Side, Side]]:
+def _manageable(a: UnitSide, b: UnitSide) -> list[tuple[UnitSide, UnitSide]]:
     """Both sides whole; or, where their matrices would fill the memory, in parts of which no two can have a pair.
 
     Of tensors of one size of which there are too many even so, those are looked at that both sides call alike.
@@ -146,16 +146,16 @@ def _manageable(a: Side, b: Side) -> list[tuple[Side, Side]]:
             found[-1][1].extend(two)
         else:
             found.append(([*one], [*two]))
-    return [(Side(one, a.ordered), Side(two, b.ordered)) for one, two in found]
+    return [(UnitSide(one, a.ordered), UnitSide(two, b.ordered)) for one, two in found]
 
 
 @dataclass(frozen=True)
-class _Part:
+class _MatchPart:
     """What was found between two sides, or between what of them can be looked at together."""
 
-    a: Side
-    b: Side
-    moves: list[Move]
+    a: UnitSide
+    b: UnitSide
+    moves: list[TensorMove]
     sure: list[tuple[int, int]]
     doubted: set[tuple[int, int]]
     solution: Solution
@@ -163,8 +163,8 @@ class _Part:
 
     @classmethod
     def of(
-        cls, a: Side, b: Side, placement: Placement, weights: Mapping[str, float], votes: Mapping[str, float]
-    ) -> _Part:
+        cls, a: UnitSide, b: UnitSide, placement: Placement, weights: Mapping[str, float], votes: Mapping[str, float]
+    ) -> _MatchPart:
         """Gather evidence, solve, doubt, and look again at what is left."""
         evidence, voters = gather(a, b, placement), Voters.of(a, b)
         pool = placement.pool(a, b)
@@ -244,7 +244,7 @@ def _alone(pair: tuple[int, int], solution: Solution) -> bool:
 
 
 def _questions(
-    a: Side, b: Side, doubted: set[tuple[int, int]], solution: Solution, evidence: Evidence,
+    a: UnitSide, b: UnitSide, doubted: set[tuple[int, int]], solution: Solution, evidence: Evidence,
     weights: Mapping[str, float], settled: set[str],
 ) -> tuple[Question, ...]:  # fmt: skip
     """Every open target that something could make: what is free and fits, and what was thought of and doubted."""
@@ -273,9 +273,9 @@ def _questions(
 
 
 def _left_over(
-    a: Side, b: Side, pairs: Sequence[tuple[int, int]], moves: Sequence[Move], agreement: Agreement,
+    a: UnitSide, b: UnitSide, pairs: Sequence[tuple[int, int]], moves: Sequence[TensorMove], agreement: Agreement,
     placement: Placement,
-) -> list[Move]:  # fmt: skip
+) -> list[TensorMove]:  # fmt: skip
     """Tensors of units that were fused in one role only, or whose roles go by other names: matched once more, alone."""
     import numpy as np
 
@@ -284,7 +284,7 @@ def _left_over(
     two, apart, its = _rest(b, used)
     if not one or not two or len(one) * len(two) > _LARGEST:
         return []
-    x, y = Side(one, a.ordered), Side(two, b.ordered)
+    x, y = UnitSide(one, a.ordered), UnitSide(two, b.ordered)
     evidence = gather(x, y, placement)
     agreed: dict[tuple[str, str], int] = Counter()
     size: Counter[tuple[int, str]] = Counter()
@@ -327,7 +327,7 @@ def _left_over(
     return resolve(x, y, found)
 
 
-def _rest(side: Side, used: set[str]) -> tuple[list[Unit], list[bool], list[int]]:
+def _rest(side: UnitSide, used: set[str]) -> tuple[list[Unit], list[bool], list[int]]:
     """What is left, tensor by tensor; whether each stands alone, or is its module's weight; and its unit's number."""
     found: list[Unit] = []
     alone: list[bool] = []

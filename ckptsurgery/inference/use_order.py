@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 
-from .resolving import Move, resolve
+from .moves import TensorMove, resolve
 from .shapes import relations
-from .sides import Side
+from .sides import UnitSide
 from .units import Leaf, Unit
 
 __all__ = ["Following", "follow"]
@@ -30,7 +30,7 @@ class Following:
 
     pairs: Sequence[tuple[tuple[Unit, ...], tuple[Unit, ...]]]
 
-    def moves(self) -> Iterator[list[Move]]:
+    def moves(self) -> Iterator[list[TensorMove]]:
         """What makes what: fused parts in their order of use first, then in each other order, the same everywhere."""
         widths = sorted({len(side) for pair in self.pairs for side in pair if len(side) > 1})
         yield self._moves({})
@@ -39,12 +39,12 @@ class Following:
                 if order != tuple(range(width)):
                     yield self._moves({width: order})
 
-    def _moves(self, orders: dict[int, tuple[int, ...]]) -> list[Move]:
+    def _moves(self, orders: dict[int, tuple[int, ...]]) -> list[TensorMove]:
         ends: tuple[list[Unit], list[Unit]] = ([], [])
         for one, two in self.pairs:
             ends[0].append(_as_one(_permuted(one, orders), two))
             ends[1].append(_as_one(_permuted(two, orders), one))
-        both = Side(ends[0], True), Side(ends[1], True)
+        both = UnitSide(ends[0], True), UnitSide(ends[1], True)
         return resolve(*both, [(n, n) for n in range(len(self.pairs))])
 
 
@@ -54,7 +54,7 @@ def follow(source: Sequence[Unit], target: Sequence[Unit]) -> Following:
     >>> from ..specs import TensorSpec
     >>> from .units import read_units
     >>> one = {"p.weight": TensorSpec((6, 3), "F32"), "x.weight": TensorSpec((3, 6), "F32")}
-    >>> two = {"u.weight": TensorSpec((3, 3), "F32"), "v.weight": TensorSpec((3, 3), "F32"), "y.weight": one["x.weight"]}
+    >>> two = {f"{n}.weight": TensorSpec((3, 3), "F32") for n in "uv"} | {"y.weight": one["x.weight"]}
     >>> found = follow(read_units(one.items()), read_units(two.items()))
     >>> [([u.path for u in a], [u.path for u in b]) for a, b in found.pairs]
     [(['p'], ['u', 'v']), (['x'], ['y'])]

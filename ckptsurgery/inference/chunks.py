@@ -1,7 +1,7 @@
 """Tensors cut into blocks of rows before anything else is done, where each block goes its own way.
 
-A fused query, key and value of which two are reordered for rotary embeddings is one case; a gate and an up projection in
-the other order is another. The blocks are keys that exist between two stages of the recipe only.
+A fused query, key and value of which two are reordered for rotary embeddings is one case; a gate and an up projection
+in the other order is another. The blocks are keys that exist between two stages of the recipe only.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..specs import TensorSpec
-from .resolving import Move
+from .moves import TensorMove
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,15 +54,15 @@ class Chunked:
         ends = [sum(self.rows[: n + 1]) for n in range(len(self.rows))]
         return list(zip([0, *ends], ends))
 
-    def move(self, forward: bool) -> Move:
+    def move(self, forward: bool) -> TensorMove:
         """The move that cuts the tensor, or that joins the blocks."""
         tail = "".join(f" {c}" for c in "abcdefgh"[: len(self.spec.shape) - 1])
         equal = len(set(self.rows)) == 1
         one, two = (f"[(p {'x' if equal else 'rows:p'}){tail}]", f"[{'x' if equal else 'rows:p'}{tail}]")
         sizes = () if equal else self.rows
         if forward:
-            return Move((self.key,), self.pieces, one, two, "concat", sizes)
-        return Move(self.pieces, (self.key,), two, one, "concat", sizes)
+            return TensorMove((self.key,), self.pieces, one, two, "concat", sizes)
+        return TensorMove(self.pieces, (self.key,), two, one, "concat", sizes)
 
 
 def chunks_of(

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ckptsurgery as cs
-from ckptsurgery.inference.matched import Matched
-from ckptsurgery.inference.resolving import Move
-from ckptsurgery.inference.sides import Side
-from ckptsurgery.inference.suggesting import Suggestion, finish
-from ckptsurgery.inference.surviving import planned
+from ckptsurgery.inference.fallback import planned
+from ckptsurgery.inference.matches import Matched
+from ckptsurgery.inference.moves import TensorMove
+from ckptsurgery.inference.sides import UnitSide
+from ckptsurgery.inference.suggestion import Suggestion, finish
 from ckptsurgery.language.toml import loads
 
 Specs = dict[str, cs.TensorSpec]
@@ -72,12 +72,12 @@ def test_contradictions_in_what_was_found_leave_a_recipe_that_plans() -> None:
     source = dict.fromkeys(["a", "b", "c.{x}", "d"], spec)
     target = dict.fromkeys(["one", "two", "three"], spec)
     moves = [
-        Move(("a",), ("one",)),
-        Move(("b",), ("one",)),  # a second source for the same
-        Move(("b",), ("two",), "[a b]", "[b a]"),  # another shape than the target's
-        Move(("c.{x}",), ("three",)),
+        TensorMove(("a",), ("one",)),
+        TensorMove(("b",), ("one",)),  # a second source for the same
+        TensorMove(("b",), ("two",), "[a b]", "[b a]"),  # another shape than the target's
+        TensorMove(("c.{x}",), ("three",)),
     ]
-    nothing = Side((), True)
+    nothing = UnitSide((), True)
     found = finish(source, target, (), Matched(nothing, nothing, moves, {"two": "three"}), ())
     holds(source, target, found)
     assert {*cs.plan(dict(source), found.recipe).specs} == {"one", "three"}
@@ -87,7 +87,7 @@ def test_contradictions_in_what_was_found_leave_a_recipe_that_plans() -> None:
 
 @pytest.mark.parametrize("source", [{}, {"a": cs.TensorSpec((2,), "F32")}])
 def test_where_nothing_was_found_everything_is_dropped(source: Specs) -> None:
-    nothing = Side((), True)
+    nothing = UnitSide((), True)
     target = {"b": cs.TensorSpec((3,), "F32")}
     found = finish(source, target, (), Matched(nothing, nothing, []), ())
     holds(source, target, found)

@@ -9,15 +9,15 @@ from typing import Any
 
 from ..errors import CkptSurgeryError, Diagnostic, LoadError
 from ..specs import TensorSpec
-from .assuming import Assumption
-from .following import follow
-from .matched import Matched, match
-from .resolving import Move
-from .running import by_use
-from .sides import Side
-from .suggesting import Suggestion, attempt, written
+from .assumptions import Assumption
+from .forward_pass import by_use
+from .matches import Matched, match
+from .moves import TensorMove
+from .parity import verify
+from .sides import UnitSide
+from .suggestion import Suggestion, attempt, written
 from .units import read_units
-from .verifying import verify
+from .use_order import follow
 
 __all__ = ["by_inputs"]
 
@@ -60,12 +60,14 @@ def _candidates(first: Mapping[str, TensorSpec], second: Mapping[str, TensorSpec
             yield _completed(first, second, moves)
 
 
-def _completed(first: Mapping[str, TensorSpec], second: Mapping[str, TensorSpec], moves: list[Move]) -> Suggestion:
+def _completed(
+    first: Mapping[str, TensorSpec], second: Mapping[str, TensorSpec], moves: list[TensorMove]
+) -> Suggestion:
     """The moves, and what names and shapes show of the tensors that no module in the order of use holds."""
     used = {k for m in moves for k in m.sources}, {k for m in moves for k in m.targets}
     left = [[(k, s) for k, s in side.items() if k not in used[n]] for n, side in enumerate((first, second))]
     rest = match(left[0], left[1], (True, True)) if all(left) else None
-    sides = Side(read_units(first.items()), True), Side(read_units(second.items()), True)
+    sides = UnitSide(read_units(first.items()), True), UnitSide(read_units(second.items()), True)
     if rest is None:
         return written(first, second, Matched(*sides, moves))
     return written(first, second, Matched(*sides, [*moves, *rest.moves], rest.ties, rest.questions))

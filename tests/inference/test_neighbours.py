@@ -70,12 +70,12 @@ def test_many_layers_of_single_tensors_under_a_number_are_all_claimed() -> None:
 def test_what_is_too_much_to_be_looked_at_together_is_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     source, target = block(OURS, "h.", 4), block(THEIRS, "layers.", 4)
     whole = cs.suggest(source, target)
-    monkeypatch.setattr("ckptsurgery.inference.matched._LARGEST", 300)
+    monkeypatch.setattr("ckptsurgery.inference.matches._LARGEST", 300)
     parts = cs.suggest(source, target)
     assert parts.coverage > 0.5
     one, two = pairs_of(whole, source), pairs_of(parts, source)
     assert all(one[k] == v for k, v in two.items())
-    monkeypatch.setattr("ckptsurgery.inference.matched._LARGEST", 3)
+    monkeypatch.setattr("ckptsurgery.inference.matches._LARGEST", 3)
     assert cs.suggest(source, target).coverage == 0.0
 
 

@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..specs import TensorSpec
+from .moves import TensorMove
 from .placement import Placement
-from .resolving import Move
 from .vocabulary import concepts
 
 __all__ = ["shared"]
@@ -18,9 +18,9 @@ _GENERAL = frozenset({"block", "linear", "out"})
 def shared(
     source: Mapping[str, TensorSpec],
     target: Mapping[str, TensorSpec],
-    moves: Sequence[Move],
+    moves: Sequence[TensorMove],
     placement: Placement,
-) -> tuple[list[Move], dict[str, str]]:
+) -> tuple[list[TensorMove], dict[str, str]]:
     """The moves of tensors that several open targets need, and the other targets with the one that each is tied to."""
     made = {k for m in moves for k in m.targets}
     used = {k for m in moves for k in m.sources}
@@ -31,7 +31,7 @@ def shared(
     shapes: dict[tuple[int, ...], list[str]] = defaultdict(list)
     for key, spec in source.items():
         shapes[tuple(spec.shape)].append(key)
-    added: list[Move] = []
+    added: list[TensorMove] = []
     ties: dict[str, str] = {}
     open_ = [k for k, spec in target.items() if k not in made and spec.shape]
     for key in sorted(
@@ -45,7 +45,7 @@ def shared(
             wanting = [k for k in open_ if tuple(target[k].shape) in (shape, shape[::-1])]
             if len(free) != 1 or free[0] in turned or len(wanting) < 2 or not _one_for_all(free[0], wanting, placement):
                 continue  # it may be one of these
-            added.append(Move((free[0],), (key,)))
+            added.append(TensorMove((free[0],), (key,)))
             used.add(free[0])
             first[free[0]] = key
             continue

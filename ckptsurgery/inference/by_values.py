@@ -13,14 +13,14 @@ from ..errors import CkptSurgeryError
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
 from ..storage.places.opening import open_checkpoint
-from .assuming import Assumption
-from .chunking import Chunked, chunks_of, runs_of
+from .assumptions import Assumption
+from .chunks import Chunked, chunks_of, runs_of
 from .digits import axes_of, digits_of
-from .matched import match
-from .resolving import Move
+from .matches import match
+from .moves import TensorMove
+from .recipe_stages import StagedCut, staged
 from .siblings import changed, differing
-from .staging import Cut, staged
-from .suggesting import Suggestion, arranged, ordered
+from .suggestion import Suggestion, arranged, ordered
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,7 +67,7 @@ def _opened(source: Any, opened: ExitStack) -> Checkpoint:
     return checkpoint
 
 
-def _casts(one: Checkpoint, two: Checkpoint, moves: Sequence[Move]) -> tuple[Assumption, ...]:
+def _casts(one: Checkpoint, two: Checkpoint, moves: Sequence[TensorMove]) -> tuple[Assumption, ...]:
     """What holds the same values in another dtype."""
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for move in moves:
@@ -85,7 +85,7 @@ def _casts(one: Checkpoint, two: Checkpoint, moves: Sequence[Move]) -> tuple[Ass
     )
 
 
-def _whole(proved: Sequence[Move], tried: Sequence[Move]) -> list[Move]:
+def _whole(proved: Sequence[TensorMove], tried: Sequence[TensorMove]) -> list[TensorMove]:
     """The proved moves, but for those that split a tensor of which another part was not proved."""
     lost = {k for m in tried if m not in proved for k in m.sources}
     return [m for m in proved if not (len(m.targets) > 1 and lost & set(m.sources))]
@@ -103,7 +103,7 @@ class _Equating:
     def __post_init__(self) -> None:
         self.prints: dict[Any, dict[Any, list[str]]] = {}
 
-    def holds(self, move: Move) -> bool:
+    def holds(self, move: TensorMove) -> bool:
         """Whether a move makes exactly what the target holds."""
         from ..language.recipe import Recipe
         from ..planning.planner import make_plan
@@ -120,7 +120,7 @@ class _Equating:
             return False
         return all(k in made and _same(made[k], self.target[k].load()) for k in move.targets)
 
-    def complete(self, proved: list[Move]) -> tuple[list[Move], dict[str, str]]:
+    def complete(self, proved: list[TensorMove]) -> tuple[list[TensorMove], dict[str, str]]:
         """The proved moves, with what values alone show; targets that share a source are tied to the first."""
         made = {k for m in proved for k in m.targets}
         used = {k for m in proved for k in m.sources}
@@ -141,7 +141,7 @@ class _Equating:
                         left.remove(key)
                     break
                 left_text, right_text, dims = axes
-                proved.append(Move((candidate,), (key,), left_text, right_text, dims=tuple(dims.items())))
+                proved.append(TensorMove((candidate,), (key,), left_text, right_text, dims=tuple(dims.items())))
                 used.add(candidate)
                 first.setdefault(candidate, key)
                 left.remove(key)
@@ -155,7 +155,7 @@ class _Equating:
         proved += self._assembled(left, [k for k in self.specs if k not in used])
         return proved, ties
 
-    def _as_others(self, key: str, proved: Sequence[Move]) -> Move | None:
+    def _as_others(self, key: str, proved: Sequence[TensorMove]) -> TensorMove | None:
         """A tensor whose values repeat, rearranged as one that was proved: a bias as its weight's rows."""
         wanted = self.target[key].load()
         ways: dict[tuple[str, str, Any], None] = {}
@@ -167,7 +167,7 @@ class _Equating:
                     ways["[" + heads[0][1] + "]", "[" + heads[1][1] + "]", move.dims] = None  # type: ignore[index]
         for candidate in self._alike(wanted):
             for left, right, dims in ways:
-                move = Move((candidate,), (key,), left, right, dims=dims)
+                move = TensorMove((candidate,), (key,), left, right, dims=dims)
                 if self.holds(move):
                     return move
         return None
@@ -185,9 +185,9 @@ class _Equating:
         """The axes by which one tensor becomes another, empty where it moves as it is."""
         return _axes_between(self.source[source].load(), self.target[target].load())
 
-    def cut(self, left: Sequence[str], free: Sequence[str]) -> Cut:
+    def cut(self, left: Sequence[str], free: Sequence[str]) -> StagedCut:
         """The moves of blocks of rows, for tensors of which each block goes its own way."""
-        found = Cut([], [], [])
+        found = StagedCut([], [], [])
         probes = [
             {k: _probes(_flat(side[k].load())) for k in keys}
             for side, keys in ((self.source, free), (self.target, left))
@@ -211,12 +211,12 @@ class _Equating:
                     one, two = replace(one, key=candidate), replace(two, key=key)
                     found.splits.append(one)
                     found.joins.append(two)
-                    found.moves.extend(Move((one.pieces[n],), (piece,)) for n, piece in zip(order, two.pieces))
+                    found.moves.extend(TensorMove((one.pieces[n],), (piece,)) for n, piece in zip(order, two.pieces))
                     done |= {candidate, key}
                     break
         return found
 
-    def _pieces(self, found: Cut, cut: Chunked, members: Sequence[str], whole: Tensor, forward: bool) -> None:
+    def _pieces(self, found: StagedCut, cut: Chunked, members: Sequence[str], whole: Tensor, forward: bool) -> None:
         """Add the moves between the blocks of a tensor and the members that have their values, if each has one."""
         moves = []
         for piece, name, (low, high) in zip(cut.pieces, members, cut.bounds):
@@ -225,11 +225,11 @@ class _Equating:
             if axes is None:
                 return
             ends = (piece, name) if forward else (name, piece)
-            moves.append(Move((ends[0],), (ends[1],), axes[0], axes[1], dims=tuple(axes[2].items())))
+            moves.append(TensorMove((ends[0],), (ends[1],), axes[0], axes[1], dims=tuple(axes[2].items())))
         (found.splits if forward else found.joins).append(cut)
         found.moves.extend(moves)
 
-    def _assembled(self, left: Sequence[str], free: Sequence[str]) -> list[Move]:
+    def _assembled(self, left: Sequence[str], free: Sequence[str]) -> list[TensorMove]:
         """Targets that are made of several sources, or that several make of one: blocks, stacks, interleaved rows."""
         probes = [
             {k: _probes(_flat(side[k].load())) for k in keys}
@@ -261,7 +261,7 @@ class _Equating:
             if members and sum(probes[k][0] for k in members) == size:
                 yield key, members
 
-    def _joined(self, members: Sequence[str], key: str, forward: bool) -> Move | None:
+    def _joined(self, members: Sequence[str], key: str, forward: bool) -> TensorMove | None:
         """Equal parts in the order in which they first appear in the whole, with the axes that place them there."""
         import numpy as np
 
@@ -285,7 +285,7 @@ class _Equating:
 
     def _blocks(
         self, members: Sequence[str], key: str, parts: Mapping[str, Array], whole: Array, forward: bool
-    ) -> Move | None:
+    ) -> TensorMove | None:
         """Unequal parts along one axis: block after block, or in groups."""
         import numpy as np
 
@@ -347,16 +347,16 @@ def _either(
     sizes: tuple[int, ...],
     dims: tuple[tuple[str, int], ...],
     forward: bool,
-) -> Move:
+) -> TensorMove:
     """The parts to the whole, or the whole to its parts."""
     if forward:
-        return Move(tuple(members), (key,), one, two, "concat", sizes, dims=dims)
-    return Move((key,), tuple(members), two, one, "concat", sizes, dims=dims)
+        return TensorMove(tuple(members), (key,), one, two, "concat", sizes, dims=dims)
+    return TensorMove((key,), tuple(members), two, one, "concat", sizes, dims=dims)
 
 
-def _as_rules(move: Move) -> dict[str, Any] | None:
+def _as_rules(move: TensorMove) -> dict[str, Any] | None:
     """A recipe that is one move, its keys spelled out."""
-    from .inducing import atoms
+    from .atoms import atoms
 
     never = lambda prefix: False  # noqa: E731
     try:

@@ -13,20 +13,20 @@ from ..language.recipe import Recipe
 from ..specs import TensorSpec
 from ..storage.places.opening import open_checkpoint
 from ..wording import brief, counted
-from .assuming import Assumption, assumed
-from .claiming import Book
+from .assumptions import Assumption, assumed
+from .atoms import Atom, atoms, escaped, flats
+from .claims import Book
 from .depths import Depths, depths_of
-from .inducing import Atom, atoms, escaped, flats
-from .matched import Matched, Question, match
-from .merging import Draft, merged, unmerged
-from .reducing import Reduced, reduced
-from .resolving import Move
-from .surviving import planned, says, surviving
+from .drafts import RuleDraft, merged, unmerged
+from .fallback import planned, says, surviving
+from .matches import Matched, Question, match
+from .moves import TensorMove
+from .reduction import Reduced, reduced
 
 if TYPE_CHECKING:
-    from .verifying import Parity
+    from .parity import Parity
 
-Drafted = tuple[Draft, Sequence[str]]  # and the rules that come before it
+Drafted = tuple[RuleDraft, Sequence[str]]  # and the rules that come before it
 
 _SMALL = 4000  # with fewer keys on both sides together, all layers may be looked at
 
@@ -130,12 +130,12 @@ def suggest(source: Any, target: Any, *, by: str = "names", inputs: Any = None) 
         ways = (Remedy("by", "names"), Remedy("by", "values"))
         raise RecipeError(Diagnostic("bad-argument", f"by={by!r} is neither", remedies=ways))
     if by == "values":
-        from .equating import by_values
+        from .by_values import by_values
 
         return by_values(source, target)
     specs, wanted = specs_of(source), specs_of(target)
     if inputs is not None:
-        from .using import by_inputs
+        from .by_inputs import by_inputs
 
         return by_inputs(source, target, inputs, specs, wanted)
     specs, wanted = arranged(specs), arranged(wanted)
@@ -220,7 +220,7 @@ def _loops(found: Matched) -> tuple[Callable[[str], bool], Callable[[str], bool]
     return (lambda prefix: prefix in found.a.loops or prefix in found.b.loops), found.b.loops.__contains__
 
 
-def _atoms(found: Matched, moves: Sequence[Move], one: Reduced, two: Reduced) -> list[Atom]:
+def _atoms(found: Matched, moves: Sequence[TensorMove], one: Reduced, two: Reduced) -> list[Atom]:
     side = {"s": one, "t": two}
     first, second = _loops(found)
     # A number that stands for others counts, though what it counts may be single tensors.

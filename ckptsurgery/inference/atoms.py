@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..narrowing import present
-from .relating import Relation, relate
-from .resolving import Move
+from .index_relations import IndexRelation, relate
+from .moves import TensorMove
 
 __all__ = ["Atom", "Flat", "atoms", "common_head", "escaped", "flats"]
 
@@ -56,7 +56,7 @@ def escaped(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Side:
+class _KeySide:
     """One side of a move, cut at its numbers; where its keys differ stands a capture."""
 
     pieces: tuple[str, ...]
@@ -68,16 +68,16 @@ class _Side:
         return tuple(map(int, self.digits))
 
 
-def _cut(keys: Sequence[str], fuse: str | None) -> _Side:
+def _cut(keys: Sequence[str], fuse: str | None) -> _KeySide:
     """The keys as one text: a hole where they differ, the other numbers apart."""
     if len(keys) == 1:
         parts = _NUMBER.split(keys[0])
-        return _Side(tuple(map(escaped, parts[::2])), tuple(parts[1::2]))
+        return _KeySide(tuple(map(escaped, parts[::2])), tuple(parts[1::2]))
     head, holes, tail = _hole(keys, fuse)
     before, after = _NUMBER.split(head), _NUMBER.split(tail)
     pieces = [*map(escaped, before[::2])]
     pieces[-1] += holes + escaped(after[0])
-    return _Side((*pieces, *map(escaped, after[2::2])), (*before[1::2], *after[1::2]))
+    return _KeySide((*pieces, *map(escaped, after[2::2])), (*before[1::2], *after[1::2]))
 
 
 def _hole(keys: Sequence[str], fuse: str | None) -> tuple[str, str, str]:
@@ -135,7 +135,7 @@ class Flat:
         return f"{self.before}{{(stage block)}}.{{r...}} -> {self.nested}{behind}"
 
 
-def flats(moves: Sequence[Move], is_loop: tuple[Callable[[str], bool], Callable[[str], bool]]) -> list[Flat]:
+def flats(moves: Sequence[TensorMove], is_loop: tuple[Callable[[str], bool], Callable[[str], bool]]) -> list[Flat]:
     """The flat indices that meet nested ones, where stages and places add up."""
     groups, sides = _grouped(moves)
     listed = _related(groups, sides, is_loop)
@@ -147,12 +147,12 @@ def flats(moves: Sequence[Move], is_loop: tuple[Callable[[str], bool], Callable[
 
 
 _Groups = dict[tuple[Any, ...], list[int]]
-_Listed = list[tuple[tuple[Any, ...], Relation, tuple[int, ...]]]
+_Listed = list[tuple[tuple[Any, ...], IndexRelation, tuple[int, ...]]]
 
 
-def _grouped(moves: Sequence[Move]) -> tuple[_Groups, list[tuple[_Side, _Side]]]:
+def _grouped(moves: Sequence[TensorMove]) -> tuple[_Groups, list[tuple[_KeySide, _KeySide]]]:
     groups: _Groups = defaultdict(list)
-    sides: list[tuple[_Side, _Side]] = []
+    sides: list[tuple[_KeySide, _KeySide]] = []
     for n, move in enumerate(moves):
         one, two = _cut(move.sources, move.fuse), _cut(move.targets, move.fuse)
         sides.append((one, two))
@@ -162,7 +162,7 @@ def _grouped(moves: Sequence[Move]) -> tuple[_Groups, list[tuple[_Side, _Side]]]
 
 def _related(
     groups: _Groups,
-    sides: Sequence[tuple[_Side, _Side]],
+    sides: Sequence[tuple[_KeySide, _KeySide]],
     is_loop: tuple[Callable[[str], bool], Callable[[str], bool]],
     nest: bool = True,
 ) -> _Listed:
@@ -175,7 +175,7 @@ def _related(
 
 
 def atoms(
-    moves: Sequence[Move],
+    moves: Sequence[TensorMove],
     source_keys: Sequence[str],
     is_loop: tuple[Callable[[str], bool], Callable[[str], bool]],
     values: Callable[[str, Sequence[int]], tuple[int, ...]],
@@ -188,7 +188,7 @@ def atoms(
         values: the values behind a prefix that these stand for, where only some layers are looked at.
     """
     groups, sides = _grouped(moves)
-    claims = _Claims(source_keys)
+    claims = _KeyClaims(source_keys)
     listed = _related(groups, sides, is_loop)
     extents = _extents(listed, sides)
     # A flat number whose stages do not add up counts otherwise.
@@ -215,7 +215,7 @@ def atoms(
     return found
 
 
-def _nest(one: Sequence[str], two: Sequence[str], relation: Relation) -> tuple[Any, ...]:
+def _nest(one: Sequence[str], two: Sequence[str], relation: IndexRelation) -> tuple[Any, ...]:
     """What a nesting is told apart by: the texts before the flat number and before the outer one."""
     forward, nesting = present(relation.nesting, "the nesting of a nested relation")
     flat, nested = (one, two) if forward else (two, one)
@@ -224,7 +224,9 @@ def _nest(one: Sequence[str], two: Sequence[str], relation: Relation) -> tuple[A
     return forward, before, _join(nested[: nesting.outer + 1], numbers[1][: nesting.outer]), nested[nesting.inner]
 
 
-def _extents(listed: _Listed, sides: Sequence[tuple[_Side, _Side]]) -> dict[tuple[Any, ...], tuple[int, ...] | None]:
+def _extents(
+    listed: _Listed, sides: Sequence[tuple[_KeySide, _KeySide]]
+) -> dict[tuple[Any, ...], tuple[int, ...] | None]:
     """How many places each stage has, from all keys of a nesting; None where they do not add up to the flat numbers."""
     seen: dict[tuple[Any, ...], set[tuple[int, int, int]]] = defaultdict(set)
     for (one, two, *_), relation, rows in listed:
@@ -245,7 +247,9 @@ def _extents(listed: _Listed, sides: Sequence[tuple[_Side, _Side]]) -> dict[tupl
     return found
 
 
-def _each(base: Atom, pieces: tuple[Sequence[str], Sequence[str]], rows: Sequence[tuple[_Side, _Side]]) -> list[Atom]:
+def _each(
+    base: Atom, pieces: tuple[Sequence[str], Sequence[str]], rows: Sequence[tuple[_KeySide, _KeySide]]
+) -> list[Atom]:
     """Each key by itself."""
     found = []
     for n, sides in zip(base.moves, rows):
@@ -255,7 +259,10 @@ def _each(base: Atom, pieces: tuple[Sequence[str], Sequence[str]], rows: Sequenc
 
 
 def _padded(
-    base: Atom, relation: Relation, pieces: tuple[Sequence[str], Sequence[str]], rows: Sequence[tuple[_Side, _Side]]
+    base: Atom,
+    relation: IndexRelation,
+    pieces: tuple[Sequence[str], Sequence[str]],
+    rows: Sequence[tuple[_KeySide, _KeySide]],
 ) -> list[Atom] | None:
     """Numbers with leading zeros, which are spelled out: as choices where one varies; None if there are none."""
     if not any(d[0] == "0" < d for side in rows for part in side for d in part.digits):
@@ -285,7 +292,7 @@ def _padded(
     return [replace(base, source=_join(pieces[0], spelled[0]), target=_join(pieces[1], spelled[1]), free=free)]
 
 
-def _sizes(atom: Atom, move: Move, sizes: tuple[int, ...]) -> dict[str, Any]:
+def _sizes(atom: Atom, move: TensorMove, sizes: tuple[int, ...]) -> dict[str, Any]:
     """The sizes that no source shows: those of axes that are split, in equal parts or ragged."""
     if not sizes or len(move.targets) == 1:
         return dict(move.dims)
@@ -308,7 +315,7 @@ def _join(pieces: Sequence[str], numbers: Sequence[str]) -> str:
     return "".join(p + n for p, n in zip(pieces, (*numbers, "")))
 
 
-class _Claims:
+class _KeyClaims:
     """Which keys a pattern of pieces and numbers would claim."""
 
     def __init__(self, keys: Sequence[str]) -> None:
@@ -348,11 +355,11 @@ def _matching(piece: str) -> str:
 
 def _restricted(
     base: Atom,
-    relation: Relation,
+    relation: IndexRelation,
     pieces: tuple[Sequence[str], Sequence[str]],
-    rows: Sequence[tuple[_Side, _Side]],
+    rows: Sequence[tuple[_KeySide, _KeySide]],
     own: set[str],
-    claims: _Claims,
+    claims: _KeyClaims,
     values: Callable[[str, Sequence[int]], tuple[int, ...]],
 ) -> list[Atom]:
     """The rule with as few restrictions as keep it from other keys; split where no restriction does."""
@@ -373,7 +380,7 @@ def _restricted(
     return _each(base, pieces, rows)
 
 
-def _source_value(relation: Relation, name: str) -> int | None:
+def _source_value(relation: IndexRelation, name: str) -> int | None:
     """The place on the source's side where a variable stands."""
     for place, text in enumerate(relation.source):
         if re.fullmatch(r"\{(?:\d+\*|\d+-)?" + name + r"(?:[+-]\d+)?\}", text):
