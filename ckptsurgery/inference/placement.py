@@ -89,10 +89,14 @@ class Placement:
         kept: Matrix = (~lost).astype(float)
         return kept
 
-    def region(self, side: int, path: str) -> int:
-        """The number of the pairing whose layers hold a path, 0 where none does; side 0 is the source."""
+    def region(self, side: int, path: str, least: float = _SURE) -> int:
+        """The number of the pairing whose layers hold a path, 0 where none does; side 0 is the source.
+
+        Args:
+            least: how alike its stacks are at least.
+        """
         for number, pairing in enumerate(self.pairings, 1):
-            if pairing.alike >= _SURE and (pairing.source, pairing.target)[side].holds(path) is not None:
+            if pairing.alike >= least and (pairing.source, pairing.target)[side].holds(path) is not None:
                 return number
         return 0
 

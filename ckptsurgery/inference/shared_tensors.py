@@ -67,8 +67,8 @@ def _owner(alike: Sequence[str], key: str, shape: Sequence[int]) -> str | None:
 
 def _placed_alike(source: str, key: str, placement: Placement) -> bool:
     """Whether a tensor is in the stack that a target's stack corresponds to, where the target is in one."""
-    region = placement.region(1, key)
-    return not region or placement.region(0, source) in (0, region)
+    region = placement.region(1, key, least=0.0)
+    return not region or placement.region(0, source, least=0.0) in (0, region)
 
 
 def _one_for_all(source: str, wanting: Iterable[str], placement: Placement) -> bool:
@@ -78,9 +78,9 @@ def _one_for_all(source: str, wanting: Iterable[str], placement: Placement) -> b
 
 def _same_part(source: str, key: str, placement: Placement) -> bool:
     """Whether two tensors of corresponding stacks are called alike, but for their layers."""
-    region = placement.region(1, key)
+    region = placement.region(1, key, least=0.0)
     one, two = _meant(source) - _GENERAL, _meant(key) - _GENERAL
-    return bool(region) and region == placement.region(0, source) and len(one & two) * 2 > len(one | two)
+    return bool(region) and region == placement.region(0, source, least=0.0) and len(one & two) * 2 > len(one | two)
 
 
 def _meant(key: str) -> set[str]:

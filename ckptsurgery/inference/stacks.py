@@ -228,7 +228,7 @@ def align(source: Sequence[Stack], target: Sequence[Stack], least: float = _ALIK
             if (
                 alike < (_ALIKE if same else least)
                 or towers[id(one)].contradicts(towers[id(two)])
-                or _flattened(one, two)
+                or _flattened(one, two, alike)
             ):
                 continue
             affinity = towers[id(one)].affinity(towers[id(two)])
@@ -277,9 +277,9 @@ def _likeness(one: Stack, two: Stack, ranked: Iterable[tuple[int, int]]) -> floa
     return sum(found) / len(found) if found else 0.0
 
 
-def _flattened(one: Stack, two: Stack) -> bool:
-    """Whether one counts in stages what the other counts through."""
-    if len(one.layers) == len(two.layers):
+def _flattened(one: Stack, two: Stack, alike: float) -> bool:
+    """Whether one counts in stages, which hold several layers, what the other counts through."""
+    if len(one.layers) == len(two.layers) or alike >= _INSIDE:
         return False
     return len(one.layers) == two.nested or one.nested == len(two.layers) or one.nested == two.nested > 1
 

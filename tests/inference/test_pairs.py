@@ -1,0 +1,28 @@
+"""Recipes inferred on pairs built by published converters: one half that was tuned on, one half that was not.
+
+`scripts/score_pairs.py` prints the same numbers pair by pair.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+PAIRS = Path(__file__).parent / "pairs"
+sys.path.insert(0, str(Path(__file__).parent.parent.parent / "scripts"))
+from score_pairs import score
+
+
+@pytest.mark.parametrize(("half", "right", "wrong"), [("tuning", 0.975, 0.01), ("held", 0.93, 0.006)])
+def test_a_half_is_nearly_all_right_and_no_wrong_tensor_goes_unnamed(half: str, right: float, wrong: float) -> None:
+    scores = [score(pair) for pair in json.loads(gzip.decompress((PAIRS / f"{half}.json.gz").read_bytes()))]
+    known = sum(s.known for s in scores)
+    assert sum(len(s.right) for s in scores) >= right * known
+    assert sum(len(s.wrong) for s in scores) <= wrong * known
+    assert [k for s in scores for k in s.unnamed] == []
+    assert [k for s in scores if s.kind in ("negative", "depth") for k in s.spurious] == []
+    assert [s.fails for s in scores if s.fails] == []
