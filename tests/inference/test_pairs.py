@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 PAIRS = Path(__file__).parent / "pairs"
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "scripts"))
-from score_pairs import score
+score = importlib.import_module("score_pairs").score
 
 
 @pytest.mark.parametrize(("half", "right", "wrong"), [("tuning", 0.975, 0.01), ("held", 0.93, 0.006)])
