@@ -13,13 +13,12 @@ from ..errors import CkptSurgeryError
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
 from ..storage.places.opening import open_checkpoint
-from .assumptions import Assumption
 from .chunks import Chunked, chunks_of, runs_of
 from .digits import axes_of, digits_of
 from .matches import match
 from .moves import TensorMove
 from .recipe_stages import StagedCut, staged
-from .siblings import changed, differing
+from .siblings import casts, changed, differing
 from .suggestion import Suggestion, arranged, ordered
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ def by_values(source: Any, target: Any) -> Suggestion:
         known = replace(found, moves=moves, ties=ties, questions=(), placed=frozenset())
         result = staged(specs, wanted, known, cut)
         open_ = [k for k in wanted if k not in made]
-        taken = (*_casts(one, two, proved), *differing(tuned))
+        taken = (*casts(one.specs, two.specs, proved), *differing(tuned))
         return replace(result, evidence="values", assumptions=taken, unmatched_target=tuple(open_))
 
 
@@ -65,24 +64,6 @@ def _opened(source: Any, opened: ExitStack) -> Checkpoint:
     if checkpoint is not source:
         opened.enter_context(checkpoint)
     return checkpoint
-
-
-def _casts(one: Checkpoint, two: Checkpoint, moves: Sequence[TensorMove]) -> tuple[Assumption, ...]:
-    """What holds the same values in another dtype."""
-    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for move in moves:
-        for key in move.targets:
-            pair = one.specs[move.sources[0]].dtype, two.specs[key].dtype
-            if pair[0] != pair[1]:
-                groups[pair].append(key)
-    return tuple(
-        Assumption(
-            "cast",
-            f"{len(keys)} tensors are {a} in the source and {b} in the target, equal after the cast",
-            tuple(keys),
-        )
-        for (a, b), keys in groups.items()
-    )
 
 
 def _whole(proved: Sequence[TensorMove], tried: Sequence[TensorMove]) -> list[TensorMove]:

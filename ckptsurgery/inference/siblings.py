@@ -12,10 +12,30 @@ from ..specs import TensorSpec
 from .assumptions import Assumption
 from .moves import TensorMove
 
-__all__ = ["changed", "differing"]
+__all__ = ["casts", "changed", "differing"]
 
 _EQUAL = 0.3  # from this share of equal tensors on, the others are taken for changed ones
 _NUMBER = re.compile(r"[0-9]+")
+
+
+def casts(
+    one: Mapping[str, TensorSpec], two: Mapping[str, TensorSpec], moves: Sequence[TensorMove]
+) -> tuple[Assumption, ...]:
+    """What holds the same values in another dtype."""
+    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for move in moves:
+        for key in move.targets:
+            pair = one[move.sources[0]].dtype, two[key].dtype
+            if pair[0] != pair[1]:
+                groups[pair].append(key)
+    return tuple(
+        Assumption(
+            "cast",
+            f"{len(keys)} tensors are {a} in the source and {b} in the target, equal after the cast",
+            tuple(keys),
+        )
+        for (a, b), keys in groups.items()
+    )
 
 
 def differing(changed: Sequence[TensorMove]) -> Iterator[Assumption]:
