@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ..contents import Contents
-from ..output.safetensors_writer import file_writer
-from ..output.staging import Writer
 from .format import Announced, Format
 from .opened_source import OpenedSource
 from .safetensors import CHANGING, MAX_HEADER, read_safetensors
 from .torch_export import is_export
 from .torch_zip import holds_pickle
+
+if TYPE_CHECKING:
+    from ..output.staging import Writer
 
 __all__ = ["LegacyTorchFormat", "PickleFormat", "SafetensorsFormat", "TorchExportFormat", "TorchZipFormat"]
 
@@ -39,6 +41,8 @@ class SafetensorsFormat(Format):
 
     def writer(self, announced: Announced) -> Writer:
         """Return a writer of one file."""
+        from ..output.safetensors_writer import file_writer
+
         a = announced
         return file_writer(a.path, a.specs, a.aliases, a.metadata, a.resume, a.lies, a.durability)
 

@@ -8,15 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...specs import TensorSpec
 from ..contents import Contents, Extent
 from ..output.durability import SYNCED, Durability
-from ..output.staging import Output, Writer, beside
 from ..subtree import enter
 from ..unpickling.frames import Frame
 from .opened_source import OpenedSource
+
+if TYPE_CHECKING:  # who only reads imports nothing that writes
+    from ..output.staging import Writer
 
 __all__ = ["Announced", "Format"]
 
@@ -58,6 +60,8 @@ class Announced:
             size: of the file.
             between: offset -> other bytes that are known already.
         """
+        from ..output.staging import Output, Writer, beside
+
         temporary = beside(self.path)
         places = {key: Extent(str(temporary), offsets[key], spec.nbytes) for key, spec in self.specs.items()}
         output = Output(self.path, temporary, size, head, between=between)

@@ -10,17 +10,19 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from ...errors import CheckpointError, Diagnostic, Remedy
 from ...specs import TensorSpec
 from ..contents import Contents, Entry
-from ..output.staging import Writer
 from ..shapes import shape_problem
 from ..text import is_text, shown_keys
 from .format import Announced, Format
 from .gguf_types import BLOCKS, NUMBERS, PLAIN, TYPE_OF
 from .opened_source import OpenedSource
+
+if TYPE_CHECKING:
+    from ..output.staging import Writer
 
 __all__ = ["GgufFormat"]
 

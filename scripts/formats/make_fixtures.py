@@ -1,6 +1,6 @@
 """Write the small files of other programs that the tests read, with what the programs' own readers make of them.
 
-Run it where the packages are installed: pip install gguf && python tests/data/formats/make_fixtures.py
+Run it where the packages are installed: pip install gguf && python scripts/formats/make_fixtures.py
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy
 import torch
 from safetensors.torch import save_file
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[2] / "tests" / "data" / "formats"
 PLAIN = {"F32": "f4", "F16": "f2", "F64": "f8", "I8": "i1", "I16": "i2", "I32": "i4", "I64": "i8"}
 PACKED = ["BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4"]
 
