@@ -19,7 +19,7 @@ from ckptsurgery.inference.parity import OutputDifference as Apart
 from ckptsurgery.inference.parity import Parting
 from ckptsurgery.modeling.statistics import Stats, TensorStats
 from ckptsurgery.modeling.summary import ModuleRow, Summary
-from ckptsurgery.planning.report import Entry
+from ckptsurgery.planning.report import ReportEntry
 from ckptsurgery.reporting.inspecting import inspection
 from ckptsurgery.specs import Tie
 
@@ -48,7 +48,7 @@ def gathered() -> cs.Plan:
 
 
 def report() -> cs.Report:
-    return cs.Report(tuple(Entry(key, "dropped", SPEC, (key,), NAME) for key in keys()), NAME, NAME)
+    return cs.Report(tuple(ReportEntry(key, "dropped", SPEC, (key,), NAME) for key in keys()), NAME, NAME)
 
 
 def difference() -> cs.Diff:

@@ -100,3 +100,13 @@ def test_the_command_line_speaks_of_no_argument_of_python() -> None:
         if argument.search(text) and ">>>" not in text
     ]
     assert not found
+
+
+def test_a_name_of_a_class_means_one_thing() -> None:
+    """Public or private: whoever reads a name in a traceback or a signature looks in one place."""
+    places: dict[str, list[str]] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name.lstrip("_"), []).append(str(path.relative_to(PACKAGE)))
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}

@@ -11,11 +11,11 @@ import ckptsurgery as cs
 
 from . import options as o
 from .output import show, width
-from .words import Command, Group
+from .words import Command, CommandGroup
 
 __all__ = ["app"]
 
-app = typer.Typer(cls=Group, invoke_without_command=True, rich_markup_mode=None)
+app = typer.Typer(cls=CommandGroup, invoke_without_command=True, rich_markup_mode=None)
 
 
 @app.callback()

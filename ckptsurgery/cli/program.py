@@ -12,7 +12,7 @@ from ..errors import CkptSurgeryError
 from . import catalog, converting, inferring, looking, operations, showing
 from .options import Version
 from .output import complain
-from .words import Command, Group
+from .words import Command, CommandGroup
 
 __all__ = ["app"]
 
@@ -20,7 +20,7 @@ _INTERRUPTED = 130  # 128 + SIGINT and 128 + SIGPIPE, as a shell reports them
 _PIPE_CLOSED = 141
 
 
-class _Program(Group):
+class _ErrorReporting(CommandGroup):
     """Turns what a command raises into a message and an exit code; only a defect of the library leaves a traceback."""
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
@@ -47,7 +47,7 @@ def _options(command: Any) -> set[str]:
 
 
 app = typer.Typer(
-    cls=_Program,
+    cls=_ErrorReporting,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-__all__ = ["Command", "Group"]
+__all__ = ["Command", "CommandGroup"]
 
 
 class _Words:
@@ -26,7 +26,7 @@ class Command(_Words, TyperCommand):  # type: ignore[misc]
     """A command."""
 
 
-class Group(_Words, TyperGroup):  # type: ignore[misc]
+class CommandGroup(_Words, TyperGroup):  # type: ignore[misc]
     """Commands under a common name, whose own options are text too."""
 
 

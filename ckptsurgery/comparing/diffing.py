@@ -17,7 +17,7 @@ from ..storage.places.opening import open_checkpoint
 from ..wording import brief, clipped, counted
 from .numbers import Difference, difference
 from .ranking import ranked
-from .sides import Groups, Side, Stored
+from .sides import ComparedSide, Groups, Stored
 
 if TYPE_CHECKING:
     from ..catalog import RecipeLike
@@ -180,7 +180,7 @@ def diff(
         first, second = (_opened(source, opened) for source in (a, b))
         if align is not None:
             return _aligned(first, second, align, values, progress)
-        one: Side = Stored(first) if recipe is None else _made(first, recipe)
+        one: ComparedSide = Stored(first) if recipe is None else _made(first, recipe)
         return _compared(one, Stored(second), values, progress)
 
 
@@ -193,7 +193,7 @@ def _aligned(a: Checkpoint, b: Checkpoint, by: str, values: bool, progress: bool
     return replace(result, only_a={key: a.specs[key] for key in found.unmatched_source}, alignment=found)
 
 
-def _made(checkpoint: Checkpoint, recipe: RecipeLike) -> Side:
+def _made(checkpoint: Checkpoint, recipe: RecipeLike) -> ComparedSide:
     """What a recipe makes of a checkpoint."""
     from ..running.plan import plan
     from .made import Made
@@ -208,7 +208,7 @@ def _opened(source: Any, opened: ExitStack) -> Checkpoint:
     return checkpoint
 
 
-def _compared(a: Side, b: Side, values: bool, progress: bool | None) -> Diff:
+def _compared(a: ComparedSide, b: ComparedSide, values: bool, progress: bool | None) -> Diff:
     with without_collection():
         pairs = {key: (spec, b.specs[key]) for key, spec in a.specs.items() if key in b.specs}
     alike = [key for key, (one, other) in pairs.items() if one.shape == other.shape]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..specs import DTYPES, TensorSpec
 from ..storage.tensors import torch_dtype
-from .sides import Side
+from .sides import ComparedSide
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +50,7 @@ class Difference:
         return asdict(self)
 
 
-def difference(a: Side, b: Side, key: str) -> Difference | None:
+def difference(a: ComparedSide, b: ComparedSide, key: str) -> Difference | None:
     """How a key differs between two sides, which have the same shape for it; None where it does not.
 
     Bytes are compared first, so that equal tensors need no torch.
@@ -68,7 +68,7 @@ def difference(a: Side, b: Side, key: str) -> Difference | None:
     return None if one.dtype != other.dtype and not found.differing else found
 
 
-def _same_bytes(a: Side, b: Side, key: str, spec: TensorSpec) -> bool:
+def _same_bytes(a: ComparedSide, b: ComparedSide, key: str, spec: TensorSpec) -> bool:
     return all(bytes(a.read(key, *span)) == bytes(b.read(key, *span)) for span in _spans(spec.nbytes))
 
 
@@ -77,7 +77,7 @@ def _spans(nbytes: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + _BLOCK, nbytes)
 
 
-def _block(side: Side, key: str, spec: TensorSpec, start: int, stop: int) -> Tensor:
+def _block(side: ComparedSide, key: str, spec: TensorSpec, start: int, stop: int) -> Tensor:
     """Elements `[start, stop)`, flat."""
     import torch
 

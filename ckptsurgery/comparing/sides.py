@@ -8,12 +8,12 @@ from typing import Protocol
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
 
-__all__ = ["Side", "Stored"]
+__all__ = ["ComparedSide", "Stored"]
 
 Groups = tuple[tuple[str, ...], ...]
 
 
-class Side(Protocol):
+class ComparedSide(Protocol):
     """One of two things that are compared."""
 
     name: str

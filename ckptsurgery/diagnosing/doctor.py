@@ -16,7 +16,7 @@ from ..wording import brief, counted
 from .conversions import conversions_of
 from .files import file_findings
 from .headers import header_findings
-from .values import Survey, value_findings
+from .values import ValueSurvey, value_findings
 
 __all__ = ["Diagnosis", "doctor"]
 
@@ -118,7 +118,7 @@ def _of(
     read = 0
     if values:
         with ByteBar(checkpoint.nbytes, f"examining {Path(checkpoint.source).name}", progress) as bar:
-            survey = Survey()
+            survey = ValueSurvey()
             try:
                 survey.take(checkpoint, bar)
                 checkpoint.check_unchanged()

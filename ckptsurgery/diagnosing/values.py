@@ -18,7 +18,7 @@ from .files import shown
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Survey", "value_findings"]
+__all__ = ["ValueSurvey", "value_findings"]
 
 _BLOCK = 1 << 22
 _FEW = 16  # elements: a tensor of fewer is constant or equal to another by chance
@@ -39,7 +39,7 @@ class _Seen:
 
 
 @dataclass(slots=True)
-class Survey:
+class ValueSurvey:
     """One pass over all elements, a block at a time; tied tensors are read once."""
 
     seen: dict[str, _Seen] = field(default_factory=dict)
@@ -107,7 +107,7 @@ def _count(values: Tensor, seen: _Seen, normal: float) -> None:
         seen.low, seen.high = min(seen.low, float(low)), max(seen.high, float(high))
 
 
-def value_findings(survey: Survey, checkpoint: Checkpoint) -> Iterator[Diagnostic]:
+def value_findings(survey: ValueSurvey, checkpoint: Checkpoint) -> Iterator[Diagnostic]:
     """Findings from a survey."""
     specs, seen, place = checkpoint.specs, survey.seen, checkpoint.source
 
@@ -143,7 +143,7 @@ def value_findings(survey: Survey, checkpoint: Checkpoint) -> Iterator[Diagnosti
     yield from _twins(survey, checkpoint, set(constant))
 
 
-def _config_ties(survey: Survey, checkpoint: Checkpoint) -> Iterator[Diagnostic]:
+def _config_ties(survey: ValueSurvey, checkpoint: Checkpoint) -> Iterator[Diagnostic]:
     """Matrices of a row for each word that the config says are one, and that are not."""
     config = checkpoint.config or {}
     words = config.get("vocab_size")
@@ -169,7 +169,7 @@ def _is_float(spec: TensorSpec) -> bool:
     return DTYPES[spec.dtype].kind == "float"
 
 
-def _twins(survey: Survey, checkpoint: Checkpoint, constant: set[str]) -> Iterator[Diagnostic]:
+def _twins(survey: ValueSurvey, checkpoint: Checkpoint, constant: set[str]) -> Iterator[Diagnostic]:
     """Tensors with equal bytes that are stored apart: ties that were lost, or buffers that every layer repeats."""
     place = checkpoint.source
     groups = [

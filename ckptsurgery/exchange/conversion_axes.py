@@ -36,7 +36,7 @@ class ConversionAxes:
 
 
 @dataclass
-class _Draft:
+class _ConversionDraft:
     """Axes on both sides of a rule while operations are applied: for each dimension the names that make it up."""
 
     group: ConversionGroup
@@ -80,7 +80,9 @@ def axes_of(group: ConversionGroup, config: Any, sized: bool = False) -> Convers
     shape = group.shapes[f"file:{group.files[0][0]}"]
     if len(shape) > len(_NAMES):
         raise NotSayable(f"tensors of {len(shape)} dimensions")
-    draft = _Draft(group, config, [[n] for n in _NAMES[: len(shape)]], [[n] for n in _NAMES[: len(shape)]], sized=sized)
+    draft = _ConversionDraft(
+        group, config, [[n] for n in _NAMES[: len(shape)]], [[n] for n in _NAMES[: len(shape)]], sized=sized
+    )
     for operation in group.transform.operations:
         name = type(operation).__name__
         if name not in _OPERATIONS:
@@ -93,14 +95,14 @@ def _dimension(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"({' '.join(names)})"
 
 
-def _single(draft: _Draft, dim: int) -> str:
+def _single(draft: _ConversionDraft, dim: int) -> str:
     names = draft.target[dim]
     if len(names) != 1:
         raise NotSayable(f"an operation on dimension {dim}, which is composed already")
     return names[0]
 
 
-def _in_source(draft: _Draft, name: str, names: list[str]) -> None:
+def _in_source(draft: _ConversionDraft, name: str, names: list[str]) -> None:
     """Put several names in the place of one, on the side of the files."""
     for axes in draft.source:
         if name in axes:
@@ -108,11 +110,11 @@ def _in_source(draft: _Draft, name: str, names: list[str]) -> None:
             axes[at : at + 1] = names
 
 
-def _merge(draft: _Draft, operation: Any) -> None:
+def _merge(draft: _ConversionDraft, operation: Any) -> None:
     draft.target.insert(operation.dim, ["e"])
 
 
-def _concatenate(draft: _Draft, operation: Any) -> None:
+def _concatenate(draft: _ConversionDraft, operation: Any) -> None:
     dim, files = operation.dim, draft.group.files
     if getattr(operation, "num_shards_attribute", None) is not None:
         draft.target[dim] = ["e", *draft.target[dim]]
@@ -125,7 +127,7 @@ def _concatenate(draft: _Draft, operation: Any) -> None:
     draft.target[dim] = ["p", marked]
 
 
-def _chunk(draft: _Draft, operation: Any) -> None:
+def _chunk(draft: _ConversionDraft, operation: Any) -> None:
     dim, models = operation.dim, draft.group.models
     if getattr(operation, "num_shards_attribute", None) is not None:
         raise NotSayable("a split into as many keys as the config says")
@@ -145,7 +147,7 @@ def _chunk(draft: _Draft, operation: Any) -> None:
     draft.split = True
 
 
-def _stack_apart(draft: _Draft, operation: Any) -> None:
+def _stack_apart(draft: _ConversionDraft, operation: Any) -> None:
     """Experts of several kinds in one list, each kind stacked by itself."""
     draft.target.insert(operation.stack_dim, ["e"])
     if len(draft.group.files) > 1:
@@ -155,7 +157,7 @@ def _stack_apart(draft: _Draft, operation: Any) -> None:
     draft.flat = True
 
 
-def _interleave(draft: _Draft, operation: Any) -> None:
+def _interleave(draft: _ConversionDraft, operation: Any) -> None:
     name = _single(draft, operation.dim)
     apart, together = [name, "two"], ["two", name]
     _in_source(draft, name, together if operation.inverse else apart)
@@ -163,14 +165,14 @@ def _interleave(draft: _Draft, operation: Any) -> None:
     draft.dims["two"] = 2
 
 
-def _transpose(draft: _Draft, operation: Any) -> None:
+def _transpose(draft: _ConversionDraft, operation: Any) -> None:
     if operation.check_dims:  # transposed only where the file has it otherwise; the library saves it as the model has
         return
     a, b = operation.dim0, operation.dim1
     draft.target[a], draft.target[b] = draft.target[b], draft.target[a]
 
 
-def _rotary(draft: _Draft, operation: Any) -> None:
+def _rotary(draft: _ConversionDraft, operation: Any) -> None:
     wanted = operation.permute_layer_names
     patterns = draft.group.transform.target_patterns if draft.split else draft.group.transform.source_patterns
     chosen = tuple(n for n, p in enumerate(patterns) if wanted is None or any(w in p for w in wanted))
@@ -199,7 +201,7 @@ def _heads(config: Any, part: str | None) -> str | int:
     return f"config.{part}.{name}" if inner is not config else f"config.{name}"
 
 
-def _flatten(draft: _Draft, operation: Any) -> None:
+def _flatten(draft: _ConversionDraft, operation: Any) -> None:
     if len(draft.target) == 2:
         return
     sizes: Shape = (operation.in_channels, *operation.kernel_size)
@@ -208,7 +210,7 @@ def _flatten(draft: _Draft, operation: Any) -> None:
     draft.dims |= dict(zip(names, sizes))
 
 
-_OPERATIONS: dict[str, Callable[[_Draft, Any], None]] = {
+_OPERATIONS: dict[str, Callable[[_ConversionDraft, Any], None]] = {
     "MergeModulelist": _merge,
     "Concatenate": _concatenate,
     "Chunk": _chunk,

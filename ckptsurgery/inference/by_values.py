@@ -13,7 +13,7 @@ from ..errors import CkptSurgeryError
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
 from ..storage.places.opening import open_checkpoint
-from .chunks import Chunked, chunks_of, runs_of
+from .chunks import ChunkedMatch, chunks_of, runs_of
 from .digits import axes_of, digits_of
 from .matches import match
 from .moves import TensorMove
@@ -197,7 +197,9 @@ class _Equating:
                     break
         return found
 
-    def _pieces(self, found: StagedCut, cut: Chunked, members: Sequence[str], whole: Tensor, forward: bool) -> None:
+    def _pieces(
+        self, found: StagedCut, cut: ChunkedMatch, members: Sequence[str], whole: Tensor, forward: bool
+    ) -> None:
         """Add the moves between the blocks of a tensor and the members that have their values, if each has one."""
         moves = []
         for piece, name, (low, high) in zip(cut.pieces, members, cut.bounds):
@@ -307,7 +309,7 @@ def _axes_between(one: Tensor, two: Tensor) -> tuple[str, str, dict[str, int]] |
 
 def _swapped(
     spec: TensorSpec, other: TensorSpec, one: Tensor, two: Tensor
-) -> tuple[Chunked, Chunked, list[int]] | None:
+) -> tuple[ChunkedMatch, ChunkedMatch, list[int]] | None:
     """The same blocks of rows in both, and for each of the target's the number of the source's that it is."""
     if one.shape != two.shape:
         return None
@@ -317,7 +319,7 @@ def _swapped(
         return None
     ordered = sorted(runs)
     rows = [tuple(high - low for low, high in listed) for listed in (ordered, runs)]
-    return Chunked("", spec, rows[0]), Chunked("", other, rows[1]), [ordered.index(r) for r in runs]
+    return ChunkedMatch("", spec, rows[0]), ChunkedMatch("", other, rows[1]), [ordered.index(r) for r in runs]
 
 
 def _either(

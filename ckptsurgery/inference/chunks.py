@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-__all__ = ["Chunked", "chunks_of", "runs_of"]
+__all__ = ["ChunkedMatch", "chunks_of", "runs_of"]
 
 _MOST = 8  # blocks of one tensor
 
 
 @dataclass(frozen=True)
-class Chunked:
+class ChunkedMatch:
     """A tensor in blocks of rows.
 
     Args:
@@ -67,7 +67,7 @@ class Chunked:
 
 def chunks_of(
     key: str, spec: TensorSpec, whole: Array, members: Mapping[str, Array]
-) -> tuple[Chunked, list[str]] | None:
+) -> tuple[ChunkedMatch, list[str]] | None:
     """The blocks of a tensor, and the member that has the values of each; None where they are not blocks of rows."""
     import numpy as np
 
@@ -88,7 +88,7 @@ def chunks_of(
     found.sort()
     if [low for low, _, _ in found] != [0, *(high for _, high, _ in found[:-1])] or found[-1][1] != len(whole):
         return None
-    return Chunked(key, spec, tuple((high - low) // width for low, high, _ in found)), [name for *_, name in found]
+    return ChunkedMatch(key, spec, tuple((high - low) // width for low, high, _ in found)), [name for *_, name in found]
 
 
 def runs_of(spec: TensorSpec, places: Array) -> list[tuple[int, int]] | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from ..language.recipe import Recipe
 from ..specs import TensorSpec
 from .atoms import atoms
-from .chunks import Chunked
+from .chunks import ChunkedMatch
 from .drafts import merged
 from .matches import Matched
 from .moves import TensorMove
@@ -21,8 +21,8 @@ __all__ = ["StagedCut", "staged"]
 class StagedCut:
     """Tensors that are cut into blocks first, or joined last, and the moves of their blocks."""
 
-    splits: list[Chunked]
-    joins: list[Chunked]
+    splits: list[ChunkedMatch]
+    joins: list[ChunkedMatch]
     moves: list[TensorMove]
 
 
@@ -45,7 +45,7 @@ def staged(
     return replace(found, recipe=recipe, coverage=coverage, unmatched_source=tuple(spare))
 
 
-def _replaced(specs: Mapping[str, TensorSpec], chunked: Sequence[Chunked]) -> dict[str, TensorSpec]:
+def _replaced(specs: Mapping[str, TensorSpec], chunked: Sequence[ChunkedMatch]) -> dict[str, TensorSpec]:
     table = {c.key: c.specs for c in chunked}
     return {k: s for key, spec in specs.items() for k, s in table.get(key, {key: spec}).items()}
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from ..errors import Diagnostic, RecipeError
 from .dims import evaluate
 
-__all__ = ["Call", "Expression", "Indexed", "Name", "Table", "Value", "parse_call", "parts_of"]
+__all__ = ["ArgumentTable", "Call", "Expression", "Indexed", "Name", "Value", "parse_call", "parts_of"]
 
 
 class Name(str):
@@ -50,13 +50,13 @@ class Indexed(str):
         return tuple(self.split(":")[1:])
 
 
-class Table(tuple[tuple[str, "Value"], ...]):
+class ArgumentTable(tuple[tuple[str, "Value"], ...]):
     """A table among the arguments, as its pairs in order."""
 
     __slots__ = ()
 
 
-Value = int | float | str | bool | None | tuple["Value", ...] | Table
+Value = int | float | str | bool | None | tuple["Value", ...] | ArgumentTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +166,7 @@ class _Parser:
         self.depth += 1
         if self.depth > _DEPTH:
             raise self.error("lists are nested too deep")
-        made: Value = tuple(self.items("]")) if token == "[" else Table(self.pairs())
+        made: Value = tuple(self.items("]")) if token == "[" else ArgumentTable(self.pairs())
         self.depth -= 1
         return made
 
@@ -238,7 +238,7 @@ def parts_of(call: Call) -> Iterator[Value]:
     open_ones: list[Value] = [*(value for _, value in reversed(call.keywords)), *reversed(call.args)]
     while open_ones:
         value = open_ones.pop()
-        if isinstance(value, Table):
+        if isinstance(value, ArgumentTable):
             open_ones += [part for _, part in reversed(value)]
         elif isinstance(value, tuple):
             open_ones += reversed(value)
@@ -253,7 +253,7 @@ def _format(value: Value) -> str:
         return str(value)
     if isinstance(value, str):
         return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    if isinstance(value, Table):
+    if isinstance(value, ArgumentTable):
         return "{" + ", ".join(f"{_format(k)}={_format(v)}" for k, v in value) + "}"
     if isinstance(value, tuple):
         return "[" + ", ".join(map(_format, value)) + "]"

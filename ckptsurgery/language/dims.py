@@ -65,10 +65,10 @@ def evaluate(expression: str, config: Mapping[str, Any] | None, names: Callable[
     Raises:
         RecipeError: bad syntax, an inexact division, or a value that is no number.
     """
-    return _Expression(expression, config, names or (lambda name: None)).value()
+    return _DimsExpression(expression, config, names or (lambda name: None)).value()
 
 
-class _Expression:
+class _DimsExpression:
     def __init__(self, text: str, config: Mapping[str, Any] | None, names: Callable[[str], Any]) -> None:
         self.text, self.config, self.names = text, config or {}, names
         self.tokens = _TOKEN.findall(text)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-__all__ = ["Stage"]
+__all__ = ["DefaultInitialisation"]
 
 # A library's mark for "loaded already": its hooks leave such tensors as they are, and here they are to be drawn.
 _LOADED_FLAG = "_is_hf_initialized"
@@ -34,7 +34,7 @@ _BUFFER_RESETS = ("init_non_persistent_buffers", "reset_buffers")
 Step = tuple[str, Callable[[], Any]]
 
 
-class Stage:
+class DefaultInitialisation:
     """A context in which `draw` runs a model's own initialisation for one tensor; after it the model is as it was."""
 
     def __init__(self, model: nn.Module, device: torch.device | str = "cpu") -> None:
@@ -45,7 +45,7 @@ class Stage:
         self._stand_ins: dict[int, Tensor] = {}
         self._held: list[tuple[nn.Module, dict[str, Any], dict[str, Any], set[str]]] = []
 
-    def __enter__(self) -> Stage:
+    def __enter__(self) -> DefaultInitialisation:
         self._places = {place.name: place for place in places(self.model)}
         self._tensors = {name: place.tensor for name, place in self._places.items()}
         self._stand_ins = {id(tensor): _stand_in(tensor, None) for tensor in self._tensors.values()}

@@ -16,7 +16,7 @@ from ..ops.seeding import generator_for, key_seed, seeded_globals
 from ..specs import TensorSpec
 from ..storage.plain_memory import oddity
 from .assigning import set_tensor
-from .defaults import Stage
+from .defaults import DefaultInitialisation
 from .matching import matching_names
 from .places import named_tensors, place_of, places, require_module
 
@@ -127,7 +127,7 @@ def _drawn(
     """Name -> what the model itself gives it and by what, and the names for which it gives nothing."""
     drawn: dict[str, tuple[Tensor, str]] = {}
     problems: list[Diagnostic] = []
-    with Stage(model, device) as stage:
+    with DefaultInitialisation(model, device) as stage:
         for name in names:
             try:
                 drawn[name] = stage.draw(name, seed)

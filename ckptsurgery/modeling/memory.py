@@ -12,10 +12,10 @@ from ..storage.tensors import span
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Memory", "Region", "memory_of", "overlapping"]
+__all__ = ["AddressRange", "Memory", "memory_of", "overlapping"]
 
 
-class Region(NamedTuple):
+class AddressRange(NamedTuple):
     """Addresses `[start, stop)` of one device."""
 
     device: str
@@ -30,7 +30,7 @@ class Memory:
     """
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
-        self._merged: list[Region] = []
+        self._merged: list[AddressRange] = []
         for region in sorted({r for r in map(memory_of, tensors) if r is not None}):
             last = self._merged[-1] if self._merged else None
             if last is not None and last.device == region.device and region.start < last.stop:
@@ -55,13 +55,13 @@ class Memory:
         return found is not None and found.device == region.device and found.stop > region.start
 
 
-def memory_of(tensor: Tensor) -> Region | None:
+def memory_of(tensor: Tensor) -> AddressRange | None:
     """Return the addresses of a tensor's storage; None where it has none, as on the meta device."""
     if tensor.is_meta or oddity(tensor) is not None:
         return None
     storage = tensor.untyped_storage()
     start, size = storage.data_ptr(), storage.nbytes()
-    return Region("cpu" if tensor.is_cpu else str(tensor.device), start, start + size) if start and size else None
+    return AddressRange("cpu" if tensor.is_cpu else str(tensor.device), start, start + size) if start and size else None
 
 
 def overlapping(tensors: Mapping[str, Tensor]) -> list[list[str]]:

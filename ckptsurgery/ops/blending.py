@@ -26,10 +26,10 @@ __all__ = [
     "Apply",
     "Blending",
     "Dare",
-    "Diff",
     "Ema",
     "Lerp",
     "TaskArithmetic",
+    "WeightDelta",
     "elected",
     "uniform_like",
     "weights_of",
@@ -155,12 +155,12 @@ class Ema(Blending):
 
 @register
 @dataclass(frozen=True)
-class Diff(Blending):
+class WeightDelta(Blending):
     """Subtract a base from a tensor: the delta that `apply` adds; sources: base, tuned.
 
     tuned - base.
 
-    >>> str(Diff())
+    >>> str(WeightDelta())
     'diff'
 
     Args:
@@ -190,7 +190,7 @@ class Apply(Blending):
     base + scale · delta.
 
     >>> str(Apply(-1))
-    'apply(scale=-1.0)'
+    'apply(scale=-1)'
 
     Args:
         scale: of the delta. integers: as for `lerp`.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from ..errors import RecipeError
-from ..language.calls import Call, Expression, Indexed, Name, Table, Value, parse_call
+from ..language.calls import ArgumentTable, Call, Expression, Indexed, Name, Value, parse_call
 from ..language.dims import Dims, is_number
 from ..ops.base import OpError
 from ..ops.initialisers import is_word
@@ -38,7 +38,7 @@ class Arguments(Mapping[str, Any]):
 
     >>> arguments = Arguments(Dims({"n": 5, "w": 0.3, "grid": [4, 6]}, {"rows": 7}))
     >>> arguments["n"], arguments[Expression("config.rows - n")], arguments["grid"], "m" in arguments
-    (5, 2, (4, 6), False)
+    (5, 2, <Listing grid: 2 numbers>, False)
     >>> by_layer = Arguments(Dims({"t": {"0": 0.1, "7": 0.9}}), captured={"i": Captured(("7",), 7)})
     >>> by_layer[Indexed("t:i")], by_layer[Expression("i / 14")]
     (0.9, 0.5)
@@ -140,7 +140,7 @@ def settled(text: str, dims: Dims) -> str:
     def number(value: Value) -> Value:
         if isinstance(value, Expression) or (isinstance(value, Name) and not is_word(value)):
             found = arguments.get(value)
-            return value if found is None else Table(found.items()) if isinstance(found, Mapping) else found
+            return value if found is None else ArgumentTable(found.items()) if isinstance(found, Mapping) else found
         return value
 
     return str(Call(call.name, tuple(map(number, call.args)), tuple((k, number(v)) for k, v in call.keywords)))

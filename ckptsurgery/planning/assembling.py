@@ -15,7 +15,7 @@ from ..language.keys import Capture, KeyPattern, is_index
 from ..ops.base import OpError
 from ..specs import TensorSpec
 from .building import Built, ProgramBuilder
-from .expanding import BoundRule
+from .expanding import ResolvedRule
 from .flattening import Flattening, no_place
 from .joining import Group, Values, group_rows, spell_columns
 from .matching import Matches
@@ -48,7 +48,7 @@ class Draft:
     sizes: dict[str, set[int]] = field(default_factory=dict)
     seed: int = 0
 
-    def problem(self, code: str, headline: str, bound: BoundRule, **more: Any) -> None:
+    def problem(self, code: str, headline: str, bound: ResolvedRule, **more: Any) -> None:
         """Note what is wrong with a rule."""
         notes = () if bound.text in headline else (bound.text,)
         self.problems.append(Diagnostic(code, headline, place=bound.rule.place, notes=notes, **more))
@@ -59,7 +59,7 @@ class RuleSteps:
     """Turns the matches of one rule into steps of a draft."""
 
     draft: Draft
-    bound: BoundRule
+    bound: ResolvedRule
     ops: OpsOfRule
     joined_before: bool
     number: int

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ..ops.base import AxisPlace, Op, OpError, Specs
 from .solving import ConcreteDims, Equations
-from .steps import Run
+from .steps import ApplyOp
 
 __all__ = ["Axes", "axes_of", "placed_runs"]
 
@@ -29,7 +29,7 @@ def axes_of(dims: ConcreteDims, shape: Sequence[int], env: Mapping[str, int], eq
     return tuple(found)
 
 
-def placed_runs(op: Op, tensors: Iterable[tuple[int, Axes]], specs: Specs) -> tuple[list[Run], dict[int, Axes]]:
+def placed_runs(op: Op, tensors: Iterable[tuple[int, Axes]], specs: Specs) -> tuple[list[ApplyOp], dict[int, Axes]]:
     """The op along its axis, for each place that the axis has; and the axes of each tensor afterwards.
 
     Args:
@@ -49,7 +49,7 @@ def placed_runs(op: Op, tensors: Iterable[tuple[int, Axes]], specs: Specs) -> tu
         groups.setdefault(placed, []).append((number,))
         size = made.shape[place.dim] // max(1, place.outer * place.inner)
         after[number] = tuple(tuple((n, size if n == name else s) for n, s in dim) for dim in axes)
-    return [Run(placed, tuple(found)) for placed, found in groups.items()], after
+    return [ApplyOp(placed, tuple(found)) for placed, found in groups.items()], after
 
 
 def _place(op: Op, name: str, axes: Axes) -> AxisPlace:

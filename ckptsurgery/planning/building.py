@@ -17,14 +17,14 @@ from ..language.rules import Term
 from ..ops.base import OpError, Specs
 from ..specs import DTYPES, TensorSpec
 from .axis_places import Axes, axes_of, placed_runs
-from .expanding import BoundRule
+from .expanding import ResolvedRule
 from .fusing import fused
 from .given_sizes import GivenSizes
 from .joining import Group
 from .layout import Layout, Side, arrange, side_by_side
 from .rule_ops import RuleOps
 from .solving import ConcreteDims, Equations, SizeError, concrete, extent, settle, whole
-from .steps import Instruction, Move, Pick, Program, Run
+from .steps import ApplyOp, Instruction, Move, Pick, Program
 
 __all__ = ["Built", "ProgramBuilder"]
 
@@ -62,7 +62,7 @@ class Arrival:
 class ProgramBuilder:
     """Builds the programs of one rule."""
 
-    bound: BoundRule
+    bound: ResolvedRule
     ops: RuleOps
     targets: Mapping[str, TensorSpec] | None
     given: GivenSizes = field(init=False)
@@ -135,7 +135,7 @@ class ProgramBuilder:
                 continue
             flat = [unit for term in units for unit in term]
             groups = tuple(flat) if op.joins else tuple((i,) for unit in flat for i in unit)
-            run = Run(op, groups)
+            run = ApplyOp(op, groups)
             made = [len(op.infer(tuple(specs[i] for i in g))) for g in groups]
             specs = run.after(specs)
             instructions.append(run)
@@ -203,7 +203,7 @@ class ProgramBuilder:
         """Append the ops after the move; `grids` is left with one grid for each target term."""
         count = sum(len(indices) for _, indices in grids)
         singles = tuple((i,) for i in range(count))
-        instructions += [Run(op, singles) for op in self.ops.over("reduce")]
+        instructions += [ApplyOp(op, singles) for op in self.ops.over("reduce")]
         joined = False
         for op in self.ops.after:
             if op.axis_role == "along":
@@ -214,13 +214,13 @@ class ProgramBuilder:
                 continue
             if op.joins and not joined:
                 size = len(grids[0][1])
-                instructions.append(Run(op, tuple(tuple(w * size + s for w in range(ways)) for s in range(size))))
+                instructions.append(ApplyOp(op, tuple(tuple(w * size + s for w in range(ways)) for s in range(size))))
                 terms = len(self.bound.rule.targets)
                 grids = [grids[0]] * terms
                 count, joined = size * terms, True
                 axes = [axes[s] for s in range(size) for _ in range(terms)]
             else:
-                instructions.append(Run(op, tuple((i,) for i in range(count))))
+                instructions.append(ApplyOp(op, tuple((i,) for i in range(count))))
         return grids
 
     def _env(self, group: Group) -> dict[str, int]:

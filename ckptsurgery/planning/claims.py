@@ -13,7 +13,7 @@ from ..language.grouping import KeyGroup, group_keys, template
 from ..language.keys import KeyPattern
 from ..specs import TensorSpec
 from ..wording import counted
-from .expanding import BoundPattern, BoundRule, Rest, Stage
+from .expanding import BoundPattern, ResolvedRule, Rest, Stage
 from .matching import Matches, match_group
 from .misspelling import meant_instead
 from .partners import partners_of
@@ -40,7 +40,7 @@ class Claims:
     terms: list[list[list[Matches]]]
     dropped: dict[str, str] = field(default_factory=dict)
     same: dict[str, str] = field(default_factory=dict)
-    rests: list[tuple[BoundRule, Matches]] = field(default_factory=list)
+    rests: list[tuple[ResolvedRule, Matches]] = field(default_factory=list)
     leftover: list[str] = field(default_factory=list)
     shared: set[str] = field(default_factory=set)
     lost: dict[str, str] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class Claims:
 
 
 @dataclass(frozen=True, slots=True)
-class _Candidate:
+class _Claim:
     pattern: KeyPattern
     text: str
     place: str | None
@@ -91,7 +91,7 @@ def claim(
     partners = partners_of(stage.rules, groups)
     candidates = [
         *(
-            _Candidate(
+            _Claim(
                 t.pattern,
                 b.text,
                 b.rule.place,
@@ -104,8 +104,8 @@ def claim(
             for n, b in enumerate(stage.rules)
             for k, t in enumerate(b.rule.sources)
         ),
-        *(_Candidate(d.pattern, f"drop {d.text}", d.place, said=d) for d in stage.drops),
-        *(_Candidate(d.pattern, f"same {d.text}", d.place, said=d, same=True) for d in stage.sames),
+        *(_Claim(d.pattern, f"drop {d.text}", d.place, said=d) for d in stage.drops),
+        *(_Claim(d.pattern, f"same {d.text}", d.place, said=d, same=True) for d in stage.sames),
     ]
     exact: dict[str, list[int]] = {}
     open_ones: list[tuple[int, str, str]] = []
@@ -119,7 +119,7 @@ def claim(
     used: set[int] = set()
     twice: dict[tuple[int, int], list[str]] = {}
 
-    def near(group: KeyGroup) -> dict[int, _Candidate]:
+    def near(group: KeyGroup) -> dict[int, _Claim]:
         # most pairs of group and pattern end here
         text = group.template
         numbers = [n for n, head, tail in open_ones if text.startswith(head) and text.endswith(tail)]
@@ -142,7 +142,7 @@ def claim(
 
 def _claim_group(
     group: KeyGroup,
-    candidates: Mapping[int, _Candidate],
+    candidates: Mapping[int, _Claim],
     claims: Claims,
     used: set[int],
     twice: dict[tuple[int, int], list[str]],
@@ -191,7 +191,7 @@ def _claim_group(
 
 def _yielded(
     hits: list[tuple[int, Matches]],
-    candidates: Mapping[int, _Candidate],
+    candidates: Mapping[int, _Claim],
     used: set[int],
     tied: Mapping[str, str],
     wanted: Collection[str],
@@ -227,7 +227,7 @@ def _yielded(
     return [(n, matches) for n, matches in left if matches.keys]
 
 
-def _claim_unreadable(group: KeyGroup, candidates: Mapping[int, _Candidate], claims: Claims, used: set[int]) -> None:
+def _claim_unreadable(group: KeyGroup, candidates: Mapping[int, _Claim], claims: Claims, used: set[int]) -> None:
     """Give keys of tensors that cannot be read to the drops; a rule that only these match is not unused."""
     for number, candidate in candidates.items():
         try:
@@ -260,7 +260,7 @@ def _in_rule(error: RecipeError, text: str, place: str | None) -> list[Diagnosti
     return [replace(d, place=place, notes=(text, *d.notes)) for d in error.diagnostics]
 
 
-def _take(candidate: _Candidate, matches: Matches, claims: Claims, problems: list[Diagnostic]) -> None:
+def _take(candidate: _Claim, matches: Matches, claims: Claims, problems: list[Diagnostic]) -> None:
     if candidate.rule is not None:
         claims.terms[candidate.rule][candidate.term].append(matches)
     elif candidate.said is not None and candidate.same:
@@ -304,7 +304,7 @@ def _under(prefix: KeyPattern, key: str) -> bool:
     return bool(KeyPattern.parse("{rest...}").prefixed(prefix).readings(key))
 
 
-def _claimed_twice(a: _Candidate, b: _Candidate, keys: list[str]) -> Diagnostic:
+def _claimed_twice(a: _Claim, b: _Claim, keys: list[str]) -> Diagnostic:
     folded = [text for text, _ in fold(keys)]
     return Diagnostic(
         "claimed-twice",
@@ -318,7 +318,7 @@ def _claimed_twice(a: _Candidate, b: _Candidate, keys: list[str]) -> Diagnostic:
 
 def _check_unused(
     stage: Stage,
-    candidates: Sequence[_Candidate],
+    candidates: Sequence[_Claim],
     used: set[int],
     unnamed: Sequence[str],
     problems: list[Diagnostic],
@@ -347,7 +347,7 @@ def _check_unused(
         )
 
 
-def _no_partners(bound: BoundRule) -> Diagnostic:
+def _no_partners(bound: ResolvedRule) -> Diagnostic:
     terms = ", ".join(f"'{term.pattern}'" for term in bound.rule.sources)
     return Diagnostic(
         "unused-rule",

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from ..ops.base import Op
 from ..specs import DTYPES
 from .layout import Layout, Piece, run_piece, side_by_side
-from .steps import Beside, Instruction, Make, Move, Pick, Program, Run, compose_layouts
+from .steps import ApplyOp, Instruction, Make, Move, Parallel, Pick, Program, compose_layouts
 
 __all__ = [
     "Cut",
@@ -131,7 +131,7 @@ def _after(cut: Cut, instruction: Instruction) -> Cut | None:
             picked = [replace(p, target=n) for n, i in enumerate(indices) for p in cut.layout.pieces if p.target == i]
             targets = tuple(cut.layout.targets[i] for i in indices)
             return Cut(Layout(cut.layout.sources, targets, tuple(picked)), tuple(cut.chains[i] for i in indices))
-        case Beside(programs):
+        case Parallel(programs):
             cuts = [_cut(p) for p in programs]
             known = [c for c in cuts if c is not None]
             if len(known) < len(cuts):
@@ -139,7 +139,7 @@ def _after(cut: Cut, instruction: Instruction) -> Cut | None:
             return _moved(cut, _beside(known))
         case Make():
             return None
-        case Run(op, groups):
+        case ApplyOp(op, groups):
             if not op.elementwise:
                 return None
             if op.axis_role == "reduce" or any(len(group) > 1 for group in groups):

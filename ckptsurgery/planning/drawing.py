@@ -21,7 +21,7 @@ from ..ops.base import OpError
 from ..ops.initialisers import Initialiser
 from ..ops.keyed import Draw, Seeded
 from ..specs import DTYPES, TensorSpec
-from .expanding import BoundPattern, BoundRule, Stage
+from .expanding import BoundPattern, ResolvedRule, Stage
 from .plan import Plan, RuleUse
 from .steps import Make, Program, Step
 
@@ -105,7 +105,7 @@ def _program(spec: TensorSpec, initialiser: Initialiser, seed: int) -> Program:
 
 def _use(init: BoundPattern) -> RuleUse:
     rule = Rule((), (Term(init.pattern, init.axes),))
-    bound = BoundRule(rule, Signature((), (), (), {}, ()), init.dims or Dims({}), init.text)
+    bound = ResolvedRule(rule, Signature((), (), (), {}, ()), init.dims or Dims({}), init.text)
     return RuleUse(f'[init] "{init.text}" = "{init.value}"', init.place, bound)
 
 

@@ -23,7 +23,7 @@ from ..ops.base import OpError
 from .arguments import settled
 from .data import DataEntry
 
-__all__ = ["BoundPattern", "BoundRule", "Rest", "Stage", "expand"]
+__all__ = ["BoundPattern", "ResolvedRule", "Rest", "Stage", "expand"]
 
 Resolve = Callable[[str], Recipe]
 _WORD = re.compile(r"[^\W\d]\w*")
@@ -31,7 +31,7 @@ _BRACKETS = re.compile(r"\{[^}]*\}|\[[^\]]*\]|\([^)]*\)")
 
 
 @dataclass(frozen=True)
-class BoundRule:
+class ResolvedRule:
     """A rule over whole keys, with the roles of its names and the sizes it may ask for."""
 
     rule: Rule
@@ -96,14 +96,14 @@ class Rest:
 
     prefix: KeyPattern | None
     kind: str
-    rule: BoundRule | None = None
+    rule: ResolvedRule | None = None
 
 
 @dataclass
 class Stage:
     """One pass of rules over the keys that the stage before left."""
 
-    rules: list[BoundRule] = field(default_factory=list)
+    rules: list[ResolvedRule] = field(default_factory=list)
     drops: list[BoundPattern] = field(default_factory=list)
     inits: list[BoundPattern] = field(default_factory=list)
     ties: list[BoundPattern] = field(default_factory=list)
@@ -143,7 +143,7 @@ def expand(
     return stages
 
 
-def _unknown_choices(given: Mapping[str, DimValue], rules: Sequence[BoundRule]) -> Iterator[Diagnostic]:
+def _unknown_choices(given: Mapping[str, DimValue], rules: Sequence[ResolvedRule]) -> Iterator[Diagnostic]:
     """Choices of the tables of this run that no rule of any stage has."""
     ragged = [pair for bound in rules for pair in bound.ragged()]
     for name, table in given.items():
@@ -266,7 +266,7 @@ class _Expansion:
         self.add(used.but(dims={**used.dims, **scope.recipe.dims}), inner, depth)
         self.open.pop()
 
-    def bound(self, rule: Rule, frame: Frame, dims: Dims) -> BoundRule | None:
+    def bound(self, rule: Rule, frame: Frame, dims: Dims) -> ResolvedRule | None:
         try:
             prefixed = replace(
                 rule,
@@ -283,7 +283,7 @@ class _Expansion:
             sources, targets = map(tuple, terms)
             final = with_domains(replace(spelled, sources=sources, targets=targets))
             own = replace(dims, values=frame.own)
-            return BoundRule(final, signature(final), dims, str(rule), tables, own, self.overrides, frame.data)
+            return ResolvedRule(final, signature(final), dims, str(rule), tables, own, self.overrides, frame.data)
         except RecipeError as error:
             text = str(rule)
             self.problems.extend(

@@ -10,7 +10,7 @@ from ..errors import Diagnostic, PlanError
 from ..ops.base import Specs
 from ..wording import brief, clipped, counted
 from .claims import near_rules
-from .steps import Beside, Make, Move, Pick, Run, Step
+from .steps import ApplyOp, Make, Move, Parallel, Pick, Step
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -149,14 +149,14 @@ def _on_the_way(step: Step) -> Iterator[str]:
                 continue
             case Move(layout):
                 yield f"rearranged in {len(layout.pieces)} piece{'s' * (len(layout.pieces) > 1)} to {_shown(after)}"
-            case Run(op):
+            case ApplyOp(op):
                 yield f"{clipped(str(op), _OP)} gives {_shown(after)}"
             case Make(op):
                 yield f"drawn: {op} gives {_shown(after[-1:])}"
             case Pick(indices):
                 kept = f", {len(set(indices))} of {len(before)} kept" if len(set(indices)) < len(before) else ""
                 yield f"handed on as {_shown(after)}{kept}"
-            case Beside(programs):
+            case Parallel(programs):
                 yield f"{len(programs)} programs side by side give {_shown(after)}"
 
 

@@ -15,10 +15,10 @@ from ..language.domains import numbers_of
 from ..language.folding import fold
 from ..language.keys import Capture, KeyPattern, is_index
 from ..language.rules import Term
-from .expanding import BoundRule
+from .expanding import ResolvedRule
 from .matching import Matches
 
-__all__ = ["Counted", "FlatIndex", "Flattening", "no_place"]
+__all__ = ["FlatIndex", "FlatIndexCounts", "Flattening", "no_place"]
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Counted:
+class FlatIndexCounts:
     """What the keys of a stage say about flat indices: how many inner ones each outer one has.
 
     Rules that spell a flat index behind the same text count together: one of them alone may pass over some blocks.
@@ -171,8 +171,8 @@ class Counted:
 
     @classmethod
     def of(
-        cls, rules: Iterable[tuple[BoundRule, Sequence[Sequence[Matches]]]], target_keys: Collection[str]
-    ) -> Counted:
+        cls, rules: Iterable[tuple[ResolvedRule, Sequence[Sequence[Matches]]]], target_keys: Collection[str]
+    ) -> FlatIndexCounts:
         """Count where the indices stand apart: in the keys that rules matched, and in those of the target."""
         sources: dict[tuple[str, str], Places] = {}
         targets: dict[tuple[str, str], Places] = {}
@@ -188,7 +188,7 @@ class Counted:
                     share.count(name, flat, rows)
         return cls(sources, targets, shares)
 
-    def flattening(self, bound: BoundRule) -> Flattening:
+    def flattening(self, bound: ResolvedRule) -> Flattening:
         """The flat indices of a rule, their extents from `dims`, else counted.
 
         Raises:
@@ -326,7 +326,7 @@ def _inner_size(index: FlatIndex) -> Remedy:
     return Remedy("dims", {inner: None}, f"says how many each {outer} has", kind="recipe")
 
 
-def _flats(bound: BoundRule) -> Iterator[tuple[str, tuple[str, ...], str]]:
+def _flats(bound: ResolvedRule) -> Iterator[tuple[str, tuple[str, ...], str]]:
     """Name, indices, and the text in front of each flat index of a rule."""
     for term in (*bound.rule.sources, *bound.rule.targets):
         text = ""

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from ..language.domains import numbers_of
 from ..language.keys import Span
-from .expanding import BoundRule
+from .expanding import ResolvedRule
 from .joining import Group
 from .rule_ops import spellings
 
@@ -19,7 +19,7 @@ __all__ = ["GivenSizes"]
 class GivenSizes:
     """What is known of the sizes of one rule before any shape is looked at."""
 
-    bound: BoundRule
+    bound: ResolvedRule
 
     def size(self, name: str, value: int | None, group: Group, scattered: Sequence[str]) -> int | None:
         """The size of an axis, or None.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from .steps import Instruction, Make, Move, Pick, Program, Run
+from .steps import ApplyOp, Instruction, Make, Move, Pick, Program
 
 __all__ = ["names_on_the_way", "results_of"]
 
@@ -35,7 +35,7 @@ def names_on_the_way(program: Program, sources: Sequence[str], targets: Sequence
     ]
 
 
-def results_of(run: Run, count: int, names: Names) -> Iterator[str]:
+def results_of(run: ApplyOp, count: int, names: Names) -> Iterator[str]:
     """The name of the first result of each group, in the order in which the groups run.
 
     Args:
@@ -61,7 +61,7 @@ def _before(instruction: Instruction, after: Sequence[str | None], count: int) -
             for place, index in reversed(list(enumerate(indices))):
                 found[index] = after[place]
             return tuple(found)
-        case Run(_, groups) if all(len(group) == 1 for group in groups) and len(after) == count:
+        case ApplyOp(_, groups) if all(len(group) == 1 for group in groups) and len(after) == count:
             return tuple(after)
         case Move(layout) if len(layout.sources) == len(layout.targets) and layout.copies == tuple(range(count)):
             return tuple(after)
@@ -74,6 +74,6 @@ def _after(instruction: Instruction, before: Sequence[str | None], count: int) -
             return (*before, None)
         case Pick(indices):
             return tuple(before[i] for i in indices)
-        case Run(_, groups) if all(len(group) == 1 for group in groups) and len(before) == count:
+        case ApplyOp(_, groups) if all(len(group) == 1 for group in groups) and len(before) == count:
             return tuple(before)
     return (None,) * count

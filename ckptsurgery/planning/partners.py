@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from ..errors import RecipeError
 from ..language.grouping import KeyGroup
 from ..language.rules import Term
-from .expanding import BoundRule
+from .expanding import ResolvedRule
 from .joining import Table, canonical, joined_tables, table_of
 from .matching import Matches, match_group
 
@@ -17,7 +17,7 @@ Partners = Mapping[tuple[int, int], frozenset[str]]
 """(rule, term) -> the keys of the term that have all of their partners; of rules that join by `&` only."""
 
 
-def partners_of(rules: Sequence[BoundRule], groups: Sequence[KeyGroup]) -> Partners:
+def partners_of(rules: Sequence[ResolvedRule], groups: Sequence[KeyGroup]) -> Partners:
     """Return, for each source term of a rule that joins by `&`, the keys for which every other term has a key too.
 
     Two keys are partners where they bind the names that both terms capture to the same values.

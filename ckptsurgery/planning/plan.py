@@ -13,7 +13,7 @@ from ..language.recipe import Recipe
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
 from .costing import Cost, cost_of
-from .expanding import BoundRule
+from .expanding import ResolvedRule
 from .options import LoadOptions, PlanOptions, SaveOptions
 from .report import Report
 from .steps import Program, Step, cut, steps_of
@@ -48,7 +48,7 @@ class RuleUse:
 
     text: str
     place: str | None
-    bound: BoundRule | None = None
+    bound: ResolvedRule | None = None
     is_rest: bool = False
 
 

@@ -21,8 +21,8 @@ from ..specs import TensorSpec
 from .assembling import Draft, RuleSteps
 from .claims import claim, unexpected
 from .drawing import drawn
-from .expanding import BoundPattern, BoundRule, Resolve, Stage, expand
-from .flattening import Counted
+from .expanding import BoundPattern, Resolve, ResolvedRule, Stage, expand
+from .flattening import FlatIndexCounts
 from .joining import canonical
 from .matching import Matches
 from .options import LoadOptions
@@ -121,7 +121,7 @@ def draft_plan(
         names = unreadable.names_at(number) if unreadable is not None else {}
         wanted = target if last else None
         stage = respelled(stage, current, wanted.specs if wanted else (), problems)
-        staged = _Stage(current, wanted, problems, notes, seed=seed, stage=stage, tied=tied, unreadable=names)
+        staged = _StagePlanner(current, wanted, problems, notes, seed=seed, stage=stage, tied=tied, unreadable=names)
         planned = staged.plan()
         if wanted is None and stage.inits:
             planned, stage = drawn(planned, stage, staged.sizes, seed, problems)
@@ -181,7 +181,7 @@ def _homeless(init: BoundPattern) -> Diagnostic:
 
 
 @dataclass
-class _Stage(Draft):
+class _StagePlanner(Draft):
     """Plans one stage."""
 
     stage: Stage = field(default_factory=Stage)
@@ -196,11 +196,11 @@ class _Stage(Draft):
         self.lost, self.unread = claims.lost, claims.unread
         if claims.leftover:
             self.problems += unexpected(claims.leftover, dict(self.specs))
-        self.flats = Counted.of(zip(self.stage.rules, claims.terms), self.target.specs if self.target else ())
+        self.flats = FlatIndexCounts.of(zip(self.stage.rules, claims.terms), self.target.specs if self.target else ())
         for bound, matched in zip(self.stage.rules, claims.terms):
             if all(matched) or (any(matched) and len(matched) > 1):
                 self.rule(bound, matched)
-        rests: dict[int, tuple[BoundRule, list[Matches]]] = {}
+        rests: dict[int, tuple[ResolvedRule, list[Matches]]] = {}
         for bound, matches in claims.rests:
             rests.setdefault(id(bound), (bound, []))[1].append(matches)
         for bound, found in rests.values():
@@ -298,7 +298,7 @@ class _Stage(Draft):
             advice="keep apart what the captures keep apart, or drop one",
         )
 
-    def rule(self, bound: BoundRule, matched: list[list[Matches]], *, is_rest: bool = False) -> None:
+    def rule(self, bound: ResolvedRule, matched: list[list[Matches]], *, is_rest: bool = False) -> None:
         number = len(self.uses)
         rule = bound.rule
         self.uses.append(RuleUse(bound.text, rule.place, bound, is_rest))
@@ -323,7 +323,7 @@ class _Stage(Draft):
             return
         RuleSteps(self, bound, ops, first.joined_before, number, flats).run(apart)
 
-    def sizes_of_choices(self, bound: BoundRule) -> bool:
+    def sizes_of_choices(self, bound: ResolvedRule) -> bool:
         """Whether no axis that has its own size for each choice is given one number for all."""
         one = {(a.name, a.marker): bound.dims.get(a.name) for a in bound.rule.marked}
         wrong = {names: size for names, size in one.items() if isinstance(size, int)}
@@ -334,14 +334,14 @@ class _Stage(Draft):
             self.problem("one-size", text, bound, remedies=in_place)
         return not wrong
 
-    def check_joins(self, bound: BoundRule, ops: RuleOps) -> None:
+    def check_joins(self, bound: ResolvedRule, ops: RuleOps) -> None:
         if len(bound.rule.sources) > 1 and not (ops.joined_before or ops.joined_after):
             raise OpError(f"{len(bound.rule.sources)} sources need an op that joins them, such as '| same'")
 
     def check_choices(self, terms: Sequence[Sequence[Sequence[Matches]]]) -> None:
         """A choice that matches no key is a misspelling; a table of `[names]` may spread over several rules."""
         shared: dict[tuple[str, frozenset[str]], set[str]] = {}
-        places: dict[tuple[str, frozenset[str]], BoundRule] = {}
+        places: dict[tuple[str, frozenset[str]], ResolvedRule] = {}
         for bound, matched in zip(self.stage.rules, terms):
             for term, found in zip(bound.rule.sources, matched):
                 for capture in term.pattern.firsts:
@@ -362,7 +362,7 @@ class _Stage(Draft):
 
     def check_tables(self) -> None:
         """A table of dims that names no choice of any rule is a misspelling."""
-        tables: dict[tuple[int, str], tuple[BoundRule, Mapping[str, Any], set[str]]] = {}
+        tables: dict[tuple[int, str], tuple[ResolvedRule, Mapping[str, Any], set[str]]] = {}
         for bound in self.stage.rules:
             for name, choices in bound.ragged():
                 owner: Dims | None = bound.dims
@@ -383,7 +383,7 @@ class _Stage(Draft):
                     advice=f"one of: {', '.join(sorted(known))}",
                 )
 
-    def unused_choices(self, name: str, choices: Sequence[str], seen: set[str], bound: BoundRule) -> None:
+    def unused_choices(self, name: str, choices: Sequence[str], seen: set[str], bound: ResolvedRule) -> None:
         for choice in choices:
             if choice not in seen:
                 self.problem(

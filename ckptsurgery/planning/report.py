@@ -15,12 +15,12 @@ from ..language.folding import fold_groups
 from ..specs import TensorSpec
 from ..wording import brief, clipped, counted
 
-__all__ = ["Entry", "Proof", "Report"]
+__all__ = ["Proof", "Report", "ReportEntry"]
 
 ACTIONS = ("loaded", "initialised", "kept", "tied", "missing", "dropped", "unexpected")
 
 
-class Entry(NamedTuple):
+class ReportEntry(NamedTuple):
     """One line of the ledger.
 
     Args:
@@ -98,7 +98,7 @@ class Report:
         proofs: what reading the output back proved, rule by rule, where that was asked for.
     """
 
-    ledger: tuple[Entry, ...]
+    ledger: tuple[ReportEntry, ...]
     source: str = ""
     target: str = ""
     notes: tuple[str, ...] = ()
@@ -195,7 +195,7 @@ class Report:
 
     def _lines(self) -> Iterable[str]:
         yield f"{self.source} -> {self.target}: {self._headline()}"
-        by_action: dict[str, list[Entry]] = {action: [] for action in ACTIONS}
+        by_action: dict[str, list[ReportEntry]] = {action: [] for action in ACTIONS}
         for e in self.ledger:
             by_action[e.action].append(e)
         for action, entries in by_action.items():
@@ -230,7 +230,7 @@ class Report:
         # cut off, not rounded: 100.0% would say that nothing is left
         return f"{math.floor(1000 * self.coverage) / 10}% of the model's elements loaded"
 
-    def _folded(self, entries: list[Entry]) -> Iterable[str]:
+    def _folded(self, entries: list[ReportEntry]) -> Iterable[str]:
         by_key = {e.key: e for e in entries}
         folded = fold_groups(by_key, label=lambda k: (by_key[k].spec, by_key[k].by))
         for group in folded[:16]:

@@ -14,7 +14,7 @@ from ..errors import Diagnostic, RecipeError
 from ..language.grouping import KeyGroup, group_keys, template
 from ..language.keys import Capture, KeyPattern, Literal
 from ..language.rules import Term
-from .expanding import BoundRule, Stage
+from .expanding import ResolvedRule, Stage
 from .matching import match_group
 
 __all__ = ["respelled"]
@@ -40,7 +40,9 @@ def respelled(stage: Stage, source: Collection[str], target: Collection[str], pr
     return replace(stage, rules=rules)
 
 
-def _bound(bound: BoundRule, groups: tuple[list[KeyGroup], list[KeyGroup]], problems: list[Diagnostic]) -> BoundRule:
+def _bound(
+    bound: ResolvedRule, groups: tuple[list[KeyGroup], list[KeyGroup]], problems: list[Diagnostic]
+) -> ResolvedRule:
     back = {name: {target: source for source, target in table.items()} for name, table in bound.tables.items()}
     sides = ((bound.rule.sources, groups[0], bound.tables), (bound.rule.targets, groups[1], back))
     sources, targets = (
@@ -54,7 +56,7 @@ def _term(
     term: Term,
     groups: Sequence[KeyGroup],
     tables: Mapping[str, Table],
-    bound: BoundRule,
+    bound: ResolvedRule,
     problems: list[Diagnostic],
 ) -> Term:
     """The term in the spelling of its keys; `tables` lead from the spelling that it has to the other one."""
@@ -102,7 +104,7 @@ def _complete(pattern: KeyPattern, keys: Collection[str]) -> bool:
     return all({r[c.name] for r in readings} >= set(c.choices) for c in pattern.firsts if c.choices is not None)
 
 
-def _mixed(bound: BoundRule, term: Term, own: str, other: str) -> Diagnostic:
+def _mixed(bound: ResolvedRule, term: Term, own: str, other: str) -> Diagnostic:
     names = ", ".join(f"[names.{name}]" for name in bound.tables)
     return Diagnostic(
         "mixed-names",

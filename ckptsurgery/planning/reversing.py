@@ -15,7 +15,7 @@ from ..specs import TensorSpec
 from ..wording import counted
 from .layout import Layout, Piece
 from .plan import Plan
-from .steps import Beside, Instruction, Make, Move, Pick, Program, Run, Step
+from .steps import ApplyOp, Instruction, Make, Move, Parallel, Pick, Program, Step
 from .uniting import united
 
 __all__ = ["reversed_plan"]
@@ -122,21 +122,21 @@ def _undone(instruction: Instruction, inputs: Specs) -> list[Instruction]:
             return [Move(layout.inverse(), dtypes)] if layout.invertible else _unrepeated(layout, dtypes)
         case Pick(indices):
             return _unpicked(indices, len(inputs))
-        case Beside(programs):
-            return [Beside(tuple(map(_reversed, programs)))]
-        case Run(op, groups) if isinstance(op, Same) and op.joins:
+        case Parallel(programs):
+            return [Parallel(tuple(map(_reversed, programs)))]
+        case ApplyOp(op, groups) if isinstance(op, Same) and op.joins:
             head = {i: group[0] for group in groups for i in group}
             kept = {i: n for n, i in enumerate(i for i in range(len(inputs)) if head.get(i, i) == i)}
             return [Pick(tuple(kept[head.get(i, i)] for i in range(len(inputs))))]
-        case Run(Same(), groups):
+        case ApplyOp(Same(), groups):
             return [_repeated(instruction, inputs)]
         case Make():
             return [Pick(tuple(range(len(inputs))))]
-        case Run():
+        case ApplyOp():
             return [_op_undone(instruction, inputs)]
 
 
-def _repeated(run: Run, inputs: Specs) -> Move:
+def _repeated(run: ApplyOp, inputs: Specs) -> Move:
     """Back from slices that were the same: the one that was passed on, as often as there were slices."""
     slices = {i for group in run.groups for i in group}
     pieces = []
@@ -163,7 +163,7 @@ def _unrepeated(layout: Layout, dtypes: tuple[str, ...]) -> list[Instruction]:
     width = len(layout.sources)
     back = [replace(p.inverse(), target=p.source + n * width) for same in boxes.values() for n, p in enumerate(same)]
     groups = tuple(tuple(s + n * width for n in range(times)) for s in range(width))
-    return [Move(Layout(layout.targets, layout.sources * times, tuple(back)), dtypes * times), Run(Same(), groups)]
+    return [Move(Layout(layout.targets, layout.sources * times, tuple(back)), dtypes * times), ApplyOp(Same(), groups)]
 
 
 def _single(piece: Piece) -> Iterator[Piece]:
@@ -186,13 +186,13 @@ def _unpicked(indices: Sequence[int], count: int) -> list[Instruction]:
     if not all(places):
         raise Lossy("some of what it makes was left out")
     back: list[Instruction] = (
-        [Run(Same(), tuple(tuple(p) for p in places if len(p) > 1))] if len(indices) > count else []
+        [ApplyOp(Same(), tuple(tuple(p) for p in places if len(p) > 1))] if len(indices) > count else []
     )
     rank = {first: n for n, first in enumerate(sorted(p[0] for p in places))}
     return [*back, Pick(tuple(rank[p[0]] for p in places))]
 
 
-def _op_undone(run: Run, inputs: Specs) -> Instruction:
+def _op_undone(run: ApplyOp, inputs: Specs) -> Instruction:
     undone = {run.op.inverse(tuple(inputs[i] for i in g)) for g in run.groups}
     op = undone.pop() if len(undone) == 1 else None
     if op is None:
@@ -210,7 +210,7 @@ def _op_undone(run: Run, inputs: Specs) -> Instruction:
             counter += 1
     if any(list(g) != list(range(g[0], g[0] + len(g))) for g in run.groups):
         raise Lossy(f"{run.op} joins tensors that do not stand together")
-    return Run(op, tuple(groups))
+    return ApplyOp(op, tuple(groups))
 
 
 def _lossy(step: Step, plan: Plan, reason: str) -> Diagnostic:

@@ -15,7 +15,7 @@ from ..ops.base import Op
 from ..ops.keyed import Seeded, asks_at
 from ..ops.registry import make_op
 from .arguments import Arguments, Captured
-from .expanding import BoundRule
+from .expanding import ResolvedRule
 
 __all__ = ["OpsOfRule", "RuleOps", "spellings"]
 
@@ -52,7 +52,7 @@ class RuleOps:
 class OpsOfRule:
     """Makes the ops of a rule; where an argument depends on what a key captures, for each value anew."""
 
-    bound: BoundRule
+    bound: ResolvedRule
     seed: int = 0
     made: dict[tuple[int | str | None, ...], RuleOps] = field(default_factory=dict)
 

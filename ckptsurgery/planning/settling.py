@@ -26,7 +26,7 @@ from .naming import dropped_keys, named_keys
 from .options import DTYPE_POLICIES, OWN, LoadOptions
 from .plan import Target
 from .settlement import Offer, Settlement
-from .steps import Program, Run, Step, cut, outputs_of
+from .steps import ApplyOp, Program, Step, cut, outputs_of
 
 __all__ = ["settle"]
 
@@ -316,7 +316,7 @@ class _Settling:
             groups = tuple((n,) for n, w in enumerate(wants) if w == want and program.outputs[n].dtype != want)
             if groups:
                 try:
-                    program = program.then(Run(make_op("cast", (want,), {}), groups))
+                    program = program.then(ApplyOp(make_op("cast", (want,), {}), groups))
                 except OpError as error:
                     self.out.problems.append(Diagnostic("dtype-mismatch", str(error)))
                     break

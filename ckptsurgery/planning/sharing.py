@@ -38,10 +38,10 @@ def unread_proofs(plan: Plan, checkpoint: Checkpoint) -> list[tuple[str, str]]:
 
 def scattered_keys(checkpoint: Checkpoint) -> set[str]:
     """Keys whose tensors lie in a file, but in no run of bytes that could be copied."""
-    if checkpoint.lies_plainly:
+    if checkpoint.is_contiguous:
         return set()
     entries = checkpoint.entries.items()
-    return {key for key, entry in entries if entry.file is not None and not entry.lies_plainly}
+    return {key for key, entry in entries if entry.file is not None and not entry.is_contiguous}
 
 
 def copied_from(plan: Plan, checkpoint: Checkpoint) -> dict[str, int]:
@@ -50,6 +50,6 @@ def copied_from(plan: Plan, checkpoint: Checkpoint) -> dict[str, int]:
     for step in plan.steps[:: 1 + len(plan.steps) // _SAMPLES]:
         for key, number in zip(step.targets, step.program.copies or ()):
             entry = checkpoint.entries[step.sources[number]]
-            if entry.lies_plainly:
+            if entry.is_contiguous:
                 found[key] = entry.offset
     return found

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ..errors import Diagnostic
 from .plan import Plan
-from .steps import Beside, Instruction, Pick, Program, Step
+from .steps import Instruction, Parallel, Pick, Program, Step
 
 __all__ = ["chained"]
 
@@ -72,7 +72,7 @@ def _joined(part: Sequence[Step], made: Made, offset: int, programs: dict[object
 def _beside(steps: Sequence[Step]) -> Sequence[Instruction]:
     if len(steps) == 1:
         return steps[0].program.instructions
-    return (Beside(tuple(s.program for s in steps)),) if any(s.program.instructions for s in steps) else ()
+    return (Parallel(tuple(s.program for s in steps)),) if any(s.program.instructions for s in steps) else ()
 
 
 def _still_tied(ties: Mapping[str, str], steps: Sequence[Step]) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """Steps: which sources make which targets, and by what program.
 
 A program knows shapes and dtypes but no keys, so that all layers share one. It is a list of instructions over a list of
-tensors: `Move` rearranges, `Run` applies an op, `Pick` repeats, reorders or leaves out, `Beside` runs programs side by
-side.
+tensors: `Move` rearranges, `ApplyOp` applies an op, `Pick` repeats, reorders or leaves out, `Parallel` runs programs
+side by side.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from .layout import Layout, Piece, run_piece, side_by_side
 
 __all__ = [
     "KINDS",
-    "Beside",
+    "ApplyOp",
     "Instruction",
     "Make",
     "Move",
+    "Parallel",
     "Pick",
     "Program",
-    "Run",
     "Step",
     "compose_layouts",
     "cut",
@@ -66,7 +66,7 @@ class Move:
 
 
 @dataclass(frozen=True)
-class Run:
+class ApplyOp:
     """An op, applied to each group of tensors; what it gives stands where the group's first tensor stood.
 
     Tensors in no group pass by.
@@ -119,7 +119,7 @@ class Make:
 
 
 @dataclass(frozen=True)
-class Beside:
+class Parallel:
     """Programs side by side, each on its own share of the list."""
 
     programs: tuple[Program, ...]
@@ -145,7 +145,7 @@ class Beside:
             at = end
 
 
-Instruction = Move | Run | Pick | Make | Beside
+Instruction = Move | ApplyOp | Pick | Make | Parallel
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ class Program:
     def changes_values(self) -> bool:
         """Whether an op runs in it; all else only moves data."""
         return any(
-            isinstance(i, Run | Make) or (isinstance(i, Beside) and any(p.changes_values for p in i.programs))
+            isinstance(i, ApplyOp | Make) or (isinstance(i, Parallel) and any(p.changes_values for p in i.programs))
             for i in self.instructions
         )
 
@@ -198,7 +198,9 @@ class Program:
     def asks_at(self) -> bool:
         """Whether an op in it asks for the key that it makes."""
         return any(
-            asks_at(i.op) if isinstance(i, Run | Make) else isinstance(i, Beside) and any(p.asks_at for p in i.programs)
+            asks_at(i.op)
+            if isinstance(i, ApplyOp | Make)
+            else isinstance(i, Parallel) and any(p.asks_at for p in i.programs)
             for i in self.instructions
         )
 
@@ -228,11 +230,11 @@ def _moved(layout: Layout, instruction: Instruction) -> Layout | None:
             return compose_layouts(layout, move)
         case Pick(indices):
             return _picked(layout, indices)
-        case Beside(programs):
+        case Parallel(programs):
             layouts = [p.moves for p in programs]
             known = [one for one in layouts if one is not None]
             return compose_layouts(layout, side_by_side(known)) if len(known) == len(layouts) else None
-        case Run() | Make():
+        case ApplyOp() | Make():
             return None
 
 

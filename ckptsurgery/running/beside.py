@@ -16,7 +16,7 @@ from typing import Any
 from ..errors import Diagnostic, PlanError, Remedy
 from ..ops.arithmetic import Cast
 from ..planning.plan import Plan
-from ..planning.steps import Instruction, Move, Run, Step
+from ..planning.steps import ApplyOp, Instruction, Move, Step
 from ..storage.checkpoint import Checkpoint
 from ..storage.mirrors import Mirror, mirrors_in, parts_of
 from ..storage.unpickling.nodes import is_state, name_of
@@ -153,7 +153,7 @@ def _keeps(step: Step) -> bool:
 def _only_casts(instruction: Instruction) -> bool:
     if isinstance(instruction, Move):
         return instruction.layout.copies == (0,)
-    return isinstance(instruction, Run) and isinstance(instruction.op, Cast)
+    return isinstance(instruction, ApplyOp) and isinstance(instruction.op, Cast)
 
 
 def _became(key: str, plan: Plan) -> str:

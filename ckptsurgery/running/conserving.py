@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..planning.costing import CHUNK
-from ..planning.steps import Beside, Move, Program
+from ..planning.steps import Move, Parallel, Program
 from ..specs import DTYPES, TensorSpec
 from ..storage.checkpoint import Checkpoint
 
@@ -80,6 +80,6 @@ def conserves(program: Program) -> bool:
     if program.moves is not None:
         return program.moves.invertible
     return all(
-        i.layout.invertible if isinstance(i, Move) else isinstance(i, Beside) and all(map(conserves, i.programs))
+        i.layout.invertible if isinstance(i, Move) else isinstance(i, Parallel) and all(map(conserves, i.programs))
         for i in program.instructions
     )

@@ -14,7 +14,7 @@ from ..modeling.places import named_tensors, require_plain
 from ..modeling.ties import find_ties, restore_ties
 from ..planning.options import OWN, LoadOptions
 from ..planning.plan import Plan, Target
-from ..planning.report import Entry, Report
+from ..planning.report import Report, ReportEntry
 from ..specs import TensorSpec, Tie
 from ..storage.checkpoint import Checkpoint
 from ..wording import counted
@@ -59,14 +59,14 @@ def load_plan(
     options: LoadOptions,
     *,
     also: Callable[[], object] | None = None,
-    also_filled: Sequence[str] = (),
+    extra_keys: Sequence[str] = (),
 ) -> Report:
     """Carry a plan out on a model.
 
     Args:
         options: what to do with the model: assign or copy, where to, initialise with which seed, look for NaN.
         also: further work on the model, after the plan's own and before ties and buffers are made whole.
-        also_filled: the keys that this work fills.
+        extra_keys: the keys that this work fills.
 
     Raises:
         PlanError: values that must be equal differ. LoadError: the model cannot take the result; after an I/O failure
@@ -77,9 +77,9 @@ def load_plan(
     inits = {k: v for k, v in plan.inits.items() if v not in OWN}
     kept = [k for k, v in plan.inits.items() if v in OWN]
     tensors = named_tensors(model)
-    named = (key for key in (*plan.specs, *also_filled, *inits) if key in tensors)
+    named = (key for key in (*plan.specs, *extra_keys, *inits) if key in tensors)
     require_plain(((key, tensors[key]) for key in named), ODD_TARGET)
-    _refuse((*plan.specs, *also_filled), tensors, kept, assign, device)
+    _refuse((*plan.specs, *extra_keys), tensors, kept, assign, device)
     if not assign:
         prove_overlaps(plan, checkpoint, tensors, kept)
     meta = any(tensor.is_meta for tensor in tensors.values())
@@ -90,7 +90,7 @@ def load_plan(
         refuse_non_finite(chain.from_iterable(made))
     ties = find_ties(model)
     skipped = {other for other, _ in plan.tie_proofs}
-    filled = {*also_filled, *inits, *(k for step in plan.steps for k in step.targets if k not in skipped)}
+    filled = {*extra_keys, *inits, *(k for step in plan.steps for k in step.targets if k not in skipped)}
     with ByteBar(sum(s.nbytes for s in plan.specs.values()), "loading", options.progress) as bar:
         _carry_out(plan, checkpoint, model, assign, device, bar)
     if also is not None:
@@ -301,8 +301,8 @@ def _refuse_left(model: nn.Module) -> None:
         )
 
 
-def _entries(plan: Plan, rows: Sequence[Any], kept: Sequence[str], model: nn.Module) -> tuple[Entry, ...]:
-    by_key: dict[str, Entry] = {}
+def _entries(plan: Plan, rows: Sequence[Any], kept: Sequence[str], model: nn.Module) -> tuple[ReportEntry, ...]:
+    by_key: dict[str, ReportEntry] = {}
     target: Mapping[str, TensorSpec] = plan.target.specs if plan.target else {}
     for entry in ledger(plan, plan.ties, lambda rule: plan.uses[rule].text):
         if entry.action == "tied" and entry.spec is None:
@@ -311,8 +311,8 @@ def _entries(plan: Plan, rows: Sequence[Any], kept: Sequence[str], model: nn.Mod
     said = {row.name: f"{row.initialiser} ({row.by}, seed {row.seed})" for row in rows}
     for key, what in plan.inits.items():
         if key in kept:
-            by_key[key] = Entry(key, "kept", target.get(key), by="as the model built it")
+            by_key[key] = ReportEntry(key, "kept", target.get(key), by="as the model built it")
         else:
-            by_key[key] = Entry(key, "initialised", target.get(key), by=said.get(key, str(what)))
+            by_key[key] = ReportEntry(key, "initialised", target.get(key), by=said.get(key, str(what)))
     order = [*target, *(k for k in by_key if k not in target)]
     return tuple(by_key[k] for k in order if k in by_key)

@@ -16,7 +16,7 @@ from ..errors import CheckpointError, Diagnostic, PlanError, Remedy
 from ..planning.costing import BUDGET, cost_of, largest_step
 from ..planning.options import OWN, SaveOptions
 from ..planning.plan import Plan
-from ..planning.report import Entry, Proof, Report
+from ..planning.report import Proof, Report, ReportEntry
 from ..planning.sharing import copied_from, output_aliases, scattered_keys, unread_proofs
 from ..planning.steps import Step, outputs_of
 from ..sharding.peers import Peers, peers
@@ -372,31 +372,33 @@ def _resumed(writer: Writer) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def ledger(plan: Plan, aliases: Mapping[str, str], text: Callable[[int], str]) -> tuple[Entry, ...]:
+def ledger(plan: Plan, aliases: Mapping[str, str], text: Callable[[int], str]) -> tuple[ReportEntry, ...]:
     """One entry for every key of either side."""
     entries = _made(plan, {rules: text(rules[-1]) for rules in set(map(attrgetter("rules"), plan.steps))})
     if aliases:
         tied = ((e, aliases.get(e.key)) for e in entries)
-        entries = [e if base is None else Entry(e.key, "tied", e.spec, e.sources, base) for e, base in tied]
+        entries = [e if base is None else ReportEntry(e.key, "tied", e.spec, e.sources, base) for e, base in tied]
     if plan.ties:
         made = {e.key for e in entries}
         bare = ((alias, base) for alias, base in plan.ties.items() if alias not in made)
-        entries += [Entry(alias, "tied", plan.specs.get(base), (), base) for alias, base in bare]
+        entries += [ReportEntry(alias, "tied", plan.specs.get(base), (), base) for alias, base in bare]
     wanted = plan.target.specs if plan.target else {}
     entries += [
-        Entry(key, "kept", wanted.get(key), by="left to the module that builds it")
+        ReportEntry(key, "kept", wanted.get(key), by="left to the module that builds it")
         for key, how in plan.inits.items()
         if how in OWN
     ]
-    entries += [Entry(key, "dropped", plan.source.get(key), (key,), line) for key, line in plan.dropped.items()]
-    entries += [Entry(key, "dropped", plan.source.get(key), (key,), f"equal to {kept}") for key, kept in plan.proofs]
+    entries += [ReportEntry(key, "dropped", plan.source.get(key), (key,), line) for key, line in plan.dropped.items()]
+    entries += [
+        ReportEntry(key, "dropped", plan.source.get(key), (key,), f"equal to {kept}") for key, kept in plan.proofs
+    ]
     return tuple(entries)
 
 
 _ROLE = {True: "loaded", False: "initialised"}
 
 
-def _made(plan: Plan, texts: Mapping[tuple[int, ...], str]) -> list[Entry]:
+def _made(plan: Plan, texts: Mapping[tuple[int, ...], str]) -> list[ReportEntry]:
     """An entry for every key that a step makes; of 100,000 none by a call of its own.
 
     Args:
@@ -410,4 +412,4 @@ def _made(plan: Plan, texts: Mapping[tuple[int, ...], str]) -> list[Entry]:
     casts = map(plan.casts.get, keys) if plan.casts else repeat(None)
     kinds = repeat("loaded") if all(step.sources for step in plan.steps) else [_ROLE[bool(s.sources)] for s in steps]
     rows = zip(keys, kinds, specs, sources, map(texts.__getitem__, rules), casts)
-    return list(map(tuple.__new__, repeat(Entry), rows))
+    return list(map(tuple.__new__, repeat(ReportEntry), rows))

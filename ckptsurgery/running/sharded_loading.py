@@ -53,7 +53,7 @@ def load_shards(
     options: LoadOptions,
     *,
     also: Callable[[], object] | None = None,
-    also_filled: Sequence[str] = (),
+    extra_keys: Sequence[str] = (),
     twin: Twin,
     ranks: Peers,
 ) -> Report:
@@ -62,7 +62,7 @@ def load_shards(
     Args:
         model: the twin's module.
         also: further work on the twin, whose tensors are taken to the model.
-        also_filled: the keys that this work fills.
+        extra_keys: the keys that this work fills.
         twin: the plain twin of the sharded model.
         ranks: those that hold the model together.
 
@@ -87,7 +87,7 @@ def load_shards(
         also()
     rows = initialise(model, inits, options.seed) if inits else ()
     first = {row.name for row in rows if not row.by.startswith("tied to ")}
-    loader.take(model, [*also_filled, *first])
+    loader.take(model, [*extra_keys, *first])
     loader.finish()
     loader.tie(plan)
     loader.take_buffers(model)

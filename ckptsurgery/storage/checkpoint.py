@@ -83,7 +83,7 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
         return dict(zip(self.entries, map(attrgetter("spec"), self.entries.values())))
 
     @cached_property
-    def lies_plainly(self) -> bool:
+    def is_contiguous(self) -> bool:
         """Whether every tensor is one run of bytes in a file."""
         entries = self.entries.values()
         return all(map(_FILE, entries)) and set(map(_WAY, entries)) <= {(None, False)}
@@ -140,7 +140,7 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
         Raises:
             CheckpointError: tensors on the meta device, or headers alone; each of them is named.
         """
-        if self.lies_plainly:
+        if self.is_contiguous:
             return
         from .headers import NoData
 
@@ -169,7 +169,7 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
         """Return a checkpoint of other entries over the same open files."""
         found = copy(self)
         found.entries = entries
-        for cached in ("specs", "lies_plainly", "ties", "nbytes"):
+        for cached in ("specs", "is_contiguous", "ties", "nbytes"):
             found.__dict__.pop(cached, None)
         return found
 
@@ -275,7 +275,7 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
 
     def _sent(self, keys: Sequence[str], device: torch.device | str) -> dict[str, torch.Tensor]:
         """Tensors on a device: those that are runs of bytes go through the ring, the others one by one."""
-        from .sending import Run, send
+        from .sending import TensorRun, send
         from .sources.links import as_device, empty_on, link_to, moved_to
         from .tensors import torch_dtype, torch_shape
 
@@ -287,7 +287,7 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
             spec = self.specs[key]
             made[key] = empty_on(there, torch_shape(spec, key), torch_dtype(spec.dtype, key))
         if link is not None:
-            runs = [Run(*lies, number) for number, (_, lies) in enumerate(straight)]
+            runs = [TensorRun(*lies, number) for number, (_, lies) in enumerate(straight)]
             self.read_in_order({run.file for run in runs})
             send(runs, list(made.values()), self.read_file_into, link, begun=_nothing, arrived=_nothing)
         return {key: made[key] if key in made else moved_to(there, self.load(key)).contiguous() for key in keys}

@@ -131,7 +131,7 @@ def _elements(chunk: Chunk, box: Box, size: int, read: Read) -> Any:
     import numpy as np
 
     entry = chunk.entry(read)
-    if not entry.lies_plainly:
+    if not entry.is_contiguous:
         return _dense(entry, size, read)[_within(box, chunk.low)]
     shape, offset, low = entry.spec.shape, entry.offset, list(chunk.low)
     if shape:

@@ -46,14 +46,14 @@ class Entry(NamedTuple):
     tensor: Any = None
 
     @property
-    def lies_plainly(self) -> bool:
+    def is_contiguous(self) -> bool:
         """Whether the tensor is one run of bytes in a file, to be copied verbatim."""
         return self.file is not None and self.strides is None and not self.big_endian
 
     @property
     def extent(self) -> Extent | None:
         """The bytes to copy verbatim, or None when the tensor must go through memory."""
-        if self.file is None or not self.lies_plainly:
+        if self.file is None or not self.is_contiguous:
             return None
         return Extent(self.file, self.offset, self.spec.nbytes)
 

@@ -39,7 +39,7 @@ def read_mapping(source: Mapping[Any, Any], subtree: str | None = None) -> Conte
     """
     if not source and not subtree:
         return Contents({})
-    mirror = _Mirror()
+    mirror = _RecordingCopy()
     tree = mirror.of(source)
     mirror.refuse()
     found = find_model(tree, subtree, "state_dict")
@@ -55,7 +55,7 @@ def read_module(module: torch.nn.Module) -> Contents:
         CheckpointError: as for `read_mapping`.
     """
     state = module.state_dict(keep_vars=True)
-    mirror = _Mirror()
+    mirror = _RecordingCopy()
     tree = mirror.of({key: value for key, value in state.items() if not is_state(key)})
     mirror.refuse()
     # Some modules put tensors in tuples (quantised ones do): these get keys as a file of the same state_dict has them.
@@ -92,7 +92,7 @@ def placed_entry(entry: Entry) -> Entry:
     return tuple.__new__(Entry, (spec, MEMORY, address, None, False, tensor))
 
 
-class _Mirror:
+class _RecordingCopy:
     """Copies a tree with a record in the place of each tensor, as the readers of files make it."""
 
     def __init__(self) -> None:

@@ -20,7 +20,7 @@ from .tensors import dense_bytes
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["BUFFER", "Chunk", "Part", "Run", "chunks_of", "ring_size", "send"]
+__all__ = ["BUFFER", "BufferChunk", "BufferPart", "TensorRun", "chunks_of", "ring_size", "send"]
 
 BUFFER = 8 << 20
 """Bytes of one buffer: so many that starting a copy costs nothing beside it."""
@@ -34,7 +34,7 @@ _GAP = 1 << 10
 Read = Callable[[str, int, memoryview], object]
 
 
-class Run(NamedTuple):
+class TensorRun(NamedTuple):
     """Bytes of a file that are bytes of a tensor.
 
     Args:
@@ -49,7 +49,7 @@ class Run(NamedTuple):
     start: int = 0
 
 
-class Part(NamedTuple):
+class BufferPart(NamedTuple):
     """Bytes of a buffer that are bytes of a tensor."""
 
     tensor: int
@@ -58,13 +58,13 @@ class Part(NamedTuple):
     nbytes: int
 
 
-class Chunk(NamedTuple):
+class BufferChunk(NamedTuple):
     """What is read at once: bytes of a file, and where they go."""
 
     file: str
     offset: int
     nbytes: int
-    parts: list[Part]
+    parts: list[BufferPart]
 
 
 def ring_size(readers: int, size: int = BUFFER) -> int:
@@ -72,13 +72,14 @@ def ring_size(readers: int, size: int = BUFFER) -> int:
     return (readers + 1 + _COPYING) * size
 
 
-def chunks_of(runs: Iterable[Run], size: int) -> Iterator[Chunk]:
+def chunks_of(runs: Iterable[TensorRun], size: int) -> Iterator[BufferChunk]:
     """The runs in the order of the files, neighbours together and large ones cut, so that buffers are filled.
 
-    >>> [(c.offset, c.nbytes) for c in chunks_of([Run("f", 8, 20, 0), Run("f", 28, 4, 1), Run("f", 9999, 4, 2)], 16)]
+    >>> runs = [TensorRun("f", 8, 20, 0), TensorRun("f", 28, 4, 1), TensorRun("f", 9999, 4, 2)]
+    >>> [(c.offset, c.nbytes) for c in chunks_of(runs, 16)]
     [(8, 16), (24, 8), (9999, 4)]
     """
-    together: list[Run] = []
+    together: list[TensorRun] = []
     end = 0
     for run in sorted(run for run in runs if run.nbytes):
         if together and (run.file != together[0].file or run.offset > end + _GAP):
@@ -90,10 +91,10 @@ def chunks_of(runs: Iterable[Run], size: int) -> Iterator[Chunk]:
         yield from _cut(together, end, size)
 
 
-def _cut(runs: Sequence[Run], end: int, size: int) -> Iterator[Chunk]:
+def _cut(runs: Sequence[TensorRun], end: int, size: int) -> Iterator[BufferChunk]:
     """Windows of `size` bytes over neighbours, each with the parts of them that it shows."""
     file, first = runs[0].file, runs[0].offset
-    windows: deque[list[Part]] = deque()
+    windows: deque[list[BufferPart]] = deque()
     opened = 0  # windows that went out already
     for _, offset, nbytes, tensor, start in runs:
         low, high = (offset - first) // size, (offset + nbytes - 1 - first) // size
@@ -105,18 +106,18 @@ def _cut(runs: Sequence[Run], end: int, size: int) -> Iterator[Chunk]:
         for number in range(low, high + 1):
             at = first + number * size
             begin, stop = max(offset, at), min(offset + nbytes, at + size)
-            windows[number - opened].append(Part(tensor, start + begin - offset, begin - at, stop - begin))
+            windows[number - opened].append(BufferPart(tensor, start + begin - offset, begin - at, stop - begin))
     for number, parts in enumerate(windows, opened):
         yield from _window(file, first + number * size, end, size, parts)
 
 
-def _window(file: str, offset: int, end: int, size: int, parts: list[Part]) -> Iterator[Chunk]:
+def _window(file: str, offset: int, end: int, size: int, parts: list[BufferPart]) -> Iterator[BufferChunk]:
     if parts:  # one over a gap alone shows nothing
-        yield Chunk(file, offset, min(size, end - offset), parts)
+        yield BufferChunk(file, offset, min(size, end - offset), parts)
 
 
 def send(
-    runs: Sequence[Run],
+    runs: Sequence[TensorRun],
     tensors: Sequence[Tensor],
     read: Read,
     link: Link,
@@ -174,10 +175,10 @@ class _Ring:
     begun: Callable[[int], object]
     arrived: Callable[[int], object]
     free: list[_Slot] = field(default_factory=list)
-    reading: deque[tuple[Chunk, _Slot, Future[object]]] = field(default_factory=deque)
-    copying: deque[tuple[Chunk, _Slot, Callable[[], object]]] = field(default_factory=deque)
+    reading: deque[tuple[BufferChunk, _Slot, Future[object]]] = field(default_factory=deque)
+    copying: deque[tuple[BufferChunk, _Slot, Callable[[], object]]] = field(default_factory=deque)
 
-    def take(self, chunk: Chunk) -> None:
+    def take(self, chunk: BufferChunk) -> None:
         """Have a chunk read, as soon as there is room."""
         while len(self.reading) > self.readers:  # one more than there are threads, so that none of them waits
             self.hand_over()
@@ -203,7 +204,7 @@ class _Ring:
         pairs = [(self.bytes_of(p), slot.buffer[p.at : p.at + p.nbytes]) for p in chunk.parts]
         self.copying.append((chunk, slot, self.link.copy(pairs)))
 
-    def bytes_of(self, part: Part) -> Tensor:
+    def bytes_of(self, part: BufferPart) -> Tensor:
         """The part of a tensor that is filled, as bytes."""
         import torch
 

@@ -17,7 +17,7 @@ from ..planning.expanding import Stage
 from ..planning.naming import below, set_aside
 from ..planning.options import LoadOptions
 from ..planning.plan import Plan, Target
-from ..planning.report import Entry, Report
+from ..planning.report import Report, ReportEntry
 from ..planning.resizing import as_arguments
 from ..planning.settlement import Offer, Settlement
 from ..planning.settling import settle
@@ -204,7 +204,7 @@ class _Load:
         if options.check_values and self.handed:
             refuse_non_finite((k, h.taken[k]) for h in self.handed for k in h.taken)
         also = (lambda: self.load_handed(bool(options.assign))) if self.handed else None
-        report = self.carry(plan, self.checkpoint, self.model, options, also=also, also_filled=taken)
+        report = self.carry(plan, self.checkpoint, self.model, options, also=also, extra_keys=taken)
         handed = {h.key(name) for h in self.handed for name in h.states}
         self.states.hand(handed, tuple(target.specs))
         self.notes += self.states.notes()
@@ -375,29 +375,31 @@ class _Load:
             entries.sort(key=lambda e: len(order) if e.action == "dropped" else order.get(e.key, len(order)))
         specs = self.checkpoint.specs
         for key, why in settled.unexpected.items():
-            entries += [Entry(s, "unexpected", specs[s], (s,), why) for s in origins[key]]
+            entries += [ReportEntry(s, "unexpected", specs[s], (s,), why) for s in origins[key]]
         for key, why in settled.aside.items():
-            entries += [Entry(s, "dropped", specs[s], (s,), why) for s in origins[key]]
+            entries += [ReportEntry(s, "dropped", specs[s], (s,), why) for s in origins[key]]
         lost = self.checkpoint.unreadable
         aside = ((s, path) for s, path in self.without.items() if s in lost)
-        entries += [Entry(s, "dropped", None, (s,), f"drop = {path!r}") for s, path in aside]
-        entries += [Entry(s, "unexpected", None, (s,), why) for s, why in self.undecided().items()]
+        entries += [ReportEntry(s, "dropped", None, (s,), f"drop = {path!r}") for s, path in aside]
+        entries += [ReportEntry(s, "unexpected", None, (s,), why) for s, why in self.undecided().items()]
         return replace(report, ledger=tuple(entries), notes=tuple(dict.fromkeys((*self.notes, *report.notes))))
 
-    def taken_entries(self, origins: Mapping[str, tuple[str, ...]]) -> list[Entry]:
-        entries: list[Entry] = []
+    def taken_entries(self, origins: Mapping[str, tuple[str, ...]]) -> list[ReportEntry]:
+        entries: list[ReportEntry] = []
         first: dict[str, str] = {}
         for handing in self.handed:
             for key in handing.taken:
                 spec, by = self.target.specs.get(key), f"{handing.title} in its own way"
                 if key in first:
-                    entries.append(Entry(key, "tied", spec, (), first[key]))
+                    entries.append(ReportEntry(key, "tied", spec, (), first[key]))
                     continue
-                entries.append(Entry(key, "loaded", spec, origins[key], by, handing.casts.get(key)))
+                entries.append(ReportEntry(key, "loaded", spec, origins[key], by, handing.casts.get(key)))
                 for names in self.target.ties:
                     first.update((n, key) for n in names if key in names and n != key)
         known = {e.key for e in entries}
-        return entries + [Entry(k, "tied", self.target.specs.get(k), (), f) for k, f in first.items() if k not in known]
+        return entries + [
+            ReportEntry(k, "tied", self.target.specs.get(k), (), f) for k, f in first.items() if k not in known
+        ]
 
 
 def _samples(keys: Iterable[str], most: int = 4) -> str:

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ..errors import LoadError
-from ..modeling.defaults import Stage as OwnInit
+from ..modeling.defaults import DefaultInitialisation as OwnInit
 from ..planning.steps import Step
 from ..running.executor.programs import run_step
 from ..specs import DTYPES, dtype_name

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from ..catalog import RecipeLike, as_recipe, file_of
 from ..errors import CkptSurgeryError, Diagnostic, RecipeError, Remedy
 from ..language.dims import DimValue
-from ..modeling.defaults import Stage as OwnInit
+from ..modeling.defaults import DefaultInitialisation as OwnInit
 from ..modeling.places import named_tensors, places, require_module, require_plain
 from ..modeling.ties import find_ties
 from ..planning.codes import codes_as_weights
 from ..planning.options import DTYPE_POLICIES
-from ..planning.report import Entry, Report
+from ..planning.report import Report, ReportEntry
 from ..running.executor.execution import execute
 from ..running.progress import ByteBar
 from ..specs import TensorSpec, Tie, is_lossless
@@ -128,7 +128,7 @@ def checked(model: nn.Module, checkpoint: Checkpoint, options: CheckOptions, bef
     """
     said = as_recipe(options.recipe) if options.recipe is not None else None
     try:
-        check = _Check(model, checkpoint, options, before or Before())
+        check = _LoadedCheck(model, checkpoint, options, before or Before())
         wanted = expectation(model, checkpoint, said, keep=options.keep, config=options.config, dims=options.dims)
         return check.run(wanted, by_recipe=said is not None)
     except CkptSurgeryError as error:
@@ -143,7 +143,7 @@ def listed(what: str | Sequence[str]) -> list[str]:
 
 
 @dataclass
-class _Check:
+class _LoadedCheck:
     """One check of a model."""
 
     model: nn.Module
@@ -287,16 +287,18 @@ class _Check:
         entries = []
         for key, spec in specs.items():
             if key in wrong:
-                entries.append(Entry(key, "missing", spec, wrong[key].sources, f"{wrong[key].kind} {wrong[key].text}"))
+                entries.append(
+                    ReportEntry(key, "missing", spec, wrong[key].sources, f"{wrong[key].kind} {wrong[key].text}")
+                )
             elif key in rules:
                 by = "  then  ".join(plan.uses[n].text for n in rules[key].rules)
-                entries.append(Entry(key, "loaded", spec, rules[key].sources, by, plan.casts.get(key)))
+                entries.append(ReportEntry(key, "loaded", spec, rules[key].sources, by, plan.casts.get(key)))
             elif key in wanted.kept or key in wanted.counters:
-                entries.append(Entry(key, "kept", spec, by="not in the source"))
+                entries.append(ReportEntry(key, "kept", spec, by="not in the source"))
             else:
-                entries.append(Entry(key, "tied", spec, by=wanted.tied.get(key, group.get(key, ""))))
+                entries.append(ReportEntry(key, "tied", spec, by=wanted.tied.get(key, group.get(key, ""))))
         held = self.checkpoint.specs
-        entries += [Entry(k, "unexpected", held[k], (k,), "no place in the model") for k in wanted.unused]
+        entries += [ReportEntry(k, "unexpected", held[k], (k,), "no place in the model") for k in wanted.unused]
         notes = list(wanted.notes)
         if computed:
             notes.append(f"{counted(len(computed), 'buffer')} outside the file, as the modules' own hooks compute them")

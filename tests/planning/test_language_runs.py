@@ -11,7 +11,7 @@ from both_ways import Numbered, assert_equal, both_ways, forward, problems
 import ckptsurgery as cs
 from ckptsurgery.language.recipe import Recipe, Scope
 from ckptsurgery.planning.planner import make_plan
-from ckptsurgery.planning.steps import Beside
+from ckptsurgery.planning.steps import Parallel
 
 RENAMES: list[tuple[str, Any, dict[str, str]]] = [
     ("choices, spelled on both sides", "{p:wq,wk}.w -> {p:q,k}.w", {"wq.w": "q.w", "wk.w": "k.w"}),
@@ -285,7 +285,7 @@ def test_stages_run_as_one_pass() -> None:
         {"w": source["a"] + torch.tensor([[1.0], [1], [0], [0]]), "c": source["b"]},
     )
     assert any(
-        isinstance(i, Beside)
+        isinstance(i, Parallel)
         for s in cs.plan(source, split.then(added).then(fuse)).steps
         for i in s.program.instructions
     )

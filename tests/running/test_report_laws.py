@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptsurgery.errors import Diagnostic
-from ckptsurgery.planning.report import ACTIONS, Entry, Proof, Report
+from ckptsurgery.planning.report import ACTIONS, Proof, Report, ReportEntry
 from ckptsurgery.specs import TensorSpec
 
 ENTRIES = st.lists(
@@ -28,7 +28,7 @@ ENTRIES = st.lists(
 
 def report_of(rows: list[tuple[str, TensorSpec | None, tuple[str, str] | None]], **others: object) -> Report:
     ledger = tuple(
-        Entry(f"k{number}", action, spec, (f"s{number}",), "a rule", cast)
+        ReportEntry(f"k{number}", action, spec, (f"s{number}",), "a rule", cast)
         for number, (action, spec, cast) in enumerate(rows)
     )
     return Report(ledger, "a.pt", "Net", **others)  # type: ignore[arg-type]
@@ -74,7 +74,7 @@ def test_every_entry_is_counted_once(rows: list[tuple[str, TensorSpec | None, tu
 def test_lists_that_are_cut_say_how_many_are_left(number: int) -> None:
     proofs = tuple(Proof(f"rule {n}", "copied", 1, 2, 8, "equal") for n in range(number))
     # no two keys are of one pattern
-    ledger = tuple(Entry("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQR"[n] * 2, "kept") for n in range(number))
+    ledger = tuple(ReportEntry("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQR"[n] * 2, "kept") for n in range(number))
     for text, more in ((str(Report((), proofs=proofs)), "more rules"), (str(Report(ledger)), "more patterns")):
         listed = len(re.findall(r"proved  copied|^    \w", text, re.MULTILINE))
         rest = re.search(rf"… and (\d+) {more}", text)

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ckptsurgery as cs
-from ckptsurgery.storage.sending import Chunk, Run, chunks_of, ring_size, send
+from ckptsurgery.storage.sending import BufferChunk, TensorRun, chunks_of, ring_size, send
 from ckptsurgery.storage.sources.links import as_device, link_to
 
 FILE = bytes(n * 37 % 251 for n in range(5000))
@@ -80,7 +80,7 @@ def bytes_of(tensor: torch.Tensor) -> bytes:
     return bytes(tensor.tolist())
 
 
-def room(runs: Sequence[Run]) -> list[torch.Tensor]:
+def room(runs: Sequence[TensorRun]) -> list[torch.Tensor]:
     """A tensor for each run, old values in it."""
     return [torch.full((run.nbytes,), 255, dtype=torch.uint8) for run in runs]
 
@@ -90,7 +90,7 @@ EXTENTS = st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 700)), max_siz
 
 @given(EXTENTS, st.integers(1, 300), st.integers(1, 4))
 def test_every_byte_arrives_where_it_belongs(extents: list[tuple[int, int]], size: int, readers: int) -> None:
-    runs = [Run("f", offset, nbytes, n) for n, (offset, nbytes) in enumerate(extents)]
+    runs = [TensorRun("f", offset, nbytes, n) for n, (offset, nbytes) in enumerate(extents)]
     tensors, device, whole = room(runs), Late(), []
     begun: set[int] = set()
 
@@ -107,7 +107,7 @@ def test_every_byte_arrives_where_it_belongs(extents: list[tuple[int, int]], siz
 
 @given(st.permutations(range(6)), st.integers(1, 64))
 def test_a_tensor_may_be_made_of_runs_from_anywhere(order: list[int], size: int) -> None:
-    runs = [Run("f", 500 * source, 30, 0, 30 * n) for n, source in enumerate(order)]
+    runs = [TensorRun("f", 500 * source, 30, 0, 30 * n) for n, source in enumerate(order)]
     tensor, device = torch.zeros(180, dtype=torch.uint8), Late()
     heard: list[int] = []
     send(runs, [tensor], Reading(), device, begun=int, arrived=heard.append, readers=2, size=size)
@@ -120,7 +120,7 @@ def test_a_tensor_may_be_made_of_runs_from_anywhere(order: list[int], size: int)
 def test_chunks_come_in_the_order_of_the_file_and_fill_a_buffer_at_most(
     extents: list[tuple[int, int]], size: int
 ) -> None:
-    runs = [Run("f", offset, nbytes, n) for n, (offset, nbytes) in enumerate(extents)]
+    runs = [TensorRun("f", offset, nbytes, n) for n, (offset, nbytes) in enumerate(extents)]
     chunks = list(chunks_of(runs, size))
     assert all(0 < chunk.nbytes <= size for chunk in chunks)
     assert all(a.offset + a.nbytes <= b.offset for a, b in pairwise(chunks)), "no byte is read twice"
@@ -133,14 +133,14 @@ def test_chunks_come_in_the_order_of_the_file_and_fill_a_buffer_at_most(
 
 
 def test_small_neighbours_share_a_buffer_and_far_ones_do_not() -> None:
-    near = [Run("f", 100 * n, 90, n) for n in range(10)]
+    near = [TensorRun("f", 100 * n, 90, n) for n in range(10)]
     assert [(c.offset, c.nbytes, len(c.parts)) for c in chunks_of(near, 5000)] == [(0, 990, 10)]
-    far = [Run("f", 0, 90, 0), Run("f", 3000, 90, 1), Run("g", 90, 90, 2)]
+    far = [TensorRun("f", 0, 90, 0), TensorRun("f", 3000, 90, 1), TensorRun("g", 90, 90, 2)]
     assert [tuple(c)[:3] for c in chunks_of(far, 5000)] == [("f", 0, 90), ("f", 3000, 90), ("g", 90, 90)]
 
 
 def test_buffers_are_read_in_order_and_used_again(late: Late) -> None:
-    runs, read = [Run("f", 0, 4800, 0)], Reading()
+    runs, read = [TensorRun("f", 0, 4800, 0)], Reading()
     tensors = room(runs)
     send(runs, tensors, read, late, begun=int, arrived=int, readers=1, size=48)
     assert read.seen == [(at, 48) for at in range(0, 4800, 48)]
@@ -151,14 +151,14 @@ def test_buffers_are_read_in_order_and_used_again(late: Late) -> None:
 
 
 def test_little_takes_little_memory(late: Late) -> None:
-    runs = [Run("f", 0, 10, 0), Run("f", 10, 20, 1)]
+    runs = [TensorRun("f", 0, 10, 0), TensorRun("f", 10, 20, 1)]
     send(runs, room(runs), Reading(), late, begun=int, arrived=int)
     assert late.held == 30
 
 
 @pytest.mark.parametrize("broken", [0, 700, 1999])
 def test_a_read_that_fails_leaves_whole_torn_and_untouched_tensors_and_nothing_under_way(broken: int) -> None:
-    runs = [Run("f", 200 * n, 200, n) for n in range(10)]
+    runs = [TensorRun("f", 200 * n, 200, n) for n in range(10)]
     tensors, device = room(runs), Late()
     begun: set[int] = set()
     whole: set[int] = set()
@@ -176,7 +176,7 @@ def test_a_read_that_fails_leaves_whole_torn_and_untouched_tensors_and_nothing_u
 
 
 def test_a_device_that_fails_ends_all_of_it() -> None:
-    runs = [Run("f", 200 * n, 200, n) for n in range(10)]
+    runs = [TensorRun("f", 200 * n, 200, n) for n in range(10)]
     device, whole = Late(fails_at=5), set[int]()
     with pytest.raises(cs.CheckpointError, match="the device gave up"):
         send(runs, room(runs), Reading(), device, begun=int, arrived=whole.add, readers=2, size=200)
@@ -204,5 +204,5 @@ def test_a_device_that_is_not_there_is_refused_in_words(device: object) -> None:
 
 
 def test_a_chunk_knows_its_parts() -> None:
-    (chunk,) = chunks_of([Run("f", 8, 4, 7, 20)], 99)
-    assert chunk == Chunk("f", 8, 4, [(7, 20, 0, 4)])
+    (chunk,) = chunks_of([TensorRun("f", 8, 4, 7, 20)], 99)
+    assert chunk == BufferChunk("f", 8, 4, [(7, 20, 0, 4)])

@@ -11,7 +11,7 @@ from ...ops.keyed import At, run_at
 from ...planning.cutting import Cut, row_region
 from ...planning.steps import Step
 from ...specs import DTYPES
-from .gathering import Gatherer, Part, batches_of
+from .gathering import GatheredRegion, Gatherer, batches_of
 from .programs import run_step
 from .sinks import Sink
 
@@ -73,5 +73,5 @@ class Blend:
         dtype = self.step.program.inputs[region.pieces[0].source].dtype
         size = DTYPES[dtype].itemsize
         room: Any = np.empty((self.stop - self.start) * size, "u1")
-        self.gatherer.gathered([Part(self.step, region, batches_of(region))], size, room.data)
+        self.gatherer.gathered([GatheredRegion(self.step, region, batches_of(region))], size, room.data)
         return torch.frombuffer(room, dtype=torch_dtype(dtype))

@@ -17,7 +17,7 @@ from ...ops.keyed import asks_at
 from ...planning.boxes import between
 from ...planning.cutting import chains_of
 from ...planning.layout import Layout
-from ...planning.steps import Move, Program, Run, Step
+from ...planning.steps import ApplyOp, Move, Program, Step
 from ...specs import TensorSpec
 from ...storage.checkpoint import Checkpoint
 from ...storage.chunks import chunks_of
@@ -142,7 +142,7 @@ def _between(program: Program, sources: Boxes, targets: Boxes) -> Program | None
     made = Program.of(_specs(program.inputs, sources), (Move(moved, dtypes),))
     for place, number in enumerate(owners):
         for op in chains[number]:
-            made = made.then(Run(op, ((place,),)))
+            made = made.then(ApplyOp(op, ((place,),)))
     return made
 
 

@@ -26,7 +26,7 @@ from ...specs import DTYPES
 from ...storage.checkpoint import Checkpoint
 from ...storage.contents import Entry
 from .blending import Blend
-from .gathering import Batch, Gatherer, Part, batches_of
+from .gathering import Batch, GatheredRegion, Gatherer, batches_of
 from .programs import Loads, run_step
 from .sinks import Sink
 from .strided_views import Elements, has_views
@@ -58,7 +58,7 @@ def compute(
     whole: dict[int, Task] = {}
     for step in steps:
         number, lie = id(step.program), list(map(entries.__getitem__, step.sources))
-        if cuts[number] and step.program.copies is None and all(entry.lies_plainly for entry in lie):
+        if cuts[number] and step.program.copies is None and all(entry.is_contiguous for entry in lie):
             continue  # only what is one run of a file can be read in parts
         work: _Views | _Handed
         if turned[number] and all(map(_on_host, lie)):
@@ -93,7 +93,7 @@ class _Way(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Run:
+class _MadeRun:
     """Bytes `[start, stop)` of a file, made in one way of parts one after another."""
 
     file: str
@@ -101,7 +101,7 @@ class _Run:
     stop: int
     way: _Way
     held: int
-    parts: list[Part]
+    parts: list[GatheredRegion]
 
 
 def _runs_of(
@@ -111,7 +111,7 @@ def _runs_of(
     sink: Sink,
     region: int,
     gatherer: Gatherer,
-) -> Iterator[_Run | Task]:
+) -> Iterator[_MadeRun | Task]:
     """What steps make, in their order, a region at a time; those that are not cut are tasks already."""
     regions: dict[int, list[tuple[Region, list[Batch], _Way, int]]] = {}
     places = sink.places
@@ -133,7 +133,7 @@ def _runs_of(
             place = places.get(step.targets[one.target])
             if place is not None:
                 start, stop = place.offset + one.start * way.size, place.offset + one.stop * way.size
-                yield _Run(place.file, start, stop, way, held, [Part(step, one, batches)])
+                yield _MadeRun(place.file, start, stop, way, held, [GatheredRegion(step, one, batches)])
 
 
 def _blends(step: Step, cut: Cut, sink: Sink, gatherer: Gatherer, region: int) -> Iterator[Task]:
@@ -152,13 +152,13 @@ def _way(program: Program, cut: Cut, region: Region) -> _Way:
     return _Way(cut.chains[region.target], program.inputs[region.pieces[0].source].dtype, size)
 
 
-def _joined(runs: Iterable[_Run | Task], limit: int) -> Iterator[_Run | Task]:
+def _joined(runs: Iterable[_MadeRun | Task], limit: int) -> Iterator[_MadeRun | Task]:
     """Neighbours in the target that are made in one way, as one: small tensors are many.
 
     Args:
         limit: bytes that what is joined may hold.
     """
-    last: _Run | None = None
+    last: _MadeRun | None = None
     for run in runs:
         if isinstance(run, Task):
             if last is not None:
@@ -257,7 +257,7 @@ class _Views:
 class _Making:
     """Making one run of a file."""
 
-    made: _Run
+    made: _MadeRun
     gatherer: Gatherer
     sink: Sink
 

@@ -69,12 +69,12 @@ def _byte_runs(steps: Sequence[Step], checkpoint: Checkpoint, sink: Sink, comput
     programs = Distinct(map(_PROGRAM, steps))
     moves = {number: _moves(program) for number, program in programs.objects.items()}
     places, entries = sink.places, checkpoint.entries
-    plain = checkpoint.lies_plainly  # then none of its entries need be asked
+    plain = checkpoint.is_contiguous  # then none of its entries need be asked
     wanted = list(sink.wants_runs(steps, moves))
     single = programs.each(lambda p: moves[id(p)] is not None and p.copies == (0,) and len(p.inputs) == 1)
     alone = [one and run for one, run in zip(single, wanted)]
     if not plain:
-        alone = [one and entries[step.sources[0]].lies_plainly for one, step in zip(alone, steps)]
+        alone = [one and entries[step.sources[0]].is_contiguous for one, step in zip(alone, steps)]
     yield from _copies(list(compress(steps, alone)), checkpoint, places)
     others = map(not_, alone)
     for step, run in compress(zip(steps, wanted), others):
@@ -83,7 +83,7 @@ def _byte_runs(steps: Sequence[Step], checkpoint: Checkpoint, sink: Sink, comput
         if not any(targets):
             continue
         found, lie = moves[id(program)], list(map(entries.__getitem__, sources))
-        if found is None or not run or not (plain or all(one.lies_plainly for one in lie)):
+        if found is None or not run or not (plain or all(one.is_contiguous for one in lie)):
             computed.append(step)
         else:
             yield from runs_of(found, list(map(_FROM, lie)), targets)

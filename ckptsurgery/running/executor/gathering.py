@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Row = np.ndarray[Any, Any]
 
-__all__ = ["Batch", "Gatherer", "Part", "batches_of"]
+__all__ = ["Batch", "GatheredRegion", "Gatherer", "batches_of"]
 
 _ELEMENTS = {1: "u1", 2: "u2", 4: "u4", 8: "u8", 16: "c16"}
 _LONG_LINE = 256  # elements
@@ -120,7 +120,7 @@ def _continues(pieces: Sequence[Piece], start: int, at: int) -> bool:
     return piece.target_offset - last.target_offset == distance
 
 
-class Part(NamedTuple):
+class GatheredRegion(NamedTuple):
     """A region of a target of a step, and how to gather it."""
 
     step: Step
@@ -135,7 +135,7 @@ class Gatherer:
     checkpoint: Checkpoint
     buffers: _Buffers = field(default_factory=_Buffers)
 
-    def gathered(self, parts: Sequence[Part], size: int, room: memoryview | None = None) -> Row:
+    def gathered(self, parts: Sequence[GatheredRegion], size: int, room: memoryview | None = None) -> Row:
         """The elements of parts in one row, one after another.
 
         Args:

@@ -14,7 +14,7 @@ from ...ops.base import Op, OpError
 from ...ops.keyed import At, run_at
 from ...planning.layout import Layout
 from ...planning.naming_results import names_on_the_way, results_of
-from ...planning.steps import Beside, Make, Move, Pick, Program, Run, Step
+from ...planning.steps import ApplyOp, Make, Move, Parallel, Pick, Program, Step
 from ...storage.plain_memory import plain
 from ...storage.tensors import torch_dtype
 
@@ -63,13 +63,13 @@ def execute(
                 current = rearrange(layout, current, dtypes)
             case Pick():
                 current = instruction.applied(current)
-            case Beside():
+            case Parallel():
                 ends = instruction.ends(names[number], names[number + 1]) if names else repeat(((), ()))
                 parts = zip(instruction.shares(current), ends)
                 current = tuple(t for (part, share), keys in parts for t in execute(part, share, *keys))
             case Make(op):
                 current = (*current, *run_at(op, (), At(names[number + 1][-1])))
-            case Run(op):
+            case ApplyOp(op):
                 results = results_of(instruction, len(current), names[number + 1]) if names else repeat("")
                 # an op of the caller's may return a tensor of any kind
                 made = instruction.applied(current, partial(_run_next, op, results))

@@ -23,7 +23,7 @@ from ...specs import TensorSpec
 from ...storage.checkpoint import MAP_FROM, Checkpoint
 from ...storage.contents import Contents, Extent
 from ...storage.plain_memory import oddity
-from ...storage.sending import BUFFER, Run, send
+from ...storage.sending import BUFFER, TensorRun, send
 from ...storage.sources.links import Link, empty_on, link_to, moved_to
 from ..executor.copying import FETCHED_AT_ONCE, ByteRun, Move, batches_within, fetch_ranges, neighbours
 from ..executor.execution import execute
@@ -216,7 +216,9 @@ class TensorSink:
         keys = list(dict.fromkeys(run.target_file for run in runs))
         numbers = {key: number for number, key in enumerate(keys)}
         tensors = [self._rings[key][0] for key in keys]
-        parts = [Run(r.source_file, r.source_offset, r.nbytes, numbers[r.target_file], r.target_offset) for r in runs]
+        parts = [
+            TensorRun(r.source_file, r.source_offset, r.nbytes, numbers[r.target_file], r.target_offset) for r in runs
+        ]
         begun: set[int] = set()
 
         def arrived(number: int) -> None:

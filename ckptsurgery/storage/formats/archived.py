@@ -18,7 +18,7 @@ from ...specs import TensorSpec
 from ..contents import Entry
 from ..unpickling.inert import Storage, Tensor
 from ..unpickling.pickle_machine import Unpickler
-from .storages import Region, place_tensor
+from .storages import StorageRun, place_tensor
 from .torch_zip import persistent_storages
 
 __all__ = ["Archive", "Archived", "locate"]
@@ -160,11 +160,11 @@ class Archive:
             raise self.damaged(f"has an absurdly large record {name!r}")
         return self._bytes(start, start + size)
 
-    def region(self, storage: Storage) -> Region:
+    def region(self, storage: Storage) -> StorageRun:
         """Where the bytes of a storage are."""
         start, size = self.place(f"data/{storage.key}")
         big = "byteorder" in self.records and self.bytes_of("byteorder").strip() == b"big"
-        return Region(self.file, self.offset + start, size, big)
+        return StorageRun(self.file, self.offset + start, size, big)
 
 
 def _widened(extra: bytes, size: int, packed: int, header: int) -> tuple[int, int, int]:

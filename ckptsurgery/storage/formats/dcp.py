@@ -63,7 +63,7 @@ def read_dcp(folder: str, subtree: str | None = None) -> Contents:
         source = LocalFile.of(path, Path(path).stat())
     except OSError as error:
         raise os_error(error, path) from error
-    reader = _Reader(folder, _fields(Unpickler(io.BytesIO(data), len(data), path).load(), path))
+    reader = _DcpReader(folder, _fields(Unpickler(io.BytesIO(data), len(data), path).load(), path))
     reader.sources[path] = source
     leaves = reader.tensors()
     reader.refuse()
@@ -88,7 +88,7 @@ def _fields(metadata: Any, path: str) -> Mapping[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
+class _ChunkRun:
     """Where the metadata says that something is stored."""
 
     file: str
@@ -97,7 +97,7 @@ class _Run:
 
 
 @dataclass
-class _Reader:
+class _DcpReader:
     """Turns the metadata's records into entries, and collects what is wrong with them."""
 
     folder: str
@@ -105,7 +105,7 @@ class _Reader:
     sources: dict[str, ByteSource] = field(default_factory=dict)
     placed: list[Entry] = field(default_factory=list)
     problems: dict[str, list[str]] = field(default_factory=dict)
-    _runs: dict[tuple[str, Shape | None], _Run] = field(default_factory=dict)
+    _runs: dict[tuple[str, Shape | None], _ChunkRun] = field(default_factory=dict)
     _blobs: dict[tuple[str, int], Mapping[str, Entry] | None] = field(default_factory=dict)
     _covered: dict[tuple[object, ...], bool] = field(default_factory=dict)
     _descriptors: dict[str, int] = field(default_factory=dict)
@@ -143,7 +143,7 @@ class _Reader:
     def _problem(self, key: str, why: str) -> None:
         self.problems.setdefault(why, []).append(key)
 
-    def _stored(self) -> Iterator[tuple[tuple[str, Shape | None], _Run]]:
+    def _stored(self) -> Iterator[tuple[tuple[str, Shape | None], _ChunkRun]]:
         """(key, index of the first element) -> where it is stored."""
         sizes: dict[str, int] = {}
         for index, place in self.fields["storage_data"].items():
@@ -165,7 +165,7 @@ class _Reader:
             elif sizes[name] < 0:
                 self._problem(key, f"are in {name!r}, which is not there")
             else:
-                yield (key, low), _Run(str(Path(self.folder, name)), offset, nbytes)
+                yield (key, low), _ChunkRun(str(Path(self.folder, name)), offset, nbytes)
 
     def _size(self, name: Any) -> int:
         """Bytes of a file of the folder; -1 where there is none."""
@@ -223,7 +223,7 @@ class _Reader:
             return None
         return Chunk(box.low, Archived(spec, run.file, run.offset, run.nbytes))
 
-    def _blob(self, run: _Run) -> Mapping[str, Entry] | None:
+    def _blob(self, run: _ChunkRun) -> Mapping[str, Entry] | None:
         """The tensors of a safetensors blob; None where an archive begins there.
 
         All archives of a file are of one kind, so that only the first of each is looked at.
@@ -268,7 +268,7 @@ class _Reader:
             self._descriptors.clear()
         return found
 
-    def _value(self, run: _Run) -> Any:
+    def _value(self, run: _ChunkRun) -> Any:
         if run.nbytes > _VALUE:
             return Opaque("torch", "object", (), f"a value of {run.nbytes:,} bytes, which is not read")
         try:

@@ -18,7 +18,7 @@ from ..sources.byte_source import ByteSource
 from ..unpickling.inert import Array, Blob, NumpyType, Opaque, Storage
 from .format import Format
 from .opened_source import OpenedSource
-from .storages import Region, place_all
+from .storages import StorageRun, place_all
 from .zip_archive import Record, refused
 
 __all__ = ["Inflated", "NpyFormat", "NpzFormat"]
@@ -136,7 +136,7 @@ def _inflated(packed: bytes | bytearray, most: int) -> bytes:
         return b""
 
 
-def _region(storage: Storage) -> Region:
+def _region(storage: Storage) -> StorageRun:
     raise ValueError("a numpy array has no storage")
 
 

@@ -16,7 +16,7 @@ from ..unpickling.inert import Array, Joined, NumpyType, Storage
 from ..unpickling.nesting import find_model, settle
 from ..unpickling.pickle_machine import Unpickler, trailing
 from .opened_source import OpenedSource, opening
-from .storages import Region, place_all
+from .storages import StorageRun, place_all
 from .torch_legacy import nested_reader
 
 __all__ = ["read_pickle"]
@@ -46,10 +46,10 @@ def read_pickle(path: str | os.PathLike[str] | OpenedSource, subtree: str | None
         tree = _plain(tree, _DEPTH)
     found = find_model(tree, subtree, source)
 
-    def region(storage: Storage) -> Region:
+    def region(storage: Storage) -> StorageRun:
         if storage.place is None:
             raise ValueError("its storage lies outside of the pickle")
-        return Region(source, *storage.place)
+        return StorageRun(source, *storage.place)
 
     entries = place_all(found.leaves, region, source)
     extras = settle(found.extras, lambda leaf: place_all({"": leaf}, region, source)[""])

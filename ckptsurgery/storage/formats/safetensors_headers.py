@@ -32,18 +32,18 @@ class PlainHeader(NamedTuple):
     metadata: dict[str, str]
 
 
-class _Layout(NamedTuple):
+class _RowPattern(NamedTuple):
     """A way to write rows; the pattern's groups are the name, then the spec and the offsets, or these before it."""
 
     row: re.Pattern[str]
     spec_first: bool
 
 
-def _layout(comma: str, colon: str, spec_first: bool) -> _Layout:
+def _layout(comma: str, colon: str, spec_first: bool) -> _RowPattern:
     spec = rf'("dtype"{colon}"[A-Z0-9_]++"{comma}"shape"{colon}\[[0-9, ]*+\])'
     offsets = rf'"data_offsets"{colon}\[{_INTEGER}{comma}{_INTEGER}\]'
     fields = comma.join([spec, offsets] if spec_first else [offsets, spec])
-    return _Layout(re.compile(rf'{_NAME}{colon}\{{{fields}\}}(?={comma}"|\}}\Z)'), spec_first)
+    return _RowPattern(re.compile(rf'{_NAME}{colon}\{{{fields}\}}(?={comma}"|\}}\Z)'), spec_first)
 
 
 # As the reference writes and as Python's json does, the fields in the reference's order or by name.

@@ -18,14 +18,14 @@ from ..shapes import shape_problem
 from ..unpickling.inert import Array, Blob, FileBytes, Joined, Storage, Tensor
 from ..unpickling.nodes import name_of
 
-__all__ = ["LateTensor", "Region", "contiguous_strides", "place_all", "place_array", "place_tensor"]
+__all__ = ["LateTensor", "StorageRun", "contiguous_strides", "place_all", "place_array", "place_tensor"]
 
 
 _EXPANDED = 1 << 26  # bytes; a view that repeats its elements is written out when it is loaded
 _REPEATS = 64
 
 
-class Region(NamedTuple):
+class StorageRun(NamedTuple):
     """Where the bytes of a storage lie."""
 
     file: str
@@ -84,7 +84,7 @@ def contiguous_strides(shape: Iterable[int]) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
-def place_tensor(tensor: Tensor, region: Region) -> Entry:
+def place_tensor(tensor: Tensor, region: StorageRun) -> Entry:
     """The entry of a view of a storage; a `ValueError` says why there is none."""
     spec = _spec(tensor.shape, tensor.dtype)
     if DTYPES[tensor.dtype].bits < 8:
@@ -112,7 +112,7 @@ def place_tensor(tensor: Tensor, region: Region) -> Entry:
     return Entry(spec, region.file, region.offset + start, strides, region.big_endian and size > 1)
 
 
-def _place_packed(tensor: Tensor, region: Region) -> Entry:
+def _place_packed(tensor: Tensor, region: StorageRun) -> Entry:
     # torch counts elements of two values each
     if not tensor.shape or tensor.strides != contiguous_strides(tensor.shape):
         raise ValueError(f"a view of packed {tensor.dtype} values that is not contiguous")
@@ -172,7 +172,7 @@ def place_array(array: Array, file: str) -> Entry:
 
 def place_all(
     leaves: Mapping[str, Any],
-    regions: Callable[[Storage], Region],
+    regions: Callable[[Storage], StorageRun],
     source: str,
 ) -> dict[str, Entry]:
     """The entries of all tensors and arrays, or one error with every key that has none."""

@@ -9,7 +9,7 @@ from ...specs import DTYPES
 from ..contents import Contents
 from ..json_text import parse_json
 from ..unpickling.inert import Storage, Tensor
-from .storages import Region, place_all
+from .storages import StorageRun, place_all
 from .zip_archive import ZipArchive, refused
 
 __all__ = ["is_export", "read_torch_export"]
@@ -51,9 +51,9 @@ def read_torch_export(archive: ZipArchive) -> Contents:
         raise _refused(source, why[:400]) from None
     big = archive.bytes_of(f"{root}byteorder").strip() == b"big" if f"{root}byteorder" in archive.records else False
 
-    def region(storage: Storage) -> Region:
+    def region(storage: Storage) -> StorageRun:
         record = archive.stored(f"{folder}/{storage.key}")
-        return Region(source, record.offset, record.nbytes, big)
+        return StorageRun(source, record.offset, record.nbytes, big)
 
     storages: dict[str, Storage] = {}
     leaves = {}

@@ -20,7 +20,7 @@ from ..unpickling.nodes import name_of
 from ..unpickling.pickle_calls import storage_dtype, storage_width
 from ..unpickling.pickle_machine import Unpickler, damaged, trailing
 from .opened_source import OpenedSource, opening
-from .storages import Region, place_all
+from .storages import StorageRun, place_all
 
 __all__ = ["nested_reader", "read_torch_legacy"]
 
@@ -49,11 +49,11 @@ def read_torch_legacy(path: str | os.PathLike[str] | OpenedSource, subtree: str 
     refuse_part(parsed.tree, source)
     found = find_model(parsed.tree, subtree, source)
 
-    def region(storage: Storage) -> Region:
+    def region(storage: Storage) -> StorageRun:
         place = storage.place or parsed.places.get(storage.key)
         if place is None:
             raise ValueError(f"its storage {storage.key!r} is missing")
-        return Region(source, *place)
+        return StorageRun(source, *place)
 
     entries = place_all(found.leaves, region, source)
     extras = settle(found.extras, lambda leaf: place_all({"": leaf}, region, source)[""])

@@ -25,7 +25,7 @@ from ..unpickling.pickle_calls import storage_dtype
 from ..unpickling.pickle_machine import Unpickler, damaged
 from .opened_source import OpenedSource, opening
 from .recognising import zip_problem
-from .storages import Region, place_all
+from .storages import StorageRun, place_all
 from .zip_archive import ZipArchive, refused
 
 __all__ = ["METADATA_RECORD", "holds_pickle", "persistent_storages", "read_torch_zip"]
@@ -70,13 +70,13 @@ def read_torch_zip(path: str | os.PathLike[str] | OpenedSource, subtree: str | N
             raise refused(source, "torchscript", why, _FROZEN.replace("{path}", repr(source))) from None
         raise
 
-    def region(storage: Storage) -> Region:
+    def region(storage: Storage) -> StorageRun:
         if storage.place is not None:
-            return Region(source, *storage.place)
+            return StorageRun(source, *storage.place)
         record = archive.stored(f"{root}data/{storage.key}", _REMEDY)
         if storage.dtype and storage.numel * DTYPES[storage.dtype].itemsize > record.nbytes:
             raise ValueError(f"its storage {storage.key!r} is cut short ({record.nbytes} bytes)")
-        return Region(source, record.offset, record.nbytes, big)
+        return StorageRun(source, record.offset, record.nbytes, big)
 
     entries = place_all(found.leaves, region, source)
     return Contents(

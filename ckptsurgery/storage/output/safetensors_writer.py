@@ -68,7 +68,7 @@ def folder_writer(
     """
     _check(specs, aliases, metadata, str(path))
     tag = resume or new_tag()
-    folder = _Folder(path, tag, None if path.exists() else beside(path, tag))
+    folder = _StagingFolder(path, tag, None if path.exists() else beside(path, tag))
     outputs = [folder.whole(name, data, beside=True) for name, data in companions.items()]
     laid, places = _shards(folder, specs, aliases, metadata, max_shard_size, lies)
     outputs += laid
@@ -93,7 +93,7 @@ def folder_writer(
 
 
 @dataclass(frozen=True, slots=True)
-class _Folder:
+class _StagingFolder:
     """Where files lie until they take their names: in a new folder beside the one meant, or each beside its own."""
 
     path: Path
@@ -108,7 +108,7 @@ class _Folder:
 
 
 def _shards(
-    folder: _Folder,
+    folder: _StagingFolder,
     specs: Mapping[str, TensorSpec],
     aliases: Mapping[str, str],
     metadata: Mapping[str, str],
@@ -136,7 +136,7 @@ def _shards(
 
 
 @dataclass(frozen=True, slots=True)
-class _Layout:
+class _FileLayout:
     header: bytearray
     places: dict[str, Extent]
     size: int
@@ -151,7 +151,7 @@ def _lay_out(
     specs: Mapping[str, TensorSpec],
     metadata: Mapping[str, str],
     lies: Mapping[str, int],
-) -> _Layout:
+) -> _FileLayout:
     kinds = Distinct(specs.values())
     if len({DTYPES[spec.dtype].bits for spec in kinds.objects.values()}) > 1:
         specs = _falling(specs, kinds)
@@ -174,7 +174,7 @@ def _lay_out(
         _pad(header, moved)
     extents = zip(repeat(str(temporary)), accumulate(sizes, initial=len(header)), sizes)
     places = dict(zip(specs, map(tuple.__new__, repeat(Extent), extents)))
-    return _Layout(header, places, len(header) + sum(sizes))
+    return _FileLayout(header, places, len(header) + sum(sizes))
 
 
 def _falling(specs: Mapping[str, TensorSpec], kinds: Distinct[TensorSpec]) -> Mapping[str, TensorSpec]:

@@ -65,7 +65,7 @@ class Output:
 
 
 @dataclass(slots=True)
-class _Span:
+class _UnsentSpan:
     """What was written to a file since the system was last told to begin with it."""
 
     start: int
@@ -128,7 +128,7 @@ class Writer:
         self._lock = threading.Lock()
         # Threads that write to one file take turns in the system anyway, where they would wait by spinning.
         self._turns = {file: threading.Lock() for file in self._sizes}
-        self._unsent: dict[str, _Span] = {}
+        self._unsent: dict[str, _UnsentSpan] = {}
 
     def __enter__(self) -> Writer:
         with self._undone():
@@ -249,7 +249,7 @@ class Writer:
     def _send(self, file: str, offset: int, nbytes: int) -> None:
         """Have the disk begin with what was written, whenever that is enough to be worth a call."""
         with self._lock:
-            span = self._unsent.setdefault(file, _Span(offset, offset))
+            span = self._unsent.setdefault(file, _UnsentSpan(offset, offset))
             span.start, span.stop = min(span.start, offset), max(span.stop, offset + nbytes)
             span.nbytes += nbytes
             if span.nbytes < _SEND_EVERY:

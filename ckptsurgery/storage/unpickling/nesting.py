@@ -117,7 +117,7 @@ def flatten(node: Any, source: str, judged: bool = False) -> tuple[dict[str, Any
     """
     leaves: dict[str, Any] = {}
     rest: dict[str, Any] = {}
-    surveys: dict[int, _Survey] = {}
+    surveys: dict[int, _NodeSurvey] = {}
     # Parts that are shared may have exponentially many paths, and the names above many small parts may be long.
     budget, seen = _FREE, set[int]()
     waiting: list[tuple[str, str, Any, tuple[int, ...]]] = [("", "", node, ())]
@@ -155,26 +155,26 @@ def _endless(path: str, source: str) -> CheckpointError:
 
 
 @dataclass(slots=True)
-class _Survey:
+class _NodeSurvey:
     """What lies in a node: all tensors below, and the state_dicts that could be the model."""
 
     tensors: int = 0
     direct: int = 0
     weights: int = 0  # direct tensors of floats with a dimension, under names
     dotted: bool = False
-    parts: dict[str, _Survey] = field(default_factory=dict)
+    parts: dict[str, _NodeSurvey] = field(default_factory=dict)
 
     @property
     def strong(self) -> bool:
         return self.weights > 0 or any(part.strong for part in self.parts.values())
 
 
-def _survey(node: Any, memo: dict[int, _Survey] | None = None, depth: int = 0) -> _Survey:
+def _survey(node: Any, memo: dict[int, _NodeSurvey] | None = None, depth: int = 0) -> _NodeSurvey:
     memo = {} if memo is None else memo
     known = memo.get(id(node))
     if known is not None:
         return known
-    found = memo[id(node)] = _Survey()
+    found = memo[id(node)] = _NodeSurvey()
     parts = children(node)
     if parts is None or depth > DEPTH:
         return found
@@ -194,7 +194,7 @@ def _survey(node: Any, memo: dict[int, _Survey] | None = None, depth: int = 0) -
     return found
 
 
-_NOTHING = _Survey()
+_NOTHING = _NodeSurvey()
 
 
 def _is_weight(leaf: Any) -> bool:
@@ -214,7 +214,7 @@ def _decide(tree: Any, source: str) -> Path:
     """The path of the one node that is the model."""
     if isinstance(tree, dict) and "pytorch-lightning_version" in tree and children(tree.get("state_dict")) is not None:
         return ("state_dict",)
-    memo: dict[int, _Survey] = {}
+    memo: dict[int, _NodeSurvey] = {}
     survey = _survey(tree, memo)
     if not survey.tensors:
         _no_tensors(tree, source)
@@ -233,7 +233,7 @@ def _decide(tree: Any, source: str) -> Path:
 
 
 def _candidates(
-    node: Any, path: Path, memo: dict[int, _Survey], strong: bool, budget: list[int]
+    node: Any, path: Path, memo: dict[int, _NodeSurvey], strong: bool, budget: list[int]
 ) -> Iterator[tuple[Path, Any]]:
     """The state_dicts below `node` with their paths, the outermost each."""
     survey = memo.get(id(node))
@@ -261,7 +261,7 @@ def _candidates(
         yield from inside
 
 
-def _has_dots(node: Any, memo: dict[int, _Survey]) -> bool:
+def _has_dots(node: Any, memo: dict[int, _NodeSurvey]) -> bool:
     found = memo.get(id(node))
     return found is not None and (found.dotted or type(node) is Opaque)
 
