@@ -103,7 +103,7 @@ def convert(
     ckptsurgery convert old.bin new.safetensors --recipe mine.toml --provenance
     ckptsurgery convert new.safetensors back.safetensors --inverse
     ckptsurgery convert x.safetensors x.safetensors --recipe mine.toml --in-place
-    torchrun --nproc-per-node 4 -m ckptsurgery convert old/ new/ --recipe mine.toml
+    torchrun --nproc-per-node 4 -m ckptsurgery convert old/ new/ -r mine.toml
     """
     with among_ranks() as ranks:
         said = recipe_from(recipe, rule, route=(start, end), inverse=inverse, drop=drop, rest=rest, tie=tie)

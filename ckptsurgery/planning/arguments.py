@@ -74,14 +74,15 @@ class Arguments(Mapping[str, Any]):
 
     def _entry(self, asked: Indexed) -> Any:
         """The entry of a list or a table for the value that the key captures."""
+        for marker in asked.markers:
+            if marker not in self.captured:
+                raise OpError(f"{asked}: no key on both sides captures {marker!r}")
         found = self._listed(asked.table)
         found = self._value(Name(asked.table)) if found is None else found
         if found is None:
             raise OpError(f"{asked}: neither dims nor data name {asked.table!r}", lacks=asked.table)
         for marker in asked.markers:
-            place = self.captured.get(marker)
-            if place is None:
-                raise OpError(f"{asked}: no key on both sides captures {marker!r}")
+            place = self.captured[marker]
             entry = _picked(found, place)
             if entry is None:
                 raise OpError(f"{asked}: {asked.table!r} has no entry for {marker} = {place.texts[0]}")

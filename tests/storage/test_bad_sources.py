@@ -42,7 +42,6 @@ def refused(source: object) -> Diagnostic:
         (b'{"error": "Repository not found"}', "json-page", "Repository not found"),
         (b'["error"]', "json-page", "JSON"),
         (b"Entry not found", "text-file", "Entry not found"),
-        (b"GGUF\x03\x00\x00\x00" + bytes(100), "unsupported-format", "GGUF"),
         (b"\x89HDF\r\n\x1a\n" + bytes(100), "unsupported-format", "HDF5"),
         (b"\xde\x00\x02\xa6params", "unsupported-format", "msgpack"),
         (b"\x1f\x8b\x08\x00" + b"\x99" * 50, "unsupported-format", "gzip"),

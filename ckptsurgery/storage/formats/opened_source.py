@@ -66,7 +66,8 @@ class OpenedSource:
 
     def read_at(self, offset: int, nbytes: int) -> bytes:
         """Return bytes `[offset, offset + nbytes)`, fewer at the end of the file."""
-        return read_at(self.file, offset, nbytes)
+        there = max(0, self.size - offset)  # a read takes memory for all that it asks for
+        return read_at(self.file, offset, min(nbytes, there))
 
     def __enter__(self) -> OpenedSource:
         return self
