@@ -324,18 +324,7 @@ def _refuse_together(options: SaveOptions) -> None:
     if options.format not in (None, "dcp") or options.ranks < 1 or (options.ranks > 1 and options.format is None):
         text = f"format={options.format!r} with ranks={options.ranks} is not written"
         raise PlanError(Diagnostic("bad-argument", text, help='format="dcp", ranks=1 or more'))
-    alone = (
-        "in_place",
-        "resume",
-        "max_shard_size",
-        "companions",
-        "check",
-        "provenance",
-        "overwrite",
-        "dry_run",
-        "together",
-    )
-    for name in alone if options.format else ():
+    for name in _NOT_IN_DCP if options.format else ():
         if getattr(options, name):
             text = f"format={options.format!r} knows no {name}"
             raise PlanError(Diagnostic("bad-argument", text, help=f"without {name}"))
