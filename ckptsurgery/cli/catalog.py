@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -11,6 +12,7 @@ import ckptsurgery as cs
 
 from . import options as o
 from .output import show, width
+from .recipe import config_from, dims_from
 from .words import Command, CommandGroup
 
 __all__ = ["app"]
@@ -27,6 +29,7 @@ def recipes(context: typer.Context, json: o.Json = False) -> None:
     ckptsurgery recipes show NAME
     ckptsurgery recipes match model.safetensors
     ckptsurgery recipes import transformers:TYPE -o mine.toml
+    ckptsurgery recipes export mine.toml --as vllm
     """
     from ..reporting.tables import listing
 
@@ -60,8 +63,6 @@ def match(source: o.Source, subtree: o.Subtree = None, config: o.Config = None, 
     \b
     ckptsurgery recipes match model.safetensors
     """
-    from .recipe import config_from
-
     with cs.open(source, subtree=subtree) as checkpoint:
         found = cs.match_recipes(checkpoint, config=config_from(config))
     show(list(found) if json else "\n".join(found) or "no built-in recipe fits", json)
@@ -87,3 +88,46 @@ def import_(
     if output is not None:
         output.write_text(recipe.dumps())
     show({"mapping": what, "toml": recipe.dumps()} if json else recipe.dumps().rstrip(), json)
+
+
+class ExportFormat(StrEnum):
+    """What a recipe is exported as."""
+
+    python = "python"
+    adapter = "adapter"
+    vllm = "vllm"
+    paddle = "paddle"
+
+
+@app.command("export", cls=Command)
+def export(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A built-in recipe, or a TOML file.")],
+    form: Annotated[
+        ExportFormat, typer.Option("--as", help="A function, an adapter class, a vLLM mapper or AOA statements.")
+    ] = ExportFormat.python,
+    inverse: o.Inverse = False,
+    config: o.Config = None,
+    dim: o.Dim = None,
+    output: o.Output = None,
+    json: o.Json = False,
+) -> None:
+    """Write a recipe in another framework's terms.
+
+    What it cannot say is refused, rule by rule.
+
+    \b
+    ckptsurgery recipes export mine.toml -o convert.py
+    ckptsurgery recipes export mine.toml --as vllm
+    """
+    from json import dumps
+
+    recipe = cs.load_recipe(name)
+    recipe = recipe.inverse() if inverse else recipe
+    if form in (ExportFormat.python, ExportFormat.adapter):
+        write = cs.recipes.to_python if form is ExportFormat.python else cs.recipes.to_state_dict_adapter
+        text = write(recipe, config=config_from(config), dims=dims_from(dim) or None)
+    else:
+        text = dumps((cs.recipes.to_vllm if form is ExportFormat.vllm else cs.recipes.to_paddle)(recipe), indent=2)
+    if output is not None:
+        output.write_text(text)
+    show({"name": name, "format": form.value, "text": text} if json else text.rstrip(), json)

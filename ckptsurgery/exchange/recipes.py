@@ -13,7 +13,24 @@ from ..catalog import load_recipe as load
 from ..catalog import route
 from ..transfer.recipes import match_recipes as match
 from .foreign_mappings import import_mapping
+from .to_names import to_paddle, to_vllm
+from .to_python import to_python, to_state_dict_adapter
+from .to_transformers import to_transformers
 from .tracing import trace
 from .transformers_models import from_transformers, transformers_types
 
-__all__ = ["from_transformers", "import_mapping", "list", "load", "match", "route", "trace", "transformers_types"]
+__all__ = [
+    "from_transformers",
+    "import_mapping",
+    "list",
+    "load",
+    "match",
+    "route",
+    "to_paddle",
+    "to_python",
+    "to_state_dict_adapter",
+    "to_transformers",
+    "to_vllm",
+    "trace",
+    "transformers_types",
+]
