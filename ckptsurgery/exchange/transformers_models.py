@@ -238,11 +238,20 @@ def _written(groups: Sequence[ConversionGroup], config: Any, summary: str, count
 
 def _pair(group: ConversionGroup, kind: Kind) -> KeyPair:
     flat = kind[3] == FLAT  # the experts of several lists are numbered in one row
-    merged = [spread(keys, "e") for keys in group.files]
+    patterns = group.transform.source_patterns if group.transform is not None else [""] * len(group.files)
+    merged = [_starred(keys, pattern) for keys, pattern in zip(group.files, patterns)]
     source = merged[0] if len(merged) == 1 else _choices(merged)
     source = source.replace("{e}", "{(m e)}") if flat else source
     target = spread(group.models, "m" if flat else "p")
     return KeyPair(source, target, tuple(k for keys in group.files for k in keys), group.models, kind)
+
+
+def _starred(keys: Sequence[str], pattern: str) -> str:
+    """The pattern of merged keys; where there is one alone, its number is the one behind the word before the star."""
+    if len(keys) > 1 or "*" not in pattern:
+        return spread(keys, "e")
+    word = pattern.replace("\\", "").split("*")[0].rstrip(".").rpartition(".")[2]
+    return spread(keys, "e").replace(f"{word}.0", f"{word}.{{e}}", 1)
 
 
 def _choices(patterns: Sequence[str]) -> str:
