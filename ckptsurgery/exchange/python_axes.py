@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from .conversion_axes import NotSayable
-from .exporting import Side
+from .exporting import RuleSide
 
 __all__ = ["axes_lines"]
 
@@ -13,7 +13,7 @@ Axes = list[list[str]]
 
 
 def axes_lines(
-    source: Side, target: Side, gathered: Sequence[str], size: Callable[[str], str], key: str
+    source: RuleSide, target: RuleSide, gathered: Sequence[str], size: Callable[[str], str], key: str
 ) -> Iterator[str]:
     """Yield lines over `parts`, the tensors of a group by what is gathered, that put the results into `made`.
 
@@ -34,12 +34,18 @@ def axes_lines(
     scattered = [n for n in dict.fromkeys(c.name for c in target.captures) if n not in names]
     kept = names - set(gathered)
     left, right = ([[_of_group(n, kept) for n in dim] for dim in axes] for axes in (left, right))
+    ones = [[at for at, dim in enumerate(axes) if dim == ["1"]] for axes in (left, right)]
+    left, right = ([dim for dim in axes if dim != ["1"]] for axes in (left, right))
     if any(":" in name for dim in (*left, *right) for name in dim):
+        if any(ones):
+            raise NotSayable("unequal parts beside a dimension of size 1")
         yield from _unequal(source, target, left, right, gathered, scattered, size, key)
         return
     choices = {c.name: c.choices for c in (*source.captures, *target.captures) if c.choices}
     counts = {**source.counts, **target.counts, **{n: len(c) for n, c in choices.items()}}
     yield from _stacked(gathered, choices)
+    for at in reversed(ones[0]):
+        yield f"(x,) = x.unbind({len(gathered) + at})"
     order = list(gathered)
     for dim in left:
         if len(dim) > 1:
@@ -57,6 +63,8 @@ def axes_lines(
         if len(dim) > 1:
             yield f"x = x.flatten({at}, {at + len(dim) - 1})"
         at += 1
+    for place in ones[1]:
+        yield f"x = x.unsqueeze({len(scattered) + place})"
     yield from _apart(scattered, choices, key)
 
 
@@ -105,8 +113,8 @@ def _apart(scattered: Sequence[str], choices: dict[str, tuple[str, ...]], key: s
 
 
 def _unequal(
-    source: Side,
-    target: Side,
+    source: RuleSide,
+    target: RuleSide,
     left: Axes,
     right: Axes,
     gathered: Sequence[str],

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from ..catalog import load_recipe
 from ..errors import Diagnostic, RecipeError
-from ..language.captures import Literal
 from ..language.dims import DimValue
 from ..language.keys import KeyPattern
 from ..language.recipe import Recipe
-from ..planning.expanding import BoundPattern, BoundRule, Stage, expand
+from ..language.rules import SAME, Rule
+from ..planning.expanding import BoundPattern, ResolvedRule, Stage, expand
 from .conversion_axes import NotSayable
-from .exporting import Side, regex_of, single
+from .exporting import RuleSide, each_target, side_of, single
 from .python_axes import axes_lines
+from .python_keys import matched, raw, spelled, tables, tuple_of, value
 
 __all__ = ["to_python", "to_state_dict_adapter"]
 
@@ -29,6 +31,34 @@ import re
 
 import torch
 '''
+
+
+_ADAPTER = '''class {name}:
+    """{title}"""
+
+    fqn_to_index_mapping = None
+
+    def __init__(self, model_config=None, hf_assets_path=None):
+        self.model_config = model_config
+        self.hf_assets_path = hf_assets_path
+
+    def from_hf(self, hf_state_dict, device_mesh=None, **options):
+        """Return the model's own state dict."""
+        return _from_hf(hf_state_dict)
+
+    def to_hf(self, state_dict, **options):
+        """Return the state dict of the files."""
+        return _to_hf(state_dict)
+
+    def convert_single_tensor_to_hf(self, fqn, tensor, **options):
+        """Return what becomes of one of the model's tensors: pairs of name and tensor."""
+        return list(_to_hf({{fqn: tensor}}).items())
+
+    def get_hf_storage_reader(self, path, from_quantized=False):
+        """Return the reader of the files."""
+        from torch.distributed.checkpoint import HuggingFaceStorageReader
+
+        return HuggingFaceStorageReader(path)'''
 
 
 def to_python(
@@ -68,8 +98,7 @@ def to_state_dict_adapter(
 ) -> str:
     """Return the text of a Python module with an adapter class: `from_hf` runs the recipe, `to_hf` its inverse.
 
-    Its methods are those that torchtitan and AutoModel ask of a state dict adapter; derive from theirs where a file
-    reader is wanted too.
+    Its methods are those that the state dict adapters of torchtitan and of AutoModel have. It needs torch alone.
 
     Args:
         name: what the class is called. config, dims: as for `to_python`; all sizes must be settled.
@@ -81,20 +110,7 @@ def to_state_dict_adapter(
         *_functions(recipe, "_from_hf", config, dims, closed=True),
         *_functions(recipe.inverse(), "_to_hf", config, dims, closed=True),
     ]
-    adapter = f'''class {name}:
-    """{recipe.summary or "Names and layouts of two codebases."}"""
-
-    def __init__(self, model_config=None, hf_assets_path=None):
-        self.model_config = model_config
-        self.hf_assets_path = hf_assets_path
-
-    def from_hf(self, hf_state_dict):
-        """The model's own state dict."""
-        return _from_hf(hf_state_dict)
-
-    def to_hf(self, state_dict):
-        """The state dict of the files."""
-        return _to_hf(state_dict)'''
+    adapter = _ADAPTER.format(name=name, title=recipe.summary or "Names and layouts of two codebases.")
     return "\n\n".join([_HEAD.format(title=recipe.summary or "An adapter of state dicts."), *both, adapter]) + "\n"
 
 
@@ -152,7 +168,7 @@ class _Writing:
             except NotSayable as reason:
                 self.problems.append(_refused(f"'{bound.text}'", str(reason)))
         for drop in self.stage.drops:
-            lines.append(f"    used.update(key for key in state if re.fullmatch({_raw(drop.pattern)}, key))")
+            lines.append(f"    used.update(key for key in state if ({matched(drop.pattern.pieces)}))")
         for same in self.stage.sames:
             lines += self.same(same)
         lines += self.rests()
@@ -160,32 +176,65 @@ class _Writing:
             lines += self.tie(tie)
         return [*lines, "    return made"]
 
-    def rule(self, bound: BoundRule) -> Iterator[str]:
-        source, target = single(bound.rule)
-        left = {c.name for c in source.captures}
-        right = {c.name for c in target.captures}
-        kept = [n for n in dict.fromkeys(c.name for c in source.captures) if n in right]
-        pattern = _raw(KeyPattern(source.pieces))
-        plain = source.axes == target.axes and left == right
-        yield from _tables(source, target)
-        if plain:
+    def rule(self, bound: ResolvedRule) -> Iterator[str]:
+        rule = bound.rule
+        if rule.after == (SAME,) and len(rule.sources) > 1:
+            yield from self.proofs(rule)
+            rule = replace(rule, sources=rule.sources[:1], after=())
+        for source, target in each_target(rule, computed=True):
+            yield from self.moved(bound, source, target)
+
+    def proofs(self, rule: Rule) -> Iterator[str]:
+        """Each source of a rule must hold what the first one does."""
+        first, *others = (side_of(term, computed=True) for term in rule.sources)
+        for other in others:
+            if {c.name for c in other.captures} != {c.name for c in first.captures} or other.axes != first.axes:
+                raise NotSayable("sources of different layouts that hold the same")
             yield "    for key, tensor in state.items():"
-            yield f"        if match := re.fullmatch({pattern}, key):"
+            yield f"        if {matched(other.pieces)}:"
             yield "            used.add(key)"
-            yield f"            made[{_key(source, target)}] = tensor"
-            return
-        gathered = [n for n in dict.fromkeys(c.name for c in source.captures) if n not in right]
-        yield "    groups = {}"
+            yield f"            if not torch.equal(tensor, state[{spelled(other, first)}]):"
+            yield '                raise ValueError(f"{key} differs from what it should be the same as")'
+
+    def moved(self, bound: ResolvedRule, source: RuleSide, target: RuleSide) -> Iterator[str]:
+        left = {c.name: c for c in source.captures}
+        right = {c.name for c in target.captures}
+        kept = [c for name, c in left.items() if name in right]
+        yield from tables(source, target)
+        plain = source.axes == target.axes and left.keys() == right
+        gathered = [c for name, c in left.items() if name not in right]
+        if not plain:
+            yield "    groups = {}"
         yield "    for key, tensor in state.items():"
-        yield f"        if match := re.fullmatch({pattern}, key):"
-        yield "            used.add(key)"
-        yield f"            at = {_tuple(kept, 'match[{!r}]')}"
-        yield f"            groups.setdefault(at, {{}})[{_tuple(gathered, 'match[{!r}]')}] = tensor"
-        yield f"    for {_tuple(kept, '{}_', '_')}, parts in groups.items():"
-        for line in axes_lines(source, target, gathered, lambda name: self.size(bound, name), _named(source, target)):
+        yield f"        if {matched(source.pieces)}:"
+        if not bound.rule.sources[0].shared:
+            yield "            used.add(key)"
+        if plain:
+            yield f"            made[{spelled(source, target)}] = tensor"
+            return
+        yield f"            at = {tuple_of([value(c) for c in kept])}"
+        yield f"            groups.setdefault(at, {{}})[{tuple_of([value(c) for c in gathered])}] = tensor"
+        yield f"    for {tuple_of([f'{c.name}_' for c in kept], '_')}, parts in groups.items():"
+        for line in self.axes(bound, source, target, [c.name for c in gathered]):
             yield f"        {line}"
 
-    def size(self, bound: BoundRule, name: str) -> str:
+    def axes(self, bound: ResolvedRule, source: RuleSide, target: RuleSide, gathered: Sequence[str]) -> Iterator[str]:
+        """The lines that make the tensors of a group; those with and without an optional dimension apart."""
+        key, size = spelled(source, target, named=True), partial(self.size, bound)
+        optional = {*source.optional, *target.optional}
+        if not optional:
+            yield from axes_lines(source, target, gathered, size, key)
+            return
+        if len(optional) > 1 or source.axes is None or ("...",) in source.axes or source.optional != target.optional:
+            raise NotSayable(f"the optional dimensions {', '.join(sorted(optional))}: the rank does not show them")
+        name = optional.pop()
+        yield f"if next(iter(parts.values())).dim() == {len(source.axes)}:"
+        yield from (f"    {line}" for line in axes_lines(source, target, gathered, size, key))
+        yield "else:"
+        without = source.without(name), target.without(name)
+        yield from (f"    {line}" for line in axes_lines(*without, gathered, size, key))
+
+    def size(self, bound: ResolvedRule, name: str) -> str:
         """A size as text: its number, or the name of an argument; `axis of capture` is one of a table."""
         name, of, marker = name.partition(" of ")
         if of:
@@ -210,7 +259,7 @@ class _Writing:
         yield "            continue"
         for rest in self.stage.rests:
             if rest.rule is None:
-                prefix = f"re.match({_raw(rest.prefix)}, key)" if rest.prefix is not None else "True"
+                prefix = f"re.match({raw(rest.prefix.pieces)}, key)" if rest.prefix is not None else "True"
                 yield f"        if {prefix}:"
                 yield (
                     "            continue"
@@ -219,13 +268,13 @@ class _Writing:
                 )
                 continue
             try:
-                source, target = single(rest.rule.rule)
+                source, target = single(rest.rule.rule, computed=True)
             except NotSayable as reason:
                 self.problems.append(_refused(f"rest = '{rest.rule.text}'", str(reason)))
                 continue
-            yield from (f"    {line}" for line in _tables(source, target))
-            yield f"        if match := re.fullmatch({_raw(KeyPattern(source.pieces))}, key):"
-            yield f"            made[{_key(source, target)}] = tensor"
+            yield from (f"    {line}" for line in tables(source, target))
+            yield f"        if {matched(source.pieces)}:"
+            yield f"            made[{spelled(source, target)}] = tensor"
             yield "            continue"
         yield _LEFT_OVER[4:]
 
@@ -233,64 +282,18 @@ class _Writing:
         """Names that must hold what others do, and are left out."""
         free = "key not in used and " if same.optional else ""
         yield "    for key, tensor in state.items():"
-        yield f"        if {free}(match := re.fullmatch({_raw(same.pattern)}, key)):"
+        yield f"        if {free}({matched(same.pattern.pieces)}):"
         yield f"            if not torch.equal(tensor, state[{_fstring(same.value)}]):"
         yield '                raise ValueError(f"{key} differs from what it should be the same as")'
         yield "            used.add(key)"
 
     def tie(self, tie: BoundPattern) -> Iterator[str]:
         yield "    for key in list(made):"
-        yield f"        if match := re.fullmatch({_raw(tie.value)}, key):"
+        yield f"        if {matched(tie.value.pieces)}:"
         yield f"            made.setdefault({_fstring(tie.pattern)}, made[key])"
 
 
 def _fstring(pattern: KeyPattern) -> str:
     """A key as an expression over `match`."""
-    texts = (p.text.replace("{", "{{").replace("}", "}}") if isinstance(p, Literal) else f"{{match[{p.name!r}]}}"
-             for p in pattern.pieces)  # fmt: skip
-    return 'f"' + "".join(texts) + '"'
-
-
-def _raw(pattern: KeyPattern) -> str:
-    return "r" + repr(regex_of(pattern)).replace("\\\\", "\\")
-
-
-def _tuple(names: Sequence[str], form: str, empty: str = "()") -> str:
-    """Several values as one key of a dict."""
-    if not names:
-        return empty
-    return "(" + ", ".join(form.format(name) for name in names) + ("," if len(names) == 1 else "") + ")"
-
-
-def _key(source: Side, target: Side) -> str:
-    """The target's key as an expression over `match`; choices that are spelled otherwise there by a table."""
-    return _spelled(source, target, "match[{!r}]")
-
-
-def _tables(source: Side, target: Side) -> Iterator[str]:
-    """Choices that are spelled otherwise in the target's key."""
-    for piece in target.captures:
-        first = next((c for c in source.captures if c.name == piece.name), None)
-        if first is not None and first.choices and piece.choices and first.choices != piece.choices:
-            yield f"    {piece.name}_names = {dict(zip(first.choices, piece.choices))!r}"
-
-
-def _named(source: Side, target: Side) -> str:
-    """The target's key as an expression over the names of its captures."""
-    return _spelled(source, target, "{}_")
-
-
-def _spelled(source: Side, target: Side, form: str) -> str:
-    pieces = []
-    for piece in target.pieces:
-        if isinstance(piece, Literal):
-            pieces.append(piece.text.replace("{", "{{").replace("}", "}}"))
-            continue
-        value = form.format(piece.name)
-        first = next((c for c in source.captures if c.name == piece.name), None)
-        if first is not None and first.choices and piece.choices and first.choices != piece.choices:
-            value = f"{piece.name}_names[{value}]"
-        pieces.append(f"{{{value}}}")
-    text = "".join(pieces)
-    quote = '"""' if "'" in text and '"' in text else "'" if '"' in text else '"'
-    return f"f{quote}{text}{quote}"
+    side = RuleSide(tuple(pattern.pieces), None)
+    return spelled(side, side)

@@ -10,7 +10,7 @@ from ..language.captures import Capture, Literal
 from ..language.recipe import Recipe
 from ..language.rules import Rule
 from .conversion_axes import NotSayable
-from .exporting import Side, each_rule, expanded, single
+from .exporting import RuleSide, each_rule, expanded, single
 
 __all__ = ["to_transformers"]
 
@@ -46,7 +46,7 @@ def _said(rule: Rule, recipe: Recipe) -> list[Any]:
     return [_converter(a, b, recipe) for a, b in expanded(source, target)]
 
 
-def _gathered(one: Side, other: Side) -> list[Capture]:
+def _gathered(one: RuleSide, other: RuleSide) -> list[Capture]:
     """The captures that only the first key has."""
     return [c for c in one.captures if c.name not in {o.name for o in other.captures}]
 
@@ -102,7 +102,7 @@ def _text(pieces: Sequence[Literal | Capture], each: Any) -> str:
     return "".join(each(p.text) for p in pieces if isinstance(p, Literal))
 
 
-def _converter(source: Side, target: Side, recipe: Recipe) -> Any:
+def _converter(source: RuleSide, target: RuleSide, recipe: Recipe) -> Any:
     from transformers.core_model_loading import WeightConverter
 
     if source.axes is None or target.axes is None:
@@ -117,7 +117,7 @@ def _converter(source: Side, target: Side, recipe: Recipe) -> Any:
     return WeightConverter(lefts, rights if len(rights) > 1 else rights[0], steps)
 
 
-def _apart(side: Side, choices: Sequence[Capture]) -> list[Pieces]:
+def _apart(side: RuleSide, choices: Sequence[Capture]) -> list[Pieces]:
     """The key of each choice."""
     found: list[Pieces] = [side.pieces]
     for capture in choices:
@@ -151,7 +151,7 @@ def _shared(one: Pieces, other: Pieces) -> tuple[str, str]:
 
 
 def _operations(
-    source: Side, target: Side, gathered: Sequence[Capture], scattered: Sequence[Capture], recipe: Recipe
+    source: RuleSide, target: RuleSide, gathered: Sequence[Capture], scattered: Sequence[Capture], recipe: Recipe
 ) -> list[Any]:
     """The library's operations that turn the axes of one side into those of the other."""
     from transformers import core_model_loading as library

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 import torch
 
 import ckptsurgery as cs
+
+from .aoa import run_statements
 
 
 def module(folder: str, name: str) -> Any:
@@ -25,7 +28,7 @@ def module(folder: str, name: str) -> Any:
 
 
 corpus = module("tests/recipes", "conversions")
-UNSAID = ("the index {", "the optional dimension", "unequal parts", "follow from a target")
+UNSAID = ("the index {(", "[init]")
 
 
 def functions(text: str) -> dict[str, Any]:
@@ -47,7 +50,7 @@ def exported(name: str) -> str | None:
 
 def test_most_recipes_can_be_said_in_python() -> None:
     said = [name for name in corpus.PAIRS if exported(name) is not None]
-    assert len(said) >= 30
+    assert len(said) >= 46
 
 
 @pytest.mark.parametrize("name", corpus.PAIRS)
@@ -59,6 +62,59 @@ def test_the_function_makes_what_the_plan_makes(name: str) -> None:
     source = case.numbered()
     made = functions(text)["convert"](dict(source))
     assert corpus.hashes({key: made[key] for key in case.expected}) == case.expected
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_functions_run_where_this_library_is_not_installed(tmp_path: Path) -> None:
+    expected = {}
+    for name in ("hf_llama__litgpt", "torch_TransformerEncoder__paddle", "hf4_mixtral__hf5", "tv_convnext__timm"):
+        text, case = exported(name), corpus.pair(name)
+        assert text is not None
+        (tmp_path / f"{name}.py").write_text(text)
+        torch.save(case.numbered(), tmp_path / f"{name}.pt")
+        expected[name] = case.expected
+    program = (
+        "import importlib, pathlib, sys, torch\n"
+        "sys.modules['ckptsurgery'] = None\n"
+        "sys.path.insert(0, '.')\n"
+        "for file in sorted(pathlib.Path('.').glob('*.py')):\n"
+        "    state = torch.load(file.with_suffix('.pt'))\n"
+        "    torch.save(importlib.import_module(file.stem).convert(state), file.with_suffix('.made'))\n"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name, hashes in expected.items():
+        made = torch.load(tmp_path / f"{name}.made")
+        assert corpus.hashes({key: made[key] for key in hashes}) == hashes
+
+
+def test_what_one_tensor_gives_to_several_comes_back_if_all_are_equal() -> None:
+    recipe = cs.Recipe(["wte.weight -> embed.weight, head.weight"])
+    forth, back = (functions(cs.recipes.to_python(r))["convert"] for r in (recipe, recipe.inverse()))
+    made = forth({"wte.weight": torch.ones(2)})
+    assert made.keys() == {"embed.weight", "head.weight"} and back(made).keys() == {"wte.weight"}
+    with pytest.raises(ValueError, match="differs"):
+        back({**made, "head.weight": torch.zeros(2)})
+
+
+@pytest.mark.parametrize(
+    ("rule", "key"),
+    [
+        ("h.{i:2..3}.w -> h.{i-2}.w", "h.{}.w"),
+        ("up.{i:0..3}.w -> up.{3-i}.w", "up.{}.w"),
+        ("f.{2*s+1}.w -> s.{s}.w", "f.{}.w"),
+        ("s.{s}.w -> f.{2*s+1}.w", "s.{}.w"),
+    ],
+)
+def test_computed_indices_take_the_keys_that_the_plan_takes(rule: str, key: str) -> None:
+    recipe = cs.Recipe([rule], rest="drop")
+    state = {key.format(text): torch.full((2,), float(n)) for n, text in enumerate(("0", "1", "2", "3", "5"))}
+    if ":" in rule:
+        state[key.format("x")] = state[key.format("01")] = torch.zeros(2)
+    state = {k: v for k, v in state.items() if "3-i" not in rule or "5" not in k}
+    made = functions(cs.recipes.to_python(recipe))["convert"](dict(state))
+    wanted = cs.plan(state, recipe).state_dict()
+    assert made.keys() == wanted.keys() and all(torch.equal(made[k], v) for k, v in wanted.items())
 
 
 def test_an_adapter_goes_both_ways() -> None:
@@ -73,6 +129,10 @@ def test_an_adapter_goes_both_ways() -> None:
     back = adapter.to_hf(native)
     assert back.keys() == files.keys()
     assert all(torch.equal(back[key], tensor) for key, tensor in files.items())
+    single = dict(
+        adapter.convert_single_tensor_to_hf("layers.1.gate_up", native["layers.1.gate_up"], quantization=False)
+    )
+    assert single.keys() == {f"model.layers.1.{p}.weight" for p in ("gate", "up")}
 
 
 def test_a_function_asks_for_the_sizes_that_nothing_settles() -> None:
@@ -138,35 +198,82 @@ def test_renames_as_a_mapper_of_names() -> None:
     assert {key: mapper.name(key) for key in keys} == {key: made.get(key) for key in keys}
 
 
+def test_the_mapper_is_given_renames_in_an_order_in_which_none_meets_the_result_of_another() -> None:
+    recipe = cs.Recipe(
+        ["model.{s...} -> {s...}", "layers.{s...} -> h.{s...}", "x.{s...} -> layers.{s...}"], rest="keep"
+    )
+    mapper = Mapper(**cs.recipes.to_vllm(recipe))
+    keys = ["model.layers.w", "layers.0.w", "x.b.w"]
+    plan = cs.plan({key: torch.ones(1) for key in keys}, recipe)
+    assert {k: mapper.name(k) for k in keys} == {step.sources[0]: step.targets[0] for step in plan.steps}
+
+
 @pytest.mark.parametrize(
     "rules",
     [
         ["w [x y] -> w [y x]"],
         ["a.{i}.w -> b.{i}.w"],
-        ["x.{s...} -> y.x.{s...}", "y.{s...} -> z.{s...}"],
+        ["x.{s...} -> y.{s...}", "y.{s...} -> x.{s...}"],
+        ["{r...}.a.{s...} -> {r...}.b.c.{s...}", "{r...}.c.w -> {r...}.d"],
+        ["+ x.{s...} -> y.{s...}", "x.{s...} -> z.{s...}"],
     ],
-    ids=["a transpose", "a number inside", "a chain"],
+    ids=["a transpose", "a number inside", "a circle", "a chain of kinds", "shared keys"],
 )
 def test_what_a_mapper_of_names_cannot_say_is_refused(rules: list[str]) -> None:
     with pytest.raises(cs.RecipeError, match="WeightsMapper"):
         cs.recipes.to_vllm(cs.Recipe(rules, rest="keep"))
 
 
+PADDLE = [
+    "model.layers.{i}.attn.{p:q,k,v}.weight [d x] -> model.layers.{i}.attn.qkv.weight [(p d) x]",
+    "model.layers.{i}.experts.{e}.up.weight [o x] -> model.layers.{i}.experts.{e}.up.weight [x o]",
+    "model.layers.{i}.mlp.gate_up.weight [o (p f)] -> model.layers.{i}.mlp.{p:gate,up}.weight [o f]",
+    "experts.{e}.down.weight [o f] -> down.weight [o (e f)]",
+    "conv.weight [o c k] -> conv.weight [k o c]",
+]
+
+
 def test_statements_for_paddle() -> None:
-    recipe = cs.Recipe(
-        [
-            "model.layers.{i}.attn.{p:q,k,v}.weight [d x] -> model.layers.{i}.attn.qkv.weight [(p d) x]",
-            "model.layers.{i}.experts.{e}.up.weight [o x] -> model.layers.{i}.experts.{e}.up.weight [x o]",
-            "model.layers.{i}.mlp.gate_up.weight [o (p f)] -> model.layers.{i}.mlp.{p:gate,up}.weight [o f]",
-        ],
-        rest="keep",
-    )
+    recipe = cs.Recipe(PADDLE, drop=["rope.inv_freq"], rest="keep")
     assert cs.recipes.to_paddle(recipe)["aoa_statements"] == [
         "model.layers.$LAYER_ID.attn.q.weight, model.layers.$LAYER_ID.attn.k.weight, "
         "model.layers.$LAYER_ID.attn.v.weight -> model.layers.$LAYER_ID.attn.qkv.weight, axis=0",
         "model.layers.$LAYER_ID.experts.$EXPERT_ID.up.weight^T -> model.layers.$LAYER_ID.experts.$EXPERT_ID.up.weight",
         "model.layers.$LAYER_ID.mlp.gate_up.weight -> model.layers.$LAYER_ID.mlp.gate.weight, "
         "model.layers.$LAYER_ID.mlp.up.weight, axis=1",
+        "experts.*.down.weight -> down.weight, axis=1",
+        'conv.weight -> conv.weight, permute = "[2, 0, 1]"',
+        "rope.inv_freq -> _",
     ]
-    with pytest.raises(cs.RecipeError, match="unequal parts"):
-        cs.recipes.to_paddle(cs.Recipe(["qkv [(p n:p) x] -> {p:q,k}.w [n:p x]"]))
+
+
+def test_the_statements_do_what_the_plan_does() -> None:
+    recipe = cs.Recipe(PADDLE, drop=["rope.inv_freq"], rest="keep")
+    state = {"conv.weight": torch.randn(2, 3, 4), "norm.weight": torch.randn(3), "rope.inv_freq": torch.randn(2)}
+    state |= {f"experts.{e}.down.weight": torch.randn(4, 3) for e in range(11)}
+    for i in range(2):
+        at = f"model.layers.{i}."
+        state |= {f"{at}attn.{p}.weight": torch.randn(2, 3) for p in "qkv"}
+        state |= {f"{at}experts.{e}.up.weight": torch.randn(4, 3) for e in range(3)}
+        state |= {f"{at}mlp.gate_up.weight": torch.randn(3, 8)}
+    made = run_statements(cs.recipes.to_paddle(recipe)["aoa_statements"], state)
+    wanted = cs.plan(state, recipe).state_dict()
+    assert made.keys() == wanted.keys() and all(torch.equal(made[k], v) for k, v in wanted.items())
+
+
+@pytest.mark.parametrize(
+    ("rule", "reason"),
+    [
+        ("qkv [(p n:p) x] -> {p:q,k}.w [n:p x]", "unequal parts"),
+        ("e.{e}.w [o i] -> w [e o i]", "not joined or cut"),
+        ("w [(h a two) x] -> w [(h two a) x]", "not a permutation"),
+        ("block 0.w -> block.0.w", "not a name"),
+        ("a.{i}.{j}.{k}.w -> b.{i}.{j}.{k}.w", "more than two numbers"),
+        ("a.{r...} -> b.{r...}", "the capture {r...}"),
+        ("l.{i}.e.{e}.w [o f] -> l.{i}.w [(e o) f]", "beside another number"),
+    ],
+)
+def test_what_a_statement_cannot_say_is_refused(rule: str, reason: str) -> None:
+    with pytest.raises(cs.RecipeError, match="not-exportable") as caught:
+        cs.recipes.to_paddle(cs.Recipe([rule], rest="keep", dims={"two": 2, "h": 2}))
+    assert reason in str(caught.value)
