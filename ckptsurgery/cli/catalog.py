@@ -90,6 +90,19 @@ def import_(
     show({"mapping": what, "toml": recipe.dumps()} if json else recipe.dumps().rstrip(), json)
 
 
+@app.command("schema", cls=Command)
+def print_schema(json: o.Json = False) -> None:
+    """Print the JSON schema of recipe files.
+
+    \b
+    ckptsurgery recipes schema > recipe.schema.json
+    """
+    from json import dumps
+
+    found = cs.recipes.schema()
+    show(found if json else dumps(found, indent=2), json)
+
+
 class ExportFormat(StrEnum):
     """What a recipe is exported as."""
 

@@ -14,7 +14,7 @@ from ..errors import Diagnostic, RecipeError, Remedy
 from .recipe import Recipe, Scope
 from .rules import Rule
 
-__all__ = ["SCHEMA", "dumps", "loads"]
+__all__ = ["SCHEMA", "dumps", "from_tree", "loads"]
 
 SCHEMA = 1
 _DEPTH = 64
@@ -50,6 +50,22 @@ def loads(text: str, place: str | None = None) -> Recipe:
         data = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: also an integer of thousands of digits
         raise RecipeError(Diagnostic("bad-toml", f"no TOML: {error}", place=place)) from None
+    return _from_data(data, text, place)
+
+
+def from_tree(tree: Mapping[str, Any]) -> Recipe:
+    """Return the recipe of a file that was parsed already, by a TOML or a JSON reader.
+
+    >>> from_tree({"schema": 1, "rules": ["a -> b"]}) == loads('schema = 1\\nrules = ["a -> b"]')
+    True
+
+    Raises:
+        RecipeError: as `loads`.
+    """
+    return _from_data(dict(tree), "", None)
+
+
+def _from_data(data: dict[str, Any], text: str, place: str | None) -> Recipe:
     if _deeper(data, _DEPTH):
         raise RecipeError(Diagnostic("bad-toml", f"tables within tables, more than {_DEPTH} deep", place=place))
     if _too_large(data):
