@@ -68,9 +68,7 @@ class Inspection:
         return [Line(group.text, self.specs[group.first], group.count) for group in fold_items(self.specs)]
 
     @without_collection()
-    def render(
-        self, width: int = 100, *, fold: bool = True, as_tree: bool = False, depth: int | None = None
-    ) -> str:
+    def render(self, width: int = 100, *, fold: bool = True, as_tree: bool = False, depth: int | None = None) -> str:
         """The inspection as text of `width` columns; a key that is longer keeps its line to itself."""
         lines = self.lines(fold)
         body = tree(lines, width, depth) if as_tree or depth is not None else _rows(lines, width)
