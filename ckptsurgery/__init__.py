@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from .errors import CheckpointError, CkptSurgeryError, Diagnostic, LoadError, PlanError, RecipeError, Remedy
     from .exchange import recipes
     from .inference.parity import Parity, verify
-    from .inference.suggestion import Suggestion, suggest
+    from .inference.suggesting import suggest
+    from .inference.suggestion import Suggestion
     from .language.recipe import Recipe, Scope
     from .language.rules import Rule
     from .modeling.checking import check_init
@@ -98,7 +99,8 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "comparing.diffing": ("Diff", "diff"),
     "diagnosing.doctor": ("Diagnosis", "doctor"),
     "errors": ("CheckpointError", "CkptSurgeryError", "Diagnostic", "LoadError", "PlanError", "RecipeError", "Remedy"),
-    "inference.suggestion": ("Suggestion", "suggest"),
+    "inference.suggesting": ("suggest",),
+    "inference.suggestion": ("Suggestion",),
     "inference.parity": ("Parity", "verify"),
     "language.recipe": ("Recipe", "Scope"),
     "language.rules": ("Rule",),

@@ -11,8 +11,11 @@ import ast
 import importlib.util
 import re
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
+
+import pytest
 
 import ckptsurgery
 
@@ -194,3 +197,16 @@ class C:
         Import("ckptsurgery", 7, False),
         Import("numpy", 9, True),
     ]
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Also under TYPE_CHECKING and inside functions: whoever reads one of a circle must have read them all."""
+    graph = {
+        name_of(path): {found.module for found in imports_of(path) if found.module.startswith("ckptsurgery")}
+        for path in MODULES
+    }
+    order = TopologicalSorter({name: imported - {name} for name, imported in graph.items()})
+    try:
+        order.prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))

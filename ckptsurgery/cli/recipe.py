@@ -44,14 +44,14 @@ def recipe_from(
     if inverse:
         parts = [part.inverse() for part in reversed(parts)]
     whole: Recipe = reduce(lambda done, part: done.then(part), parts)
-    stages = [whole.but(stages=()), *whole.stages]
-    stages[0] = stages[0].but(drop=(*stages[0].drop, *(drop or ())))
-    stages[-1] = stages[-1].but(tie={**stages[-1].tie, **pairs_from(tie, "--tie", "lm_head.weight=embed.weight")})
+    stages = [whole.replace(stages=()), *whole.stages]
+    stages[0] = stages[0].replace(drop=(*stages[0].drop, *(drop or ())))
+    stages[-1] = stages[-1].replace(tie={**stages[-1].tie, **pairs_from(tie, "--tie", "lm_head.weight=embed.weight")})
     if rest is None and not (start or names or rules):
         rest = "keep"
     if rest is not None:
-        stages = [stage.but(rest=rest) for stage in stages]
-    return stages[0].but(stages=tuple(stages[1:]))
+        stages = [stage.replace(rest=rest) for stage in stages]
+    return stages[0].replace(stages=tuple(stages[1:]))
 
 
 def pairs_from(texts: Sequence[str] | None, option: str, example: str) -> dict[str, str]:

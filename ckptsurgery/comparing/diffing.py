@@ -186,7 +186,7 @@ def diff(
 
 def _aligned(a: Checkpoint, b: Checkpoint, by: str, values: bool, progress: bool | None) -> Diff:
     """The first in the layout of the second; what the recipe drops stands under its own name."""
-    from ..inference.suggestion import suggest
+    from ..inference.suggesting import suggest
 
     found = suggest(a, b, by=by)
     result = _compared(_made(a, found.recipe), Stored(b), values, progress)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CkptSurgeryError, Diagnostic, RecipeError
-from ..inference.suggestion import specs_of, suggest
+from ..inference.suggesting import specs_of, suggest
 from ..language.folding import fold
 from ..language.recipe import Recipe
 from ..narrowing import present

@@ -13,8 +13,9 @@ from ..catalog import load_recipe
 from ..errors import CkptSurgeryError, Diagnostic, RecipeError, Remedy
 from ..language.recipe import Recipe
 from ..modeling.skeletons import skeleton
-from ..planning.plan import Plan, Target
+from ..planning.plan import Plan
 from ..planning.planner import make_plan
+from ..planning.record import Target
 from ..specs import TensorSpec
 from .conversion_axes import NotSayable, axes_of
 from .conversion_groups import ConversionGroup, conversions_of, groups_of

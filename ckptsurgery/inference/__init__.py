@@ -18,8 +18,9 @@ Glossary, in the order of the work:
 - An *atom* is a rule for moves of one kind (`atoms`, `index_relations`), a *draft* the fewest rules that say the same
   (`drafts`, `claims`); the *fallback* is a recipe key by key (`fallback`). A *reduction* leaves out layers that are
   alike (`reduction`).
-- A *suggestion* is the recipe and what is known of it (`suggestion`). By values: *digits* are the axes that a
-  rearrangement shows, *chunks* are blocks of rows that go their own ways, *siblings* are called alike but for numbers
-  (`by_values`, `digits`, `chunks`, `recipe_stages`, `siblings`). By inputs: the *order of use* in a *forward pass*
-  (`by_inputs`, `use_order`, `forward_pass`). *Parity* is whether two models compute the same (`parity`).
+- A *suggestion* is the recipe and what is known of it (`suggestion`, `suggesting`). It is made by names (`by_names`).
+  By values: *digits* are the axes that a rearrangement shows, *chunks* are blocks of rows that go their own ways,
+  *siblings* are called alike but for numbers (`by_values`, `digits`, `chunks`, `recipe_stages`, `siblings`). By inputs:
+  the *order of use* in a *forward pass* (`by_inputs`, `use_order`, `forward_pass`). *Parity* is whether two models
+  compute the same (`parity`).
 """

@@ -10,12 +10,13 @@ from typing import Any
 from ..errors import CkptSurgeryError, Diagnostic, LoadError
 from ..specs import TensorSpec
 from .assumptions import Assumption
+from .by_names import attempt, written
 from .forward_pass import by_use
 from .matches import Matched, match
 from .moves import TensorMove
 from .parity import verify
 from .sides import UnitSide
-from .suggestion import Suggestion, attempt, written
+from .suggestion import Suggestion
 from .units import read_units
 from .use_order import follow
 

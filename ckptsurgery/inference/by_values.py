@@ -13,13 +13,14 @@ from ..errors import CkptSurgeryError
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
 from ..storage.places.opening import open_checkpoint
+from .by_names import arranged, ordered
 from .chunks import ChunkedMatch, chunks_of, runs_of
 from .digits import axes_of, digits_of
 from .matches import match
 from .moves import TensorMove
 from .recipe_stages import StagedCut, staged
 from .siblings import casts, changed, differing
-from .suggestion import Suggestion, arranged, ordered
+from .suggestion import Suggestion
 
 if TYPE_CHECKING:
     import numpy as np

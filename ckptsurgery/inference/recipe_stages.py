@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from ..language.recipe import Recipe
 from ..specs import TensorSpec
 from .atoms import atoms
+from .by_names import written
 from .chunks import ChunkedMatch
 from .drafts import merged
 from .matches import Matched
 from .moves import TensorMove
-from .suggestion import Suggestion, written
+from .suggestion import Suggestion
 
 __all__ = ["StagedCut", "staged"]
 

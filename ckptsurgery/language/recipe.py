@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from typing import Any
 
 from ..errors import Diagnostic, RecipeError, Remedy
 from ..wording import brief, counted
 from .dims import DimValue, is_dim
 from .keys import KeyPattern
-from .law import normalise, signature
-from .rules import OpAlgebra, Rule, parse_made, parse_pattern
+from .recipe_checks import bad_dim, bad_rest, check_text, law_breaks, parsed_rule, unbound_captures
+from .registered_ops import RegisteredOps
+from .rules import OpAlgebra, Rule, parse_made
+from .toml_text import key_text, quoted, table_lines
 
-__all__ = ["Recipe", "Scope"]
+__all__ = ["SCHEMA", "Recipe", "Scope"]
+
+SCHEMA = 1
+"""The schema of a recipe's text that is written, and the newest that is read."""
 
 Names = Mapping[str, Mapping[str, str]]
 
@@ -46,6 +50,11 @@ class Scope:
                 ended = Remedy("scope", {prefix: f"{prefix}."}, kind="instead")
                 text = f"the prefix {prefix!r} does not end in its separator"
                 raise RecipeError(Diagnostic("bad-scope", text, remedies=(ended,)))
+
+    def inverted(self, ops: OpAlgebra) -> Scope:
+        """The scope that leads back: its prefixes swapped, what is inside inverted."""
+        turned = not self.inverse if self.use else False
+        return replace(self, recipe=self.recipe.inverse(ops), source=self.target, target=self.source, inverse=turned)
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -117,22 +126,24 @@ class Recipe:
         place: str | None = None,
     ) -> None:
         problems: list[Diagnostic] = []
-        parsed = tuple(_parsed(r, place, problems) for r in ([rules] if isinstance(rules, str | Rule) else rules))
+        parsed = tuple(parsed_rule(r, place, problems) for r in ([rules] if isinstance(rules, str | Rule) else rules))
         for text in [drop] if isinstance(drop, str) else drop:
-            _try(text, place, problems)
+            check_text(text, place, problems)
         for text in init or {}:
-            _try(text, place, problems, parse_made)
+            check_text(text, place, problems, parse_made)
         for text in (*(tie or {}), *(tie or {}).values(), *(same or {}), *(same or {}).values()):
-            _try(text, place, problems)
-        problems += [] if problems else [*_unbound(tie or {}, place, "tie"), *_unbound(same or {}, place, "same")]
+            check_text(text, place, problems)
+        if not problems:
+            problems += unbound_captures(tie or {}, place, "tie")
+            problems += unbound_captures(same or {}, place, "same")
         if rest not in ("error", "keep", "drop", None):
-            fallback = _parsed(rest, place, problems) if "->" in rest else None
+            fallback = parsed_rule(rest, place, problems) if "->" in rest else None
             marked = fallback is not None and any(t.shared for t in (*fallback.sources, *fallback.targets))
             if "->" not in rest or marked or (fallback is not None and fallback.joined):
-                problems.append(_bad_rest(rest, place))
-        problems += [_bad_dim(name, value, place) for name, value in (dims or {}).items() if not is_dim(value)]
+                problems.append(bad_rest(rest, place))
+        problems += [bad_dim(name, value, place) for name, value in (dims or {}).items() if not is_dim(value)]
         if rest is not None:
-            problems += _law_breaks((r for r in parsed if r is not None), names or {}, dims or {})
+            problems += law_breaks((r for r in parsed if r is not None), names or {}, dims or {})
         if problems:
             raise RecipeError(problems)
         put = object.__setattr__
@@ -183,7 +194,7 @@ class Recipe:
                 )
         apart = any(self.data[n] is not other.data[n] for n in self.data if n in other.data)
         if apart or _disagreements(self.dims, other.dims) or _disagreements(self.names, other.names):
-            parts = (Scope(self.but(rest=None, summary="")), Scope(other.but(rest=None, summary="")))
+            parts = (Scope(self.replace(rest=None, summary="")), Scope(other.replace(rest=None, summary="")))
             return Recipe(scopes=parts, rest=rest, summary=summary)
         return Recipe(
             rules=(*self.rules, *other.rules),
@@ -215,13 +226,13 @@ class Recipe:
         if self.stages:
             last = len(self.stages) - 1
             stages = [s.scoped(target=target, config=config) if i == last else s for i, s in enumerate(self.stages)]
-            return replace_stages(self.but(stages=()).scoped(source=source, config=config), stages)
-        inner = self.but(rest=None if self.rest == "error" else self.rest, summary="")
+            return self.replace(stages=()).scoped(source=source, config=config).replace(stages=tuple(stages))
+        inner = self.replace(rest=None if self.rest == "error" else self.rest, summary="")
         return Recipe(scopes=(Scope(inner, source, target, config=config),), summary=self.summary)
 
     def then(self, other: Recipe) -> Recipe:
         """Go on from this recipe's result with another; planned and run as one pass."""
-        return replace_stages(self, (*self.stages, other.but(stages=()), *other.stages))
+        return self.replace(stages=(*self.stages, other.replace(stages=()), *other.stages))
 
     def inverse(self, ops: OpAlgebra | None = None) -> Recipe:
         """The way back: sides swapped, ops inverted, ties and copies proved the same, initialised keys dropped.
@@ -231,20 +242,45 @@ class Recipe:
         Raises:
             RecipeError: every op that nothing undoes.
         """
-        from .inverting import inverse
+        algebra = ops or RegisteredOps()
+        if self.stages:
+            first, *others = [stage.inverse(algebra) for stage in reversed((self.replace(stages=()), *self.stages))]
+            return first.replace(stages=tuple(others))
+        problems: list[Diagnostic] = []
+        rules: list[Rule] = []
+        for rule in self.rules:
+            try:
+                rules.append(rule.inverse(algebra))
+            except RecipeError as error:
+                problems.extend(error.diagnostics)
+        if problems:
+            raise RecipeError(problems)
+        fallback = self.fallback
+        return Recipe(
+            rules=rules,
+            drop=tuple(map(_made_pattern, self.init)),
+            tie=self.same,
+            same=self.tie,
+            dims=self.dims,
+            data=self.data,
+            names={name: _swapped(name, pairs) for name, pairs in self.names.items()},
+            rest=str(fallback.inverse(algebra)) if fallback else "error" if self.rest == "drop" else self.rest,
+            scopes=[scope.inverted(algebra) for scope in self.scopes],
+            summary=f"inverse of: {self.summary}" if self.summary else "",
+            place=self.place,
+        )
 
-        return inverse(self, ops)
+    def replace(self, **changes: Any) -> Recipe:
+        """Return the recipe with some of its fields changed.
 
-    def but(self, **changes: Any) -> Recipe:
-        """The recipe with some of its fields changed."""
-        fields: dict[str, Any] = {name: getattr(self, name) for name in _FIELDS}
-        return Recipe(**{**fields, **changes})
+        >>> Recipe(["a -> b"]).replace(rest="keep").rest
+        'keep'
+        """
+        return replace(self, **changes)
 
     def dumps(self) -> str:
         """The recipe as TOML text; reading it gives an equal recipe."""
-        from .toml import dumps
-
-        return dumps(self)
+        return "\n".join([f"schema = {SCHEMA}", *_lines(self, "", "error")]) + "\n"
 
     def __str__(self) -> str:
         return self.dumps().rstrip("\n")
@@ -259,104 +295,6 @@ class Recipe:
         return hash(self.dumps())
 
 
-_FIELDS = (
-    "rules",
-    "drop",
-    "init",
-    "tie",
-    "dims",
-    "names",
-    "rest",
-    "same",
-    "data",
-    "scopes",
-    "stages",
-    "summary",
-    "place",
-)
-
-
-def replace_stages(recipe: Recipe, stages: Sequence[Recipe]) -> Recipe:
-    """The recipe with other stages behind it."""
-    return recipe.but(stages=tuple(stages))
-
-
-def _parsed(rule: str | Rule, place: str | None, problems: list[Diagnostic]) -> Rule | None:
-    if isinstance(rule, Rule):
-        return rule
-    try:
-        return Rule.parse(rule, place)
-    except RecipeError as error:
-        problems.extend(error.diagnostics)
-        return None
-
-
-def _try(
-    text: str,
-    place: str | None,
-    problems: list[Diagnostic],
-    parse: Callable[[str, str | None], object] = parse_pattern,
-) -> None:
-    try:
-        parse(text, place)
-    except RecipeError as error:
-        problems.extend(error.diagnostics)
-
-
-def _unbound(pairs: Mapping[str, str], place: str | None, table: str) -> list[Diagnostic]:
-    """Captures of a [tie] or [same] that the key which is looked for does not bind."""
-    found = []
-    for alias, base in pairs.items():
-        looked_for, spelled = (base, alias) if table == "tie" else (alias, base)
-        names = [parse_pattern(text, place)[1].names for text in (looked_for, spelled)]
-        for name in names[1]:
-            if name not in names[0]:
-                found.append(
-                    Diagnostic(
-                        "unbound-capture",
-                        f"[{table}] '{alias}' = '{base}': nothing binds {{{name}}}",
-                        place=place,
-                        help=f"the captures of {spelled!r} stand in {looked_for!r} too",
-                    )
-                )
-    return found
-
-
-def _bad_rest(rest: str | None, place: str | None) -> Diagnostic:
-    near = get_close_matches(str(rest), ("error", "keep", "drop"), 1)
-    meant = (Remedy("rest", {str(rest): near}, kind="instead"),) if near else ()
-    advice = '"error", "keep", "drop", or "{k...} -> x.{k...}"'
-    return Diagnostic("bad-rest", f"rest = {rest!r}", place=place, remedies=meant, advice=advice)
-
-
-def _bad_dim(name: str, value: Any, place: str | None) -> Diagnostic:
-    return Diagnostic(
-        "bad-dim",
-        f"dims.{name} = {value!r} is no size",
-        place=place,
-        help="a number, a list, a table by choice or index, or an expression such as config.num_attention_heads",
-    )
-
-
-def _law_breaks(rules: Iterable[Rule], names: Names, dims: Mapping[str, DimValue]) -> list[Diagnostic]:
-    """What breaks the law of a rule whatever the checkpoint; a fragment (`rest=None`) is judged within its scope."""
-    found: list[Diagnostic] = []
-    numbers = dict.fromkeys(dims, 1)
-    for rule in rules:
-        try:
-            spelled = normalise(rule, {n: pairs for n, pairs in names.items() if n in rule.names})
-            sides = (
-                [replace(t, pattern=t.pattern.bind(numbers)) for t in side]
-                for side in (spelled.sources, spelled.targets)
-            )
-            sources, targets = map(tuple, sides)
-            signature(replace(spelled, sources=sources, targets=targets))
-        except RecipeError as error:
-            # a name that dims may still settle is no contradiction yet
-            found += [d for d in error.diagnostics if d.code != "unknown-dim"]
-    return found
-
-
 def _frozen(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _frozen(part) for key, part in value.items()}
@@ -365,3 +303,55 @@ def _frozen(value: Any) -> Any:
 
 def _disagreements(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     return [name for name in a if name in b and a[name] != b[name]]
+
+
+def _made_pattern(init: str) -> str:
+    """The pattern of an entry of `[init]`, without axes and dtype."""
+    optional, term, _ = parse_made(init)
+    return ("? " if optional else "") + str(term.pattern)
+
+
+def _swapped(name: str, pairs: Mapping[str, str]) -> dict[str, str]:
+    swapped = {target: source for source, target in pairs.items()}
+    if len(swapped) < len(pairs):
+        raise RecipeError(Diagnostic("not-invertible", f"names.{name} spells two sources alike"))
+    return swapped
+
+
+def _lines(recipe: Recipe, path: str, rest: str | None) -> list[str]:
+    """The lines of a recipe's text; `path` are the tables around it, `rest` is what needs no line."""
+    lines = [f"summary = {quoted(recipe.summary)}"] if recipe.summary else []
+    if recipe.rest != rest and recipe.rest is not None:
+        lines.append(f"rest = {quoted(recipe.rest)}")
+    if recipe.rules:
+        lines += ["rules = [", *(f"  {quoted(str(r))}," for r in recipe.rules), "]"]
+    if recipe.drop:
+        lines += ["drop = [", *(f"  {quoted(d)}," for d in recipe.drop), "]"]
+    tables: dict[str, Mapping[str, Any]] = {f"names.{key_text(name)}": pairs for name, pairs in recipe.names.items()}
+    tables |= {table: entries for table in ("init", "tie", "same") if (entries := getattr(recipe, table))}
+    for table, entries in tables.items():
+        lines += table_lines(path + table, {key: _own_text(key, value) for key, value in entries.items()})
+    if recipe.dims:
+        lines += table_lines(f"{path}dims", recipe.dims)
+    if recipe.data:
+        lines += table_lines(f"{path}data", {key: _own_text(key, value) for key, value in recipe.data.items()})
+    for scope in recipe.scopes:
+        lines += ["", f"[[{path}scope]]"]
+        for name in ("source", "target", "use", "config"):
+            if getattr(scope, name):
+                lines.append(f"{name} = {quoted(getattr(scope, name))}")
+        if scope.inverse:
+            lines.append("inverse = true")
+        lines += _lines(scope.recipe, f"{path}scope.", None)
+    for stage in recipe.stages:
+        lines += ["", f"[[{path}then]]", *_lines(stage, f"{path}then.", "error")]
+    return lines
+
+
+def _own_text(key: str, value: Any) -> str:
+    """The text that stands for a value of a recipe: a registered op's, or a file's name."""
+    if not isinstance(value, str):
+        kind = type(value).__name__
+        shown = f"{key!r} is set by an object of type {kind}, which has no text"
+        raise RecipeError(Diagnostic("not-text", shown, help="name a registered op, or a file of numbers"))
+    return value

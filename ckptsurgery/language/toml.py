@@ -1,22 +1,20 @@
-"""A recipe's text: TOML in, TOML out. Every key that is not known is an error with a suggestion."""
+"""Reads a recipe's text, which is TOML. Every key that is not known is an error with a suggestion."""
 
 from __future__ import annotations
 
 import difflib
 import json
-import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from ..errors import Diagnostic, RecipeError, Remedy
-from .recipe import Recipe, Scope
+from .recipe import SCHEMA, Recipe, Scope
 from .rules import Rule
 
-__all__ = ["SCHEMA", "dumps", "from_tree", "loads"]
+__all__ = ["from_tree", "loads"]
 
-SCHEMA = 1
 _DEPTH = 64
 _TOLD = 200  # problems that an error lists
 _RECIPE = {
@@ -207,65 +205,3 @@ class _Reader:
 
     def problem(self, code: str, headline: str, help: str | None = None) -> None:
         self.problems.append(Diagnostic(code, headline, place=self.place, help=help))
-
-
-def dumps(recipe: Recipe) -> str:
-    """A recipe as text; `loads` of it gives an equal recipe."""
-    lines = [f"schema = {SCHEMA}", *_lines(recipe, "", "error")]
-    return "\n".join(lines) + "\n"
-
-
-def _lines(recipe: Recipe, path: str, rest: str | None) -> list[str]:
-    lines = [f"summary = {_quoted(recipe.summary)}"] if recipe.summary else []
-    if recipe.rest != rest and recipe.rest is not None:
-        lines.append(f"rest = {_quoted(recipe.rest)}")
-    if recipe.rules:
-        lines += ["rules = [", *(f"  {_quoted(str(r))}," for r in recipe.rules), "]"]
-    if recipe.drop:
-        lines += ["drop = [", *(f"  {_quoted(d)}," for d in recipe.drop), "]"]
-    for name, pairs in recipe.names.items():
-        lines += ["", f"[{path}names.{_key(name)}]", *(f"{_key(k)} = {_quoted(v)}" for k, v in pairs.items())]
-    for table in ("init", "tie", "same"):
-        entries: Mapping[str, Any] = getattr(recipe, table)
-        if entries:
-            lines += ["", f"[{path}{table}]", *(f"{_key(k)} = {_quoted(_text(k, v))}" for k, v in entries.items())]
-    if recipe.dims:
-        lines += ["", f"[{path}dims]", *(f"{_key(k)} = {_value(v)}" for k, v in recipe.dims.items())]
-    if recipe.data:
-        lines += ["", f"[{path}data]", *(f"{_key(k)} = {_quoted(_text(k, v))}" for k, v in recipe.data.items())]
-    for scope in recipe.scopes:
-        lines += ["", f"[[{path}scope]]"]
-        for field in ("source", "target", "use", "config"):
-            if getattr(scope, field):
-                lines.append(f"{field} = {_quoted(getattr(scope, field))}")
-        if scope.inverse:
-            lines.append("inverse = true")
-        lines += _lines(scope.recipe, f"{path}scope.", None)
-    for stage in recipe.stages:
-        lines += ["", f"[[{path}then]]", *_lines(stage, f"{path}then.", "error")]
-    return lines
-
-
-def _text(key: str, value: Any) -> str:
-    if not isinstance(value, str):
-        kind = type(value).__name__
-        shown = f"{key!r} is set by an object of type {kind}, which has no text"
-        raise RecipeError(Diagnostic("not-text", shown, help="name a registered op, or a file of numbers"))
-    return value
-
-
-def _quoted(text: str) -> str:
-    # JSON's escapes are TOML's, but TOML also wants DEL escaped
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _key(text: str) -> str:
-    return text if re.fullmatch(r"[A-Za-z0-9_-]+", text) else _quoted(text)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items()) + " }"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_value, value)) + "]"
-    return _quoted(value) if isinstance(value, str) else str(value)

@@ -19,7 +19,7 @@ from .expanding import ResolvedRule
 from .flattening import Flattening, no_place
 from .joining import Group, Values, group_rows, spell_columns
 from .matching import Matches
-from .plan import RuleUse, Target
+from .record import RuleUse, Target
 from .rule_ops import OpsOfRule
 from .solving import SizeError
 from .steps import Program, Step, steps_of

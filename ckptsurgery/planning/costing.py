@@ -6,15 +6,13 @@ import os
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..specs import DTYPES
 from ..wording import counted, shown_bytes
 from .cutting import Cut, Region, copies_bytes, cut_of, extent_of, regions_of
+from .record import PlanRecord
 from .steps import Program, Step, programs_of
-
-if TYPE_CHECKING:
-    from .plan import Plan
 
 __all__ = [
     "BUDGET",
@@ -85,7 +83,7 @@ class Cost:
 
 
 def cost_of(
-    plan: Plan,
+    plan: PlanRecord,
     aliases: Collection[str] | None = None,
     unread: Collection[tuple[str, str]] = (),
     scattered: Collection[str] = (),
@@ -149,7 +147,7 @@ def _ways(
     return +ways
 
 
-def largest_step(plan: Plan, scattered: Collection[str] = ()) -> Step:
+def largest_step(plan: PlanRecord, scattered: Collection[str] = ()) -> Step:
     """The step that holds most at once; `scattered` as for `cost_of`."""
     apart = frozenset(scattered)
     rows = [(id(step.program), apart.isdisjoint(step.sources)) for step in plan.steps]

@@ -22,7 +22,8 @@ from ..ops.initialisers import Initialiser
 from ..ops.keyed import Draw, Seeded
 from ..specs import DTYPES, TensorSpec
 from .expanding import BoundPattern, ResolvedRule, Stage
-from .plan import Plan, RuleUse
+from .plan import Plan
+from .record import RuleUse
 from .steps import Make, Program, Step
 
 __all__ = ["drawn", "initialiser_of", "with_draws"]

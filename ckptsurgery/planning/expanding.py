@@ -130,7 +130,7 @@ def expand(
     stages: list[Stage] = []
     problems: list[Diagnostic] = []
     asked: set[str] = set()
-    for part in (recipe.but(stages=()), *recipe.stages):
+    for part in (recipe.replace(stages=()), *recipe.stages):
         expansion = _Expansion(resolve, dict(dims if dims is not None else {}), problems, asked)
         expansion.add(part, Frame(config=config), depth=0)
         expansion.stage.rests.sort(key=lambda r: -len(str(r.prefix or "")))
@@ -263,7 +263,7 @@ class _Expansion:
             return
         self.open.append(scope.use)
         # the scope's own dims are the arguments of the used recipe: they go before its defaults
-        self.add(used.but(dims={**used.dims, **scope.recipe.dims}), inner, depth)
+        self.add(used.replace(dims={**used.dims, **scope.recipe.dims}), inner, depth)
         self.open.pop()
 
     def bound(self, rule: Rule, frame: Frame, dims: Dims) -> ResolvedRule | None:

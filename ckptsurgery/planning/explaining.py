@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import Diagnostic, PlanError
 from ..ops.base import Specs
 from ..wording import brief, clipped, counted
 from .claims import near_rules
+from .record import PlanRecord
 from .steps import ApplyOp, Make, Move, Parallel, Pick, Step
-
-if TYPE_CHECKING:
-    from .plan import Plan
 
 __all__ = ["Explanation", "explain"]
 
@@ -63,7 +61,7 @@ class Explanation:
         }
 
 
-def explain(plan: Plan, key: str) -> Explanation:
+def explain(plan: PlanRecord, key: str) -> Explanation:
     """Explain a source or a target key.
 
     Raises:
@@ -87,7 +85,7 @@ def explain(plan: Plan, key: str) -> Explanation:
     raise PlanError(unknown_key(plan, key))
 
 
-def unknown_key(plan: Plan, key: str) -> Diagnostic:
+def unknown_key(plan: PlanRecord, key: str) -> Diagnostic:
     """The diagnostic for a key that no rule names, with the rules that nearly do."""
     left = [(u.text, t.pattern) for u in plan.uses if u.bound for t in u.bound.rule.sources]
     right = [(u.text, t.pattern) for u in plan.uses if u.bound for t in u.bound.rule.targets]
@@ -101,7 +99,7 @@ def unknown_key(plan: Plan, key: str) -> Diagnostic:
     )
 
 
-def _of_step(plan: Plan, key: str, step: Step, role: str) -> Explanation:
+def _of_step(plan: PlanRecord, key: str, step: Step, role: str) -> Explanation:
     rules = [plan.uses[n] for n in step.rules]
     captures = _captures(plan, key, step, role)
     ends = zip(step.sources, step.program.inputs), zip(step.targets, step.program.outputs)
@@ -129,7 +127,7 @@ def _listed(title: str, items: list[str]) -> list[str]:
     return [f"  {title if n == 0 else '':<9} {item}" for n, item in enumerate(shown)]
 
 
-def _captures(plan: Plan, key: str, step: Step, role: str) -> tuple[tuple[str, str], ...]:
+def _captures(plan: PlanRecord, key: str, step: Step, role: str) -> tuple[tuple[str, str], ...]:
     for use in (plan.uses[n] for n in (step.rules if role == "source" else reversed(step.rules))):
         if use.bound is None:
             continue

@@ -3,57 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import Diagnostic, PlanError
-from ..language.recipe import Recipe
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
 from .costing import Cost, cost_of
-from .expanding import ResolvedRule
-from .options import LoadOptions, PlanOptions, SaveOptions
+from .explaining import Explanation, explain
+from .options import LoadOptions, SaveOptions
+from .record import PlanRecord, RuleUse
 from .report import Report
+from .sharing import output_aliases, scattered_keys, unread_proofs
+from .showing import plan_brief, plan_html, plan_text
 from .steps import Program, Step, cut, steps_of
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from .explaining import Explanation
-
-__all__ = ["Plan", "RuleUse", "Runner", "Target", "renaming"]
-
-
-@dataclass(frozen=True)
-class Target:
-    """What is to be filled.
-
-    Args:
-        specs: key -> spec, in the target's order.
-        ties: groups of keys that are one tensor.
-        name: what messages call it.
-    """
-
-    specs: Mapping[str, TensorSpec]
-    ties: Sequence[Sequence[str]] = ()
-    name: str = "target"
-
-
-@dataclass(frozen=True)
-class RuleUse:
-    """A rule as the plan used it: its text, where it was read, and its bound form, if it has one."""
-
-    text: str
-    place: str | None
-    bound: ResolvedRule | None = None
-    is_rest: bool = False
+__all__ = ["Plan", "Runner", "renaming"]
 
 
 @dataclass(frozen=True, repr=False)
-class Plan:
+class Plan(PlanRecord):
     """What becomes of every tensor of a source: look at it, then save it, load it or take its state_dict.
 
     >>> import torch, ckptsurgery as cs
@@ -81,20 +56,6 @@ class Plan:
         runner: carries it out; a plan that was made from headers alone has none.
     """
 
-    steps: tuple[Step, ...]
-    uses: tuple[RuleUse, ...]
-    specs: Mapping[str, TensorSpec]
-    dropped: Mapping[str, str] = field(default_factory=dict)
-    proofs: tuple[tuple[str, str], ...] = ()
-    inits: Mapping[str, Any] = field(default_factory=dict)
-    ties: Mapping[str, str] = field(default_factory=dict)
-    tie_proofs: tuple[tuple[str, str], ...] = ()
-    casts: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    warnings: tuple[Diagnostic, ...] = ()
-    source: Mapping[str, TensorSpec] = field(default_factory=dict)
-    target: Target | None = None
-    recipe: Recipe | None = None
-    options: PlanOptions = field(default_factory=PlanOptions, compare=False)
     runner: Runner | None = field(default=None, compare=False)
 
     def without(self, keys: Collection[str]) -> Plan:
@@ -104,21 +65,6 @@ class Plan:
         return replace(self, steps=tuple(steps), specs=specs) if keys else self
 
     @property
-    def assumptions(self) -> tuple[str, ...]:
-        """What nothing but divisibility supports."""
-        return tuple(w.headline for w in self.warnings if w.code == "assumed-split")
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """Every target key that will exist, in the target's order, else in the order of their sources."""
-        made = [*self.specs, *self.ties, *self.inits]
-        if self.target is None:
-            return tuple(dict.fromkeys(made))
-        known = set(made)
-        ordered = [k for k in self.target.specs if k in known]
-        return tuple(dict.fromkeys([*ordered, *made]))
-
-    @property
     def cost(self) -> Cost:
         """What running it takes: bytes read and written, memory, how many steps only copy.
 
@@ -126,15 +72,11 @@ class Plan:
         """
         if self.runner is None:
             return cost_of(self)
-        from .sharing import output_aliases, scattered_keys, unread_proofs  # which read a plan
-
         held = self.checkpoint
         return cost_of(self, output_aliases(self, held), unread_proofs(self, held), scattered_keys(held))
 
     def explain(self, key: str) -> Explanation:
         """How a key, of either side, is accounted for."""
-        from .explaining import explain  # an explanation reads a plan
-
         return explain(self, key)
 
     def to_json(self) -> dict[str, Any]:
@@ -288,19 +230,13 @@ class Plan:
         return self.runner
 
     def __str__(self) -> str:
-        from .showing import plan_text  # which reads a plan
-
-        return plan_text(self)
+        return plan_text(self, self.cost)
 
     def __repr__(self) -> str:
-        from .showing import plan_brief
-
         return plan_brief(self)
 
     def _repr_html_(self) -> str:
-        from .showing import plan_html
-
-        return plan_html(self)
+        return plan_html(self, self.cost)
 
 
 class Runner(Protocol):

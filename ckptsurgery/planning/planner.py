@@ -26,7 +26,8 @@ from .flattening import FlatIndexCounts
 from .joining import canonical
 from .matching import Matches
 from .options import LoadOptions
-from .plan import Plan, RuleUse, Target
+from .plan import Plan
+from .record import RuleUse, Target
 from .respelling import respelled
 from .rule_ops import OpsOfRule, RuleOps
 from .settlement import Offer

@@ -24,7 +24,7 @@ from .codes import Code, codes_as_weights, unscaled
 from .misfits import Misfits
 from .naming import dropped_keys, named_keys
 from .options import DTYPE_POLICIES, OWN, LoadOptions
-from .plan import Target
+from .record import Target
 from .settlement import Offer, Settlement
 from .steps import ApplyOp, Program, Step, cut, outputs_of
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from ..storage.checkpoint import Checkpoint
-from .plan import Plan
+from .record import PlanRecord
 
 __all__ = ["copied_from", "output_aliases", "scattered_keys", "unread_proofs"]
 
 _SAMPLES = 4096
 
 
-def output_aliases(plan: Plan, checkpoint: Checkpoint) -> dict[str, str]:
+def output_aliases(plan: PlanRecord, checkpoint: Checkpoint) -> dict[str, str]:
     """Target keys that are one tensor with another: tied by the plan, or made alike from names tied in the source."""
     first = {name: tie.names[0] for tie in checkpoint.ties for name in tie.names}
     seen: dict[Any, str] = {}
@@ -30,7 +30,7 @@ def output_aliases(plan: Plan, checkpoint: Checkpoint) -> dict[str, str]:
     return aliases
 
 
-def unread_proofs(plan: Plan, checkpoint: Checkpoint) -> list[tuple[str, str]]:
+def unread_proofs(plan: PlanRecord, checkpoint: Checkpoint) -> list[tuple[str, str]]:
     """Pairs that must be equal and are one run of bytes, so that nothing is read to prove it."""
     place = checkpoint.extent
     return [pair for pair in plan.proofs if place(pair[0]) is not None and place(pair[0]) == place(pair[1])]
@@ -44,7 +44,7 @@ def scattered_keys(checkpoint: Checkpoint) -> set[str]:
     return {key for key, entry in entries if entry.file is not None and not entry.is_contiguous}
 
 
-def copied_from(plan: Plan, checkpoint: Checkpoint) -> dict[str, int]:
+def copied_from(plan: PlanRecord, checkpoint: Checkpoint) -> dict[str, int]:
     """Where in a source file tensors lie that are copied as they are; of very many, some thousands spread over all."""
     found: dict[str, int] = {}
     for step in plan.steps[:: 1 + len(plan.steps) // _SAMPLES]:

@@ -7,14 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..language.folding import fold_groups
 from ..wording import brief, clipped, counted
+from .costing import Cost
+from .record import PlanRecord
 from .steps import KINDS, Step, programs_of
-
-if TYPE_CHECKING:
-    from .plan import Plan
 
 __all__ = ["plan_brief", "plan_html", "plan_text"]
 
@@ -24,7 +23,7 @@ _MOST = 20  # lines of one kind
 _WIDE = 200  # characters of a folded run of keys
 
 
-def plan_text(plan: Plan) -> str:
+def plan_text(plan: PlanRecord, cost: Cost) -> str:
     """Return the plan on a page: each rule with what it makes, what is settled otherwise, and the cost."""
     lines = [f"plan: {_ends(plan)} ({', '.join(_kinds(plan)) or 'no steps'})"]
     for rule, kinds in _rules(plan):
@@ -37,17 +36,17 @@ def plan_text(plan: Plan) -> str:
             lines += [f"    {text}  {said}" for text, said in _folded(keys)]
     lines += [f"  {w.severity}: {w.headline}" for w in plan.warnings[:_MOST]]
     lines += _more(len(plan.warnings), _MOST, "warnings")
-    lines.append(f"  cost: {plan.cost}")
+    lines.append(f"  cost: {cost}")
     return "\n".join(lines)
 
 
-def plan_brief(plan: Plan) -> str:
+def plan_brief(plan: PlanRecord) -> str:
     """Return the plan on one line."""
     others = (f"{counted(len(keys), 'key')} {what}" for keys, what in _settled(plan) if keys)
     return brief("Plan", _ends(plan), *_kinds(plan), *others)
 
 
-def plan_html(plan: Plan) -> str:
+def plan_html(plan: PlanRecord, cost: Cost) -> str:
     """Return the plan for a notebook: a row for each rule, and what is settled otherwise in parts that unfold."""
     rows = [
         _row(rule if n == 0 else "", f"{counted(len(steps), 'step')}, {kind}", _example(steps))
@@ -65,7 +64,7 @@ def plan_html(plan: Plan) -> str:
             parts.append(f"<details><summary>{head}</summary><table>{lines}</table></details>")
     parts += [f"<div>{w.severity}: {html.escape(w.headline)}</div>" for w in plan.warnings[:_MOST]]
     parts += [f"<div>{text.strip()}</div>" for text in _more(len(plan.warnings), _MOST, "warnings")]
-    return "".join([*parts, f"<div>cost: {html.escape(str(plan.cost))}</div>"])
+    return "".join([*parts, f"<div>cost: {html.escape(str(cost))}</div>"])
 
 
 def _row(one: str, two: str, three: str, tag: str = "td") -> str:
@@ -75,7 +74,7 @@ def _row(one: str, two: str, three: str, tag: str = "td") -> str:
     return f"<tr>{''.join(cells)}</tr>"
 
 
-def _settled(plan: Plan) -> tuple[tuple[Mapping[str, Any], str], ...]:
+def _settled(plan: PlanRecord) -> tuple[tuple[Mapping[str, Any], str], ...]:
     """What moves no data, by what was decided."""
     return (plan.inits, "initialised"), (plan.ties, "tied"), (plan.dropped, "dropped"), (plan.casts, "cast")
 
@@ -92,12 +91,12 @@ def _said(value: Any) -> str:
     return " -> ".join(value) if isinstance(value, tuple) else str(value)
 
 
-def _ends(plan: Plan) -> str:
+def _ends(plan: PlanRecord) -> str:
     made = plan.specs.keys() | plan.ties.keys() | plan.inits.keys()
     return f"{counted(len(plan.source), 'source key')} -> {counted(len(made), 'target key')}"
 
 
-def _kinds(plan: Plan) -> list[str]:
+def _kinds(plan: PlanRecord) -> list[str]:
     """How many steps there are of each kind."""
     times: Counter[str] = Counter()
     for program, count in programs_of(plan.steps):
@@ -105,14 +104,14 @@ def _kinds(plan: Plan) -> list[str]:
     return [f"{times[kind]} {kind}" for kind in KINDS if times[kind]]
 
 
-def _by_rules(plan: Plan) -> dict[tuple[int, ...], list[Step]]:
+def _by_rules(plan: PlanRecord) -> dict[tuple[int, ...], list[Step]]:
     found: dict[tuple[int, ...], list[Step]] = {}
     for step in plan.steps:
         found.setdefault(step.rules, []).append(step)
     return found
 
 
-def _rules(plan: Plan) -> list[tuple[str, dict[str, list[Step]]]]:
+def _rules(plan: PlanRecord) -> list[tuple[str, dict[str, list[Step]]]]:
     """The first rules, each with its steps by their kind."""
     kind_of = {id(program): program.kind for program, _ in programs_of(plan.steps)}
     rules = []

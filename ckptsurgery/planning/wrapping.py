@@ -19,8 +19,9 @@ from ..language.recipe import Recipe, Scope
 from ..specs import TensorSpec
 from ..wording import counted
 from .expanding import Resolve, Stage
-from .plan import Plan, Target
+from .plan import Plan
 from .planner import draft_plan
+from .record import Target
 from .unread import Unreadable
 
 __all__ = ["draft_unwrapped"]

@@ -29,7 +29,7 @@ from .conserving import conserves, total_of
 from .executor.execution import execute
 from .executor.strided_views import Elements, equal_at, has_views
 from .progress import ByteBar
-from .sinks.comparing import ComparingSink
+from .sinks.comparing import WrittenSink
 
 __all__ = ["check_output"]
 
@@ -156,7 +156,7 @@ class _Check:
         """Carry steps out once more, and compare what comes with what was written."""
         if steps:
             keys = [key for step in steps for key in step.targets if key not in self.aliases]
-            sink = ComparingSink(self.written, keys)
+            sink = WrittenSink(self.written, keys)
             execute(steps, self.checkpoint, sink, self.compared, budget=budget, region=min(REGION, budget))
             self.wrong += [key for key in keys if key in sink.wrong]
 

@@ -13,7 +13,8 @@ from ..modeling.initialising import computed_buffers, initialise, materialise_bu
 from ..modeling.places import named_tensors, require_plain
 from ..modeling.ties import find_ties, restore_ties
 from ..planning.options import OWN, LoadOptions
-from ..planning.plan import Plan, Target
+from ..planning.plan import Plan
+from ..planning.record import Target
 from ..planning.report import Report, ReportEntry
 from ..specs import TensorSpec, Tie
 from ..storage.checkpoint import Checkpoint
@@ -23,7 +24,8 @@ from .overlaps import prove_overlaps
 from .progress import ByteBar
 from .proving import prove
 from .saving import ledger
-from .sinks.tensors import AssignSink, CopySink, TensorSink, apart_from, fill
+from .sinks.existing_tensors import CopySink, apart_from
+from .sinks.tensors import AssignSink, TensorSink, fill
 
 if TYPE_CHECKING:
     import torch

@@ -16,8 +16,9 @@ from ..language.dims import DimValue
 from ..language.recipe import Recipe
 from ..planning.drawing import with_draws
 from ..planning.options import DTYPE_POLICIES, LoadOptions, PlanOptions, SaveOptions
-from ..planning.plan import Plan, Target
+from ..planning.plan import Plan
 from ..planning.planner import fitted
+from ..planning.record import Target
 from ..planning.report import Report
 from ..planning.reversing import reversed_plan
 from ..planning.unread import Unreadable

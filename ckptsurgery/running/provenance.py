@@ -10,7 +10,8 @@ from typing import Any
 
 from ..errors import CheckpointError, CkptSurgeryError, Diagnostic, PlanError
 from ..planning.options import PlanOptions
-from ..planning.plan import Plan, Target
+from ..planning.plan import Plan
+from ..planning.record import Target
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
 from ..storage.json_text import refuse_brackets
@@ -34,11 +35,9 @@ def provenance_of(plan: Plan, checkpoint: Checkpoint) -> dict[str, str]:
         )
     from importlib.metadata import version
 
-    from ..language.toml import dumps
-
     told = {
         "version": version("ckptsurgery"),
-        "recipe": dumps(plan.recipe),
+        "recipe": plan.recipe.dumps(),
         "sources": [_hashed(Path(file)) for file in checkpoint.files],
         "headers": _told(plan.source),
         "target": None if plan.target is None else _told(plan.target.specs),

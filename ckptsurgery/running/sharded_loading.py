@@ -36,7 +36,7 @@ from .executor.programs import run_step
 from .loading import refuse_non_finite, report_of
 from .progress import ByteBar
 from .proving import prove
-from .sinks.shards import ShardSink
+from .sinks.existing_tensors import ShardSink
 from .sinks.tensors import fill
 
 if TYPE_CHECKING:

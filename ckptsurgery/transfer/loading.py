@@ -16,7 +16,8 @@ from ..modeling.places import places, require_module, require_plain
 from ..planning.expanding import Stage
 from ..planning.naming import below, set_aside
 from ..planning.options import LoadOptions
-from ..planning.plan import Plan, Target
+from ..planning.plan import Plan
+from ..planning.record import Target
 from ..planning.report import Report, ReportEntry
 from ..planning.resizing import as_arguments
 from ..planning.settlement import Offer, Settlement

@@ -10,8 +10,9 @@ from ..errors import PlanError, RecipeError
 from ..language.captures import Literal
 from ..language.keys import KeyPattern
 from ..language.recipe import Recipe
-from ..planning.plan import Plan, Target
+from ..planning.plan import Plan
 from ..planning.planner import make_plan
+from ..planning.record import Target
 from ..running.plan import as_target
 from ..storage.checkpoint import Checkpoint
 from ..storage.places.opening import open_checkpoint
@@ -42,7 +43,7 @@ def match_recipes(source: Any, target: Any = None, config: Mapping[str, Any] | N
     for name in _candidates(checkpoint.specs):
         recipe = load_recipe(name)
         for whole in (True, False):
-            plan = _planned(checkpoint, recipe if whole else recipe.but(rest="drop"), wanted, config)
+            plan = _planned(checkpoint, recipe if whole else recipe.replace(rest="drop"), wanted, config)
             share = _share(plan) if plan is not None else 0.0
             if share > (0.0 if whole else _ENOUGH):
                 found.append((not whole, -share, name))
@@ -111,7 +112,7 @@ def _planned(
 def _without_inits(recipe: Recipe) -> Recipe:
     """The recipe for a question that no target is there to answer: what is to be initialised does not count."""
     scopes = [type(s)(_without_inits(s.recipe), s.source, s.target, s.use, s.inverse, s.config) for s in recipe.scopes]
-    return recipe.but(init={}, scopes=scopes, stages=[_without_inits(stage) for stage in recipe.stages])
+    return recipe.replace(init={}, scopes=scopes, stages=[_without_inits(stage) for stage in recipe.stages])
 
 
 def _share(plan: Plan) -> float:

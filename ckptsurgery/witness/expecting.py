@@ -13,8 +13,9 @@ from ..language.dims import DimValue
 from ..language.recipe import Recipe
 from ..planning.expanding import Stage
 from ..planning.naming import below
-from ..planning.plan import Plan, Target
+from ..planning.plan import Plan
 from ..planning.planner import draft_plan, fitted
+from ..planning.record import Target
 from ..planning.stages import chained
 from ..planning.steps import cut
 from ..planning.unread import Unreadable

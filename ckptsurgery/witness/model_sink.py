@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import repeat
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from ..planning.costing import CHUNK
-from ..planning.steps import Step
-from ..running.executor.copying import ByteRun, Move
+from ..running.executor.copying import ByteRun
 from ..running.executor.tasks import Moved, Task, run_tasks
+from ..running.sinks.comparing import ComparingSink
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
 from ..storage.contents import Extent
@@ -25,7 +23,7 @@ _GAP = 64 << 10
 """Bytes between two runs that are read along rather than by a call of their own."""
 
 
-class ModelSink:
+class ModelSink(ComparingSink):
     """Compares the bytes that come with the tensors of a model; keys that differ are collected in `wrong`.
 
     Args:
@@ -36,16 +34,10 @@ class ModelSink:
     keeps_tensors = True
 
     def __init__(self, tensors: Mapping[str, Tensor], specs: Mapping[str, TensorSpec]) -> None:
-        self.places: dict[str, Extent] = {key: Extent(key, 0, spec.nbytes) for key, spec in specs.items()}
-        self.wrong: set[str] = set()
+        super().__init__({key: Extent(key, 0, spec.nbytes) for key, spec in specs.items()})
         self._tensors = tensors
         self._views: dict[str, memoryview] = {}
         self._left = {key: place.nbytes for key, place in self.places.items()}
-        self._lock = Lock()
-
-    def wants_runs(self, steps: Sequence[Step], moves: Mapping[int, Sequence[Move] | None]) -> Iterable[bool]:
-        """Return True for each: files are compared without becoming tensors."""
-        return repeat(True, len(steps))
 
     def take_runs(self, runs: Sequence[ByteRun], checkpoint: Checkpoint, moved: Moved) -> None:
         """Read runs of the source's files and compare them, several at a time, in disk order."""
@@ -68,16 +60,6 @@ class ModelSink:
         from ..storage.tensors import dense_bytes
 
         self.write(key, 0, dense_bytes(tensor, key))
-
-    def has(self, file: str, offset: int, nbytes: int) -> bool:
-        """Return False: everything is to be compared."""
-        return False
-
-    def skip(self, nbytes: int) -> None:
-        """Do nothing: no bytes are owed."""
-
-    def room(self, file: str, offset: int, nbytes: int) -> None:
-        """Return None: bytes may be made anywhere."""
 
     def write(self, file: str, offset: int, data: Any) -> None:
         """Compare a run of bytes, which may be of one tensor only."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import ckptsurgery as cs
-from ckptsurgery.inference.suggestion import ordered
+from ckptsurgery.inference.by_names import ordered
 
 Specs = dict[str, cs.TensorSpec]
 DATA = Path(__file__).parent.parent / "data" / "corpus"

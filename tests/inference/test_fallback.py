@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ckptsurgery as cs
+from ckptsurgery.inference.by_names import finish
 from ckptsurgery.inference.fallback import planned
 from ckptsurgery.inference.matches import Matched
 from ckptsurgery.inference.moves import TensorMove
 from ckptsurgery.inference.sides import UnitSide
-from ckptsurgery.inference.suggestion import Suggestion, finish
+from ckptsurgery.inference.suggestion import Suggestion
 from ckptsurgery.language.toml import loads
 
 Specs = dict[str, cs.TensorSpec]

@@ -39,7 +39,7 @@ def test_text_and_objects_are_one() -> None:
 
 
 def test_recipes_that_differ_are_not_equal() -> None:
-    assert FULL.but(rest="drop") != FULL and FULL.but(summary="") != FULL and FULL.but(stages=()) != FULL
+    assert FULL.replace(rest="drop") != FULL and FULL.replace(summary="") != FULL and FULL.replace(stages=()) != FULL
 
 
 def test_nested_lists_are_frozen_to_the_same_value() -> None:

@@ -42,13 +42,13 @@ def test_choices_are_partners_however_each_file_spells_them() -> None:
     wanted = {"c.q": torch.ones(2), "a.k": torch.ones(2), "b.value": torch.ones(2)}
     error = refused(dict.fromkeys(source, (2,)), recipe)
     assert set(problems(error)) == {"unused-choice"}  # a choice that matches nothing is a misspelling, here as anywhere
-    forward(recipe.but(rules=[f"? {recipe.rules[0]}"]), source, wanted)
+    forward(recipe.replace(rules=[f"? {recipe.rules[0]}"]), source, wanted)
 
 
 def test_what_joins_and_what_is_left_are_both_accounted_for() -> None:
     recipe = Recipe(["{k...}.w & {k...}.s -> {k...}.w | same"])
     assert problems(refused({"a.w": (2,), "a.s": (2,), "b.w": (2,)}, recipe)) == ["unexpected-keys"]
-    assert "partners" in str(refused({"b.w": (2,)}, recipe.but(rest="keep")))
+    assert "partners" in str(refused({"b.w": (2,)}, recipe.replace(rest="keep")))
     twice = Recipe(["{k...}.w & {k...}.s -> {k...}.w | same", "{k...}.w -> {k...}.v"])
     assert problems(refused({"a.w": (2,), "a.s": (2,), "b.w": (2,)}, twice)) == ["claimed-twice"]
 

@@ -97,7 +97,7 @@ def test_what_is_left_over_is_told_under_the_prefix() -> None:
     assert [d.code for d in error.value.diagnostics if d.severity == "error"] == ["unexpected-keys"]
     assert "criterion.weight" in str(error.value) and "'model.'" in str(error.value)
     model = Net(1)
-    cs.load_into(model, source, strict.but(drop=["criterion.weight"]))
+    cs.load_into(model, source, strict.replace(drop=["criterion.weight"]))
     assert fits(model.state_dict())
 
 

@@ -67,7 +67,7 @@ def test_llama_with_a_tied_head_stays_tied(tokens: torch.Tensor) -> None:
 def test_a_tied_llama_fills_one_that_is_not_where_the_recipe_says_so(tokens: torch.Tensor) -> None:
     hf = noisy(llama(tie_word_embeddings=True))
     on_disk = {k: v for k, v in hf.state_dict().items() if k != "lm_head.weight"}
-    recipe = cs.load_recipe("llama/hf_to_litgpt").but(tie={"lm_head.weight": "transformer.wte.weight"})
+    recipe = cs.load_recipe("llama/hf_to_litgpt").replace(tie={"lm_head.weight": "transformer.wte.weight"})
     lit = LitGPT(WORDS, WIDTH, HIDDEN, LAYERS, Q, KV).eval()
     lit.load_state_dict(cs.plan(on_disk, recipe).state_dict())
     assert_parity(lit(tokens), hf(tokens).logits)

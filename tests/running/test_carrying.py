@@ -18,7 +18,8 @@ import ckptsurgery as cs
 from ckptsurgery.planning.plan import Plan
 from ckptsurgery.running.progress import ByteBar
 from ckptsurgery.running.sinks import tensors as tensor_sinks
-from ckptsurgery.running.sinks.tensors import CopySink, StateDictSink, fill
+from ckptsurgery.running.sinks.existing_tensors import CopySink
+from ckptsurgery.running.sinks.tensors import StateDictSink, fill
 from ckptsurgery.storage.checkpoint import Checkpoint
 from ckptsurgery.storage.sources.files import OpenFiles
 

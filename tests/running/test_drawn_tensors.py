@@ -51,7 +51,7 @@ def test_shapes_follow_from_dims_and_from_what_the_rules_solve_and_dtypes_from_t
 
 
 def test_a_file_a_state_dict_and_a_model_get_the_same_numbers(tmp_path: Path) -> None:
-    recipe = RECIPE.but(init={"layers.{i}.router.weight [e d]": "trunc_normal(std=0.02)"}, drop=[], rest="keep")
+    recipe = RECIPE.replace(init={"layers.{i}.router.weight [e d]": "trunc_normal(std=0.02)"}, drop=[], rest="keep")
     plan = cs.plan(SOURCE, recipe, seed=5)
     made = plan.state_dict()
     report = plan.save(tmp_path / "x.safetensors", check=True)
@@ -65,7 +65,7 @@ def test_a_file_a_state_dict_and_a_model_get_the_same_numbers(tmp_path: Path) ->
     again = cs.plan(fewer, recipe, seed=5).state_dict()
     assert torch.equal(again["layers.2.router.weight"], made["layers.2.router.weight"])
     specs = {k: cs.TensorSpec(t.shape, t.dtype) for k, t in made.items()}
-    bare = recipe.but(init={"layers.{i}.router.weight": "trunc_normal(std=0.02)"})
+    bare = recipe.replace(init={"layers.{i}.router.weight": "trunc_normal(std=0.02)"})
     by_target = cs.plan(SOURCE, bare, target=specs, seed=5).state_dict()
     assert all(torch.equal(by_target[k], t) for k, t in made.items())
 
@@ -89,7 +89,7 @@ def test_a_model_of_the_same_names_is_initialised_alike() -> None:
 
 
 def test_the_way_back_leaves_out_what_was_drawn() -> None:
-    recipe = RECIPE.but(drop=[], init={"layers.{i}.router.weight [e d]": "normal", "top [e] F32": "ones"})
+    recipe = RECIPE.replace(drop=[], init={"layers.{i}.router.weight [e d]": "normal", "top [e] F32": "ones"})
     made = cs.plan(SOURCE, recipe).state_dict()
     for back in (cs.plan(SOURCE, recipe).inverse(made), cs.plan(made, recipe.inverse())):
         returned = back.state_dict()

@@ -64,7 +64,7 @@ def test_each_layer_has_weights_of_its_own(models: dict[str, Any]) -> None:
     made = cs.plan(models["mounts"], recipe).state_dict()
     assert torch.equal(made["l.0.w"], models["states"]["a"]["l.0.w"])
     assert torch.equal(made["l.1.w"], models["states"]["b"]["l.1.w"])
-    by_table = cs.plan(models["mounts"], recipe.but(rules=[rule.replace("(t)", "(t:i)")], dims={"t": [0, 1]}))
+    by_table = cs.plan(models["mounts"], recipe.replace(rules=[rule.replace("(t)", "(t:i)")], dims={"t": [0, 1]}))
     assert all(torch.equal(t, made[k]) for k, t in by_table.state_dict().items())
 
 

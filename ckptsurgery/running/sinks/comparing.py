@@ -18,11 +18,38 @@ from ..executor.tasks import Moved
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["ComparingSink"]
+__all__ = ["ComparingSink", "WrittenSink"]
 
 
 class ComparingSink:
-    """Compares what comes with a checkpoint; keys that differ are collected in `wrong`.
+    """Compares what comes with what exists; keys that differ are collected in `wrong`.
+
+    Args:
+        places: key -> the bytes that are compared.
+    """
+
+    def __init__(self, places: dict[str, Extent]) -> None:
+        self.places = places
+        self.wrong: set[str] = set()
+        self._lock = Lock()
+
+    def wants_runs(self, steps: Sequence[Step], moves: Mapping[int, Sequence[Move] | None]) -> Iterable[bool]:
+        """Return True for each: bytes are compared without becoming tensors."""
+        return repeat(True, len(steps))
+
+    def has(self, file: str, offset: int, nbytes: int) -> bool:
+        """Return False: everything is to be compared."""
+        return False
+
+    def skip(self, nbytes: int) -> None:
+        """Do nothing: no bytes are owed."""
+
+    def room(self, file: str, offset: int, nbytes: int) -> None:
+        """Return None: bytes may be made anywhere."""
+
+
+class WrittenSink(ComparingSink):
+    """Compares what comes with a checkpoint.
 
     Args:
         written: what should hold the same, in files as plain runs of bytes.
@@ -33,15 +60,9 @@ class ComparingSink:
 
     def __init__(self, written: Checkpoint, keys: Iterable[str]) -> None:
         found = {key: written.extent(key) for key in keys}
-        self.places: dict[str, Extent] = {key: extent for key, extent in found.items() if extent is not None}
-        self.wrong: set[str] = set()
+        super().__init__({key: extent for key, extent in found.items() if extent is not None})
         self._written = written
         self._order = sorted((place.file, place.offset, key) for key, place in self.places.items() if place.nbytes)
-        self._lock = Lock()
-
-    def wants_runs(self, steps: Sequence[Step], moves: Mapping[int, Sequence[Move] | None]) -> Iterable[bool]:
-        """Return True for each: files are compared with files."""
-        return repeat(True, len(steps))
 
     def take_runs(self, runs: Sequence[ByteRun], checkpoint: Checkpoint, moved: Moved) -> None:
         """Compare runs of the source's files with those that were written."""
@@ -59,16 +80,6 @@ class ComparingSink:
 
         place = self.places[key]
         self.write(place.file, place.offset, dense_bytes(tensor, key))
-
-    def has(self, file: str, offset: int, nbytes: int) -> bool:
-        """Nothing is known beforehand."""
-        return False
-
-    def skip(self, nbytes: int) -> None:
-        """Nothing is owed."""
-
-    def room(self, file: str, offset: int, nbytes: int) -> None:
-        """What is compared may lie anywhere."""
 
     def write(self, file: str, offset: int, data: Any) -> None:
         """Compare a run of bytes, of one tensor or of neighbours."""

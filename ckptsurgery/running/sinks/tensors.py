@@ -1,4 +1,4 @@
-"""Tensors as a sink: a state dict, a model whose parameters are copied into, a model that gets new ones.
+"""Tensors as a sink: new ones for a state dict or a model; `existing_tensors.py` fills those that are there.
 
 What moves or is gathered is made in the memory where it stays. Tensors of accelerators are filled through a ring of
 page-locked buffers (`storage/sending.py`), so that no copy of them is made on the host.
@@ -15,14 +15,11 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from ...modeling.assigning import set_tensor, shared_places
-from ...modeling.memory import Memory
-from ...modeling.places import named_tensors, place_of
 from ...planning.costing import CHUNK
 from ...planning.steps import Step
 from ...specs import TensorSpec
 from ...storage.checkpoint import MAP_FROM, Checkpoint
-from ...storage.contents import Contents, Extent
-from ...storage.plain_memory import oddity
+from ...storage.contents import Extent
 from ...storage.sending import BUFFER, TensorRun, send
 from ...storage.sources.links import Link, empty_on, link_to, moved_to
 from ..executor.copying import FETCHED_AT_ONCE, ByteRun, Move, batches_within, fetch_ranges, neighbours
@@ -33,7 +30,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-__all__ = ["AssignSink", "CopySink", "StateDictSink", "TensorSink", "apart_from", "fill", "is_plain_memory"]
+__all__ = ["AssignSink", "StateDictSink", "TensorSink", "fill"]
 
 _LONG_RUN = 64 << 10
 """Bytes of a run from which on a copy of its own to an accelerator is worth starting."""
@@ -328,91 +325,7 @@ class AssignSink(_OnDevice):
         self.written.append(key)
 
 
-class CopySink(TensorSink):
-    """Fills the parameters and buffers that a model has: in their own memory, or by copying into them."""
-
-    keeps_tensors = False
-
-    def __init__(self, steps: Sequence[Step], skipped: Collection[str], model: nn.Module) -> None:
-        super().__init__(steps, skipped)
-        self._model = model
-        self._inside: dict[str, Tensor] = {}
-        self._fetching: dict[str, tuple[Tensor, Link]] = {}
-        links: dict[str, Link | None] = {}  # one for all devices of a type, so that they share its buffers
-        for key, spec in self._specs.items():
-            tensor = place_of(model, key).tensor
-            if tensor.is_inference() or not is_plain_memory(tensor, spec):
-                continue
-            kind = tensor.device.type
-            if kind not in links:
-                links[kind] = link_to(tensor.device)
-            if (link := links[kind]) is not None:
-                self._fetching[key] = tensor, link
-            elif kind == "cpu":
-                self._inside[key] = tensor
-
-    def _own(self, key: str) -> Tensor | None:
-        return self._inside.get(key)
-
-    def _ring(self, key: str, spec: TensorSpec) -> tuple[Tensor, Link] | None:
-        return self._fetching.get(key)
-
-    def _maps(self, key: str) -> bool:
-        return key not in self._inside
-
-    def _whole(self, key: str, tensor: Tensor) -> None:
-        there = self._inside.get(key)
-        if tensor is not there and not (key in self._rings and tensor is self._rings[key][0]):
-            set_tensor(self._model, key, tensor)
-        self.written.append(key)
-
-    def put(self, key: str, tensor: Tensor, borrowed: bool) -> None:
-        """Copy a tensor into the one that is there."""
-        set_tensor(self._model, key, tensor)
-        with self._lock:
-            self.written.append(key)
-
-
 def _run_length(moves: Sequence[Move]) -> float:
     """Bytes of a run on average; without end where each target is one run, which can be no longer."""
     targets = {target for _, target, *_ in moves}
     return math.inf if len(moves) <= len(targets) else sum(nbytes for *_, nbytes in moves) / len(moves)
-
-
-def is_plain_memory(tensor: Tensor, spec: TensorSpec) -> bool:
-    """Return whether a tensor's memory is elements of this shape and dtype, in C order, and nothing else shows them."""
-    import torch
-
-    from ...storage.tensors import spec_of
-
-    if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or oddity(tensor) is not None:
-        return False
-    if not tensor.is_contiguous():
-        return False
-    return spec_of(tensor) == spec and not tensor.is_conj() and not tensor.is_neg()
-
-
-def apart_from(model: nn.Module, checkpoint: Checkpoint) -> Checkpoint:
-    """Return the checkpoint with copies of those of its tensors whose memory a load into the model would overwrite.
-
-    A model may be the source of its own tensors: then each is read before any is written.
-    """
-    in_memory = {
-        key: entry.tensor
-        for key, entry in checkpoint.entries.items()
-        if entry.tensor is not None and not callable(entry.tensor)
-    }
-    if not in_memory:
-        return checkpoint
-    own = Memory(named_tensors(model).values())
-    shared = {key: tensor for key, tensor in in_memory.items() if own.meets(tensor)}
-    if not shared:
-        return checkpoint
-    copies: dict[int, Any] = {}
-    entries = dict(checkpoint.entries)
-    for key, tensor in shared.items():
-        if id(tensor) not in copies:
-            copies[id(tensor)] = tensor.detach().clone()
-        entries[key] = entries[key]._replace(tensor=copies[id(tensor)])
-    c = checkpoint
-    return Checkpoint(Contents(entries, c.aliases, c.metadata, c.extras, c.config, c.sources), c.source)

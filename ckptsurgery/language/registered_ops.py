@@ -1,19 +1,15 @@
-"""The symbolic inverse of a recipe, made of texts alone: no key and no size is known here."""
+"""The inverse of a call of an op, made of texts alone: no key and no size is known here."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
 from itertools import accumulate
 
 from ..errors import Diagnostic, RecipeError
 from ..ops.base import Op, OpError
 from ..ops.registry import find_op, make_op, op_names, undone_by_name
 from .calls import Call, Value, parse_call
-from .recipe import Recipe, Scope
-from .rules import OpAlgebra, Rule, parse_made
 
-__all__ = ["inverse"]
+__all__ = ["RegisteredOps"]
 
 
 class RegisteredOps:
@@ -71,53 +67,3 @@ def _enclosed(text: str) -> bool:
     inside = text[1:-1]
     depths = list(accumulate({"(": 1, ")": -1}.get(character, 0) for character in inside))
     return text[:1] == "(" and text[-1:] == ")" and min(depths, default=0) >= 0
-
-
-def inverse(recipe: Recipe, ops: OpAlgebra | None = None) -> Recipe:
-    """The recipe that leads back; see `Recipe.inverse`."""
-    algebra = ops or RegisteredOps()
-    if recipe.stages:
-        first, *others = [inverse(r, algebra) for r in reversed((recipe.but(stages=()), *recipe.stages))]
-        return first.but(stages=tuple(others))
-    problems: list[Diagnostic] = []
-    rules: list[Rule] = []
-    for rule in recipe.rules:
-        try:
-            rules.append(rule.inverse(algebra))
-        except RecipeError as error:
-            problems.extend(error.diagnostics)
-    if problems:
-        raise RecipeError(problems)
-    fallback = recipe.fallback
-    return Recipe(
-        rules=rules,
-        drop=tuple(map(_pattern, recipe.init)),
-        tie=recipe.same,
-        same=recipe.tie,
-        dims=recipe.dims,
-        data=recipe.data,
-        names={name: _swapped(name, pairs) for name, pairs in recipe.names.items()},
-        rest=str(fallback.inverse(algebra)) if fallback else "error" if recipe.rest == "drop" else recipe.rest,
-        scopes=[_scope(s, algebra) for s in recipe.scopes],
-        summary=f"inverse of: {recipe.summary}" if recipe.summary else "",
-        place=recipe.place,
-    )
-
-
-def _pattern(init: str) -> str:
-    """The pattern of an entry of `[init]`, without axes and dtype."""
-    optional, term, _ = parse_made(init)
-    return ("? " if optional else "") + str(term.pattern)
-
-
-def _scope(scope: Scope, ops: OpAlgebra) -> Scope:
-    inner = inverse(scope.recipe, ops)
-    turned = not scope.inverse if scope.use else False
-    return replace(scope, recipe=inner, source=scope.target, target=scope.source, inverse=turned)
-
-
-def _swapped(name: str, pairs: Mapping[str, str]) -> dict[str, str]:
-    swapped = {target: source for source, target in pairs.items()}
-    if len(swapped) < len(pairs):
-        raise RecipeError(Diagnostic("not-invertible", f"names.{name} spells two sources alike"))
-    return swapped

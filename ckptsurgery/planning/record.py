@@ -1,0 +1,79 @@
+"""What a plan consists of, and what it was made for; what reads a plan without running it needs no more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import Diagnostic
+from ..language.recipe import Recipe
+from ..specs import TensorSpec
+from .expanding import ResolvedRule
+from .options import PlanOptions
+from .steps import Step
+
+__all__ = ["PlanRecord", "RuleUse", "Target"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is to be filled.
+
+    Args:
+        specs: key -> spec, in the target's order.
+        ties: groups of keys that are one tensor.
+        name: what messages call it.
+    """
+
+    specs: Mapping[str, TensorSpec]
+    ties: Sequence[Sequence[str]] = ()
+    name: str = "target"
+
+
+@dataclass(frozen=True)
+class RuleUse:
+    """A rule as the plan used it: its text, where it was read, and its bound form, if it has one."""
+
+    text: str
+    place: str | None
+    bound: ResolvedRule | None = None
+    is_rest: bool = False
+
+
+@dataclass(frozen=True, repr=False)
+class PlanRecord:
+    """Steps, in the order of their sources, and everything that moves nothing but is settled all the same.
+
+    `Plan` explains the fields.
+    """
+
+    steps: tuple[Step, ...]
+    uses: tuple[RuleUse, ...]
+    specs: Mapping[str, TensorSpec]
+    dropped: Mapping[str, str] = field(default_factory=dict)
+    proofs: tuple[tuple[str, str], ...] = ()
+    inits: Mapping[str, Any] = field(default_factory=dict)
+    ties: Mapping[str, str] = field(default_factory=dict)
+    tie_proofs: tuple[tuple[str, str], ...] = ()
+    casts: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    warnings: tuple[Diagnostic, ...] = ()
+    source: Mapping[str, TensorSpec] = field(default_factory=dict)
+    target: Target | None = None
+    recipe: Recipe | None = None
+    options: PlanOptions = field(default_factory=PlanOptions, compare=False)
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """What nothing but divisibility supports."""
+        return tuple(w.headline for w in self.warnings if w.code == "assumed-split")
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Every target key that will exist, in the target's order, else in the order of their sources."""
+        made = [*self.specs, *self.ties, *self.inits]
+        if self.target is None:
+            return tuple(dict.fromkeys(made))
+        known = set(made)
+        ordered = [k for k in self.target.specs if k in known]
+        return tuple(dict.fromkeys([*ordered, *made]))
