@@ -10,10 +10,11 @@ CkptSurgeryError
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+
+from .toml_writing import entry_text
 
 __all__ = ["CheckpointError", "CkptSurgeryError", "Diagnostic", "LoadError", "PlanError", "RecipeError", "Remedy"]
 
@@ -80,7 +81,7 @@ class Remedy:
         if self.argument == "recipe" and isinstance(self.value, Mapping):
             return f"recipe=cs.Recipe({', '.join(f'{k}={literal(v)}' for k, v in self.value.items())})"
         if self.kind == "recipe" and self.place is not None:
-            return f"{toml_text(self.argument, self.value)} in {self.place}"
+            return f"{entry_text(self.argument, self.value)} in {self.place}"
         if self.kind == "recipe" and self.argument != "dims":  # `plan` takes dims as well
             return f"{self.argument} = {literal(self.value)} in the recipe"
         return f"{self.argument}={literal(self.value)}"
@@ -112,27 +113,6 @@ def literal(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(literal, value)) + "]"
     return str(value)
-
-
-def toml_text(part: str, value: Any) -> str:
-    """Return an entry of a recipe file, on one line that TOML reads as it is pasted.
-
-    >>> toml_text("dims", {"h": {"q": 8, "k": None}}), toml_text("drop", ["x.{i}"])
-    ('dims = { h = { q = 8, k = … } }', 'drop = ["x.{i}"]')
-    """
-    return f"{part} = {_toml_value(value)}"
-
-
-def _toml_key(text: str) -> str:
-    return text if re.fullmatch(r"[A-Za-z0-9_-]+", text) else literal(text)
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{_toml_key(k)} = {_toml_value(v)}" for k, v in value.items()) + " }"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_toml_value, value)) + "]"
-    return str(value).lower() if isinstance(value, bool) else literal(value)
 
 
 def _conversion(given: dict[str, Any]) -> str:

@@ -29,6 +29,8 @@ FLOORS = {
     "distinct": 0,
     "wording": 0,
     "narrowing": 0,
+    "toml_writing": 0,
+    "named_objects": 0,
     "boxes": 0,
     "language": 1,
     "storage": 1,
@@ -55,6 +57,7 @@ FLOORS = {
 # Neighbours on one floor do not know each other, but for these.
 NEIGHBOURS = {
     ("specs", "errors"),
+    ("errors", "toml_writing"),
     ("specs", "wording"),
     ("", "api"),
     # a twin keeps what is not plain memory, so that it is refused by name

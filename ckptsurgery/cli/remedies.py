@@ -7,7 +7,8 @@ import shlex
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from ..errors import Diagnostic, Remedy, toml_text
+from ..errors import Diagnostic, Remedy
+from ..toml_writing import entry_text
 
 __all__ = ["shell_help", "shell_text"]
 
@@ -62,7 +63,7 @@ def _spelled(remedy: Remedy, options: Collection[str]) -> str | None:
         return f"{' '.join(_words(option, remedy.value))} {remedy.effect}".strip()
     if remedy.kind == "recipe" and "--recipe" in options:
         return (
-            f"{toml_text(remedy.argument, remedy.value)} in {remedy.place or 'a recipe file'} {remedy.effect}".strip()
+            f"{entry_text(remedy.argument, remedy.value)} in {remedy.place or 'a recipe file'} {remedy.effect}".strip()
         )
     return None
 

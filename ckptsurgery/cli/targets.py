@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,19 +10,19 @@ import typer
 
 import ckptsurgery as cs
 
+from ..named_objects import names_object, object_at
+
 if TYPE_CHECKING:
     from torch import nn
 
 __all__ = ["built", "loaded", "target_from"]
-
-_CALLABLE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 def target_from(text: str | None) -> Any:
     """What `cs.plan` takes as a target."""
     if text is None:
         return None
-    if _CALLABLE.fullmatch(text) and not Path(text).exists():
+    if names_object(text) and not Path(text).exists():
         return built(text)
     if text.endswith(".json") and not text.endswith(".index.json"):
         return _specs(Path(text))
@@ -81,16 +78,10 @@ def loaded(place: str, option: str = "--model") -> nn.Module:
 
 def _callable(place: str, option: str) -> Any:
     """What `module:callable` names; a module in the working directory is found too."""
-    module, _, path = place.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
     try:
-        found: Any = importlib.import_module(module)
-        for name in path.split("."):
-            found = getattr(found, name)
+        return object_at(place)
     except (ImportError, AttributeError) as error:
         raise typer.BadParameter(f"{place}: {error}", param_hint=option) from None
-    return found
 
 
 def _specs(path: Path) -> dict[str, cs.TensorSpec]:

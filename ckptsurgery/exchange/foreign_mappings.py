@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
-import re
-import sys
 from pathlib import Path
 from typing import Any
 
 from ..errors import Diagnostic, RecipeError, Remedy
 from ..language.recipe import Recipe
+from ..named_objects import names_object, object_at
 from .mergekit import recipe_from_mergekit
 from .tracing import trace
 from .transformers_models import from_transformers
 
 __all__ = ["import_mapping"]
-
-_FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 def import_mapping(what: str, specs: Any = None) -> Recipe:
@@ -38,7 +34,7 @@ def import_mapping(what: str, specs: Any = None) -> Recipe:
             return recipe_from_mergekit(Path(what).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(Diagnostic("unknown-mapping", f"{what!r} cannot be read: {error}")) from None
-    if _FUNCTION.fullmatch(what) and not Path(what).exists():
+    if names_object(what) and not Path(what).exists():
         if specs is None:
             small = (Remedy("specs", None, "is a small checkpoint of the layout that the function takes"),)
             raise RecipeError(Diagnostic("no-specs", f"{what} is traced on tensors of known shapes", remedies=small))
@@ -50,13 +46,8 @@ def import_mapping(what: str, specs: Any = None) -> Recipe:
 
 def _function(place: str) -> Any:
     """The function at `module:name`; a module in the working directory is found too."""
-    module, _, path = place.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
     try:
-        found: Any = importlib.import_module(module)
-        for name in path.split("."):
-            found = getattr(found, name)
+        found = object_at(place)
     except (ImportError, AttributeError) as error:
         raise RecipeError(Diagnostic("unknown-mapping", f"{place} cannot be imported: {error}")) from None
     if not callable(found):

@@ -13,6 +13,7 @@ from ..catalog import load_recipe
 from ..errors import CkptSurgeryError, Diagnostic, RecipeError, Remedy
 from ..language.recipe import Recipe
 from ..modeling.skeletons import skeleton
+from ..planning.options import PlanOptions
 from ..planning.plan import Plan
 from ..planning.planner import make_plan
 from ..planning.record import Target
@@ -290,7 +291,7 @@ def _disproof(recipe: Recipe, groups: Sequence[ConversionGroup], config: Mapping
     files = {k: TensorSpec(g.shapes[f"file:{k}"], "F32") for g in groups for keys in g.files for k in keys}
     models = {k: TensorSpec(g.shapes[k], "F32") for g in groups for k in g.models}
     try:
-        plan = make_plan(files, recipe, load_recipe, target=Target(models), config=config)
+        plan = make_plan(files, recipe, load_recipe, Target(models), PlanOptions(config))
     except CkptSurgeryError as error:
         return str(error.diagnostics[0])
     return _other_sources(plan, groups)

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import Diagnostic, RecipeError, Remedy
+from ..toml_writing import key_text, quoted, table_lines
 from ..wording import brief, counted
 from .dims import DimValue, is_dim
 from .keys import KeyPattern
 from .recipe_checks import bad_dim, bad_rest, check_text, law_breaks, parsed_rule, unbound_captures
 from .registered_ops import RegisteredOps
 from .rules import OpAlgebra, Rule, parse_made
-from .toml_text import key_text, quoted, table_lines
 
 __all__ = ["SCHEMA", "Recipe", "Scope"]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DTYPE_POLICIES", "OWN", "LoadOptions", "PlanOptions", "SaveOptions"]
+__all__ = ["DEFAULTS", "DTYPE_POLICIES", "OWN", "LoadOptions", "PlanOptions", "SaveOptions"]
 
 DTYPE_POLICIES = ("lossless", "error", "model", "source")
 OWN = ("own", "own()")
@@ -60,6 +60,10 @@ class PlanOptions:
     dtype: str = "lossless"
     ties: Sequence[Sequence[str]] = ()
     seed: int = 0
+
+
+DEFAULTS = PlanOptions()
+"""What is asked of a plan where nothing is."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from itertools import chain
@@ -12,7 +12,7 @@ from typing import Any
 from ..collection import without_collection
 from ..errors import Diagnostic, PlanError, RecipeError, Remedy
 from ..language.covering import exact_patterns
-from ..language.dims import Dims, DimValue
+from ..language.dims import Dims
 from ..language.folding import fold
 from ..language.recipe import Recipe
 from ..narrowing import present
@@ -25,7 +25,7 @@ from .expanding import BoundPattern, Resolve, ResolvedRule, Stage, expand
 from .flattening import FlatIndexCounts
 from .joining import canonical
 from .matching import Matches
-from .options import LoadOptions
+from .options import DEFAULTS, LoadOptions, PlanOptions
 from .plan import Plan
 from .record import RuleUse, Target
 from .respelling import respelled
@@ -45,14 +45,10 @@ def make_plan(
     specs: Mapping[str, TensorSpec],
     recipe: Recipe,
     resolve: Resolve,
-    *,
     target: Target | None = None,
-    config: Mapping[str, Any] | None = None,
-    dims: Mapping[str, DimValue] | None = None,
-    dtype: str = "lossless",
-    ties: Iterable[Sequence[str]] = (),
+    options: PlanOptions = DEFAULTS,
+    *,
     unreadable: Unreadable | None = None,
-    seed: int = 0,
 ) -> Plan:
     """Plan a recipe over headers.
 
@@ -60,19 +56,14 @@ def make_plan(
         specs: what the source holds.
         resolve: finds recipes by name, for `use`.
         target: what the target wants, where there is one: shapes and dtypes are held against it, ties are followed.
-        config: what `config.` means in dims; dims: sizes that go before the recipe's own.
-        dtype: what a difference in dtype means: "lossless", "error", "model" or "source"; or a dtype to cast floats to.
-        ties: groups of the source's keys that are one tensor.
+        options: what else the caller asks for.
         unreadable: tensors that cannot be read; each has to be dropped.
-        seed: of what is drawn: by `[init]` where there is no target, and by ops that ask for it.
 
     Raises:
         RecipeError: the recipe breaks its law. PlanError: it does not fit the headers; all problems at once.
     """
-    drafted, stage = draft_plan(
-        specs, recipe, resolve, target=target, config=config, dims=dims, ties=ties, unreadable=unreadable, seed=seed
-    )
-    return fitted(drafted, stage, target, dtype)
+    drafted, stage = draft_plan(specs, recipe, resolve, target, options, unreadable=unreadable)
+    return fitted(drafted, stage, target, options.dtype)
 
 
 def fitted(drafted: Plan, stage: Stage, target: Target | None, dtype: str) -> Plan:
@@ -92,28 +83,25 @@ def draft_plan(
     specs: Mapping[str, TensorSpec],
     recipe: Recipe,
     resolve: Resolve,
-    *,
     target: Target | None = None,
-    config: Mapping[str, Any] | None = None,
-    dims: Mapping[str, DimValue] | None = None,
-    ties: Iterable[Sequence[str]] = (),
+    options: PlanOptions = DEFAULTS,
+    *,
     unreadable: Unreadable | None = None,
-    seed: int = 0,
 ) -> tuple[Plan, Stage]:
     """What the rules make, before it is held against the target; and the last stage, whose inits and ties are open.
 
     Args:
-        unreadable, seed: as for `make_plan`.
+        specs, recipe, resolve, target, options, unreadable: as for `make_plan`.
 
     Raises:
         RecipeError, PlanError: as for `make_plan`.
     """
     problems: list[Diagnostic] = []
     notes: list[Diagnostic] = []
-    stages = expand(recipe, resolve, config, dims)
+    stages = expand(recipe, resolve, options.config, options.dims)
     plan: Plan | None = None
     current = specs
-    tied = {name: names[0] for names in ties for name in names}
+    tied = {name: names[0] for names in options.ties for name in names}
     lost: dict[str, str] = {}  # source key of a tensor that cannot be read -> the line that drops it
     for number, stage in enumerate(stages):
         last = number == len(stages) - 1
@@ -122,10 +110,12 @@ def draft_plan(
         names = unreadable.names_at(number) if unreadable is not None else {}
         wanted = target if last else None
         stage = respelled(stage, current, wanted.specs if wanted else (), problems)
-        staged = _StagePlanner(current, wanted, problems, notes, seed=seed, stage=stage, tied=tied, unreadable=names)
+        staged = _StagePlanner(
+            current, wanted, problems, notes, seed=options.seed, stage=stage, tied=tied, unreadable=names
+        )
         planned = staged.plan()
         if wanted is None and stage.inits:
-            planned, stage = drawn(planned, stage, staged.sizes, seed, problems)
+            planned, stage = drawn(planned, stage, staged.sizes, options.seed, problems)
         lost |= {names[name]: line for name, line in staged.lost.items()}
         if not last:
             problems += [_homeless(init) for init in stage.inits]

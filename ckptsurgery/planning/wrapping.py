@@ -10,15 +10,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from ..errors import Diagnostic, PlanError, Remedy
-from ..language.dims import DimValue
 from ..language.keys import escape
 from ..language.recipe import Recipe, Scope
 from ..specs import TensorSpec
 from ..wording import counted
 from .expanding import Resolve, Stage
+from .options import DEFAULTS, PlanOptions
 from .plan import Plan
 from .planner import draft_plan
 from .record import Target
@@ -35,20 +34,17 @@ def draft_unwrapped(
     specs: Specs,
     recipe: Recipe,
     resolve: Resolve,
-    *,
     target: Target | None = None,
-    config: Mapping[str, Any] | None = None,
-    dims: Mapping[str, DimValue] | None = None,
-    ties: Sequence[Sequence[str]] = (),
+    options: PlanOptions = DEFAULTS,
+    *,
     unreadable: Unreadable | None = None,
-    seed: int = 0,
 ) -> tuple[Plan, Stage]:
     """Draft a plan as `draft_plan` does, and where that makes nothing of the target, without wrapper prefixes.
 
     >>> spec = TensorSpec([2], "F32")
     >>> source = {"model.a.weight": spec, "model.b.weight": spec}
     >>> wanted = Target({"x.weight": spec, "y.weight": spec})
-    >>> plan, _ = draft_unwrapped(source, Recipe(["a.{l} -> x.{l}", "b.{l} -> y.{l}"]), Recipe, target=wanted)
+    >>> plan, _ = draft_unwrapped(source, Recipe(["a.{l} -> x.{l}", "b.{l} -> y.{l}"]), Recipe, wanted)
     >>> list(plan.specs), plan.warnings[0].headline
     (['x.weight', 'y.weight'], "prefix 'model.' taken off: the recipe's rules match the names without it")
 
@@ -56,9 +52,7 @@ def draft_unwrapped(
         RecipeError, PlanError: as for `draft_plan`; and two prefixes that fit equally well.
     """
     try:
-        drafted = draft_plan(
-            specs, recipe, resolve, target=target, config=config, dims=dims, ties=ties, unreadable=unreadable, seed=seed
-        )
+        drafted = draft_plan(specs, recipe, resolve, target, options, unreadable=unreadable)
     except PlanError as error:
         if target is None:
             raise
@@ -72,10 +66,7 @@ def draft_unwrapped(
     for prefixes in _candidates(specs, target.specs):
         try:
             inside = replace(unreadable, prefix=prefixes.source) if unreadable is not None else None
-            whole = prefixes.around(recipe)
-            plan, stage = draft_plan(
-                specs, whole, resolve, target=target, config=config, dims=dims, ties=ties, unreadable=inside, seed=seed
-            )
+            plan, stage = draft_plan(specs, prefixes.around(recipe), resolve, target, options, unreadable=inside)
         except PlanError as error:
             if nearest is not None and _unused(error) < _unused(nearest):
                 nearest = PlanError([*error.diagnostics, prefixes.note])

@@ -82,17 +82,8 @@ class CheckpointRunner:
 @without_collection()
 def _planned(checkpoint: Checkpoint, recipe: Recipe, target: Target | None, options: PlanOptions) -> Plan:
     try:
-        drafted, stage = draft_unwrapped(
-            checkpoint.specs,
-            recipe,
-            load_recipe,
-            target=target,
-            config=options.config,
-            dims=options.dims,
-            ties=options.ties,
-            unreadable=Unreadable(checkpoint.unreadable),
-            seed=options.seed,
-        )
+        lost = Unreadable(checkpoint.unreadable)
+        drafted, stage = draft_unwrapped(checkpoint.specs, recipe, load_recipe, target, options, unreadable=lost)
         found = fitted(drafted, stage, target, options.dtype)
     except CkptSurgeryError as error:
         error.rewrite(lambda problem: problem.within(file_of(recipe)))

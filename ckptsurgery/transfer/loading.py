@@ -15,7 +15,7 @@ from ..modeling.assigning import has_meta
 from ..modeling.places import places, require_module, require_plain
 from ..planning.expanding import Stage
 from ..planning.naming import below, set_aside
-from ..planning.options import LoadOptions
+from ..planning.options import LoadOptions, PlanOptions
 from ..planning.plan import Plan
 from ..planning.record import Target
 from ..planning.report import Report, ReportEntry
@@ -170,7 +170,7 @@ class _Load:
             config = config if config is not None else self.checkpoint.config or own_config(self.model)
             unreadable = Unreadable(self.checkpoint.unreadable, refused=False)
             self.plan, self.stage = draft_unwrapped(
-                specs, recipe, load_recipe, target=target, config=config, dims=dims, unreadable=unreadable
+                specs, recipe, load_recipe, target, PlanOptions(config, dims or {}), unreadable=unreadable
             )
             return
         self.problems += unused_dims(dims)

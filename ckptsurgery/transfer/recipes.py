@@ -10,6 +10,7 @@ from ..errors import PlanError, RecipeError
 from ..language.captures import Literal
 from ..language.keys import KeyPattern
 from ..language.recipe import Recipe
+from ..planning.options import PlanOptions
 from ..planning.plan import Plan
 from ..planning.planner import make_plan
 from ..planning.record import Target
@@ -101,9 +102,8 @@ def _planned(
             checkpoint.specs,
             recipe if target is not None else _without_inits(recipe),
             load_recipe,
-            target=target,
-            config=config if config is not None else checkpoint.config,
-            dtype=dtype,
+            target,
+            PlanOptions(config if config is not None else checkpoint.config, dtype=dtype),
         )
     except (PlanError, RecipeError):
         return None

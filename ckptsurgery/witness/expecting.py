@@ -13,6 +13,7 @@ from ..language.dims import DimValue
 from ..language.recipe import Recipe
 from ..planning.expanding import Stage
 from ..planning.naming import below
+from ..planning.options import PlanOptions
 from ..planning.plan import Plan
 from ..planning.planner import draft_plan, fitted
 from ..planning.record import Target
@@ -129,18 +130,9 @@ def _drafted(
     dims: Mapping[str, DimValue] | None,
 ) -> tuple[Plan, Stage, list[str]]:
     unreadable = Unreadable(checkpoint.unreadable, refused=False)
-    ties = [tie.names for tie in checkpoint.ties]
+    options = PlanOptions(config, dims or {}, ties=[tie.names for tie in checkpoint.ties])
     if recipe is not None:
-        plan, stage = draft_unwrapped(
-            checkpoint.specs,
-            recipe,
-            load_recipe,
-            target=target,
-            config=config,
-            dims=dims,
-            ties=ties,
-            unreadable=unreadable,
-        )
+        plan, stage = draft_unwrapped(checkpoint.specs, recipe, load_recipe, target, options, unreadable=unreadable)
         return plan, stage, []
     saved = saved_names(model)
     wanted = {saved.get(k, k): spec for k, spec in target.specs.items()}
@@ -152,9 +144,7 @@ def _drafted(
         plan = found.plan
         problems += unused_dims(dims)
     else:
-        before, _ = draft_plan(
-            checkpoint.specs, first, load_recipe, config=config, dims=dims, ties=ties, unreadable=unreadable
-        )
+        before, _ = draft_plan(checkpoint.specs, first, load_recipe, options=options, unreadable=unreadable)
         found = own_names(before.specs, wanted)
         plan = replace(chained(before, found.plan, problems), source=checkpoint.specs)
     problems += found.problems

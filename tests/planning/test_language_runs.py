@@ -10,6 +10,7 @@ from both_ways import Numbered, assert_equal, both_ways, forward, problems
 
 import ckptsurgery as cs
 from ckptsurgery.language.recipe import Recipe, Scope
+from ckptsurgery.planning.options import PlanOptions
 from ckptsurgery.planning.planner import make_plan
 from ckptsurgery.planning.steps import Parallel
 
@@ -254,7 +255,7 @@ CONFIG = {"heads": 1, "text": {"heads": 4, "kv": 2}}
 
 def used(source: dict[str, torch.Tensor], scope: Scope) -> Any:
     specs = {k: cs.TensorSpec(v.shape, v.dtype) for k, v in source.items()}
-    return make_plan(specs, Recipe(scopes=[scope]), LIBRARY.__getitem__, config=CONFIG)
+    return make_plan(specs, Recipe(scopes=[scope]), LIBRARY.__getitem__, options=PlanOptions(CONFIG))
 
 
 def test_a_used_recipe_takes_prefixes_a_config_and_sizes() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from ckptsurgery.errors import PlanError, RecipeError
@@ -9,12 +11,14 @@ from ckptsurgery.language.keys import KeyPattern
 from ckptsurgery.language.recipe import Recipe
 from ckptsurgery.language.toml import loads
 from ckptsurgery.planning.expanding import expand
+from ckptsurgery.planning.options import PlanOptions
 from ckptsurgery.planning.planner import make_plan
 from ckptsurgery.specs import TensorSpec
 
 
-def made(recipe: Recipe, shapes: dict[str, tuple[int, ...]], **more: object) -> dict[str, tuple[int, ...]]:
-    plan = make_plan({k: TensorSpec(s, "F32") for k, s in shapes.items()}, recipe, lambda name: Recipe(), **more)  # type: ignore[arg-type]
+def made(recipe: Recipe, shapes: dict[str, tuple[int, ...]], **more: Any) -> dict[str, tuple[int, ...]]:
+    source = {k: TensorSpec(s, "F32") for k, s in shapes.items()}
+    plan = make_plan(source, recipe, lambda name: Recipe(), options=PlanOptions(**more))
     return {k: s.shape for k, s in plan.specs.items()}
 
 

@@ -21,7 +21,8 @@ from typer.testing import CliRunner, Result
 
 import ckptsurgery as cs
 from ckptsurgery.cli.program import app
-from ckptsurgery.errors import Remedy, toml_text
+from ckptsurgery.errors import Remedy
+from ckptsurgery.toml_writing import entry_text
 
 OPTIONS = re.compile(r"--[a-z-]+(?: (?:'[^']*'|[^\s,'-][^\s,']*))?(?: --[a-z-]+(?: (?:'[^']*'|[^\s,'-][^\s,']*))?)*")
 CASES = [
@@ -44,7 +45,7 @@ def told(result: Result) -> dict[str, str]:
 
 def write_recipe(path: Path, recipe: dict[str, Any]) -> None:
     lines = ["schema = 1"]
-    lines += [toml_text(part, value) for part, value in recipe.items()]
+    lines += [entry_text(part, value) for part, value in recipe.items()]
     path.write_text("\n".join(lines))
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["key_text", "quoted", "table_lines", "value_text"]
+__all__ = ["entry_text", "key_text", "quoted", "table_lines", "value_text"]
 
 
 def quoted(text: str) -> str:
@@ -21,16 +21,29 @@ def quoted(text: str) -> str:
 
 
 def value_text(value: Any) -> str:
-    """Return a number, a text, a list or a table as TOML writes it on one line.
+    """Return a number, a text, a list or a table as TOML writes it on one line; None is a blank to fill in.
 
-    >>> value_text({"a b": [1, 2.5], "c": "x"})
-    '{ "a b" = [1, 2.5], c = "x" }'
+    >>> value_text({"a b": [1, 2.5], "c": None})
+    '{ "a b" = [1, 2.5], c = … }'
     """
+    if value is None:
+        return "…"
     if isinstance(value, Mapping):
         return "{ " + ", ".join(f"{key_text(k)} = {value_text(v)}" for k, v in value.items()) + " }"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(value_text, value)) + "]"
+    if isinstance(value, bool):
+        return str(value).lower()
     return quoted(value) if isinstance(value, str) else str(value)
+
+
+def entry_text(part: str, value: Any) -> str:
+    """Return an entry of a recipe file, on one line that TOML reads as it is pasted.
+
+    >>> entry_text("dims", {"h": {"q": 8, "k": 2}}), entry_text("drop", ["x.{i}"])
+    ('dims = { h = { q = 8, k = 2 } }', 'drop = ["x.{i}"]')
+    """
+    return f"{part} = {value_text(value)}"
 
 
 def table_lines(name: str, entries: Mapping[str, Any]) -> list[str]:
