@@ -7,9 +7,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ..collection import without_collection
 from ..errors import Diagnostic, RecipeError
 from ..language.folding import fold_groups
+from ..many_objects import gc_pause
 from ..running.progress import ByteBar
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
@@ -209,7 +209,7 @@ def _opened(source: Any, opened: ExitStack) -> Checkpoint:
 
 
 def _compared(a: ComparedSide, b: ComparedSide, values: bool, progress: bool | None) -> Diff:
-    with without_collection():
+    with gc_pause():
         pairs = {key: (spec, b.specs[key]) for key, spec in a.specs.items() if key in b.specs}
     alike = [key for key, (one, other) in pairs.items() if one.shape == other.shape]
     found: dict[str, Difference] = {}

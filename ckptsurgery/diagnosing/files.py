@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ..errors import CheckpointError, Diagnostic
 from ..language.folding import fold
+from ..storage.formats.format import opening
 from ..storage.formats.index_json import weight_map_of
-from ..storage.formats.opened_source import opening
 from ..storage.formats.sniffing import read_file
 from ..storage.formats.table import recognised
 from ..storage.json_text import parse_json

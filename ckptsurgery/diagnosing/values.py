@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..errors import Diagnostic
-from ..language.escaping import escape
+from ..language.captures import escape
 from ..specs import DTYPES, TensorSpec
 from ..storage.checkpoint import Checkpoint
 from ..wording import counted

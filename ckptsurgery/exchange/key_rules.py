@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import RecipeError
-from ..language.captures import Literal
-from ..language.escaping import escape
+from ..language.captures import Literal, escape
 from ..language.keys import KeyPattern
 
 __all__ = ["FLAT", "NO_AXES", "KeyPair", "Kind", "generalised", "spread"]

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..errors import Diagnostic, RecipeError
-from .escaping import escape, unescape
+from .captures import escape, unescape
 
 __all__ = ["Axis", "AxisList", "Dim"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
-from .escaping import escape
+from .captures import escape
 from .folding import fold_groups
 from .keys import Capture, KeyPattern, is_index
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import dataclass
 from itertools import chain, groupby, islice, product
 
-from ..distinct import Distinct
-from .escaping import escape
+from ..many_objects import ById
+from .captures import escape
 from .grouping import KeyGroup, group_keys
 
 __all__ = ["Folded", "fold", "fold_groups", "fold_items"]
@@ -94,7 +94,7 @@ def _folded_parts(order: list[str], parts: Iterable[list[str]]) -> list[Folded]:
 
 def _alike(keys: list[str], labels: list[Hashable]) -> Iterable[list[str]]:
     """The keys in parts of equal labels."""
-    known = Distinct(labels)
+    known = ById(labels)
     parts: dict[Hashable, list[str]] = {label: [] for label in known.objects.values()}
     if len(parts) == 1:
         return [keys]

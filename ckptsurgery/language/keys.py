@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from ..errors import Diagnostic, RecipeError
-from .captures import SEPARATORS, Capture, Literal, Piece, Span, is_index, pattern_error, pieces_of
-from .escaping import escape
+from .captures import SEPARATORS, Capture, Literal, Piece, Span, escape, is_index, pattern_error, pieces_of
 
 __all__ = ["Capture", "KeyPattern", "Literal", "Span", "escape", "is_index"]
 

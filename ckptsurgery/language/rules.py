@@ -15,7 +15,7 @@ from ..specs import DTYPES
 from ..wording import brief
 from .axes import Axis, AxisList
 from .calls import Call, parse_call
-from .escaping import guarded, split_unescaped, stripped
+from .captures import guarded, split_unescaped, stripped
 from .keys import KeyPattern
 
 __all__ = ["OpAlgebra", "Rule", "Term", "optional_text", "parse_made", "parse_pattern"]

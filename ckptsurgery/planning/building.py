@@ -19,11 +19,10 @@ from ..specs import DTYPES, TensorSpec
 from .axis_places import Axes, axes_of, placed_runs
 from .expanding import ResolvedRule
 from .fusing import fused
-from .given_sizes import GivenSizes
 from .joining import Group
 from .layout import Layout, Side, arrange, side_by_side
 from .rule_ops import RuleOps
-from .solving import ConcreteDims, Equations, SizeError, concrete, extent, settle, whole
+from .solving import ConcreteDims, Equations, GivenSizes, SizeError, concrete, extent, settle, whole
 from .steps import ApplyOp, Instruction, Move, Pick, Program
 
 __all__ = ["Built", "ProgramBuilder"]

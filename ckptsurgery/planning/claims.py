@@ -14,9 +14,9 @@ from ..language.keys import KeyPattern
 from ..specs import TensorSpec
 from ..wording import counted
 from .expanding import BoundPattern, ResolvedRule, Rest, Stage
+from .joining import partners_of
 from .matching import Matches, match_group
 from .misspelling import meant_instead
-from .partners import partners_of
 
 __all__ = ["Claims", "claim", "near_rules", "unexpected"]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
 
 from ..errors import RecipeError, Remedy
-from ..language.escaping import escape
+from ..language.captures import escape
 from ..language.grouping import group_keys
 from ..language.keys import KeyPattern
 

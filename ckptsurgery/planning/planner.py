@@ -9,12 +9,12 @@ from difflib import get_close_matches
 from itertools import chain
 from typing import Any
 
-from ..collection import without_collection
 from ..errors import Diagnostic, PlanError, RecipeError, Remedy
 from ..language.covering import exact_patterns
 from ..language.dims import Dims
 from ..language.folding import fold
 from ..language.recipe import Recipe
+from ..many_objects import gc_pause
 from ..narrowing import present
 from ..ops.base import OpError
 from ..specs import TensorSpec
@@ -24,11 +24,10 @@ from .drawing import drawn
 from .expanding import BoundPattern, Resolve, ResolvedRule, Stage, expand
 from .flattening import FlatIndexCounts
 from .joining import canonical
-from .matching import Matches
+from .matching import Matches, respelled
 from .options import DEFAULTS, LoadOptions, PlanOptions
 from .plan import Plan
 from .record import RuleUse, Target
-from .respelling import respelled
 from .rule_ops import OpsOfRule, RuleOps
 from .settlement import Offer
 from .settling import settle
@@ -40,7 +39,7 @@ from .unread import Unreadable
 __all__ = ["draft_plan", "fitted", "make_plan"]
 
 
-@without_collection()
+@gc_pause()
 def make_plan(
     specs: Mapping[str, TensorSpec],
     recipe: Recipe,
@@ -78,7 +77,7 @@ def fitted(drafted: Plan, stage: Stage, target: Target | None, dtype: str) -> Pl
     return settlement.plan
 
 
-@without_collection()
+@gc_pause()
 def draft_plan(
     specs: Mapping[str, TensorSpec],
     recipe: Recipe,

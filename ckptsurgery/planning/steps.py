@@ -15,7 +15,7 @@ from itertools import chain, repeat
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
-from ..distinct import Distinct
+from ..many_objects import ById
 from ..ops.base import Op, OpError, Specs
 from ..ops.keyed import asks_at
 from ..specs import TensorSpec
@@ -320,7 +320,7 @@ def outputs_of(steps: Sequence[Step]) -> tuple[list[str], Iterable[TensorSpec]]:
 
 def programs_of(steps: Sequence[Step]) -> list[tuple[Program, int]]:
     """The programs of steps, which are far fewer, each with how many of them run it."""
-    programs = Distinct(map(attrgetter("program"), steps))
+    programs = ById(map(attrgetter("program"), steps))
     times = Counter(programs.ids)
     return [(program, times[number]) for number, program in programs.objects.items()]
 

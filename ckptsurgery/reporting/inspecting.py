@@ -8,10 +8,9 @@ from dataclasses import dataclass, field, replace
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..collection import without_collection
-from ..distinct import Distinct
 from ..errors import CheckpointError, Diagnostic
 from ..language.folding import fold, fold_items
+from ..many_objects import ById, gc_pause
 from ..specs import TensorSpec
 from ..wording import brief, counted, shown_bytes
 from .tables import cut, shown_numbers, table
@@ -67,7 +66,7 @@ class Inspection:
             return list(map(Line, self.specs.keys(), self.specs.values(), repeat(1)))
         return [Line(group.text, self.specs[group.first], group.count) for group in fold_items(self.specs)]
 
-    @without_collection()
+    @gc_pause()
     def render(self, width: int = 100, *, fold: bool = True, as_tree: bool = False, depth: int | None = None) -> str:
         """The inspection as text of `width` columns; a key that is longer keeps its line to itself."""
         lines = self.lines(fold)
@@ -104,10 +103,10 @@ class Inspection:
             entries = [f"{k}: {v}" for k, v in self.config.items() if isinstance(v, str | int | float)]
             yield from _section("config", [f"{counted(len(self.config), 'entry')} ({', '.join(entries)})"], width)
 
-    @without_collection()
+    @gc_pause()
     def to_json(self) -> dict[str, object]:
         """The inspection as plain data, each tensor apart; sizes in bytes."""
-        kinds = Distinct(self.specs.values())
+        kinds = ById(self.specs.values())
         times = Counter(kinds.ids)
         whole = Total(self._totals(Line("", spec, times[n]) for n, spec in kinds.objects.items()).values())
         facts = kinds.each(lambda spec: (spec.dtype, spec.shape, spec.nbytes))

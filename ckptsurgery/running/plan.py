@@ -9,11 +9,11 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from ..catalog import RecipeLike, as_recipe, file_of, load_recipe
-from ..collection import without_collection
 from ..errors import CheckpointError, CkptSurgeryError, Diagnostic, PlanError, Remedy, literal
 from ..language.covering import exact_patterns
 from ..language.dims import DimValue
 from ..language.recipe import Recipe
+from ..many_objects import gc_pause
 from ..planning.drawing import with_draws
 from ..planning.options import DTYPE_POLICIES, LoadOptions, PlanOptions, SaveOptions
 from ..planning.plan import Plan
@@ -79,7 +79,7 @@ class CheckpointRunner:
         return replace(back, options=PlanOptions(), runner=CheckpointRunner(checkpoint))
 
 
-@without_collection()
+@gc_pause()
 def _planned(checkpoint: Checkpoint, recipe: Recipe, target: Target | None, options: PlanOptions) -> Plan:
     try:
         lost = Unreadable(checkpoint.unreadable)

@@ -12,10 +12,9 @@ from ..errors import CheckpointError, CkptSurgeryError, Diagnostic, PlanError
 from ..planning.options import PlanOptions
 from ..planning.plan import Plan
 from ..planning.record import Target
-from ..specs import TensorSpec
+from ..specs import TensorSpec, shape_problem
 from ..storage.checkpoint import Checkpoint
 from ..storage.json_text import refuse_brackets
-from ..storage.shapes import shape_problem
 
 __all__ = ["PROVENANCE", "headers_as_recorded", "provenance_of", "read_provenance"]
 

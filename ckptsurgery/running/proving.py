@@ -7,7 +7,7 @@ from itertools import chain
 from operator import attrgetter
 
 from ..errors import Diagnostic, PlanError, Remedy, literal
-from ..language.escaping import escape
+from ..language.captures import escape
 from ..modeling.ties import equal_bytes
 from ..planning.costing import CHUNK
 from ..planning.plan import Plan

@@ -11,8 +11,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..collection import without_collection
 from ..errors import CheckpointError, Diagnostic, PlanError, Remedy
+from ..many_objects import gc_pause
 from ..planning.costing import BUDGET, cost_of, largest_step
 from ..planning.options import OWN, SaveOptions
 from ..planning.plan import Plan
@@ -108,7 +108,7 @@ class _Save:
         """Write the output, and check it where that is asked for; a dry run stops short of the first byte."""
         options, checkpoint = self.options, self.checkpoint
         along = companions_for(checkpoint.files, self.place, options.overwrite) if options.companions else {}
-        with without_collection():
+        with gc_pause():
             writer = self.writer(along)
         if options.dry_run:
             return self.report(tuple(writer.files), writer.nbytes, (*self.side.notes, "a dry run: nothing was written"))
@@ -122,7 +122,7 @@ class _Save:
         notes = [*self.side.notes, *_left_out(writer), *_resumed(writer), *self.notes(along, proofs)]
         files, written = tuple(writer.files), bar.done
         del writer  # and where each tensor lies with it
-        with without_collection():
+        with gc_pause():
             stale = self.stale_config() if options.companions else ()
             report = self.report(files, written, tuple(notes))
             return replace(report, proofs=proofs, warnings=(*report.warnings, *stale))

@@ -22,8 +22,7 @@ from ..storage.checkpoint import Checkpoint
 from ..storage.memory import read_mapping
 from ..storage.output.staging import Writer
 from ..storage.output.writing import holds_extras, open_writer
-from ..storage.text import shown_keys
-from ..wording import counted
+from ..wording import counted, shown_keys
 from .executor.copying import moves_of
 from .progress import ByteBar
 from .saving import ledger

@@ -15,12 +15,11 @@ from ..boxes import Box
 from ..errors import CheckpointError, Diagnostic, Remedy
 from ..narrowing import present
 from ..specs import DTYPES, TensorSpec, Tie
-from ..wording import brief, counted, shown_bytes
+from ..wording import brief, close_keys, counted, shown_bytes
 from .chunks import Chunked, files_of, read_box, read_range
 from .contents import Contents, Entry, Extent
 from .sources.byte_source import ByteSource, Range
 from .sources.files import OpenFiles
-from .text import close_keys
 from .unpickling.frames import Frame
 from .unpickling.nodes import is_lost
 from .unpickling.unreadable import unreadable_tensors

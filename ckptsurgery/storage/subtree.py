@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ..errors import CheckpointError, Diagnostic, Remedy
+from ..wording import close_keys, shown_keys
 from .contents import Contents
-from .text import close_keys, shown_keys
 from .versions import METADATA, VERSIONS, told_versions
 
 __all__ = ["enter"]

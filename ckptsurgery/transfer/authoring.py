@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..errors import Diagnostic, LoadError, Remedy
-from ..language.escaping import escape
+from ..language.captures import escape
 from ..language.folding import fold
 from ..planning.naming import dropped_keys
 from ..planning.plan import Plan, renaming

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Diagnostic, LoadError, Remedy
-from ..language.escaping import escape
+from ..language.captures import escape
 from ..planning.plan import Plan
 from ..planning.steps import cut
 from ..running.beside import moved_modules

@@ -14,7 +14,7 @@ from hostile import safetensors_file
 
 import ckptsurgery as cs
 from ckptsurgery.storage.output.transactions import MARK, remove_abandoned
-from ckptsurgery.storage.sources.descriptors import Descriptor
+from ckptsurgery.storage.sources.files import Descriptor
 
 
 def opened() -> int:

@@ -11,7 +11,7 @@ import torch
 
 import ckptsurgery as cs
 from ckptsurgery.storage.formats import sniffing
-from ckptsurgery.storage.formats.opened_source import OpenedSource
+from ckptsurgery.storage.formats.format import OpenedSource
 
 STATE = {"a": torch.arange(4.0), "b": torch.ones(2)}
 

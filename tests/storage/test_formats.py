@@ -13,7 +13,7 @@ import torch
 
 import ckptsurgery as cs
 from ckptsurgery.storage.formats import table
-from ckptsurgery.storage.formats.opened_source import OpenedSource
+from ckptsurgery.storage.formats.format import OpenedSource
 from ckptsurgery.storage.formats.sniffing import read_opened
 from ckptsurgery.storage.sources.byte_source import MemoryBuffer
 

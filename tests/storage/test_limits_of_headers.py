@@ -11,9 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ckptsurgery.errors import CheckpointError
-from ckptsurgery.specs import TensorSpec
+from ckptsurgery.specs import MOST_DIMENSIONS, TensorSpec, shape_problem
 from ckptsurgery.storage import open_checkpoint
-from ckptsurgery.storage.shapes import MOST_DIMENSIONS, shape_problem
 from ckptsurgery.storage.tensors import torch_shape
 
 sizes = st.integers(0, 3) | st.integers(0, 62).map(lambda n: 1 << n) | st.integers(0, 1 << 64)

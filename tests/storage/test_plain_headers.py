@@ -10,8 +10,7 @@ import pytest
 
 from ckptsurgery.errors import CheckpointError
 from ckptsurgery.specs import TensorSpec
-from ckptsurgery.storage.formats.safetensors import read_safetensors
-from ckptsurgery.storage.formats.safetensors_headers import read_plain_header
+from ckptsurgery.storage.formats.safetensors import read_plain_header, read_safetensors
 
 ROWS = {
     "w.0": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]},

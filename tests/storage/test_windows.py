@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptsurgery.storage.sources.windows import Windows
+from ckptsurgery.storage.sources.files import Windows
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -15,8 +15,8 @@ from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ...collection import without_collection
 from ...errors import CheckpointError, Diagnostic
+from ...many_objects import gc_pause
 from ...ops.base import Op, OpError
 from ...ops.keyed import At, asks_at, run_at
 from ...planning.costing import BUDGET, JOINED, REGION, held_by, held_by_block, region_limit, workers
@@ -189,7 +189,7 @@ _threads = Lock()
 @contextmanager
 def one_thread_each() -> Iterator[None]:
     """torch's thread count is the process's own, so only one run at a time may have it, and gives it back."""
-    with without_collection():
+    with gc_pause():
         import torch
 
     with _threads:

@@ -12,8 +12,7 @@ from itertools import chain, compress
 from operator import add, attrgetter, itemgetter, not_
 from typing import TypeVar
 
-from ...collection import without_collection
-from ...distinct import Distinct
+from ...many_objects import ById, gc_pause
 from ...planning.costing import BUDGET, REGION
 from ...planning.cutting import copies_bytes
 from ...planning.steps import Program, Step
@@ -52,7 +51,7 @@ def execute(
         CheckpointError: a source cannot be read, the sink cannot take something, or an op refused what it met.
     """
     computed: list[Step] = []
-    with without_collection():
+    with gc_pause():
         steps, checkpoint = over_chunks(steps, checkpoint)
         checkpoint = checkpoint if sink.keeps_tensors else checkpoint.placed()
         runs = merged(_byte_runs(steps, checkpoint, sink, computed))
@@ -66,7 +65,7 @@ def execute(
 
 def _byte_runs(steps: Sequence[Step], checkpoint: Checkpoint, sink: Sink, computed: list[Step]) -> Iterator[BareRun]:
     """The runs of bytes of all steps that only move them; the others are put on a list."""
-    programs = Distinct(map(_PROGRAM, steps))
+    programs = ById(map(_PROGRAM, steps))
     moves = {number: _moves(program) for number, program in programs.objects.items()}
     places, entries = sink.places, checkpoint.entries
     plain = checkpoint.is_contiguous  # then none of its entries need be asked

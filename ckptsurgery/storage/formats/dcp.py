@@ -20,13 +20,12 @@ from typing import Any
 
 from ...boxes import Box, Shape, covers_once
 from ...errors import CheckpointError, Diagnostic
-from ...specs import DTYPES, TensorSpec, dtype_name
+from ...specs import DTYPES, TensorSpec, dtype_name, shape_problem
+from ...wording import shown_keys
 from ..chunks import Chunk, Chunked, unaligned
 from ..contents import Contents, Entry
-from ..shapes import shape_problem
 from ..sources.byte_source import ByteSource, LocalFile
 from ..sources.files import os_error, read_regular
-from ..text import shown_keys
 from ..unpickling.inert import Opaque, Storage, Tensor
 from ..unpickling.nesting import find_model, settle
 from ..unpickling.pickle_machine import Unpickler

@@ -14,11 +14,11 @@ from typing import Any
 from ...boxes import covers_once
 from ...errors import CheckpointError, Diagnostic
 from ...specs import DTYPES, TensorSpec
+from ...wording import shown_keys
 from ..chunks import Chunk, Chunked, unaligned
 from ..contents import Contents, Entry
 from ..json_text import parse_json
 from ..subtree import enter
-from ..text import shown_keys
 from .sniffing import read_file
 
 __all__ = ["rank_files_in", "read_rank_files"]

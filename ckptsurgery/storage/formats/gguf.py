@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from ...errors import CheckpointError, Diagnostic, Remedy
-from ...specs import TensorSpec
+from ...specs import TensorSpec, shape_problem
+from ...wording import is_text, shown_keys
 from ..contents import Contents, Entry
-from ..shapes import shape_problem
-from ..text import is_text, shown_keys
-from .format import Announced, Format
+from .format import Announced, Format, OpenedSource
 from .gguf_types import BLOCKS, NUMBERS, PLAIN, TYPE_OF
-from .opened_source import OpenedSource
 
 if TYPE_CHECKING:
     from ..output.staging import Writer

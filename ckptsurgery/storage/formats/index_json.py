@@ -14,10 +14,10 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 from ...errors import CheckpointError, Diagnostic
+from ...wording import shown_keys
 from ..json_text import refuse_brackets
 from ..sources.files import read_regular
 from ..sources.system_errors import os_error
-from ..text import shown_keys
 from .numbering import shard_names
 
 __all__ = ["PlainIndex", "likely_shards", "read_index_text", "read_plain_index", "weight_map_in", "weight_map_of"]

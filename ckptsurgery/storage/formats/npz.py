@@ -16,8 +16,7 @@ from ...specs import DTYPES
 from ..contents import Contents, Entry
 from ..sources.byte_source import ByteSource
 from ..unpickling.inert import Array, Blob, NumpyType, Opaque, Storage
-from .format import Format
-from .opened_source import OpenedSource
+from .format import Format, OpenedSource
 from .storages import StorageRun, place_all
 from .zip_archive import Record, refused
 

@@ -15,7 +15,7 @@ from ..unpickling.foreign_trees import refuse_part
 from ..unpickling.inert import Array, Joined, NumpyType, Storage
 from ..unpickling.nesting import find_model, settle
 from ..unpickling.pickle_machine import Unpickler, trailing
-from .opened_source import OpenedSource, opening
+from .format import OpenedSource, opening
 from .storages import StorageRun, place_all
 from .torch_legacy import nested_reader
 

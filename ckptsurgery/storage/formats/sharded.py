@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import CheckpointError, Diagnostic, Remedy
-from ...wording import counted
+from ...wording import counted, is_text, shown_keys
 from ..contents import Contents, Entry
-from ..text import is_text, shown_keys
 from ..unpickling.frames import Frame
 from .index_json import likely_shards, read_index_text, read_plain_index, weight_map_in
 from .numbering import series_of, shard_names

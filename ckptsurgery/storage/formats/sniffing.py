@@ -9,17 +9,16 @@ from functools import partial
 from pathlib import Path
 
 from ...errors import CheckpointError, Diagnostic, Remedy
+from ...wording import close_keys
 from ..contents import Contents
 from ..sources.byte_source import LocalFile
 from ..sources.system_errors import os_error
 from ..subtree import enter
-from ..text import close_keys
-from .builtin import SafetensorsFormat
-from .opened_source import OpenedSource
+from .format import OpenedSource
 from .recognising import HEADS, head_problem, zip_problem
 from .safetensors import MAX_HEADER
 from .sharded import read_index
-from .table import recognised
+from .table import SafetensorsFormat, recognised
 
 __all__ = ["is_index", "kind_of", "read_file", "read_opened"]
 

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ...errors import CheckpointError, Diagnostic
-from ...specs import DTYPES, TensorSpec
+from ...specs import DTYPES, TensorSpec, shape_problem
 from ..contents import Entry
-from ..shapes import shape_problem
 from ..unpickling.inert import Array, Blob, FileBytes, Joined, Storage, Tensor
 from ..unpickling.nodes import name_of
 

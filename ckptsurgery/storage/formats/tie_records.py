@@ -13,7 +13,7 @@ from collections.abc import Container, Mapping
 from typing import Any
 
 from ...errors import CheckpointError, Diagnostic
-from ..text import is_text
+from ...wording import is_text
 
 __all__ = ["TIES", "aliases_in", "declared", "own_metadata"]
 

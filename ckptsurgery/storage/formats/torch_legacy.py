@@ -19,7 +19,7 @@ from ..unpickling.nesting import find_model, settle
 from ..unpickling.nodes import name_of
 from ..unpickling.pickle_calls import storage_dtype, storage_width
 from ..unpickling.pickle_machine import Unpickler, damaged, trailing
-from .opened_source import OpenedSource, opening
+from .format import OpenedSource, opening
 from .storages import StorageRun, place_all
 
 __all__ = ["nested_reader", "read_torch_legacy"]

@@ -14,16 +14,16 @@ from typing import Any
 
 from ...errors import CheckpointError
 from ...specs import DTYPES
+from ...wording import is_text
 from ..contents import Contents
 from ..json_text import parse_json
 from ..sources.byte_source import read_at
-from ..text import is_text
 from ..unpickling.foreign_trees import refuse_part
 from ..unpickling.inert import Storage
 from ..unpickling.nesting import find_model, settle
 from ..unpickling.pickle_calls import storage_dtype
 from ..unpickling.pickle_machine import Unpickler, damaged
-from .opened_source import OpenedSource, opening
+from .format import OpenedSource, opening
 from .recognising import zip_problem
 from .storages import StorageRun, place_all
 from .zip_archive import ZipArchive, refused

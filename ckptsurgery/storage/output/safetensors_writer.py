@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from itertools import accumulate, chain, compress, islice, repeat, tee
 from pathlib import Path
 
-from ...distinct import Distinct
 from ...errors import CheckpointError, Diagnostic, Remedy
+from ...many_objects import ById
 from ...specs import DTYPES, TensorSpec
+from ...wording import is_text, shown_keys
 from ..contents import Extent
 from ..formats.index_json import weight_map_of
 from ..formats.safetensors import MAX_HEADER
 from ..formats.tie_records import declared
 from ..sources.kernel_copies import padding
-from ..text import is_text, shown_keys
 from .durability import SYNCED, Durability
 from .resuming import Journal, ResumableWriter
 from .staging import Output, Writer, beside, new_tag
@@ -152,10 +152,10 @@ def _lay_out(
     metadata: Mapping[str, str],
     lies: Mapping[str, int],
 ) -> _FileLayout:
-    kinds = Distinct(specs.values())
+    kinds = ById(specs.values())
     if len({DTYPES[spec.dtype].bits for spec in kinds.objects.values()}) > 1:
         specs = _falling(specs, kinds)
-        kinds = Distinct(specs.values())
+        kinds = ById(specs.values())
     header = _header(specs, kinds, metadata)
     if len(header) - 8 > MAX_HEADER:
         headline = f"the header would take {len(header) - 8:,} bytes, and readers accept {MAX_HEADER:,}"
@@ -177,14 +177,14 @@ def _lay_out(
     return _FileLayout(header, places, len(header) + sum(sizes))
 
 
-def _falling(specs: Mapping[str, TensorSpec], kinds: Distinct[TensorSpec]) -> Mapping[str, TensorSpec]:
+def _falling(specs: Mapping[str, TensorSpec], kinds: ById[TensorSpec]) -> Mapping[str, TensorSpec]:
     # Wide elements first keeps every tensor aligned to its element size without padding, which the format has not.
     widths = kinds.each(lambda spec: DTYPES[spec.dtype].bits)
     falling = sorted({*widths}, reverse=True)
     return dict(chain.from_iterable(compress(specs.items(), map(width.__eq__, widths)) for width in falling))
 
 
-def _sizes(kinds: Distinct[TensorSpec]) -> list[int]:
+def _sizes(kinds: ById[TensorSpec]) -> list[int]:
     return kinds.each(lambda spec: spec.nbytes)
 
 
@@ -202,10 +202,10 @@ def _pad(header: bytearray, moved: Iterable[tuple[int, int, int]]) -> None:
 
 def header_of(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> bytearray:
     """The length and the text of a header for tensors that lie in this order."""
-    return _header(specs, Distinct(specs.values()), metadata)
+    return _header(specs, ById(specs.values()), metadata)
 
 
-def _header(names: Iterable[str], kinds: Distinct[TensorSpec], metadata: Mapping[str, str]) -> bytearray:
+def _header(names: Iterable[str], kinds: ById[TensorSpec], metadata: Mapping[str, str]) -> bytearray:
     # It is put together piece by piece: a tree of 100,000 entries would fill memory.
     text = bytearray(8)
     text += b'{"__metadata__":' + _json({"format": "pt", **metadata}).encode()
@@ -232,7 +232,7 @@ def _split(specs: Mapping[str, TensorSpec], limit: int | None) -> list[list[str]
         return [list(specs)]
     shards: list[list[str]] = [[]]
     filled = 0
-    for key, nbytes in zip(specs, _sizes(Distinct(specs.values()))):
+    for key, nbytes in zip(specs, _sizes(ById(specs.values()))):
         if shards[-1] and filled + nbytes > limit:
             shards.append([])
             filled = 0
@@ -244,7 +244,7 @@ def _split(specs: Mapping[str, TensorSpec], limit: int | None) -> list[list[str]
 def _index(
     specs: Mapping[str, TensorSpec], names: list[str], shards: list[list[str]], aliases: Mapping[str, str]
 ) -> bytes:
-    size = sum(_sizes(Distinct(specs.values())))
+    size = sum(_sizes(ById(specs.values())))
     metadata = declared({"total_size": ""}, aliases, specs) | {"total_size": size}
     head = json.dumps({"metadata": metadata, "weight_map": {}}, indent=2, ensure_ascii=False).removesuffix("}\n}")
     rows = (f": {_quoted(name)},\n    ".join([*map(_quoted, keys), ""]) for name, keys in zip(names, shards))
@@ -274,7 +274,7 @@ def _check(
 ) -> None:
     """Everything that the format cannot hold, at once."""
     problems = []
-    kinds = Distinct(specs.values()).objects.values()
+    kinds = ById(specs.values()).objects.values()
 
     def refuse(code: str, headline: str, keys: Iterable[str], help: str) -> None:
         if names := list(keys):

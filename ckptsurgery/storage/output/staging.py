@@ -18,7 +18,7 @@ from typing import Any
 from ...errors import CheckpointError, Diagnostic, Remedy
 from ...wording import shown_bytes
 from ..contents import Extent
-from ..sources.descriptors import Descriptors
+from ..sources.files import Descriptors
 from ..sources.kernel_copies import copy_range
 from ..sources.system_errors import os_error
 from .durability import SYNCED, Durability

@@ -12,12 +12,12 @@ from typing import Any
 from ...errors import CheckpointError, Diagnostic, Remedy
 from ...narrowing import present
 from ...specs import TensorSpec
+from ...wording import shown_keys
 from ..checkpoint import Checkpoint
 from ..formats.format import Announced, Format
 from ..formats.sniffing import read_file
 from ..formats.table import writable
 from ..sources.system_errors import os_error
-from ..text import shown_keys
 from ..unpickling.frames import Frame
 from .durability import Durability
 from .safetensors_writer import folder_writer

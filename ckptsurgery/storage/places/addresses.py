@@ -11,8 +11,8 @@ from urllib.parse import quote, urljoin
 
 from ...errors import CheckpointError, Diagnostic
 from ..contents import Contents
+from ..formats.format import OpenedSource
 from ..formats.index_json import weight_map_in
-from ..formats.opened_source import OpenedSource
 from ..formats.safetensors import MAX_HEADER
 from ..formats.sharded import read_index_at, read_together
 from ..formats.sniffing import is_index, read_opened

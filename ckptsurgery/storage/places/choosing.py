@@ -26,9 +26,9 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ...errors import CheckpointError, Diagnostic, Remedy
+from ...wording import shown_keys
 from ..formats.numbering import series_of
 from ..formats.table import suffixes_of_packages
-from ..text import shown_keys
 from .recognising_folders import folder_problem
 
 __all__ = ["PICKLES", "SUFFIXES", "Choice", "Folder", "choose", "weights_in"]

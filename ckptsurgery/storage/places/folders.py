@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from ...errors import CheckpointError, Diagnostic
+from ...wording import shown_keys
 from ..contents import Contents
 from ..formats.dcp import METADATA_FILE, read_dcp
 from ..formats.dcp_safetensors import rank_files_in, read_rank_files
@@ -19,7 +20,6 @@ from ..formats.sniffing import read_file
 from ..output.transactions import RECORD, Replacement
 from ..sources.system_errors import os_error
 from ..subtree import enter
-from ..text import shown_keys
 from .choosing import Choice, Folder, choose, weights_in
 from .mounts import join_mounts
 

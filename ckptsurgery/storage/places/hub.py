@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import CheckpointError, Diagnostic
-from ...wording import counted
+from ...wording import counted, shown_keys
 from ..formats.index_json import weight_map_of
-from ..text import shown_keys
 from .choosing import SUFFIXES, Choice, Folder, choose
 from .folders import all_of
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...collection import without_collection
 from ...errors import CheckpointError, Diagnostic
+from ...many_objects import gc_pause
 from ..checkpoint import Checkpoint
 from ..contents import Contents
 from ..formats.recognising import address_problem
@@ -41,7 +41,7 @@ def open_checkpoint(source: Any, subtree: str | None = None, by_file: bool = Fal
     Raises:
         CheckpointError: the source is missing, damaged, ambiguous or of no known format.
     """
-    with without_collection():
+    with gc_pause():
         if isinstance(source, Checkpoint):
             if not subtree:
                 return source

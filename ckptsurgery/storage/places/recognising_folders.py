@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from ...errors import Diagnostic
-from ..text import shown_keys
+from ...wording import shown_keys
 
 __all__ = ["FOLDERS", "FolderKind", "Names", "folder_problem"]
 

@@ -11,8 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ...errors import CheckpointError, Diagnostic
-from ...specs import DTYPES, dtype_name
-from ..shapes import MOST_DIMENSIONS
+from ...specs import DTYPES, MOST_DIMENSIONS, dtype_name
 from .inert import Array, Blob, Fields, FileBytes, NumpyType, Opaque, Ordered, Storage, Tensor
 from .nodes import holds_tensors
 from .pickle_stack import PickleStack

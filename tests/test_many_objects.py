@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 
-from ckptsurgery.collection import without_collection
+from ckptsurgery.many_objects import gc_pause
 
 
 class Ring:
@@ -19,7 +19,7 @@ class Ring:
 
 @pytest.mark.parametrize("count", [10, 100_000])
 def test_what_is_made_meanwhile_is_still_collected_once_nothing_holds_it(count: int) -> None:
-    with without_collection():
+    with gc_pause():
         made = [Ring() for _ in range(count)]
     assert gc.isenabled()
     last = weakref.ref(made[-1])
@@ -29,12 +29,12 @@ def test_what_is_made_meanwhile_is_still_collected_once_nothing_holds_it(count: 
 
 
 def test_very_many_are_old_when_it_ends_and_what_was_frozen_stays_so() -> None:
-    with without_collection():
+    with gc_pause():
         made = [Ring() for _ in range(100_000)]
     assert id(made[-1]) in {id(one) for one in gc.get_objects(2)}
     gc.freeze()
     try:
-        with without_collection():
+        with gc_pause():
             more = [Ring() for _ in range(100_000)]
         assert gc.get_freeze_count() >= len(made)
         assert len(more) == 100_000
@@ -45,7 +45,7 @@ def test_very_many_are_old_when_it_ends_and_what_was_frozen_stays_so() -> None:
 def test_a_collector_that_is_off_stays_off() -> None:
     gc.disable()
     try:
-        with without_collection():
+        with gc_pause():
             pass
         assert not gc.isenabled()
     finally:

@@ -1,21 +1,45 @@
-"""Few objects that stand in very many places: each is asked once, and not once for every place."""
+"""What makes work on very many small objects cheap: a pause of the collector, and facts asked once per object."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import gc
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
-__all__ = ["Distinct"]
+__all__ = ["ById", "gc_pause"]
+
+_MANY = 50_000
+
+
+@contextmanager
+def gc_pause() -> Iterator[None]:
+    """Pauses the cyclic garbage collector, which takes half of the time when 100,000 entries are made to stay.
+
+    Very many new objects leave as old ones, for else the next collection would look through all of them at once.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        if gc.get_count()[0] > _MANY and not gc.get_freeze_count():
+            gc.freeze()
+            gc.unfreeze()  # into the oldest generation, where full collections find them
+        gc.enable()
+
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Distinct(Generic[T]):
+class ById(Generic[T]):
     """The different objects among many; equal ones count as different, as to compare them is what takes the time.
 
     >>> row, column = (1, 3), (3, 1)
-    >>> many = Distinct([row, column, row, row])
+    >>> many = ById([row, column, row, row])
     >>> len(many.objects), many.each(max)
     (2, [3, 3, 3, 3])
 
