@@ -106,6 +106,16 @@ class Rule:
         axes = (axis for term in (*self.sources, *self.targets) if term.axes for axis in term.axes.axes)
         return tuple(axis for axis in axes if axis.marker is not None)
 
+    @property
+    def only_renames(self) -> bool:
+        """Whether each tensor that it reads gets another name, and no more.
+
+        >>> Rule.parse("a.{i} -> b.{i}").only_renames, Rule.parse("a [x y] -> b [y x]").only_renames
+        (True, False)
+        """
+        terms = (*self.sources, *self.targets)
+        return len(terms) == 2 and not (self.before or self.after) and all(term.axes is None for term in terms)
+
     def inverse(self, ops: OpAlgebra) -> Rule:
         """Sides swapped, ops inverted, a copy to several places turned into a proof that they are the same.
 

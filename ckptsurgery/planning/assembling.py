@@ -156,6 +156,8 @@ class RuleSteps:
 
     def _built_at(self, at: int, matches: Matches, spec: TensorSpec, want: TensorSpec | None) -> Built | None:
         """What becomes of the tensor of one match."""
+        if self.bound.rule.only_renames:
+            return Built.copying(spec)
         values: Values = {n: c if isinstance(c, str) else c[at] for n, c in matches.columns.items()}
         group = Group(values, [[(matches.keys[at],)]], [()], [((),)])
         return self._build(group, (spec,), ({(): want} if want else {},))
