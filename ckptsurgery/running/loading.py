@@ -20,9 +20,8 @@ from ..specs import TensorSpec, Tie
 from ..storage.checkpoint import Checkpoint
 from ..wording import counted
 from .executor.programs import run_step
-from .overlaps import prove_overlaps
 from .progress import ByteBar
-from .proving import prove
+from .proving import prove, prove_overlaps
 from .saving import ledger
 from .sinks.existing_tensors import CopySink, apart_from
 from .sinks.tensors import AssignSink, TensorSink, fill

@@ -1,21 +1,30 @@
-"""Wrapper segments: which whole segments the names of one side have, and those of the other do not.
+"""The names of a source in the model's own layout: prefixes, wrapper segments and respellings, no more.
 
 Nothing is guessed from a list of names. A prefix is taken off, put on or replaced when the other side shows the keys
 without it. Inside of a name a segment is taken out only where it is an only child (see `unwrapping`), the other side
 shows the name without it, and no other key comes to bear that name. A name that both sides have is never touched.
+
+A respelling is what PyTorch itself renamed, or the other spelling of a norm's scale and shift. It is used only when the
+target shows it: the other name exists there, with this shape, and nothing else fills it. Names are compared by whole
+segments, so a `weight_gate` is never taken for a `weight_g`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+from ..errors import Diagnostic, LoadError, Remedy
+from ..language.captures import escape
+from ..language.folding import fold
+from ..planning.naming import dropped_keys
+from ..planning.plan import Plan, renaming
 from ..specs import TensorSpec
 from ..wording import counted
 from .unwrapping import OnlyChildren, Wrappers, candidates, may_replace
 
-__all__ = ["Alignment", "align"]
+__all__ = ["Alignment", "OwnNames", "align", "own_names", "respelled"]
 
 _MOST_SAMPLED = 2048
 Specs = Mapping[str, TensorSpec]
@@ -226,3 +235,146 @@ def _leftover(key: str, other: str) -> tuple[str, str]:
     while same < min(len(a), len(b)) and a[-1 - same] == b[-1 - same]:
         same += 1
     return "".join(s + "." for s in a[: len(a) - same]), "".join(s + "." for s in b[: len(b) - same])
+
+
+_LEAVES = (
+    (("weight_g",), ("parametrizations", "weight", "original0")),
+    (("weight_v",), ("parametrizations", "weight", "original1")),
+    (("weight_orig",), ("parametrizations", "weight", "original")),
+    (("gamma",), ("weight",)),
+    (("beta",), ("bias",)),
+)
+
+
+def respelled(
+    unmatched: Mapping[str, TensorSpec], free: Mapping[str, TensorSpec], taken: Collection[str] = ()
+) -> dict[str, str]:
+    """Keys that are in the target under another spelling.
+
+    >>> spec = TensorSpec([4], "F32")
+    >>> respelled({"norm.gamma": spec, "norm.gammas": spec}, {"norm.weight": spec})
+    {'norm.gamma': 'norm.weight'}
+
+    Args:
+        unmatched: keys as the target would have them, that it does not have.
+        free: the target's keys that nothing fills so far.
+        taken: target keys that are out of bounds.
+    """
+    found: dict[str, str] = {}
+    used: set[str] = set(taken)
+    for key, spec in unmatched.items():
+        for other in _spellings(key):
+            if other in free and other not in used and free[other].shape == spec.shape:
+                found[key] = other
+                used.add(other)
+                break
+    return found
+
+
+def _spellings(key: str) -> Iterator[str]:
+    segments = tuple(key.split("."))
+    for one, other in (*_LEAVES, *((b, a) for a, b in _LEAVES)):
+        if segments[-len(one) :] == one:
+            yield ".".join((*segments[: -len(one)], *other))
+
+
+Specs = Mapping[str, TensorSpec]
+
+
+@dataclass(frozen=True)
+class OwnNames:
+    """The names that a model has for the tensors of a source in its own layout.
+
+    Args:
+        plan: copies each tensor to its name. notes: what was done to the names, for people.
+        problems: two tensors that come to one name. away: paths of `drop` that settle all of theirs.
+    """
+
+    plan: Plan
+    notes: list[str]
+    problems: list[Diagnostic]
+    away: Collection[str] = ()
+
+
+def own_names(source: Specs, target: Specs, drop: Sequence[str] = ()) -> OwnNames:
+    """Plan the copies that bring a source's keys to the model's names: prefixes and respellings, no more.
+
+    >>> spec = TensorSpec([2], "F32")
+    >>> found = own_names({"module.norm.gamma": spec, "module.norm.bias": spec},
+    ...                   {"norm.weight": spec, "norm.bias": spec})
+    >>> found.notes
+    ["prefix 'module.' taken off", "1 key in another spelling, such as 'norm.gamma' for 'norm.weight'"]
+    >>> list(found.plan.specs)
+    ['norm.weight', 'norm.bias']
+
+    Args:
+        drop: what the caller leaves out, so that it is no evidence for a prefix.
+
+    Raises:
+        LoadError: two parts of one side fit the other equally well.
+    """
+    dropped = dropped_keys(drop, source, {}, [])
+    best, rivals = align({k: s for k, s in source.items() if k not in dropped} if dropped else source, target)
+    if rivals:
+        raise _ambiguous(best, rivals)
+    notes = best.notes
+    # a key that the model has under its own name stays, whatever prefix the others carry
+    names = {k: k if k not in best.matched and k in target else best.name(k) for k in source}
+    named = set(names.values())
+    left = {n: source[k] for k, n in names.items() if n not in target}
+    other = respelled(left, {k: s for k, s in target.items() if k not in named}) if left else {}
+    if other:
+        one, two = next(iter(other.items()))
+        notes.append(f"{len(other)} key{'s' * (len(other) > 1)} in another spelling, such as {one!r} for {two!r}")
+        names = {k: other.get(n, n) for k, n in names.items()}
+    twice, away = _twice(names, dropped) if len(set(names.values())) < len(names) else ({}, {})
+    kept = {k: n for k, n in names.items() if k not in away and k not in twice}
+    text = f"{escape(best.source)}{{k...}} -> {escape(best.target)}{{k...}}"
+    plan = replace(renaming(source, kept, text), dropped={k: f"drop = {path!r}" for k, path in away.items()})
+    settled = {*away.values()} - {path for k, path in dropped.items() if k not in away}
+    return OwnNames(plan, notes, [_made_twice(twice)] if twice else [], settled)
+
+
+def _twice(names: Mapping[str, str], dropped: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Source keys whose name another one has: those that nothing settles, and those that the caller drops."""
+    twice: dict[str, str] = {}
+    away: dict[str, str] = {}
+    taken: set[str] = set()
+    for key in sorted(names, key=dropped.__contains__):
+        if names[key] not in taken:
+            taken.add(names[key])
+        elif key in dropped:
+            away[key] = dropped[key]
+        else:
+            twice[key] = names[key]
+    return twice, away
+
+
+def _made_twice(twice: Mapping[str, str]) -> Diagnostic:
+    key, name = next(iter(twice.items()))
+    return Diagnostic(
+        "made-twice",
+        f"{counted(len(twice), 'source tensor', 'has')} the same name in the model as another one: {key!r} as {name!r}",
+        notes=tuple(text for text, _ in fold(list(twice))[:8]),
+        remedies=(Remedy("drop", [escape(k) for k in twice], "takes the other"),),
+    )
+
+
+def _ambiguous(best: Alignment, rivals: Sequence[Alignment]) -> LoadError:
+    found = [best, *rivals]
+    notes = tuple(
+        f"{f.source or f.target or '(no prefix)'}  {counted(len(f.matched), 'key')}, {f.equal} with equal shapes"
+        for f in found
+    )
+    source = [f.source.rstrip(".") for f in found if f.source]
+    one = tuple(Remedy("subtree", path) for path in source[:1])
+    advice = None if one else "load into the submodule that is meant: load_into(model.part, …)"
+    return LoadError(
+        Diagnostic(
+            "ambiguous-prefix",
+            f"{len(found)} parts fit equally well: which one is meant?",
+            notes=notes,
+            remedies=one,
+            advice=advice,
+        )
+    )

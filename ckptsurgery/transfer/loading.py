@@ -30,12 +30,11 @@ from ..storage.places.opening import open_checkpoint
 from ..storage.unpickling.nodes import is_state
 from ..storage.unpickling.unreadable import unreadable_tensors
 from ..wording import counted
+from .aligning import own_names
 from .arguments import asked, check_assigned, own_config, tolerated_keys, unused_dims
-from .authoring import own_names
 from .extra_states import ExtraStates, collected, states_of
 from .handing import Handing, own_loaders, renamed_versions, saved_names
-from .layouts import as_if_transposed, foreign_layout
-from .orienting import live_modules, transposed, turned_weights
+from .orienting import as_if_transposed, foreign_layout, live_modules, transposed, turned_weights
 from .recipes import fitting_recipes
 from .together import Carry, seen_plainly
 

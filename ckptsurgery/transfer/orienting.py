@@ -1,24 +1,29 @@
-"""Square matrices that are stored the other way round: their shape fits, so other evidence has to show it.
+"""Matrices that are stored the other way round though names and shapes fit: other evidence has to show it.
 
-Either the matrices beside them that are not square had to be transposed, all of them; or the source is a live module,
-and its layer computes x @ W where the model's computes x @ W.T.
+Square ones: either the matrices beside them that are not square had to be transposed, all of them; or the source is a
+live module, and its layer computes x @ W where the model's computes x @ W.T. And those of a file of Paddle's, whose
+Linear layers keep [in, out]; the file's own marks show that, so its layout is never guessed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Diagnostic, Remedy
 from ..language.folding import fold
 from ..language.patterns import patterns_of
 from ..modeling.places import Place, places
+from ..planning.plan import Plan
+from ..planning.resizing import recipe_of_changes
 from ..specs import TensorSpec
+from ..storage.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["live_modules", "transposed", "turned_weights"]
+__all__ = ["as_if_transposed", "foreign_layout", "live_modules", "transposed", "turned_weights"]
 
 Specs = Mapping[str, TensorSpec]
 
@@ -126,3 +131,50 @@ def _from_the_left(layer: nn.Module, weight: Tensor) -> bool | None:
     except Exception:  # it takes something else than a row, or is no product: nothing is shown
         return None
     return near[0] if near[0] != near[1] else None
+
+
+_MARK, _SUFFIX = "StructuredToParameterName@@", ".pdparams"
+
+
+def foreign_layout(model: nn.Module, checkpoint: Checkpoint, plan: Plan, loaded: Collection[str]) -> list[Diagnostic]:
+    """What stands against loading a file of Paddle's as it is: its Linear weights are [in, out], and a square one fits.
+
+    Args:
+        plan: the load without a rule. loaded: the model's keys that it would fill.
+    """
+    weights = _crossed_weights(model, checkpoint)
+    crossed = [key for key in loaded if key in weights]
+    if not crossed:
+        return []
+    return [
+        Diagnostic(
+            "paddle-layout",
+            f"{len(crossed)} weights of Linear layers would load as they are, and Paddle keeps them as [in, out]",
+            notes=tuple(text for text, _ in fold(crossed)),
+            facts=(("as they are", 'recipe=cs.Recipe(rest="keep"), should the file hold [out, in] all the same'),),
+            remedies=(recipe_of_changes(plan, dict.fromkeys(crossed, (" [i o]", " [o i]"))),),
+        )
+    ]
+
+
+def as_if_transposed(
+    model: nn.Module, checkpoint: Checkpoint, plan: Plan, target: Mapping[str, TensorSpec]
+) -> dict[str, TensorSpec] | None:
+    """The specs with those of crossed Linear weights as the model has them: their layout is told, not their shape."""
+    weights, made = _crossed_weights(model, checkpoint), plan.specs
+    if not weights:
+        return None
+    crossed = {k for k in weights & made.keys() & target.keys() if made[k].shape[::-1] == target[k].shape}
+    return {k: replace(s, shape=target[k].shape) if k in crossed else s for k, s in made.items()}
+
+
+def _crossed_weights(model: nn.Module, checkpoint: Checkpoint) -> set[str]:
+    from torch import nn
+
+    if _MARK not in checkpoint.extras and not checkpoint.source.endswith(_SUFFIX):
+        return set()
+    return {
+        f"{path}.weight" if path else "weight"
+        for path, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, nn.Linear) and (module.in_features, module.out_features) != (1, 1)
+    }

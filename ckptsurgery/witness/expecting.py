@@ -24,8 +24,8 @@ from ..planning.wrapping import draft_unwrapped
 from ..running.loading import model_target
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
+from ..transfer.aligning import own_names
 from ..transfer.arguments import own_config, unused_dims
-from ..transfer.authoring import own_names
 from ..transfer.handing import saved_names
 
 if TYPE_CHECKING:
