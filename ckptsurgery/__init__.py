@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from .modeling.skeletons import skeleton
     from .modeling.ties import tie, untie
     from .ops.base import Op
-    from .ops.registry import register as op
+    from .ops.registry import op
     from .planning.plan import Plan
     from .planning.report import Report
     from .reporting.overview import summary, ties
     from .running.plan import inverse, plan, save
     from .specs import TensorSpec
     from .storage.checkpoint import Checkpoint
-    from .storage.places.opening import open_checkpoint as open
+    from .storage.places.opening import open
     from .transfer.loading import load_into
     from .transfer.recipes import match_recipes
     from .witness.loaded import check_loaded
@@ -110,22 +110,20 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "modeling.skeletons": ("skeleton",),
     "modeling.ties": ("tie", "untie"),
     "ops.base": ("Op",),
+    "ops.registry": ("op",),
     "reporting.overview": ("summary", "ties"),
     "planning.plan": ("Plan",),
     "planning.report": ("Report",),
     "running.plan": ("inverse", "plan", "save"),
     "specs": ("TensorSpec",),
     "storage.checkpoint": ("Checkpoint",),
+    "storage.places.opening": ("open",),
     "transfer.loading": ("load_into",),
     "transfer.recipes": ("match_recipes",),
     "witness.loaded": ("check_loaded",),
     "witness.watching": ("watch_load",),
 }
-_PLACES = {name: (module, name) for module, names in _HOMES.items() for name in names}
-_PLACES |= {
-    "op": ("ops.registry", "register"),
-    "open": ("storage.places.opening", "open_checkpoint"),
-}
+_PLACES = {name: module for module, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
@@ -133,8 +131,7 @@ def __getattr__(name: str) -> Any:
         return import_module(".exchange.recipes", __name__)
     if name not in _PLACES:
         raise AttributeError(f"module 'ckptsurgery' has no attribute {name!r}")
-    module, attribute = _PLACES[name]
-    value = getattr(import_module(f".{module}", __name__), attribute)
+    value = getattr(import_module(f".{_PLACES[name]}", __name__), name)
     globals()[name] = value
     return value
 

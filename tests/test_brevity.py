@@ -18,9 +18,9 @@ from ckptsurgery.inference.matches import Candidate, Question
 from ckptsurgery.inference.parity import OutputDifference as Apart
 from ckptsurgery.inference.parity import Parting
 from ckptsurgery.modeling.statistics import Stats, TensorStats
-from ckptsurgery.modeling.summary import ModuleRow, Summary
 from ckptsurgery.planning.report import ReportEntry
 from ckptsurgery.reporting.inspecting import inspection
+from ckptsurgery.reporting.model_summary import ModelSummary, ModuleRow
 from ckptsurgery.specs import Tie
 
 MANY = 100_000
@@ -111,7 +111,7 @@ EVERYTHING: dict[str, Callable[[], Any]] = {
     "Selection": selection,
     "Tie": lambda: Tie(keys(), "alias"),
     "Stats": lambda: Stats((TensorStats(NAME, SPEC, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0),) * MANY),
-    "Summary": lambda: Summary((ModuleRow(NAME, "Linear", 1, (), 1, 1, 1, False),) * MANY, 1, 1, 1, 1),
+    "ModelSummary": lambda: ModelSummary((ModuleRow(NAME, "Linear", 1, (), 1, 1, 1, False),) * MANY, 1, 1, 1, 1),
 }
 
 

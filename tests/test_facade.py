@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
+
+import pytest
 
 import ckptsurgery as cs
 
@@ -45,3 +48,11 @@ def test_the_version_is_the_package_s() -> None:
     from importlib.metadata import version
 
     assert cs.__version__ == version("ckptsurgery")
+
+
+@pytest.mark.parametrize("name", [name for name in cs.__all__ if name not in ("__version__", "recipes")])
+def test_a_public_name_is_what_tracebacks_and_help_call_it(name: str) -> None:
+    found = getattr(cs, name)
+    assert (found.__name__, found.__qualname__) == (name, name)
+    if inspect.isfunction(found):
+        assert inspect.unwrap(found).__code__.co_name == name

@@ -13,7 +13,7 @@ from ..many_objects import gc_pause
 from ..running.progress import ByteBar
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
-from ..storage.places.opening import open_checkpoint
+from ..storage.places.opening import open as open_checkpoint
 from ..wording import brief, clipped, counted
 from .numbers import Difference, difference
 from .ranking import ranked

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import CheckpointError, Diagnostic
 from ..running.progress import ByteBar
 from ..storage.checkpoint import Checkpoint
-from ..storage.places.opening import open_checkpoint
+from ..storage.places.opening import open as open_checkpoint
 from ..wording import brief, counted
 from .conversions import conversions_of
 from .files import file_findings

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import CkptSurgeryError
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
-from ..storage.places.opening import open_checkpoint
+from ..storage.places.opening import open as open_checkpoint
 from .by_names import arranged, ordered
 from .chunks import ChunkedMatch, chunks_of, runs_of
 from .digits import axes_of, digits_of

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import Diagnostic, RecipeError, Remedy
 from ..specs import TensorSpec
-from ..storage.places.opening import open_checkpoint
+from ..storage.places.opening import open as open_checkpoint
 from .by_inputs import by_inputs
 from .by_names import by_names
 from .by_values import by_values

@@ -11,7 +11,7 @@ from ..specs import DTYPES, TensorSpec, dtype_name, is_lossless
 from .base import Op, OpError, Specs, Tensors
 from .numerics import compute, convert, has_data, specs_of
 from .operands import arithmetic_float, integer_range, operands
-from .registry import register
+from .registry import op
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +21,7 @@ __all__ = ["Add", "Cast", "Mul"]
 _NO_CAST = {"F4", "F6_E2M3", "F6_E3M2"}
 
 
-@register
+@op
 @dataclass(frozen=True)
 class Cast(Op):
     """Change the dtype: rounded as torch rounds, never past the range, NaNs with their bits.
@@ -78,7 +78,7 @@ class Cast(Op):
         return Cast(old.dtype) if is_lossless(old.dtype, new.dtype) else None
 
 
-@register
+@op
 @dataclass(frozen=True)
 class Add(Op):
     """Add a number to each element, as norms that store w - 1 need it.
@@ -117,7 +117,7 @@ class Add(Op):
         return None
 
 
-@register
+@op
 @dataclass(frozen=True)
 class Mul(Op):
     """Multiply each element by a number.

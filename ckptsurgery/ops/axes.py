@@ -10,7 +10,7 @@ from ..specs import DTYPES, TensorSpec
 from .base import Op, OpError, Specs, Tensors
 from .numerics import bits, has_data, narrow, specs_of, widen
 from .operands import arithmetic_float, integer_range, operands
-from .registry import register
+from .registry import op
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +21,7 @@ __all__ = ["Integers", "MeanOver", "RepeatOver", "Same", "SumOver", "summed", "w
 Integers = Literal["error", "first", "max"]
 
 
-@register
+@op
 @dataclass(frozen=True)
 class Same(Op):
     """Prove that tensors are equal, bit for bit, and pass one of them on.
@@ -73,7 +73,7 @@ class Same(Op):
         return None if self.axis is None else RepeatOver(self.axis)
 
 
-@register
+@op
 @dataclass(frozen=True)
 class RepeatOver(Op):
     """Say that an axis, or a captured index, is filled with copies.
@@ -98,7 +98,7 @@ class RepeatOver(Op):
         return Same(self.axis)
 
 
-@register
+@op
 @dataclass(frozen=True)
 class MeanOver(Op):
     """The mean along an axis, such as heads or checkpoints that become one.
@@ -135,7 +135,7 @@ class MeanOver(Op):
         return (_reduced(tensors[0], widen(tensors[0]).mean(0), spec.dtype, str(self)),)
 
 
-@register
+@op
 @dataclass(frozen=True)
 class SumOver(Op):
     """The sum along an axis, such as the partial sums of tensor-parallel biases.

@@ -17,7 +17,7 @@ from .base import Op, OpError, Specs, Tensors
 from .keyed import At
 from .numerics import has_data, narrow, specs_of, widen
 from .operands import arithmetic_float
-from .registry import register
+from .registry import op
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,7 +90,7 @@ class Blending(Op):
         raise OpError(f"{self.name} does not say how it blends")
 
 
-@register
+@op
 @dataclass(frozen=True)
 class Lerp(Blending):
     """Interpolate between two tensors along a line; sources: a, b.
@@ -120,7 +120,7 @@ class Lerp(Blending):
         return weighted_sum(tensors, (1 - self.t, self.t))
 
 
-@register
+@op
 @dataclass(frozen=True)
 class Ema(Blending):
     """Move an average towards a tensor; sources: average, new.
@@ -153,7 +153,7 @@ class Ema(Blending):
         return weighted_sum(tensors, (self.decay, 1 - self.decay))
 
 
-@register
+@op
 @dataclass(frozen=True)
 class WeightDelta(Blending):
     """Subtract a base from a tensor: the delta that `apply` adds; sources: base, tuned.
@@ -182,7 +182,7 @@ class WeightDelta(Blending):
         return tensors[1] - tensors[0]
 
 
-@register
+@op
 @dataclass(frozen=True)
 class Apply(Blending):
     """Add a delta, as `diff` makes it, to a tensor; sources: base, delta.
@@ -211,7 +211,7 @@ class Apply(Blending):
         return tensors[0] + self.scale * tensors[1]
 
 
-@register
+@op
 @dataclass(frozen=True)
 class TaskArithmetic(Blending):
     """Add the deltas of tuned models to their base; sources: base, then the tuned ones.
@@ -247,7 +247,7 @@ class TaskArithmetic(Blending):
         return base + self.scale * summed(deltas, weights_of(self, self.w, len(tuned)))
 
 
-@register
+@op
 @dataclass(frozen=True)
 class Dare(Blending):
     """Drop elements of the deltas at random, rescale the others, and add them to the base; sources: base, then tuned.

@@ -15,7 +15,7 @@ from .axes import Integers, summed, weighted_sum
 from .base import OpError, Tensors
 from .blending import Blending, elected, uniform_like, weights_of
 from .keyed import At
-from .registry import register
+from .registry import op
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +25,7 @@ __all__ = ["Breadcrumbs", "Della", "Karcher", "ModelStock", "Nuslerp", "Slerp", 
 _PARALLEL = 0.9995  # of a cosine from which on an arc is a line
 
 
-@register
+@op
 @dataclass(frozen=True)
 class Slerp(Blending):
     """Interpolate between two tensors along an arc; sources: a, b.
@@ -56,7 +56,7 @@ class Slerp(Blending):
         return _arc(tensors, self.t, _PARALLEL)
 
 
-@register
+@op
 @dataclass(frozen=True)
 class Nuslerp(Blending):
     """Interpolate along an arc down to the smallest angles, from a base where there is one; sources: [base], a, b.
@@ -91,7 +91,7 @@ class Nuslerp(Blending):
         return base + _arc((a - base, b - base), self.t, 1 - 1e-12)
 
 
-@register
+@op
 @dataclass(frozen=True)
 class Ties(Blending):
     """Trim the deltas of tuned models, elect signs, and merge what agrees; sources: base, then tuned.
@@ -133,7 +133,7 @@ class Ties(Blending):
         return base + self.scale * elected(deltas, weights_of(self, self.w, len(tuned)), self.normalise)
 
 
-@register
+@op
 @dataclass(frozen=True)
 class Breadcrumbs(Blending):
     """Leave out the largest and the smallest elements of the deltas; sources: base, then tuned.
@@ -189,7 +189,7 @@ class Breadcrumbs(Blending):
         return delta * mask.reshape(delta.shape)
 
 
-@register
+@op
 @dataclass(frozen=True)
 class Della(Blending):
     """Drop elements of the deltas at random, small ones more often, and rescale the others; sources: base, then tuned.
@@ -243,7 +243,7 @@ class Della(Blending):
         return delta * (uniform_like(delta, at, number) < keep) / keep
 
 
-@register
+@op
 @dataclass(frozen=True)
 class ModelStock(Blending):
     """Move the mean of tuned models towards their base, by the angle between them; sources: base, then tuned.
@@ -281,7 +281,7 @@ class ModelStock(Blending):
         return weighted_sum((*tuned, base), (*(t / count,) * count, 1 - t))
 
 
-@register
+@op
 @dataclass(frozen=True)
 class Karcher(Blending):
     """Average tensors along arcs, whatever their order: the Karcher mean of their directions; sources: two or more.

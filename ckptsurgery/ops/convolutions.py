@@ -9,7 +9,7 @@ from ..specs import TensorSpec
 from .base import Op, OpError, Specs, Tensors
 from .numerics import bits, compute, has_data, narrow, specs_of, widen
 from .operands import arithmetic_float, operands, pair, whole_elements
-from .registry import register
+from .registry import op
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +19,7 @@ __all__ = ["AdaptInputConv", "Inflate", "ResizePatchEmbed"]
 _INPUT_MODES = ("timm", "repeat", "sum", "mean", "zero_new")
 
 
-@register
+@op
 @dataclass(frozen=True)
 class AdaptInputConv(Op):
     """Give a convolution another number of input channels.
@@ -102,7 +102,7 @@ class AdaptInputConv(Op):
         return result
 
 
-@register
+@op
 @dataclass(frozen=True)
 class ResizePatchEmbed(Op):
     """Resample patch embedding kernels to another patch size, so that a resized image gives the old embedding.
@@ -165,7 +165,7 @@ class ResizePatchEmbed(Op):
         return inverse
 
 
-@register
+@op
 @dataclass(frozen=True)
 class Inflate(Op):
     """Turn 2D kernels into 3D ones, by a depth axis between channels and rows.

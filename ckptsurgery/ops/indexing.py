@@ -12,7 +12,7 @@ from .base import Op, OpError, Specs, Tensors
 from .listing import Listing
 from .numerics import bits, specs_of
 from .operands import operands, whole_elements
-from .registry import register
+from .registry import op
 from .rows import fill, holds
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ __all__ = ["DropRows", "InsertRows", "Take"]
 Indices = tuple[int, ...]
 
 
-@register
+@op
 @dataclass(frozen=True)
 class Take(RowsOp):
     """Take entries of an axis by index, in this order; an index may stand several times.
@@ -76,7 +76,7 @@ class Take(RowsOp):
         return cls.name, kept if given.get("back") else kept | {"back": True}
 
 
-@register
+@op
 @dataclass(frozen=True)
 class DropRows(RowsOp):
     """Leave out entries of dim 0, or of an axis, by index.
@@ -110,7 +110,7 @@ class DropRows(RowsOp):
         return (_picked(tensors[0], kept),)
 
 
-@register
+@op
 @dataclass(frozen=True)
 class InsertRows(RowsOp):
     """Add entries of one value to dim 0, or to an axis, at these indices of the result.

@@ -11,7 +11,7 @@ from ..specs import DTYPES, TensorSpec, dtype_name
 from .base import Op, OpError, Specs, Tensors
 from .numerics import has_data, narrow, specs_of, torch_dtype, widen
 from .operands import arithmetic_float, operands, pair
-from .registry import register
+from .registry import op
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["FoldWeightNorm", "Fp8Dequant", "LoraMerge", "UnfoldWeightNorm"]
 
 
-@register
+@op
 @dataclass(frozen=True)
 class Fp8Dequant(Op):
     """Multiply blocks of a quantised weight by their scales; sources: weight, scale_inv.
@@ -83,7 +83,7 @@ class Fp8Dequant(Op):
         return (result,)
 
 
-@register
+@op
 @dataclass(frozen=True)
 class LoraMerge(Op):
     """Add a low-rank update to a weight; sources: weight, A, B, and alpha where the file stores it.
@@ -165,7 +165,7 @@ class LoraMerge(Op):
         return specs[:3]
 
 
-@register
+@op
 @dataclass(frozen=True)
 class FoldWeightNorm(Op):
     """Multiply a direction by its magnitude, into a plain weight; sources: g, v.
@@ -209,7 +209,7 @@ class FoldWeightNorm(Op):
         return UnfoldWeightNorm(self.dim) if inputs is None else None
 
 
-@register
+@op
 @dataclass(frozen=True)
 class UnfoldWeightNorm(Op):
     """Take a weight apart into magnitude and direction, as weight norm begins; targets: g, v.

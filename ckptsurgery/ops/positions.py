@@ -10,7 +10,7 @@ from ..specs import TensorSpec
 from .base import Op, OpError, Specs, Tensors
 from .numerics import narrow, specs_of, widen
 from .operands import arithmetic_float, operands, pair
-from .registry import register
+from .registry import op
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +21,7 @@ _Pair = tuple[int, int]
 _POSITION_MODES = ("timm", "plain", "dinov2", "torchvision", "big_vision")
 
 
-@register
+@op
 @dataclass(frozen=True)
 class ResizePosEmbed(Op):
     """Resample absolute position embeddings to another grid of patches.
@@ -122,7 +122,7 @@ class ResizePosEmbed(Op):
         return interpolate(image, size=new, mode=mode, align_corners=True)
 
 
-@register
+@op
 @dataclass(frozen=True)
 class ResizeRelPosBias(Op):
     """Resample a table of relative position biases to another attention window.

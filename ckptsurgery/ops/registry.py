@@ -1,4 +1,4 @@
-"""The one registry of ops: a dict from name to class, filled by `register` and by nothing else.
+"""The one registry of ops: a dict from name to class, filled by `op` and by nothing else.
 
 Built-in ops register when `ckptsurgery.ops` is imported. A package adds its own through the entry-point group
 `ckptsurgery.ops`: an entry point loads an `Op` subclass, or a module that registers some. The group is looked at only
@@ -29,7 +29,7 @@ from .listing import Listing
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-__all__ = ["GROUP", "find_op", "make_op", "op_names", "op_signature", "op_summary", "register", "undone_by_name"]
+__all__ = ["GROUP", "find_op", "make_op", "op", "op_names", "op_signature", "op_summary", "undone_by_name"]
 
 GROUP = "ckptsurgery.ops"
 _OPS: dict[str, type[Op]] = {}
@@ -37,11 +37,11 @@ _T = TypeVar("_T", bound=Op)
 
 
 @dataclass_transform(frozen_default=True)
-def register(cls: type[_T]) -> type[_T]:
+def op(cls: type[_T]) -> type[_T]:
     """Make an op known by its `name`; a class that is no dataclass yet becomes a frozen one.
 
-    >>> from ckptsurgery.ops import Op, Specs, Tensors, make_op, register
-    >>> @register
+    >>> from ckptsurgery.ops import Op, Specs, Tensors, make_op, op
+    >>> @op
     ... class ScaleEach(Op):
     ...     "Multiply by a factor."
     ...     name = "scale_each"
@@ -194,7 +194,7 @@ def _load(point: EntryPoint) -> str | None:
     try:
         loaded = point.load()
         if isinstance(loaded, type):
-            register(loaded)
+            op(loaded)
     except Exception as error:  # a broken package must not hide which op was asked for
         return f"the entry point {point.name} = {point.value!r} failed: {error}"
     return None

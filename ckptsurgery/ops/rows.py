@@ -11,7 +11,7 @@ from .along import RowsOp
 from .base import Op, OpError, Specs, Tensors
 from .numerics import narrow, specs_of, torch_dtype, widen
 from .operands import arithmetic_float, integer_range, largest_float, operands, whole_elements
-from .registry import register
+from .registry import op
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +21,7 @@ __all__ = ["PadToMultiple", "ResizeRows", "SliceRows", "fill", "holds"]
 _BLOCK = 1 << 22  # numbers drawn at once: 16 MiB of float32
 
 
-@register
+@op
 @dataclass(frozen=True)
 class SliceRows(RowsOp):
     """Keep rows start to stop - 1 of dim 0, or of an axis.
@@ -59,7 +59,7 @@ class SliceRows(RowsOp):
         return self if inputs is not None and self.infer(inputs) == inputs else None
 
 
-@register
+@op
 @dataclass(frozen=True)
 class PadToMultiple(RowsOp):
     """Append rows to dim 0, or to an axis, until their number is a multiple of n.
@@ -106,7 +106,7 @@ class PadToMultiple(RowsOp):
         return None if inputs is None else SliceRows(0, inputs[0].shape[0], self.axis)
 
 
-@register
+@op
 @dataclass(frozen=True)
 class ResizeRows(RowsOp):
     """Give dim 0, or an axis, n rows: cut, or filled up, or put together by a map of classes or tokens.

@@ -101,7 +101,7 @@ def _tensor(path: Path, key: str) -> Any:
     """The numbers of a tensor of one dimension, as numpy has them."""
     import numpy as np
 
-    from ..storage.places.opening import open_checkpoint
+    from ..storage.places.opening import open as open_checkpoint
 
     with open_checkpoint(path) as checkpoint:
         spec = checkpoint[key].spec

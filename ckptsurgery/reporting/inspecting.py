@@ -13,8 +13,8 @@ from ..language.folding import fold, fold_items
 from ..many_objects import ById, gc_pause
 from ..specs import TensorSpec
 from ..wording import brief, counted, shown_bytes
+from .summaries import Total
 from .tables import cut, shown_numbers, table
-from .totals import Total
 from .trees import tree
 
 if TYPE_CHECKING:
@@ -60,6 +60,16 @@ class Inspection:
     config: Mapping[str, Any] | None
     unreadable: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def params(self) -> int:
+        """How many elements there are, tied tensors counted once."""
+        return self._whole().numel
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes they take."""
+        return self._whole().nbytes
+
     def lines(self, fold: bool = True) -> list[Line]:
         """The keys, in the checkpoint's order; `fold=False` gives each a line."""
         if not fold:
@@ -91,6 +101,11 @@ class Inspection:
             totals[spec.dtype].add(spec, 1 - len(tie.names))
         return totals
 
+    def _whole(self) -> Total:
+        kinds = ById(self.specs.values())
+        times = Counter(kinds.ids)
+        return Total(self._totals(Line("", spec, times[n]) for n, spec in kinds.objects.items()).values())
+
     def _summary(self, lines: Iterable[Line], width: int) -> Iterator[str]:
         totals = self._totals(lines)
         yield from _section("tensors", [_said(Total(totals.values()), len(self.specs))], width)
@@ -106,9 +121,7 @@ class Inspection:
     @gc_pause()
     def to_json(self) -> dict[str, object]:
         """The inspection as plain data, each tensor apart; sizes in bytes."""
-        kinds = ById(self.specs.values())
-        times = Counter(kinds.ids)
-        whole = Total(self._totals(Line("", spec, times[n]) for n, spec in kinds.objects.items()).values())
+        kinds, whole = ById(self.specs.values()), self._whole()
         facts = kinds.each(lambda spec: (spec.dtype, spec.shape, spec.nbytes))
         return {
             "source": self.source,

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import CheckpointError, Diagnostic
 from ..specs import Tie
 from ..storage.memory import is_module
-from ..storage.places.opening import open_checkpoint
-from .inspecting import Inspection, inspection
-
-if TYPE_CHECKING:
-    from ..modeling.summary import Summary
+from ..storage.places.opening import open as open_checkpoint
+from .inspecting import inspection
+from .summaries import Summary
 
 __all__ = ["summary", "ties"]
 
@@ -36,8 +34,10 @@ def ties(source: Any) -> tuple[Tie, ...]:
     return open_checkpoint(source).ties
 
 
-def summary(source: Any, input_size: Sequence[int] | Sequence[Sequence[int]] | None = None) -> Summary | Inspection:
-    """A model's modules or a checkpoint's tensors at a glance; `str` is a table, `to_json()` plain data.
+def summary(source: Any, input_size: Sequence[int] | Sequence[Sequence[int]] | None = None) -> Summary:
+    """Return a model's modules or a checkpoint's tensors at a glance.
+
+    Both have `params`, `nbytes` and `to_json()`, and `str` of them is a table.
 
     >>> import torch
     >>> summary(torch.nn.Linear(3, 2), (1, 3)).params
@@ -59,7 +59,7 @@ def summary(source: Any, input_size: Sequence[int] | Sequence[Sequence[int]] | N
         CheckpointError: an input size for a checkpoint, which cannot be run.
     """
     if is_module(source):
-        from ..modeling.summary import summarise
+        from .model_summary import summarise
 
         return summarise(source, input_size)
     if input_size is not None:

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 
 from ..specs import TensorSpec
 from ..wording import shown_bytes
+from .summaries import Total
 from .tables import bar, shown_numbers, table
-from .totals import Total
 
 __all__ = ["tree"]
 

@@ -27,7 +27,7 @@ from ..sharding.peers import peers
 from ..sharding.stand_ins import holds_shards
 from ..specs import DTYPES, TensorSpec, dtype_name
 from ..storage.checkpoint import Checkpoint
-from ..storage.places.opening import open_checkpoint
+from ..storage.places.opening import open as open_checkpoint
 from ..storage.sources.links import as_device
 from .provenance import headers_as_recorded, read_provenance
 from .saving import save_plan, state_dict_of

@@ -13,7 +13,7 @@ from ..errors import CheckpointError, Diagnostic
 from .checkpoint import Checkpoint, LazyTensor, MissingKeyError
 from .contents import Contents, Entry
 from .formats.format import Announced, Format
-from .places.opening import open_checkpoint
+from .places.opening import open as open_checkpoint
 
 __all__ = [
     "Announced",

@@ -26,7 +26,7 @@ from ..planning.unread import Unreadable
 from ..planning.wrapping import draft_unwrapped
 from ..running.loading import ODD_TARGET, model_target, refuse_non_finite
 from ..storage.checkpoint import Checkpoint
-from ..storage.places.opening import open_checkpoint
+from ..storage.places.opening import open as open_checkpoint
 from ..storage.unpickling.nodes import is_state
 from ..storage.unpickling.unreadable import unreadable_tensors
 from ..wording import counted

@@ -16,7 +16,7 @@ from ..planning.planner import make_plan
 from ..planning.record import Target
 from ..running.plan import as_target
 from ..storage.checkpoint import Checkpoint
-from ..storage.places.opening import open_checkpoint
+from ..storage.places.opening import open as open_checkpoint
 
 __all__ = ["fitting_recipes", "match_recipes"]
 

@@ -19,7 +19,7 @@ from ..running.executor.execution import execute
 from ..running.progress import ByteBar
 from ..specs import TensorSpec, Tie, is_lossless
 from ..storage.checkpoint import Checkpoint
-from ..storage.places.opening import open_checkpoint
+from ..storage.places.opening import open as open_checkpoint
 from ..wording import counted
 from .causes import Causes
 from .expecting import Expectation, expectation

@@ -12,7 +12,7 @@ from ..language.dims import DimValue
 from ..modeling.places import named_tensors, require_module
 from ..modeling.ties import find_ties
 from ..planning.report import Report
-from ..storage.places.opening import open_checkpoint
+from ..storage.places.opening import open as open_checkpoint
 from .loaded import Before, CheckOptions, checked, listed
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import BertConfig, BertModel
 
 from ckptsurgery.errors import LoadError
-from ckptsurgery.modeling.summary import summarise
+from ckptsurgery.reporting.model_summary import summarise
 
 
 def test_a_small_network_counts_as_one_counts_by_hand() -> None:

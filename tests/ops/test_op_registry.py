@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ckptsurgery.language.calls import parse_call
-from ckptsurgery.ops import Op, OpError, make_op, op_names, op_signature, op_summary, register, registry
+from ckptsurgery.ops import Op, OpError, make_op, op, op_names, op_signature, op_summary, registry
 
 
 def written(text, dims=None):
@@ -85,7 +85,7 @@ def test_a_word_stands_for_a_number_of_dims_only_where_no_text_is_wanted():
 
 
 def test_an_op_of_ten_lines_works_from_its_text_to_its_inverse(scratch):
-    @register
+    @op
     class ScaleRows(Op):
         """Multiply rows by a factor."""
 
@@ -111,21 +111,21 @@ def test_an_op_of_ten_lines_works_from_its_text_to_its_inverse(scratch):
 
 def test_a_name_that_is_taken_is_refused_but_the_same_class_may_come_again(scratch):
     with pytest.raises(OpError, match=r"an op is called 'cast' already: ckptsurgery\.ops\.arithmetic\.Cast"):
-        register(type("Mine", (Op,), {"name": "cast"}))
+        op(type("Mine", (Op,), {"name": "cast"}))
     for _ in range(2):
-        register(type("Again", (Op,), {"name": "again"}))
+        op(type("Again", (Op,), {"name": "again"}))
     with pytest.raises(OpError, match="already"):
-        register(type("Other", (Op,), {"name": "again"}))
+        op(type("Other", (Op,), {"name": "again"}))
 
 
 def test_a_class_that_no_rule_could_write_is_refused(scratch):
     with pytest.raises(OpError, match="needs a name"):
-        register(type("Nameless", (Op,), {}))
+        op(type("Nameless", (Op,), {}))
     with pytest.raises(OpError, match="no subclass of Op"):
-        register(int)
+        op(int)
     with pytest.raises(OpError, match="name must stand without annotation"):
 
-        @register
+        @op
         @dataclass(frozen=True)
         class Annotated(Op):
             name: str = "annotated"
@@ -140,7 +140,7 @@ def package(tmp_path: Path, monkeypatch, scratch):
     entries = ["halve = brings_ops:Halve", "more = brings_ops_more", "broken = brings_nothing"]
     (info / "entry_points.txt").write_text("[ckptsurgery.ops]\n" + "\n".join(entries) + "\n")
     halve = "from ckptsurgery.ops import Op\nclass Halve(Op):\n    'Halve.'\n    name = 'halve'\n"
-    more = "from ckptsurgery.ops import Op, register\n@register\nclass Third(Op):\n    'A third.'\n    name = 'third'\n"
+    more = "from ckptsurgery.ops import Op, op\n@op\nclass Third(Op):\n    'A third.'\n    name = 'third'\n"
     (tmp_path / "brings_ops.py").write_text(halve)
     (tmp_path / "brings_ops_more.py").write_text(more)
     monkeypatch.syspath_prepend(tmp_path)

@@ -1,4 +1,4 @@
-"""`open_checkpoint`: what a source is, judged by its content, and the reader that knows it."""
+"""`open`: what a source is, judged by its content, and the reader that knows it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from ..sources.system_errors import os_error
 from ..subtree import enter
 from .folders import read_choice, read_folder
 
-__all__ = ["open_checkpoint"]
+__all__ = ["open"]
 
 
-def open_checkpoint(source: Any, subtree: str | None = None, by_file: bool = False) -> Checkpoint:
+def open(source: Any, subtree: str | None = None, by_file: bool = False) -> Checkpoint:
     """A lazy checkpoint over a file, a folder, the hub, tensors in memory, or several of these under prefixes.
 
-    >>> open_checkpoint("no-such-file.safetensors")
+    >>> open("no-such-file.safetensors")
     Traceback (most recent call last):
         ...
     ckptsurgery.errors.CheckpointError: error[missing-file]: no such file or folder: 'no-such-file.safetensors'
@@ -110,7 +110,7 @@ def _open_object(source: Any, subtree: str | None) -> Checkpoint:
         if is_headers(source):
             return Checkpoint(read_headers(source), "headers")
         if is_mounts(source):
-            contents = read_mounts(source, open_checkpoint)
+            contents = read_mounts(source, open)
             return Checkpoint(enter(contents, subtree, "mounts") if subtree else contents, "mounts")
         return Checkpoint(read_mapping(source, subtree), "state_dict")
     raise CheckpointError(

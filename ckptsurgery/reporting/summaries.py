@@ -1,12 +1,28 @@
-"""How many tensors, elements and bytes there are together."""
+"""What summaries of a model and of a checkpoint have in common, and sums over tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any, Protocol
 
 from ..specs import TensorSpec
 
-__all__ = ["Total"]
+__all__ = ["Summary", "Total"]
+
+
+class Summary(Protocol):
+    """What a model or a checkpoint holds at a glance: `str` is a table, `to_json()` plain data."""
+
+    @property
+    def params(self) -> int:
+        """How many parameters a model has, or elements a checkpoint; what is tied counts once."""
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes it takes; what is tied counts once."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the summary as plain data."""
 
 
 class Total:

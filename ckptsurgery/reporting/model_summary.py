@@ -8,15 +8,15 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Diagnostic, LoadError
+from ..modeling.places import Place, places, require_module, size_of
 from ..ops.seeding import seeded_globals
 from ..wording import brief, counted, shown_bytes
-from .places import Place, places, require_module, size_of
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-__all__ = ["ModuleRow", "Summary", "summarise"]
+__all__ = ["ModelSummary", "ModuleRow", "summarise"]
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -47,7 +47,7 @@ class ModuleRow:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Summary:
+class ModelSummary:
     """Rows and totals; `str` is a table, and shared parameters count once.
 
     Args:
@@ -70,7 +70,7 @@ class Summary:
         return asdict(self)
 
     def __repr__(self) -> str:
-        return brief("Summary", counted(len(self.rows), "module"), counted(self.params, "parameter"))
+        return brief("ModelSummary", counted(len(self.rows), "module"), counted(self.params, "parameter"))
 
     def __str__(self) -> str:
         lines = [("Layer (type:depth-idx)", "Output Shape", "Param #"), *_lines(self.rows)]
@@ -91,7 +91,7 @@ def summarise(
     model: nn.Module,
     input_size: Sequence[int] | Sequence[Sequence[int]] | None = None,
     dtype: torch.dtype | None = None,
-) -> Summary:
+) -> ModelSummary:
     """Count what a model holds and, with `input_size`, run it once to see the shapes that its modules return.
 
     >>> from torch import nn
@@ -129,7 +129,7 @@ def summarise(
     rows = tuple(_rows(model, outputs, seen))
     distinct = {id(p.tensor): p for p in reversed(list(places(model)))}.values()
     parameters = [p for p in distinct if not p.is_buffer]
-    return Summary(
+    return ModelSummary(
         rows,
         params=sum(size_of(p)[0] for p in parameters),
         trainable=sum(size_of(p)[0] for p in parameters if p.tensor.requires_grad),
