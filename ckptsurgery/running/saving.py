@@ -24,7 +24,7 @@ from ..storage.checkpoint import Checkpoint
 from ..storage.json_text import parse_json
 from ..storage.output.resuming import ResumableWriter
 from ..storage.output.staging import Writer
-from ..storage.output.writing import holds_extras, open_staged, open_writer, parse_size
+from ..storage.output.writing import WriterOptions, holds_extras, open_staged, open_writer, parse_size
 from ..storage.sources.files import read_regular
 from ..storage.unpickling.frames import route_of
 from ..wording import counted
@@ -173,21 +173,19 @@ class _Save:
         if self.aliases or plan.target is not None:
             specs = {key: specs[key] for key in plan.keys if key in specs and key not in self.aliases}
         metadata = _metadata(plan, checkpoint, self.framed)
-        return open_writer(
-            self.path,
-            specs,
+        wanted = WriterOptions(
             aliases=self.aliases,
             metadata=metadata | (provenance_of(plan, checkpoint) if options.provenance else {}),
             extras=self.side.extras,
             frame=checkpoint.frame,
             max_shard_size=options.max_shard_size,
             overwrite=options.overwrite,
-            sources=checkpoint.files,
             resume=fingerprint(plan, checkpoint, self.aliases, along) if options.resume else None,
-            lies=copied_from(plan, checkpoint),
+            source_offsets=copied_from(plan, checkpoint),
             companions=along,
             sync=options.sync,
         )
+        return open_writer(self.path, specs, wanted)
 
     def checked(self, writer: Writer) -> tuple[Proof, ...]:
         """Read the output back while it still has no name; what fails is not kept, nor gone on from."""

@@ -21,7 +21,7 @@ from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
 from ..storage.memory import read_mapping
 from ..storage.output.staging import Writer
-from ..storage.output.writing import holds_extras, open_writer
+from ..storage.output.writing import WriterOptions, holds_extras, open_writer
 from ..wording import counted, shown_keys
 from .executor.copying import moves_of
 from .progress import ByteBar
@@ -110,16 +110,10 @@ def save_shards(
     mine = {key for (key, _), holders in dealt(boxes).items() if holders[0] == ranks.rank}
 
     def make() -> Writer:
-        metadata = checkpoint.metadata
-        return open_writer(
-            path,
-            specs,
-            aliases=aliases,
-            metadata=metadata,
-            max_shard_size=max_shard_size,
-            overwrite=overwrite,
-            sync=sync,
+        wanted = WriterOptions(
+            aliases, checkpoint.metadata, max_shard_size=max_shard_size, overwrite=overwrite, sync=sync
         )
+        return open_writer(path, specs, wanted)
 
     def work(writer: Writer) -> int:
         with ByteBar(sum(_nbytes(held[key]) for key in mine), f"writing {path}", progress) as bar:

@@ -33,7 +33,7 @@ import ckptsurgery as cs
 from ckptsurgery.running.executor import copying
 from ckptsurgery.storage.output import resuming
 from ckptsurgery.storage.output.header_swap import restore_header
-from ckptsurgery.storage.output.writing import open_writer
+from ckptsurgery.storage.output.writing import WriterOptions, open_writer
 
 MARK = ".ckptsurgery-tmp-"
 _HEADERS = 4000  # bytes, at most, of headers and an index
@@ -66,7 +66,7 @@ def write_checkpoint(path: Path, start: int, shards: int | None = None) -> None:
     values = {f"layers.{i}.w": bytes([start + i]) * 4000 for i in range(6)}
     specs = {key: cs.TensorSpec([len(data)], "U8") for key, data in values.items()}
     limit = None if shards is None else 4000 * (6 // shards)
-    with open_writer(path, specs, max_shard_size=limit, overwrite=True) as writer:
+    with open_writer(path, specs, WriterOptions(max_shard_size=limit, overwrite=True)) as writer:
         for key, place in writer.places.items():
             writer.write(place.file, place.offset, values[key])
 

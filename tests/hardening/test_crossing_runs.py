@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import ckptsurgery as cs
 from ckptsurgery.storage.output.transactions import MARK
-from ckptsurgery.storage.output.writing import open_writer
+from ckptsurgery.storage.output.writing import WriterOptions, open_writer
 
 ONE, OTHER = {"a": torch.arange(50.0), "b": torch.ones(9)}, {"a": torch.zeros(50), "c": torch.ones(3)}
 
@@ -25,7 +25,7 @@ ONE, OTHER = {"a": torch.arange(50.0), "b": torch.ones(9)}, {"a": torch.zeros(50
 def writing(path: Path, state: dict[str, torch.Tensor], **options: Any) -> Any:
     """A writer that has got all bytes and has not been committed."""
     specs = {key: cs.TensorSpec(value.shape, value.dtype) for key, value in state.items()}
-    writer = open_writer(path, specs, **options).__enter__()
+    writer = open_writer(path, specs, WriterOptions(**options)).__enter__()
     for key, place in writer.places.items():
         writer.write(place.file, place.offset, state[key].numpy())
     return writer
@@ -86,7 +86,7 @@ def test_what_a_killed_run_left_is_cleared_away_by_the_next_and_a_living_one_is_
     name: str, tmp_path: Path
 ) -> None:
     program = (
-        "import sys, os, ckptsurgery as cs\nfrom ckptsurgery.storage.output.writing import open_writer\n"
+        "import sys, os, ckptsurgery as cs\nfrom ckptsurgery.storage.output.writing import WriterOptions, open_writer\n"
         "writer = open_writer(sys.argv[1], {'w': cs.TensorSpec([9], 'U8')}).__enter__()\n"
         "print('ready', flush=True)\nsys.stdin.read()\n"
     )

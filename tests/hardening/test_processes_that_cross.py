@@ -21,7 +21,7 @@ from ckptsurgery.storage.output.staging import MARK
 PROGRAM = """
 import os, sys
 import ckptsurgery as cs
-from ckptsurgery.storage.output.writing import open_writer
+from ckptsurgery.storage.output.writing import WriterOptions, open_writer
 
 def told(step):
     try:
@@ -37,10 +37,10 @@ what, path, letter, *rest = sys.argv[1:]
 specs = {f"t{i}": cs.TensorSpec([400], "U8") for i in range(6)}
 if what == "write":
     shards = int(rest[0]) or None
-    writer = open_writer(path, specs, max_shard_size=shards, overwrite=True)
+    writer = open_writer(path, specs, WriterOptions(max_shard_size=shards, overwrite=True))
     steps = [lambda: (writer.__enter__(), fill(writer, letter.encode()))[1], writer.commit]
 elif what == "resume":
-    writer = open_writer(path, specs, overwrite=True, resume="0123456789abcdef")
+    writer = open_writer(path, specs, WriterOptions(overwrite=True, resume="0123456789abcdef"))
     def begin():
         writer.__enter__()
         fill(writer, letter.encode(), 3)

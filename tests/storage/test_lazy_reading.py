@@ -215,9 +215,9 @@ def test_opening_reading_bytes_and_writing_import_no_torch(path: Path) -> None:
     program = (
         "import sys, json\n"
         "from ckptsurgery.storage import open_checkpoint\n"
-        "from ckptsurgery.storage.output.writing import open_writer\n"
+        "from ckptsurgery.storage.output.writing import WriterOptions, open_writer\n"
         "with open_checkpoint(sys.argv[1]) as ckpt:\n"
-        "    with open_writer(sys.argv[2], ckpt.specs, max_shard_size='1MB') as writer:\n"
+        "    with open_writer(sys.argv[2], ckpt.specs, WriterOptions(max_shard_size='1MB')) as writer:\n"
         "        for key, place in writer.places.items(): writer.write(place.file, place.offset, ckpt.read(key))\n"
         "    repr(ckpt), ckpt.ties, ckpt.nbytes\n"
         "heavy = {'torch', 'numpy', 'safetensors', 'tqdm', 'huggingface_hub'}\n"

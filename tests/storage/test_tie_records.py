@@ -16,7 +16,7 @@ from safetensors.torch import save_file, save_model
 import ckptsurgery as cs
 from ckptsurgery.running.saving import FRAMEWORKS
 from ckptsurgery.storage.formats.tie_records import aliases_in, declared, own_metadata
-from ckptsurgery.storage.output.writing import open_writer
+from ckptsurgery.storage.output.writing import WriterOptions, open_writer
 
 W = torch.arange(6.0)
 
@@ -64,7 +64,9 @@ def test_every_writer_keeps_ties_and_metadata_apart(
     options: dict[str, Any], plain: dict[str, str], alias: str, tmp_path: Path
 ) -> None:
     specs = {"embed.weight": cs.TensorSpec([6], "F32"), "b": cs.TensorSpec([6], "F32")}
-    with open_writer(tmp_path / "x", specs, aliases={alias: "embed.weight"}, metadata=plain, **options) as writer:
+    with open_writer(
+        tmp_path / "x", specs, WriterOptions(aliases={alias: "embed.weight"}, metadata=plain, **options)
+    ) as writer:
         for place in writer.places.values():
             writer.write(place.file, place.offset, bytes(24))
     for path in ([tmp_path / "x"], [tmp_path / "x"] * 2):

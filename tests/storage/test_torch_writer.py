@@ -11,6 +11,7 @@ import sys
 import threading
 import zipfile
 from collections import OrderedDict
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from torch.utils.serialization import config
 
 from ckptsurgery.errors import CheckpointError
 from ckptsurgery.specs import DTYPES, TensorSpec
+from ckptsurgery.storage.formats.format import Announced
 from ckptsurgery.storage.formats.torch_legacy import read_torch_legacy
 from ckptsurgery.storage.formats.torch_zip import read_torch_zip
 from ckptsurgery.storage.output.torch_writer import TorchZipWriter
@@ -28,7 +30,7 @@ from ckptsurgery.storage.tensors import dense_bytes, spec_of
 
 def write(path, tensors, chunk=1 << 20, shuffle=None, **options):
     """Writes tensors in chunks, in file order or in a random one."""
-    writer = TorchZipWriter(path, {key: spec_of(t) for key, t in tensors.items()}, **options)
+    writer = TorchZipWriter(Announced(Path(path), {key: spec_of(t) for key, t in tensors.items()}, **options))
     pieces = []
     for key in writer.order:
         place, data = writer.places[key], dense_bytes(tensors[key], key)
@@ -107,7 +109,7 @@ def test_checksums_hold_whatever_the_order_of_writing(tmp_path_factory, sizes, c
 
 def test_threads_may_write_at_once(tmp_path):
     tensors = {f"k{i}": torch.randn(20_000) for i in range(4)}
-    writer = TorchZipWriter(tmp_path / "x.pt", {key: spec_of(t) for key, t in tensors.items()})
+    writer = TorchZipWriter(Announced(tmp_path / "x.pt", {key: spec_of(t) for key, t in tensors.items()}))
 
     def some(start):
         for key, tensor in tensors.items():
@@ -246,7 +248,7 @@ def test_more_than_65535_records_are_indexed(tmp_path):
 def test_files_and_records_above_four_gigabytes_are_laid_out_as_torch_does(tmp_path):
     big = (1 << 32) + 5
     specs = {"a.small": TensorSpec([3], "U8"), "b.big": TensorSpec([big], "U8"), "c.after": TensorSpec([5], "U8")}
-    writer = TorchZipWriter(tmp_path / "x.pt", specs)
+    writer = TorchZipWriter(Announced(tmp_path / "x.pt", specs))
     places = {key: writer.places[key].offset for key in specs}
     data = OrderedDict((key, torch.empty(spec.shape, dtype=torch.uint8)) for key, spec in specs.items())
     with torch.serialization.skip_data():
@@ -257,13 +259,13 @@ def test_files_and_records_above_four_gigabytes_are_laid_out_as_torch_does(tmp_p
 
 def test_nothing_is_seen_before_the_commit_and_nothing_is_left_after_an_abort(tmp_path):
     path = tmp_path / "x.pt"
-    writer = TorchZipWriter(path, {"w": TensorSpec([4], "F32")})
+    writer = TorchZipWriter(Announced(path, {"w": TensorSpec([4], "F32")}))
     with pytest.raises(RuntimeError), writer:
         writer.write(writer.places["w"].file, writer.places["w"].offset, bytes(16))
         assert not path.exists()
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
-    writer = TorchZipWriter(path, {"w": TensorSpec([4], "F32")})
+    writer = TorchZipWriter(Announced(path, {"w": TensorSpec([4], "F32")}))
     with pytest.raises(CheckpointError, match="16 bytes of the output were not written"), writer:
         assert len(list(tmp_path.iterdir())) == 1
     assert list(tmp_path.iterdir()) == []
@@ -290,7 +292,7 @@ def test_extras_whose_file_is_gone_leave_nothing_behind(tmp_path):
 def test_what_torch_cannot_hold_is_refused_at_once(tmp_path):
     specs = {"six": TensorSpec([4], "F6_E2M3"), "odd": TensorSpec([3], "F4"), "fine": TensorSpec([2], "F32")}
     with pytest.raises(CheckpointError) as caught:
-        TorchZipWriter(tmp_path / "x.pt", specs, aliases={"a": "gone"})
+        TorchZipWriter(Announced(tmp_path / "x.pt", specs, aliases={"a": "gone"}))
     codes = [problem.code for problem in caught.value.diagnostics]
     assert codes == ["dtype-not-in-torch", "odd-packed-shape", "alias-of-nothing"]
 
@@ -298,12 +300,12 @@ def test_what_torch_cannot_hold_is_refused_at_once(tmp_path):
 def test_writing_imports_no_torch(tmp_path):
     torch.save({"state_dict": {"w": torch.ones(4)}, "epoch": 1, "o": [torch.ones(3)]}, tmp_path / "x.pt")
     program = (
-        "import sys\n"
+        "import sys\nfrom pathlib import Path\nfrom ckptsurgery.storage.formats.format import Announced\n"
         "from ckptsurgery.storage.formats.torch_zip import read_torch_zip\n"
         "from ckptsurgery.storage.output.torch_writer import TorchZipWriter\n"
         f"contents = read_torch_zip({str(tmp_path / 'x.pt')!r})\n"
         "specs = {k: e.spec for k, e in contents.entries.items()}\n"
-        f"with TorchZipWriter({str(tmp_path / 'y.pt')!r}, specs, extras=contents.extras) as w:\n"
+        f"with TorchZipWriter(Announced(Path({str(tmp_path / 'y.pt')!r}), specs, extras=contents.extras)) as w:\n"
         "    for place in w.places.values(): w.write(place.file, place.offset, bytes(place.nbytes))\n"
         "print({'torch', 'numpy'} & set(sys.modules))\n"
     )

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from ckptsurgery.errors import CheckpointError
 from ckptsurgery.specs import DTYPES, TensorSpec
 from ckptsurgery.storage import open_checkpoint
-from ckptsurgery.storage.output.writing import Writer, open_writer, parse_size
+from ckptsurgery.storage.output.writing import Writer, WriterOptions, open_writer, parse_size
 
 STATE = {
     "i8": torch.arange(7, dtype=torch.int8),
@@ -37,7 +37,7 @@ STATE = {
 
 def save(path: Path | str, state: Mapping[str, torch.Tensor] = STATE, **options: Any) -> Writer:
     source = open_checkpoint(state)
-    with open_writer(path, source.specs, **options) as writer:
+    with open_writer(path, source.specs, WriterOptions(**options)) as writer:
         for key in writer.order:
             writer.write(writer.places[key].file, writer.places[key].offset, source.read(key))
     return writer
@@ -55,7 +55,10 @@ def names(folder: Path) -> list[str]:
 
 
 def refused(path: Path | str, specs: Mapping[str, TensorSpec] | None = None, **options: Any) -> list[str]:
-    with pytest.raises(CheckpointError) as caught, open_writer(path, specs or {"w": TensorSpec([2], "F32")}, **options):
+    with (
+        pytest.raises(CheckpointError) as caught,
+        open_writer(path, specs or {"w": TensorSpec([2], "F32")}, WriterOptions(**options)),
+    ):
         pass
     assert all(d.help for d in caught.value.diagnostics)
     return [d.code for d in caught.value.diagnostics]
@@ -96,7 +99,7 @@ def test_any_specs_make_a_file_that_reads_back(data: st.DataObject, tmp_path_fac
     specs = data.draw(st.dictionaries(keys, spec, max_size=6))
     limit = data.draw(st.none() | st.integers(1, 60))
     raw = {key: data.draw(st.binary(min_size=s.nbytes, max_size=s.nbytes)) for key, s in specs.items()}
-    with open_writer(folder / "out", specs, max_shard_size=limit) as writer:
+    with open_writer(folder / "out", specs, WriterOptions(max_shard_size=limit)) as writer:
         for key in data.draw(st.permutations(list(specs))):
             place = writer.places[key]
             writer.write(place.file, place.offset, raw[key])
@@ -146,7 +149,7 @@ def test_transformers_loads_sharded_tied_output(tmp_path: Path) -> None:
     assert tied
     specs = {key: spec for key, spec in source.specs.items() if key not in tied}
     for folder, limit in ((tmp_path / "one", None), (tmp_path / "many", "1kB")):
-        with open_writer(folder, specs, aliases=tied, max_shard_size=limit) as writer:
+        with open_writer(folder, specs, WriterOptions(aliases=tied, max_shard_size=limit)) as writer:
             for key in writer.order:
                 writer.write(writer.places[key].file, writer.places[key].offset, source.read(key))
         model.config.save_pretrained(folder)
@@ -162,7 +165,7 @@ def test_a_failure_leaves_nothing_behind(name: str, options: dict[str, Any], tmp
         return
     for error in (RuntimeError, KeyboardInterrupt):
         specs = {key: TensorSpec(value.shape, value.dtype) for key, value in STATE.items()}
-        with pytest.raises(error), open_writer(tmp_path / "new" / name, specs, **options) as writer:
+        with pytest.raises(error), open_writer(tmp_path / "new" / name, specs, WriterOptions(**options)) as writer:
             assert names(tmp_path / "new")
             writer.write(writer.places["i8"].file, writer.places["i8"].offset, b"1234567")
             raise error
@@ -245,7 +248,7 @@ def test_a_checkpoint_can_be_saved_over_itself(tmp_path: Path) -> None:
     save(path)
     with open_checkpoint(path) as ckpt:
         held = ckpt.load("f32")
-        with open_writer(path, ckpt.specs, overwrite=True, sources=ckpt.files) as writer:
+        with open_writer(path, ckpt.specs, WriterOptions(overwrite=True)) as writer:
             for key in writer.order:
                 writer.write(writer.places[key].file, writer.places[key].offset, ckpt.read(key))
         assert torch.equal(held, STATE["f32"])
@@ -323,7 +326,7 @@ def test_a_write_that_fails_in_the_middle_leaves_nothing(tmp_path: Path) -> None
 
     program = (
         "import sys\nfrom ckptsurgery.errors import CheckpointError\nfrom ckptsurgery.specs import TensorSpec\n"
-        "from ckptsurgery.storage.output.writing import open_writer\n"
+        "from ckptsurgery.storage.output.writing import WriterOptions, open_writer\n"
         "try:\n    with open_writer(sys.argv[1], {'w': TensorSpec([9000], 'U8')}) as w:\n"
         "        w.write(w.places['w'].file, w.places['w'].offset, bytes(9000))\n"
         "except CheckpointError as error: print(error.diagnostics[0].code)\n"

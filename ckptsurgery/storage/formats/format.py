@@ -122,7 +122,7 @@ class Announced:
         extras: dotted path -> value for what is not a tensor of the model.
         frame: where the tensors lie among the extras, in a format that nests.
         resume: a tag of this run's inputs and rules; what a run with the same tag left is not written again.
-        lies: key -> offset in its source file of a tensor that is copied as it is, so that blocks can be shared.
+        source_offsets: key -> offset in its source file of a tensor that is copied as it is: blocks can be shared.
         durability: whether to wait until all of it is on the disk.
     """
 
@@ -133,7 +133,7 @@ class Announced:
     extras: Mapping[str, Any] = field(default_factory=dict)
     frame: Frame | None = None
     resume: str | None = None
-    lies: Mapping[str, int] = field(default_factory=dict)
+    source_offsets: Mapping[str, int] = field(default_factory=dict)
     durability: Durability = SYNCED
 
     def in_one_file(

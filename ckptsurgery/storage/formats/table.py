@@ -57,8 +57,7 @@ class SafetensorsFormat(Format):
         """Return a writer of one file."""
         from ..output.safetensors_writer import file_writer
 
-        a = announced
-        return file_writer(a.path, a.specs, a.aliases, a.metadata, a.resume, a.lies, a.durability)
+        return file_writer(announced)
 
 
 class TorchExportFormat(Format):
@@ -103,16 +102,7 @@ class TorchZipFormat(Format):
         """Return a writer of a zip file as `torch.save` lays it out."""
         from ..output.torch_writer import TorchZipWriter
 
-        a = announced
-        return TorchZipWriter(
-            a.path,
-            a.specs,
-            aliases=a.aliases,
-            metadata=a.metadata,
-            extras=a.extras,
-            frame=a.frame,
-            durability=a.durability,
-        )
+        return TorchZipWriter(announced)
 
 
 class LegacyTorchFormat(Format):

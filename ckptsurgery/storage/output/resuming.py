@@ -16,7 +16,7 @@ from ...errors import CheckpointError, Diagnostic
 from ...narrowing import present
 from ..contents import Extent
 from ..sources.system_errors import os_error
-from .staging import MARK, Output, Writer, beside
+from .staging import MARK, FolderChange, Output, Writer, beside
 
 __all__ = ["Journal", "ResumableWriter"]
 
@@ -116,15 +116,9 @@ class ResumableWriter(Writer):
         outputs: Sequence[Output],
         places: dict[str, Extent],
         journal: Journal,
-        *,
-        new_folder: tuple[Path, Path] | None = None,
-        set_aside: Sequence[Path] = (),
-        stale: Sequence[Path] = (),
-        whole_folder: bool = False,
+        folder: FolderChange | None = None,
     ) -> None:
-        super().__init__(
-            outputs, places, new_folder=new_folder, set_aside=set_aside, stale=stale, whole_folder=whole_folder
-        )
+        super().__init__(outputs, places, folder)
         self.journal = journal
         self.resumed = 0
         self._numbers = {str(output.temporary): number for number, output in enumerate(outputs)}

@@ -14,13 +14,13 @@ from ...many_objects import ById
 from ...specs import DTYPES, TensorSpec
 from ...wording import is_text, shown_keys
 from ..contents import Extent
+from ..formats.format import Announced
 from ..formats.index_json import weight_map_of
 from ..formats.safetensors import MAX_HEADER
 from ..formats.tie_records import declared
 from ..sources.kernel_copies import padding
-from .durability import SYNCED, Durability
 from .resuming import Journal, ResumableWriter
-from .staging import Output, Writer, beside, new_tag
+from .staging import FolderChange, Output, Writer, beside, new_tag
 from .transactions import Replacement
 
 __all__ = ["file_writer", "folder_writer", "header_of"]
@@ -30,66 +30,41 @@ INDEX = "model.safetensors.index.json"
 _WORTH_SHARING = 1 << 20
 
 
-def file_writer(
-    path: Path,
-    specs: Mapping[str, TensorSpec],
-    aliases: Mapping[str, str],
-    metadata: Mapping[str, str],
-    resume: str | None = None,
-    lies: Mapping[str, int] = {},
-    durability: Durability = SYNCED,
-) -> Writer:
+def file_writer(announced: Announced) -> Writer:
     """A writer of one safetensors file; aliases go into its metadata, as `save_model` puts them there."""
-    _check(specs, aliases, metadata, str(path))
+    path, specs, resume = announced.path, announced.specs, announced.resume
+    _check(announced)
     temporary = beside(path, resume)
-    layout = _lay_out(path, temporary, specs, declared(metadata, aliases, specs), lies)
+    metadata = declared(announced.metadata, announced.aliases, specs)
+    layout = _lay_out(path, temporary, specs, metadata, announced.source_offsets)
     outputs, places = [layout.output(path, temporary)], layout.places
     if resume is None:
-        return Writer(outputs, places, durability=durability)
+        return Writer(outputs, places, durability=announced.durability)
     return ResumableWriter(outputs, places, Journal(path, resume))
 
 
-def folder_writer(
-    path: Path,
-    specs: Mapping[str, TensorSpec],
-    aliases: Mapping[str, str],
-    metadata: Mapping[str, str],
-    max_shard_size: int | None,
-    resume: str | None = None,
-    lies: Mapping[str, int] = {},
-    companions: Mapping[str, bytes] = {},
-    durability: Durability = SYNCED,
-) -> Writer:
+def folder_writer(announced: Announced, max_shard_size: int | None, companions: Mapping[str, bytes] = {}) -> Writer:
     """A writer of a folder that `from_pretrained` loads: `model.safetensors`, or numbered shards and their index.
 
     A folder that does not exist yet appears as a whole. In one that does, each file is replaced atomically, the index
     last; what the former checkpoint's index named and the new one does not is removed, other files stay. Companions,
     name -> content, appear together with the rest.
     """
-    _check(specs, aliases, metadata, str(path))
+    path, resume = announced.path, announced.resume
+    _check(announced)
     tag = resume or new_tag()
     folder = _StagingFolder(path, tag, None if path.exists() else beside(path, tag))
     outputs = [folder.whole(name, data, beside=True) for name, data in companions.items()]
-    laid, places = _shards(folder, specs, aliases, metadata, max_shard_size, lies)
+    laid, places = _shards(folder, announced, max_shard_size)
     outputs += laid
     new_folder = (folder.new, path) if folder.new else None
     indices, former = ([], set()) if new_folder else _former(path)
     # A run that is resumed finds its own unfinished files: they are not the former checkpoint's.
     stale = sorted(former - {path for output in outputs for path in (output.final, output.temporary)})
+    change = FolderChange(new_folder, indices, stale)
     if resume is None:
-        return Writer(
-            outputs,
-            places,
-            new_folder=new_folder,
-            set_aside=indices,
-            stale=stale,
-            whole_folder=True,
-            durability=durability,
-        )
-    journal = Journal(path, resume)
-    return ResumableWriter(
-        outputs, places, journal, new_folder=new_folder, set_aside=indices, stale=stale, whole_folder=True
-    )
+        return Writer(outputs, places, change, announced.durability)
+    return ResumableWriter(outputs, places, Journal(path, resume), change)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,18 +83,14 @@ class _StagingFolder:
 
 
 def _shards(
-    folder: _StagingFolder,
-    specs: Mapping[str, TensorSpec],
-    aliases: Mapping[str, str],
-    metadata: Mapping[str, str],
-    max_shard_size: int | None,
-    lies: Mapping[str, int],
+    folder: _StagingFolder, announced: Announced, max_shard_size: int | None
 ) -> tuple[list[Output], dict[str, Extent]]:
     """The files that hold the tensors, their index where they are several, and where in them each tensor goes."""
+    specs, aliases, metadata = announced.specs, announced.aliases, announced.metadata
     shards = _split(specs, max_shard_size)
     if len(shards) == 1:
         file, temporary = folder.path / SINGLE, folder.temporary(SINGLE)
-        layout = _lay_out(file, temporary, specs, declared(metadata, aliases, specs), lies)
+        layout = _lay_out(file, temporary, specs, declared(metadata, aliases, specs), announced.source_offsets)
         return [layout.output(file, temporary)], layout.places
     names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     # What this library tells of an output may be long, and is told once.
@@ -129,7 +100,7 @@ def _shards(
     for name, keys in zip(names, shards):
         held = {key: specs[key] for key in keys}
         own = declared(metadata if name == names[0] else common, {}, held)
-        layout = _lay_out(folder.path / name, folder.temporary(name), held, own, lies)
+        layout = _lay_out(folder.path / name, folder.temporary(name), held, own, announced.source_offsets)
         outputs.append(layout.output(folder.path / name, folder.temporary(name)))
         places |= layout.places
     return [*outputs, folder.whole(INDEX, _index(specs, names, shards, aliases))], places
@@ -150,7 +121,7 @@ def _lay_out(
     temporary: Path,
     specs: Mapping[str, TensorSpec],
     metadata: Mapping[str, str],
-    lies: Mapping[str, int],
+    source_offsets: Mapping[str, int],
 ) -> _FileLayout:
     kinds = ById(specs.values())
     if len({DTYPES[spec.dtype].bits for spec in kinds.objects.values()}) > 1:
@@ -169,7 +140,8 @@ def _lay_out(
         )
     sizes = _sizes(kinds)
     rows = zip(specs, accumulate(sizes, initial=0), sizes)
-    moved = [(lies[key], offset, size) for key, offset, size in compress(rows, map(lies.__contains__, specs))]
+    copied = compress(rows, map(source_offsets.__contains__, specs))
+    moved = [(source_offsets[key], offset, size) for key, offset, size in copied]
     if sum(size for _, _, size in moved) >= _WORTH_SHARING:
         _pad(header, moved)
     extents = zip(repeat(str(temporary)), accumulate(sizes, initial=len(header)), sizes)
@@ -269,10 +241,9 @@ def _former(folder: Path) -> tuple[list[Path], set[Path]]:
     return indices, {file for file in files if file.exists() and file not in indices}
 
 
-def _check(
-    specs: Mapping[str, TensorSpec], aliases: Mapping[str, str], metadata: Mapping[str, str], place: str
-) -> None:
+def _check(announced: Announced) -> None:
     """Everything that the format cannot hold, at once."""
+    specs, aliases, metadata, place = announced.specs, announced.aliases, announced.metadata, str(announced.path)
     problems = []
     kinds = ById(specs.values()).objects.values()
 

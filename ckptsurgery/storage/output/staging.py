@@ -25,7 +25,7 @@ from .durability import SYNCED, Durability
 from .reserving import reserve
 from .transactions import MARK, Replacement, locked, remove_abandoned, stamp_of
 
-__all__ = ["MARK", "Output", "Writer", "beside", "new_tag"]
+__all__ = ["MARK", "FolderChange", "Output", "Writer", "beside", "new_tag"]
 
 WEIGHTS = (".safetensors", ".safetensors.index.json")
 _SEND_EVERY = 32 << 20
@@ -73,6 +73,21 @@ class _UnsentSpan:
     nbytes: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class FolderChange:
+    """How a folder comes to hold what a writer writes, and no other checkpoint.
+
+    Args:
+        new: `(temporary, final)` when all outputs lie in a folder of their own that is renamed as a whole.
+        set_aside: what must not be seen while the outputs take their names, such as an index of the files replaced.
+        stale: files of the checkpoint replaced that are removed at the end.
+    """
+
+    new: tuple[Path, Path] | None = None
+    set_aside: Sequence[Path] = ()
+    stale: Sequence[Path] = ()
+
+
 class Writer:
     """Takes tensors' bytes in any order, from any thread; leaving its context commits or aborts.
 
@@ -82,10 +97,7 @@ class Writer:
     Args:
         outputs: the files, in the order in which they are to appear; the one that makes the others valid comes last.
         places: key -> where its bytes go.
-        new_folder: `(temporary, final)` when all outputs lie in a folder of their own that is renamed as a whole.
-        set_aside: what must not be seen while the outputs take their names, such as an index of the files replaced.
-        stale: files of the checkpoint replaced that are removed at the end.
-        whole_folder: whether the outputs are all that the folder is to hold.
+        folder: what becomes of the folder, where the outputs are the checkpoint that it is to hold.
         durability: whether to wait until all of it is on the disk.
 
     Raises:
@@ -99,11 +111,7 @@ class Writer:
         self,
         outputs: Sequence[Output],
         places: dict[str, Extent],
-        *,
-        new_folder: tuple[Path, Path] | None = None,
-        set_aside: Sequence[Path] = (),
-        stale: Sequence[Path] = (),
-        whole_folder: bool = False,
+        folder: FolderChange | None = None,
         durability: Durability = SYNCED,
     ) -> None:
         self.places = places
@@ -111,7 +119,8 @@ class Writer:
         self.files = [str(output.final) for output in outputs if not output.beside]
         self._outputs = list(outputs)
         self._by_name = {str(output.temporary): output for output in outputs}
-        self._new_folder, self._set_aside, self._stale = new_folder, list(set_aside), list(stale)
+        change = folder or FolderChange()
+        self._new_folder, self._set_aside, self._stale = change.new, list(change.set_aside), list(change.stale)
         self._durability = durability
         self._identities: dict[str, tuple[int, int]] = {}
         self._synced: set[str] = set()
@@ -123,7 +132,7 @@ class Writer:
         self._sizes = {str(output.temporary): output.size for output in outputs}
         self._made: list[Path] = []
         self.nbytes = self._awaited = sum(map(itemgetter(2), places.values()))
-        self._whole_folder, self._decided, self._finished = whole_folder, False, False
+        self._whole_folder, self._decided, self._finished = folder is not None, False, False
         self._before = self._seen()
         self._lock = threading.Lock()
         # Threads that write to one file take turns in the system anyway, where they would wait by spinning.

@@ -9,20 +9,19 @@ import threading
 import zlib
 from collections.abc import Iterator, Mapping
 from itertools import repeat
-from pathlib import Path
 from typing import Any
 
 from ...errors import CheckpointError, Diagnostic
 from ...narrowing import present
 from ...specs import DTYPES, TensorSpec
 from ..contents import Entry, Extent
+from ..formats.format import Announced
 from ..formats.torch_pickle import OMITTED, Pickle, StoredTensor, writable
 from ..formats.torch_zip import METADATA_RECORD
 from ..formats.zip_records import ALIGNMENT, Records
-from ..unpickling.frames import Frame, framed, paths_beside
+from ..unpickling.frames import framed, paths_beside
 from ..unpickling.inert import Ordered
 from ..unpickling.nodes import is_state
-from .durability import SYNCED, Durability
 from .staging import Output, Writer, beside
 
 __all__ = ["TorchZipWriter"]
@@ -39,59 +38,41 @@ class TorchZipWriter(Writer):
     extras are copied along; what cannot go along (objects of classes, an extra that a tensor is called like) is listed
     in `left_out`.
 
+    Both names of an alias share one storage in the file; metadata has a record of its own, which torch passes over.
+
     Args:
-        path: the file to come.
-        specs: key -> spec, in the order that a reader should see.
-        aliases: other name -> key, for tied tensors; both names share one storage in the file.
-        metadata: string metadata, kept in a record of its own that torch passes over.
-        extras: dotted path -> value for what is no tensor of the model.
-        frame: the way from the root of the file to the state_dict; None where none is known.
-        durability: whether to wait until all of it is on the disk.
+        announced: what the file will hold.
 
     Raises:
         CheckpointError: a dtype that torch has not; an alias of nothing; and what `Writer` raises.
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        specs: Mapping[str, TensorSpec],
-        aliases: Mapping[str, str] = {},
-        metadata: Mapping[str, str] = {},
-        extras: Mapping[str, Any] = {},
-        frame: Frame | None = None,
-        durability: Durability = SYNCED,
-    ) -> None:
-        final = Path(path)
-        _check(specs, aliases, str(final))
+    def __init__(self, announced: Announced) -> None:
+        final, specs = announced.path, announced.specs
+        _check(specs, announced.aliases, str(final))
         self.left_out: list[str] = []
         self._numbers: dict[object, StoredTensor] = {}
         self._kept: list[tuple[int, Any]] = []  # storage number, and the tensor among the extras that fills it
         self._sizes_of = [spec.nbytes for spec in specs.values()]
-        pickled = Pickle().dumps(self._tree(specs, aliases, extras, frame))
+        pickled = Pickle().dumps(self._tree(announced))
         temporary = beside(final)
         file = self._temporary = str(temporary)
-        head = self._lay_out(pickled, metadata)
+        head = self._lay_out(pickled, announced.metadata)
         places = dict(zip(specs, map(Extent, repeat(file), self._starts, self._sizes_of)))
         size = self._records.end + self._records.directory_size
-        super().__init__([Output(final, temporary, size, head)], places, durability=durability)
+        super().__init__([Output(final, temporary, size, head)], places, durability=announced.durability)
         self.left_out.sort()
         self._sums: list[int | None] = [None if nbytes else 0 for nbytes in self._sizes_of]
         self._sealed = bytearray(len(self._sums))  # whether what stands before each storage is written
         self._running: dict[int, tuple[int, int]] = {}  # storage -> bytes seen in order, their checksum
         self._guard = threading.Lock()
 
-    def _tree(
-        self,
-        specs: Mapping[str, TensorSpec],
-        aliases: Mapping[str, str],
-        extras: Mapping[str, Any],
-        frame: Frame | None,
-    ) -> Any:
+    def _tree(self, announced: Announced) -> Any:
+        extras, frame = announced.extras, announced.frame
         model = Ordered()
-        for i, (key, spec) in enumerate(specs.items()):
+        for i, (key, spec) in enumerate(announced.specs.items()):
             model[key] = StoredTensor(str(i), spec, None, spec.nbytes)
-        for alias, kept in aliases.items():
+        for alias, kept in announced.aliases.items():
             model[alias] = model[kept]
         beside: dict[str, Any] = {}
         apart = set(extras) if frame is None else paths_beside(frame)

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from .durability import Durability
 from .safetensors_writer import folder_writer
 from .staging import Writer
 
-__all__ = ["Writer", "holds_extras", "open_staged", "open_writer", "parse_size"]
+__all__ = ["PLAIN", "Writer", "WriterOptions", "holds_extras", "open_staged", "open_writer", "parse_size"]
 
 _UNWRITTEN = (
     ".h5",
@@ -42,21 +43,42 @@ _UNWRITTEN = (
 _WEIGHTS = (".safetensors", ".safetensors.index.json", ".pt", ".pth", ".bin", ".ckpt", ".bin.index.json")
 
 
+@dataclass(frozen=True, slots=True)
+class WriterOptions:
+    """What an output holds beside its tensors, and how it takes its place.
+
+    Args:
+        aliases: other name -> key, for tied tensors that are stored once.
+        metadata: string metadata to keep.
+        extras: what is no tensor; a torch file holds it, safetensors cannot.
+        frame: where in a torch file the tensors lie among the extras.
+        max_shard_size: bytes of tensors in a shard, as a number or like `"5GB"`, `"5GiB"`; for folders.
+        overwrite: replace what is there. Files that are being read may be it: their readers keep them.
+        resume: a tag that tells this run's inputs and rules from all others; what an interrupted run with the same tag
+            left is not written again, and this one leaves its own when it is interrupted. For safetensors.
+        source_offsets: key -> offset in its source file of a tensor that is copied as it is: blocks can be shared.
+        companions: small files that go along into a folder, name -> content.
+        sync: wait until all of it is on the disk; whoever resumes always does.
+    """
+
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    extras: Mapping[str, Any] = field(default_factory=dict)
+    frame: Frame | None = None
+    max_shard_size: int | str | None = None
+    overwrite: bool = False
+    resume: str | None = None
+    source_offsets: Mapping[str, int] = field(default_factory=dict)
+    companions: Mapping[str, bytes] = field(default_factory=dict)
+    sync: bool = True
+
+
+PLAIN = WriterOptions()
+"""Tensors alone, into a place that is free."""
+
+
 def open_writer(
-    path: str | os.PathLike[str],
-    specs: Mapping[str, TensorSpec],
-    *,
-    aliases: Mapping[str, str] = {},
-    metadata: Mapping[str, str] = {},
-    extras: Mapping[str, Any] = {},
-    frame: Frame | None = None,
-    max_shard_size: int | str | None = None,
-    overwrite: bool = False,
-    sources: Iterable[str] = (),
-    resume: str | None = None,
-    lies: Mapping[str, int] = {},
-    companions: Mapping[str, bytes] = {},
-    sync: bool = True,
+    path: str | os.PathLike[str], specs: Mapping[str, TensorSpec], options: WriterOptions = PLAIN
 ) -> Writer:
     """A writer for the tensors announced by `specs`, in the format that the path asks for.
 
@@ -65,30 +87,22 @@ def open_writer(
 
     Args:
         specs: key -> spec of every tensor, in the order that a reader should see.
-        aliases: other name -> key, for tied tensors that are stored once.
-        metadata: string metadata to keep.
-        extras: what is no tensor; a torch file holds it, safetensors cannot.
-        frame: where in a torch file the tensors lie among the extras.
-        max_shard_size: bytes of tensors in a shard, as a number or like `"5GB"`, `"5GiB"`; for folders.
-        overwrite: replace what is there.
-        sources: files that are being read; replacing one is safe, since it is renamed over and its readers keep it.
-        resume: a tag that tells this run's inputs and rules from all others; what an interrupted run with the same tag
-            left is not written again, and this one leaves its own when it is interrupted. For safetensors.
-        lies: where in its source file a tensor lies that is copied as it is, so that blocks can be shared.
-        companions: small files that go along into a folder, name -> content.
-        sync: wait until all of it is on the disk; whoever resumes always does.
+        options: what goes along, and how the output takes its place.
 
     Raises:
         CheckpointError: the output exists, the format cannot hold a tensor, or a size is none.
     """
-    target, durability = Path(path).expanduser(), Durability(sync)
-    limit = None if max_shard_size is None else parse_size(max_shard_size)
+    o, target = options, Path(path).expanduser()
+    announced = Announced(
+        target, specs, o.aliases, o.metadata, o.extras, o.frame, o.resume, o.source_offsets, Durability(o.sync)
+    )
+    limit = None if o.max_shard_size is None else parse_size(o.max_shard_size)
     if _names_folder(os.fspath(path), target):
-        _check_folder(target, overwrite)
-        return folder_writer(target, specs, aliases, metadata, limit, resume, lies, companions, durability)
+        _check_folder(target, o.overwrite)
+        return folder_writer(announced, limit, o.companions)
     format = present(writable(target.suffix.lower()), "the format of a name that is not a folder's")
-    _check_file(target, format, overwrite, bool(companions), limit is not None, resume is not None)
-    return format.writer(Announced(target, specs, aliases, metadata, extras, frame, resume, lies, durability))
+    _check_file(target, format, o)
+    return format.writer(announced)
 
 
 def holds_extras(path: str | os.PathLike[str]) -> bool:
@@ -127,18 +141,18 @@ def _names_folder(path: str, target: Path) -> bool:
     return True
 
 
-def _check_file(target: Path, format: Format, overwrite: bool, companions: bool, shards: bool, resume: bool) -> None:
+def _check_file(target: Path, format: Format, options: WriterOptions) -> None:
     """Refuse what one file cannot be, and one that is there already."""
     folder = (Remedy("path", f"{target.with_suffix('')}/", "names a folder"),)
-    if companions:
+    if options.companions:
         text = "config and tokenizer files go along into a folder, and the output is one file"
         raise CheckpointError(Diagnostic("companions-need-a-folder", text, str(target), remedies=folder))
-    if shards:
+    if options.max_shard_size is not None:
         text = "max_shard_size makes several files, and a file was named"
         raise CheckpointError(Diagnostic("shards-need-a-folder", text, str(target), remedies=folder))
-    if target.exists() and not overwrite:
+    if target.exists() and not options.overwrite:
         raise _exists(target, ())
-    if resume and not format.resumes:
+    if options.resume is not None and not format.resumes:
         text = f"writing a {target.suffix.lower()} file cannot be resumed"
         meant = Remedy("path", str(target.with_suffix(".safetensors")), "can be resumed")
         advice = "or do without resume"
