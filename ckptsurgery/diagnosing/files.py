@@ -9,7 +9,7 @@ from ..errors import CheckpointError, Diagnostic
 from ..language.folding import fold
 from ..storage.formats.format import opening
 from ..storage.formats.index_json import weight_map_of
-from ..storage.formats.sniffing import read_file
+from ..storage.formats.sniffing import FileReader
 from ..storage.formats.table import recognised
 from ..storage.json_text import parse_json
 from ..storage.output.transactions import MARK, RECORD
@@ -87,7 +87,7 @@ def _of_shards(index: Path, weight_map: Mapping[str, str], told: object) -> Iter
     total = 0
     for name in sorted({*weight_map.values()}):
         try:
-            contents = read_file(str(index.parent / name))
+            contents = FileReader().read(str(index.parent / name))
         except CheckpointError:
             continue
         keys = contents.entries.keys() - contents.aliases.keys()

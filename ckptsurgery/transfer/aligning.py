@@ -278,9 +278,6 @@ def _spellings(key: str) -> Iterator[str]:
             yield ".".join((*segments[: -len(one)], *other))
 
 
-Specs = Mapping[str, TensorSpec]
-
-
 @dataclass(frozen=True)
 class OwnNames:
     """The names that a model has for the tensors of a source in its own layout.

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from ckptsurgery.errors import CheckpointError
 from ckptsurgery.specs import DTYPES
 from ckptsurgery.storage.checkpoint import Checkpoint
-from ckptsurgery.storage.formats.sniffing import read_file
+from ckptsurgery.storage.formats.sniffing import FileReader
 from ckptsurgery.storage.formats.torch_legacy import read_torch_legacy
 from ckptsurgery.storage.formats.torch_zip import read_torch_zip
 from ckptsurgery.storage.unpickling.inert import Opaque
@@ -351,11 +351,11 @@ def test_other_zip_files_are_named(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.npy", b"")
     with pytest.raises(CheckpointError, match="numpy array whose header cannot be read"):
-        read_file(str(path))
+        FileReader().read(str(path))
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", b"")
     with pytest.raises(CheckpointError, match=r"no torch file: it holds readme.txt"):
-        read_file(str(path))
+        FileReader().read(str(path))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -19,7 +19,7 @@ from ..chunks import Chunk, Chunked, unaligned
 from ..contents import Contents, Entry
 from ..json_text import parse_json
 from ..subtree import enter
-from .sniffing import read_file
+from .sniffing import FileReader
 
 __all__ = ["rank_files_in", "read_rank_files"]
 
@@ -51,7 +51,7 @@ def read_rank_files(folder: str, names: list[str], subtree: str | None = None) -
     joined = Contents({})
     chunks: dict[str, list[Chunk]] = {}
     for name in names:
-        part = read_file(str(Path(folder, name)), shard=True)
+        part = FileReader().read_shard(str(Path(folder, name)))
         offsets = _offsets(part.metadata, name, folder)
         for key, entry in part.entries.items():
             chunks.setdefault(key, []).append(Chunk(offsets.get(key, (0,) * len(entry.spec.shape)), entry))

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ...errors import CheckpointError, Diagnostic, Remedy
 from ...wording import counted, is_text, shown_keys
@@ -18,12 +18,23 @@ from .tie_records import aliases_in, own_metadata
 
 __all__ = ["read_index", "read_index_at", "read_together"]
 
-Reader = Callable[[str], Contents]
+
+class ShardFiles(Protocol):
+    """The files of a folder, where an index or a folder names them."""
+
+    def exists(self, path: str) -> bool:
+        """Return whether there is such a file."""
+        ...
+
+    def read_shard(self, path: str) -> Contents:
+        """Read one of them."""
+        ...
+
 
 _TOLD = 200  # problems that an error lists
 
 
-def read_index(path: str, read: Reader, places: Mapping[str, str] = {}) -> Contents:
+def read_index(path: str, files: ShardFiles) -> Contents:
     """The checkpoint that an index file describes; its `weight_map` is an allow-list, in its order.
 
     Aliases come from the index's metadata, where the hub and transformers put them, and from a shard's own metadata.
@@ -32,11 +43,11 @@ def read_index(path: str, read: Reader, places: Mapping[str, str] = {}) -> Conte
         CheckpointError: a shard or a key is missing, or the index points out of its folder; all problems at once.
     """
     text, folder = read_index_text(path), Path(path).parent
-    shards = _likely_shards(text, folder, read, places)
+    shards = _likely_shards(text, folder, files)
     plain = read_plain_index(text, {name: contents.entries for name, contents in shards.items()})
     if plain is None:
         weight_map, about = weight_map_in(text, path)
-        shards = _named_shards(weight_map, path, read, places, shards)
+        shards = _named_shards(weight_map, path, files, shards)
         entries = _listed(weight_map, shards, path)
     else:
         about, entries = plain.about, {}
@@ -62,23 +73,19 @@ def read_index_at(text: str, place: str, read: Callable[[Sequence[str]], dict[st
     return _joined(_listed(weight_map, shards, place), about, shards.values())
 
 
-def _there(shard: Path, places: Mapping[str, str]) -> bool:
-    return shard.exists() or str(shard) in places
-
-
-def _likely_shards(text: str, folder: Path, read: Reader, places: Mapping[str, str]) -> dict[str, Contents]:
+def _likely_shards(text: str, folder: Path, files: ShardFiles) -> dict[str, Contents]:
     """The shards that an index seems to name, as far as they can be read."""
     shards: dict[str, Contents] = {}
     names = likely_shards(text)
-    if all(_there(folder / name, places) for name in names):
+    if all(files.exists(str(folder / name)) for name in names):
         with suppress(CheckpointError):  # what is wrong is told of those that the index does name
             for name in names:
-                shards[name] = read(str(folder / name))
+                shards[name] = files.read_shard(str(folder / name))
     return shards
 
 
 def _named_shards(
-    weight_map: Mapping[str, str], path: str, read: Reader, places: Mapping[str, str], known: Mapping[str, Contents]
+    weight_map: Mapping[str, str], path: str, files: ShardFiles, known: Mapping[str, Contents]
 ) -> dict[str, Contents]:
     """The shards that an index names; those that are known are not read again."""
     folder = Path(path).parent
@@ -87,8 +94,8 @@ def _named_shards(
     for name in dict.fromkeys(weight_map.values()):
         if len(problems) >= _TOLD:
             break
-        shard = folder / name
-        if not _there(shard, places):
+        shard = str(folder / name)
+        if not files.exists(shard):
             keys = [key for key, its in weight_map.items() if its == name]
             text = f"the index names the shard {name!r}, which is not there ({counted(len(keys), 'key')})"
             problems.append(
@@ -98,7 +105,7 @@ def _named_shards(
             )
             continue
         try:
-            shards[name] = known[name] if name in known else read(str(shard))
+            shards[name] = known[name] if name in known else files.read_shard(shard)
         except CheckpointError as error:
             problems += error.diagnostics
     if problems:
@@ -153,7 +160,7 @@ def _common_frame(shards: Collection[Contents]) -> Frame | None:
     return frames.pop() if len(frames) == 1 else None
 
 
-def read_together(folder: str, names: Sequence[str], read: Reader) -> Contents:
+def read_together(folder: str, names: Sequence[str], read: Callable[[str], Contents]) -> Contents:
     """The union of several files of one folder that no index joins.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...errors import CheckpointError, Diagnostic, Remedy
@@ -20,41 +20,56 @@ from .safetensors import MAX_HEADER
 from .sharded import read_index
 from .table import SafetensorsFormat, recognised
 
-__all__ = ["is_index", "kind_of", "read_file", "read_opened"]
+__all__ = ["FileReader", "is_index", "kind_of", "read_opened"]
 
 _LFS = b"version https://git-lfs.github.com/spec/"
 _HTML = (b"<!doctype", b"<html", b"<?xml", b"<head", b"<!--")
 
 
-def read_file(
-    path: str, subtree: str | None = None, *, shard: bool = False, places: Mapping[str, str] = {}
-) -> Contents:
-    """What one file holds, whatever its suffix says.
+@dataclass(frozen=True, slots=True)
+class FileReader:
+    """Reads files by their content; whatever their suffixes say.
 
     Args:
-        path: the file.
-        subtree: a dotted path to what should be read.
-        shard: an index names it.
         places: path -> where its file lies as yet, after a save that was interrupted (see `transactions`).
-
-    Raises:
-        CheckpointError: the file is missing, empty, damaged, no checkpoint, or of a format that is not read here.
     """
-    path = places.get(path, path)
-    source = _local(path)
-    try:
-        with OpenedSource(source) as opened, _foreseen(path):
-            if opened.size and is_index(opened):
-                if shard:
-                    raise CheckpointError(_nested(path))
-                contents = read_index(path, partial(read_file, shard=True, places=places), places)
-                contents = enter(contents, subtree, path) if subtree else contents
-            else:
-                contents = read_opened(opened, subtree)
-    except OSError as error:
-        raise os_error(error, path) from error
-    contents.sources[path] = source  # as it was before anything was read, so that whatever changes later is noticed
-    return contents
+
+    places: Mapping[str, str] = field(default_factory=dict)
+
+    def exists(self, path: str) -> bool:
+        """Return whether there is such a file."""
+        return path in self.places or Path(path).exists()
+
+    def read_shard(self, path: str) -> Contents:
+        """Read a file that an index names."""
+        return self.read(path, shard=True)
+
+    def read(self, path: str, subtree: str | None = None, *, shard: bool = False) -> Contents:
+        """Read what one file holds.
+
+        Args:
+            path: the file.
+            subtree: a dotted path to what should be read.
+            shard: an index names it.
+
+        Raises:
+            CheckpointError: the file is missing, empty, damaged, no checkpoint, or of a format that is not read here.
+        """
+        path = self.places.get(path, path)
+        source = _local(path)
+        try:
+            with OpenedSource(source) as opened, _foreseen(path):
+                if opened.size and is_index(opened):
+                    if shard:
+                        raise CheckpointError(_nested(path))
+                    contents = read_index(path, self)
+                    contents = enter(contents, subtree, path) if subtree else contents
+                else:
+                    contents = read_opened(opened, subtree)
+        except OSError as error:
+            raise os_error(error, path) from error
+        contents.sources[path] = source  # as it was before anything was read, so that a later change is noticed
+        return contents
 
 
 def read_opened(opened: OpenedSource, subtree: str | None = None) -> Contents:

@@ -16,7 +16,7 @@ from ...specs import TensorSpec
 from ...wording import shown_keys
 from ..checkpoint import Checkpoint
 from ..formats.format import Announced, Format
-from ..formats.sniffing import read_file
+from ..formats.sniffing import FileReader
 from ..formats.table import writable
 from ..sources.system_errors import os_error
 from ..unpickling.frames import Frame
@@ -169,7 +169,7 @@ def open_staged(writer: Writer, subtree: str | None = None) -> Checkpoint:
         CheckpointError: what was written is no checkpoint.
     """
     path, places = writer.staged
-    return Checkpoint(read_file(path, subtree, places=places), writer.files[-1])
+    return Checkpoint(FileReader(places).read(path, subtree), writer.files[-1])
 
 
 def _check_folder(target: Path, overwrite: bool) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from ..formats.dcp_safetensors import rank_files_in, read_rank_files
 from ..formats.index_json import weight_map_of
 from ..formats.numbering import shard_names
 from ..formats.sharded import read_together
-from ..formats.sniffing import read_file
+from ..formats.sniffing import FileReader
 from ..output.transactions import RECORD, Replacement
 from ..sources.system_errors import os_error
 from ..subtree import enter
@@ -45,19 +44,19 @@ def read_folder(path: str, subtree: str | None = None, by_file: bool = False) ->
     if ranks := rank_files_in(names):
         return read_rank_files(path, ranks, subtree)
     decided = Replacement.read(Path(path)) if RECORD in names else None
-    places: dict[str, str] = {}
+    files = FileReader()
     if decided is not None:
-        names, places = sorted(decided.names(names)), decided.places()
+        names, files = sorted(decided.names(names)), FileReader(decided.places())
 
     def shards_of(index: str) -> set[str]:
         file = str(Path(path, index))
-        return set(weight_map_of(places.get(file, file))[0].values())
+        return set(weight_map_of(files.places.get(file, file))[0].values())
 
     def path_of(name: str) -> str:
         return str(Path(path, name))
 
     chosen = choose(Folder(f"the folder {path!r}", path, names, lambda: _below(path, names), path_of, shards_of))
-    return read_choice(path, chosen, subtree, places)
+    return read_choice(path, chosen, subtree, files)
 
 
 def _below(path: str, names: list[str]) -> list[str]:
@@ -85,19 +84,19 @@ def all_of(names: list[str], place: str) -> Choice:
     return Choice(files=tuple(weights), apart=True)
 
 
-def read_choice(folder: str, choice: Choice, subtree: str | None = None, places: Mapping[str, str] = {}) -> Contents:
+def read_choice(folder: str, choice: Choice, subtree: str | None = None, files: FileReader | None = None) -> Contents:
     """What the chosen files of a folder hold.
 
     Args:
         folder: the folder.
         choice: which of its files.
         subtree: a dotted path to what should be read.
-        places: path -> where its file lies as yet, after a save that was interrupted (see `transactions`).
+        files: reads them; where a save was interrupted, by their temporary names.
 
     Raises:
         CheckpointError: a file is missing, damaged, or of a format that is not read here.
     """
-    read: Callable[..., Contents] = partial(read_file, places=places)
+    read = (files or FileReader()).read
     if choice.apart:
         return _side_by_side(folder, choice, subtree, read)
     only = choice.index or (choice.files[0] if len(choice.files) == 1 else "")

@@ -12,7 +12,7 @@ from ...many_objects import gc_pause
 from ..checkpoint import Checkpoint
 from ..contents import Contents
 from ..formats.recognising import address_problem
-from ..formats.sniffing import read_file
+from ..formats.sniffing import FileReader
 from ..json_text import parse_json
 from ..sources.files import read_regular
 from ..sources.system_errors import os_error
@@ -87,7 +87,7 @@ def _open_path(path: str | bytes, subtree: str | None, by_file: bool) -> Checkpo
 def _read_path(path: str, subtree: str | None, by_file: bool) -> Contents:
     if Path(path).is_dir():
         return _with_config(read_folder(path, subtree, by_file), Path(path))
-    return _with_config(read_file(path, subtree), Path(path).parent)
+    return _with_config(FileReader().read(path, subtree), Path(path).parent)
 
 
 def _with_config(contents: Contents, beside: Path) -> Contents:
