@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from .inference.suggestion import Suggestion
     from .language.recipe import Recipe, Scope
     from .language.rules import Rule
-    from .modeling.checking import check_init
     from .modeling.groups import param_groups
+    from .modeling.init_checks import check_init
     from .modeling.selection import Selection, select
     from .modeling.skeletons import skeleton
     from .modeling.ties import tie, untie
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
     from .planning.plan import Plan
     from .planning.report import Report
     from .reporting.overview import summary, ties
-    from .running.plan import inverse, plan, save
+    from .running.runner import inverse, plan, save
     from .specs import TensorSpec
     from .storage.checkpoint import Checkpoint
     from .storage.places.opening import open
+    from .transfer.fitting import match_recipes
     from .transfer.loading import load_into
-    from .transfer.recipes import match_recipes
     from .witness.loaded import check_loaded
     from .witness.watching import watch_load
 
@@ -104,7 +104,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "inference.parity": ("Parity", "verify"),
     "language.recipe": ("Recipe", "Scope"),
     "language.rules": ("Rule",),
-    "modeling.checking": ("check_init",),
+    "modeling.init_checks": ("check_init",),
     "modeling.groups": ("param_groups",),
     "modeling.selection": ("Selection", "select"),
     "modeling.skeletons": ("skeleton",),
@@ -114,12 +114,12 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "reporting.overview": ("summary", "ties"),
     "planning.plan": ("Plan",),
     "planning.report": ("Report",),
-    "running.plan": ("inverse", "plan", "save"),
+    "running.runner": ("inverse", "plan", "save"),
     "specs": ("TensorSpec",),
     "storage.checkpoint": ("Checkpoint",),
     "storage.places.opening": ("open",),
     "transfer.loading": ("load_into",),
-    "transfer.recipes": ("match_recipes",),
+    "transfer.fitting": ("match_recipes",),
     "witness.loaded": ("check_loaded",),
     "witness.watching": ("watch_load",),
 }

@@ -8,10 +8,10 @@ import typer
 
 import ckptsurgery as cs
 
-from . import options as o
+from . import parameters as o
 from .output import show
 from .ranks import among_ranks
-from .recipe import beside_from, config_from, dims_from, recipe_from, seed_from
+from .recipe_from_options import beside_from, config_from, dims_from, recipe_from, seed_from
 from .targets import target_from
 
 __all__ = ["convert", "plan", "restore_header"]

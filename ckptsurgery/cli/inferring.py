@@ -9,9 +9,9 @@ import typer
 
 import ckptsurgery as cs
 
-from . import options as o
+from . import parameters as o
 from .output import show
-from .recipe import config_from, dims_from, recipe_from
+from .recipe_from_options import config_from, dims_from, recipe_from
 from .targets import built, loaded
 
 __all__ = ["check_loaded", "suggest", "verify"]

@@ -9,9 +9,9 @@ import typer
 
 import ckptsurgery as cs
 
-from . import options as o
+from . import parameters as o
 from .output import show, width
-from .recipe import recipe_from
+from .recipe_from_options import recipe_from
 from .remedies import shell_text
 
 __all__ = ["diff", "doctor", "explain", "inspect", "ties"]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import options as o
+from . import parameters as o
 from .output import show, width
 from .words import Command, CommandGroup
 

@@ -9,9 +9,9 @@ from typing import Any
 import typer
 
 from ..errors import CkptSurgeryError
-from . import catalog, converting, inferring, looking, operations, showing
-from .options import Version
+from . import converting, demo_command, inferring, looking, operations, recipes_command
 from .output import complain
+from .parameters import Version
 from .words import Command, CommandGroup
 
 __all__ = ["app"]
@@ -77,8 +77,8 @@ for command in (
     inferring.suggest,
     inferring.verify,
     inferring.check_loaded,
-    showing.demo,
+    demo_command.demo,
 ):
     app.command(cls=Command)(command)
-app.add_typer(catalog.app, name="recipes")
+app.add_typer(recipes_command.app, name="recipes")
 app.add_typer(operations.app, name="ops")

@@ -15,9 +15,9 @@ from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
 from ..storage.places.opening import open as open_checkpoint
 from ..wording import brief, clipped, counted
+from .compared_sides import ComparedSide, Groups, Stored
 from .numbers import Difference, difference
 from .ranking import ranked
-from .sides import ComparedSide, Groups, Stored
 
 if TYPE_CHECKING:
     from ..catalog import RecipeLike
@@ -195,7 +195,7 @@ def _aligned(a: Checkpoint, b: Checkpoint, by: str, values: bool, progress: bool
 
 def _made(checkpoint: Checkpoint, recipe: RecipeLike) -> ComparedSide:
     """What a recipe makes of a checkpoint."""
-    from ..running.plan import plan
+    from ..running.runner import plan
     from .made import Made
 
     return Made(plan(checkpoint, recipe))

@@ -9,7 +9,7 @@ from ..planning.sharing import output_aliases
 from ..running.executor.programs import run_step
 from ..specs import TensorSpec
 from ..storage.tensors import dense_bytes
-from .sides import Groups
+from .compared_sides import Groups
 
 __all__ = ["Made"]
 

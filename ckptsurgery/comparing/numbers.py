@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..specs import DTYPES, TensorSpec
 from ..storage.tensors import torch_dtype
-from .sides import ComparedSide
+from .compared_sides import ComparedSide
 
 if TYPE_CHECKING:
     from torch import Tensor

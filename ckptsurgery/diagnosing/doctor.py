@@ -14,7 +14,7 @@ from ..storage.checkpoint import Checkpoint
 from ..storage.places.opening import open as open_checkpoint
 from ..wording import brief, counted
 from .conversions import conversions_of
-from .files import file_findings
+from .file_checks import file_findings
 from .headers import header_findings
 from .values import ValueSurvey, value_findings
 

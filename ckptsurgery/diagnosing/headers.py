@@ -13,7 +13,7 @@ from ..storage.unpickling.pickle_calls import POWERFUL
 from ..storage.unpickling.unreadable import unreadable_tensors
 from ..wording import counted
 from .conversions import conversion
-from .files import shown
+from .file_checks import shown
 
 __all__ = ["header_findings"]
 

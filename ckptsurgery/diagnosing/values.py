@@ -13,7 +13,7 @@ from ..specs import DTYPES, TensorSpec
 from ..storage.checkpoint import Checkpoint
 from ..wording import counted
 from .conversions import conversion
-from .files import shown
+from .file_checks import shown
 
 if TYPE_CHECKING:
     from torch import Tensor

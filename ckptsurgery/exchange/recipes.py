@@ -13,7 +13,7 @@ from ..catalog import list_recipes as list
 from ..catalog import load_recipe as load
 from ..catalog import route
 from ..language.schema import recipe_schema as schema
-from ..transfer.recipes import match_recipes as match
+from ..transfer.fitting import match_recipes as match
 from .foreign_mappings import import_mapping
 from .to_names import to_paddle, to_vllm
 from .to_python import to_python, to_state_dict_adapter

@@ -14,7 +14,7 @@ from ..inference.suggesting import specs_of, suggest
 from ..language.folding import fold
 from ..language.recipe import Recipe
 from ..narrowing import present
-from ..running.plan import plan
+from ..running.runner import plan
 from ..specs import DTYPES, TensorSpec
 from ..wording import counted
 

@@ -76,7 +76,7 @@ def _completed(
 
 def _tried(source: Any, target: Any, inputs: Any, found: Suggestion) -> Suggestion:
     """The suggestion with what both models compute after it; without where it does not run."""
-    from ..running.plan import plan
+    from ..running.runner import plan
 
     twin = deepcopy(target)
     try:

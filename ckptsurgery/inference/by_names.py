@@ -13,7 +13,7 @@ from ..language.recipe import Recipe
 from ..specs import TensorSpec
 from .assumptions import assumed
 from .atoms import Atom, atoms, escaped, flats
-from .claims import Book
+from .claimed_keys import Book
 from .depths import Depths, depths_of
 from .drafts import RuleDraft, merged, unmerged
 from .fallback import planned, says, surviving

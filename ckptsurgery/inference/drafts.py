@@ -10,7 +10,7 @@ from typing import Any
 
 from ..narrowing import present
 from .atoms import Atom, common_head
-from .claims import Book
+from .claimed_keys import Book
 from .units import split_path
 
 __all__ = ["RuleDraft", "merged", "unmerged"]

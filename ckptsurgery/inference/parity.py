@@ -200,8 +200,8 @@ def _loaded(a: nn.Module, b: Any, recipe: RecipeLike | None) -> nn.Module:
 
 def _planned(b: Any, recipe: RecipeLike, model: nn.Module) -> Plan:
     """Where each tensor came from; headers alone."""
-    from ..running.loading import model_target
-    from ..running.plan import plan
+    from ..running.model_loading import model_target
+    from ..running.runner import plan
 
     return plan(b, recipe, target=model_target(model))
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Diagnostic, LoadError
-from .matching import matching_modules, matching_names
 from .places import Place, close_names, places, require_module
+from .selectors import matching_modules, matching_names
 
 if TYPE_CHECKING:
     from torch import nn

@@ -17,8 +17,8 @@ from ..specs import TensorSpec
 from ..storage.plain_memory import oddity
 from .assigning import set_tensor
 from .defaults import DefaultInitialisation
-from .matching import matching_names
 from .places import named_tensors, place_of, places, require_module
+from .selectors import matching_names
 
 if TYPE_CHECKING:
     import torch

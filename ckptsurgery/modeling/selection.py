@@ -13,9 +13,9 @@ from ..specs import TensorSpec, is_lossless
 from ..wording import clipped, counted
 from .drifting import drifting_norms
 from .initialising import Whats, initialise
-from .matching import matching_names
 from .places import named_tensors, place_of, require_module, require_plain, size_of
 from .promises import promised, require_drawn
+from .selectors import matching_names
 from .statistics import Stats, stats_of
 
 if TYPE_CHECKING:

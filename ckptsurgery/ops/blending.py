@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ..specs import DTYPES
-from .axes import Integers, summed, weighted_sum, whole_numbers
 from .base import Op, OpError, Specs, Tensors
 from .keyed import At
 from .numerics import has_data, narrow, specs_of, widen
 from .operands import arithmetic_float
+from .over_axes import Integers, summed, weighted_sum, whole_numbers
 from .registry import op
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from .axes import Integers, summed, weighted_sum
 from .base import OpError, Tensors
 from .blending import Blending, elected, uniform_like, weights_of
 from .keyed import At
+from .over_axes import Integers, summed, weighted_sum
 from .registry import op
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from ..language.dims import Dims, is_number
 from ..ops.base import OpError
 from ..ops.initialisers import is_word
 from ..ops.listing import Listing
-from .data import DataEntry
+from .recipe_data import DataEntry
 
 __all__ = ["Arguments", "Captured", "settled"]
 

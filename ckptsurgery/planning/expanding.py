@@ -21,7 +21,7 @@ from ..language.recipe import Recipe, Scope
 from ..language.rules import Rule, Term, parse_made, parse_pattern
 from ..ops.base import OpError
 from .arguments import settled
-from .data import DataEntry
+from .recipe_data import DataEntry
 
 __all__ = ["BoundPattern", "ResolvedRule", "Rest", "Stage", "expand"]
 

@@ -9,8 +9,8 @@ from itertools import product
 
 from ..errors import Diagnostic, PlanError
 from ..language.folding import fold
-from ..ops.axes import Same
 from ..ops.base import Specs
+from ..ops.over_axes import Same
 from ..specs import TensorSpec
 from ..wording import counted
 from .layout import Layout, Piece

@@ -10,9 +10,9 @@ from ..language.calls import Call, Expression, Indexed, Name, parts_of
 from ..language.domains import numbers_of
 from ..language.keys import is_index
 from ..language.rules import Rule
-from ..ops.axes import Same
 from ..ops.base import Op
 from ..ops.keyed import Seeded, asks_at
+from ..ops.over_axes import Same
 from ..ops.registry import make_op
 from .arguments import Arguments, Captured
 from .expanding import ResolvedRule

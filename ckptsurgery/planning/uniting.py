@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import chain
 
-from ..ops.axes import Same
+from ..ops.over_axes import Same
 from .steps import ApplyOp, Instruction, Parallel, Pick, Program, Step
 
 __all__ = ["united"]

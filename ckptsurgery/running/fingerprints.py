@@ -9,7 +9,7 @@ from pathlib import Path
 from ..errors import CheckpointError, Diagnostic
 from ..planning.plan import Plan
 from ..storage.checkpoint import Checkpoint
-from ..storage.chunks import chunks_of
+from ..storage.chunked_tensors import chunks_of
 
 __all__ = ["fingerprint"]
 

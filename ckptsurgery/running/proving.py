@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import Diagnostic, LoadError, PlanError, Remedy, literal
 from ..language.captures import escape
-from ..modeling.memory import overlapping
+from ..modeling.shared_memory import overlapping
 from ..modeling.ties import equal_bytes
 from ..planning.costing import CHUNK
 from ..planning.plan import Plan

@@ -250,7 +250,7 @@ def state_dict_of(plan: Plan, checkpoint: Checkpoint, device: torch.device | Non
     Raises:
         PlanError: as for `save_plan`.
     """
-    from .sinks.tensors import StateDictSink, fill
+    from .sinks.new_tensors import StateDictSink, fill
 
     _refuse_inits(plan)
     prove(plan, checkpoint)

@@ -33,11 +33,11 @@ from ..storage.checkpoint import Checkpoint
 from ..wording import counted
 from .executor.chunking import to_boxes
 from .executor.programs import run_step
-from .loading import refuse_non_finite, report_of
+from .model_loading import refuse_non_finite, report_of
 from .progress import ByteBar
 from .proving import prove
 from .sinks.existing_tensors import ShardSink
-from .sinks.tensors import fill
+from .sinks.new_tensors import fill
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..boxes import Box, covers_once
 from ..errors import CheckpointError, Diagnostic
-from ..planning.boxes import between
+from ..planning.box_layouts import between
 from ..planning.layout import Layout
 from ..planning.plan import Plan
 from ..planning.report import Report

@@ -16,7 +16,7 @@ from ..errors import CheckpointError, Diagnostic, Remedy
 from ..narrowing import present
 from ..specs import DTYPES, TensorSpec, Tie
 from ..wording import brief, close_keys, counted, shown_bytes
-from .chunks import Chunked, files_of, read_box, read_range
+from .chunked_tensors import Chunked, files_of, read_box, read_range
 from .contents import Contents, Entry, Extent
 from .sources.byte_source import ByteSource, Range
 from .sources.files import OpenFiles
@@ -141,7 +141,7 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
         """
         if self.is_contiguous:
             return
-        from .headers import NoData
+        from .header_sources import NoData
 
         problems: list[Diagnostic] = []
         for key in dict.fromkeys(keys):
@@ -405,7 +405,7 @@ class LazyTensor:
 
     def __getitem__(self, index: Any) -> torch.Tensor:
         """The part that `load()[index]` would give; only the rows of dimension 0 that it touches are read."""
-        from .rows import rows_in
+        from .slicing import rows_in
 
         within = rows_in(self._checkpoint.entries[self.key], index)
         if within is None:

@@ -24,18 +24,18 @@ from ..planning.settlement import Offer, Settlement
 from ..planning.settling import settle
 from ..planning.unread import Unreadable
 from ..planning.wrapping import draft_unwrapped
-from ..running.loading import ODD_TARGET, model_target, refuse_non_finite
+from ..running.model_loading import ODD_TARGET, model_target, refuse_non_finite
 from ..storage.checkpoint import Checkpoint
 from ..storage.places.opening import open as open_checkpoint
 from ..storage.unpickling.nodes import is_state
 from ..storage.unpickling.unreadable import unreadable_tensors
 from ..wording import counted
 from .aligning import own_names
-from .arguments import asked, check_assigned, own_config, tolerated_keys, unused_dims
 from .extra_states import ExtraStates, collected, states_of
+from .fitting import fitting_recipes
 from .handing import Handing, own_loaders, renamed_versions, saved_names
+from .load_arguments import asked, check_assigned, own_config, tolerated_keys, unused_dims
 from .orienting import as_if_transposed, foreign_layout, live_modules, transposed, turned_weights
-from .recipes import fitting_recipes
 from .together import Carry, seen_plainly
 
 if TYPE_CHECKING:

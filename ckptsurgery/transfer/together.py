@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import Diagnostic, LoadError
 from ..planning.report import Report
-from ..running.loading import load_plan
+from ..running.model_loading import load_plan
 from ..running.sharded_loading import load_shards
 from ..sharding.peers import peers
 from ..sharding.shards import has_shards

@@ -21,12 +21,12 @@ from ..planning.stages import chained
 from ..planning.steps import cut
 from ..planning.unread import Unreadable
 from ..planning.wrapping import draft_unwrapped
-from ..running.loading import model_target
+from ..running.model_loading import model_target
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
 from ..transfer.aligning import own_names
-from ..transfer.arguments import own_config, unused_dims
 from ..transfer.handing import saved_names
+from ..transfer.load_arguments import own_config, unused_dims
 
 if TYPE_CHECKING:
     from torch import nn

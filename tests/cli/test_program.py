@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from ckptsurgery.cli.output import complain, show
 from ckptsurgery.cli.program import app
-from ckptsurgery.cli.recipe import dims_from, pairs_from
+from ckptsurgery.cli.recipe_from_options import dims_from, pairs_from
 from ckptsurgery.errors import CheckpointError, Diagnostic
 
 COMMANDS = ["inspect", "plan", "convert", "diff", "ties", "recipes", "recipes show", "recipes match", "demo"]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import ckptsurgery as cs
-from ckptsurgery.modeling.depths import gain_of_layer
+from ckptsurgery.modeling.signal_scale import gain_of_layer
 
 
 def stack(depth: int, *between: nn.Module, width: int = 64) -> nn.Sequential:

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from ckptsurgery.errors import LoadError, RecipeError
-from ckptsurgery.modeling.checking import check_init
+from ckptsurgery.modeling.init_checks import check_init
 from ckptsurgery.modeling.initialising import initialise, materialise_buffers, read_initialiser
 from ckptsurgery.modeling.places import named_tensors
 from ckptsurgery.modeling.ties import find_ties, tie

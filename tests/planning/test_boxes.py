@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import ckptsurgery as cs
 from ckptsurgery.boxes import Box, covers_once
-from ckptsurgery.planning.boxes import between, restrict
+from ckptsurgery.planning.box_layouts import between, restrict
 from ckptsurgery.planning.layout import Layout, Piece
 
 Array = np.ndarray

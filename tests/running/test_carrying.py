@@ -17,9 +17,10 @@ from torch import nn
 import ckptsurgery as cs
 from ckptsurgery.planning.plan import Plan
 from ckptsurgery.running.progress import ByteBar
-from ckptsurgery.running.sinks import tensors as tensor_sinks
+from ckptsurgery.running.sinks import existing_tensors
+from ckptsurgery.running.sinks import new_tensors as tensor_sinks
 from ckptsurgery.running.sinks.existing_tensors import CopySink
-from ckptsurgery.running.sinks.tensors import StateDictSink, fill
+from ckptsurgery.running.sinks.new_tensors import StateDictSink, fill
 from ckptsurgery.storage.checkpoint import Checkpoint
 from ckptsurgery.storage.sources.files import OpenFiles
 
@@ -49,7 +50,8 @@ class Slow:
 @pytest.fixture(autouse=True)
 def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Slow]:
     link = Slow()
-    monkeypatch.setattr(tensor_sinks, "link_to", lambda device: link)
+    for sinks in (tensor_sinks, existing_tensors):
+        monkeypatch.setattr(sinks, "link_to", lambda device: link)
     yield link
     link.thread.shutdown()
 

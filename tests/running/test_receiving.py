@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import ckptsurgery as cs
 from ckptsurgery.planning.costing import workers
 from ckptsurgery.running.executor.computing import _on_host
-from ckptsurgery.running.sinks.tensors import TensorSink, fill
+from ckptsurgery.running.sinks.new_tensors import TensorSink, fill
 from ckptsurgery.storage.checkpoint import Checkpoint
 from ckptsurgery.storage.contents import Entry
 from ckptsurgery.storage.sources.files import OpenFiles

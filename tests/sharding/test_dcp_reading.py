@@ -28,7 +28,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_d
 import ckptsurgery as cs
 from ckptsurgery.boxes import Box
 from ckptsurgery.storage.checkpoint import Checkpoint
-from ckptsurgery.storage.chunks import Chunk, Chunked
+from ckptsurgery.storage.chunked_tensors import Chunk, Chunked
 from ckptsurgery.storage.contents import Contents, Entry
 
 SERIALISATIONS = {"torch": SerializationFormat.TORCH_SAVE, "safetensors": SerializationFormat.SAFETENSORS}

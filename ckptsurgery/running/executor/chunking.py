@@ -1,8 +1,8 @@
 """Steps over boxes: where a source is held in chunks, and where a part of a target is wanted.
 
-A program relates whole tensors. Its layout is cut to the boxes on both sides (`planning/boxes.py`), and what is left is
-a program over plain tensors that the rest of the executor runs as it runs any other. So nothing below this module knows
-of boxes.
+A program relates whole tensors. Its layout is cut to the boxes on both sides (`planning/box_layouts.py`), and what is
+left is a program over plain tensors that the rest of the executor runs as it runs any other. So nothing below this
+module knows of boxes.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import NamedTuple
 from ...boxes import Box
 from ...ops.base import Op
 from ...ops.keyed import asks_at
-from ...planning.boxes import between
+from ...planning.box_layouts import between
 from ...planning.cutting import chains_of
 from ...planning.layout import Layout
 from ...planning.steps import ApplyOp, Move, Program, Step
 from ...specs import TensorSpec
 from ...storage.checkpoint import Checkpoint
-from ...storage.chunks import chunks_of
+from ...storage.chunked_tensors import chunks_of
 
 __all__ = ["BoxSteps", "Boxes", "over_chunks", "to_boxes"]
 

@@ -25,8 +25,8 @@ from ...planning.steps import Program, Step
 from ...specs import DTYPES
 from ...storage.checkpoint import Checkpoint
 from ...storage.contents import Entry
-from .blending import Blend
 from .gathering import Batch, GatheredRegion, Gatherer, batches_of
+from .joining_blocks import Blend
 from .programs import Loads, run_step
 from .sinks import Sink
 from .strided_views import Elements, has_views

@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...modeling.assigning import set_tensor
-from ...modeling.memory import Memory
 from ...modeling.places import named_tensors, place_of
+from ...modeling.shared_memory import Memory
 from ...planning.steps import Step
 from ...sharding.shards import LocalShard
 from ...specs import TensorSpec
@@ -15,7 +15,7 @@ from ...storage.checkpoint import Checkpoint
 from ...storage.contents import Contents
 from ...storage.plain_memory import oddity
 from ...storage.sources.links import Link, link_to
-from .tensors import TensorSink
+from .new_tensors import TensorSink
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -22,7 +22,7 @@ from ...boxes import Box, Shape, covers_once
 from ...errors import CheckpointError, Diagnostic
 from ...specs import DTYPES, TensorSpec, dtype_name, shape_problem
 from ...wording import shown_keys
-from ..chunks import Chunk, Chunked, unaligned
+from ..chunked_tensors import Chunk, Chunked, unaligned
 from ..contents import Contents, Entry
 from ..sources.byte_source import ByteSource, LocalFile
 from ..sources.files import os_error, read_regular

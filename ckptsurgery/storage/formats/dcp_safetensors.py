@@ -15,7 +15,7 @@ from ...boxes import covers_once
 from ...errors import CheckpointError, Diagnostic
 from ...specs import DTYPES, TensorSpec
 from ...wording import shown_keys
-from ..chunks import Chunk, Chunked, unaligned
+from ..chunked_tensors import Chunk, Chunked, unaligned
 from ..contents import Contents, Entry
 from ..json_text import parse_json
 from ..subtree import enter

@@ -97,7 +97,7 @@ def _with_config(contents: Contents, beside: Path) -> Contents:
 
 
 def _open_object(source: Any, subtree: str | None) -> Checkpoint:
-    from ..headers import is_headers, read_headers
+    from ..header_sources import is_headers, read_headers
     from ..memory import is_module, read_mapping, read_module
     from .mounts import is_mounts, read_mounts
 

@@ -14,7 +14,7 @@ from ..planning.options import PlanOptions
 from ..planning.plan import Plan
 from ..planning.planner import make_plan
 from ..planning.record import Target
-from ..running.plan import as_target
+from ..running.runner import as_target
 from ..storage.checkpoint import Checkpoint
 from ..storage.places.opening import open as open_checkpoint
 

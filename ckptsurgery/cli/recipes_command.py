@@ -10,9 +10,9 @@ import typer
 
 import ckptsurgery as cs
 
-from . import options as o
+from . import parameters as o
 from .output import show, width
-from .recipe import config_from, dims_from
+from .recipe_from_options import config_from, dims_from
 from .words import Command, CommandGroup
 
 __all__ = ["app"]

@@ -59,7 +59,7 @@ class CheckpointRunner:
     ) -> Report:
         """As `Plan.load_into`."""
         from ..modeling.assigning import has_meta
-        from .loading import load_plan, model_target
+        from .model_loading import load_plan, model_target
 
         if plan.target is None:
             if plan.recipe is None:
@@ -262,7 +262,7 @@ def as_target(target: Any) -> Target | None:
     if target is None or isinstance(target, Target):
         return target
     if hasattr(target, "state_dict") and hasattr(target, "named_parameters"):
-        from .loading import model_target
+        from .model_loading import model_target
 
         return model_target(target)
     if isinstance(target, Mapping) and target and all(isinstance(v, TensorSpec) for v in target.values()):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ..specs import DTYPES, TensorSpec
-from .chunks import Chunk, Chunked, chunks_of
+from .chunked_tensors import Chunk, Chunked, chunks_of
 from .contents import Entry
 
 __all__ = ["rows_in", "rows_of"]

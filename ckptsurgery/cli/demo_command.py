@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from .options import Json
 from .output import show
+from .parameters import Json
 
 __all__ = ["demo"]
 

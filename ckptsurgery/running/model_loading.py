@@ -24,7 +24,7 @@ from .progress import ByteBar
 from .proving import prove, prove_overlaps
 from .saving import ledger
 from .sinks.existing_tensors import CopySink, apart_from
-from .sinks.tensors import AssignSink, TensorSink, fill
+from .sinks.new_tensors import AssignSink, TensorSink, fill
 
 if TYPE_CHECKING:
     import torch

@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 from ..errors import Diagnostic
-from .depths import depth_warnings, gain_of_layer
 from .places import Place, places, require_module, size_of
+from .signal_scale import depth_warnings, gain_of_layer
 
 if TYPE_CHECKING:
     from torch import nn
