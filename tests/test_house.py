@@ -112,6 +112,18 @@ def test_a_name_of_a_class_means_one_thing() -> None:
     assert {name: found for name, found in places.items() if len(found) > 1} == {}
 
 
+def test_functions_fit_one_screen() -> None:
+    """Signature and docstring apart, which may be long where there is much to ask for."""
+    long = [
+        f"{path.relative_to(PACKAGE)}:{node.lineno} {node.name}"
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        if (node.end_lineno or 0) - node.body[bool(ast.get_docstring(node)) and len(node.body) > 1].lineno >= 45
+    ]
+    assert not long
+
+
 def test_a_name_of_a_file_means_one_thing() -> None:
     """Whoever reads `loading.py` in a traceback or a search opens one file."""
     places: dict[str, list[str]] = {}

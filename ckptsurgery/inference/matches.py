@@ -286,15 +286,7 @@ def _left_over(
         return []
     x, y = UnitSide(one, a.ordered), UnitSide(two, b.ordered)
     evidence = gather(x, y, placement)
-    agreed: dict[tuple[str, str], int] = Counter()
-    size: Counter[tuple[int, str]] = Counter()
-    for i, j in pairs:
-        for p in (*a.prefixes[i], a.units[i].path):
-            size[0, p] += 1
-            for q in (*b.prefixes[j], b.units[j].path):
-                agreed[p, q] += 1
-        for q in (*b.prefixes[j], b.units[j].path):
-            size[1, q] += 1
+    agreed, size = _agreed_paths(a, b, pairs)
     found: list[tuple[int, int]] = []
     score = evidence.total(WEIGHTS)
     fits = evidence.mask > 0
@@ -325,6 +317,22 @@ def _left_over(
             if fits[i, j] and (own[i], its[j]) in met and i not in taken[0] and j not in taken[1]:
                 found += [(i, j)] if one[i].leaves.keys() == two[j].leaves.keys() else []
     return resolve(x, y, found)
+
+
+def _agreed_paths(
+    a: UnitSide, b: UnitSide, pairs: Sequence[tuple[int, int]]
+) -> tuple[Counter[tuple[str, str]], Counter[tuple[int, str]]]:
+    """How many pairs lie below two paths, one of each side; and how many below a path of one side, 0 or 1."""
+    agreed: Counter[tuple[str, str]] = Counter()
+    size: Counter[tuple[int, str]] = Counter()
+    for i, j in pairs:
+        for p in (*a.prefixes[i], a.units[i].path):
+            size[0, p] += 1
+            for q in (*b.prefixes[j], b.units[j].path):
+                agreed[p, q] += 1
+        for q in (*b.prefixes[j], b.units[j].path):
+            size[1, q] += 1
+    return agreed, size
 
 
 def _rest(side: UnitSide, used: set[str]) -> tuple[list[Unit], list[bool], list[int]]:

@@ -88,25 +88,7 @@ def claim(
         unreadable: keys of tensors that cannot be read: drops take them, and rules do not.
     """
     groups = group_keys(specs)
-    partners = partners_of(stage.rules, groups)
-    candidates = [
-        *(
-            _Claim(
-                t.pattern,
-                b.text,
-                b.rule.place,
-                n,
-                k,
-                makes=b.rule.targets[0].pattern,
-                shared=t.shared,
-                whole=partners.get((n, k)),
-            )
-            for n, b in enumerate(stage.rules)
-            for k, t in enumerate(b.rule.sources)
-        ),
-        *(_Claim(d.pattern, f"drop {d.text}", d.place, said=d) for d in stage.drops),
-        *(_Claim(d.pattern, f"same {d.text}", d.place, said=d, same=True) for d in stage.sames),
-    ]
+    candidates = _candidates(stage, groups)
     exact: dict[str, list[int]] = {}
     open_ones: list[tuple[int, str, str]] = []
     for number, candidate in enumerate(candidates):
@@ -138,6 +120,27 @@ def claim(
     claims.shared.intersection_update(claims.leftover)
     claims.leftover = [key for key in claims.leftover if key not in claims.shared]
     return claims
+
+
+def _candidates(stage: Stage, groups: list[KeyGroup]) -> list[_Claim]:
+    """What may claim keys: the source terms of rules first, then drops, then what must be the same."""
+    partners = partners_of(stage.rules, groups)
+    found = [
+        _Claim(
+            t.pattern,
+            b.text,
+            b.rule.place,
+            n,
+            k,
+            makes=b.rule.targets[0].pattern,
+            shared=t.shared,
+            whole=partners.get((n, k)),
+        )
+        for n, b in enumerate(stage.rules)
+        for k, t in enumerate(b.rule.sources)
+    ]
+    found += [_Claim(d.pattern, f"drop {d.text}", d.place, said=d) for d in stage.drops]
+    return found + [_Claim(d.pattern, f"same {d.text}", d.place, said=d, same=True) for d in stage.sames]
 
 
 def _claim_group(

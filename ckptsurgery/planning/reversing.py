@@ -36,38 +36,13 @@ def reversed_plan(plan: Plan, converted: Mapping[str, TensorSpec], tied: Collect
         PlanError: every step that loses something, and every key that is not as the plan made it.
     """
     problems: list[Diagnostic] = []
-    read = {key for step in plan.steps for key in step.sources}
-    lost = [key for key in plan.dropped if key not in read]  # what a rule read as well comes back from there
-    if lost:
-        folded = [text for text, _ in fold(lost)]
-        problems.append(
-            Diagnostic(
-                "lossy-drop",
-                f"{counted(len(lost), 'source key', 'was')} dropped and cannot come back",
-                notes=tuple(folded[:8]),
-                help="recipe.inverse() goes back without them",
-            )
-        )
+    _check_dropped(plan, problems)
     _check_keys(plan, converted, problems)
-    programs: dict[int, Program | str] = {}
-    steps = []
-    drawn = [key for step in plan.steps if not step.sources for key in step.targets]
-    for step in plan.steps:
-        if not step.sources:
-            continue
-        if id(step.program) not in programs:
-            try:
-                programs[id(step.program)] = _reversed(step.program)
-            except Lossy as reason:
-                programs[id(step.program)] = str(reason)
-        program = programs[id(step.program)]
-        if isinstance(program, str):
-            problems.append(_lossy(step, plan, program))
-        else:
-            steps.append(Step(step.targets, step.sources, program, step.rules))
+    back = _steps_back(plan, problems)
     if problems:
         raise PlanError(_folded(problems))
-    steps, equal = united(steps)
+    drawn = [key for step in plan.steps if not step.sources for key in step.targets]
+    steps, equal = united(back)
     specs = {k: s for step in steps for k, s in zip(step.targets, step.program.outputs)}
     order = {key: n for n, key in enumerate(plan.source)}
     specs = dict(sorted(specs.items(), key=lambda item: order.get(item[0], len(order))))
@@ -87,6 +62,41 @@ def reversed_plan(plan: Plan, converted: Mapping[str, TensorSpec], tied: Collect
         target=None,
         recipe=None,
     )
+
+
+def _check_dropped(plan: Plan, problems: list[Diagnostic]) -> None:
+    read = {key for step in plan.steps for key in step.sources}
+    lost = [key for key in plan.dropped if key not in read]  # what a rule read as well comes back from there
+    if lost:
+        folded = [text for text, _ in fold(lost)]
+        problems.append(
+            Diagnostic(
+                "lossy-drop",
+                f"{counted(len(lost), 'source key', 'was')} dropped and cannot come back",
+                notes=tuple(folded[:8]),
+                help="recipe.inverse() goes back without them",
+            )
+        )
+
+
+def _steps_back(plan: Plan, problems: list[Diagnostic]) -> list[Step]:
+    """The way back of each step that reads; what cannot be undone is a problem."""
+    programs: dict[int, Program | str] = {}
+    steps = []
+    for step in plan.steps:
+        if not step.sources:
+            continue
+        if id(step.program) not in programs:
+            try:
+                programs[id(step.program)] = _reversed(step.program)
+            except Lossy as reason:
+                programs[id(step.program)] = str(reason)
+        program = programs[id(step.program)]
+        if isinstance(program, str):
+            problems.append(_lossy(step, plan, program))
+        else:
+            steps.append(Step(step.targets, step.sources, program, step.rules))
+    return steps
 
 
 def _check_keys(plan: Plan, converted: Mapping[str, TensorSpec], problems: list[Diagnostic]) -> None:
