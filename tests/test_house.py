@@ -15,7 +15,7 @@ import ckptsurgery
 PACKAGE = Path(ckptsurgery.__file__).parent
 ROOT = Path(__file__).parent.parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
-SOURCES = [*MODULES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "scripts").iterdir())]
+SOURCES = [*MODULES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "scripts").rglob("*.py"))]
 
 
 def undocumented(tree: ast.Module) -> Iterator[str]:
