@@ -18,7 +18,7 @@ from .building import Built, ProgramBuilder
 from .expanding import ResolvedRule
 from .flattening import Flattening, no_place
 from .joining import Group, Values, group_rows, spell_columns
-from .matching import Matches
+from .matching import MatchedColumns
 from .record import RuleUse, Target
 from .rule_ops import OpsOfRule
 from .solving import SizeError
@@ -69,7 +69,7 @@ class RuleSteps:
     values: dict[TensorSpec | None, int] = field(default_factory=dict)
     unspelled: dict[str, dict[str, Diagnostic]] = field(default_factory=dict)  # by code and source key
 
-    def run(self, matched: list[list[Matches]]) -> None:
+    def run(self, matched: list[list[MatchedColumns]]) -> None:
         """Add the steps, or say why there are none.
 
         Args:
@@ -120,7 +120,7 @@ class RuleSteps:
             if isinstance(known, int) and known != found:
                 self.draft.problem("wrong-extent", f"dims say {name} = {known}, the keys have {found}", self.bound)
 
-    def _one_by_one(self, matches: Matches) -> None:
+    def _one_by_one(self, matches: MatchedColumns) -> None:
         """The quick way for rules that take one tensor to one: keys by column, programs by spec."""
         term = self.bound.rule.targets[0]
         try:
@@ -128,7 +128,9 @@ class RuleSteps:
         except RecipeError:
             for key, values in matches.rows():
                 try:
-                    spell_columns(term.pattern, self.flats.join(term.pattern, Matches([key], {**values})), _spell)
+                    spell_columns(
+                        term.pattern, self.flats.join(term.pattern, MatchedColumns([key], {**values})), _spell
+                    )
                 except RecipeError as error:
                     self._not_spelled(key, error)
             return
@@ -154,7 +156,7 @@ class RuleSteps:
             self.draft.shared.update(compress(keys, programs))
         self.draft.firsts += compress(matches.keys, programs)
 
-    def _built_at(self, at: int, matches: Matches, spec: TensorSpec, want: TensorSpec | None) -> Built | None:
+    def _built_at(self, at: int, matches: MatchedColumns, spec: TensorSpec, want: TensorSpec | None) -> Built | None:
         """What becomes of the tensor of one match."""
         if self.bound.rule.only_renames:
             return Built.copying(spec)

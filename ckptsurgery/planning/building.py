@@ -23,7 +23,7 @@ from .joining import Group
 from .layout import Layout, Side, arrange, side_by_side
 from .rule_ops import RuleOps
 from .solving import ConcreteDims, Equations, GivenSizes, SizeError, concrete, extent, settle, whole
-from .steps import ApplyOp, Instruction, Move, Pick, Program
+from .steps import ApplyOp, Instruction, Move, Program, Select
 
 __all__ = ["Built", "ProgramBuilder"]
 
@@ -98,7 +98,7 @@ class ProgramBuilder:
             ways = [(a, _arranged_by(terms)) for a in range(len(arrivals))]
         elif len(arrivals) == 1:
             if len(terms) > 1:
-                instructions.append(Pick(tuple(range(len(arrivals[0].specs))) * len(terms)))
+                instructions.append(Select(tuple(range(len(arrivals[0].specs))) * len(terms)))
             ways = [(0, t) for t in range(len(terms))]
         elif len(arrivals) == len(terms):
             ways = [(n, n) for n in range(len(terms))]
@@ -151,7 +151,7 @@ class ProgramBuilder:
         order = tuple(unit[output] for term in units for output in range(len(term[0])) for unit in term)
         arrivals = self._arrivals(group, units, specs)
         if order != tuple(range(len(order))):
-            instructions.append(Pick(order))
+            instructions.append(Select(order))
         return arrivals
 
     def _source_axes(

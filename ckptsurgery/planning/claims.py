@@ -15,7 +15,7 @@ from ..specs import TensorSpec
 from ..wording import counted
 from .expanding import BoundPattern, ResolvedRule, Rest, Stage
 from .joining import partners_of
-from .matching import Matches, match_group
+from .matching import MatchedColumns, match_group
 from .misspelling import meant_instead
 
 __all__ = ["Claims", "claim", "near_rules", "unexpected"]
@@ -37,15 +37,15 @@ class Claims:
         unread_terms: as `terms`, of tensors that cannot be read.
     """
 
-    terms: list[list[list[Matches]]]
+    terms: list[list[list[MatchedColumns]]]
     dropped: dict[str, str] = field(default_factory=dict)
     same: dict[str, str] = field(default_factory=dict)
-    rests: list[tuple[ResolvedRule, Matches]] = field(default_factory=list)
+    rests: list[tuple[ResolvedRule, MatchedColumns]] = field(default_factory=list)
     leftover: list[str] = field(default_factory=list)
     shared: set[str] = field(default_factory=set)
     lost: dict[str, str] = field(default_factory=dict)
     unread: list[str] = field(default_factory=list)
-    unread_terms: list[list[list[Matches]]] = field(default_factory=list)
+    unread_terms: list[list[list[MatchedColumns]]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,7 @@ def _claim_group(
     tied: Mapping[str, str],
     wanted: Collection[str],
 ) -> None:
-    hits: list[tuple[int, Matches]] = []
+    hits: list[tuple[int, MatchedColumns]] = []
     unclear: list[int] = []
     for number, candidate in candidates.items():
         try:
@@ -193,12 +193,12 @@ def _claim_group(
 
 
 def _yielded(
-    hits: list[tuple[int, Matches]],
+    hits: list[tuple[int, MatchedColumns]],
     candidates: Mapping[int, _Claim],
     used: set[int],
     tied: Mapping[str, str],
     wanted: Collection[str],
-) -> list[tuple[int, Matches]]:
+) -> list[tuple[int, MatchedColumns]]:
     """The hits, with a key that a rule and an optional proof both name left to one of them.
 
     The proof takes it where the source's headers say that both names are one tensor, and the target does not want what
@@ -263,7 +263,7 @@ def _in_rule(error: RecipeError, text: str, place: str | None) -> list[Diagnosti
     return [replace(d, place=place, notes=(text, *d.notes)) for d in error.diagnostics]
 
 
-def _take(candidate: _Claim, matches: Matches, claims: Claims, problems: list[Diagnostic]) -> None:
+def _take(candidate: _Claim, matches: MatchedColumns, claims: Claims, problems: list[Diagnostic]) -> None:
     if candidate.rule is not None:
         claims.terms[candidate.rule][candidate.term].append(matches)
     elif candidate.said is not None and candidate.same:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from ..ops.base import Op
 from ..specs import DTYPES
 from .layout import Layout, Piece, run_piece, side_by_side
-from .steps import ApplyOp, Instruction, Make, Move, Parallel, Pick, Program, compose_layouts
+from .steps import ApplyOp, Instruction, Make, Move, Parallel, Program, Select, compose_layouts
 
 __all__ = [
     "Cut",
@@ -125,9 +125,9 @@ def _after(cut: Cut, instruction: Instruction) -> Cut | None:
     match instruction:
         case Move(layout):
             return _moved(cut, Cut(layout, ((),) * len(layout.targets)))
-        case Pick(indices) if cut.joins is not None:
+        case Select(indices) if cut.joins is not None:
             return Cut(cut.layout, tuple(cut.chains[i] for i in indices), tuple(cut.joins[i] for i in indices))
-        case Pick(indices):
+        case Select(indices):
             picked = [replace(p, target=n) for n, i in enumerate(indices) for p in cut.layout.pieces if p.target == i]
             targets = tuple(cut.layout.targets[i] for i in indices)
             return Cut(Layout(cut.layout.sources, targets, tuple(picked)), tuple(cut.chains[i] for i in indices))

@@ -11,7 +11,7 @@ from ..ops.base import Specs
 from ..wording import brief, clipped, counted
 from .claims import near_rules
 from .record import PlanRecord
-from .steps import ApplyOp, Make, Move, Parallel, Pick, Step
+from .steps import ApplyOp, Make, Move, Parallel, Select, Step
 
 __all__ = ["Explanation", "explain"]
 
@@ -151,7 +151,7 @@ def _on_the_way(step: Step) -> Iterator[str]:
                 yield f"{clipped(str(op), _OP)} gives {_shown(after)}"
             case Make(op):
                 yield f"drawn: {op} gives {_shown(after[-1:])}"
-            case Pick(indices):
+            case Select(indices):
                 kept = f", {len(set(indices))} of {len(before)} kept" if len(set(indices)) < len(before) else ""
                 yield f"handed on as {_shown(after)}{kept}"
             case Parallel(programs):

@@ -16,7 +16,7 @@ from ..language.folding import fold
 from ..language.keys import Capture, KeyPattern, is_index
 from ..language.rules import Term
 from .expanding import ResolvedRule
-from .matching import Matches
+from .matching import MatchedColumns
 
 __all__ = ["FlatIndex", "FlatIndexCounts", "Flattening", "no_place"]
 
@@ -171,7 +171,7 @@ class FlatIndexCounts:
 
     @classmethod
     def of(
-        cls, rules: Iterable[tuple[ResolvedRule, Sequence[Sequence[Matches]]]], target_keys: Collection[str]
+        cls, rules: Iterable[tuple[ResolvedRule, Sequence[Sequence[MatchedColumns]]]], target_keys: Collection[str]
     ) -> FlatIndexCounts:
         """Count where the indices stand apart: in the keys that rules matched, and in those of the target."""
         sources: dict[tuple[str, str], Places] = {}
@@ -234,7 +234,7 @@ class Flattening:
     listed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     assumed: tuple[str, ...] = ()
 
-    def split(self, matches: Matches) -> Matches:
+    def split(self, matches: MatchedColumns) -> MatchedColumns:
         """The matches with a column for each name of a flat index.
 
         Raises:
@@ -272,7 +272,7 @@ class Flattening:
             raise no_place(f"{name}:{','.join(map(str, values))}", value)
         return str(values.index(value))
 
-    def join(self, pattern: KeyPattern, matches: Matches) -> Matches:
+    def join(self, pattern: KeyPattern, matches: MatchedColumns) -> MatchedColumns:
         """The matches with a column for each flat index that `pattern` spells."""
         wanted = [c.name for c in pattern.captures if c.flat]
         if not wanted:
@@ -336,7 +336,7 @@ def _flats(bound: ResolvedRule) -> Iterator[tuple[str, tuple[str, ...], str]]:
             text += f"{{{piece}}}" if isinstance(piece, Capture) else piece.text
 
 
-def _source_rows(matched: Sequence[Sequence[Matches]]) -> Iterator[Mapping[str, str]]:
+def _source_rows(matched: Sequence[Sequence[MatchedColumns]]) -> Iterator[Mapping[str, str]]:
     return (values for matches in matched for m in matches for _, values in m.rows())
 
 

@@ -15,7 +15,7 @@ from ..language.grouping import KeyGroup
 from ..language.keys import Capture, KeyPattern, is_index
 from ..language.rules import Term
 from .expanding import ResolvedRule
-from .matching import Matches, match_group
+from .matching import MatchedColumns, match_group
 
 __all__ = [
     "Group",
@@ -79,7 +79,7 @@ class Group:
         return tuple(chain.from_iterable(chain.from_iterable(self.rows)))
 
 
-def canonical(term: Term, matches: Matches) -> Matches:
+def canonical(term: Term, matches: MatchedColumns) -> MatchedColumns:
     """The matches with choices as positions, written as digits, so that both sides speak of the same values."""
     columns = dict(matches.columns)
     for capture in term.pattern.firsts:
@@ -90,7 +90,7 @@ def canonical(term: Term, matches: Matches) -> Matches:
     return replace(matches, columns=columns)
 
 
-def spell_columns(pattern: KeyPattern, matches: Matches, texts: Callable[[Capture, str], str]) -> list[str]:
+def spell_columns(pattern: KeyPattern, matches: MatchedColumns, texts: Callable[[Capture, str], str]) -> list[str]:
     """The target key for every matched key at once."""
     parts: list[Iterable[str]] = []
     for piece in pattern.pieces:
@@ -110,7 +110,7 @@ def spell_columns(pattern: KeyPattern, matches: Matches, texts: Callable[[Captur
 
 def group_rows(
     terms: Sequence[Term],
-    matched: Sequence[Sequence[Matches]],
+    matched: Sequence[Sequence[MatchedColumns]],
     loops: Sequence[str],
     gathered: Sequence[str],
     joined: bool,
@@ -137,7 +137,7 @@ def group_rows(
     return [g for g in groups if g is not None], problems
 
 
-def table_of(found: Sequence[Matches]) -> Table:
+def table_of(found: Sequence[MatchedColumns]) -> Table:
     """The rows of matches that bind the same names."""
     names = tuple(found[0].columns) if found else ()
     rows: list[Row] = []
@@ -376,8 +376,8 @@ def _complete(terms: Sequence[Term], groups: Sequence[KeyGroup]) -> list[frozens
     return [frozenset(column) for column in columns] or [frozenset()] * len(terms)
 
 
-def _matched(term: Term, groups: Sequence[KeyGroup]) -> list[Matches]:
-    found: list[Matches] = []
+def _matched(term: Term, groups: Sequence[KeyGroup]) -> list[MatchedColumns]:
+    found: list[MatchedColumns] = []
     for group in groups:
         try:
             matches = match_group(group, term.pattern)

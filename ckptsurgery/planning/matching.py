@@ -23,7 +23,7 @@ from ..language.keys import Capture, KeyPattern, Literal
 from ..language.rules import Term
 from .expanding import ResolvedRule, Stage
 
-__all__ = ["Column", "Matches", "match_group", "respelled"]
+__all__ = ["Column", "MatchedColumns", "match_group", "respelled"]
 
 _DIGITS = re.compile(r"[0-9]+")
 Column = str | list[str]
@@ -31,7 +31,7 @@ Column = str | list[str]
 
 
 @dataclass(slots=True)
-class Matches:
+class MatchedColumns:
     """Keys that a pattern matches, with a column of values for each capture."""
 
     keys: list[str]
@@ -44,22 +44,22 @@ class Matches:
         for key, *values in zip(self.keys, *wide):
             yield key, dict(zip(names, values))
 
-    def where(self, keep: Sequence[bool]) -> Matches:
+    def where(self, keep: Sequence[bool]) -> MatchedColumns:
         """Those of the keys for which `keep` is true."""
         if all(keep):
             return self
         columns = {n: c if isinstance(c, str) else [v for v, k in zip(c, keep) if k] for n, c in self.columns.items()}
-        return Matches([key for key, k in zip(self.keys, keep) if k], columns)
+        return MatchedColumns([key for key, k in zip(self.keys, keep) if k], columns)
 
 
-def match_group(group: KeyGroup, pattern: KeyPattern) -> Matches | None:
+def match_group(group: KeyGroup, pattern: KeyPattern) -> MatchedColumns | None:
     """Those keys of a group that match, or None.
 
     Raises:
         RecipeError: a key can be read in two ways.
     """
     if not pattern.captures:
-        return Matches([pattern.prefix], {}) if pattern.prefix in group.keys else None
+        return MatchedColumns([pattern.prefix], {}) if pattern.prefix in group.keys else None
     if _cuts_numbers(pattern):
         return _one_by_one(group, pattern)
     loose = _loose(pattern)
@@ -68,7 +68,7 @@ def match_group(group: KeyGroup, pattern: KeyPattern) -> Matches | None:
         return _one_by_one(group, pattern)  # the numbers decide, or it is ambiguous indeed
     if not readings:
         return None
-    matches = Matches(group.keys, {})
+    matches = MatchedColumns(group.keys, {})
     spelled: list[str] = []
     slots: list[list[str]] = []
     at = 0
@@ -86,7 +86,7 @@ def match_group(group: KeyGroup, pattern: KeyPattern) -> Matches | None:
     return _restricted(matches, pattern)
 
 
-def _one_by_one(group: KeyGroup, pattern: KeyPattern) -> Matches | None:
+def _one_by_one(group: KeyGroup, pattern: KeyPattern) -> MatchedColumns | None:
     keys: list[str] = []
     rows: list[dict[str, str]] = []
     for key in group.keys:
@@ -94,7 +94,7 @@ def _one_by_one(group: KeyGroup, pattern: KeyPattern) -> Matches | None:
         if found is not None:
             keys.append(key)
             rows.append(found)
-    return Matches(keys, {name: [r[name] for r in rows] for name in rows[0]}) if rows else None
+    return MatchedColumns(keys, {name: [r[name] for r in rows] for name in rows[0]}) if rows else None
 
 
 def _cuts_numbers(pattern: KeyPattern) -> bool:
@@ -148,7 +148,7 @@ def _column(group: KeyGroup, span: tuple[int, int]) -> Column:
     return ["".join(row) for row in zip(*wide)]
 
 
-def _restricted(matches: Matches, pattern: KeyPattern) -> Matches | None:
+def _restricted(matches: MatchedColumns, pattern: KeyPattern) -> MatchedColumns | None:
     """The matches whose numbers meet the pattern's conditions, with sums solved for their captures."""
     for capture in pattern.captures:
         column = matches.columns[capture.name]

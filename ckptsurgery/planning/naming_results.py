@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from .steps import ApplyOp, Instruction, Make, Move, Pick, Program
+from .steps import ApplyOp, Instruction, Make, Move, Program, Select
 
 __all__ = ["names_on_the_way", "results_of"]
 
@@ -56,7 +56,7 @@ def _before(instruction: Instruction, after: Sequence[str | None], count: int) -
     match instruction:
         case Make():
             return tuple(after[:-1])
-        case Pick(indices):
+        case Select(indices):
             found: list[str | None] = [None] * count
             for place, index in reversed(list(enumerate(indices))):
                 found[index] = after[place]
@@ -72,7 +72,7 @@ def _after(instruction: Instruction, before: Sequence[str | None], count: int) -
     match instruction:
         case Make():
             return (*before, None)
-        case Pick(indices):
+        case Select(indices):
             return tuple(before[i] for i in indices)
         case ApplyOp(_, groups) if all(len(group) == 1 for group in groups) and len(before) == count:
             return tuple(before)

@@ -24,7 +24,7 @@ from .drawing import drawn
 from .expanding import BoundPattern, Resolve, ResolvedRule, Stage, expand
 from .flattening import FlatIndexCounts
 from .joining import canonical
-from .matching import Matches, respelled
+from .matching import MatchedColumns, respelled
 from .options import DEFAULTS, LoadOptions, PlanOptions
 from .plan import Plan
 from .record import RuleUse, Target
@@ -190,7 +190,7 @@ class _StagePlanner(Draft):
         for bound, matched in zip(self.stage.rules, claims.terms):
             if all(matched) or (any(matched) and len(matched) > 1):
                 self.rule(bound, matched)
-        rests: dict[int, tuple[ResolvedRule, list[Matches]]] = {}
+        rests: dict[int, tuple[ResolvedRule, list[MatchedColumns]]] = {}
         for bound, matches in claims.rests:
             rests.setdefault(id(bound), (bound, []))[1].append(matches)
         for bound, found in rests.values():
@@ -288,7 +288,7 @@ class _StagePlanner(Draft):
             advice="keep apart what the captures keep apart, or drop one",
         )
 
-    def rule(self, bound: ResolvedRule, matched: list[list[Matches]], *, is_rest: bool = False) -> None:
+    def rule(self, bound: ResolvedRule, matched: list[list[MatchedColumns]], *, is_rest: bool = False) -> None:
         number = len(self.uses)
         rule = bound.rule
         self.uses.append(RuleUse(bound.text, rule.place, bound, is_rest))
@@ -328,7 +328,7 @@ class _StagePlanner(Draft):
         if len(bound.rule.sources) > 1 and not (ops.joined_before or ops.joined_after):
             raise OpError(f"{len(bound.rule.sources)} sources need an op that joins them, such as '| same'")
 
-    def check_choices(self, terms: Sequence[Sequence[Sequence[Matches]]]) -> None:
+    def check_choices(self, terms: Sequence[Sequence[Sequence[MatchedColumns]]]) -> None:
         """A choice that matches no key is a misspelling; a table of `[names]` may spread over several rules."""
         shared: dict[tuple[str, frozenset[str]], set[str]] = {}
         places: dict[tuple[str, frozenset[str]], ResolvedRule] = {}

@@ -15,7 +15,7 @@ from ..specs import TensorSpec
 from ..wording import counted
 from .layout import Layout, Piece
 from .plan import Plan
-from .steps import ApplyOp, Instruction, Make, Move, Parallel, Pick, Program, Step
+from .steps import ApplyOp, Instruction, Make, Move, Parallel, Program, Select, Step
 from .uniting import united
 
 __all__ = ["reversed_plan"]
@@ -130,18 +130,18 @@ def _undone(instruction: Instruction, inputs: Specs) -> list[Instruction]:
         case Move(layout):
             dtypes = tuple(s.dtype for s in inputs)
             return [Move(layout.inverse(), dtypes)] if layout.invertible else _unrepeated(layout, dtypes)
-        case Pick(indices):
+        case Select(indices):
             return _unpicked(indices, len(inputs))
         case Parallel(programs):
             return [Parallel(tuple(map(_reversed, programs)))]
         case ApplyOp(op, groups) if isinstance(op, Same) and op.joins:
             head = {i: group[0] for group in groups for i in group}
             kept = {i: n for n, i in enumerate(i for i in range(len(inputs)) if head.get(i, i) == i)}
-            return [Pick(tuple(kept[head.get(i, i)] for i in range(len(inputs))))]
+            return [Select(tuple(kept[head.get(i, i)] for i in range(len(inputs))))]
         case ApplyOp(Same(), groups):
             return [_repeated(instruction, inputs)]
         case Make():
-            return [Pick(tuple(range(len(inputs))))]
+            return [Select(tuple(range(len(inputs))))]
         case ApplyOp():
             return [_op_undone(instruction, inputs)]
 
@@ -199,7 +199,7 @@ def _unpicked(indices: Sequence[int], count: int) -> list[Instruction]:
         [ApplyOp(Same(), tuple(tuple(p) for p in places if len(p) > 1))] if len(indices) > count else []
     )
     rank = {first: n for n, first in enumerate(sorted(p[0] for p in places))}
-    return [*back, Pick(tuple(rank[p[0]] for p in places))]
+    return [*back, Select(tuple(rank[p[0]] for p in places))]
 
 
 def _op_undone(run: ApplyOp, inputs: Specs) -> Instruction:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ..errors import Diagnostic
 from .plan import Plan
-from .steps import Instruction, Parallel, Pick, Program, Step
+from .steps import Instruction, Parallel, Program, Select, Step
 
 __all__ = ["chained"]
 
@@ -58,7 +58,7 @@ def _joined(part: Sequence[Step], made: Made, offset: int, programs: dict[object
     wants = tuple(starts[id(made[key][0])] + made[key][1] for step in part for key in step.sources)
     place = (tuple(id(m.program) for m in makers), wants, tuple(id(s.program) for s in part))
     if place not in programs:
-        instructions = [*_beside(makers), *([] if wants == tuple(range(at)) else [Pick(wants)]), *_beside(part)]
+        instructions = [*_beside(makers), *([] if wants == tuple(range(at)) else [Select(wants)]), *_beside(part)]
         programs[place] = Program.of(tuple(s for m in makers for s in m.program.inputs), instructions)
     rules = (*(n for m in makers for n in m.rules), *(n + offset for s in part for n in s.rules))
     return Step(

@@ -1,7 +1,7 @@
 """Steps: which sources make which targets, and by what program.
 
 A program knows shapes and dtypes but no keys, so that all layers share one. It is a list of instructions over a list of
-tensors: `Move` rearranges, `ApplyOp` applies an op, `Pick` repeats, reorders or leaves out, `Parallel` runs programs
+tensors: `Move` rearranges, `ApplyOp` applies an op, `Select` repeats, reorders or leaves out, `Parallel` runs programs
 side by side.
 """
 
@@ -28,8 +28,8 @@ __all__ = [
     "Make",
     "Move",
     "Parallel",
-    "Pick",
     "Program",
+    "Select",
     "Step",
     "compose_layouts",
     "cut",
@@ -93,7 +93,7 @@ class ApplyOp:
 
 
 @dataclass(frozen=True)
-class Pick:
+class Select:
     """The list of tensors made anew: which of them, in which order, one of them several times if need be."""
 
     indices: tuple[int, ...]
@@ -145,7 +145,7 @@ class Parallel:
             at = end
 
 
-Instruction = Move | ApplyOp | Pick | Make | Parallel
+Instruction = Move | ApplyOp | Select | Make | Parallel
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ def _moved(layout: Layout, instruction: Instruction) -> Layout | None:
     match instruction:
         case Move(move):
             return compose_layouts(layout, move)
-        case Pick(indices):
+        case Select(indices):
             return _picked(layout, indices)
         case Parallel(programs):
             layouts = [p.moves for p in programs]
@@ -333,4 +333,4 @@ def cut(step: Step, keys: Collection[str]) -> tuple[Step, ...]:
     if not wanted:
         return ()
     targets = tuple(step.targets[n] for n in wanted)
-    return (step._replace(targets=targets, program=step.program.then(Pick(wanted))),)
+    return (step._replace(targets=targets, program=step.program.then(Select(wanted))),)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from itertools import chain
 
 from ..ops.over_axes import Same
-from .steps import ApplyOp, Instruction, Parallel, Pick, Program, Step
+from .steps import ApplyOp, Instruction, Parallel, Program, Select, Step
 
 __all__ = ["united"]
 
@@ -65,7 +65,7 @@ def _together(part: Sequence[Step], programs: dict[object, Program]) -> Step:
     like = (tuple(id(step.program) for step in part), groups, wants)
     if like not in programs:
         inputs = {key: spec for step in part for key, spec in zip(step.sources, step.program.inputs)}
-        picked: list[Instruction] = [] if wants == tuple(range(len(sources))) else [Pick(wants)]
+        picked: list[Instruction] = [] if wants == tuple(range(len(sources))) else [Select(wants)]
         instructions = [*picked, Parallel(tuple(step.program for step in part)), ApplyOp(Same(), groups)]
         programs[like] = Program.of(tuple(inputs[key] for key in sources), instructions)
     return Step(sources, tuple(places), programs[like], _rules(part))

@@ -59,14 +59,14 @@ def load_plan(
     model: nn.Module,
     options: LoadOptions,
     *,
-    also: Callable[[], object] | None = None,
+    extra_load: Callable[[], object] | None = None,
     extra_keys: Sequence[str] = (),
 ) -> Report:
     """Carry a plan out on a model.
 
     Args:
         options: what to do with the model: assign or copy, where to, initialise with which seed, look for NaN.
-        also: further work on the model, after the plan's own and before ties and buffers are made whole.
+        extra_load: further work on the model, after the plan's own and before ties and buffers are made whole.
         extra_keys: the keys that this work fills.
 
     Raises:
@@ -85,7 +85,7 @@ def load_plan(
         prove_overlaps(plan, checkpoint, tensors, kept)
     meta = any(tensor.is_meta for tensor in tensors.values())
     # a module that loads in its own way may compute its buffers then
-    buffers = computed_buffers(model) if meta and also is None else {}
+    buffers = computed_buffers(model) if meta and extra_load is None else {}
     if options.check_values:
         made = (zip(step.targets, run_step(step, checkpoint.load)) for step in plan.steps)
         refuse_non_finite(chain.from_iterable(made))
@@ -94,12 +94,12 @@ def load_plan(
     filled = {*extra_keys, *inits, *(k for step in plan.steps for k in step.targets if k not in skipped)}
     with ByteBar(sum(s.nbytes for s in plan.specs.values()), "loading", options.progress) as bar:
         _carry_out(plan, checkpoint, model, assign, device, bar)
-    if also is not None:
-        also()
+    if extra_load is not None:
+        extra_load()
     rows = initialise(model, inits, options.seed) if inits else ()
     for name, buffer in buffers.items():
         set_tensor(model, name, buffer, assign=True)
-    if meta and also is not None:
+    if meta and extra_load is not None:
         materialise_buffers(model)
     if device is not None:
         move_to(model, device)

@@ -52,7 +52,7 @@ def load_shards(
     model: nn.Module,
     options: LoadOptions,
     *,
-    also: Callable[[], object] | None = None,
+    extra_load: Callable[[], object] | None = None,
     extra_keys: Sequence[str] = (),
     twin: Twin,
     ranks: Peers,
@@ -61,7 +61,7 @@ def load_shards(
 
     Args:
         model: the twin's module.
-        also: further work on the twin, whose tensors are taken to the model.
+        extra_load: further work on the twin, whose tensors are taken to the model.
         extra_keys: the keys that this work fills.
         twin: the plain twin of the sharded model.
         ranks: those that hold the model together.
@@ -83,8 +83,8 @@ def load_shards(
     total = sum(shard.memory.numel() * shard.memory.element_size() for shard in loader.shards.values())
     with ByteBar(total, "loading", options.progress) as bar:
         loader.load(plan.steps, checkpoint, bar)
-    if also is not None:
-        also()
+    if extra_load is not None:
+        extra_load()
     rows = initialise(model, inits, options.seed) if inits else ()
     first = {row.name for row in rows if not row.by.startswith("tied to ")}
     loader.take(model, [*extra_keys, *first])

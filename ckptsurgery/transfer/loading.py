@@ -31,9 +31,9 @@ from ..storage.unpickling.nodes import is_state
 from ..storage.unpickling.unreadable import unreadable_tensors
 from ..wording import counted
 from .aligning import own_names
+from .custom_loads import CustomLoad, own_loaders, renamed_versions, saved_names
 from .extra_states import ExtraStates, collected, states_of
 from .fitting import fitting_recipes
-from .handing import Handing, own_loaders, renamed_versions, saved_names
 from .load_arguments import asked, check_assigned, own_config, tolerated_keys, unused_dims
 from .orienting import as_if_transposed, foreign_layout, live_modules, transposed, turned_weights
 from .together import Carry, seen_plainly
@@ -156,7 +156,7 @@ class _Load:
     notes: list[str] = field(default_factory=list)
     problems: list[Diagnostic] = field(default_factory=list)
     by_recipe: bool = False
-    handed: list[Handing] = field(default_factory=list)
+    handed: list[CustomLoad] = field(default_factory=list)
     states: ExtraStates = field(default_factory=ExtraStates)
 
     def draft(
@@ -203,8 +203,8 @@ class _Load:
         taken = tuple(k for h in self.handed for k in h.taken)
         if options.check_values and self.handed:
             refuse_non_finite((k, h.taken[k]) for h in self.handed for k in h.taken)
-        also = (lambda: self.load_handed(bool(options.assign))) if self.handed else None
-        report = self.carry(plan, self.checkpoint, self.model, options, also=also, extra_keys=taken)
+        extra_load = (lambda: self.load_handed(bool(options.assign))) if self.handed else None
+        report = self.carry(plan, self.checkpoint, self.model, options, extra_load=extra_load, extra_keys=taken)
         handed = {h.key(name) for h in self.handed for name in h.states}
         self.states.hand(handed, tuple(target.specs))
         self.notes += self.states.notes()
@@ -287,7 +287,7 @@ class _Load:
         inits = {k: v for k, v in plan.inits.items() if k not in taken}
         return replace(plan.without(tied), inits=inits)
 
-    def handing(self, path: str, keys: set[str]) -> Handing:
+    def handing(self, path: str, keys: set[str]) -> CustomLoad:
         """What one module is handed, taken out of the plan."""
         from ..running.executor.programs import run_step
 
@@ -305,9 +305,9 @@ class _Load:
         borrowed = {n for n, behind in sources.items() if not in_memory.isdisjoint(behind)}
         metadata = self.checkpoint.extras.get("_metadata")
         versions = renamed_versions(metadata, sources) if isinstance(metadata, Mapping) else {}
-        return Handing(path, read(), sources, read, versions, borrowed, self.states.under(path))
+        return CustomLoad(path, read(), sources, read, versions, borrowed, self.states.under(path))
 
-    def prove_handed(self, plan: Plan, taken: Mapping[str, Handing]) -> list[Diagnostic]:
+    def prove_handed(self, plan: Plan, taken: Mapping[str, CustomLoad]) -> list[Diagnostic]:
         """Compare names that the plan fills with those tied to them that a module took, which fills them all."""
         from ..running.executor.programs import run_step
 

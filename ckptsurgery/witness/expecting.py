@@ -25,7 +25,7 @@ from ..running.model_loading import model_target
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
 from ..transfer.aligning import own_names
-from ..transfer.handing import saved_names
+from ..transfer.custom_loads import saved_names
 from ..transfer.load_arguments import own_config, unused_dims
 
 if TYPE_CHECKING:

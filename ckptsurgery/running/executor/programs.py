@@ -14,7 +14,7 @@ from ...ops.base import Op, OpError
 from ...ops.keyed import At, run_at
 from ...planning.layout import Layout
 from ...planning.naming_results import names_on_the_way, results_of
-from ...planning.steps import ApplyOp, Make, Move, Parallel, Pick, Program, Step
+from ...planning.steps import ApplyOp, Make, Move, Parallel, Program, Select, Step
 from ...storage.plain_memory import plain
 from ...storage.tensors import torch_dtype
 
@@ -61,7 +61,7 @@ def execute(
         match instruction:
             case Move(layout, dtypes):
                 current = rearrange(layout, current, dtypes)
-            case Pick():
+            case Select():
                 current = instruction.applied(current)
             case Parallel():
                 ends = instruction.ends(names[number], names[number + 1]) if names else repeat(((), ()))

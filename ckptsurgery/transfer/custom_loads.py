@@ -23,7 +23,7 @@ from ..storage.tensors import torch_dtype
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["Handing", "own_loaders", "renamed_versions", "saved_names"]
+__all__ = ["CustomLoad", "own_loaders", "renamed_versions", "saved_names"]
 
 
 def own_loaders(model: nn.Module) -> tuple[str, ...]:
@@ -75,7 +75,7 @@ def saved_names(model: nn.Module) -> dict[str, str]:
 
 
 @dataclass
-class Handing:
+class CustomLoad:
     """What one module is handed, and what it makes of it.
 
     Args:
