@@ -74,8 +74,15 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
         self.files: tuple[str, ...] = tuple(file for file in files if file is not None)
         self.sources: dict[str, ByteSource] = contents.sources
         self.frame: Frame | None = contents.frame
+        self.disputed: tuple[str, ...] = contents.disputed
         self._open_files = OpenFiles({*self.files, *self.sources}, self.sources)
         self._dense: tuple[str, memoryview] | None = None
+
+    @property
+    def contents(self) -> Contents:
+        """What this checkpoint was made of; what is made from it has a tree of its own."""
+        facts = (self.metadata, self.extras, self.config, self.sources, (), self.disputed)
+        return Contents(self.entries, self.aliases, *facts)
 
     @cached_property
     def specs(self) -> dict[str, TensorSpec]:

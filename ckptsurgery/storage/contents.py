@@ -6,7 +6,7 @@ the same for all formats and knows `Entry` alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any, NamedTuple
@@ -76,6 +76,7 @@ class Contents:
         config: the model's configuration where one lies beside or inside, else None.
         sources: file -> its byte source, as it was when its header was read, so that another one is noticed.
         frame: the way from the root of the file's tree to the model; None where several trees were joined.
+        disputed: names of metadata and paths of extras to which several files give different values; the last counts.
     """
 
     entries: dict[str, Entry]
@@ -85,3 +86,25 @@ class Contents:
     config: Mapping[str, Any] | None = None
     sources: dict[str, ByteSource] = field(default_factory=dict)
     frame: Frame | None = ()
+    disputed: tuple[str, ...] = ()
+
+    def join_facts(self, parts: Collection[Contents]) -> None:
+        """Take over the metadata and extras of several files of one checkpoint, and remember where they differ.
+
+        >>> whole = Contents({})
+        >>> whole.join_facts([Contents({}, metadata={"step": "1"}), Contents({}, metadata={"step": "2"})])
+        >>> whole.metadata, whole.disputed
+        ({'step': '2'}, ('step',))
+        """
+        differing = dict.fromkeys(self.disputed)
+        for part in parts:
+            for own, its in ((self.metadata, part.metadata), (self.extras, part.extras)):
+                differing |= {name: None for name in own.keys() & its.keys() if not _is_same(own[name], its[name])}
+                own |= its
+            differing |= dict.fromkeys(part.disputed)
+        self.disputed = tuple(sorted(differing))
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two values are equal as they are written: arrays and foreign objects have no `==` that answers."""
+    return one is other or (type(one) is type(other) and repr(one) == repr(other))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from ...planning.costing import CHUNK
 from ...planning.steps import Step
 from ...specs import TensorSpec
 from ...storage.checkpoint import MAP_FROM, Checkpoint
-from ...storage.contents import Contents, Extent
+from ...storage.contents import Extent
 from ...storage.plain_memory import oddity
 from ...storage.sending import BUFFER, TensorRun, send
 from ...storage.sources.links import Link, empty_on, link_to, moved_to
@@ -414,5 +414,4 @@ def apart_from(model: nn.Module, checkpoint: Checkpoint) -> Checkpoint:
         if id(tensor) not in copies:
             copies[id(tensor)] = tensor.detach().clone()
         entries[key] = entries[key]._replace(tensor=copies[id(tensor)])
-    c = checkpoint
-    return Checkpoint(Contents(entries, c.aliases, c.metadata, c.extras, c.config, c.sources), c.source)
+    return Checkpoint(replace(checkpoint.contents, entries=entries), checkpoint.source)
