@@ -1,8 +1,8 @@
 """Wrapper segments: which whole segments the names of one side have, and those of the other do not.
 
 Nothing is guessed from a list of names. A prefix is taken off, put on or replaced when the other side shows the keys
-without it. Inside of a name a segment is taken out only where it is an only child (see `unwrapping`), the other side
-shows the name without it, and no other key comes to bear that name. A name that both sides have is never touched.
+without it. Inside of a name a segment is taken out only where it is an only child (see `only_children`), the other
+side shows the name without it, and no other key comes to bear that name. A name that both sides have is never touched.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from ..planning.only_children import OnlyChildren, Wrappers, candidates, may_replace
 from ..specs import TensorSpec
 from ..wording import counted
-from .unwrapping import OnlyChildren, Wrappers, candidates, may_replace
 
 __all__ = ["Alignment", "align"]
 
