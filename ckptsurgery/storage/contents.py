@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import repeat
+from itertools import groupby, repeat
+from operator import attrgetter, lt
 from typing import Any, NamedTuple
 
 from ..specs import TensorSpec
 from .sources.byte_source import ByteSource
 from .unpickling.frames import Frame
 
-__all__ = ["Contents", "Entry", "Extent", "entries_in"]
+__all__ = ["Contents", "Entry", "Extent", "all_apart", "entries_in", "place_of_entry"]
 
 
 class Extent(NamedTuple):
@@ -108,3 +109,23 @@ class Contents:
 def _is_same(one: Any, other: Any) -> bool:
     """Whether two values are equal as they are written: arrays and foreign objects have no `==` that answers."""
     return one is other or (type(one) is type(other) and repr(one) == repr(other))
+
+
+def all_apart(entries: Collection[Entry]) -> bool:
+    """Whether all tensors start at different places of files, so that no two of them are one."""
+    runs = [(file, list(map(attrgetter("offset"), run))) for file, run in groupby(entries, attrgetter("file"))]
+    if len({file for file, _ in runs}) == len(runs) and all(all(map(lt, at, at[1:])) for _, at in runs):
+        return True  # file by file, each from front to back
+    return len(set(map(attrgetter("file", "offset"), entries))) == len(entries)
+
+
+def place_of_entry(entry: Entry) -> tuple[object, ...]:
+    """Equal for two entries exactly when they are one tensor."""
+    spec = entry.spec
+    if entry.file is not None:
+        return entry.file, entry.offset, spec.dtype, spec.shape, entry.strides, entry.big_endian
+    if callable(entry.tensor):
+        return (id(entry.tensor),)
+    from .tensors import memory_place
+
+    return memory_place(entry.tensor), spec
