@@ -212,3 +212,14 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
         order.prepare()
     except CycleError as error:
         pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_what_is_imported_of_the_package_is_there() -> None:
+    """Inside functions too, where an import of something that was moved fails only when it runs."""
+    lost = [
+        f"{path.relative_to(PACKAGE)}:{found.line} imports {found.module}"
+        for path in MODULES
+        for found in imports_of(path)
+        if found.module.split(".")[0] == PACKAGE.name and importlib.util.find_spec(found.module) is None
+    ]
+    assert not lost

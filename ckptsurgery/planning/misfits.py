@@ -241,6 +241,12 @@ class Misfits:
         Args:
             by: the recipe's entry that names them, unless the caller does.
         """
+        asked = {n: named[n] for n in group if n in named}
+        first, *rest = asked.items() if asked else [("", None)]
+        for key, value in rest if by is None else ():
+            if value != first[1]:
+                text = f"{first[0]!r} and {key!r} are one tensor, and init= or keep= ask two things of it"
+                self.problems.append(Diagnostic("init-twice", text, help="name one of them"))
         others = [n for n in group if n not in named and n in self.made]
         for key in sorted(n for n in group if n in named) if others else ():
             argument, verb = ("keep", "keep") if named[key] in OWN else ("init", "initialise")

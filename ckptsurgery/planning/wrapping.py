@@ -3,30 +3,39 @@
 A recipe for a model's own names meets files and models that have a prefix before them all, `model.` or `module.`. As
 it stands such a recipe makes nothing that the target wants. Each prefix of whole segments is tried; the one under
 which the recipe holds, and makes most of what the target wants, is taken. Two that do so equally well are an error.
+Wrappers of single blocks stand inside of names; they are found by the shape of the names (see `only_children`), and
+the same evidence decides.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import chain, product
 
 from ..errors import Diagnostic, PlanError, Remedy
 from ..language.keys import escape
 from ..language.recipe import Recipe, Scope
+from ..narrowing import present
 from ..specs import TensorSpec
 from ..wording import counted
 from .expanding import Resolve, Stage
+from .only_children import OnlyChildren, Wrappers
 from .options import DEFAULTS, PlanOptions
-from .plan import Plan
+from .plan import Plan, renaming
 from .planner import draft_plan
 from .record import Target
+from .settlement import Offer
+from .settling import settle
+from .stages import chained
 from .unread import Unreadable
 
 __all__ = ["draft_unwrapped"]
 
 Specs = Mapping[str, TensorSpec]
 _DEEPEST = 4  # segments of a prefix
+_MOST_INSIDES = 8  # combinations of wrappers inside of names that are tried
 _LEAST_SHARE = 0.1  # of one side's keys that a prefix stands before
 
 
@@ -51,46 +60,85 @@ def draft_unwrapped(
     Raises:
         RecipeError, PlanError: as for `draft_plan`; and two prefixes that fit equally well.
     """
+    drafting = _Drafting(specs, recipe, resolve, target, options, unreadable)
     try:
-        drafted = draft_plan(specs, recipe, resolve, target, options, unreadable=unreadable)
+        drafted = drafting.draft()
     except PlanError as error:
         if target is None:
             raise
-        failed: PlanError | None = error
-    else:
-        if target is None or _wanted(drafted[0], target):
-            return drafted
-        failed = None
-    found: list[_Trial] = []
-    nearest = failed
-    for prefixes in _candidates(specs, target.specs):
-        try:
-            inside = replace(unreadable, prefix=prefixes.source) if unreadable is not None else None
-            plan, stage = draft_plan(specs, prefixes.around(recipe), resolve, target, options, unreadable=inside)
-        except PlanError as error:
-            if nearest is not None and _unused(error) < _unused(nearest):
-                nearest = PlanError([*error.diagnostics, prefixes.note])
-            continue
-        if reached := _wanted(plan, target):
-            found.append(_Trial(prefixes, plan, stage, reached))
-    if found:
-        return _best(found)
-    if nearest is not None:
-        raise nearest
-    return drafted
+        return drafting.unwrapped(error)
+    if target is None or _wanted(drafted[0], target) == len(drafted[0].specs):
+        return drafted
+    return drafting.unwrapped(drafted)
 
 
-def _best(found: Sequence[_Trial]) -> tuple[Plan, Stage]:
-    """The trial that makes most of the target, under the shortest prefixes.
+Drafted = tuple[Plan, Stage]
+
+
+@dataclass(frozen=True)
+class _Drafting:
+    """What a plan is drafted from; the arguments are those of `draft_plan`."""
+
+    specs: Specs
+    recipe: Recipe
+    resolve: Resolve
+    target: Target | None
+    options: PlanOptions
+    unreadable: Unreadable | None
+
+    def draft(self) -> Drafted:
+        """Draft the plan of the names as they are."""
+        return draft_plan(self.specs, self.recipe, self.resolve, self.target, self.options, unreadable=self.unreadable)
+
+    def unwrapped(self, plain: Drafted | PlanError) -> Drafted:
+        """Draft without wrappers: prefixes first, then segments inside of names; else what was found with them.
+
+        Args:
+            plain: the outcome for the names as they are.
+
+        Raises:
+            PlanError: nothing is drafted that makes any of the target; two prefixes fit equally well.
+        """
+        target = present(self.target, "a target")
+        failed = plain if isinstance(plain, PlanError) else None
+        reached = 0 if isinstance(plain, PlanError) else _wanted(plain[0], target)
+        nearest = failed
+        found: list[_Trial] = []
+        for inside in chain([_AS_THEY_ARE], _insides(self)):
+            bare = inside.names_without(self)
+            for prefixes in _candidates(bare.specs, present(bare.target, "a target").specs):
+                if inside is _AS_THEY_ARE and (reached or prefixes == _Prefixes("", "")):
+                    continue  # that is the plain draft; and prefixes are not tried where some names fit as they are
+                try:
+                    plan, stage = inside.put_back(self, prefixes.around(bare).draft())
+                except PlanError as error:
+                    if nearest is not None and _unused(error) < _unused(nearest):
+                        nearest = PlanError([*error.diagnostics, *prefixes.notes, *inside.notes])
+                    continue
+                if (made := _wanted(plan, target)) > reached:
+                    found.append(_Trial(prefixes, inside, plan, stage, made))
+            if any(t.reached == len(t.plan.specs) for t in found):
+                break
+        if found:
+            return _best(found)
+        if nearest is not None:
+            raise nearest
+        return plain if not isinstance(plain, PlanError) else self.draft()
+
+
+def _best(found: Sequence[_Trial]) -> Drafted:
+    """The trial that makes most of the target, with the least taken off its names.
 
     Raises:
         PlanError: two make as much of it, of different keys.
     """
-    best = max(found, key=lambda t: (t.reached, -len(t.prefixes.source) - len(t.prefixes.target)))
-    rivals = [t for t in found if t.reached == best.reached and t.moves != best.moves]
+    best = max(found, key=lambda t: (t.reached, -len(t.inside), -len(t.prefixes.source) - len(t.prefixes.target)))
+    rivals = [t for t in found if t.reached == best.reached and len(t.inside) == len(best.inside)]
+    rivals = [t for t in rivals if t.moves != best.moves]
     if rivals:
         raise PlanError(_ambiguous([best, *rivals]))
-    return replace(best.plan, warnings=(*best.plan.warnings, best.prefixes.note)), best.stage
+    notes = (*best.prefixes.notes, *best.inside.notes)
+    return replace(best.plan, warnings=(*best.plan.warnings, *notes)), best.stage
 
 
 @dataclass(frozen=True)
@@ -100,18 +148,20 @@ class _Prefixes:
     source: str
     target: str
 
-    def around(self, recipe: Recipe) -> Recipe:
+    def around(self, drafting: _Drafting) -> _Drafting:
         """The recipe for the names with the prefixes: first they are taken off, and put on where they are wanted."""
+        recipe, unread = drafting.recipe, drafting.unreadable
         inner = recipe.scoped(target=escape(self.target)) if self.target else recipe
-        if not self.source:
-            return inner
-        bare = Scope(Recipe(rest="keep"), source=escape(self.source))
-        return Recipe(rest="keep", scopes=[bare]).then(inner)
+        if self.source:
+            bare = Scope(Recipe(rest="keep"), source=escape(self.source))
+            inner = Recipe(rest="keep", scopes=[bare]).then(inner)
+        unread = replace(unread, prefix=self.source) if unread is not None else None
+        return replace(drafting, recipe=inner, unreadable=unread)
 
     @property
-    def note(self) -> Diagnostic:
+    def notes(self) -> tuple[Diagnostic, ...]:
         """What was done, for people."""
-        return Diagnostic("wrapper-prefix", str(self), severity="note")
+        return (Diagnostic("wrapper-prefix", str(self), severity="note"),) if self.source or self.target else ()
 
     def __str__(self) -> str:
         if not self.target:
@@ -121,8 +171,108 @@ class _Prefixes:
 
 
 @dataclass(frozen=True)
+class _Inside:
+    """Wrapper segments inside of names: key -> the key without them, on either side, where it has any."""
+
+    source: Mapping[str, str] = field(default_factory=dict)
+    target: Mapping[str, str] = field(default_factory=dict)
+    wrappers: Wrappers = field(default_factory=Wrappers)
+
+    def __len__(self) -> int:
+        return len(self.wrappers.source) + len(self.wrappers.target)
+
+    def names_without(self, drafting: _Drafting) -> _Drafting:
+        """What a plan is drafted from, with the names without wrappers."""
+        if not len(self):
+            return drafting
+        mine, theirs, target = self.source, self.target, present(drafting.target, "a target")
+        ties = [[mine.get(n, n) for n in names] for names in drafting.options.ties]
+        return replace(
+            drafting,
+            specs={mine.get(k, k): spec for k, spec in drafting.specs.items()},
+            options=replace(drafting.options, ties=ties),
+            target=replace(
+                target,
+                specs={theirs.get(k, k): spec for k, spec in target.specs.items()},
+                ties=[[theirs.get(n, n) for n in names] for names in target.ties],
+            ),
+        )
+
+    def put_back(self, drafting: _Drafting, drafted: Drafted) -> Drafted:
+        """The plan in the names that source and target have.
+
+        Raises:
+            PlanError: what the recipe initialises has another name in the target.
+        """
+        plan, stage = drafted
+        problems: list[Diagnostic] = []
+        if self.source:
+            bare = {k: self.source.get(k, k) for k in drafting.specs}
+            plan = chained(renaming(drafting.specs, bare, _BARE), plan, problems)
+        if self.target:
+            if stage.inits:
+                raise PlanError(Diagnostic("wrapper-prefix", f"[init] {stage.inits[0].text!r} names what is wrapped"))
+            settled = settle(Offer(plan, stage), None)
+            plan, stage, problems = settled.plan, Stage(), [*problems, *settled.problems]
+            wrapped = {bare: key for key, bare in self.target.items()}
+            plan = chained(plan, renaming(plan.specs, {k: wrapped.get(k, k) for k in plan.specs}, _WRAPPED), problems)
+            plan = replace(plan, ties={wrapped.get(a, a): wrapped.get(b, b) for a, b in plan.ties.items()})
+        if problems:
+            raise PlanError(problems)
+        return replace(plan, source=drafting.specs, recipe=drafting.recipe), stage
+
+    @property
+    def notes(self) -> tuple[Diagnostic, ...]:
+        """What was done, for people."""
+        names = self.wrappers
+        sides = (names.source, "taken out of the source's names"), (names.target, "put into the names that are made")
+        texts = [f"{', '.join(map(repr, sorted(some)))} {what}" for some, what in sides if some]
+        return (Diagnostic("wrapper-prefix", f"wrapper {' and '.join(texts)}", severity="note"),) if texts else ()
+
+
+_AS_THEY_ARE = _Inside()
+_BARE, _WRAPPED = "{a...}.WRAPPER.{b...} -> {a...}.{b...}", "{a...}.{b...} -> {a...}.WRAPPER.{b...}"
+
+
+def _insides(drafting: _Drafting) -> Iterator[_Inside]:
+    """What may be wrappers inside of names, the likeliest first."""
+    if drafting.unreadable is not None and drafting.unreadable.kinds:
+        return  # these are asked for by the names that they have
+    mine, theirs = dict.fromkeys(drafting.specs), dict.fromkeys(present(drafting.target, "a target").specs)
+    pairs = list(product(_likely_wrappers(mine), _likely_wrappers(theirs)))
+    for source, target in sorted(pairs, key=lambda pair: len(pair[0]) + len(pair[1]))[: _MOST_INSIDES + 1]:
+        sides = [_without(keys, names) for keys, names in ((mine, source), (theirs, target))]
+        if (source or target) and None not in sides:
+            yield _Inside(sides[0] or {}, sides[1] or {}, Wrappers(source, target))
+
+
+def _likely_wrappers(keys: Iterable[str]) -> list[frozenset[str]]:
+    """Sets of segments that may be wrappers: none, those with the underscore of wrappers, and another besides."""
+    names = OnlyChildren(keys)
+    counts: Counter[str] = Counter()
+    total = 0
+    for key in keys:
+        segments = key.split(".")
+        total += 1
+        counts.update({segments[at] for at in names.places(segments) if at})  # in front it is a prefix
+    own = frozenset(name for name in counts if name.startswith("_"))
+    others = [n for n, many in counts.most_common(4) if n not in own and many >= _LEAST_SHARE * total][:2]
+    return list(dict.fromkeys([frozenset(), own, *(own | {n} for n in others)]))
+
+
+def _without(keys: Iterable[str], names: frozenset[str]) -> dict[str, str] | None:
+    """The keys that have such segments -> without them; None where two keys would come to bear one name."""
+    tree = OnlyChildren(keys) if names else None
+    bare = {key: tree.bare(key, names) if tree else key for key in keys}
+    if len(set(bare.values())) < len(bare):
+        return None
+    return {key: name for key, name in bare.items() if name != key}
+
+
+@dataclass(frozen=True)
 class _Trial:
     prefixes: _Prefixes
+    inside: _Inside
     plan: Plan
     stage: Stage
     reached: int
@@ -148,8 +298,7 @@ def _candidates(source: Specs, target: Specs) -> Iterator[_Prefixes]:
     around = ["", *(p for p in _prefixes(target) if all(k.startswith(p) for k in target))]
     for b in around:
         for a in before:
-            if a or b:
-                yield _Prefixes(a, b)
+            yield _Prefixes(a, b)
 
 
 def _prefixes(keys: Iterable[str]) -> list[str]:

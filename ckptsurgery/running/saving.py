@@ -27,7 +27,7 @@ from ..storage.output.staging import Writer
 from ..storage.output.writing import WriterOptions, holds_extras, open_staged, open_writer, parse_size
 from ..storage.sources.files import read_regular
 from ..storage.unpickling.frames import route_of
-from ..wording import counted
+from ..wording import counted, shown_keys
 from .beside import along_with, moved_versions
 from .companions import companions_for
 from .config_remarks import as_warnings, config_remarks
@@ -208,6 +208,9 @@ class _Save:
         """What a person should know of the output."""
         if PROVENANCE in self.checkpoint.metadata:
             yield "the source's own provenance was left out: the output is made from it in another way"
+        if self.checkpoint.disputed:
+            names = ", ".join(shown_keys(self.checkpoint.disputed))
+            yield f"the source's files give different values to {names}; those of the last file were taken"
         framework = self.checkpoint.metadata.get("format")
         if framework in FRAMEWORKS - {"pt"}:
             yield f"the metadata's format {framework!r} became 'pt'"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import copy
 from functools import cached_property
-from itertools import chain, groupby
-from operator import attrgetter, lt
+from itertools import chain
+from operator import attrgetter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from ..narrowing import present
 from ..specs import DTYPES, TensorSpec, Tie
 from ..wording import brief, close_keys, counted, shown_bytes
 from .chunked_tensors import Chunked, files_of, read_box, read_range
-from .contents import Contents, Entry, Extent
+from .contents import Contents, Entry, Extent, all_apart, place_of_entry
 from .sources.byte_source import ByteSource, Range
 from .sources.files import OpenFiles
 from .unpickling.frames import Frame
@@ -73,8 +73,15 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
         self.files: tuple[str, ...] = tuple(file for file in files if file is not None)
         self.sources: dict[str, ByteSource] = contents.sources
         self.frame: Frame | None = contents.frame
+        self.disputed: tuple[str, ...] = contents.disputed
         self._open_files = OpenFiles({*self.files, *self.sources}, self.sources)
         self._dense: tuple[str, memoryview] | None = None
+
+    @property
+    def contents(self) -> Contents:
+        """What this checkpoint was made of; what is made from it has a tree of its own."""
+        facts = (self.metadata, self.extras, self.config, self.sources, (), self.disputed)
+        return Contents(self.entries, self.aliases, *facts)
 
     @cached_property
     def specs(self) -> dict[str, TensorSpec]:
@@ -90,12 +97,12 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
     @cached_property
     def ties(self) -> tuple[Tie, ...]:
         """Groups of names that mean one tensor; disjoint or unequal views of one storage are none."""
-        if _all_apart(self.entries.values()):
+        if all_apart(self.entries.values()):
             return ()  # mostly that is all there is
         full = {key: entry for key, entry in self.entries.items() if entry.spec.numel}
         groups: dict[tuple[object, ...], list[str]] = {}
         for key, entry in full.items():
-            groups.setdefault(_place(entry), []).append(key)
+            groups.setdefault(place_of_entry(entry), []).append(key)
         return tuple(
             Tie(tuple(names), "alias" if any(name in self.aliases for name in names) else "storage")
             for names in groups.values()
@@ -420,26 +427,6 @@ class LazyTensor:
 
     def __repr__(self) -> str:
         return f"LazyTensor({self.key!r}, {self.spec})"
-
-
-def _all_apart(entries: Collection[Entry]) -> bool:
-    """Whether all tensors start at different places of files, so that no two of them are one."""
-    runs = [(file, list(map(attrgetter("offset"), run))) for file, run in groupby(entries, _FILE)]
-    if len({file for file, _ in runs}) == len(runs) and all(all(map(lt, at, at[1:])) for _, at in runs):
-        return True  # file by file, each from front to back
-    return len(set(map(attrgetter("file", "offset"), entries))) == len(entries)
-
-
-def _place(entry: Entry) -> tuple[object, ...]:
-    """Equal for two entries exactly when they are one tensor."""
-    spec = entry.spec
-    if entry.file is not None:
-        return entry.file, entry.offset, spec.dtype, spec.shape, entry.strides, entry.big_endian
-    if callable(entry.tensor):
-        return (id(entry.tensor),)
-    from .tensors import memory_place
-
-    return memory_place(entry.tensor), spec
 
 
 def _nothing(number: int) -> None:

@@ -6,16 +6,17 @@ the same for all formats and knows `Entry` alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import repeat
+from itertools import groupby, repeat
+from operator import attrgetter, lt
 from typing import Any, NamedTuple
 
 from ..specs import TensorSpec
 from .sources.byte_source import ByteSource
 from .unpickling.frames import Frame
 
-__all__ = ["Contents", "Entry", "Extent", "entries_in"]
+__all__ = ["Contents", "Entry", "Extent", "all_apart", "entries_in", "place_of_entry"]
 
 
 class Extent(NamedTuple):
@@ -76,6 +77,7 @@ class Contents:
         config: the model's configuration where one lies beside or inside, else None.
         sources: file -> its byte source, as it was when its header was read, so that another one is noticed.
         frame: the way from the root of the file's tree to the model; None where several trees were joined.
+        disputed: names of metadata and paths of extras to which several files give different values; the last counts.
     """
 
     entries: dict[str, Entry]
@@ -85,3 +87,45 @@ class Contents:
     config: Mapping[str, Any] | None = None
     sources: dict[str, ByteSource] = field(default_factory=dict)
     frame: Frame | None = ()
+    disputed: tuple[str, ...] = ()
+
+    def join_facts(self, parts: Collection[Contents]) -> None:
+        """Take over the metadata and extras of several files of one checkpoint, and remember where they differ.
+
+        >>> whole = Contents({})
+        >>> whole.join_facts([Contents({}, metadata={"step": "1"}), Contents({}, metadata={"step": "2"})])
+        >>> whole.metadata, whole.disputed
+        ({'step': '2'}, ('step',))
+        """
+        differing = dict.fromkeys(self.disputed)
+        for part in parts:
+            for own, its in ((self.metadata, part.metadata), (self.extras, part.extras)):
+                differing |= {name: None for name in own.keys() & its.keys() if not _is_same(own[name], its[name])}
+                own |= its
+            differing |= dict.fromkeys(part.disputed)
+        self.disputed = tuple(sorted(differing))
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two values are equal as they are written: arrays and foreign objects have no `==` that answers."""
+    return one is other or (type(one) is type(other) and repr(one) == repr(other))
+
+
+def all_apart(entries: Collection[Entry]) -> bool:
+    """Whether all tensors start at different places of files, so that no two of them are one."""
+    runs = [(file, list(map(attrgetter("offset"), run))) for file, run in groupby(entries, attrgetter("file"))]
+    if len({file for file, _ in runs}) == len(runs) and all(all(map(lt, at, at[1:])) for _, at in runs):
+        return True  # file by file, each from front to back
+    return len(set(map(attrgetter("file", "offset"), entries))) == len(entries)
+
+
+def place_of_entry(entry: Entry) -> tuple[object, ...]:
+    """Equal for two entries exactly when they are one tensor."""
+    spec = entry.spec
+    if entry.file is not None:
+        return entry.file, entry.offset, spec.dtype, spec.shape, entry.strides, entry.big_endian
+    if callable(entry.tensor):
+        return (id(entry.tensor),)
+    from .tensors import memory_place
+
+    return memory_place(entry.tensor), spec

@@ -44,4 +44,4 @@ def enter(contents: Contents, subtree: str, source: str) -> Contents:
     if below:
         extras[METADATA] = below
     metadata = {name: text for name, text in contents.metadata.items() if name != VERSIONS}
-    return Contents(entries, aliases, metadata, extras, contents.config, contents.sources)
+    return Contents(entries, aliases, metadata, extras, contents.config, contents.sources, disputed=contents.disputed)

@@ -1,8 +1,8 @@
 """The names of a source in the model's own layout: prefixes, wrapper segments and respellings, no more.
 
 Nothing is guessed from a list of names. A prefix is taken off, put on or replaced when the other side shows the keys
-without it. Inside of a name a segment is taken out only where it is an only child (see `unwrapping`), the other side
-shows the name without it, and no other key comes to bear that name. A name that both sides have is never touched.
+without it. Inside of a name a segment is taken out only where it is an only child (see `only_children`), the other
+side shows the name without it, and no other key comes to bear that name. A name that both sides have is never touched.
 
 A respelling is what PyTorch itself renamed, or the other spelling of a norm's scale and shift. It is used only when the
 target shows it: the other name exists there, with this shape, and nothing else fills it. Names are compared by whole
@@ -19,10 +19,10 @@ from ..errors import Diagnostic, LoadError, Remedy
 from ..language.captures import escape
 from ..language.folding import fold
 from ..planning.naming import dropped_keys
+from ..planning.only_children import OnlyChildren, Wrappers, candidates, may_replace
 from ..planning.plan import Plan, renaming
 from ..specs import TensorSpec
 from ..wording import counted
-from .unwrapping import OnlyChildren, Wrappers, candidates, may_replace
 
 __all__ = ["Alignment", "OwnNames", "align", "own_names", "respelled"]
 

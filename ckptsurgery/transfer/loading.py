@@ -165,6 +165,10 @@ class _Load:
         """Plan what the source would make in the model's names, before anything is decided."""
         self.by_recipe = recipe is not None
         specs, target = self.checkpoint.specs, self.target
+        saved = saved_names(self.model)
+        if saved:  # a recipe speaks of the names under which the model is saved
+            wanted = {saved.get(k, k): spec for k, spec in target.specs.items()}
+            target = replace(target, specs=wanted, ties=[[saved.get(n, n) for n in names] for names in target.ties])
         if recipe is not None:
             config = config if config is not None else self.checkpoint.config or own_config(self.model)
             unreadable = Unreadable(self.checkpoint.unreadable, refused=False)
@@ -173,9 +177,7 @@ class _Load:
             )
             return
         self.problems += unused_dims(dims)
-        saved = saved_names(self.model)
-        wanted = {saved.get(k, k): spec for k, spec in target.specs.items()} if saved else target.specs
-        found = own_names(specs, wanted, self.options.drop)
+        found = own_names(specs, target.specs, self.options.drop)
         self.plan, self.notes, self.problems = found.plan, found.notes, [*self.problems, *found.problems]
         left = [path for path in self.options.drop if path not in found.away]
         self.options = replace(self.options, drop=left)

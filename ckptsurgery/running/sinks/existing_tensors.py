@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ...modeling.assigning import set_tensor
@@ -12,7 +13,6 @@ from ...planning.steps import Step
 from ...sharding.shards import LocalShard
 from ...specs import TensorSpec
 from ...storage.checkpoint import Checkpoint
-from ...storage.contents import Contents
 from ...storage.plain_memory import oddity
 from ...storage.sources.links import Link, link_to
 from .new_tensors import TensorSink
@@ -138,5 +138,4 @@ def apart_from(model: nn.Module, checkpoint: Checkpoint) -> Checkpoint:
         if id(tensor) not in copies:
             copies[id(tensor)] = tensor.detach().clone()
         entries[key] = entries[key]._replace(tensor=copies[id(tensor)])
-    c = checkpoint
-    return Checkpoint(Contents(entries, c.aliases, c.metadata, c.extras, c.config, c.sources), c.source)
+    return Checkpoint(replace(checkpoint.contents, entries=entries), checkpoint.source)

@@ -56,7 +56,7 @@ def read_rank_files(folder: str, names: list[str], subtree: str | None = None) -
         for key, entry in part.entries.items():
             chunks.setdefault(key, []).append(Chunk(offsets.get(key, (0,) * len(entry.spec.shape)), entry))
         joined.sources |= part.sources
-        joined.metadata |= {key: text for key, text in part.metadata.items() if key not in _OWN}
+        joined.join_facts([Contents({}, metadata={k: text for k, text in part.metadata.items() if k not in _OWN})])
     torn = [key for key, some in chunks.items() if not _fit(some)]
     if torn:
         text = f"the chunks of {torn[0]!r} in {folder!r} overlap, or leave some of it out"

@@ -137,11 +137,11 @@ def _listed(weight_map: Mapping[str, str], shards: Mapping[str, Contents], path:
 
 def _joined(entries: dict[str, Entry], about: Mapping[str, Any], shards: Collection[Contents]) -> Contents:
     """The entries that count, with what index and shards say of themselves."""
-    aliases: dict[str, str] = {}
-    metadata: dict[str, str] = {}
+    joined, aliases = Contents(entries, frame=_common_frame(shards)), dict[str, str]()
+    joined.join_facts(shards)
     for shard in shards:
         aliases |= {a: kept for a, kept in shard.aliases.items() if a in entries and kept in entries}
-        metadata |= shard.metadata
+        joined.sources |= shard.sources
     listed = aliases_in(about, entries)
     aliases |= listed
     for alias, kept in aliases.items():
@@ -149,10 +149,9 @@ def _joined(entries: dict[str, Entry], about: Mapping[str, Any], shards: Collect
     # Sizes are facts of these files, not of the tensors: a copy that is sharded otherwise must not repeat them.
     own = {k: v for k, v in own_metadata(about, listed).items() if not k.startswith("total_")}
     told = {name: value if isinstance(value, str) else json.dumps(value) for name, value in own.items()}
-    metadata |= {name: value for name, value in told.items() if is_text(name) and is_text(value)}
-    extras = {path: value for shard in shards for path, value in shard.extras.items()}
-    sources = {path: one for shard in shards for path, one in shard.sources.items()}
-    return Contents(entries, aliases, metadata, extras, sources=sources, frame=_common_frame(shards))
+    joined.metadata |= {name: value for name, value in told.items() if is_text(name) and is_text(value)}
+    joined.aliases = aliases
+    return joined
 
 
 def _common_frame(shards: Collection[Contents]) -> Frame | None:
@@ -192,8 +191,7 @@ def read_together(folder: str, names: Sequence[str], read: Callable[[str], Conte
         joined.entries |= contents.entries
         joined.aliases |= contents.aliases
         joined.sources |= contents.sources
-        joined.metadata |= contents.metadata
-        joined.extras |= contents.extras
+    joined.join_facts(parts)
     if twice:
         raise CheckpointError(
             Diagnostic(

@@ -42,9 +42,7 @@ def read_mounts(source: Mapping[str, Any], open_one: Callable[[Any], Checkpoint]
         except CheckpointError as error:
             problems += error.diagnostics
             continue
-        parts[prefix] = Contents(
-            opened.entries, opened.aliases, opened.metadata, opened.extras, opened.config, opened.sources
-        )
+        parts[prefix] = opened.contents
         if opened is not one:
             opened.close()
     if problems:
@@ -71,6 +69,7 @@ def join_mounts(parts: Mapping[str, Contents], place: str) -> Contents:
             joined.entries[prefix + key] = entry
         joined.aliases |= {prefix + alias: prefix + kept for alias, kept in part.aliases.items()}
         joined.sources |= part.sources
+        joined.disputed += tuple(prefix + name for name in part.disputed)
         joined.metadata |= {prefix + name: value for name, value in part.metadata.items() if name != VERSIONS}
         joined.extras |= {prefix + path: value for path, value in part.extras.items() if path != METADATA}
         versions |= {

@@ -45,10 +45,7 @@ def open(source: Any, subtree: str | None = None, by_file: bool = False) -> Chec
         if isinstance(source, Checkpoint):
             if not subtree:
                 return source
-            whole = Contents(
-                source.entries, source.aliases, source.metadata, source.extras, source.config, source.sources
-            )
-            return Checkpoint(enter(whole, subtree, source.source), source.source)
+            return Checkpoint(enter(source.contents, subtree, source.source), source.source)
         if isinstance(source, (str, os.PathLike)):
             return _open_path(os.fspath(source), subtree, by_file)
         return _open_object(source, subtree)
