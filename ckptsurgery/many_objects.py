@@ -1,4 +1,4 @@
-"""What makes work on very many small objects cheap: a pause of the collector, and facts asked once per object."""
+"""Cheap work on very many small objects: a pause of the garbage collector, and facts asked once per object."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recipes from names and shapes: what was found between two sides, said in as few rules as give it."""
+"""Recipes from names and shapes: the matches between two sides, in as few rules as give them."""
 
 from __future__ import annotations
 

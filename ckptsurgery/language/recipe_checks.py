@@ -1,4 +1,4 @@
-"""What is checked of a recipe's texts when it is made, whatever the checkpoint."""
+"""Checks of a recipe's texts when it is made; they need no checkpoint."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def bad_dim(name: str, value: Any, place: str | None) -> Diagnostic:
 def law_breaks(
     rules: Iterable[Rule], names: Mapping[str, Mapping[str, str]], dims: Mapping[str, DimValue]
 ) -> list[Diagnostic]:
-    """What breaks the law of a rule whatever the checkpoint; a fragment (`rest=None`) is judged within its scope."""
+    """Return the breaches of the law of a rule; a fragment (`rest=None`) is judged within its scope."""
     found: list[Diagnostic] = []
     numbers = dict.fromkeys(dims, 1)
     for rule in rules:

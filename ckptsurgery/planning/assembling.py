@@ -65,6 +65,7 @@ class RuleSteps:
     number: int
     flats: Flattening
     programs: dict[Any, Built | None] = field(default_factory=dict)
+    copies: dict[int, Program] = field(default_factory=dict)
     kinds: dict[int, int] = field(default_factory=dict)
     values: dict[TensorSpec | None, int] = field(default_factory=dict)
     unspelled: dict[str, dict[str, Diagnostic]] = field(default_factory=dict)  # by code and source key
@@ -134,8 +135,28 @@ class RuleSteps:
                 except RecipeError as error:
                     self._not_spelled(key, error)
             return
-        target = self.draft.target.specs if self.draft.target else None
         specs = list(map(self.draft.specs.__getitem__, matches.keys))
+        renames = self.bound.rule.only_renames
+        programs = self._copying(specs) if renames else self._programs(matches, keys, specs)
+        rows = zip(zip(matches.keys), zip(keys), programs, repeat((self.number,)))
+        self.draft.steps += steps_of(compress(rows, programs))
+        if term.shared:
+            self.draft.shared.update(compress(keys, programs))
+        self.draft.firsts += compress(matches.keys, programs)
+
+    def _copying(self, specs: Sequence[TensorSpec]) -> list[Program]:
+        """For each tensor the program that hands it on as it is, one for all of a kind."""
+        kinds = self._kinds(specs)
+        for kind, spec in dict(zip(kinds, specs)).items():
+            if kind not in self.copies:
+                self.copies[kind] = Program.of((spec,), ())
+        return list(map(self.copies.__getitem__, kinds))
+
+    def _programs(
+        self, matches: MatchedColumns, keys: Sequence[str], specs: Sequence[TensorSpec]
+    ) -> Sequence[Program | None]:
+        """The program of each match; None where there is a problem."""
+        target = self.draft.target.specs if self.draft.target else None
         wanted: list[TensorSpec | None] = [] if target is None else list(map(target.get, keys))
         markers = [matches.columns[n] for n in self._marker_names() if n in matches.columns]
         starts = _starts([specs, wanted, *(column for column in markers if isinstance(column, list))])
@@ -150,16 +171,10 @@ class RuleSteps:
                 self.programs[place] = self._built_at(start, matches, specs[start], wanted[start] if wanted else None)
             built = self.programs[place]
             programs += [built.program if built else None] * (end - start)
-        rows = zip(zip(matches.keys), zip(keys), programs, repeat((self.number,)))
-        self.draft.steps += steps_of(compress(rows, programs))
-        if term.shared:
-            self.draft.shared.update(compress(keys, programs))
-        self.draft.firsts += compress(matches.keys, programs)
+        return programs
 
     def _built_at(self, at: int, matches: MatchedColumns, spec: TensorSpec, want: TensorSpec | None) -> Built | None:
         """What becomes of the tensor of one match."""
-        if self.bound.rule.only_renames:
-            return Built.copying(spec)
         values: Values = {n: c if isinstance(c, str) else c[at] for n, c in matches.columns.items()}
         group = Group(values, [[(matches.keys[at],)]], [()], [((),)])
         return self._build(group, (spec,), ({(): want} if want else {},))

@@ -46,11 +46,6 @@ class Built:
     assumed: tuple[str, ...]
     sizes: Mapping[str, int]
 
-    @classmethod
-    def copying(cls, spec: TensorSpec) -> Built:
-        """Return what makes one tensor of one, as it is."""
-        return cls(Program.of((spec,), ()), (((), ((),)),), False, (), {})
-
 
 @dataclass
 class Arrival:

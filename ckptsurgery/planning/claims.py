@@ -123,7 +123,7 @@ def claim(
 
 
 def _candidates(stage: Stage, groups: list[KeyGroup]) -> list[_Claim]:
-    """What may claim keys: the source terms of rules first, then drops, then what must be the same."""
+    """Return all that may claim keys: the source terms of rules first, then drops, then keys that must be equal."""
     partners = partners_of(stage.rules, groups)
     found = [
         _Claim(

@@ -302,6 +302,14 @@ class _StagePlanner(Draft):
             self.problems += [replace(d, place=rule.place, notes=(bound.text, *d.notes)) for d in error.diagnostics]
             return
         ops = OpsOfRule(bound, self.seed)
+        joined = False if rule.only_renames else self.joins_first(bound, ops, apart)
+        if joined is not None:
+            RuleSteps(self, bound, ops, joined, number, flats).run(apart)
+
+    def joins_first(
+        self, bound: ResolvedRule, ops: OpsOfRule, apart: Sequence[Sequence[MatchedColumns]]
+    ) -> bool | None:
+        """Whether an op joins the sources before they are rearranged; None where the ops are a problem."""
         try:
             # Which ops join is the same for all values that keys capture, so the first ones tell.
             first = ops.at({n: _first(c) for matches in apart for m in matches[:1] for n, c in m.columns.items()})
@@ -310,8 +318,8 @@ class _StagePlanner(Draft):
             near = (Remedy("rules", error.instead, kind="instead"),) if error.instead else ()
             given = bound.remedies(error.lacks) if error.lacks is not None and error.lacks.isidentifier() else ()
             self.problem(error.code, str(error), bound, remedies=near or given, help=error.help)
-            return
-        RuleSteps(self, bound, ops, first.joined_before, number, flats).run(apart)
+            return None
+        return first.joined_before
 
     def sizes_of_choices(self, bound: ResolvedRule) -> bool:
         """Whether no axis that has its own size for each choice is given one number for all."""

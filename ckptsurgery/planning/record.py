@@ -1,4 +1,4 @@
-"""What a plan consists of, and what it was made for; what reads a plan without running it needs no more."""
+"""The record of a plan: its steps, its settlements and its target. Readers that do not run a plan need no more."""
 
 from __future__ import annotations
 

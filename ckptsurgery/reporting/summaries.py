@@ -1,4 +1,4 @@
-"""What summaries of a model and of a checkpoint have in common, and sums over tensors."""
+"""The common face of summaries of a model and of a checkpoint, and sums over tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Summary", "Total"]
 
 
 class Summary(Protocol):
-    """What a model or a checkpoint holds at a glance: `str` is a table, `to_json()` plain data."""
+    """A model or a checkpoint at a glance: `str` is a table, `to_json()` plain data."""
 
     @property
     def params(self) -> int:

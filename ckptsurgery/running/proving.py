@@ -1,7 +1,6 @@
-"""What only data can show, shown before anything is written: that what must be equal holds equal bytes.
+"""Proofs that need data, made before anything is written: names that must be one tensor hold equal bytes.
 
-That are names which must be one tensor, and tensors of a model that share some of their memory, where a copy into one
-changes the others.
+The same is proved of tensors of a model that share some of their memory: a copy into one changes the others.
 """
 
 from __future__ import annotations

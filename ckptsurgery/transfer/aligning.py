@@ -94,16 +94,18 @@ def align(source: Specs, target: Specs) -> tuple[Alignment, list[Alignment]]:
     >>> str(best), rivals
     ("prefix 'module.' taken off", [])
     """
-    best, rivals = _by_prefix(source, target)
+    plain = _aligned("", "", source, target)
+    if plain.equal == len(source):
+        return plain, []  # no prefix can bring more together
+    best, rivals = _by_prefix(source, target, plain)
     if len(best.matched) in (len(source), len(target)):
         return best, rivals
     return _unwrapped(source, target, best, rivals)
 
 
-def _by_prefix(source: Specs, target: Specs) -> tuple[Alignment, list[Alignment]]:
-    """The best pair of prefixes, which may be none, and its rivals."""
+def _by_prefix(source: Specs, target: Specs, plain: Alignment) -> tuple[Alignment, list[Alignment]]:
+    """The best pair of prefixes, which may be none, and its rivals; `plain` is without any."""
     found = [_aligned(a, b, source, target) for a, b in _candidates(source, target)]
-    plain = _aligned("", "", source, target)
     good = [f for f in found if f.equal and _shown(f, source, target)]
     best = max([plain, *good], key=lambda f: f.score)
     if not best.source and not best.target:
@@ -136,7 +138,8 @@ def _bare(
     """The alignment of the names without wrappers, said in the names as they are; a key that fits as it is stays."""
     bare = _one_to_one({k: mine.bare(k, wrappers.source) for k in source})
     wrapped = {b: k for k, b in _one_to_one({k: theirs.bare(k, wrappers.target) for k in target}).items()}
-    found, rivals = _by_prefix({b: source[k] for k, b in bare.items()}, {b: target[k] for b, k in wrapped.items()})
+    one, two = {b: source[k] for k, b in bare.items()}, {b: target[k] for b, k in wrapped.items()}
+    found, rivals = _by_prefix(one, two, _aligned("", "", one, two))
     a, b = found.source, found.target
     plain = {k: b + k[len(a) :] for k in source if k.startswith(a) and b + k[len(a) :] in target}
     taken = set(plain.values())
