@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .catalog import list_recipes, load_recipe, route
     from .comparing.diffing import Diff, diff
+    from .dcp.reader import StorageReader
+    from .dcp.writer import StorageWriter
     from .diagnosing.doctor import Diagnosis, doctor
     from .errors import CheckpointError, CkptSurgeryError, Diagnostic, LoadError, PlanError, RecipeError, Remedy
     from .exchange import recipes
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from .planning.plan import Plan
     from .planning.report import Report
     from .reporting.overview import summary, ties
+    from .resharding.resharder import reshard
     from .running.plan import inverse, plan, save
     from .specs import TensorSpec
     from .storage.checkpoint import Checkpoint
@@ -63,6 +66,8 @@ __all__ = [
     "Rule",
     "Scope",
     "Selection",
+    "StorageReader",
+    "StorageWriter",
     "Suggestion",
     "TensorSpec",
     "__version__",
@@ -80,6 +85,7 @@ __all__ = [
     "param_groups",
     "plan",
     "recipes",
+    "reshard",
     "route",
     "save",
     "select",
@@ -96,6 +102,8 @@ __all__ = [
 _HOMES: dict[str, tuple[str, ...]] = {
     "catalog": ("list_recipes", "load_recipe", "route"),
     "comparing.diffing": ("Diff", "diff"),
+    "dcp.reader": ("StorageReader",),
+    "dcp.writer": ("StorageWriter",),
     "diagnosing.doctor": ("Diagnosis", "doctor"),
     "errors": ("CheckpointError", "CkptSurgeryError", "Diagnostic", "LoadError", "PlanError", "RecipeError", "Remedy"),
     "inference.suggestion": ("Suggestion", "suggest"),
@@ -111,6 +119,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "reporting.overview": ("summary", "ties"),
     "planning.plan": ("Plan",),
     "planning.report": ("Report",),
+    "resharding.resharder": ("reshard",),
     "running.plan": ("inverse", "plan", "save"),
     "specs": ("TensorSpec",),
     "storage.checkpoint": ("Checkpoint",),

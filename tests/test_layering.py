@@ -38,9 +38,11 @@ FLOORS = {
     "running": 3,
     "transfer": 4,
     "comparing": 4,
+    "dcp": 4,
     "diagnosing": 4,
     "inference": 4,
     "reporting": 4,
+    "resharding": 4,
     "exchange": 5,
     "witness": 6,
     "": 7,  # the facade, ckptsurgery/__init__.py
@@ -68,8 +70,9 @@ NEIGHBOURS = {
     ("__main__", "cli"),
 }
 HEAVY = {"torch", "numpy", "tqdm", "huggingface_hub", "rich", "typer", "transformers"}
-# A command line is made of typer; the demo is imported when it is run, and then it trains.
-MAY_BE_HEAVY = {"cli": {"typer"}, "demo": {"torch"}}
+# A command line is made of typer; the demo is imported when it is run, and then it trains; readers and writers of
+# torch's checkpoints derive from its classes.
+MAY_BE_HEAVY = {"cli": {"typer"}, "demo": {"torch"}, "dcp": {"torch"}}
 
 FAMILIES = (
     "albert|bart|beit|bert|bloom|convnext|deberta|deepseek|deit|detr|dino|distilbert|efficientnet|electra|falcon|gemini|gemma|glm"
