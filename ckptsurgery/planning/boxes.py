@@ -81,9 +81,9 @@ def between(layout: Layout, sources: Sequence[Sequence[Box]], targets: Sequence[
 def strided(piece: Piece, shape: Shape, strides: Shape) -> list[Piece]:
     """Renumber a piece of a dense source for one whose memory has other strides.
 
-    >>> rows = Piece(0, 0, (6,), 0, (1,), 0, (1,))
-    >>> strided(rows, (2, 3), (10, 2))
-    [Piece(source=0, target=0, shape=(2, 3), source_offset=0, source_strides=(10, 2), target_offset=0, target_strides=(3, 1))]
+    >>> piece, = strided(Piece(0, 0, (6,), 0, (1,), 0, (1,)), (2, 3), (10, 2))
+    >>> piece.shape, piece.source_strides, piece.target_strides
+    ((2, 3), (10, 2), (3, 1))
 
     Args:
         piece: a piece whose source is a dense tensor of this shape.
@@ -94,9 +94,7 @@ def strided(piece: Piece, shape: Shape, strides: Shape) -> list[Piece]:
     found = []
     for even, places in _without_carry(piece, shape, dense):
         offset = sum(i * step for i, step in zip(_index(even.source_offset, shape, dense), strides))
-        steps = (
-            0 if d is None else stride // dense[d] * strides[d] for d, stride in zip(places, even.source_strides)
-        )
+        steps = (0 if d is None else stride // dense[d] * strides[d] for d, stride in zip(places, even.source_strides))
         found.append(replace(even, source_offset=offset, source_strides=tuple(steps)))
     return found
 

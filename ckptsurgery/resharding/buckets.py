@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from ..planning.layout import Piece
 from ..specs import DTYPES
-from .routes import Making, Route, Traffic
+from .routes import Route, Traffic, WholeStep
 
 __all__ = ["Bucket", "buckets_of", "parts_of", "rounds_of"]
 
@@ -33,7 +33,7 @@ class Bucket:
     keys: tuple[str, ...]
     rounds: tuple[Round, ...]
     gathers: tuple[Round, ...] = ()
-    makings: tuple[Making, ...] = ()
+    makings: tuple[WholeStep, ...] = ()
 
 
 def buckets_of(traffic: Iterable[Traffic], size: int, limit: int) -> Iterator[Bucket]:
@@ -56,16 +56,16 @@ def buckets_of(traffic: Iterable[Traffic], size: int, limit: int) -> Iterator[Bu
 
 
 def _grouped(
-    traffic: Sequence[Traffic], size: int, limit: int, weigh: Callable[[Traffic, _Load], None]
+    traffic: Sequence[Traffic], size: int, limit: int, weigh: Callable[[Traffic, _Volume], None]
 ) -> Iterator[list[Traffic]]:
     """Runs of traffic that stay within the limit."""
     held: list[Traffic] = []
-    load = _Load(size)
+    load = _Volume(size)
     for one in traffic:
         weigh(one, load)
         if held and load.largest > limit:
             yield held
-            held, load = [], _Load(size)
+            held, load = [], _Volume(size)
             weigh(one, load)
         held.append(one)
     if held:
@@ -73,7 +73,7 @@ def _grouped(
 
 
 @dataclass
-class _Load:
+class _Volume:
     """Bytes by rank, sent and received apart."""
 
     size: int
@@ -88,7 +88,7 @@ class _Load:
         return max(*self.sent, *self.received)
 
 
-def _moved(traffic: Traffic, load: _Load) -> None:
+def _moved(traffic: Traffic, load: _Volume) -> None:
     """Add the routes of a step; copies within a rank count as well, since a stream makes new tensors of them."""
     for route in traffic.routes:
         load.received[route.receiver] += route.piece.numel * DTYPES[route.dtypes[1]].itemsize
@@ -96,7 +96,7 @@ def _moved(traffic: Traffic, load: _Load) -> None:
             load.sent[route.sender] += route.nbytes
 
 
-def _made(traffic: Traffic, load: _Load) -> None:
+def _made(traffic: Traffic, load: _Volume) -> None:
     """Add the whole tensors of a step that runs on one rank."""
     _moved(traffic, load)
     if traffic.making is not None:
@@ -111,7 +111,7 @@ def rounds_of(routes: Sequence[Route], size: int, limit: int) -> Iterator[Round]
         limit: bytes that a rank sends, and receives, in a round.
     """
     held: list[Route] = []
-    load = _Load(size)
+    load = _Volume(size)
     for route in routes:
         if route.is_local:
             held.append(route)
@@ -121,7 +121,7 @@ def rounds_of(routes: Sequence[Route], size: int, limit: int) -> Iterator[Round]
             nbytes = piece.numel * itemsize
             if held and max(load.sent[route.sender], load.received[route.receiver]) + nbytes > limit:
                 yield tuple(held)
-                held, load = [], _Load(size)
+                held, load = [], _Volume(size)
             held.append(route._replace(piece=piece))
             load.sent[route.sender] += nbytes
             load.received[route.receiver] += nbytes

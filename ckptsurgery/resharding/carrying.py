@@ -19,20 +19,20 @@ from ..running.executor.programs import move_box
 from ..sharding.peers import Peers
 from ..specs import DTYPES
 from ..storage.tensors import torch_dtype
-from .routes import Route, Slot
+from .routes import BoxAddress, Route
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["Bound", "Carrier", "Memory", "wire_bytes"]
 
-Memory = Callable[[Slot], "Tensor"]
+Memory = Callable[[BoxAddress], "Tensor"]
 """Gives the elements of a slot, on a rank that holds it."""
 
 _ALIGNMENT = 16  # bytes: the largest element
 
 
-class _Copy(NamedTuple):
+class _ViewCopy(NamedTuple):
     """Elements to be copied from one view to another, with the ops in between."""
 
     target: Tensor
@@ -56,9 +56,9 @@ class Bound:
         exchanges: whether any rank sends anything.
     """
 
-    packs: tuple[_Copy, ...]
-    copies: tuple[_Copy, ...]
-    unpacks: tuple[_Copy, ...]
+    packs: tuple[_ViewCopy, ...]
+    copies: tuple[_ViewCopy, ...]
+    unpacks: tuple[_ViewCopy, ...]
     sent: tuple[int, ...]
     received: tuple[int, ...]
     exchanges: bool
@@ -91,8 +91,8 @@ class Carrier:
     def bind(self, routes: Sequence[Route], memory: Memory) -> Bound:
         """Return a round with views of memory, ready to be carried out many times."""
         me, size = self.ranks.rank, self.ranks.size
-        packs: list[_Copy] = []
-        unpacks: list[_Copy] = []
+        packs: list[_ViewCopy] = []
+        unpacks: list[_ViewCopy] = []
         sent, received = (_sizes(routes, self.ranks, sending) for sending in (True, False))
         for peer in range(size):
             start = sum(sent[:peer])
@@ -105,13 +105,13 @@ class Carrier:
         exchanges = any(not route.is_local for route in routes)
         return Bound(tuple(packs), tuple(copies), tuple(unpacks), tuple(sent), tuple(received), exchanges)
 
-    def _packing(self, route: Route, start: int, memory: Memory) -> list[_Copy]:
+    def _packing(self, route: Route, start: int, memory: Memory) -> list[_ViewCopy]:
         segment = _segment(self._sending, start, route)
         piece = replace(route.piece, target_offset=0, target_strides=_dense(route.piece.shape))
         ops = route.ops if route.converts_first else ()
         return _copies(piece, memory(route.source), route.source.box.extent, segment, (segment.numel(),), ops)
 
-    def _unpacking(self, route: Route, start: int, memory: Memory) -> list[_Copy]:
+    def _unpacking(self, route: Route, start: int, memory: Memory) -> list[_ViewCopy]:
         segment = _segment(self._receiving, start, route)
         piece = replace(route.piece, source_offset=0, source_strides=_dense(route.piece.shape))
         ops = () if route.converts_first else route.ops
@@ -129,7 +129,7 @@ class Carrier:
         self._run(bound.copies)
         self._run(bound.unpacks)
 
-    def _run(self, copies: Iterable[_Copy]) -> None:
+    def _run(self, copies: Iterable[_ViewCopy]) -> None:
         try:
             for copy in copies:
                 copy.run()
@@ -182,14 +182,14 @@ def _segment(buffer: Tensor | None, start: int, route: Route) -> Tensor:
     return buffer[start : start + route.nbytes].view(torch_dtype(route.dtype, "elements under way"))
 
 
-def _within(route: Route, memory: Memory) -> list[_Copy]:
+def _within(route: Route, memory: Memory) -> list[_ViewCopy]:
     source, target = memory(route.source), memory(route.target)
     return _copies(route.piece, source, route.source.box.extent, target, route.target.box.extent, route.ops)
 
 
 def _copies(
     piece: Piece, source: Tensor, here: Shape, target: Tensor, there: Shape, ops: tuple[Op, ...]
-) -> list[_Copy]:
+) -> list[_ViewCopy]:
     """The copies of a piece from one tensor to another, which need not be dense.
 
     Args:
@@ -201,7 +201,7 @@ def _copies(
     if not target.is_contiguous():
         pieces = [back.inverse() for one in pieces for back in strided(one.inverse(), there, target.stride())]
     return [
-        _Copy(_view(target, p.shape, p.target_strides, p.target_offset),
+        _ViewCopy(_view(target, p.shape, p.target_strides, p.target_offset),
               _view(source, p.shape, p.source_strides, p.source_offset), ops)
         for p in pieces
     ]  # fmt: skip

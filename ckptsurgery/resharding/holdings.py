@@ -61,7 +61,7 @@ class Held:
 
 
 @dataclass(slots=True)
-class _Memory:
+class _FoundMemory:
     """The memory of one tensor, as it was found last."""
 
     tensor: Tensor
@@ -84,7 +84,7 @@ class Holding:
     owners: dict[str, Owner] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     roots: tuple[Any, ...] = ()
-    _found: dict[str, _Memory] = field(default_factory=dict)
+    _found: dict[str, _FoundMemory] = field(default_factory=dict)
 
     @property
     def is_meta(self) -> bool:
@@ -138,7 +138,7 @@ class Holding:
                 text = f"{key!r} is {_spec(tensor)} at {list(shard.box.low)} now; {spec} at {list(box.low)} was planned"
                 raise LoadError(Diagnostic("layout-changed", text, key, help="call reshard() again"))
             inner = _inner(tensor)
-            self._found[key] = _Memory(tensor, inner, shard.memory, inner.data_ptr())
+            self._found[key] = _FoundMemory(tensor, inner, shard.memory, inner.data_ptr())
 
 
 def holding_of(side: Any) -> Holding:

@@ -31,7 +31,7 @@ from ..wording import counted
 from .buckets import Bucket, buckets_of
 from .carrying import Bound, Carrier, wire_bytes
 from .holdings import Held, Holding, holding_of, united
-from .routes import Holders, Making, Route, Router, Slot
+from .routes import BoxAddress, Holders, Route, Router, WholeStep
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -324,7 +324,7 @@ class Resharder:
         """
         scratch: dict[tuple[str, str], Tensor] = self._inputs(bucket.makings)
 
-        def memory(slot: Slot) -> Tensor:
+        def memory(slot: BoxAddress) -> Tensor:
             if slot.side == "source":
                 return self.source.memory(slot.key)
             if slot.side == "target":
@@ -345,7 +345,7 @@ class Resharder:
                 self._bounds[known] = self._carrier.bind(routes, memory)
             self._carrier.carry(self._bounds[known])
 
-    def _inputs(self, makings: Sequence[Making]) -> dict[tuple[str, str], Tensor]:
+    def _inputs(self, makings: Sequence[WholeStep]) -> dict[tuple[str, str], Tensor]:
         """Memory for the inputs of the steps that this rank runs on whole tensors."""
         mine = [making.step for making in makings if making.maker == self.ranks.rank]
         return {
@@ -354,7 +354,7 @@ class Resharder:
             for key, spec in zip(step.sources, step.program.inputs)
         }
 
-    def _make(self, making: Making, scratch: dict[tuple[str, str], Tensor]) -> None:
+    def _make(self, making: WholeStep, scratch: dict[tuple[str, str], Tensor]) -> None:
         """Run a step on whole tensors; after an error the other ranks get something of the right size."""
         step = making.step
         try:

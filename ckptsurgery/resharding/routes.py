@@ -20,12 +20,12 @@ from ..planning.steps import Program, Step
 from ..running.executor.chunking import by_elements
 from ..specs import DTYPES
 
-__all__ = ["Holders", "Making", "Route", "Router", "Slot", "Traffic"]
+__all__ = ["BoxAddress", "Holders", "Route", "Router", "Traffic", "WholeStep"]
 
 Boxes = tuple[tuple[Box, ...], ...]
 
 
-class Slot(NamedTuple):
+class BoxAddress(NamedTuple):
     """A part of a tensor, in the memory of the ranks that hold it.
 
     Args:
@@ -52,8 +52,8 @@ class Route(NamedTuple):
 
     sender: int
     receiver: int
-    source: Slot
-    target: Slot
+    source: BoxAddress
+    target: BoxAddress
     piece: Piece
     dtypes: tuple[str, str]
     ops: tuple[Op, ...] = ()
@@ -79,7 +79,7 @@ class Route(NamedTuple):
         return self.sender == self.receiver
 
 
-class Making(NamedTuple):
+class WholeStep(NamedTuple):
     """A step that runs on whole tensors.
 
     Args:
@@ -105,7 +105,7 @@ class Traffic:
     keys: tuple[str, ...]
     routes: tuple[Route, ...]
     gathers: tuple[Route, ...] = ()
-    making: Making | None = None
+    making: WholeStep | None = None
 
 
 class Holders:
@@ -175,9 +175,11 @@ class Router:
         layout, chains = found
         program = step.program
         dtypes = {p.target: (program.inputs[p.source].dtype, program.outputs[p.target].dtype) for p in layout.pieces}
-        here = [(n, Slot("source", key, box)) for n, key in enumerate(step.sources) for box in self.sources.boxes(key)]
+        here = [
+            (n, BoxAddress("source", key, box)) for n, key in enumerate(step.sources) for box in self.sources.boxes(key)
+        ]
         wanted = [self.targets.boxes(key) if key in keys else () for key in step.targets]
-        there = [(n, Slot("target", key, box)) for n, key in enumerate(step.targets) for box in wanted[n]]
+        there = [(n, BoxAddress("target", key, box)) for n, key in enumerate(step.targets) for box in wanted[n]]
         routes: list[Route] = []
         sources = tuple(self.sources.boxes(key) for key in step.sources)
         for piece in self._between(program, layout, sources, tuple(wanted)).pieces:
@@ -209,22 +211,24 @@ class Router:
         self._work[maker] += sum(spec.nbytes for spec in (*step.program.inputs, *step.program.outputs))
         gathers: list[Route] = []
         for number, (key, spec) in enumerate(zip(step.sources, step.program.inputs)):
-            whole = Slot("input", f"{prefix}{number}", Box.whole(spec.shape))
+            whole = BoxAddress("input", f"{prefix}{number}", Box.whole(spec.shape))
             gathers += self._copies(
-                [Slot("source", key, b) for b in self.sources.boxes(key)], [whole], spec.dtype, maker
+                [BoxAddress("source", key, b) for b in self.sources.boxes(key)], [whole], spec.dtype, maker
             )
         routes: list[Route] = []
         for number, (key, spec) in enumerate(zip(step.targets, step.program.outputs)):
             if key in keys:
-                made = Slot("output", f"{prefix}{number}", Box.whole(spec.shape))
-                wanted = [Slot("target", key, box) for box in self.targets.boxes(key)]
+                made = BoxAddress("output", f"{prefix}{number}", Box.whole(spec.shape))
+                wanted = [BoxAddress("target", key, box) for box in self.targets.boxes(key)]
                 routes += self._copies([made], wanted, spec.dtype, maker)
         sources = tuple(f"{prefix}{number}" for number in range(len(step.sources)))
         targets = tuple(f"{prefix}{number}" for number in range(len(step.targets)))
-        making = Making(step._replace(sources=sources, targets=targets), maker)
+        making = WholeStep(step._replace(sources=sources, targets=targets), maker)
         return Traffic(tuple(keys), tuple(routes), tuple(gathers), making)
 
-    def _copies(self, here: Sequence[Slot], there: Sequence[Slot], dtype: str, maker: int) -> Iterator[Route]:
+    def _copies(
+        self, here: Sequence[BoxAddress], there: Sequence[BoxAddress], dtype: str, maker: int
+    ) -> Iterator[Route]:
         """The routes that copy a tensor from its boxes on one side to those on the other."""
         shape = (here[0] if here[0].side == "output" else there[0]).box.extent if here else ()
         layout = between(Layout.identity([shape]), [[s.box for s in here]], [[s.box for s in there]])

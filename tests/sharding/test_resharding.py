@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "planning"))
 from test_random_rules import DTYPES, Case
 from test_random_rules import cases as rules
 
-SHARED = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SHARED = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.mark.parametrize("ranks", ["two", "four"])

@@ -14,6 +14,7 @@ import torch.distributed.checkpoint as dcp
 from rank_group import Group
 from safetensors.torch import load_file, save_file
 from test_sharded_loading import RECIPE, WAYS, Net, source, whole
+from torch.distributed.checkpoint.api import CheckpointException
 
 import ckptsurgery as cs
 
@@ -88,7 +89,7 @@ def refuse(what: str, folder: str) -> str:
                 dcp.save(state, storage_writer=cs.StorageWriter(f"{folder}/out/", BACK))
             finally:
                 Writer.write = written  # type: ignore[method-assign]
-    except BaseException as error:  # which the exception of torch's checkpoints derives from
+    except (CheckpointException, cs.CkptSurgeryError) as error:
         return f"{type(error).__name__}: {error}"
     finally:
         gc.collect()  # a writer whose save failed on another rank removes its files when it goes
