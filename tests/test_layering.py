@@ -28,6 +28,7 @@ FLOORS = {
     "narrowing": 0,
     "boxes": 0,
     "language": 1,
+    "pages": 1,
     "storage": 1,
     "sharding": 1,
     "ops": 1,

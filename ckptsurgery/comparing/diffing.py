@@ -42,6 +42,7 @@ class Diff:
         ties_a, ties_b: groups of common keys that are one tensor in one alone.
         values_compared: whether values were looked at.
         alignment: the suggestion by which `a` was brought into `b`'s layout; None where nothing was inferred.
+        alike: specs of the keys that both have in one shape.
     """
 
     a: str
@@ -56,6 +57,7 @@ class Diff:
     ties_b: Groups = ()
     values_compared: bool = True
     alignment: Suggestion | None = field(default=None, repr=False)
+    alike: Mapping[str, TensorSpec] = field(default_factory=dict)
 
     @property
     def identical(self) -> bool:
@@ -84,6 +86,12 @@ class Diff:
             "ties_b": [list(names) for names in self.ties_b],
             "alignment": None if self.alignment is None else self.alignment.to_json(),
         }
+
+    def to_html(self, title: str = "diff") -> str:
+        """Make a page with a heat map of the values that differ, layer by role; it is one file that fetches nothing."""
+        from .heat_map import diff_page  # which reads a comparison
+
+        return diff_page(self, title)
 
     def __str__(self) -> str:
         return "\n".join(self._lines())
@@ -232,6 +240,7 @@ def _compared(a: ComparedSide, b: ComparedSide, values: bool, progress: bool | N
         tuple(sorted(ties_a - ties_b)),
         tuple(sorted(ties_b - ties_a)),
         values,
+        alike={key: a.specs[key] for key in alike},
     )
 
 

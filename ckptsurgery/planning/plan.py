@@ -151,6 +151,17 @@ class Plan:
             "cost": self.cost.to_json(),
         }
 
+    def to_html(self, title: str = "plan") -> str:
+        """Make a page that shows both sides as trees with a ribbon for each rule; it is one file that fetches nothing.
+
+        >>> import torch, ckptsurgery as cs
+        >>> cs.plan({"a.w": torch.ones(2, 1)}, ["a.w [x y] -> w [y x]"]).to_html()[:15]
+        '<!doctype html>'
+        """
+        from .picturing import plan_page  # a picture reads a plan
+
+        return plan_page(self, title)
+
     def _step_json(self, step: Step) -> dict[str, Any]:
         return {
             "kind": step.kind,

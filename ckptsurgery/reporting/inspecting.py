@@ -104,6 +104,12 @@ class Inspection:
             entries = [f"{k}: {v}" for k, v in self.config.items() if isinstance(v, str | int | float)]
             yield from _section("config", [f"{counted(len(self.config), 'entry')} ({', '.join(entries)})"], width)
 
+    def to_html(self, title: str = "inspect") -> str:
+        """Make a page that shows the tensors as a tree with their bytes; it is one file that fetches nothing."""
+        from .inspection_page import inspection_page  # which reads an inspection
+
+        return inspection_page(self, title)
+
     @without_collection()
     def to_json(self) -> dict[str, object]:
         """The inspection as plain data, each tensor apart; sizes in bytes."""
