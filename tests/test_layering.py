@@ -61,6 +61,8 @@ NEIGHBOURS = {
     ("sharding", "storage"),
     # to invert a recipe is to invert its ops; ops know nothing of the language
     ("language", "ops"),
+    # the rows of a tree are folded keys
+    ("pages", "language"),
     ("cli", ""),
     ("demo", ""),
     # two layouts are compared by the recipe that is inferred between them
