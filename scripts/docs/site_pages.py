@@ -18,8 +18,14 @@ SECTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "Start": ("", ("index.md",)),
     "Tutorials": (
         "tutorials",
-        ("first-load.md", "first-recipe.md", "training-checkpoint.md", "sharded.md")
-        + ("parameters.md", "parameters.zh.md"),
+        (
+            "first-load.md",
+            "first-recipe.md",
+            "training-checkpoint.md",
+            "sharded.md",
+            "parameters.md",
+            "parameters.zh.md",
+        ),
     ),
     "Cookbook": ("cookbook", ("index.md",)),
     "Language": ("language", ("index.md", "recipes.md", "ops.md", "shelf.md")),
