@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .catalog import list_recipes, load_recipe, route
     from .comparing.diffing import Diff, diff
+    from .dcp.reader import StorageReader
+    from .dcp.writer import StorageWriter
     from .diagnosing.doctor import Diagnosis, doctor
     from .errors import CheckpointError, CkptSurgeryError, Diagnostic, LoadError, PlanError, RecipeError, Remedy
     from .exchange import recipes
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from .planning.plan import Plan
     from .planning.report import Report
     from .reporting.overview import summary, ties
+    from .resharding.resharder import reshard
     from .running.runner import inverse, plan, save
     from .specs import TensorSpec
     from .storage.checkpoint import Checkpoint
@@ -64,6 +67,8 @@ __all__ = [
     "Rule",
     "Scope",
     "Selection",
+    "StorageReader",
+    "StorageWriter",
     "Suggestion",
     "TensorSpec",
     "__version__",
@@ -81,6 +86,7 @@ __all__ = [
     "param_groups",
     "plan",
     "recipes",
+    "reshard",
     "route",
     "save",
     "select",
@@ -97,6 +103,8 @@ __all__ = [
 _HOMES: dict[str, tuple[str, ...]] = {
     "catalog": ("list_recipes", "load_recipe", "route"),
     "comparing.diffing": ("Diff", "diff"),
+    "dcp.reader": ("StorageReader",),
+    "dcp.writer": ("StorageWriter",),
     "diagnosing.doctor": ("Diagnosis", "doctor"),
     "errors": ("CheckpointError", "CkptSurgeryError", "Diagnostic", "LoadError", "PlanError", "RecipeError", "Remedy"),
     "inference.suggesting": ("suggest",),
@@ -114,6 +122,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "reporting.overview": ("summary", "ties"),
     "planning.plan": ("Plan",),
     "planning.report": ("Report",),
+    "resharding.resharder": ("reshard",),
     "running.runner": ("inverse", "plan", "save"),
     "specs": ("TensorSpec",),
     "storage.checkpoint": ("Checkpoint",),

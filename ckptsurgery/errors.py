@@ -231,6 +231,10 @@ class CkptSurgeryError(Exception):
         self.diagnostics: tuple[Diagnostic, ...] = found
         super().__init__("\n\n".join(str(d) for d in found))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the diagnostics, not the message that is made of them: errors go from process to process."""
+        return type(self), (self.diagnostics,), self.__dict__
+
     def rewrite(self, each: Callable[[Diagnostic], Diagnostic]) -> None:
         """Replace every diagnostic by what `each` makes of it, in the message too."""
         self.diagnostics = tuple(map(each, self.diagnostics))

@@ -25,3 +25,34 @@ settings.load_profile("suite")
 def repository() -> Path:
     """The root of the repository."""
     return Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The browser's executable."""
+    found = browser()
+    assert found is not None, "a Chromium is insisted on, and is not here"
+    return found
+
+
+BROWSER_TESTS = "tests/pages/test_in_a_browser.py"
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Leave out what needs a browser where there is none, unless it is insisted on."""
+    if collection_path.name != Path(BROWSER_TESTS).name or "CKPTSURGERY_INSIST_ON_BROWSER" in os.environ:
+        return None
+    return None if browser() else True
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name what was left out, and how to get it."""
+    if not browser():
+        how = "apt-get install chromium, or CKPTSURGERY_CHROMIUM=/path/to/chromium"
+        terminalreporter.write_line(f"left out, since no Chromium is here: {BROWSER_TESTS} ({how})")
+
+
+def browser() -> str | None:
+    """The Chromium that shows pages: that of the environment variable, else the first of the usual names."""
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    return os.environ.get("CKPTSURGERY_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)

@@ -53,3 +53,13 @@ def test_every_block_of_the_guide_runs_and_prints_what_it_says(
 
 def test_no_block_is_missed(page: str) -> None:
     assert page.count("\n```") == 2 * len(list(blocks(page)))
+
+
+def test_translations_have_the_code_of_the_guide(page: str) -> None:
+    from translated import translations, with_code
+
+    texts = {path.name: path.read_text(encoding="utf-8") for path in translations()}
+    assert "GUIDE.zh.md" in texts
+    for name, text in texts.items():
+        assert with_code(text, page) == text, f"{name}: python scripts/docs/translated.py --fill"
+        assert text.count("\n## ") == page.count("\n## "), name

@@ -32,6 +32,7 @@ FLOORS = {
     "named_objects": 0,
     "boxes": 0,
     "language": 1,
+    "pages": 1,
     "storage": 1,
     "sharding": 1,
     "ops": 1,
@@ -42,9 +43,11 @@ FLOORS = {
     "running": 3,
     "transfer": 4,
     "comparing": 4,
+    "dcp": 4,
     "diagnosing": 4,
     "inference": 4,
     "reporting": 4,
+    "resharding": 4,
     "exchange": 5,
     "witness": 6,
     "": 7,  # the facade, ckptsurgery/__init__.py
@@ -63,6 +66,8 @@ NEIGHBOURS = {
     ("sharding", "storage"),
     # to invert a recipe is to invert its ops; ops know nothing of the language
     ("language", "ops"),
+    # the rows of a tree are folded keys
+    ("pages", "language"),
     ("cli", ""),
     ("demo", ""),
     # two layouts are compared by the recipe that is inferred between them
@@ -73,8 +78,9 @@ NEIGHBOURS = {
     ("__main__", "cli"),
 }
 HEAVY = {"torch", "numpy", "tqdm", "huggingface_hub", "rich", "typer", "transformers"}
-# A command line is made of typer; the demo is imported when it is run, and then it trains.
-MAY_BE_HEAVY = {"cli": {"typer"}, "demo": {"torch"}}
+# A command line is made of typer; the demo is imported when it is run, and then it trains; readers and writers of
+# torch's checkpoints derive from its classes.
+MAY_BE_HEAVY = {"cli": {"typer"}, "demo": {"torch"}, "dcp": {"torch"}}
 
 FAMILIES = (
     "albert|bart|beit|bert|bloom|convnext|deberta|deepseek|deit|detr|dino|distilbert|efficientnet|electra|falcon|gemini|gemma|glm"

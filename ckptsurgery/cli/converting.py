@@ -9,7 +9,7 @@ import typer
 import ckptsurgery as cs
 
 from . import parameters as o
-from .output import show
+from .output import save_page, show
 from .ranks import among_ranks
 from .recipe_from_options import beside_from, config_from, dims_from, recipe_from, seed_from
 from .targets import target_from
@@ -35,6 +35,7 @@ def plan(
     subtree: o.Subtree = None,
     by_file: o.ByFile = False,
     explain: Annotated[str | None, typer.Option(metavar="KEY", help="Explain how this key is made.")] = None,
+    html: o.Html = None,
     json: o.Json = False,
 ) -> None:
     """Show what a conversion would do.
@@ -44,6 +45,7 @@ def plan(
     \b
     ckptsurgery plan old.bin --rule 'module.{rest...} -> {rest...}'
     ckptsurgery plan old.bin --recipe mine.toml --target new.safetensors
+    ckptsurgery plan old.bin --recipe mine.toml --html plan.html
     ckptsurgery plan old.bin --recipe mine.toml --explain layers.0.weight
     """
     said = recipe_from(recipe, rule, route=(start, end), inverse=inverse, drop=drop, rest=rest, tie=tie)
@@ -57,6 +59,8 @@ def plan(
             dtype=dtype or "lossless",
             seed=seed_from(seed),
         )
+        if html:
+            save_page(made, html, f"{source} -> {', '.join(recipe or rule or ['the same names'])}")
         show(made if explain is None else made.explain(explain), json)
 
 

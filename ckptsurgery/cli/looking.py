@@ -10,7 +10,7 @@ import typer
 import ckptsurgery as cs
 
 from . import parameters as o
-from .output import show, width
+from .output import save_page, show, width
 from .recipe_from_options import recipe_from
 from .remedies import shell_text
 
@@ -34,6 +34,7 @@ def inspect(
     all_keys: Annotated[bool, typer.Option("--all", help="Give each key a line instead of folding runs.")] = False,
     subtree: o.Subtree = None,
     by_file: o.ByFile = False,
+    html: o.Html = None,
     json: o.Json = False,
 ) -> None:
     """Show what is in a checkpoint.
@@ -42,7 +43,7 @@ def inspect(
 
     \b
     ckptsurgery inspect model.safetensors
-    ckptsurgery inspect model.safetensors --depth 2
+    ckptsurgery inspect model.safetensors --depth 2 --html model.html
     ckptsurgery inspect run/epoch_3.pt --subtree model.ema --tree
     ckptsurgery inspect hf://org/repo --filter 'layers.{i}.attn.{rest...}' --json
     """
@@ -50,6 +51,8 @@ def inspect(
 
     with cs.open(source, subtree=subtree, by_file=by_file) as checkpoint:
         found = inspection(checkpoint, filter)
+    if html:
+        save_page(found, html, source)
     show(found if json else found.render(width(), fold=not all_keys, as_tree=tree, depth=depth), json)
 
 
@@ -64,6 +67,7 @@ def diff(
     ] = None,
     headers: Annotated[bool, typer.Option("--headers", help="Compare names, shapes and dtypes, no values.")] = False,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 1 where they differ.")] = False,
+    html: o.Html = None,
     json: o.Json = False,
 ) -> None:
     """Compare two checkpoints.
@@ -71,13 +75,15 @@ def diff(
     Keys, shapes, dtypes, ties and values; with a recipe, given or inferred, what it makes of A is compared with B.
 
     \b
-    ckptsurgery diff before.safetensors after.safetensors
+    ckptsurgery diff before.safetensors after.safetensors --html diff.html
     ckptsurgery diff old.bin new.safetensors --recipe mine.toml --exit-code
     ckptsurgery diff ours.safetensors theirs.safetensors --align names
     """
     said = recipe_from(recipe, rule, rest=rest) if recipe or rule or rest else None
     with cs.open(a) as first, cs.open(b) as second:
         found = cs.diff(first, second, said, align=align, values=not headers)
+    if html:
+        save_page(found, html, f"{a} and {b}")
     show(found, json)
     if exit_code and not found.identical:
         raise typer.Exit(1)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Collection
-from typing import Any, TextIO
+from pathlib import Path
+from typing import Any, Protocol, TextIO
 
 import typer
 
-from ..errors import CkptSurgeryError
+from ..errors import CheckpointError, CkptSurgeryError, Diagnostic
+from ..storage.sources.system_errors import os_error
 from .remedies import shell_help, shell_text
 
-__all__ = ["complain", "show", "width"]
+__all__ = ["complain", "save_page", "show", "width"]
 
 # Keys and metadata come from files: they must not steer the terminal.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -45,6 +48,34 @@ def complain(error: CkptSurgeryError, as_json: bool = False, options: Collection
         _write(_lines({"diagnostics": found}), sys.stderr)
         return
     _say("\n\n".join(shell_text(found, options) for found in error.diagnostics), sys.stderr)
+
+
+def save_page(result: HasPage, path: str, title: str) -> None:
+    """Write the page of a result, whole or not at all, and say so on stderr.
+
+    Raises:
+        CheckpointError: the path is no `.html` file, or cannot be written.
+    """
+    place = Path(path)
+    if place.suffix not in (".html", ".htm"):
+        near = f"--html {shlex.quote(str(place.with_suffix('.html')))}"
+        text = f"--html writes a page, and {path!r} is not the name of one"
+        raise CheckpointError(Diagnostic("bad-argument", text, help=near))
+    unfinished = place.with_name(f".{place.name}.{os.getpid()}")
+    try:
+        unfinished.write_text(result.to_html(title), encoding="utf-8")
+        unfinished.replace(place)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise os_error(error, path, "write") from None
+    _say(f"wrote {path}", sys.stderr)
+
+
+class HasPage(Protocol):
+    """A result that makes a page of itself."""
+
+    def to_html(self, title: str) -> str:
+        """Make the page."""
 
 
 def _lines(data: Any, spread: int = 2, margin: str = "\n") -> str:

@@ -25,6 +25,7 @@ Subtree = Annotated[
 ]
 ByFile = Annotated[bool, typer.Option("--by-file", help="Put each file's name before its keys: 'rank0/layers.0.w'.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Html = Annotated[str | None, typer.Option("--html", metavar="FILE", help="Also write a page to look at.")]
 Filter = Annotated[
     str | None, typer.Option("--filter", metavar="PATTERN", help="Only these keys: a key pattern, or a module's path.")
 ]

@@ -42,6 +42,7 @@ class Diff:
         ties_a, ties_b: groups of common keys that are one tensor in one alone.
         values_compared: whether values were looked at.
         alignment: the suggestion by which `a` was brought into `b`'s layout; None where nothing was inferred.
+        alike: specs of the keys that both have in one shape.
     """
 
     a: str
@@ -56,6 +57,7 @@ class Diff:
     ties_b: Groups = ()
     values_compared: bool = True
     alignment: Suggestion | None = field(default=None, repr=False)
+    alike: Mapping[str, TensorSpec] = field(default_factory=dict)
 
     @property
     def identical(self) -> bool:
@@ -84,6 +86,22 @@ class Diff:
             "ties_b": [list(names) for names in self.ties_b],
             "alignment": None if self.alignment is None else self.alignment.to_json(),
         }
+
+    def to_html(self, title: str = "diff") -> str:
+        """Make a page with a heat map of the values that differ, layer by role; it is one file that fetches nothing."""
+        from .heat_map import diff_page  # pages are rare, and their parts are large
+
+        differing = f"{len(self.values):,} of {len(self.alike):,} tensors differ in values"
+        facts = [f"a  {self.a}", f"b  {self.b}", f"{self.common:,} keys in common"]
+        facts.append(differing if self.values_compared else "values were not compared")
+        sections = {
+            "in a alone": {key: str(spec) for key, spec in self.only_a.items()},
+            "in b alone": {key: str(spec) for key, spec in self.only_b.items()},
+            "shapes": {key: f"{list(one.shape)} -> {list(other.shape)}" for key, (one, other) in self.shapes.items()},
+            "dtypes": {key: f"{one.dtype} -> {other.dtype}" for key, (one, other) in self.dtypes.items()},
+        }
+        ties = {"tied in a alone": self.ties_a, "tied in b alone": self.ties_b}
+        return diff_page(title, facts, sections, ties, self.alike, self.values)
 
     def __str__(self) -> str:
         return "\n".join(self._lines())
@@ -232,6 +250,7 @@ def _compared(a: ComparedSide, b: ComparedSide, values: bool, progress: bool | N
         tuple(sorted(ties_a - ties_b)),
         tuple(sorted(ties_b - ties_a)),
         values,
+        alike={key: a.specs[key] for key in alike},
     )
 
 

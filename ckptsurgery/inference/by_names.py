@@ -51,7 +51,7 @@ def _cut_away(source: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec]
 def attempt(
     source: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec], cut: bool, in_order: bool = False
 ) -> Suggestion:
-    """What names and shapes show; `in_order` tells that both sides are listed in an order that says something."""
+    """The recipe that names and shapes show; `in_order` tells that both sides are listed in an order that says something."""
     depths = depths_of(source, target)
     one, two = reduced(_without(source, depths.source), _without(target, depths.target), cut)
     found = match(
@@ -67,7 +67,7 @@ def _without(specs: Mapping[str, TensorSpec], keys: Container[str]) -> Mapping[s
 
 
 def written(source: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec], found: Matched) -> Suggestion:
-    """What was found between two whole sides, as a recipe."""
+    """The matches between two whole sides, as a recipe."""
     one, two = reduced(source, target, cut=False)
     return _written(source, target, found, one, two, Depths())
 

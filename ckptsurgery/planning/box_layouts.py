@@ -15,7 +15,7 @@ from operator import mul
 from ..boxes import Box
 from .layout import Layout, Piece, Shape, merged_axes
 
-__all__ = ["between", "restrict"]
+__all__ = ["between", "restrict", "strided"]
 
 
 def restrict(piece: Piece, shape: Shape, box: Box) -> list[Piece]:
@@ -76,6 +76,27 @@ def between(layout: Layout, sources: Sequence[Sequence[Box]], targets: Sequence[
                     pieces += (replace(p.inverse(), source=a, target=b) for p in cut)
     extents = [tuple(box.extent for boxes in side for box in boxes) for side in (sources, targets)]
     return Layout(extents[0], extents[1], tuple(pieces))
+
+
+def strided(piece: Piece, shape: Shape, strides: Shape) -> list[Piece]:
+    """Renumber a piece of a dense source for one whose memory has other strides.
+
+    >>> piece, = strided(Piece(0, 0, (6,), 0, (1,), 0, (1,)), (2, 3), (10, 2))
+    >>> piece.shape, piece.source_strides, piece.target_strides
+    ((2, 3), (10, 2), (3, 1))
+
+    Args:
+        piece: a piece whose source is a dense tensor of this shape.
+        shape: the source's shape.
+        strides: those of its memory, in elements.
+    """
+    dense = _dense(shape)
+    found = []
+    for even, places in _without_carry(piece, shape, dense):
+        offset = sum(i * step for i, step in zip(_index(even.source_offset, shape, dense), strides))
+        steps = (0 if d is None else stride // dense[d] * strides[d] for d, stride in zip(places, even.source_strides))
+        found.append(replace(even, source_offset=offset, source_strides=tuple(steps)))
+    return found
 
 
 def _dense(shape: Shape) -> Shape:

@@ -23,7 +23,7 @@ __all__ = ["Claims", "claim", "near_rules", "unexpected"]
 
 @dataclass
 class Claims:
-    """Who takes what.
+    """The keys that each rule takes.
 
     Args:
         terms: for each rule and each of its source terms, what it matched.

@@ -13,7 +13,7 @@ from .claims import near_rules
 from .record import PlanRecord
 from .steps import ApplyOp, Make, Move, Parallel, Select, Step
 
-__all__ = ["Explanation", "explain"]
+__all__ = ["Explanation", "explain", "on_the_way"]
 
 _OP = 200  # characters of an op, which may hold a long list
 
@@ -104,7 +104,7 @@ def _of_step(plan: PlanRecord, key: str, step: Step, role: str) -> Explanation:
     captures = _captures(plan, key, step, role)
     ends = zip(step.sources, step.program.inputs), zip(step.targets, step.program.outputs)
     sources, targets = ([f"{k}  {s}" for k, s in end] for end in ends)
-    shapes = tuple(_on_the_way(step))
+    shapes = tuple(on_the_way(step))
     lines = [key]
     for use in rules:
         place = f"  ({use.place})" if use.place else ""
@@ -139,7 +139,8 @@ def _captures(plan: PlanRecord, key: str, step: Step, role: str) -> tuple[tuple[
     return ()
 
 
-def _on_the_way(step: Step) -> Iterator[str]:
+def on_the_way(step: Step) -> Iterator[str]:
+    """What arrives at each instruction of a step, as text."""
     stages = step.program.specs_on_the_way()
     for instruction, before, after in zip(step.program.instructions, stages, stages[1:]):
         match instruction:

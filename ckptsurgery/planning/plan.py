@@ -93,6 +93,17 @@ class Plan(PlanRecord):
             "cost": self.cost.to_json(),
         }
 
+    def to_html(self, title: str = "plan") -> str:
+        """Make a page that shows both sides as trees with a ribbon for each rule; it is one file that fetches nothing.
+
+        >>> import torch, ckptsurgery as cs
+        >>> cs.plan({"a.w": torch.ones(2, 1)}, ["a.w [x y] -> w [y x]"]).to_html()[:15]
+        '<!doctype html>'
+        """
+        from .picturing import plan_page  # pages are rare, and their parts are large
+
+        return plan_page(self, self.cost, title)
+
     def _step_json(self, step: Step) -> dict[str, Any]:
         return {
             "kind": step.kind,

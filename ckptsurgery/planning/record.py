@@ -18,7 +18,7 @@ __all__ = ["PlanRecord", "RuleUse", "Target"]
 
 @dataclass(frozen=True)
 class Target:
-    """What is to be filled.
+    """The side that a plan fills.
 
     Args:
         specs: key -> spec, in the target's order.
@@ -65,7 +65,7 @@ class PlanRecord:
 
     @property
     def assumptions(self) -> tuple[str, ...]:
-        """What nothing but divisibility supports."""
+        """The splits that nothing but divisibility supports."""
         return tuple(w.headline for w in self.warnings if w.code == "assumed-split")
 
     @property

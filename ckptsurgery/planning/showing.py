@@ -15,7 +15,7 @@ from .costing import Cost
 from .record import PlanRecord
 from .steps import KINDS, Step, programs_of
 
-__all__ = ["plan_brief", "plan_html", "plan_text"]
+__all__ = ["plan_brief", "plan_ends", "plan_html", "plan_kinds", "plan_text"]
 
 _RULE = 1000  # characters of a rule, which may list thousands of choices
 _RULES = 40  # rules of a plan
@@ -25,7 +25,7 @@ _WIDE = 200  # characters of a folded run of keys
 
 def plan_text(plan: PlanRecord, cost: Cost) -> str:
     """Return the plan on a page: each rule with what it makes, what is settled otherwise, and the cost."""
-    lines = [f"plan: {_ends(plan)} ({', '.join(_kinds(plan)) or 'no steps'})"]
+    lines = [f"plan: {plan_ends(plan)} ({', '.join(plan_kinds(plan)) or 'no steps'})"]
     for rule, kinds in _rules(plan):
         lines.append(f"  {rule}")
         lines += [f"    {_kind_text(kind, steps)}" for kind, steps in kinds.items()]
@@ -43,7 +43,7 @@ def plan_text(plan: PlanRecord, cost: Cost) -> str:
 def plan_brief(plan: PlanRecord) -> str:
     """Return the plan on one line."""
     others = (f"{counted(len(keys), 'key')} {what}" for keys, what in _settled(plan) if keys)
-    return brief("Plan", _ends(plan), *_kinds(plan), *others)
+    return brief("Plan", plan_ends(plan), *plan_kinds(plan), *others)
 
 
 def plan_html(plan: PlanRecord, cost: Cost) -> str:
@@ -54,7 +54,7 @@ def plan_html(plan: PlanRecord, cost: Cost) -> str:
         for n, (kind, steps) in enumerate(kinds.items())
     ]
     rows += [_row(text.strip(), "", "") for text in _more(len(_by_rules(plan)), _RULES, "rules")]
-    parts = [f"<b>plan: {html.escape(_ends(plan))}</b>"]
+    parts = [f"<b>plan: {html.escape(plan_ends(plan))}</b>"]
     if rows:
         parts.append(f"<table>{_row('rule', 'steps', 'such as', 'th')}{''.join(rows)}</table>")
     for keys, title in _settled(plan):
@@ -91,12 +91,13 @@ def _said(value: Any) -> str:
     return " -> ".join(value) if isinstance(value, tuple) else str(value)
 
 
-def _ends(plan: PlanRecord) -> str:
+def plan_ends(plan: PlanRecord) -> str:
+    """How many keys there are on either side."""
     made = plan.specs.keys() | plan.ties.keys() | plan.inits.keys()
     return f"{counted(len(plan.source), 'source key')} -> {counted(len(made), 'target key')}"
 
 
-def _kinds(plan: PlanRecord) -> list[str]:
+def plan_kinds(plan: PlanRecord) -> list[str]:
     """How many steps there are of each kind."""
     times: Counter[str] = Counter()
     for program, count in programs_of(plan.steps):

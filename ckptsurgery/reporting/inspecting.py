@@ -118,6 +118,15 @@ class Inspection:
             entries = [f"{k}: {v}" for k, v in self.config.items() if isinstance(v, str | int | float)]
             yield from _section("config", [f"{counted(len(self.config), 'entry')} ({', '.join(entries)})"], width)
 
+    def to_html(self, title: str = "inspect") -> str:
+        """Make a page that shows the tensors as a tree with their bytes; it is one file that fetches nothing."""
+        from .inspection_page import inspection_page  # pages are rare, and their parts are large
+
+        facts = [self.source, counted(len(self.specs), "tensor")]
+        facts += [counted(len(self.ties), "tie")] if self.ties else []
+        about = {"unread": self.unreadable, "extras": self.extras, "metadata": self.metadata}
+        return inspection_page(title, facts, self.specs, self.ties, {**about, "config": self.config or {}})
+
     @gc_pause()
     def to_json(self) -> dict[str, object]:
         """The inspection as plain data, each tensor apart; sizes in bytes."""

@@ -51,6 +51,8 @@ class Peers:
         """What each rank gives, by rank."""
         import torch.distributed as dist
 
+        if self.size == 1:
+            return [value]
         found: list[Any] = [None] * self.size
         try:
             dist.all_gather_object(found, value)
@@ -59,6 +61,17 @@ class Peers:
             text = f"a rank is gone, or did not answer in time: {str(error).splitlines()[0]}"
             raise CheckpointError(Diagnostic("rank-lost", text, help="look at what the other ranks say")) from error
         return found
+
+    def any(self, flag: bool) -> bool:
+        """Whether a flag is set on any rank; much cheaper than `gathered`."""
+        import torch
+        import torch.distributed as dist
+
+        if self.size == 1:
+            return flag
+        found = torch.tensor([int(flag)], device=self.device)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return bool(found.item())
 
     def agree(self, error: Exception | None, digest: object = None) -> None:
         """Raise the error of the lowest rank that has one, on all ranks.
@@ -89,17 +102,17 @@ class Peers:
             raise PlanError(Diagnostic("ranks-differ", text, help="call it on all ranks with the same arguments"))
 
     @cached_property
-    def _device(self) -> str:
+    def device(self) -> str:
         """Where tensors are sent from: NCCL has no way from the host."""
         import torch.distributed as dist
 
-        return "cpu" if "gloo" in str(dist.get_backend()) else "cuda"
+        return "cpu" if not dist.is_initialized() or "gloo" in str(dist.get_backend()) else "cuda"
 
     def send(self, tensor: Tensor, ranks: Iterable[int]) -> None:
         """Send a plain tensor's elements to other ranks, which call `receive` meanwhile."""
         import torch.distributed as dist
 
-        data = _as_bytes(tensor.to(self._device))
+        data = _as_bytes(tensor.to(self.device))
         for work in [dist.isend(data, rank) for rank in ranks if rank != self.rank]:
             if work is not None:
                 work.wait()
@@ -109,8 +122,8 @@ class Peers:
         import torch
         import torch.distributed as dist
 
-        there = tensor if tensor.is_contiguous() and tensor.device.type == self._device else None
-        made = there if there is not None else torch.empty(tensor.shape, dtype=tensor.dtype, device=self._device)
+        there = tensor if tensor.is_contiguous() and tensor.device.type == self.device else None
+        made = there if there is not None else torch.empty(tensor.shape, dtype=tensor.dtype, device=self.device)
         dist.recv(_as_bytes(made), rank)
         if there is None:
             tensor.copy_(made)

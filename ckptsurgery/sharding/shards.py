@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-__all__ = ["LocalShard", "empty_shard", "has_shards", "is_sharded", "shard_of"]
+__all__ = ["LocalShard", "empty_shard", "has_shards", "is_on_mesh", "is_sharded", "shard_of"]
 
 
 class LocalShard(NamedTuple):
@@ -29,6 +29,12 @@ class LocalShard(NamedTuple):
 def is_sharded(tensor: Tensor) -> bool:
     """Whether a tensor is a `DTensor`, of which each rank holds a part."""
     return any(base.__name__ == "DTensor" and base.__module__.startswith("torch.") for base in type(tensor).__mro__)
+
+
+def is_on_mesh(tensor: Tensor) -> bool:
+    """Whether this rank is one of those that hold a tensor; every rank holds a plain one."""
+    held: Any = tensor
+    return not is_sharded(tensor) or held.device_mesh.get_coordinate() is not None
 
 
 def has_shards(model: nn.Module) -> bool:

@@ -65,7 +65,7 @@ class Alignment:
 
     @property
     def notes(self) -> list[str]:
-        """What was done to the names, for people."""
+        """The changes to the names, for people."""
         notes = [str(self)] if self.source or self.target else []
         wrapped = set(self.wrapped.values())
         changed = {k: n for k, n in self.matched.items() if k in self.bare or n in wrapped}

@@ -18,7 +18,14 @@ SECTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "Start": ("", ("index.md",)),
     "Tutorials": (
         "tutorials",
-        ("first-load.md", "first-recipe.md", "training-checkpoint.md", "sharded.md", "parameters.md"),
+        (
+            "first-load.md",
+            "first-recipe.md",
+            "training-checkpoint.md",
+            "sharded.md",
+            "parameters.md",
+            "parameters.zh.md",
+        ),
     ),
     "Cookbook": ("cookbook", ("index.md",)),
     "Language": ("language", ("index.md", "recipes.md", "ops.md", "shelf.md")),
@@ -63,7 +70,7 @@ def made_pages() -> dict[str, str]:
         "language/ops.md": ops_page(),
         "language/shelf.md": shelf_page(),
         "reference/cli.md": cli_page(),
-        "tutorials/parameters.md": guide_page(),
+        **{f"tutorials/parameters{way}.md": guide_page(way) for way in ("", ".zh")},
     }
 
 
@@ -118,10 +125,10 @@ def ops_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def guide_page() -> str:
-    """Return the parameter guide, whose source lies beside the recipes."""
-    text = (ROOT / "recipes" / "GUIDE.md").read_text(encoding="utf-8")
-    return text.replace("](README.md)", "](../language/shelf.md)")
+def guide_page(way: str = "") -> str:
+    """Return the parameter guide, whose source lies beside the recipes; `way` is the suffix of a translation."""
+    text = (ROOT / "recipes" / f"GUIDE{way}.md").read_text(encoding="utf-8")
+    return text.replace("](README.md)", "](../language/shelf.md)").replace("](GUIDE", "](parameters")
 
 
 def shelf_page() -> str:

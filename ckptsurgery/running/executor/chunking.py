@@ -22,7 +22,7 @@ from ...specs import TensorSpec
 from ...storage.checkpoint import Checkpoint
 from ...storage.chunked_tensors import chunks_of
 
-__all__ = ["BoxSteps", "Boxes", "over_chunks", "to_boxes"]
+__all__ = ["BoxSteps", "Boxes", "by_elements", "over_chunks", "to_boxes"]
 
 Boxes = tuple[tuple[Box, ...], ...]
 """For each tensor of one side of a program the boxes of it that are at hand."""
@@ -128,13 +128,10 @@ def _between(program: Program, sources: Boxes, targets: Boxes) -> Program | None
         sources: for each input its boxes, which are dense and follow one another as the inputs of the result.
         targets: for each output the boxes that are wanted, likewise.
     """
-    chains: Sequence[Sequence[Op]] = ((),) * len(program.outputs)
-    layout = program.moves
-    if layout is None:
-        cut = chains_of(program)
-        if cut is None or cut.joins is not None or any(asks_at(op) for chain in cut.chains for op in chain):
-            return None  # what an op draws depends on where an element is in the whole
-        layout, chains = cut.layout, cut.chains
+    found = by_elements(program)
+    if found is None:
+        return None
+    layout, chains = found
     moved = between(layout, sources, targets)
     before = {piece.target: program.inputs[piece.source].dtype for piece in layout.pieces}
     owners = [number for number, boxes in enumerate(targets) for _ in boxes]
@@ -144,6 +141,19 @@ def _between(program: Program, sources: Boxes, targets: Boxes) -> Program | None
         for op in chains[number]:
             made = made.then(ApplyOp(op, ((place,),)))
     return made
+
+
+def by_elements(program: Program) -> tuple[Layout, Sequence[Sequence[Op]]] | None:
+    """Return a program as one rearrangement and, for each output, the ops on single elements that follow.
+
+    None where it has to see whole tensors.
+    """
+    if program.moves is not None:
+        return program.moves, ((),) * len(program.outputs)
+    cut = chains_of(program)
+    if cut is None or cut.joins is not None or any(asks_at(op) for chain in cut.chains for op in chain):
+        return None  # what an op draws depends on where an element is in the whole
+    return cut.layout, cut.chains
 
 
 def _needed(program: Program | None) -> tuple[Program, tuple[int, ...]] | None:

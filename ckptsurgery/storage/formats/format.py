@@ -1,4 +1,4 @@
-"""What a format is: one object that recognises its files, finds their tensors and, where it can, writes them.
+"""The base of formats: one object that recognises its files, finds their tensors and, where it can, writes them.
 
 It reads from an `OpenedSource`: a byte source that is open, with what was learned of it.
 
@@ -112,7 +112,7 @@ def opening(source: str | os.PathLike[str] | OpenedSource) -> Iterator[OpenedSou
 
 @dataclass(frozen=True, slots=True)
 class Announced:
-    """What an output file will hold, before any of its data is there.
+    """The contents of an output file, before any of its data is there.
 
     Args:
         path: the file.

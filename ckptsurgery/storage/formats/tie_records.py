@@ -78,7 +78,7 @@ def declared(metadata: Mapping[str, str], aliases: Mapping[str, str], entries: C
 
 
 def own_metadata(metadata: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
-    """What the metadata holds besides the ties.
+    """Return the metadata without the ties.
 
     >>> own_metadata({"head.weight": "embed.weight", "by": "me"}, {"head.weight": "embed.weight"})
     {'by': 'me'}
