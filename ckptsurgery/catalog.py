@@ -5,19 +5,20 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 
 from .errors import Diagnostic, RecipeError, Remedy
 from .language.recipe import Recipe
-from .language.rules import Rule
 from .language.toml import loads
 
-__all__ = ["RecipeLike", "as_recipe", "file_of", "list_recipes", "load_recipe", "route", "rules_of"]
+__all__ = ["RecipeLike", "RequiredRules", "as_recipe", "file_of", "list_recipes", "load_recipe", "route"]
 
 RecipeLike = Recipe | str | os.PathLike[str] | Sequence[str]
 _SUFFIX = ".toml"
+_RULES_ALONE = {"schema", "summary", "rest", "rules", "dims", "then"}
 
 
 def shelf() -> Path:
@@ -62,14 +63,30 @@ def load_recipe(name: str | os.PathLike[str]) -> Recipe:
     return loads(_read(path), str(path))
 
 
-def rules_of(name: str) -> Iterator[Rule]:
-    """Yield the first stage's own rules of a recipe that ships, each parsed only when it is asked for.
+@dataclass(frozen=True)
+class RequiredRules:
+    """The rules of a recipe that ships, as far as they show which checkpoints it is for.
 
-    >>> all(rule.targets for name in list_recipes()[:3] for rule in rules_of(name))
-    True
+    Args:
+        texts: the rules of its first stage that must match.
+        fits_all: whether the recipe is nothing but rules that may match nothing, so that it plans for any checkpoint.
+            It is for the files of one model type, its family, and only a config shows the type.
     """
-    data = tomllib.loads(_read(shelf() / f"{name}{_SUFFIX}"))
-    yield from map(Rule.parse, data.get("rules", ()))
+
+    texts: tuple[str, ...]
+    fits_all: bool
+
+    @classmethod
+    def of(cls, name: str) -> RequiredRules:
+        """Read them without parsing a rule.
+
+        >>> {RequiredRules.of(name).fits_all for name in list_recipes()} == {True, False}
+        True
+        """
+        data = tomllib.loads(_read(shelf() / f"{name}{_SUFFIX}"))
+        rules = data.get("rules", ())
+        texts = tuple(text for text in rules if not text.lstrip().startswith("?"))
+        return cls(texts, bool(rules) and not texts and data.keys() <= _RULES_ALONE)
 
 
 def file_of(recipe: Recipe) -> str | None:

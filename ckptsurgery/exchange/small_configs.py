@@ -43,23 +43,30 @@ _TOKEN = re.compile(r".*_token_(id|index)")
 _LAST_TOKEN = 90  # below the small vocabulary
 
 
-def config_makers(kind: Any) -> Iterator[Callable[[], Any]]:
-    """Yield ways to make a config of a class, the plainest first: not every class can be built from its defaults."""
+def config_makers(kind: Any, fields: Mapping[str, Any] | None = None) -> Iterator[Callable[[], Any]]:
+    """Yield ways to make a config of a class, the plainest first: not every class can be built from its defaults.
+
+    Args:
+        fields: fields of the small ones that have a value of their own.
+    """
     yield kind
-    yield partial(small_config, kind)
-    yield partial(small_config, kind, filled=True)
-    yield partial(small_config, kind, filled=True, backbone=True)
+    yield partial(small_config, kind, fields=fields)
+    yield partial(small_config, kind, filled=True, fields=fields)
+    yield partial(small_config, kind, filled=True, backbone=True, fields=fields)
 
 
-def small_config(kind: Any, *, filled: bool = False, backbone: bool = False) -> Any:
+def small_config(
+    kind: Any, *, filled: bool = False, backbone: bool = False, fields: Mapping[str, Any] | None = None
+) -> Any:
     """Return a small config of a class.
 
     Args:
         kind: a config class of the library.
         filled: put values where there are none by default.
         backbone: a backbone of the library's own in the place of one from another package.
+        fields: fields that have a value of their own; those of a part in a table.
     """
-    fields = _fields(kind(), filled)
+    fields = _merged(_fields(kind(), filled), {} if fields is None else fields)
     if filled and hasattr(kind(), "out_indices"):
         fields |= {"out_indices": [0, 1, 2, 3], "num_hidden_layers": 4}
     if backbone:
@@ -69,6 +76,15 @@ def small_config(kind: Any, *, filled: bool = False, backbone: bool = False) -> 
         known = kind().to_dict()
         fields = {k: v for k, v in fields.items() if k in known or k == "backbone_config"}
     return kind(**fields)
+
+
+def _merged(fields: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields with others over them, table by table."""
+    found = dict(fields)
+    for name, value in more.items():
+        inner = found.get(name)
+        found[name] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, Mapping) else value
+    return found
 
 
 def _own_backbone() -> Any:
@@ -88,7 +104,8 @@ def _fields(config: Any, filled: bool = False) -> dict[str, Any]:
     """The fields that are to be smaller, those of a config's parts included; needed ones that have no default."""
     found: dict[str, Any] = {}
     for name, value in config.to_dict().items():
-        part: Any = getattr(config, name, None)
+        # Some fields differ by layer, and the library refuses to read them as one; parts of a config do not.
+        part: Any = getattr(config, name, None) if isinstance(value, dict) else None
         if hasattr(part, "to_dict") and hasattr(part, "model_type"):
             found[name] = {**_fields(part, filled), "model_type": part.model_type}
         elif value is None and filled:
@@ -105,6 +122,8 @@ def _fields(config: Any, filled: bool = False) -> dict[str, Any]:
                 found[name] = size
     layers = found.get("num_hidden_layers")
     for name in ("layer_types", "mlp_layer_types"):
+        if isinstance(getattr(type(config), name, None), property):
+            continue  # computed from other fields
         kinds = getattr(config, name, None)
         if layers and isinstance(kinds, list):
             different = list(dict.fromkeys(kinds))[:layers]

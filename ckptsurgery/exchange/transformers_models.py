@@ -26,7 +26,7 @@ from .small_configs import config_makers
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["from_transformers", "recipe_of_model", "transformers_types"]
+__all__ = ["classes_of", "from_transformers", "recipe_of_model", "transformers_types"]
 
 _GIVEN = "config=… gives one"
 _HEADS = (
@@ -135,19 +135,12 @@ def recipe_of_model(model: nn.Module, sized: bool = False) -> Recipe:
 def _candidates(name: str, config: Any) -> Iterator[tuple[Any, Callable[[], Any]]]:
     """Classes of a type, heads first, each with what makes its config: the defaults, then small ones."""
     import transformers
-    from transformers.models.auto import modeling_auto as tables
 
     if config is not None:
         name = config.model_type
     if name in transformers.CONFIG_MAPPING:
         kind: Any = transformers.CONFIG_MAPPING[name]
-        named: list[str] = []
-        for table in _HEADS:
-            found = getattr(tables, table, {}).get(name)
-            named += [found] if isinstance(found, str) else list(found or ())
-        classes = [getattr(transformers, one, None) for one in dict.fromkeys(named)]
-        classes += [c for c in _own_classes(kind) if c not in classes]
-        classes = [one for one in classes if one is not None]
+        classes = classes_of(name)
     else:
         one = getattr(transformers, name, None) or _hidden(name)
         kind = getattr(one, "config_class", None)
@@ -156,6 +149,22 @@ def _candidates(name: str, config: Any) -> Iterator[tuple[Any, Callable[[], Any]
         classes = [one]
     for make in config_makers(kind) if config is None else (lambda: config,):
         yield from ((one, make) for one in classes)
+
+
+def classes_of(model_type: str) -> list[Any]:
+    """Return the model classes of a type: those that the library's tables name, heads first, and those beside them."""
+    import transformers
+    from transformers.models.auto import modeling_auto as tables
+
+    kind: Any = transformers.CONFIG_MAPPING[model_type]
+    named: list[str] = []
+    for table in _HEADS:
+        found = getattr(tables, table, {}).get(model_type)
+        named += [found] if isinstance(found, str) else list(found or ())
+    classes = [one for name in dict.fromkeys(named) if (one := getattr(transformers, name, None)) is not None]
+    classes += [one for one in _own_classes(kind) if one not in classes]
+    # A class with a config of its own comes first: one that is borrowed from another type converts as that type does.
+    return sorted(classes, key=lambda one: getattr(one, "config_class", kind) is not kind)
 
 
 def _unknown(name: str) -> RecipeError:

@@ -51,7 +51,7 @@ def _cut_away(source: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec]
 def attempt(
     source: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec], cut: bool, in_order: bool = False
 ) -> Suggestion:
-    """The recipe that names and shapes show; `in_order` tells that both sides are listed in an order that says something."""
+    """The recipe that names and shapes show; with `in_order` the order of both sides counts as evidence."""
     depths = depths_of(source, target)
     one, two = reduced(_without(source, depths.source), _without(target, depths.target), cut)
     found = match(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-from ..catalog import list_recipes, load_recipe, rules_of
+from ..catalog import RequiredRules, list_recipes, load_recipe
 from ..errors import PlanError, RecipeError
 from ..language.captures import Literal
 from ..language.keys import KeyPattern
 from ..language.recipe import Recipe
+from ..language.rules import Rule
 from ..planning.options import PlanOptions
 from ..planning.plan import Plan
 from ..planning.planner import make_plan
@@ -40,16 +41,17 @@ def match_recipes(source: Any, target: Any = None, config: Mapping[str, Any] | N
     """
     checkpoint = open_checkpoint(source)
     wanted = as_target(target)
-    found: list[tuple[bool, float, str]] = []
-    for name in _candidates(checkpoint.specs):
+    found: list[tuple[bool, float, bool, str]] = []
+    types = _types(config if config is not None else checkpoint.config)
+    for name in _candidates(checkpoint.specs, types):
         recipe = load_recipe(name)
         for whole in (True, False):
             plan = _planned(checkpoint, recipe if whole else recipe.replace(rest="drop"), wanted, config)
             share = _share(plan) if plan is not None else 0.0
             if share > (0.0 if whole else _ENOUGH):
-                found.append((not whole, -share, name))
+                found.append((not whole, -share, _family(name) not in types, name))
                 break
-    return tuple(name for _, _, name in sorted(found))
+    return tuple(name for *_, name in sorted(found))
 
 
 def fitting_recipes(checkpoint: Checkpoint, target: Target, config: Mapping[str, Any] | None = None) -> list[str]:
@@ -64,13 +66,23 @@ def fitting_recipes(checkpoint: Checkpoint, target: Target, config: Mapping[str,
     known: list[Mapping[str, Any] | None] = [c for c in (checkpoint.config, config) if c is not None]
     return [
         name
-        for name in _candidates(checkpoint.specs)
+        for name in _candidates(checkpoint.specs, _types(*known))
         if any(_planned(checkpoint, load_recipe(name), target, c, dtype="model") for c in known or [None])
     ]
 
 
-def _candidates(keys: Iterable[str]) -> Iterator[str]:
-    """Names of the recipes whose required rules may all match a key.
+def _types(*configs: Mapping[str, Any] | None) -> set[str]:
+    """The model types that configs name, spelled as families are."""
+    found = (config.get("model_type") for config in configs if config is not None)
+    return {one.replace("-", "_") for one in found if isinstance(one, str)}
+
+
+def _family(name: str) -> str:
+    return name.partition("/")[0]
+
+
+def _candidates(keys: Iterable[str], types: Collection[str]) -> Iterator[str]:
+    """Names of the recipes whose required rules may all match a key; those that fit all, of these model types alone.
 
     Planning one that does not fit takes up to 0.2 s, for diagnostics that are thrown away. A search for the literal
     text of its patterns takes 1 ms, and most recipes fail at their first rule.
@@ -79,8 +91,10 @@ def _candidates(keys: Iterable[str]) -> Iterator[str]:
     if text == "\n":
         return
     for name in list_recipes():
-        required = (rule for rule in rules_of(name) if not rule.optional)
-        if all(_may_match(term.pattern, text) for rule in required for term in rule.sources):
+        required = RequiredRules.of(name)
+        if required.fits_all and _family(name) not in types:
+            continue
+        if all(_may_match(term.pattern, text) for rule in map(Rule.parse, required.texts) for term in rule.sources):
             yield name
 
 

@@ -137,7 +137,7 @@ _MARK, _SUFFIX = "StructuredToParameterName@@", ".pdparams"
 
 
 def foreign_layout(model: nn.Module, checkpoint: Checkpoint, plan: Plan, loaded: Collection[str]) -> list[Diagnostic]:
-    """Return the problem of loading a file of Paddle's as it is: its Linear weights are [in, out], and a square one fits.
+    """Refuse a file of Paddle's as it is: its Linear weights are [in, out], and a square one fits.
 
     Args:
         plan: the load without a rule. loaded: the model's keys that it would fill.

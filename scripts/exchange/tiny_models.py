@@ -9,39 +9,34 @@ import transformers
 from transformers import PreTrainedModel
 
 from ckptsurgery.exchange.small_configs import config_makers
+from ckptsurgery.exchange.transformers_models import classes_of
 
-__all__ = ["build", "classes_of", "config_makers"]
+__all__ = ["build"]
 
-
-def classes_of(model_type: str) -> list[str]:
-    """The model classes of a type that the library's own tables name, heads first."""
-    from transformers.models.auto import modeling_auto as tables
-
-    named: list[str] = []
-    for table in (
-        "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
-        "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
-        "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
-        "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
-        "MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES",
-        "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
-        "MODEL_FOR_PRETRAINING_MAPPING_NAMES",
-        "MODEL_MAPPING_NAMES",
-    ):
-        found = getattr(tables, table, {}).get(model_type)
-        named += [found] if isinstance(found, str) else list(found or ())
-    return list(dict.fromkeys(named))
+# Fields that depend on each other in ways that their names do not show.
+FIELDS: dict[str, dict[str, Any]] = {
+    "mimi": {"upsample_groups": 8},
+    "nemotron_h_omni": {"vision_config": {"video_temporal_patch_size": 2}},
+    "NemotronH_Omni_Reasoning_V3": {"vision_config": {"video_temporal_patch_size": 2}},
+    "cosmos3_edge": {"text_config": {"head_dim": 128}},
+    "dots3_note_audio_encoder": {"adapter_input_size": 32},
+    "dots3_note": {"audio_config": {"adapter_input_size": 32}},
+    "emu3": {"vq_config": {"base_channels": 32, "codebook_size": 64}},
+    "gemma3n_text": {"num_kv_shared_layers": 0, "layer_types": ["sliding_attention", "full_attention"]},
+    "glm5_next_text": {"num_key_value_heads": 4},
+    "glm5_next": {"text_config": {"num_key_value_heads": 4}},
+    "molmo2": {"adapter_config": {"vision_feature_layer": [1, 0]}},
+    "d_fine": {"decoder_in_channels": [32, 32, 32]},
+    "qwen4_exp_text": {"indexer_kv_heads": 1},
+}
 
 
 def build(model_type: str, wanted: type[PreTrainedModel] | None = None, seed: int = 0) -> PreTrainedModel:
     """A tiny model with random weights; the class with a head where the type has one."""
-    import ckptsurgery.exchange.transformers_models as importing
-
-    kind: Any = transformers.CONFIG_MAPPING[model_type]
-    kinds = [wanted] if wanted is not None else [getattr(transformers, name) for name in classes_of(model_type)]
-    kinds += [one for one in importing._own_classes(kind) if wanted is None and one not in kinds]
+    kind: Any = transformers.CONFIG_MAPPING[model_type] if wanted is None else wanted.config_class
+    kinds = [wanted] if wanted is not None else classes_of(model_type)
     errors: list[Exception] = []
-    for make in list(config_makers(kind))[1:]:
+    for make in list(config_makers(kind, FIELDS.get(model_type)))[1:]:
         for one in kinds:
             try:
                 torch.manual_seed(seed)
