@@ -30,7 +30,7 @@ def test_the_page_of_proofs_names_exactly_those_that_ship() -> None:
 @pytest.mark.parametrize("name", ["phimoe", "flex_olmo", "jamba", "qwen3_next", "llava", "aria_text", "dinov3_vit"])
 def test_what_ships_is_what_the_table_says_today(name: str) -> None:
     shipped = cs.load_recipe(f"{name}/hf_to_hf5")
-    assert shipped.but(summary="") == cs.recipes.from_transformers(name).but(summary="")
+    assert shipped.replace(summary="") == cs.recipes.from_transformers(name).replace(summary="")
 
 
 def test_a_type_is_offered_where_the_config_names_it() -> None:
