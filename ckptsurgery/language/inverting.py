@@ -99,6 +99,8 @@ def inverse(recipe: Recipe, ops: OpAlgebra | None = None) -> Recipe:
         names={name: _swapped(name, pairs) for name, pairs in recipe.names.items()},
         rest=str(fallback.inverse(algebra)) if fallback else "error" if recipe.rest == "drop" else recipe.rest,
         scopes=[_scope(s, algebra) for s in recipe.scopes],
+        carry=[*recipe.carry],
+        carry_lost=recipe.carry_lost,
         summary=f"inverse of: {recipe.summary}" if recipe.summary else "",
         place=recipe.place,
     )

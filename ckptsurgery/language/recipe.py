@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import Diagnostic, RecipeError, Remedy
 from ..wording import brief, counted
+from .carrying import Carry, as_carry, check_carry_lost
 from .dims import DimValue, is_dim
 from .keys import KeyPattern
 from .law import normalise, signature
@@ -79,6 +80,8 @@ class Recipe:
         rest: what nothing names: "error", "keep", "drop" or one fallback rule; None inside a scope: as outside.
         scopes: prefixed parts.
         stages: recipes that go on from this one's result, in order.
+        carry: paths of trees beside the model, such as an optimizer's state, that follow the rules; see `Plan.carried`.
+        carry_lost: "drop" resets state that cannot follow; "error" lists it.
         summary: one line for people.
 
     Raises:
@@ -96,6 +99,8 @@ class Recipe:
     rest: str | None
     scopes: tuple[Scope, ...]
     stages: tuple[Recipe, ...]
+    carry: Mapping[str, Sequence[str]]
+    carry_lost: str
     summary: str
     place: str | None = field(default=None, compare=False)
 
@@ -113,6 +118,8 @@ class Recipe:
         data: Mapping[str, Any] | None = None,
         scopes: Sequence[Scope] = (),
         stages: Sequence[Recipe] = (),
+        carry: Carry = (),
+        carry_lost: str = "error",
         summary: str = "",
         place: str | None = None,
     ) -> None:
@@ -147,6 +154,8 @@ class Recipe:
         put(self, "rest", rest)
         put(self, "scopes", tuple(scopes))
         put(self, "stages", tuple(stages))
+        put(self, "carry", as_carry(carry) or {})
+        put(self, "carry_lost", check_carry_lost(carry_lost))
         put(self, "summary", summary)
         put(self, "place", place)
 
@@ -196,6 +205,8 @@ class Recipe:
             names={**self.names, **other.names},
             rest=rest,
             scopes=(*self.scopes, *other.scopes),
+            carry={**self.carry, **other.carry},
+            carry_lost="drop" if "drop" in (self.carry_lost, other.carry_lost) else "error",
             summary=summary,
         )
 
@@ -271,6 +282,8 @@ _FIELDS = (
     "data",
     "scopes",
     "stages",
+    "carry",
+    "carry_lost",
     "summary",
     "place",
 )

@@ -19,7 +19,7 @@ __all__ = ["SCHEMA", "dumps", "from_tree", "loads"]
 SCHEMA = 1
 _DEPTH = 64
 _TOLD = 200  # problems that an error lists
-_RECIPE = {
+_RECIPE: dict[str, Any] = {
     "rules": list,
     "drop": list,
     "init": dict,
@@ -31,10 +31,18 @@ _RECIPE = {
     "rest": str,
     "scope": list,
     "then": list,
+    "carry": list | dict,
+    "carry_lost": str,
     "summary": str,
 }
-_OWN = ("drop", "init", "tie", "same", "dims", "data", "names", "summary")
-_SCOPE = _RECIPE | {"source": str, "target": str, "use": str, "inverse": bool, "config": str}
+_OWN = ("drop", "init", "tie", "same", "dims", "data", "names", "carry", "carry_lost", "summary")
+_SCOPE: dict[str, Any] = {key: kind for key, kind in _RECIPE.items() if not key.startswith("carry")} | {
+    "source": str,
+    "target": str,
+    "use": str,
+    "inverse": bool,
+    "config": str,
+}
 
 
 def loads(text: str, place: str | None = None) -> Recipe:
@@ -188,7 +196,7 @@ class _Reader:
         self.misses += 1
         return self.place
 
-    def checked(self, data: Mapping[str, Any], known: Mapping[str, type], inside: str) -> dict[str, Any]:
+    def checked(self, data: Mapping[str, Any], known: Mapping[str, Any], inside: str) -> dict[str, Any]:
         good: dict[str, Any] = {}
         for key, value in data.items():
             if len(self.problems) >= _TOLD:
@@ -200,7 +208,9 @@ class _Reader:
                 text = f"a recipe has no {key!r}" + (f" in [[{inside}]]" if inside else "")
                 self.problems.append(Diagnostic("unknown-key", text, self.place, remedies=meant, advice=advice))
             elif not isinstance(value, known[key]):
-                self.problem("bad-recipe", f"{key} = {value!r}: a {known[key].__name__} was expected")
+                self.problem(
+                    "bad-recipe", f"{key} = {value!r}: a {getattr(known[key], '__name__', known[key])} was expected"
+                )
             else:
                 good[key] = value
         return good
@@ -223,6 +233,10 @@ def _lines(recipe: Recipe, path: str, rest: str | None) -> list[str]:
         lines += ["rules = [", *(f"  {_quoted(str(r))}," for r in recipe.rules), "]"]
     if recipe.drop:
         lines += ["drop = [", *(f"  {_quoted(d)}," for d in recipe.drop), "]"]
+    if recipe.carry and not any(recipe.carry.values()):
+        lines.append(f"carry = {_value([*recipe.carry])}")
+    if recipe.carry_lost != "error":
+        lines.append(f"carry_lost = {_quoted(recipe.carry_lost)}")
     for name, pairs in recipe.names.items():
         lines += ["", f"[{path}names.{_key(name)}]", *(f"{_key(k)} = {_quoted(v)}" for k, v in pairs.items())]
     for table in ("init", "tie", "same"):
@@ -231,6 +245,8 @@ def _lines(recipe: Recipe, path: str, rest: str | None) -> list[str]:
             lines += ["", f"[{path}{table}]", *(f"{_key(k)} = {_quoted(_text(k, v))}" for k, v in entries.items())]
     if recipe.dims:
         lines += ["", f"[{path}dims]", *(f"{_key(k)} = {_value(v)}" for k, v in recipe.dims.items())]
+    if any(recipe.carry.values()):
+        lines += ["", f"[{path}carry]", *(f"{_key(k)} = {_value(v)}" for k, v in recipe.carry.items())]
     if recipe.data:
         lines += ["", f"[{path}data]", *(f"{_key(k)} = {_quoted(_text(k, v))}" for k, v in recipe.data.items())]
     for scope in recipe.scopes:
