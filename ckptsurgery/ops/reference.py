@@ -19,6 +19,7 @@ _TABLE: Shapes = {"w": ("F32", (4, 6))}
 _NORM: Shapes = {"g": ("F32", (4, 1)), "v": ("F32", (4, 6))}
 _FP8: Shapes = {"w": ("F8_E4M3", (256, 128)), "w_scale_inv": ("F32", (2, 1))}
 _LORA: Shapes = {"w": ("BF16", (8, 6)), "A": ("F32", (2, 6)), "B": ("F32", (8, 2))}
+_EXPERTS: Shapes = {"w": ("BF16", (4, 8, 6)), "A": ("F32", (8, 6)), "B": ("F32", (8, 8))}
 _MERGE = "a/{k...}, b/{k...}, c/{k...} -> {k...} | "
 _BLEND = "a/{k...}, b/{k...} -> {k...} | "
 
@@ -31,6 +32,7 @@ EXAMPLES: Mapping[str, tuple[str, Shapes]] = {
     "dare": (f"{_MERGE}dare(0.5)", _THREE),
     "della": (f"{_MERGE}della(0.5, epsilon=0.1)", _THREE),
     "diff": (f"{_BLEND}diff", _PAIR),
+    "dora_merge": ("w, A, B, m -> w | dora_merge(alpha=16)", {**_LORA, "m": ("F32", (8,))}),
     "drop_rows": ("w [o i] -> w [o i] | drop_rows([1, 3], axis=i)", _TABLE),
     "ema": (f"{_BLEND}ema(0.999)", _PAIR),
     "fold_weight_norm": ("g, v -> w | fold_weight_norm", _NORM),
@@ -39,7 +41,9 @@ EXAMPLES: Mapping[str, tuple[str, Shapes]] = {
     "insert_rows": ("w -> w | insert_rows([0, 5])", _TABLE),
     "karcher": (f"{_MERGE}karcher", _THREE),
     "lerp": (f"{_BLEND}lerp(0.3)", _PAIR),
+    "lora_add": ("w, A, B -> w | lora_add([0.5])", _LORA),
     "lora_merge": ("w, A, B -> w | lora_merge(alpha=16)", _LORA),
+    "lora_merge_experts": ("w, A, B -> w | lora_merge_experts(alpha=16)", _EXPERTS),
     "mean_over": ("{m:a,b,c}/{k...} -> {k...} | mean_over(m)", _THREE),
     "model_stock": (f"{_MERGE}model_stock", _THREE),
     "mul": ("w -> w | mul(0.5)", _TABLE),

@@ -40,7 +40,7 @@ class Leaves:
         Optimizers count their steps in place, so that two parameters must not share one counter.
         """
         spec = leaf_spec(leaf)
-        return leaf if spec is None else Entry(spec, tensor=_Copied(self, leaf, name))
+        return leaf if spec is None else Entry(spec, tensor=_CopiedLeaf(self, leaf, name))
 
     def made(self, step: Step, leaves: dict[str, Any], name: str) -> Any:
         """Return the leaf that a step of one target makes; its values are computed when it is read.
@@ -51,11 +51,11 @@ class Leaves:
         (spec,) = step.program.outputs
         if step.program.copies is not None and spec == step.program.inputs[step.program.copies[0]]:
             return leaves[step.sources[step.program.copies[0]]]
-        return Entry(spec, tensor=_Made(self, step, leaves, name))
+        return Entry(spec, tensor=_MovedLeaf(self, step, leaves, name))
 
 
 @dataclass(frozen=True, eq=False)
-class _Copied:
+class _CopiedLeaf:
     leaves: Leaves
     leaf: Any
     name: str
@@ -65,7 +65,7 @@ class _Copied:
 
 
 @dataclass(frozen=True, eq=False)
-class _Made:
+class _MovedLeaf:
     leaves: Leaves
     step: Step
     sources: dict[str, Any]
