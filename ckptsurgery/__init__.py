@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .inference.suggestion import Suggestion, suggest
     from .language.recipe import Recipe, Scope
     from .language.rules import Rule
+    from .low_rank import adapters
     from .modeling.checking import check_init
     from .modeling.groups import param_groups
     from .modeling.selection import Selection, select
@@ -71,6 +72,7 @@ __all__ = [
     "Suggestion",
     "TensorSpec",
     "__version__",
+    "adapters",
     "check_init",
     "check_loaded",
     "diff",
@@ -135,9 +137,12 @@ _PLACES |= {
 }
 
 
+_ROOMS = {"recipes": ".exchange.recipes", "adapters": ".low_rank.adapters"}
+
+
 def __getattr__(name: str) -> Any:
-    if name == "recipes":
-        return import_module(".exchange.recipes", __name__)
+    if name in _ROOMS:
+        return import_module(_ROOMS[name], __name__)
     if name not in _PLACES:
         raise AttributeError(f"module 'ckptsurgery' has no attribute {name!r}")
     module, attribute = _PLACES[name]

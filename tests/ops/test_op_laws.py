@@ -85,7 +85,7 @@ def low_rank_pairs(draw):
 
 @st.composite
 def magnitudes(draw):
-    made, (weight, a, b, *rest) = draw(low_rank())
+    made, (weight, a, b, *_) = draw(low_rank())
     form = {"fan_in_fan_out": made.fan_in_fan_out, "rslora": made.rslora}
     out = weight.shape[1 if made.fan_in_fan_out else 0]
     magnitude = TensorSpec((1, out, *(1 for _ in weight.shape[2:])) if len(weight.shape) > 2 else (out,), draw(FLOAT))
