@@ -9,7 +9,7 @@ import ckptsurgery as cs
 
 NAMES = """
 Checkpoint CheckpointError CkptSurgeryError Diagnosis Diagnostic Diff LoadError Op Parity Plan PlanError Recipe
-RecipeError Remedy Report Rule Scope Selection StorageReader StorageWriter Suggestion TensorSpec __version__
+RecipeError Remedy Report Rule Scope Selection StorageReader StorageWriter Suggestion TensorSpec __version__ adapters
 check_init check_loaded diff doctor inverse list_recipes load_into load_recipe match_recipes op open param_groups plan
 recipes reshard route save select skeleton suggest summary tie ties untie verify watch_load
 """

@@ -29,8 +29,8 @@ _NAME = re.compile(
 )
 _WRAPPER = "base_model.model."
 _SAVED = re.compile(r"\.(?:modules_to_save(?:\.(?!weight$|bias$)[^.]+)?|base_layer)(?=\.)")
-_COMPONENTS = {"unet": "unet_", "te": "text_encoder_", "te1": "text_encoder_", "te2": "text_encoder_2_"}
-_FLAT = re.compile(r"lora_(?P<component>unet|te\d?|transformer|prior)_(?P<rest>.+)")
+_COMPONENTS = {"te": "text_encoder", "te1": "text_encoder", "te2": "text_encoder_2"}
+_FLAT = re.compile(r"lora_(?P<component>[a-z]+\d?)_(?P<rest>.+)")
 _HELP = {
     "adapter-unmatched": "name the base that it was trained on, or leave these tensors out of the adapter",
     "adapter-incomplete": "copy or download the adapter again",
@@ -88,7 +88,7 @@ class NamedParts:
 
 
 def parsed_names(keys: Iterable[str]) -> tuple[dict[str, NamedParts], list[str]]:
-    """Return the parts of each module's update, and the keys that are no part of one.
+    """Return the parts of each module's update, and the keys that belong to none.
 
     >>> modules, others = parsed_names(["m.q.lora_A.weight", "m.q.lora_B.weight", "m.score.weight"])
     >>> modules["m.q"].keys, others
@@ -201,7 +201,7 @@ class _AdapterReader:
         name = self.spelling.key(_plain(_SAVED.sub("", key)))
         if name in self.base and self.base[name].shape == self.specs[key].shape:
             return name
-        self.problem("adapter-unmatched", "tensors that are no update, and none of the base's", key)
+        self.problem("adapter-unmatched", "tensors that are not updates, and none of the base's", key)
         return None
 
     def key(self, module: str) -> str | None:
@@ -214,8 +214,8 @@ class _AdapterReader:
     def _of_flat(self, module: str) -> str | None:
         match = _FLAT.fullmatch(module)
         rest = match["rest"] if match else module
-        component = _COMPONENTS.get(match["component"], f"{match['component']}_") if match else ""
-        for name in (component + rest, rest):
+        component = match["component"] if match else ""
+        for name in (f"{_COMPONENTS.get(component, component)}_{rest}", rest):
             if name in self.flat:
                 return self.flat[name]
         ends = [key for name, key in self.flat.items() if name.endswith(f"_{rest}")]

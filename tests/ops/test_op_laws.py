@@ -103,6 +103,21 @@ def low_rank_experts(draw):
 
 
 @st.composite
+def batch_norm(draw):
+    out, inner, count = draw(SIZE), draw(st.lists(SIZE, max_size=3)), draw(st.sampled_from([4, 5]))
+    each = draw(specs(*[st.just((out,))] * count))
+    return make_op("fold_batchnorm", (0.5,)), (TensorSpec((out, *inner), draw(FLOAT)), *each)
+
+
+@st.composite
+def scaled(draw):
+    weight = draw(st.lists(SIZE, min_size=1, max_size=3))
+    dim = draw(st.integers(-len(weight), len(weight) - 1))
+    made = make_op("scale_by", (dim,), {"offset": draw(st.sampled_from([0, 1]))})
+    return made, (TensorSpec(weight, draw(FLOAT)), TensorSpec((weight[dim],), draw(FLOAT)))
+
+
+@st.composite
 def weight_norm(draw):
     shape, dtype = draw(st.lists(SIZE, min_size=1, max_size=3)), draw(FLOAT)
     dim = draw(st.sampled_from([None, *range(len(shape))]))
@@ -188,6 +203,8 @@ CASES = {
     "fp8_dequant": quantised(),
     "lora_merge": low_rank(),
     "lora_add": low_rank_pairs(),
+    "fold_batchnorm": batch_norm(),
+    "scale_by": scaled(),
     "dora_merge": magnitudes(),
     "lora_merge_experts": low_rank_experts(),
     "fold_weight_norm": weight_norm(),

@@ -38,7 +38,7 @@ class Copying:
     def mapping(self, tree: dict[Any, Any]) -> dict[Any, Any]:
         """Return a mapping from the model's names to tensors, for the names that the plan makes.
 
-        Parts that are no tensor of the model, such as a count of updates, stay.
+        Parts that are not tensors of the model, such as a count of updates, stay.
 
         Raises:
             UnknownParameter: a tensor that is none of the model's.
@@ -48,7 +48,7 @@ class Copying:
         known = {key: tree[names[name]] for name in names if (key := spelling.key(name)) in self.plan.source}
         strange = [name for name in names if spelling.key(name) not in known and _weighs(tree[names[name]])]
         if strange:
-            raise UnknownParameter(f"it has {strange[0]!r}, which is no key of the model")
+            raise UnknownParameter(f"it has {strange[0]!r}, which is not a key of the model")
         made = self._made(known)
         made |= {alias: made[base] for alias, base in self.plan.ties.items() if base in made}
         whole = parts_of(tree)

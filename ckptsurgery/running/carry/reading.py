@@ -84,7 +84,7 @@ class OptimizerTree:
 
 
 def form_of(tree: dict[Any, Any], keys: Mapping[str, Any]) -> Form | None:
-    """Return the form of an optimizer's tree; None where a mapping is no optimizer.
+    """Return the form of an optimizer's tree; None where a mapping is not an optimizer.
 
     Args:
         keys: the model's.
@@ -130,7 +130,7 @@ def read_optimizer(
         keys = {one: spelling.key(one) for one in ids}
     strange = [one for one, key in keys.items() if key not in specs]
     if strange:
-        raise UnknownParameter(f"it has {strange[0]!r}, which is no key of the model")
+        raise UnknownParameter(f"it has {strange[0]!r}, which is not a key of the model")
     group_of = {first.get(keys[one], keys[one]): n for n, member in enumerate(members) for one in member}
     if len(group_of) < len(ids):
         raise UnknownParameter("two of its parameters are one tensor of the model")

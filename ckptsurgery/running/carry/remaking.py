@@ -87,7 +87,7 @@ class Remaking:
             raise CannotFollow(_TWICE)
         for name, value in ((name, value) for state in states for name, value in state.items()):
             if isinstance(value, Opaque):
-                raise CannotFollow(f"{name!r} is no plain tensor but {value.path}")
+                raise CannotFollow(f"{name!r} is not a plain tensor but {value.path}")
         program, numbers = step.program, {key: n for n, key in enumerate(step.targets)}
         if program.copies is not None and _same_shapes(program):
             return {target: states[program.copies[numbers[target]]] for target in targets}
