@@ -174,7 +174,7 @@ CarryLost = Annotated[
     typer.Option(
         metavar="error|drop",
         rich_help_panel=_OUTPUT,
-        help="What to do with optimizer state that cannot follow its parameter: drop starts it anew.",
+        help="For optimizer state that cannot follow its parameter: drop starts it anew.",
     ),
 ]
 Companions = Annotated[

@@ -30,7 +30,7 @@ _UNKNOWN = (
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What a configuration says of its modules.
+    """The settings of an adapter's modules.
 
     >>> config = AdapterConfig.of({"r": 8, "lora_alpha": 16, "alpha_pattern": {"q_proj": 32}})
     >>> config.alpha_of("model.layers.0.q_proj"), config.alpha_of("model.layers.0.k_proj")
@@ -81,7 +81,7 @@ class AdapterConfig:
 
 
 def config_of(source: Any, checkpoint: Checkpoint) -> AdapterConfig:
-    """Return the configuration of an adapter; one without says nothing.
+    """Return the configuration of an adapter; one without has none of its settings.
 
     Args:
         source: what was opened; a folder, or a file in it, may have the configuration beside.

@@ -38,8 +38,8 @@ def merge(base: Any, *adapters: Any, weights: Sequence[float] | None = None) -> 
     base/q.weight & lora/q.lora_A.weight & lora/q.lora_B.weight -> q.weight | lora_merge(alpha=0.5)
 
     An adapter is a PEFT folder, or a file in the spelling of PEFT, diffusers or kohya. Alpha, its patterns, rsLoRA,
-    DoRA, `fan_in_fan_out`, `target_parameters` and modules that were trained whole are as `adapter_config.json` beside
-    it says; without one, alpha is what the file stores for each module, and an update without alpha is not scaled.
+    DoRA, `fan_in_fan_out`, `target_parameters` and modules that were trained whole are as in `adapter_config.json`
+    beside it; without one, alpha is what the file stores for each module, and an update without alpha is not scaled.
     Several adapters are added at once, W + Σ w[k] · s[k] · B[k]·A[k], and rounded once.
 
     Args:

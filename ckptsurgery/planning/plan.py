@@ -218,7 +218,7 @@ class Plan:
             beside: what becomes of trees beside the model that belong to tensors which the plan changes, such as an
                 optimizer's state or an EMA copy: "error" names them, "drop" leaves them out, "keep" copies them as
                 they are; or a word for each, `{"optimizer": "drop", "ema": "keep"}`, where `""` means all others.
-            carry: paths of such trees that follow the plan; see `carried`. By default what the recipe names.
+            carry: paths of such trees that follow the plan; see `carried`. By default those that the recipe names.
             carry_lost: "error", or "drop" to reset optimizer state that cannot follow its parameter.
             progress: True or False to insist on a bar or on none.
             dry_run: refuse what would be refused, report what would be written, and write nothing.
@@ -265,7 +265,7 @@ class Plan:
 
         Args:
             carry: dotted paths of trees beside the model; a mapping gives for each the key of each of its parameters,
-                in its order, or nothing where names or order tell them. By default what the recipe names.
+                in its order, or nothing where names or order tell them. By default those that the recipe names.
             carry_lost: "error", or "drop" to reset state that cannot follow, since the plan computes or copies values.
 
         Returns:

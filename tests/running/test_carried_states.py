@@ -131,7 +131,7 @@ def test_quantised_state_is_refused_by_name_and_renamed_as_it_is() -> None:
     assert tree["state"][0]["state1"] is not None and tree["state"][0]["step"] == 3
 
 
-def test_growth_pads_moments_with_zeros_and_says_so(tmp_path: Path) -> None:
+def test_growth_pads_moments_with_zeros_and_notes_it(tmp_path: Path) -> None:
     model = nn.ModuleDict({"embed": nn.Embedding(5, 3), "head": nn.Linear(3, 5, bias=False)})
     source = run(model, torch.optim.AdamW(model.parameters(), amsgrad=True))
     recipe = ["{m:embed,head}.weight [v d] -> {m}.weight [v d] | resize_rows(8, mean, axis=v)"]

@@ -30,7 +30,7 @@ class Carrying:
 
     @classmethod
     def of(cls, plan: Plan, carry: Mapping[str, Sequence[str]] | None = None, lost: str | None = None) -> Carrying:
-        """Return what the caller says, and where nothing is said what the plan's recipe says.
+        """Return the caller's wishes, or those of the plan's recipe.
 
         Raises:
             RecipeError: a word for lost state that is not known.

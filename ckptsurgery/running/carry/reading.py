@@ -113,7 +113,7 @@ def read_optimizer(
 
     Args:
         specs: the model's headers. first: tied name -> the first of its group.
-        given: the key of each parameter in the optimizer's order, where the caller says so.
+        given: the key of each parameter in the optimizer's order, where the caller gives them.
 
     Raises:
         UnknownParameter: an entry that belongs to no key, or to a key that cannot be told.

@@ -27,7 +27,7 @@ __all__ = ["Carried", "carried_trees"]
 
 _SHOWN = 8
 LOST = ("error", "drop")
-"""What may become of state that cannot follow its parameter."""
+"""The choices for state that cannot follow its parameter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +49,13 @@ def carried_trees(
     """Return the trees that belong to a model as they belong to what a plan makes of it.
 
     Args:
-        names: path of an optimizer -> the key of each of its parameters, in its order, where the caller says so.
+        names: path of an optimizer -> the key of each of its parameters, in its order, where the caller gives them.
         lost: "error", or "drop" to reset the state of parameters that it cannot follow.
 
     Raises:
         PlanError: state that cannot follow, entries that belong to no key, groups that disagree; all at once.
     """
-    carrier = _Carrier(plan, checkpoint, names, lost)
+    carrier = _TreeCarrier(plan, checkpoint, names, lost)
     trees = {mirror.path: carrier.tried(mirror) for mirror in mirrors}
     if carrier.problems:
         raise PlanError(carrier.problems)
@@ -63,7 +63,7 @@ def carried_trees(
 
 
 @dataclass
-class _Carrier:
+class _TreeCarrier:
     plan: Plan
     checkpoint: Checkpoint
     names: Mapping[str, Sequence[str]]
@@ -101,7 +101,7 @@ class _Carrier:
             return mirror.tree
 
     def of(self, value: Any, path: str) -> Any:
-        """What a tree, or a part of one, becomes."""
+        """Return the tree, or part of one, that follows from another."""
         if isinstance(value, list | tuple):
             if value and all(leaf_spec(part) is not None for part in value):
                 return self._listing(value, path)
@@ -177,5 +177,5 @@ def _unknown(path: str, reason: str) -> Diagnostic:
         "carry-unknown",
         f"{path} cannot be carried: {reason}",
         remedies=(Remedy("beside", {path: "drop"}, "leaves it out"),),
-        advice=f'carry={{"{path}": [the key of each parameter, in the order of the tree]}} says which they are',
+        advice=f'carry={{"{path}": [the key of each parameter, in the order of the tree]}} names them',
     )

@@ -44,7 +44,7 @@ class Network(nn.Module):
 
 
 class Experts(nn.Module):
-    """Experts as two stacked parameters; `is_transposed` is how a model says that they are [experts, in, out]."""
+    """Experts as two stacked parameters; `is_transposed` marks them as [experts, in, out]."""
 
     def __init__(self, is_transposed: bool) -> None:
         super().__init__()
