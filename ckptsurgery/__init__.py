@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .inference.suggestion import Suggestion
     from .language.recipe import Recipe, Scope
     from .language.rules import Rule
+    from .low_rank import adapters
     from .modeling.groups import param_groups
     from .modeling.init_checks import check_init
     from .modeling.selection import Selection, select
@@ -72,6 +73,7 @@ __all__ = [
     "Suggestion",
     "TensorSpec",
     "__version__",
+    "adapters",
     "check_init",
     "check_loaded",
     "diff",
@@ -135,9 +137,12 @@ _HOMES: dict[str, tuple[str, ...]] = {
 _PLACES = {name: module for module, names in _HOMES.items() for name in names}
 
 
+_ROOMS = {"recipes": ".exchange.recipes", "adapters": ".low_rank.adapters"}
+
+
 def __getattr__(name: str) -> Any:
-    if name == "recipes":
-        return import_module(".exchange.recipes", __name__)
+    if name in _ROOMS:
+        return import_module(_ROOMS[name], __name__)
     if name not in _PLACES:
         raise AttributeError(f"module 'ckptsurgery' has no attribute {name!r}")
     value = getattr(import_module(f".{_PLACES[name]}", __name__), name)

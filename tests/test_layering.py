@@ -49,6 +49,7 @@ FLOORS = {
     "reporting": 4,
     "resharding": 4,
     "exchange": 5,
+    "low_rank": 5,
     "witness": 6,
     "": 7,  # the facade, ckptsurgery/__init__.py
     "api": 7,

@@ -93,6 +93,8 @@ def convert(
     provenance: o.Provenance = False,
     companions: o.Companions = False,
     beside: o.Beside = None,
+    carry: o.Carry = None,
+    carry_lost: o.CarryLost = None,
     json: o.Json = False,
 ) -> None:
     """Convert a checkpoint.
@@ -107,6 +109,7 @@ def convert(
     ckptsurgery convert old.bin new.safetensors --recipe mine.toml --provenance
     ckptsurgery convert new.safetensors back.safetensors --inverse
     ckptsurgery convert x.safetensors x.safetensors --recipe mine.toml --in-place
+    ckptsurgery convert run.pt new.pt --subtree model -r mine.toml --carry optimizer
     torchrun --nproc-per-node 4 -m ckptsurgery convert old/ new/ -r mine.toml
     """
     with among_ranks() as ranks:
@@ -136,6 +139,8 @@ def convert(
                 provenance=provenance,
                 companions=companions,
                 beside=beside_from(beside),
+                carry=carry,
+                carry_lost=carry_lost,
                 dry_run=dry_run,
                 together=ranks is not None,
             )

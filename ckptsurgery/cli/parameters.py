@@ -161,6 +161,22 @@ Beside = Annotated[
         "optimizer's state: an error unless given. Repeatable.",
     ),
 ]
+Carry = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TREE",
+        rich_help_panel=_OUTPUT,
+        help="A tree beside the model that follows the rules: an optimizer's state, an EMA copy. Repeatable.",
+    ),
+]
+CarryLost = Annotated[
+    str | None,
+    typer.Option(
+        metavar="error|drop",
+        rich_help_panel=_OUTPUT,
+        help="For optimizer state that cannot follow its parameter: drop starts it anew.",
+    ),
+]
 Companions = Annotated[
     bool, typer.Option("--companions", rich_help_panel=_OUTPUT, help="Copy config and tokenizer files along.")
 ]

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import Diagnostic, RecipeError, Remedy
-from ..toml_writing import key_text, quoted, table_lines
+from ..toml_writing import key_text, quoted, table_lines, value_text
 from ..wording import brief, counted
+from .carrying import Carry, as_carry, check_carry_lost
 from .dims import DimValue, is_dim
 from .keys import KeyPattern
 from .recipe_checks import bad_dim, bad_rest, check_text, law_breaks, parsed_rule, unbound_captures
@@ -88,6 +89,8 @@ class Recipe:
         rest: what nothing names: "error", "keep", "drop" or one fallback rule; None inside a scope: as outside.
         scopes: prefixed parts.
         stages: recipes that go on from this one's result, in order.
+        carry: paths of trees beside the model, such as an optimizer's state, that follow the rules; see `Plan.carried`.
+        carry_lost: "drop" resets state that cannot follow; "error" lists it.
         summary: one line for people.
 
     Raises:
@@ -105,6 +108,8 @@ class Recipe:
     rest: str | None
     scopes: tuple[Scope, ...]
     stages: tuple[Recipe, ...]
+    carry: Mapping[str, Sequence[str]]
+    carry_lost: str
     summary: str
     place: str | None = field(default=None, compare=False)
 
@@ -122,6 +127,8 @@ class Recipe:
         data: Mapping[str, Any] | None = None,
         scopes: Sequence[Scope] = (),
         stages: Sequence[Recipe] = (),
+        carry: Carry = (),
+        carry_lost: str = "error",
         summary: str = "",
         place: str | None = None,
     ) -> None:
@@ -158,6 +165,8 @@ class Recipe:
         put(self, "rest", rest)
         put(self, "scopes", tuple(scopes))
         put(self, "stages", tuple(stages))
+        put(self, "carry", as_carry(carry) or {})
+        put(self, "carry_lost", check_carry_lost(carry_lost))
         put(self, "summary", summary)
         put(self, "place", place)
 
@@ -207,6 +216,8 @@ class Recipe:
             names={**self.names, **other.names},
             rest=rest,
             scopes=(*self.scopes, *other.scopes),
+            carry={**self.carry, **other.carry},
+            carry_lost="drop" if "drop" in (self.carry_lost, other.carry_lost) else "error",
             summary=summary,
         )
 
@@ -266,6 +277,8 @@ class Recipe:
             names={name: _swapped(name, pairs) for name, pairs in self.names.items()},
             rest=str(fallback.inverse(algebra)) if fallback else "error" if self.rest == "drop" else self.rest,
             scopes=[scope.inverted(algebra) for scope in self.scopes],
+            carry=[*self.carry],
+            carry_lost=self.carry_lost,
             summary=f"inverse of: {self.summary}" if self.summary else "",
             place=self.place,
         )
@@ -327,12 +340,18 @@ def _lines(recipe: Recipe, path: str, rest: str | None) -> list[str]:
         lines += ["rules = [", *(f"  {quoted(str(r))}," for r in recipe.rules), "]"]
     if recipe.drop:
         lines += ["drop = [", *(f"  {quoted(d)}," for d in recipe.drop), "]"]
+    if recipe.carry and not any(recipe.carry.values()):
+        lines.append(f"carry = {value_text([*recipe.carry])}")
+    if recipe.carry_lost != "error":
+        lines.append(f"carry_lost = {quoted(recipe.carry_lost)}")
     tables: dict[str, Mapping[str, Any]] = {f"names.{key_text(name)}": pairs for name, pairs in recipe.names.items()}
     tables |= {table: entries for table in ("init", "tie", "same") if (entries := getattr(recipe, table))}
     for table, entries in tables.items():
         lines += table_lines(path + table, {key: _own_text(key, value) for key, value in entries.items()})
     if recipe.dims:
         lines += table_lines(f"{path}dims", recipe.dims)
+    if any(recipe.carry.values()):
+        lines += table_lines(f"{path}carry", recipe.carry)
     if recipe.data:
         lines += table_lines(f"{path}data", {key: _own_text(key, value) for key, value in recipe.data.items()})
     for scope in recipe.scopes:

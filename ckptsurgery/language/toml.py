@@ -17,7 +17,7 @@ __all__ = ["from_tree", "loads"]
 
 _DEPTH = 64
 _TOLD = 200  # problems that an error lists
-_RECIPE = {
+_RECIPE: dict[str, Any] = {
     "rules": list,
     "drop": list,
     "init": dict,
@@ -29,10 +29,18 @@ _RECIPE = {
     "rest": str,
     "scope": list,
     "then": list,
+    "carry": list | dict,
+    "carry_lost": str,
     "summary": str,
 }
-_OWN = ("drop", "init", "tie", "same", "dims", "data", "names", "summary")
-_SCOPE = _RECIPE | {"source": str, "target": str, "use": str, "inverse": bool, "config": str}
+_OWN = ("drop", "init", "tie", "same", "dims", "data", "names", "carry", "carry_lost", "summary")
+_SCOPE: dict[str, Any] = {key: kind for key, kind in _RECIPE.items() if not key.startswith("carry")} | {
+    "source": str,
+    "target": str,
+    "use": str,
+    "inverse": bool,
+    "config": str,
+}
 
 
 def loads(text: str, place: str | None = None) -> Recipe:
@@ -186,7 +194,7 @@ class _Reader:
         self.misses += 1
         return self.place
 
-    def checked(self, data: Mapping[str, Any], known: Mapping[str, type], inside: str) -> dict[str, Any]:
+    def checked(self, data: Mapping[str, Any], known: Mapping[str, Any], inside: str) -> dict[str, Any]:
         good: dict[str, Any] = {}
         for key, value in data.items():
             if len(self.problems) >= _TOLD:
@@ -198,7 +206,9 @@ class _Reader:
                 text = f"a recipe has no {key!r}" + (f" in [[{inside}]]" if inside else "")
                 self.problems.append(Diagnostic("unknown-key", text, self.place, remedies=meant, advice=advice))
             elif not isinstance(value, known[key]):
-                self.problem("bad-recipe", f"{key} = {value!r}: a {known[key].__name__} was expected")
+                self.problem(
+                    "bad-recipe", f"{key} = {value!r}: a {getattr(known[key], '__name__', known[key])} was expected"
+                )
             else:
                 good[key] = value
         return good

@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
-from . import arithmetic, blending, consensus, convolutions, indexing, merging, over_axes, positions, rows
+from . import (
+    arithmetic,
+    blending,
+    consensus,
+    convolutions,
+    folding_norms,
+    indexing,
+    low_rank,
+    merging,
+    over_axes,
+    positions,
+    rows,
+)
 from .base import Op, OpError, Specs, Tensors
 from .registry import make_op, op, op_names, op_signature, op_summary
 
 # Importing a module of ops registers them.
-_BUILT_IN = (arithmetic, blending, consensus, convolutions, indexing, merging, over_axes, positions, rows)
+_BUILT_IN = (
+    arithmetic,
+    blending,
+    consensus,
+    convolutions,
+    folding_norms,
+    indexing,
+    low_rank,
+    merging,
+    over_axes,
+    positions,
+    rows,
+)
 
 __all__ = ["Op", "OpError", "Specs", "Tensors", "make_op", "op", "op_names", "op_signature", "op_summary"]

@@ -62,6 +62,10 @@ class PlacedOp(Op):
         place = AxisPlace(self.place.dim, self.place.outer, made.shape[0], self.place.inner)
         return PlacedOp(undone, place)
 
+    def on_moments(self) -> Op | None:
+        op = self.op.on_moments()
+        return None if op is None else PlacedOp(op, self.place)
+
     def _turned(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
         """The shape with the axis in front, all before it and all after it merged."""
         dim, outer, size, inner = self.place.dim, self.place.outer, self.place.size, self.place.inner

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError
 from ..specs import DTYPES, TensorSpec, dtype_name, is_lossless
-from .base import Op, OpError, Specs, Tensors
+from .base import Op, OpError, Specs, Tensors, Unchanged
 from .numerics import compute, convert, has_data, specs_of
 from .operands import arithmetic_float, integer_range, operands
 from .registry import op
@@ -77,6 +77,9 @@ class Cast(Op):
         (new,), (old,) = self.infer(inputs), inputs
         return Cast(old.dtype) if is_lossless(old.dtype, new.dtype) else None
 
+    def on_moments(self) -> Op:
+        return Unchanged()
+
 
 @op
 @dataclass(frozen=True)
@@ -115,6 +118,9 @@ class Add(Op):
         if inputs is None or DTYPES[inputs[0].dtype].kind != "float":
             return Add(-self.value)
         return None
+
+    def on_moments(self) -> Op:
+        return Unchanged()
 
 
 @op

@@ -12,7 +12,7 @@ from .listing import Listing
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["AxisPlace", "Op", "OpError", "Specs", "Tensors"]
+__all__ = ["AxisPlace", "Op", "OpError", "Specs", "Tensors", "Unchanged"]
 
 Specs = tuple[TensorSpec, ...]
 Tensors = tuple["Tensor", ...]
@@ -97,6 +97,14 @@ class Op:
         """
         return None
 
+    def on_moments(self) -> Op | None:
+        """Return the op that a parameter's moments undergo where the parameter undergoes this one, or None.
+
+        A moment is a running mean of gradients, or of their squares, that starts at zero. None where no op is exact:
+        where values are mixed or scaled, or where one entry becomes several, each with a gradient of its own.
+        """
+        return None
+
     @classmethod
     def undone_as(cls, given: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
         """Return name and arguments of the inverse where some of the arguments are names, or None.
@@ -123,6 +131,19 @@ class Op:
         given = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
         shown = [f"{name}={_argument(getattr(self, name))}" for name in given]
         return f"{self.name}({', '.join(shown)})" if shown else self.name
+
+
+@dataclass(frozen=True)
+class Unchanged(Op):
+    """Pass tensors on; what becomes of moments where an op changes a parameter, and not its gradient."""
+
+    joins = True
+
+    def infer(self, specs: Specs) -> Specs:
+        return specs
+
+    def run(self, tensors: Tensors) -> Tensors:
+        return tensors
 
 
 def _argument(value: object) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..specs import TensorSpec
@@ -70,6 +70,9 @@ class Take(RowsOp):
             return None
         return Take(self.axis, self.ids if self.back else _turned(self.ids))
 
+    def on_moments(self) -> Op | None:
+        return self if len(set(self.ids)) == len(self.ids) else None
+
     @classmethod
     def undone_as(cls, given: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
         kept = {name: value for name, value in given.items() if name != "back"}
@@ -108,6 +111,9 @@ class DropRows(RowsOp):
         lost = set(self.ids)
         kept = tuple(i for i in range(tensors[0].shape[0]) if i not in lost)
         return (_picked(tensors[0], kept),)
+
+    def on_moments(self) -> Op:
+        return self
 
 
 @op
@@ -153,6 +159,9 @@ class InsertRows(RowsOp):
 
     def inverse(self, inputs: Specs | None = None) -> Op | None:
         return DropRows(self.ids, self.axis)
+
+    def on_moments(self) -> Op:
+        return replace(self, value=0)
 
     @classmethod
     def undone_as(cls, given: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:

@@ -100,6 +100,9 @@ class Seeded(Op):
     def inverse(self, inputs: Specs | None = None) -> Op | None:
         return self.op.inverse(inputs)
 
+    def on_moments(self) -> Op | None:
+        return self.op.on_moments()
+
     def placed(self, place: AxisPlace) -> Op:
         return Seeded(self.op.placed(place), self.seed)
 

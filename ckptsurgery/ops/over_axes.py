@@ -72,6 +72,9 @@ class Same(Op):
     def inverse(self, inputs: Specs | None = None) -> Op | None:
         return None if self.axis is None else RepeatOver(self.axis)
 
+    def on_moments(self) -> Op:
+        return self
+
 
 @op
 @dataclass(frozen=True)

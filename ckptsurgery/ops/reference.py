@@ -19,6 +19,8 @@ _TABLE: Shapes = {"w": ("F32", (4, 6))}
 _NORM: Shapes = {"g": ("F32", (4, 1)), "v": ("F32", (4, 6))}
 _FP8: Shapes = {"w": ("F8_E4M3", (256, 128)), "w_scale_inv": ("F32", (2, 1))}
 _LORA: Shapes = {"w": ("BF16", (8, 6)), "A": ("F32", (2, 6)), "B": ("F32", (8, 2))}
+_EXPERTS: Shapes = {"w": ("BF16", (4, 8, 6)), "A": ("F32", (8, 6)), "B": ("F32", (8, 8))}
+_BATCH: Shapes = {"w": ("F32", (4, 3, 2, 2)), **dict.fromkeys(("gamma", "beta", "mean", "var"), ("F32", (4,)))}
 _MERGE = "a/{k...}, b/{k...}, c/{k...} -> {k...} | "
 _BLEND = "a/{k...}, b/{k...} -> {k...} | "
 
@@ -31,15 +33,19 @@ EXAMPLES: Mapping[str, tuple[str, Shapes]] = {
     "dare": (f"{_MERGE}dare(0.5)", _THREE),
     "della": (f"{_MERGE}della(0.5, epsilon=0.1)", _THREE),
     "diff": (f"{_BLEND}diff", _PAIR),
+    "dora_merge": ("w, A, B, m -> w | dora_merge(alpha=16)", {**_LORA, "m": ("F32", (8,))}),
     "drop_rows": ("w [o i] -> w [o i] | drop_rows([1, 3], axis=i)", _TABLE),
     "ema": (f"{_BLEND}ema(0.999)", _PAIR),
+    "fold_batchnorm": ("w, gamma, beta, mean, var -> w, b | fold_batchnorm", _BATCH),
     "fold_weight_norm": ("g, v -> w | fold_weight_norm", _NORM),
     "fp8_dequant": ("w, w_scale_inv -> w | fp8_dequant(block=128)", _FP8),
     "inflate": ("w -> w | inflate(3)", {"w": ("F32", (8, 3, 4, 4))}),
     "insert_rows": ("w -> w | insert_rows([0, 5])", _TABLE),
     "karcher": (f"{_MERGE}karcher", _THREE),
     "lerp": (f"{_BLEND}lerp(0.3)", _PAIR),
+    "lora_add": ("w, A, B -> w | lora_add([0.5])", _LORA),
     "lora_merge": ("w, A, B -> w | lora_merge(alpha=16)", _LORA),
+    "lora_merge_experts": ("w, A, B -> w | lora_merge_experts(alpha=16)", _EXPERTS),
     "mean_over": ("{m:a,b,c}/{k...} -> {k...} | mean_over(m)", _THREE),
     "model_stock": (f"{_MERGE}model_stock", _THREE),
     "mul": ("w -> w | mul(0.5)", _TABLE),
@@ -51,6 +57,7 @@ EXAMPLES: Mapping[str, tuple[str, Shapes]] = {
     "resize_rel_pos_bias": ("w -> w | resize_rel_pos_bias([4, 4])", {"w": ("F32", (25, 2))}),
     "resize_rows": ("w -> w | resize_rows(6, mean)", _TABLE),
     "same": ("a/w, b/w -> w | same", dict.fromkeys(_PAIR, ("I32", (0, 3)))),
+    "scale_by": ("w, g -> w | scale_by", {"w": ("F32", (4, 6)), "g": ("F32", (6,))}),
     "slerp": (f"{_BLEND}slerp(0.3)", _PAIR),
     "slice_rows": ("w -> w | slice_rows(0, 3)", _TABLE),
     "sum_over": ("{m:a,b,c}/{k...} -> {k...} | sum_over(m, [0.2, 0.3, 0.5])", _THREE),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from ..specs import DTYPES, TensorSpec
@@ -58,6 +58,9 @@ class SliceRows(RowsOp):
     def inverse(self, inputs: Specs | None = None) -> Op | None:
         return self if inputs is not None and self.infer(inputs) == inputs else None
 
+    def on_moments(self) -> Op:
+        return self
+
 
 @op
 @dataclass(frozen=True)
@@ -104,6 +107,9 @@ class PadToMultiple(RowsOp):
 
     def inverse(self, inputs: Specs | None = None) -> Op | None:
         return None if inputs is None else SliceRows(0, inputs[0].shape[0], self.axis)
+
+    def on_moments(self) -> Op:
+        return replace(self, value=0)
 
 
 @op
@@ -187,6 +193,10 @@ class ResizeRows(RowsOp):
         if len(places) < count:
             return None
         return ResizeRows(count, "zeros", tuple(places[i] for i in range(count)), axis=self.axis)
+
+    def on_moments(self) -> Op | None:
+        taken = [old for _, old in self._pairs(0)] if self.rows is not None else []
+        return replace(self, fill="zeros") if len(set(taken)) == len(taken) else None
 
     def _pairs(self, count: int) -> list[tuple[int, int]]:
         """(new, old) for each row that is taken over from `count` old ones."""

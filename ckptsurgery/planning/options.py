@@ -81,6 +81,8 @@ class SaveOptions:
         sync: whether it waits until all of it is on the disk.
         provenance: whether the output tells what it was made from.
         beside: what becomes of trees beside the model: a word for all, or by path.
+        carry: which of these trees follow the plan, each with the keys of its parameters; None takes the recipe's.
+        carry_lost: what becomes of state that cannot follow; None takes the recipe's.
         progress: whether a bar is shown; None where a terminal is there.
         dry_run: whether all is done but the writing.
         together: whether the ranks of the process group share the work.
@@ -97,6 +99,8 @@ class SaveOptions:
     sync: bool = True
     provenance: bool = False
     beside: str | Mapping[str, str] = "error"
+    carry: Mapping[str, Sequence[str]] | None = None
+    carry_lost: str | None = None
     progress: bool | None = None
     dry_run: bool = False
     together: bool = False

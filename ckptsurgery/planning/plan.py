@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import Diagnostic, PlanError
+from ..language.carrying import Carry, as_carry
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
 from .costing import Cost, cost_of
@@ -128,6 +129,8 @@ class Plan(PlanRecord):
         sync: bool = True,
         provenance: bool = False,
         beside: str | Mapping[str, str] = "error",
+        carry: Carry | None = None,
+        carry_lost: str | None = None,
         progress: bool | None = None,
         dry_run: bool = False,
         together: bool = False,
@@ -157,6 +160,8 @@ class Plan(PlanRecord):
             beside: what becomes of trees beside the model that belong to tensors which the plan changes, such as an
                 optimizer's state or an EMA copy: "error" names them, "drop" leaves them out, "keep" copies them as
                 they are; or a word for each, `{"optimizer": "drop", "ema": "keep"}`, where `""` means all others.
+            carry: paths of such trees that follow the plan; see `carried`. By default those that the recipe names.
+            carry_lost: "error", or "drop" to reset optimizer state that cannot follow its parameter.
             progress: True or False to insist on a bar or on none.
             dry_run: refuse what would be refused, report what would be written, and write nothing.
             together: the ranks of the process group share the work; all of them make this call. The bytes are those
@@ -172,7 +177,7 @@ class Plan(PlanRecord):
         """
         options = SaveOptions(
             max_shard_size, overwrite, max_memory, companions, check, resume, in_place, sync, provenance, beside,
-            progress, dry_run, together, format, ranks,
+            as_carry(carry), carry_lost, progress, dry_run, together, format, ranks,
         )  # fmt: skip
         return self._runner.save(self, path, options)
 
@@ -182,6 +187,36 @@ class Plan(PlanRecord):
         They lie on the CPU, or on `device`: what is only copied goes there from the files, with no copy on the host.
         """
         return self._runner.state_dict(self, device)
+
+    def carried(self, carry: Carry | None = None, carry_lost: str | None = None) -> dict[str, Any]:
+        """Make the trees beside the model that follow the plan, in memory: optimizers, averages.
+
+        >>> import torch, ckptsurgery as cs
+        >>> net = torch.nn.Linear(3, 2, bias=False)
+        >>> optimizer = torch.optim.AdamW(net.parameters())
+        >>> net(torch.ones(1, 3)).sum().backward()
+        >>> optimizer.step()
+        >>> run = {"model": net.state_dict(), "optimizer": optimizer.state_dict()}
+        >>> plan = cs.plan(run, "weight [o i] -> kernel [i o]")
+        >>> plan.carried(["optimizer"])["optimizer"]["state"][0]["exp_avg"].shape
+        torch.Size([3, 2])
+
+        State of a parameter's own shape moves as the parameter does, and new entries are zeros. Counters of parameters
+        that become one must agree, and so must the hyper-parameters of their groups. Factored moments follow where
+        whole matrices move. Averages undergo what the model undergoes, in their own dtype.
+
+        Args:
+            carry: dotted paths of trees beside the model; a mapping gives for each the key of each of its parameters,
+                in its order, or nothing where names or order tell them. By default those that the recipe names.
+            carry_lost: "error", or "drop" to reset state that cannot follow, since the plan computes or copies values.
+
+        Returns:
+            path -> tree, with torch tensors.
+
+        Raises:
+            PlanError: there is no such tree, an entry belongs to no key, groups disagree, or state cannot follow.
+        """
+        return self._runner.carried(self, as_carry(carry), carry_lost)
 
     def load_into(
         self,
@@ -262,6 +297,9 @@ class Runner(Protocol):
 
     def state_dict(self, plan: Plan, device: torch.device | str | None) -> dict[str, Tensor]:
         """As `Plan.state_dict`."""
+
+    def carried(self, plan: Plan, carry: Mapping[str, Sequence[str]] | None, lost: str | None) -> dict[str, Any]:
+        """As `Plan.carried`."""
 
     def load_into(
         self, plan: Plan, model: nn.Module, options: LoadOptions, device: torch.device | str | None

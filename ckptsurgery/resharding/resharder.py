@@ -29,9 +29,9 @@ from ..storage.output.writing import parse_size
 from ..storage.tensors import torch_dtype
 from ..wording import counted, shown_keys
 from .buckets import Bucket, buckets_of
-from .carrying import Bound, Carrier, wire_bytes
 from .holdings import Held, Holding, holding_of, united
 from .routes import BoxAddress, Holders, Route, Router, WholeStep
+from .sending_boxes import Bound, Carrier, wire_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor

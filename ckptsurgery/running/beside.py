@@ -7,7 +7,7 @@ request. What does not depend on the tensors (a step, arguments, random states) 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
@@ -22,8 +22,10 @@ from ..storage.mirrors import Mirror, mirrors_in, parts_of
 from ..storage.unpickling.nodes import is_state, name_of
 from ..storage.versions import METADATA, recorded
 from ..wording import counted
+from .carry.asking import Carrying
+from .carry.tree_leaves import Leaves, with_tensors
 
-__all__ = ["Beside", "along_with", "moved_modules", "moved_versions"]
+__all__ = ["Beside", "along_with", "carried", "moved_modules", "moved_versions"]
 
 Asked = str | Mapping[str, str]
 """`"error"`, `"drop"` or `"keep"` for every tree, or a word for each by its path; `""` names all others."""
@@ -46,12 +48,13 @@ class Beside:
     notes: tuple[str, ...] = ()
 
 
-def along_with(plan: Plan, checkpoint: Checkpoint, asked: Asked, held: bool) -> Beside:
+def along_with(plan: Plan, checkpoint: Checkpoint, asked: Asked, held: bool, carry: Carrying | None = None) -> Beside:
     """What goes along with a plan's result into a file.
 
     Args:
         asked: what becomes of trees that the plan leaves without a model.
         held: whether the output's format holds more than tensors.
+        carry: which of them follow the plan; by default those that its recipe names.
 
     Raises:
         PlanError: a tree would no longer fit and nothing is said of it; a word or a path that is not known.
@@ -59,9 +62,10 @@ def along_with(plan: Plan, checkpoint: Checkpoint, asked: Asked, held: bool) -> 
     default, named = _said(asked)
     # tensors that cannot be read are the plan's matter, which drops them
     everything = {path: value for path, value in checkpoint.extras.items() if path not in checkpoint.unreadable}
-    _check_paths(named, everything)
+    carry = carry or Carrying.of(plan)
+    _check_paths([*named, *carry.asked], everything)
     if not held:
-        _refuse_keep(default, named)
+        _refuse_keep(default, named, carry.asked)
         # the versions of modules go into the metadata that every format holds
         unheld = [path for path in everything if path != METADATA]
         return Beside({}, _listed("left out, as the format cannot hold it", unheld))
@@ -71,6 +75,7 @@ def along_with(plan: Plan, checkpoint: Checkpoint, asked: Asked, held: bool) -> 
     extras = _moved_states(plan, everything)
     found = mirrors_in(extras, plan.source, changed.specs) if changed.any else []
     undecided: list[Mirror] = []
+    followed, found = carry.taken(found)
     kept: list[Mirror] = []
     dropped = [path for path, word in named.items() if word == "drop"]
     for mirror in found:
@@ -81,11 +86,15 @@ def along_with(plan: Plan, checkpoint: Checkpoint, asked: Asked, held: bool) -> 
             (kept if word == "keep" else undecided).append(mirror)
     if undecided:
         raise PlanError(_left_behind(undecided, changed))
-    extras = _without(extras, dropped)
+    carried = carry.out(plan, checkpoint, followed)
+    extras = _without(replaced(extras, carried.trees), dropped)
     notes = [
+        *carried.notes,
         *_listed("left out, as asked", dict.fromkeys(dropped)),
         *_listed("kept as it was, though the plan changes the tensors that it belongs to", [m.path for m in kept]),
-        *_listed("went along beside the model", [path for path in extras if not _of_model(path)]),
+        *_listed(
+            "went along beside the model", [path for path in extras if not (_of_model(path) or path in carried.trees)]
+        ),
     ]
     if plan.casts and not changed.any:
         cast = {key: plan.source[key] for key in plan.casts if key in plan.source}
@@ -94,6 +103,30 @@ def along_with(plan: Plan, checkpoint: Checkpoint, asked: Asked, held: bool) -> 
     lost = everything.keys() - extras.keys() - set(dropped)
     notes += _listed("left out, as the plan does not say where its module went", sorted(filter(is_state, lost)))
     return Beside(extras, tuple(notes))
+
+
+def carried(plan: Plan, checkpoint: Checkpoint, carry: Carrying) -> dict[str, Any]:
+    """Return the trees that follow a plan, with torch tensors; those that it leaves as they are too.
+
+    Raises:
+        PlanError: a path that is not there; and as for `carried_trees`.
+    """
+    everything = {path: value for path, value in checkpoint.extras.items() if path not in checkpoint.unreadable}
+    _check_paths(carry.paths, everything)
+    changed = _Changes.of(plan)
+    found = mirrors_in(everything, plan.source, changed.specs) if changed.any else []
+    trees = carry.out(plan, checkpoint, carry.taken(found)[0]).trees
+    made = replaced(everything, trees)
+    leaves = Leaves(checkpoint)
+    return {path: with_tensors(next(_values(made, path)), leaves) for path in carry.paths}
+
+
+def _values(extras: Mapping[str, Any], path: str) -> Iterator[Any]:
+    for way in _find(extras, path):
+        node: Any = extras
+        for key in way:
+            node = node[key]
+        yield node
 
 
 def moved_modules(plan: Plan) -> dict[str, str]:
@@ -181,7 +214,7 @@ def _said(asked: Asked) -> tuple[str, dict[str, str]]:
     return named.pop("", "error"), named
 
 
-def _check_paths(named: Mapping[str, str], extras: Mapping[str, Any]) -> None:
+def _check_paths(named: Collection[str], extras: Mapping[str, Any]) -> None:
     unknown = [path for path in named if not any(_find(extras, path))]
     if unknown:
         there = [path for path in extras if not _of_model(path)]
@@ -197,13 +230,15 @@ def _check_paths(named: Mapping[str, str], extras: Mapping[str, Any]) -> None:
         )
 
 
-def _refuse_keep(default: str, named: Mapping[str, str]) -> None:
+def _refuse_keep(default: str, named: Mapping[str, str], carried: Collection[str]) -> None:
     wanted = [path for path, word in named.items() if word == "keep"] + ["everything"] * (default == "keep")
+    wanted += carried
     if wanted:
+        word, verb = ("carry", "be carried") if wanted[0] in carried else ("beside", "be kept")
         raise PlanError(
             Diagnostic(
                 "bad-argument",
-                f"beside: {wanted[0]} is to be kept, and the output's format holds tensors of the model alone",
+                f"{word}: {wanted[0]} is to {verb}, and the output's format holds tensors of the model alone",
                 help="write a .pt file",
             )
         )
@@ -223,6 +258,7 @@ def _left_behind(mirrors: list[Mirror], changed: _Changes) -> Diagnostic:
         notes=tuple(f"{mirror.path}  {mirror.why}" for mirror in mirrors[:_FEW]),
         facts=(("changes", changed.text),),
         remedies=(
+            Remedy("carry", names, f"lets {it} follow the plan"),
             Remedy("beside", dict.fromkeys(names, "drop"), f"leaves {it} out"),
             Remedy("beside", dict.fromkeys(names, "keep"), f"copies {it} as {'it is' if it == 'it' else 'they are'}"),
         ),
@@ -255,16 +291,31 @@ def _ways(value: Any, path: str) -> Iterator[tuple[Any, ...]]:
 
 
 def _without(extras: Mapping[str, Any], paths: list[str]) -> dict[str, Any]:
-    """The extras without some parts; dictionaries on the way are made anew, since the source's own stay as they are."""
+    """The extras without some parts."""
     kept = dict(extras)
     for path in paths:
-        for way in list(_find(kept, path)):
-            node = kept
-            for key in way[:-1]:
-                node[key] = parts_of(node[key])
-                node = node[key]
-            del node[way[-1]]
+        for node, key in _nodes_at(kept, path):
+            del node[key]
     return kept
+
+
+def replaced(extras: Mapping[str, Any], trees: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the extras with other trees at some paths."""
+    made = dict(extras)
+    for path, tree in trees.items():
+        for node, key in _nodes_at(made, path):
+            node[key] = tree
+    return made
+
+
+def _nodes_at(extras: dict[str, Any], path: str) -> Iterator[tuple[dict[Any, Any], Any]]:
+    """The mappings that hold a path; those on the way are made anew, since the source's own stay as they are."""
+    for way in list(_find(extras, path)):
+        node: dict[Any, Any] = extras
+        for key in way[:-1]:
+            node[key] = parts_of(node[key])
+            node = node[key]
+        yield node, way[-1]
 
 
 def _moved_states(plan: Plan, extras: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,8 @@ from ..specs import DTYPES, TensorSpec, dtype_name
 from ..storage.checkpoint import Checkpoint
 from ..storage.places.opening import open as open_checkpoint
 from ..storage.sources.links import as_device
+from . import beside
+from .carry.asking import Carrying
 from .provenance import headers_as_recorded, read_provenance
 from .saving import save_plan, state_dict_of
 
@@ -53,6 +55,11 @@ class CheckpointRunner:
         """As `Plan.state_dict`."""
         ready = with_draws(plan, plan.options.seed)
         return state_dict_of(ready, self.checkpoint, as_device(device) if device is not None else None)
+
+    def carried(self, plan: Plan, carry: Mapping[str, Sequence[str]] | None, lost: str | None) -> dict[str, Any]:
+        """As `Plan.carried`."""
+        asking = Carrying.of(plan, carry, lost)
+        return beside.carried(with_draws(plan, plan.options.seed), self.checkpoint, asking)
 
     def load_into(
         self, plan: Plan, model: nn.Module, options: LoadOptions, device: torch.device | str | None

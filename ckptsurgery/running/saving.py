@@ -29,6 +29,7 @@ from ..storage.sources.files import read_regular
 from ..storage.unpickling.frames import route_of
 from ..wording import counted, shown_keys
 from .beside import along_with, moved_versions
+from .carry.asking import Carrying
 from .companions import companions_for
 from .config_remarks import as_warnings, config_remarks
 from .executor.execution import execute
@@ -93,7 +94,8 @@ class _Save:
         self.place = Path(path).expanduser()
         self.budget = _budget(plan, checkpoint, options.max_memory)
         self.framed = not options.in_place and holds_extras(path)
-        self.side = along_with(plan, checkpoint, options.beside, self.framed)
+        carry = Carrying.of(plan, options.carry, options.carry_lost)
+        self.side = along_with(plan, checkpoint, options.beside, self.framed, carry)
         self.aliases = output_aliases(plan, checkpoint)
 
     def change_header(self) -> Report:

@@ -22,7 +22,7 @@ from .contents import Entry
 from .unpickling.inert import Ordered
 from .unpickling.nodes import DEPTH, is_state, name_of
 
-__all__ = ["Mirror", "mirrors_in", "parts_of"]
+__all__ = ["Mirror", "is_optimizer", "leaf_spec", "mirrors_in", "parts_of"]
 
 _VISITS = 100_000  # mappings that are looked into one by one; a graph of shared ones has exponentially many paths
 
@@ -93,7 +93,7 @@ class _Judge:
         if not _has_parts(value):
             return []
         self.visits += 1
-        whole = _is_named(path) or not isinstance(value, dict) or _is_optimizer(value) or depth >= DEPTH
+        whole = _is_named(path) or not isinstance(value, dict) or is_optimizer(value) or depth >= DEPTH
         if whole or self.visits > _VISITS or any(self.is_leaf(key, part) for key, part in value.items()):
             why = self.why(value, path)
             return [Mirror(path, why, value)] if why else []
@@ -112,10 +112,10 @@ class _Judge:
         tensors: list[tuple[str, TensorSpec]] = []
         optimizers = 0
         for inner, part in _nodes(value, path):
-            spec = _spec_of(part)
+            spec = leaf_spec(part)
             if spec is not None:
                 tensors.append((inner, spec))
-            optimizers += isinstance(part, dict) and _is_optimizer(part)
+            optimizers += isinstance(part, dict) and is_optimizer(part)
         if optimizers or (_is_named(path) and any(spec.shape for _, spec in tensors)):
             return f"an optimizer's state, {counted(len(tensors), 'tensor')}"
         held = counted(len(tensors), "tensor")
@@ -129,7 +129,7 @@ class _Judge:
 
     def is_leaf(self, key: Any, part: Any) -> bool:
         """Whether a part of a mapping is a tensor that makes the mapping one tree."""
-        spec = _spec_of(part)
+        spec = leaf_spec(part)
         return spec is not None and (_weighs(spec) or self.called(name_of(key), spec))
 
     def called(self, path: str, spec: TensorSpec) -> bool:
@@ -150,7 +150,8 @@ def _is_named(path: str) -> bool:
     return "optim" in path.rpartition(".")[2].lower()
 
 
-def _is_optimizer(value: Any) -> bool:
+def is_optimizer(value: Any) -> bool:
+    """Whether a value has the parts of an optimizer's state dict."""
     return isinstance(value, dict) and "state" in value and "param_groups" in value
 
 
@@ -165,7 +166,7 @@ def _nodes(value: Any, path: str) -> Iterator[tuple[str, Any]]:
             continue
         seen.add(id(node))
         pairs = node.items() if isinstance(node, dict) else enumerate(node)
-        held = ((key, part) for key, part in pairs if _has_parts(part) or _spec_of(part) is not None)
+        held = ((key, part) for key, part in pairs if _has_parts(part) or leaf_spec(part) is not None)
         waiting += [(f"{above}.{name_of(key)}", part) for key, part in held]
 
 
@@ -180,7 +181,7 @@ def _has_weights(value: Any, known: dict[int, bool]) -> bool:
 
 
 def _is_weight(value: Any) -> bool:
-    spec = _spec_of(value)
+    spec = leaf_spec(value)
     return spec is not None and _weighs(spec)
 
 
@@ -188,8 +189,8 @@ def _weighs(spec: TensorSpec) -> bool:
     return bool(spec.shape) and (spec.dtype == "BF16" or not spec.dtype.startswith(("U", "I", "B")))
 
 
-def _spec_of(value: Any) -> TensorSpec | None:
-    """The spec of a tensor among the extras, in a file or in memory; None for all else."""
+def leaf_spec(value: Any) -> TensorSpec | None:
+    """Return the spec of a tensor among the extras, in a file or in memory; None for all else."""
     if isinstance(value, Entry):
         return value.spec
     if type(value).__module__.partition(".")[0] != "torch" or not hasattr(value, "untyped_storage"):

@@ -73,6 +73,51 @@ def low_rank(draw):
 
 
 @st.composite
+def low_rank_pairs(draw):
+    count = draw(st.integers(1, 3))
+    _, (weight, *_) = draw(low_rank())
+    wide = TensorSpec(weight.shape, draw(FLOAT))
+    pairs = [TensorSpec((r, *s), "F32") for r, s in ((draw(st.integers(1, 3)), wide.shape[1:]) for _ in range(count))]
+    ups = [TensorSpec((wide.shape[0], a.shape[0], *(1 for _ in wide.shape[2:])), "F32") for a in pairs]
+    made = make_op("lora_add", (tuple(0.5 * n for n in range(1, count + 1)),))
+    return made, (wide, *(spec for pair in zip(pairs, ups) for spec in pair))
+
+
+@st.composite
+def magnitudes(draw):
+    made, (weight, a, b, *_) = draw(low_rank())
+    form = {"fan_in_fan_out": made.fan_in_fan_out, "rslora": made.rslora}
+    out = weight.shape[1 if made.fan_in_fan_out else 0]
+    magnitude = TensorSpec((1, out, *(1 for _ in weight.shape[2:])) if len(weight.shape) > 2 else (out,), draw(FLOAT))
+    return make_op("dora_merge", (2,), form), (weight, a, b, magnitude)
+
+
+@st.composite
+def low_rank_experts(draw):
+    experts, out, inner, rank = (draw(st.integers(1, 3)) for _ in range(4))
+    order = draw(st.sampled_from(["out_in", "in_out"]))
+    sides = (out, inner) if order == "out_in" else (inner, out)
+    shapes = (experts, *sides), (experts * rank, inner), (out, rank * experts)
+    made = make_op("lora_merge_experts", (2,), {"order": order, "rslora": draw(st.booleans())})
+    return made, draw(specs(*map(st.just, shapes)))
+
+
+@st.composite
+def batch_norm(draw):
+    out, inner, count = draw(SIZE), draw(st.lists(SIZE, max_size=3)), draw(st.sampled_from([4, 5]))
+    each = draw(specs(*[st.just((out,))] * count))
+    return make_op("fold_batchnorm", (0.5,)), (TensorSpec((out, *inner), draw(FLOAT)), *each)
+
+
+@st.composite
+def scaled(draw):
+    weight = draw(st.lists(SIZE, min_size=1, max_size=3))
+    dim = draw(st.integers(-len(weight), len(weight) - 1))
+    made = make_op("scale_by", (dim,), {"offset": draw(st.sampled_from([0, 1]))})
+    return made, (TensorSpec(weight, draw(FLOAT)), TensorSpec((weight[dim],), draw(FLOAT)))
+
+
+@st.composite
 def weight_norm(draw):
     shape, dtype = draw(st.lists(SIZE, min_size=1, max_size=3)), draw(FLOAT)
     dim = draw(st.sampled_from([None, *range(len(shape))]))
@@ -157,6 +202,11 @@ CASES = {
     ),
     "fp8_dequant": quantised(),
     "lora_merge": low_rank(),
+    "lora_add": low_rank_pairs(),
+    "fold_batchnorm": batch_norm(),
+    "scale_by": scaled(),
+    "dora_merge": magnitudes(),
+    "lora_merge_experts": low_rank_experts(),
     "fold_weight_norm": weight_norm(),
     "unfold_weight_norm": weight_norm().map(lambda case: (make_op("unfold_weight_norm", (case[0].dim,)), case[1][1:])),
 }

@@ -275,7 +275,7 @@ def quantised() -> str:
 
 def calls(count: int) -> tuple[int, int]:
     """How often memory is looked for, and how often views of it are made, in the hundredth call."""
-    from ckptsurgery.resharding import carrying, holdings
+    from ckptsurgery.resharding import holdings, sending_boxes
 
     mesh = mesh_of("all")
     here = {f"{n}": distribute_tensor(torch.ones(4, 4), mesh, [Shard(0)]) for n in range(count)}
@@ -284,11 +284,11 @@ def calls(count: int) -> tuple[int, int]:
     for _ in range(2):
         sync()
     made = []
-    find, view = holdings.Holding._find, carrying._view
+    find, view = holdings.Holding._find, sending_boxes._view
     holdings.Holding._find = lambda *args: made.append("find")  # type: ignore[assignment]
-    carrying._view = lambda *args: made.append("view")  # type: ignore[assignment]
+    sending_boxes._view = lambda *args: made.append("view")  # type: ignore[assignment]
     try:
         sync()
     finally:
-        holdings.Holding._find, carrying._view = find, view
+        holdings.Holding._find, sending_boxes._view = find, view
     return made.count("find"), made.count("view")

@@ -99,8 +99,8 @@ class TorchZipWriter(Writer):
 
     def _store(self, value: Any) -> StoredTensor | None:
         """The record that a tensor among the extras gets; None for what is no tensor."""
-        if isinstance(value, Entry) and value.tensor is not None:
-            value = value.tensor() if callable(value.tensor) else value.tensor
+        if isinstance(value, Entry) and value.tensor is not None and not callable(value.tensor):
+            value = value.tensor
         if isinstance(value, Entry):
             spec, strides = value.spec, value.strides
             if DTYPES[spec.dtype].torch is None:
@@ -118,7 +118,9 @@ class TorchZipWriter(Writer):
         else:
             return None
         # one tensor twice, such as an optimizer's view of tied weights, is stored once
-        place = (value.file, value.offset, spec, strides, value.big_endian) if isinstance(value, Entry) else id(value)
+        place: object = id(value)
+        if isinstance(value, Entry):
+            place = (value.file, value.offset, spec, strides, value.big_endian, id(value.tensor))
         known = self._numbers.get(place)
         if known is None:
             number = len(self._sizes_of)
@@ -303,10 +305,10 @@ def _span(spec: TensorSpec, strides: tuple[int, ...]) -> int:
 
 def _chunks(value: Any) -> Iterator[bytes | memoryview]:
     """The bytes of a tensor among the extras, a piece at a time."""
-    if not isinstance(value, Entry):
+    if not isinstance(value, Entry) or callable(value.tensor):
         from ..tensors import dense_bytes
 
-        yield dense_bytes(value, "")
+        yield dense_bytes(value.tensor() if isinstance(value, Entry) else value, "")
         return
     left = value.spec.nbytes if value.strides is None else _span(value.spec, value.strides)
     with open(present(value.file, "the file of a tensor beside the model"), "rb") as file:  # noqa: PTH123 - a path from Entry.file, opened as it is

@@ -1,0 +1,1 @@
+"""Low-rank adapters: read in their spellings, merged into a base, extracted from a difference, renamed."""

@@ -1,0 +1,202 @@
+"""Ops that merge low-rank updates: several at once, with a magnitude, and into stacked experts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from ..specs import TensorSpec
+from .base import Op, OpError, Specs, Tensors
+from .numerics import narrow, specs_of, widen
+from .operands import arithmetic_float, operands
+from .registry import op
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["DoraMerge", "LoraAdd", "LoraMergeExperts"]
+
+
+@op
+@dataclass(frozen=True)
+class LoraAdd(Op):
+    """Add several low-rank updates to a weight; sources: weight, then A and B of each.
+
+    >>> specs = TensorSpec([8, 6], "BF16"), TensorSpec([2, 6], "F32"), TensorSpec([8, 2], "F32")
+    >>> LoraAdd((0.5,)).infer(specs), str(LoraAdd((0.5, 2.0)))
+    ((TensorSpec(shape=(8, 6), dtype='BF16'),), 'lora_add(scales=[0.5, 2.0])')
+
+    W + Σ scales[k] · B[k]·A[k], with shapes as for `lora_merge`. The ranks may differ.
+
+    Args:
+        scales: of each update, its weight times its alpha / r.
+        fan_in_fan_out: W is stored as [in, out].
+
+    Computed in float32 (float64 for a float64 weight) and rounded once, to the weight's dtype. There is no inverse.
+
+    Raises:
+        OpError: shapes that do not belong together, or another number of scales.
+    """
+
+    name = "lora_add"
+    joins = True
+    scales: tuple[float, ...]
+    fan_in_fan_out: bool = False
+
+    def infer(self, specs: Specs) -> Specs:
+        if len(specs) != 1 + 2 * len(self.scales) or not self.scales:
+            raise OpError(f"{self.name} takes a weight, then A and B for each of {len(self.scales)} scales")
+        weight = specs[0]
+        for a, b in zip(specs[1::2], specs[2::2]):
+            _check_pair(self, weight, a, b, self.fan_in_fan_out)
+        return (weight,)
+
+    def run(self, tensors: Tensors) -> Tensors:
+        (weight, *pairs), (spec,) = tensors, self.infer(specs_of(tensors))
+        result = widen(weight)
+        for scale, a, b in zip(self.scales, pairs[::2], pairs[1::2]):
+            result = result + scale * _update(result, a, b, self.fan_in_fan_out)
+        return (narrow(result, spec.dtype, str(self)),)
+
+
+@op
+@dataclass(frozen=True)
+class DoraMerge(Op):
+    """Add a low-rank update to a weight and give its rows a learnt norm; sources: weight, A, B, magnitude.
+
+    >>> specs = [TensorSpec(shape, "F32") for shape in ([8, 6], [2, 6], [8, 2], [8])]
+    >>> DoraMerge(16).infer(tuple(specs)), str(DoraMerge(16))
+    ((TensorSpec(shape=(8, 6), dtype='F32'),), 'dora_merge(alpha=16)')
+
+    V = W + (alpha / r) · B·A, then m · V / ‖V‖, with the norm of each output (Liu et al., "DoRA", 2024). The magnitude
+    has one number for each output: [out], or [1, out, 1, 1] for a convolution.
+
+    Args:
+        alpha: the scaling's numerator.
+        fan_in_fan_out: W is stored as [in, out].
+        rslora: scale by alpha / sqrt(r).
+
+    Computed in float32 (float64 for a float64 weight) and rounded once, to the weight's dtype. There is no inverse.
+
+    Raises:
+        OpError: shapes that do not belong together.
+    """
+
+    name = "dora_merge"
+    joins = True
+    alpha: int | float
+    fan_in_fan_out: bool = False
+    rslora: bool = False
+
+    def infer(self, specs: Specs) -> Specs:
+        weight, a, b, magnitude = operands(self, specs, "weight", "A", "B", "magnitude")
+        _check_pair(self, weight, a, b, self.fan_in_fan_out)
+        arithmetic_float(self, magnitude, "magnitude")
+        out = weight.shape[1 if self.fan_in_fan_out else 0]
+        if magnitude.numel != out or max(magnitude.shape, default=1) != out:
+            raise OpError(f"{self.name}: the magnitude has one number for each of {out} outputs, not {magnitude}")
+        return (weight,)
+
+    def run(self, tensors: Tensors) -> Tensors:
+        (weight, a, b, magnitude), (spec,) = tensors, self.infer(specs_of(tensors))
+        wide = widen(weight)
+        scale = float(self.alpha) / (math.sqrt(a.shape[0]) if self.rslora else a.shape[0])
+        total = wide + scale * _update(wide, a, b, self.fan_in_fan_out)
+        rows = total.t() if self.fan_in_fan_out else total
+        factor = widen(magnitude).to(wide.dtype).flatten() / rows.flatten(1).norm(dim=1)
+        rows = rows * factor.reshape(-1, *(1 for _ in rows.shape[1:]))
+        return (narrow(rows.t() if self.fan_in_fan_out else rows, spec.dtype, str(self)),)
+
+
+@op
+@dataclass(frozen=True)
+class LoraMergeExperts(Op):
+    """Add a low-rank update to each of stacked experts; sources: weight, A, B.
+
+    >>> specs = [TensorSpec(shape, "F32") for shape in ([4, 8, 6], [12, 6], [8, 12])]
+    >>> LoraMergeExperts(16).infer(tuple(specs)), str(LoraMergeExperts(16, order="in_out"))
+    ((TensorSpec(shape=(4, 8, 6), dtype='F32'),), 'lora_merge_experts(alpha=16, order=in_out)')
+
+    W[e] + (alpha / r) · B[e]·A[e], with A [experts · r, in] by expert, and B [out, r · experts] with the expert as the
+    last index, as PEFT stores both for a parameter [experts, out, in], or [experts, in, out].
+
+    Args:
+        alpha: the scaling's numerator.
+        order: of the weight's last two dims, `out_in` or `in_out`.
+        rslora: scale by alpha / sqrt(r).
+
+    Computed in float32 (float64 for a float64 weight) and rounded once, to the weight's dtype. There is no inverse.
+
+    Raises:
+        OpError: shapes that do not belong together.
+    """
+
+    name = "lora_merge_experts"
+    joins = True
+    alpha: int | float
+    order: Literal["out_in", "in_out"] = "out_in"
+    rslora: bool = False
+
+    def __post_init__(self) -> None:
+        if self.order not in ("out_in", "in_out"):
+            raise OpError(f"{self.name}: order is out_in or in_out, not {self.order!r}")
+
+    def infer(self, specs: Specs) -> Specs:
+        weight, a, b = operands(self, specs, "weight", "A", "B")
+        for spec, what in ((weight, "weight"), (a, "A"), (b, "B")):
+            arithmetic_float(self, spec, what)
+        if len(weight.shape) != 3 or len(a.shape) != 2 or len(b.shape) != 2:
+            raise OpError(f"{self.name} wants a weight [experts, ., .], A and B of 2 dims, not {weight}, {a}, {b}")
+        experts, *sides = weight.shape
+        out, inside = sides if self.order == "out_in" else reversed(sides)
+        total = a.shape[0]
+        if not total or total % experts or a.shape[1] != inside or b.shape != (out, total):
+            raise OpError(
+                f"{self.name}: beside weight {list(weight.shape)}, {self.order}, A is [{experts}·r, {inside}] and B is "
+                f"[{out}, r·{experts}]; they are {list(a.shape)} and {list(b.shape)}"
+            )
+        return (weight,)
+
+    def run(self, tensors: Tensors) -> Tensors:
+        import torch
+
+        (weight, a, b), (spec,) = tensors, self.infer(specs_of(tensors))
+        experts = weight.shape[0]
+        rank = a.shape[0] // experts
+        scale = float(self.alpha) / (math.sqrt(rank) if self.rslora else rank)
+        result = torch.empty(spec.shape, dtype=weight.dtype, device=weight.device)
+        downs, ups = a.reshape(experts, rank, -1), b.reshape(b.shape[0], rank, experts)
+        # One expert at a time: float32 copies of all of them would be several times the weight.
+        for e in range(experts):
+            wide = widen(weight[e])
+            update = widen(ups[:, :, e]).to(wide.dtype) @ widen(downs[e]).to(wide.dtype)
+            total = wide + scale * (update if self.order == "out_in" else update.t())
+            result[e] = narrow(total, spec.dtype, str(self))
+        return (result,)
+
+
+def _check_pair(op: Op, weight: TensorSpec, a: TensorSpec, b: TensorSpec, turned: bool) -> None:
+    """Raise an `OpError` unless A and B belong to a weight."""
+    for spec, what in ((weight, "weight"), (a, "A"), (b, "B")):
+        arithmetic_float(op, spec, what)
+    if len(weight.shape) < 2 or (turned and len(weight.shape) != 2):
+        raise OpError(f"{op.name} wants a weight [out, in, ...] (fan_in_fan_out: [in, out]), not {weight}")
+    out, *inner = reversed(weight.shape) if turned else weight.shape
+    rank = a.shape[0] if a.shape else 0
+    if rank == 0 or a.shape != (rank, *inner) or b.shape != (out, rank, *(1 for _ in weight.shape[2:])):
+        raise OpError(
+            f"{op.name}: beside weight {list(weight.shape)}, A is {_dims(['r', *inner])} and B is {_dims([out, 'r'])}, "
+            f"with r of 1 or more; they are {list(a.shape)} and {list(b.shape)}"
+        )
+
+
+def _update(weight: Tensor, a: Tensor, b: Tensor, turned: bool) -> Tensor:
+    """B·A in the weight's shape and dtype."""
+    update = widen(b).to(weight.dtype).flatten(1) @ widen(a).to(weight.dtype).flatten(1)
+    return update.t() if turned else update.reshape(weight.shape)
+
+
+def _dims(sizes: Sequence[object]) -> str:
+    return "[" + ", ".join(map(str, sizes)) + "]"
