@@ -68,14 +68,14 @@ def read_torch_ranks(folder: str, files: Mapping[int, str], subtree: str | None 
     Raises:
         CheckpointError: a rank's file is missing, parts overlap or leave something out, or a placement is not covered.
     """
-    first = _Reader(folder, files[min(files)])
+    first = _RankFile(folder, files[min(files)])
     if not first.shards:
         return None
     missing = sorted(set(range(max(files) + 1)) - files.keys())
     if missing:
         text = f"{folder!r} holds no file of rank {missing[0]}"
         raise CheckpointError(Diagnostic("missing-shard", text, folder, help="copy the missing file too"))
-    readers = [first, *(_Reader(folder, name) for rank, name in files.items() if rank != min(files))]
+    readers = [first, *(_RankFile(folder, name) for rank, name in files.items() if rank != min(files))]
     located = [reader.located(subtree) for reader in readers]
     joined = Contents({}, extras=first.extras(located[0].extras), frame=located[0].frame)
     parts: dict[str, list[_Part]] = {}
@@ -107,7 +107,7 @@ def _joined(parts: Mapping[str, list[_Part]], folder: str) -> Iterator[tuple[str
         raise CheckpointError(Diagnostic("bad-chunks", text, folder, notes=shown_keys(torn[1:]), help=help))
 
 
-class _Reader:
+class _RankFile:
     """One rank's file; a record of a plain tensor stands for each sharded one while the model is looked for."""
 
     def __init__(self, folder: str, name: str) -> None:

@@ -31,7 +31,6 @@ _OPTIMIZER = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim
 _MODEL = re.compile(r"(?:zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt")
 _EXPERTS = re.compile(r"(?:layer_-?\d+_)?expert_\d+_.*|expp_rank_\d+_.*")
 _AGAIN = "copy the whole folder again, with the files of all ranks"
-_SIXTEEN = "the 16-bit model alone: open(path + '/mp_rank_00_model_states.pt', subtree='module')"
 
 
 class _Run(NamedTuple):
@@ -99,7 +98,7 @@ def _refuse_parallel(folder: str, names: Sequence[str]) -> None:
                         (layers, "pipeline stages, in files by layer")):  # fmt: skip
         if found:
             text = f"{folder!r} is a checkpoint of DeepSpeed with {what}, which is not covered"
-            help = "convert it: python -m deepspeed.checkpoint.ds_to_universal --input_folder … --output_folder …"
+            help = "convert it by DeepSpeed's own deepspeed.checkpoint.ds_to_universal, which knows how it was parted"
             raise CheckpointError(Diagnostic("sharded-otherwise", text, folder, help=help))
 
 

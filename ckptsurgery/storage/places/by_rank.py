@@ -52,7 +52,7 @@ def _folders(names: Sequence[str], below: Callable[[], Sequence[str]], place: st
     deeper = [name for name, match in matches.items() if match[3]]
     if deeper:
         text = f"{place!r} has a folder for each rank of expert parallelism ({deeper[0]}), which is not covered"
-        help = "save it as torch_dist (--ckpt-format torch_dist), or open the files under prefixes of their own"
+        help = "save it in the format torch_dist, or open the files under prefixes of their own"
         raise CheckpointError(Diagnostic("sharded-otherwise", text, place, help=help))
     files: dict[tuple[int, int], str] = {}
     for name in below():
