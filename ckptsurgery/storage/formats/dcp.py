@@ -107,6 +107,7 @@ class _DcpReader:
     _runs: dict[tuple[str, Shape | None], _ChunkRun] = field(default_factory=dict)
     _blobs: dict[tuple[str, int], Mapping[str, Entry] | None] = field(default_factory=dict)
     _covered: dict[tuple[object, ...], bool] = field(default_factory=dict)
+    _specs: dict[tuple[Shape, str], TensorSpec] = field(default_factory=dict)
     _descriptors: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -145,6 +146,7 @@ class _DcpReader:
     def _stored(self) -> Iterator[tuple[tuple[str, Shape | None], _ChunkRun]]:
         """(key, index of the first element) -> where it is stored."""
         sizes: dict[str, int] = {}
+        paths: dict[str, str] = {}  # of very many chunks there are few files
         for index, place in self.fields["storage_data"].items():
             try:
                 key, low = index.state["fqn"], index.state.get("offset")
@@ -158,13 +160,13 @@ class _DcpReader:
                 self._problem(key, f"are stored in a transformed way ({', '.join(map(str, transformed))})")
                 continue
             if name not in sizes:
-                sizes[name] = self._size(name)
+                sizes[name], paths[name] = self._size(name), str(Path(self.folder, name))
             if type(offset) is not int or type(nbytes) is not int or offset < 0 or nbytes < 0:
                 self._problem(key, "have a place that makes no sense")
             elif sizes[name] < 0:
                 self._problem(key, f"are in {name!r}, which is not there")
             else:
-                yield (key, low), _ChunkRun(str(Path(self.folder, name)), offset, nbytes)
+                yield (key, low), _ChunkRun(paths[name], offset, nbytes)
 
     def _size(self, name: Any) -> int:
         """Bytes of a file of the folder; -1 where there is none."""
@@ -209,7 +211,9 @@ class _DcpReader:
         if run is None:
             self._problem(key, "have chunks without a place")
             return None
-        spec = TensorSpec(box.extent, dtype)
+        spec = self._specs.get((box.extent, dtype))
+        if spec is None:
+            spec = self._specs[box.extent, dtype] = TensorSpec(box.extent, dtype)
         blob = self._blob(run)
         if blob is not None:
             entry = blob.get(key)

@@ -10,14 +10,14 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...errors import CheckpointError
 from ...specs import DTYPES
 from ...wording import is_text
 from ..contents import Contents
 from ..json_text import parse_json
-from ..sources.byte_source import read_at
+from ..sources.byte_source import ByteSource, read_at
 from ..unpickling.foreign_trees import refuse_part
 from ..unpickling.inert import Storage
 from ..unpickling.nesting import find_model, settle
@@ -28,7 +28,7 @@ from .recognising import zip_problem
 from .storages import StorageRun, place_all
 from .zip_archive import ZipArchive, refused
 
-__all__ = ["METADATA_RECORD", "holds_pickle", "persistent_storages", "read_torch_zip"]
+__all__ = ["METADATA_RECORD", "TorchTree", "holds_pickle", "persistent_storages", "read_torch_tree", "read_torch_zip"]
 
 METADATA_RECORD = ".metadata.json"  # string metadata that torch has no place for and passes over
 
@@ -70,14 +70,7 @@ def read_torch_zip(path: str | os.PathLike[str] | OpenedSource, subtree: str | N
             raise refused(source, "torchscript", why, _FROZEN.replace("{path}", repr(source))) from None
         raise
 
-    def region(storage: Storage) -> StorageRun:
-        if storage.place is not None:
-            return StorageRun(source, *storage.place)
-        record = archive.stored(f"{root}data/{storage.key}", _REMEDY)
-        if storage.dtype and storage.numel * DTYPES[storage.dtype].itemsize > record.nbytes:
-            raise ValueError(f"its storage {storage.key!r} is cut short ({record.nbytes} bytes)")
-        return StorageRun(source, record.offset, record.nbytes, big)
-
+    region = _regions(archive, root, big)
     entries = place_all(found.leaves, region, source)
     return Contents(
         entries,
@@ -85,6 +78,47 @@ def read_torch_zip(path: str | os.PathLike[str] | OpenedSource, subtree: str | N
         extras=settle(found.extras, lambda leaf: place_all({"": leaf}, region, source)[""]),
         frame=found.frame,
     )
+
+
+class TorchTree(NamedTuple):
+    """The whole value of a file written by `torch.save`, inert.
+
+    Args:
+        value: what was saved, with records for tensors.
+        region: gives the bytes of a storage.
+        source: the file, as it was when it was read.
+    """
+
+    value: Any
+    region: Callable[[Storage], StorageRun]
+    source: ByteSource
+
+
+def read_torch_tree(path: str) -> TorchTree:
+    """Return the whole value of a file written by `torch.save`.
+
+    Raises:
+        CheckpointError: not a torch zip file, damaged, or compressed.
+    """
+    with opening(path) as opened:
+        archive = opened.archive
+        root = _root(archive)
+        region = _regions(archive, root, _big_endian(archive, root))
+        return TorchTree(_unpickled(archive, root), region, opened.source)
+
+
+def _regions(archive: ZipArchive, root: str, big_endian: bool) -> Callable[[Storage], StorageRun]:
+    """What finds the bytes of the storages of an archive."""
+
+    def region(storage: Storage) -> StorageRun:
+        if storage.place is not None:
+            return StorageRun(archive.source, *storage.place)
+        record = archive.stored(f"{root}data/{storage.key}", _REMEDY)
+        if storage.dtype and storage.numel * DTYPES[storage.dtype].itemsize > record.nbytes:
+            raise ValueError(f"its storage {storage.key!r} is cut short ({record.nbytes} bytes)")
+        return StorageRun(archive.source, record.offset, record.nbytes, big_endian)
+
+    return region
 
 
 def _root(archive: ZipArchive) -> str:

@@ -16,9 +16,12 @@ from ..formats.index_json import weight_map_of
 from ..formats.numbering import shard_names
 from ..formats.sharded import read_together
 from ..formats.sniffing import FileReader
+from ..formats.torch_ranks import read_torch_ranks, series_by_rank
+from ..formats.zero import read_zero, zero_files
 from ..output.transactions import RECORD, Replacement
 from ..sources.system_errors import os_error
 from ..subtree import enter
+from .by_rank import mounts_by_rank
 from .choosing import Choice, Folder, choose, weights_in
 from .mounts import join_mounts
 
@@ -43,6 +46,16 @@ def read_folder(path: str, subtree: str | None = None, by_file: bool = False) ->
         return read_dcp(path, subtree)
     if ranks := rank_files_in(names):
         return read_rank_files(path, ranks, subtree)
+    if zero_files(names):
+        contents = read_zero(path, names)
+        return enter(contents, subtree, path) if subtree else contents
+    if series := series_by_rank(names):
+        together = read_torch_ranks(path, series, subtree)
+        if together is not None:
+            return together
+    if mounts := mounts_by_rank(names, lambda: _below(path, names), path):
+        read = FileReader().read
+        return join_mounts({prefix: read(str(Path(path, name)), subtree) for prefix, name in mounts.items()}, path)
     decided = Replacement.read(Path(path)) if RECORD in names else None
     files = FileReader()
     if decided is not None:

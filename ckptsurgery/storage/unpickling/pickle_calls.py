@@ -158,11 +158,12 @@ def _rebuild_from_type(vm: PickleStack, args: tuple[Any, ...]) -> Any:
     name = _called(kind)
     note = _SUBCLASSES.get(name.rpartition(".")[2]) if name.startswith("torch.") else None
     note = note or f"a tensor of the class {name}, which keeps its data in a form of its own"
-    return Opaque("torch._tensor", "_rebuild_from_type_v2", (made,), note)
+    kept = (made, state[0], name.rpartition(".")[2]) if state else (made,)  # what the files of all ranks are joined by
+    return Opaque("torch._tensor", "_rebuild_from_type_v2", kept, note)
 
 
 _SUBCLASSES = {
-    "DTensor": "a DTensor, a part of a sharded tensor: save it after full_tensor()",
+    "DTensor": "a DTensor, a part of a sharded tensor: open the folder of all ranks' files, or save full_tensor()",
     "NestedTensor": "a nested tensor (jagged), which has no one shape",
 }
 
