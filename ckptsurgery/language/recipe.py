@@ -1,4 +1,4 @@
-"""A recipe: rules, and what else must be said; its algebra and its inverse."""
+"""A recipe: rules and all that goes with them; its algebra, its inverse and its text."""
 
 from __future__ import annotations
 

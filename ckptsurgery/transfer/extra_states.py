@@ -163,7 +163,7 @@ class _UnbuiltError(Exception):
 
 
 def _built(value: Any, checkpoint: Checkpoint, depth: int) -> Any:
-    """What torch would have made of a record."""
+    """Return the object that torch would have made of a record."""
     if depth > _DEEPEST:
         raise _UnbuiltError("it nests without end")
     kind = type(value)

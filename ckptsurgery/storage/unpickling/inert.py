@@ -1,4 +1,4 @@
-"""What a pickle's objects become when nothing of the file may run: inert records of what was said.
+"""Inert records, which a pickle's objects become when nothing of the file may run.
 
 The unpickler builds these and plain Python values, nothing else. None of them calls, imports or allocates what a
 file asks for; each keeps just enough for a reader to find a tensor's bytes or to show what was there.
