@@ -146,11 +146,12 @@ class RuleSteps:
 
     def _copying(self, specs: Sequence[TensorSpec]) -> list[Program]:
         """For each tensor the program that hands it on as it is, one for all of a kind."""
-        kinds = self._kinds(specs)
-        for kind, spec in dict(zip(kinds, specs)).items():
+        starts, programs = _starts([specs]), list[Program]()
+        for start, end, kind in zip(starts, [*starts[1:], len(specs)], self._kinds([specs[at] for at in starts])):
             if kind not in self.copies:
-                self.copies[kind] = Program.of((spec,), ())
-        return list(map(self.copies.__getitem__, kinds))
+                self.copies[kind] = Program.of((specs[start],), ())
+            programs += [self.copies[kind]] * (end - start)
+        return programs
 
     def _programs(
         self, matches: MatchedColumns, keys: Sequence[str], specs: Sequence[TensorSpec]

@@ -30,6 +30,7 @@ class CannotFollow(Exception):
 def values_following(program: Program, inputs: Specs) -> Program:
     """Return what becomes of copies of the parameters' values, in dtypes of their own.
 
+    >>> from ckptsurgery.specs import TensorSpec
     >>> program = Program.of((TensorSpec([2], "BF16"),), [ApplyOp(Cast("F16"), ((0,),))])
     >>> values_following(program, (TensorSpec([2], "F32"),)).outputs
     (TensorSpec(shape=(2,), dtype='F32'),)
@@ -131,6 +132,7 @@ def factors_following(program: Program) -> tuple[Layout, Layout, bool]:
     a part of a matrix has other means, and a matrix of several parts does not have theirs.
 
     >>> stack = Layout(((2, 3), (2, 3)), ((2, 2, 3),), (run_piece(0, 0, 6), run_piece(1, 0, 6, 0, 6)))
+    >>> from ckptsurgery.specs import TensorSpec
     >>> program = Program.of((TensorSpec([2, 3], "F32"),) * 2, [Move(stack, ("F32",))])
     >>> rows, columns, swapped = factors_following(program)
     >>> rows.targets, columns.targets, swapped
