@@ -50,10 +50,19 @@ def fused(hidden: int, layers: int) -> Any:
 
 
 def _stacked(nn: Any, sizes: dict[str, tuple[int, int]], layers: int) -> Any:
-    model = nn.Module()
-    model.layers = nn.ModuleList(
-        nn.ModuleDict({name: nn.Linear(*size, bias=False) for name, size in sizes.items()}) for _ in range(layers)
-    )
+    class Part(nn.Module):  # type: ignore[misc]
+        """What FSDP2 takes: a module with a forward pass."""
+
+        def forward(self, x: Any) -> Any:
+            return x
+
+    model = Part()
+    model.layers = nn.ModuleList()
+    for _ in range(layers):
+        layer = Part()
+        for name, size in sizes.items():
+            layer.add_module(name, nn.Linear(*size, bias=False))
+        model.layers.append(layer)
     return model
 
 
@@ -73,7 +82,10 @@ def parallel(model: Any) -> Any:
 
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     for layer in model.layers:
-        ways = {name: RowwiseParallel() if name in ("o", "down") else ColwiseParallel() for name in layer}
+        ways = {
+            name: RowwiseParallel() if name in ("o", "down") else ColwiseParallel()
+            for name, _ in layer.named_children()
+        }
         parallelize_module(layer, mesh, ways)
     return model
 
@@ -163,12 +175,12 @@ def gather(folder: Path, hidden: int, layers: int) -> Callable[[], Any]:
     def run() -> None:
         with torch.no_grad():
             for held, layer in zip(trainer.layers, engine.layers):
-                whole = {name: module.weight.full_tensor() for name, module in held.items()}
+                whole = {name: module.weight.full_tensor() for name, module in held.named_children()}
                 joined = {
                     "qkv": torch.cat([whole[p] for p in "qkv"]),
                     "gate_up": torch.cat([whole["gate"], whole["up"]]),
                 }
-                for name, module in layer.items():
+                for name, module in layer.named_children():
                     part = module.weight
                     value = joined[name] if name in joined else whole[name]
                     part.copy_(distribute_tensor(value, part.device_mesh, part.placements, src_data_rank=None))
