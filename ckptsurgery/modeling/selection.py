@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Diagnostic, LoadError
@@ -12,7 +12,7 @@ from ..language.leaves import by_leaf
 from ..specs import TensorSpec, is_lossless
 from ..wording import clipped, counted
 from .drifting import drifting_norms
-from .initialising import Whats, initialise
+from .initialising import Whats, initialise, read_initialiser
 from .places import named_tensors, place_of, require_module, require_plain, size_of
 from .promises import promised, require_drawn
 from .selectors import matching_names
@@ -26,7 +26,14 @@ if TYPE_CHECKING:
 __all__ = ["Selection", "select"]
 
 
-def select(model: nn.Module, *what: object, buffers: bool = False, allow_empty: bool = False) -> Selection:
+def select(
+    model: nn.Module,
+    *what: object,
+    buffers: bool = False,
+    allow_empty: bool = False,
+    recurse: bool = True,
+    remove_duplicate: bool = False,
+) -> Selection:
     """The tensors of a model that any of `what` means; all of them when nothing is said.
 
     >>> from torch import nn
@@ -46,17 +53,22 @@ def select(model: nn.Module, *what: object, buffers: bool = False, allow_empty: 
             model; a module type or a tuple of types, for all that such modules hold; a predicate of name and tensor;
             another selection.
         buffers: whether buffers count, here and in the complement.
-        allow_empty: whether a selection may be empty.
+        allow_empty: whether a selection may be empty; a module that is given by its index or itself may hold nothing.
+        recurse: whether modules below count; without, only what the model itself holds.
+        remove_duplicate: whether a shared tensor counts under its first name alone.
 
     Raises:
         LoadError: one of `what` matches nothing; the names that come close are listed.
         RecipeError: a pattern does not parse.
     """
     require_module(model)
-    if not what:
-        return Selection(model, tuple(named_tensors(model, buffers)), buffers)
+    everything = named_tensors(model, buffers)
+    names = [name for name in everything if recurse or "." not in name]
+    if remove_duplicate:
+        first = {id(everything[name]): name for name in reversed(names)}
+        names = [name for name in names if first[id(everything[name])] == name]
     problems: list[Diagnostic] = []
-    found: set[str] = set()
+    found: set[str] = set() if what else set(names)
     for one in what:
         try:
             found.update(matching_names(model, one, buffers, allow_empty))
@@ -64,7 +76,7 @@ def select(model: nn.Module, *what: object, buffers: bool = False, allow_empty: 
             problems += error.diagnostics
     if problems:
         raise LoadError(problems)
-    return Selection(model, tuple(n for n in named_tensors(model, buffers) if n in found), buffers)
+    return Selection(model, tuple(name for name in names if name in found), buffers)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -73,6 +85,7 @@ class Selection(Mapping[str, "Tensor"]):
 
     A mapping from names to live parameters (and buffers), in state_dict order. Combining selections (`|`, `&`, `-`,
     `^`, `~`) makes new ones; only methods that end in an underscore and `freeze` and `unfreeze` change the model.
+    `str` of it is a table of name, shape, dtype, numbers, and whether it is trained.
 
     >>> from torch import nn
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
@@ -84,6 +97,7 @@ class Selection(Mapping[str, "Tensor"]):
     model: nn.Module
     names: tuple[str, ...]
     buffers: bool = False
+    note: str = ""
     _known: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -261,7 +275,9 @@ class Selection(Mapping[str, "Tensor"]):
 
         Args:
             what: one for all, or by the last part of the name, which must then name every tensor selected. A part that
-                the selected layers do not have, as `bias` where they were built with `bias=False`, is passed over.
+                the selected layers do not have, as `bias` where they were built with `bias=False`, is passed over. A
+                formula of fans (`xavier_uniform`, `kaiming_normal`) for a layer means its matrices; what it leaves as
+                it is stands in the note of the selection returned.
 
         Raises:
             LoadError: the initialiser does not fit some of them; all are named, and nothing is changed.
@@ -269,8 +285,20 @@ class Selection(Mapping[str, "Tensor"]):
         if isinstance(what, Mapping):
             absent = self._absent()
             what = {leaf: each for leaf, each in what.items() if leaf not in absent}
-        initialise(self.model, by_leaf(self.names, what), seed)
-        return self
+            initialise(self.model, by_leaf(self.names, what), seed)
+            return self
+        meant = self._meant_by(what)
+        initialise(self.model, by_leaf(meant.names, what), seed)
+        left = [name for name in self.names if name not in meant]
+        note = f"{what} is for matrices; left as they are: {', '.join(_folded(left))}"
+        return replace(self, note=clipped(note, 300)) if left else self
+
+    def _meant_by(self, what: Whats) -> Selection:
+        """What an initialiser means of this selection: a formula of fans means the matrices, where there are any."""
+        if isinstance(what, Mapping) or read_initialiser(what).least_dimensions < 2:
+            return self
+        matrices = tuple(name for name, tensor in self.items() if tensor.ndim > 1)
+        return replace(self, names=matrices) if matrices else self
 
     def _absent(self) -> set[str]:
         """The parameters that the selected layers declare and do not have, and that nothing selected is called."""
@@ -289,7 +317,7 @@ class Selection(Mapping[str, "Tensor"]):
         Raises:
             LoadError: it promises nothing (`default`, `own`, a callable), or cannot fill some of the tensors.
         """
-        return promised(self, what)
+        return promised(self._meant_by(what), what)
 
     def assert_drawn(self, what: Whats) -> Selection:
         """This selection, if mean, std and bounds of each tensor are those that the initialiser promises.
@@ -301,7 +329,7 @@ class Selection(Mapping[str, "Tensor"]):
             LoadError: they are not; each is listed with what it has and what was promised.
         """
         self.stats()  # refuses tensors that hold no values
-        require_drawn(self, what)
+        require_drawn(self._meant_by(what), what)
         return self
 
     def assign_(self, name: str, value: Tensor | float, index: Any = None) -> Selection:
@@ -325,11 +353,21 @@ class Selection(Mapping[str, "Tensor"]):
     def _distinct(self) -> dict[int, Tensor]:
         return {id(tensor): tensor for tensor in self.values()}
 
+    def __str__(self) -> str:
+        rows = [("name", "shape", "dtype", "numbers", "trainable")]
+        for name, tensor in self.items():
+            spec = TensorSpec(tuple(tensor.shape), tensor.dtype)
+            trainable = "yes" if tensor.requires_grad else "no"
+            rows.append((name, str(list(spec.shape)), spec.dtype, f"{spec.numel:,}", trainable))
+        widths = [max(map(len, column)) for column in zip(*rows)]
+        return "\n".join("  ".join(cell.ljust(wide) for cell, wide in zip(row, widths)).rstrip() for row in rows)
+
     def __repr__(self) -> str:
         shown = _folded(self)
         more = f", … {len(shown) - 6} more" if len(shown) > 6 else ""
         names = ", ".join(clipped(text) for text in shown[:6])
         text = f"Selection({counted(len(self), 'tensor')}, {self.numel:,} elements: {names}{more})"
+        text += f"\n  note: {self.note}" if self.note else ""
         norms = [f"{path or 'the model'} ({type(self.model.get_submodule(path)).__name__})" for path in self.drifting]
         if not norms:
             return text

@@ -32,9 +32,18 @@ def matching_names(model: nn.Module, what: object, buffers: bool = False, allow_
     """
     tensors = named_tensors(model, buffers)
     found = _found(model, what, tensors)
-    if not found and not allow_empty:
+    if not found and not allow_empty and not _is_one_module(model, what):
         raise LoadError(_nothing(model, what, tensors, buffers))
     return [name for name in tensors if name in found]
+
+
+def _is_one_module(model: nn.Module, what: object) -> bool:
+    """Whether a module is named by its index or by itself: then it is no mistake that it holds nothing."""
+    from torch import nn
+
+    if isinstance(what, int) and not isinstance(what, bool):
+        return True
+    return isinstance(what, nn.Module) and any(module is what for module in model.modules())
 
 
 def _found(model: nn.Module, what: object, tensors: Mapping[str, Tensor]) -> set[str]:

@@ -97,6 +97,11 @@ class Initialiser:
         """Whether only the module that owns the tensor can carry it out."""
         return self.function is None and self.name in ("default", "own")
 
+    @property
+    def least_dimensions(self) -> int:
+        """How many dimensions a tensor must have: two for a formula of fans."""
+        return 0 if self.function is not None else _DIMENSIONS.get(self.name, (0, 99))[0]
+
     def check(self, spec: TensorSpec) -> None:
         """Whether it can fill a tensor of this spec; no torch here.
 

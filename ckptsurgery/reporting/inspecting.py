@@ -50,6 +50,7 @@ class Inspection:
         metadata: the format's string metadata.
         config: the model's configuration, where one was found.
         unreadable: key -> kind of what was saved as a tensor and cannot be read.
+        depth: levels of the tree that `str()` shows; without, it is a table.
     """
 
     source: str
@@ -59,6 +60,7 @@ class Inspection:
     metadata: Mapping[str, str]
     config: Mapping[str, Any] | None
     unreadable: Mapping[str, str] = field(default_factory=dict)
+    depth: int | None = None
 
     @property
     def params(self) -> int:
@@ -84,7 +86,7 @@ class Inspection:
         return "\n".join([cut(self.source, width), "", *body, "", *self._summary(lines, width)])
 
     def __str__(self) -> str:
-        return self.render()
+        return self.render(depth=self.depth)
 
     def __repr__(self) -> str:
         others = ((self.ties, "tie"), (self.extras, "extra"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -11,6 +12,7 @@ from ..errors import Diagnostic, LoadError
 from ..modeling.places import Place, places, require_module, size_of
 from ..ops.seeding import seeded_globals
 from ..wording import brief, counted, shown_bytes
+from .model_table import check_columns, model_table
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["ModelSummary", "ModuleRow", "summarise"]
 
 Shapes = tuple[tuple[int, ...], ...]
+Run = tuple[Shapes, Shapes, int]
+"""What a module was given at its first call, what it returned, and how many calls there were."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,10 @@ class ModuleRow:
         type: the name of its class.
         depth: how deep it lies.
         output: the shapes of the tensors that it returned at its first call; empty where it was not run.
+        input: the shapes of the tensors that it was given then.
+        kernel: the size of a convolution's kernel.
+        mult_adds: multiplications with additions of that call in its own parameters: for a convolution, parameters
+            times positions of the output; for other layers with a matrix, parameters times rows of the output.
         params: how many parameters it holds itself, those that an earlier row holds left out.
         trainable: how many of these take a gradient.
         nbytes: the bytes of its parameters and buffers, counted as `params`.
@@ -44,6 +52,9 @@ class ModuleRow:
     trainable: int
     nbytes: int
     repeated: bool
+    input: Shapes = ()
+    kernel: tuple[int, ...] = ()
+    mult_adds: int = 0
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -56,6 +67,8 @@ class ModelSummary:
         buffers: how many elements the buffers have.
         nbytes: bytes of parameters and buffers.
         input: the shapes that the model was run on.
+        mult_adds: of one run on these, by the rows.
+        depth, col_names: what `str` shows: levels of the tree, and columns.
     """
 
     rows: tuple[ModuleRow, ...]
@@ -64,6 +77,9 @@ class ModelSummary:
     buffers: int
     nbytes: int
     input: Shapes = ()
+    mult_adds: int = 0
+    depth: int | None = None
+    col_names: tuple[str, ...] = ("output_size", "num_params")
 
     def to_json(self) -> dict[str, Any]:
         """The summary as plain data."""
@@ -73,9 +89,7 @@ class ModelSummary:
         return brief("ModelSummary", counted(len(self.rows), "module"), counted(self.params, "parameter"))
 
     def __str__(self) -> str:
-        lines = [("Layer (type:depth-idx)", "Output Shape", "Param #"), *_lines(self.rows)]
-        wide, middle, _ = (max(len(line[at]) for line in lines) for at in range(3))
-        table = [f"{a.ljust(wide)}    {b.ljust(middle)}    {c}".rstrip() for a, b, c in lines]
+        table = model_table(self)
         rule = "=" * max(60, *map(len, table))
         totals = [
             f"Total params: {self.params:,}",
@@ -84,6 +98,8 @@ class ModelSummary:
             f"Buffer elements: {self.buffers:,}",
             f"Size: {shown_bytes(self.nbytes)}",
         ]
+        if "mult_adds" in self.col_names:
+            totals.append(f"Mult-adds of one run: {self.mult_adds:,}")
         return "\n".join([rule, table[0], rule, *table[1:], rule, *totals, rule])
 
 
@@ -91,6 +107,9 @@ def summarise(
     model: nn.Module,
     input_size: Sequence[int] | Sequence[Sequence[int]] | None = None,
     dtype: torch.dtype | None = None,
+    *,
+    depth: int | None = None,
+    col_names: Sequence[str] = ("output_size", "num_params"),
 ) -> ModelSummary:
     """Count what a model holds and, with `input_size`, run it once to see the shapes that its modules return.
 
@@ -118,15 +137,18 @@ def summarise(
         input_size: the shape of the input, batch included, or a list of shapes for several inputs.
         dtype: of the inputs; by default int64 where the first module with weights is an embedding, else the dtype of
             the first parameter.
+        depth: levels of the tree that are shown; those at the last one count what lies below them.
+        col_names: columns that are shown, by torchinfo's names: "input_size", "output_size", "num_params",
+            "params_percent", "kernel_size", "mult_adds", "trainable".
 
     Raises:
-        LoadError: the model cannot run on such inputs.
+        LoadError: the model cannot run on such inputs, or no column has this name.
     """
     require_module(model)
+    check_columns(col_names)
     sizes = _sizes(input_size)
-    outputs = _run(model, sizes, dtype) if sizes else {}
-    seen: set[int] = set()
-    rows = tuple(_rows(model, outputs, seen))
+    calls = _run(model, sizes, dtype) if sizes else {}
+    rows = tuple(_rows(model, calls, set()))
     distinct = {id(p.tensor): p for p in reversed(list(places(model)))}.values()
     parameters = [p for p in distinct if not p.is_buffer]
     return ModelSummary(
@@ -136,6 +158,9 @@ def summarise(
         buffers=sum(size_of(p)[0] for p in distinct if p.is_buffer),
         nbytes=sum(size_of(p)[1] for p in distinct),
         input=sizes,
+        mult_adds=sum(row.mult_adds for row in rows),
+        depth=depth,
+        col_names=tuple(col_names),
     )
 
 
@@ -154,7 +179,7 @@ def _sizes(input_size: Sequence[int] | Sequence[Sequence[int]] | None) -> Shapes
     return tuple(tuple(shape) for shape in shapes)
 
 
-def _rows(model: nn.Module, outputs: dict[int, Shapes], seen: set[int]) -> Iterator[ModuleRow]:
+def _rows(model: nn.Module, calls: dict[int, Run], seen: set[int]) -> Iterator[ModuleRow]:
     modules: set[int] = set()
     for path, module in model.named_modules(remove_duplicate=False):
         prefix = path + "." if path else ""
@@ -165,21 +190,44 @@ def _rows(model: nn.Module, outputs: dict[int, Shapes], seen: set[int]) -> Itera
             if tensor is not None and id(tensor) not in seen
         ]
         parameters = [place for place in own if not place.is_buffer]
+        given, output, times = calls.get(id(module), ((), (), 0))
         yield ModuleRow(
             path,
             type(module).__name__,
             path.count(".") + 1 if path else 0,
-            outputs.get(id(module), ()),
+            output,
             params=sum(size_of(p)[0] for p in parameters),
             trainable=sum(size_of(p)[0] for p in parameters if p.tensor.requires_grad),
             nbytes=sum(size_of(p)[1] for p in own),
             repeated=id(module) in modules,
+            input=given,
+            kernel=_kernel(module),
+            mult_adds=0 if id(module) in modules else times * _mult_adds(module, output),
         )
         modules.add(id(module))
         seen.update(id(p.tensor) for p in own)
 
 
-def _run(model: nn.Module, sizes: Shapes, dtype: torch.dtype | None) -> dict[int, Shapes]:
+def _kernel(module: nn.Module) -> tuple[int, ...]:
+    size = getattr(module, "kernel_size", ())
+    return tuple(size) if isinstance(size, tuple) else (size,) if isinstance(size, int) else ()
+
+
+def _mult_adds(module: nn.Module, output: Shapes) -> int:
+    """Of one call, by the module's own parameters; an embedding only looks up."""
+    from torch import nn
+
+    weight = module._parameters.get("weight")
+    if weight is None or not output or isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return 0
+    numel = sum(p.numel() for p in module._parameters.values() if p is not None)
+    shape = output[0]
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return numel * math.prod(shape[:1] + shape[2:])  # the channels of the output are in the weight
+    return numel * math.prod(shape[:-1]) if weight.ndim == 2 else 0
+
+
+def _run(model: nn.Module, sizes: Shapes, dtype: torch.dtype | None) -> dict[int, Run]:
     import torch
     from torch.nn.parameter import is_lazy
 
@@ -190,13 +238,14 @@ def _run(model: nn.Module, sizes: Shapes, dtype: torch.dtype | None) -> dict[int
                 "lazy-parameter", f"{lazy!r} has no shape yet, and a run would give it one", help="run the model first"
             )
         )
-    outputs: dict[int, Shapes] = {}
+    calls: dict[int, Run] = {}
     first = next((p.tensor for p in places(model)), torch.empty(0))
     kind = dtype if dtype is not None else _input_dtype(model, first)
     inputs = [torch.zeros(size, dtype=kind, device=first.device) for size in sizes]
 
     def note(module: nn.Module, args: Any, output: Any) -> None:
-        outputs.setdefault(id(module), tuple(_shapes(output)))
+        given, returned, times = calls.get(id(module), (tuple(_shapes(args)), tuple(_shapes(output)), 0))
+        calls[id(module)] = given, returned, times + 1
 
     with _untouched(model), torch.no_grad():
         handles = [module.register_forward_hook(note) for module in model.modules()]
@@ -214,7 +263,7 @@ def _run(model: nn.Module, sizes: Shapes, dtype: torch.dtype | None) -> dict[int
         finally:
             for handle in handles:
                 handle.remove()
-    return outputs
+    return calls
 
 
 def _input_dtype(model: nn.Module, first: Tensor) -> torch.dtype:
@@ -257,27 +306,3 @@ def _shapes(output: Any) -> Iterator[tuple[int, ...]]:
     elif isinstance(output, list | tuple):
         for value in output:
             yield from _shapes(value)
-
-
-def _lines(rows: Sequence[ModuleRow]) -> Iterator[tuple[str, str, str]]:
-    """The tree: bars for what goes on below, an elbow for the last child, depth and number as torchinfo counts them."""
-    numbers: dict[int, int] = {}
-    for at, row in enumerate(rows):
-        numbers[row.depth] = numbers.get(row.depth, 0) + 1
-        bars = ["│    " if _goes_on(rows, at, depth) else "     " for depth in range(1, row.depth)]
-        elbow = ("├─" if _goes_on(rows, at, row.depth) else "└─") if row.depth else ""
-        label = f"{row.type}: {row.depth}-{numbers[row.depth]}" if row.depth else row.type
-        shape = ", ".join(map(str, map(list, row.output[:1]))) or "--"
-        yield (
-            "".join(bars) + elbow + label,
-            shape,
-            "(shared)" if row.repeated else f"{row.params:,}" if row.params else "--",
-        )
-
-
-def _goes_on(rows: Sequence[ModuleRow], at: int, depth: int) -> bool:
-    """Whether a later row lies at `depth` before one lies above it."""
-    for row in rows[at + 1 :]:
-        if row.depth <= depth:
-            return row.depth == depth
-    return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..errors import CheckpointError, Diagnostic
@@ -34,7 +35,13 @@ def ties(source: Any) -> tuple[Tie, ...]:
     return open_checkpoint(source).ties
 
 
-def summary(source: Any, input_size: Sequence[int] | Sequence[Sequence[int]] | None = None) -> Summary:
+def summary(
+    source: Any,
+    input_size: Sequence[int] | Sequence[Sequence[int]] | None = None,
+    *,
+    depth: int | None = None,
+    col_names: Sequence[str] | None = None,
+) -> Summary:
     """Return a model's modules or a checkpoint's tensors at a glance.
 
     Both have `params`, `nbytes` and `to_json()`, and `str` of them is a table.
@@ -54,16 +61,21 @@ def summary(source: Any, input_size: Sequence[int] | Sequence[Sequence[int]] | N
         source: a model, or whatever `open` takes.
         input_size: for a model: the shape of an input, batch included, or a list of shapes; it is run once on zeros,
             and the shapes that its modules return are shown.
+        depth: how many levels of modules are shown; each at the last level counts what lies below it.
+        col_names: for a model: the columns, by torchinfo's names: "input_size", "output_size", "num_params",
+            "params_percent", "kernel_size", "mult_adds", "trainable".
 
     Raises:
-        CheckpointError: an input size for a checkpoint, which cannot be run.
+        CheckpointError: an input size or columns for a checkpoint, which cannot be run.
+        LoadError: the model cannot run on such inputs, or no column has this name.
     """
     if is_module(source):
         from .model_summary import summarise
 
-        return summarise(source, input_size)
-    if input_size is not None:
+        return summarise(source, input_size, depth=depth, col_names=col_names or ("output_size", "num_params"))
+    if input_size is not None or col_names is not None:
         raise CheckpointError(
             Diagnostic("not-runnable", "a checkpoint cannot be run on an input", help="summary(model, input_size)")
         )
-    return inspection(open_checkpoint(source))
+    found = inspection(open_checkpoint(source))
+    return found if depth is None else replace(found, depth=depth)

@@ -333,6 +333,9 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
     def __len__(self) -> int:
         return len(self.entries)
 
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self.entries)
+
     def __contains__(self, key: object) -> bool:
         return key in self.entries
 

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+import ckptsurgery as cs
 from ckptsurgery.errors import CheckpointError
 from ckptsurgery.specs import DTYPES, TensorSpec
 from ckptsurgery.storage import open_checkpoint
@@ -387,3 +388,19 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
         save(tmp_path / name, max_shard_size=50)
     for file in names(tmp_path / "a"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+@pytest.mark.parametrize("name, near", [("m.safetensor", "m.safetensors"), ("m.ckp", "m.ckpt"), ("m.PTT", "m.pt")])
+def test_a_misspelt_suffix_is_no_folder(tmp_path: Path, name: str, near: str) -> None:
+    with pytest.raises(cs.CheckpointError) as error:
+        cs.save({"w": torch.ones(2)}, tmp_path / name)
+    (found,) = error.value.diagnostics
+    assert found.code == "unsupported-output" and near in found.help and not list(tmp_path.iterdir())
+    cs.save({"w": torch.ones(2)}, f"{tmp_path / name}/")
+    assert list(cs.open(tmp_path / name)) == ["w"]
+
+
+@pytest.mark.parametrize("name", ["model-v1.5", "run.final", "my.model"])
+def test_a_dot_in_a_folders_name_is_a_dot(tmp_path: Path, name: str) -> None:
+    cs.save({"w": torch.ones(2)}, tmp_path / name)
+    assert list(cs.open(tmp_path / name)) == ["w"]

@@ -29,6 +29,7 @@ __all__ = [
     "recognised",
     "suffixes_of_packages",
     "writable",
+    "writable_suffixes",
 ]
 
 _LEGACY_TORCH = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"  # the pickled number that opens every legacy torch file
@@ -188,6 +189,11 @@ def recognised(head: bytes, names: Sequence[str] = ()) -> Format | None:
 def writable(suffix: str) -> Format | None:
     """Return the format that a name with this suffix asks for as output, or None."""
     return next((format for format in formats() if suffix in format.writes), None) if suffix else None
+
+
+def writable_suffixes() -> tuple[str, ...]:
+    """Return the suffixes that ask for a format as output."""
+    return tuple(suffix for format in formats() for suffix in format.writes)
 
 
 def suffixes_of_packages() -> tuple[str, ...]:

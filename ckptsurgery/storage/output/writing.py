@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ...wording import shown_keys
 from ..checkpoint import Checkpoint
 from ..formats.format import Announced, Format
 from ..formats.sniffing import FileReader
-from ..formats.table import writable
+from ..formats.table import writable, writable_suffixes
 from ..sources.system_errors import os_error
 from ..unpickling.frames import Frame
 from .durability import Durability
@@ -138,6 +139,12 @@ def _names_folder(path: str, target: Path) -> bool:
         text = f"{suffix} files are not written here"
         meant = Remedy("path", str(target.with_suffix(".safetensors")), "can be written")
         raise CheckpointError(Diagnostic("unsupported-output", text, str(target), remedies=(meant,)))
+    near = get_close_matches(suffix, writable_suffixes(), 1, cutoff=0.8)
+    if near:
+        text = f"{suffix!r} is no format's suffix, and a folder of this name is hardly meant"
+        meant = Remedy("path", str(target.with_suffix(near[0])), "is a file")
+        folder = Remedy("path", f"{path}/", "is a folder")
+        raise CheckpointError(Diagnostic("unsupported-output", text, str(target), remedies=(meant, folder)))
     return True
 
 
