@@ -20,7 +20,8 @@ from ckptsurgery.inference.parity import Parting
 from ckptsurgery.modeling.statistics import Stats, TensorStats
 from ckptsurgery.planning.report import ReportEntry
 from ckptsurgery.reporting.inspecting import inspection
-from ckptsurgery.reporting.model_summary import ModelSummary, ModuleRow
+from ckptsurgery.reporting.model_summary import ModelSummary
+from ckptsurgery.reporting.model_table import ModuleRow
 from ckptsurgery.specs import Tie
 
 MANY = 100_000

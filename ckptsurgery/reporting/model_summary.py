@@ -12,7 +12,7 @@ from ..errors import Diagnostic, LoadError
 from ..modeling.places import Place, places, require_module, size_of
 from ..ops.seeding import seeded_globals
 from ..wording import brief, counted, shown_bytes
-from .model_table import check_columns, model_table
+from .model_table import ModuleRow, Shapes, check_columns, model_table
 
 if TYPE_CHECKING:
     import torch
@@ -20,41 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ModelSummary", "ModuleRow", "summarise"]
 
-Shapes = tuple[tuple[int, ...], ...]
 Run = tuple[Shapes, Shapes, int]
 """What a module was given at its first call, what it returned, and how many calls there were."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModuleRow:
-    """One module.
-
-    Args:
-        name: its path, `""` for the model.
-        type: the name of its class.
-        depth: how deep it lies.
-        output: the shapes of the tensors that it returned at its first call; empty where it was not run.
-        input: the shapes of the tensors that it was given then.
-        kernel: the size of a convolution's kernel.
-        mult_adds: multiplications with additions of that call in its own parameters: for a convolution, parameters
-            times positions of the output; for other layers with a matrix, parameters times rows of the output.
-        params: how many parameters it holds itself, those that an earlier row holds left out.
-        trainable: how many of these take a gradient.
-        nbytes: the bytes of its parameters and buffers, counted as `params`.
-        repeated: whether the same module stands in an earlier row.
-    """
-
-    name: str
-    type: str
-    depth: int
-    output: Shapes
-    params: int
-    trainable: int
-    nbytes: int
-    repeated: bool
-    input: Shapes = ()
-    kernel: tuple[int, ...] = ()
-    mult_adds: int = 0
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -89,7 +56,7 @@ class ModelSummary:
         return brief("ModelSummary", counted(len(self.rows), "module"), counted(self.params, "parameter"))
 
     def __str__(self) -> str:
-        table = model_table(self)
+        table = model_table(self.rows, self.params, self.depth, self.col_names)
         rule = "=" * max(60, *map(len, table))
         totals = [
             f"Total params: {self.params:,}",

@@ -3,35 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
 
 from ..errors import Diagnostic, LoadError
 
-if TYPE_CHECKING:
-    from .model_summary import ModelSummary, ModuleRow
+__all__ = ["COLUMNS", "ModuleRow", "Shapes", "check_columns", "model_table"]
 
-__all__ = ["COLUMNS", "check_columns", "model_table"]
+Shapes = tuple[tuple[int, ...], ...]
 
-Cell = Callable[["ModuleRow", "ModelSummary"], str]
+
+@dataclass(frozen=True, slots=True)
+class ModuleRow:
+    """One module.
+
+    Args:
+        name: its path, `""` for the model.
+        type: the name of its class.
+        depth: how deep it lies.
+        output: the shapes of the tensors that it returned at its first call; empty where it was not run.
+        input: the shapes of the tensors that it was given then.
+        kernel: the size of a convolution's kernel.
+        mult_adds: multiplications with additions of that call in its own parameters: for a convolution, parameters
+            times positions of the output; for other layers with a matrix, parameters times rows of the output.
+        params: how many parameters it holds itself, those that an earlier row holds left out.
+        trainable: how many of these take a gradient.
+        nbytes: the bytes of its parameters and buffers, counted as `params`.
+        repeated: whether the same module stands in an earlier row.
+    """
+
+    name: str
+    type: str
+    depth: int
+    output: Shapes
+    params: int
+    trainable: int
+    nbytes: int
+    repeated: bool
+    input: Shapes = ()
+    kernel: tuple[int, ...] = ()
+    mult_adds: int = 0
+
+
+Cell = Callable[[ModuleRow, int], str]
+"""Called with a row and the parameters of the whole model, returns the text of a cell."""
 
 
 def _shape(shapes: Sequence[Sequence[int]]) -> str:
     return ", ".join(map(str, map(list, shapes[:1]))) or "--"
 
 
-def _share(row: ModuleRow, whole: ModelSummary) -> str:
-    return f"{row.params / whole.params:.2%}" if row.params and whole.params else "--"
+def _share(row: ModuleRow, whole: int) -> str:
+    return f"{row.params / whole:.2%}" if row.params and whole else "--"
 
 
-def _trainable(row: ModuleRow, whole: ModelSummary) -> str:
+def _trainable(row: ModuleRow, whole: int) -> str:
     if not row.params:
         return "--"
     return "yes" if row.trainable == row.params else "partly" if row.trainable else "no"
 
 
-def _params(row: ModuleRow, whole: ModelSummary) -> str:
+def _params(row: ModuleRow, whole: int) -> str:
     return "(shared)" if row.repeated else f"{row.params:,}" if row.params else "--"
 
 
@@ -61,12 +93,12 @@ def check_columns(names: Sequence[str]) -> None:
             raise LoadError(Diagnostic("bad-argument", text, help=f"{meant}one of: {', '.join(COLUMNS)}"))
 
 
-def model_table(summary: ModelSummary) -> list[str]:
+def model_table(listed: Sequence[ModuleRow], params: int, depth: int | None, col_names: Sequence[str]) -> list[str]:
     """Return the lines of the table, its heading first."""
-    columns = [COLUMNS[name] for name in summary.col_names]
+    columns = [COLUMNS[name] for name in col_names]
     rows = [("Layer (type:depth-idx)", *(heading for heading, _ in columns))]
-    for label, row in _labelled(_cut(summary.rows, summary.depth)):
-        rows.append((label, *(cell(row, summary) for _, cell in columns)))
+    for label, row in _labelled(_cut(listed, depth)):
+        rows.append((label, *(cell(row, params) for _, cell in columns)))
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
     return ["    ".join(cell.ljust(wide) for cell, wide in zip(row, widths)).rstrip() for row in rows]
 
