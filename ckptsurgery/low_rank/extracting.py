@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, Diagnostic, Remedy
 from ..language.folding import fold
-from ..running.plan import save
+from ..running.runner import save
 from ..storage.checkpoint import Checkpoint
 from ..storage.places.opening import open_checkpoint
 from ..wording import counted
