@@ -13,7 +13,7 @@ from ..errors import CheckpointError, Diagnostic, Remedy
 from ..language.folding import fold
 from ..running.runner import save
 from ..storage.checkpoint import Checkpoint
-from ..storage.places.opening import open_checkpoint
+from ..storage.places.opening import open as open_checkpoint
 from ..wording import counted
 from .adapter_config import CONFIG_FILE
 
