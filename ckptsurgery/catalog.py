@@ -86,7 +86,8 @@ class RequiredRules:
         data = tomllib.loads(_read(shelf() / f"{name}{_SUFFIX}"))
         rules = data.get("rules", ())
         texts = tuple(text for text in rules if not text.lstrip().startswith("?"))
-        return cls(texts, bool(rules) and not texts and data.keys() <= _RULES_ALONE)
+        general = name.startswith("surgery/")  # an operation on any model with such layers, never the one that fits
+        return cls(texts, general or (bool(rules) and not texts and data.keys() <= _RULES_ALONE))
 
 
 def file_of(recipe: Recipe) -> str | None:

@@ -77,6 +77,7 @@ OUT_OF_REACH = {
         "tests/remedies/test_pasted_commands.py runs the command that is printed",
     ),
     **dict.fromkeys(("carry-lost", "carry-unknown", "groups-differ"), "tests/running/test_carried_states.py does it"),
+    "extract-others": "tests/low_rank/test_extracting.py passes both of its words",
     "bad-carry": "tests/running/test_carried_states.py holds it",
     "unknown-code": "tests/docs/test_explanations.py asks for what it names",
     **dict.fromkeys(("no-specs", "unknown-model-type"), "tests/exchange holds what an import lacks"),

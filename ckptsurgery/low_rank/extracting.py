@@ -1,0 +1,176 @@
+"""Extracting a low-rank adapter from the difference of two models, as a folder that PEFT loads."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CheckpointError, Diagnostic, Remedy
+from ..language.folding import fold
+from ..running.runner import save
+from ..storage.checkpoint import Checkpoint
+from ..storage.places.opening import open as open_checkpoint
+from ..wording import counted
+from .adapter_config import CONFIG_FILE
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Extraction", "extract"]
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """An adapter that was extracted.
+
+    Args:
+        path: its folder.
+        ranks: module -> rank of its update.
+        errors: module -> ‖difference - B·A‖ / ‖difference‖, in the Frobenius norm.
+    """
+
+    path: str
+    ranks: dict[str, int]
+    errors: dict[str, float]
+
+    def __str__(self) -> str:
+        worst = max(self.errors, key=lambda module: self.errors[module], default=None)
+        ranks = f"ranks {min(self.ranks.values())} to {max(self.ranks.values())}" if self.ranks else "no rank"
+        error = f", at most {self.errors[worst]:.2e} of a difference left out ({worst})" if worst else ""
+        return f"{self.path}: updates of {counted(len(self.ranks), 'module')}, {ranks}{error}"
+
+
+def extract(
+    base: Any,
+    tuned: Any,
+    path: str | os.PathLike[str],
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    others: str = "error",
+) -> Extraction:
+    """Write the difference of two models as a LoRA adapter: a new folder in PEFT's form.
+
+    >>> import tempfile, torch, ckptsurgery as cs
+    >>> base = {"q.weight": torch.zeros(4, 3)}
+    >>> tuned = {"q.weight": torch.ones(4, 3)}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     made = cs.adapters.extract(base, tuned, folder + "/lora", rank=1)
+    ...     merged = cs.adapters.merge(base, folder + "/lora").state_dict()
+    >>> made.ranks, torch.allclose(merged["q.weight"], tuned["q.weight"], atol=1e-6)
+    ({'q': 1}, True)
+
+    Each difference of matrices is cut to its largest singular values (Eckart and Young, 1936), and both factors get the
+    square root of these. Matrices that are equal get no update.
+
+    Args:
+        base, tuned: whatever `open` takes, with the same keys and shapes.
+        path: the folder to come.
+        rank: of every update, or less where the difference has less.
+        energy: between 0 and 1: the least share of the sum of squared singular values that an update keeps.
+        others: tensors that differ and are no matrices, such as biases and norms: "error", "whole" to store them whole,
+            or "drop".
+
+    Raises:
+        CheckpointError: keys or shapes differ, neither or both of `rank` and `energy`, others that differ, or a folder
+            that exists.
+    """
+    _check_arguments(rank, energy, others)
+    first, second, folder = open_checkpoint(base), open_checkpoint(tuned), Path(path)
+    if folder.exists():
+        raise CheckpointError(Diagnostic("output-exists", f"{str(folder)!r} exists already", help="name a new folder"))
+    _check_alike(first, second)
+    tensors: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}
+    errors: dict[str, float] = {}
+    whole: list[str] = []
+    for key, old, new in _differing(first, second):
+        if old.dim() != 2 or not key.endswith(".weight"):
+            whole.append(key)
+            if others == "whole":
+                tensors[f"base_model.model.{key}"] = new
+            continue
+        module = key.removesuffix(".weight")
+        down, up, left = _factors(old, new, rank, energy)
+        tensors[f"base_model.model.{module}.lora_A.weight"] = down
+        tensors[f"base_model.model.{module}.lora_B.weight"] = up
+        ranks[module], errors[module] = down.shape[0], left
+    if whole and others == "error":
+        text = f"the models differ in {counted(len(whole), 'tensor')} that a low-rank update has no place for"
+        remedies = (Remedy("others", "whole", "stores them whole"), Remedy("others", "drop", "leaves them out"))
+        notes = tuple(shown for shown, _ in fold(whole)[:8])
+        raise CheckpointError(Diagnostic("extract-others", text, notes=notes, remedies=remedies))
+    folder.mkdir(parents=True)
+    save(tensors, folder / "adapter_model.safetensors")
+    config = _config(ranks, whole if others == "whole" else [])
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return Extraction(str(path), ranks, errors)
+
+
+def _check_arguments(rank: int | None, energy: float | None, others: str) -> None:
+    wrong = rank < 1 if rank is not None else energy is None or not 0 < energy <= 1
+    if wrong or (rank is not None and energy is not None):
+        text = f"rank={rank} and energy={energy}: one of them is given, a rank of 1 or more, or a share of at most 1"
+        raise CheckpointError(Diagnostic("bad-argument", text, help="rank=16, or energy=0.95"))
+    if others not in ("error", "whole", "drop"):
+        text = f"others={others!r} is not one of error, whole, drop"
+        raise CheckpointError(Diagnostic("bad-argument", text, help='others="whole"'))
+
+
+def _check_alike(first: Checkpoint, second: Checkpoint) -> None:
+    odd = [key for key in {**first.specs, **second.specs} if _shape(first, key) != _shape(second, key)]
+    if odd:
+        text = f"the two models differ in name or shape of {counted(len(odd), 'tensor')}"
+        notes = tuple(shown for shown, _ in fold(odd)[:8])
+        raise CheckpointError(Diagnostic("models-differ", text, notes=notes, help="convert one to the other's layout"))
+
+
+def _shape(checkpoint: Checkpoint, key: str) -> tuple[int, ...] | None:
+    return checkpoint.specs[key].shape if key in checkpoint.specs else None
+
+
+def _differing(first: Checkpoint, second: Checkpoint) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Each tensor that differs, of both models, one at a time."""
+    import torch
+
+    for key in first.specs:
+        old, new = first.load(key), second.load(key)
+        if not torch.equal(old, new) if old.dtype == new.dtype else not torch.equal(old.double(), new.double()):
+            yield key, old, new
+
+
+def _factors(old: Tensor, new: Tensor, rank: int | None, energy: float | None) -> tuple[Tensor, Tensor, float]:
+    """A, B, and the share of the difference that they leave out."""
+    import torch
+
+    delta = new.double() - old.double()
+    # The stored weights were rounded: singular values below that noise are not part of the update.
+    noise = torch.finfo(new.dtype).eps * float(new.abs().max()) * max(delta.shape)
+    left, values, right = torch.linalg.svd(delta, full_matrices=False)
+    squares = values.square()
+    total = squares.sum()
+    full = int((values > noise).sum())
+    if energy is not None:
+        rank = int((squares.cumsum(0) < energy * total * (1 - 1e-12)).sum()) + 1
+    kept = max(1, min(rank or 1, full))
+    root = values[:kept].sqrt()
+    down = (root[:, None] * right[:kept]).float().contiguous()
+    up = (left[:, :kept] * root).float().contiguous()
+    return down, up, float((squares[kept:].sum() / total).sqrt())
+
+
+def _config(ranks: dict[str, int], whole: list[str]) -> dict[str, Any]:
+    """PEFT's configuration: alpha is the rank, so that B·A is added as it is."""
+    most = max(ranks.values(), default=1)
+    pattern = {module: rank for module, rank in ranks.items() if rank != most}
+    config: dict[str, Any] = {
+        "peft_type": "LORA", "r": most, "lora_alpha": most, "target_modules": sorted(ranks), "bias": "none",
+        "rank_pattern": pattern, "alpha_pattern": dict(pattern), "lora_dropout": 0.0, "fan_in_fan_out": False,
+    }  # fmt: skip
+    if whole:
+        config["modules_to_save"] = sorted({key.rpartition(".")[0] for key in whole})
+    return config
