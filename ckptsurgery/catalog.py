@@ -18,7 +18,7 @@ __all__ = ["RecipeLike", "RequiredRules", "as_recipe", "file_of", "list_recipes"
 
 RecipeLike = Recipe | str | os.PathLike[str] | Sequence[str]
 _SUFFIX = ".toml"
-_RULES_ALONE = {"schema", "summary", "rest", "rules", "dims", "then"}
+_RULES_ALONE = {"schema", "summary", "rest", "rules", "dims", "then", "drop", "config"}
 
 
 def shelf() -> Path:

@@ -10,6 +10,7 @@ from ..errors import Diagnostic, RecipeError, Remedy
 from ..toml_writing import key_text, quoted, table_lines, value_text
 from ..wording import brief, counted
 from .carrying import Carry, as_carry, check_carry_lost
+from .config_edits import ConfigEdits, edits_of
 from .dims import DimValue, is_dim
 from .keys import KeyPattern
 from .recipe_checks import bad_dim, bad_rest, check_text, law_breaks, parsed_rule, unbound_captures
@@ -91,6 +92,7 @@ class Recipe:
         stages: recipes that go on from this one's result, in order.
         carry: paths of trees beside the model, such as an optimizer's state, that follow the rules; see `Plan.carried`.
         carry_lost: "drop" resets state that cannot follow; "error" lists it.
+        config: edits of the config that goes along, `drop`, `rename` and `set`; see `ConfigEdits`.
         summary: one line for people.
 
     Raises:
@@ -110,6 +112,7 @@ class Recipe:
     stages: tuple[Recipe, ...]
     carry: Mapping[str, Sequence[str]]
     carry_lost: str
+    config: ConfigEdits
     summary: str
     place: str | None = field(default=None, compare=False)
 
@@ -129,6 +132,7 @@ class Recipe:
         stages: Sequence[Recipe] = (),
         carry: Carry = (),
         carry_lost: str = "error",
+        config: Mapping[str, Any] | ConfigEdits | None = None,
         summary: str = "",
         place: str | None = None,
     ) -> None:
@@ -167,6 +171,7 @@ class Recipe:
         put(self, "stages", tuple(stages))
         put(self, "carry", as_carry(carry) or {})
         put(self, "carry_lost", check_carry_lost(carry_lost))
+        put(self, "config", edits_of(config, place))
         put(self, "summary", summary)
         put(self, "place", place)
 
@@ -218,6 +223,7 @@ class Recipe:
             scopes=(*self.scopes, *other.scopes),
             carry={**self.carry, **other.carry},
             carry_lost="drop" if "drop" in (self.carry_lost, other.carry_lost) else "error",
+            config=self.config + other.config,
             summary=summary,
         )
 
@@ -279,6 +285,7 @@ class Recipe:
             scopes=[scope.inverted(algebra) for scope in self.scopes],
             carry=[*self.carry],
             carry_lost=self.carry_lost,
+            config=self.config.inverse(),
             summary=f"inverse of: {self.summary}" if self.summary else "",
             place=self.place,
         )
@@ -331,8 +338,12 @@ def _swapped(name: str, pairs: Mapping[str, str]) -> dict[str, str]:
     return swapped
 
 
-def _lines(recipe: Recipe, path: str, rest: str | None) -> list[str]:
-    """The lines of a recipe's text; `path` are the tables around it, `rest` is what needs no line."""
+def _lines(recipe: Recipe, path: str, rest: str | None, within: str | None = None) -> list[str]:
+    """The lines of a recipe's text; `path` are the tables around it, `rest` is what needs no line.
+
+    Args:
+        within: the part of the config that the edits of a scope are for.
+    """
     lines = [f"summary = {quoted(recipe.summary)}"] if recipe.summary else []
     if recipe.rest != rest and recipe.rest is not None:
         lines.append(f"rest = {quoted(recipe.rest)}")
@@ -354,14 +365,17 @@ def _lines(recipe: Recipe, path: str, rest: str | None) -> list[str]:
         lines += table_lines(f"{path}carry", recipe.carry)
     if recipe.data:
         lines += table_lines(f"{path}data", {key: _own_text(key, value) for key, value in recipe.data.items()})
+    edits = recipe.config.plain()
+    if edits or within:
+        lines += table_lines(f"{path}config", ({"path": within} if within else {}) | edits)
     for scope in recipe.scopes:
         lines += ["", f"[[{path}scope]]"]
-        for name in ("source", "target", "use", "config"):
+        for name in ("source", "target", "use", *(() if scope.recipe.config else ("config",))):
             if getattr(scope, name):
                 lines.append(f"{name} = {quoted(getattr(scope, name))}")
         if scope.inverse:
             lines.append("inverse = true")
-        lines += _lines(scope.recipe, f"{path}scope.", None)
+        lines += _lines(scope.recipe, f"{path}scope.", None, scope.config if scope.recipe.config else None)
     for stage in recipe.stages:
         lines += ["", f"[[{path}then]]", *_lines(stage, f"{path}then.", "error")]
     return lines

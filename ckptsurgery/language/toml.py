@@ -27,19 +27,21 @@ _RECIPE: dict[str, Any] = {
     "data": dict,
     "names": dict,
     "rest": str,
+    "config": dict,
     "scope": list,
     "then": list,
     "carry": list | dict,
     "carry_lost": str,
     "summary": str,
 }
-_OWN = ("drop", "init", "tie", "same", "dims", "data", "names", "carry", "carry_lost", "summary")
+_OWN = ("drop", "init", "tie", "same", "dims", "data", "names", "config", "carry", "carry_lost", "summary")
+# The config of a scope is a path, or edits, which may have the path among them.
 _SCOPE: dict[str, Any] = {key: kind for key, kind in _RECIPE.items() if not key.startswith("carry")} | {
     "source": str,
     "target": str,
     "use": str,
     "inverse": bool,
-    "config": str,
+    "config": str | dict,
 }
 
 
@@ -138,9 +140,18 @@ class _Reader:
             return Recipe()
 
     def scope(self, data: Mapping[str, Any]) -> Scope:
-        inner = self.recipe(data, None, "scope")
+        edits = data.get("config")
+        path = edits.get("path") if isinstance(edits, dict) else edits
+        if isinstance(edits, dict):
+            edits = {word: part for word, part in edits.items() if word != "path"}
+        apart = {key: value for key, value in data.items() if key != "config"}
+        inner = self.recipe({**apart, "config": edits} if isinstance(edits, dict) else apart, None, "scope")
+        if isinstance(path, str):
+            data = {**data, "config": path}
         given = ("source", "target", "use", "inverse", "config")
-        fields: dict[str, Any] = {k: data[k] for k in given if k in data and isinstance(data[k], _SCOPE[k])}
+        fields: dict[str, Any] = {
+            k: data[k] for k in given if k in data and isinstance(data[k], _SCOPE[k]) and not isinstance(data[k], dict)
+        }
         try:
             return Scope(inner, **fields)
         except RecipeError as error:
@@ -206,12 +217,14 @@ class _Reader:
                 text = f"a recipe has no {key!r}" + (f" in [[{inside}]]" if inside else "")
                 self.problems.append(Diagnostic("unknown-key", text, self.place, remedies=meant, advice=advice))
             elif not isinstance(value, known[key]):
-                self.problem(
-                    "bad-recipe", f"{key} = {value!r}: a {getattr(known[key], '__name__', known[key])} was expected"
-                )
+                self.problem("bad-recipe", f"{key} = {value!r}: a {_kind(known[key])} was expected")
             else:
                 good[key] = value
         return good
 
     def problem(self, code: str, headline: str, help: str | None = None) -> None:
         self.problems.append(Diagnostic(code, headline, place=self.place, help=help))
+
+
+def _kind(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) else " or ".join(part.__name__ for part in kind.__args__)

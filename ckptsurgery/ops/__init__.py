@@ -16,6 +16,7 @@ from . import (
     rows,
 )
 from .base import Op, OpError, Specs, Tensors
+from .quantised import floats, fourbit, gguf_blocks, packed, quantising
 from .registry import make_op, op, op_names, op_signature, op_summary
 
 # Importing a module of ops registers them.
@@ -32,5 +33,6 @@ _BUILT_IN = (
     positions,
     rows,
 )
+_QUANTISED = (floats, fourbit, gguf_blocks, packed, quantising)
 
 __all__ = ["Op", "OpError", "Specs", "Tensors", "make_op", "op", "op_names", "op_signature", "op_summary"]

@@ -12,7 +12,7 @@ from .listing import Listing
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["AxisPlace", "Op", "OpError", "Specs", "Tensors", "Unchanged"]
+__all__ = ["AxisPlace", "Op", "OpError", "SourceNote", "Specs", "Tensors", "Unchanged"]
 
 Specs = tuple[TensorSpec, ...]
 Tensors = tuple["Tensor", ...]
@@ -56,6 +56,19 @@ class AxisPlace:
     inner: int
 
 
+@dataclass(frozen=True, slots=True)
+class SourceNote:
+    """Facts about a source tensor beside its spec, for an op that reads ahead.
+
+    Args:
+        content: the bytes of the tensor, where it is small.
+        packing: the name of the blocks that its bytes are, where the format has one, such as `"Q4_K"`.
+    """
+
+    content: bytes | None = None
+    packing: str | None = None
+
+
 @dataclass(frozen=True)
 class Op:
     """Base of the value ops: subclass as a frozen dataclass whose fields are the op's arguments.
@@ -74,6 +87,8 @@ class Op:
     axis_role: ClassVar[Literal["reduce", "repeat", "along"] | None] = None
     elementwise: ClassVar[bool] = False
     """Whether each element of the result depends on the same element of one tensor alone: such ops run in chunks."""
+    reads_ahead: ClassVar[tuple[int, ...]] = ()
+    """Places of sources whose notes planning passes to `told`, where a shape depends on more than specs."""
     undone_by: ClassVar[str | None] = None
     """What stands before the op's only argument in its inverse, where the argument is a name or a formula: `"-"`."""
 
@@ -119,6 +134,14 @@ class Op:
 
         Args:
             choices: the lists of choices of its axis, as either side of the rule spells them.
+        """
+        return self
+
+    def told(self, notes: Sequence[SourceNote]) -> Op:
+        """The op with what follows from notes on its sources, one for each place in `reads_ahead`.
+
+        Raises:
+            OpError: a source that is not what the op takes.
         """
         return self
 

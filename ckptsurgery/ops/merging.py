@@ -1,4 +1,4 @@
-"""Ops that join what belongs together: `fp8_dequant`, `lora_merge`, `fold_weight_norm` and `unfold_weight_norm`."""
+"""Ops that join what belongs together: `lora_merge`, `fold_weight_norm` and `unfold_weight_norm`."""
 
 from __future__ import annotations
 
@@ -6,81 +6,16 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..errors import CheckpointError
-from ..specs import DTYPES, TensorSpec, dtype_name
+from ..specs import DTYPES, TensorSpec
 from .base import Op, OpError, Specs, Tensors
-from .numerics import has_data, narrow, specs_of, torch_dtype, widen
-from .operands import arithmetic_float, operands, pair
+from .numerics import has_data, narrow, specs_of, widen
+from .operands import arithmetic_float, operands
 from .registry import op
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["FoldWeightNorm", "Fp8Dequant", "LoraMerge", "UnfoldWeightNorm"]
-
-
-@op
-@dataclass(frozen=True)
-class Fp8Dequant(Op):
-    """Multiply blocks of a quantised weight by their scales; sources: weight, scale_inv.
-
-    >>> specs = TensorSpec([300, 256], "F8_E4M3"), TensorSpec([3, 2], "F32")
-    >>> Fp8Dequant().infer(specs)
-    (TensorSpec(shape=(300, 256), dtype='BF16'),)
-
-    W[r, c] = q[r, c] · s[r // block, c // block], with s of ceil(rows / block) x ceil(columns / block), as
-    blockwise FP8 checkpoints store their `weight_scale_inv`. Dims in front (experts) are equal on both.
-
-    Args:
-        block: rows and columns of a block, [rows, columns], or one number for a square.
-        dtype: of the result.
-
-    Each product is taken in float32 (float64 for a float64 scale) and rounded once. Blocks could be cut in more than
-    one way, so there is no inverse.
-
-    Raises:
-        OpError: shapes that do not belong together; at run time a value past the range of `dtype`.
-    """
-
-    name = "fp8_dequant"
-    joins = True
-    block: int | tuple[int, int] = 128
-    dtype: str = "BF16"
-
-    def __post_init__(self) -> None:
-        pair(self, self.block, "block")
-        try:
-            object.__setattr__(self, "dtype", dtype_name(self.dtype))
-        except CheckpointError as error:
-            raise OpError(f"{self.name}: {error.diagnostics[0].headline}") from None
-        arithmetic_float(self, TensorSpec((), self.dtype), "the result")
-
-    def infer(self, specs: Specs) -> Specs:
-        weight, scale = operands(self, specs, "weight", "scale_inv")
-        arithmetic_float(self, weight, "weight")
-        if scale.dtype != "F8_E8M0":
-            arithmetic_float(self, scale, "scale_inv")
-        if len(weight.shape) < 2:
-            raise OpError(f"{self.name} wants a weight of 2 dims or more, not {weight}")
-        rows, columns = pair(self, self.block, "block")
-        wants = (*weight.shape[:-2], -(-weight.shape[-2] // rows), -(-weight.shape[-1] // columns))
-        if scale.shape != wants:
-            blocks = f"blocks of {rows} x {columns} of weight {weight}"
-            raise OpError(f"{self.name}: {blocks} have scales {list(wants)}, and scale_inv is {scale}")
-        return (TensorSpec(weight.shape, self.dtype),)
-
-    def run(self, tensors: Tensors) -> Tensors:
-        import torch
-
-        (weight, scale), (spec,) = tensors, self.infer(specs_of(tensors))
-        rows, columns = pair(self, self.block, "block")
-        result = torch.empty(spec.shape, dtype=torch_dtype(self.dtype), device=weight.device)
-        # A band of blocks at a time: float32 copies of the whole weight would be four times its size.
-        for number in range(scale.shape[-2]):
-            band = slice(number * rows, (number + 1) * rows)
-            scales = widen(scale[..., number : number + 1, :]).repeat_interleave(columns, -1)[..., : weight.shape[-1]]
-            result[..., band, :] = narrow(widen(weight[..., band, :]) * scales, self.dtype, str(self))
-        return (result,)
+__all__ = ["FoldWeightNorm", "LoraMerge", "UnfoldWeightNorm"]
 
 
 @op

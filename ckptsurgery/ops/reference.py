@@ -18,6 +18,11 @@ _THREE: Shapes = {**_PAIR, "c/w": ("F32", (4, 6))}
 _TABLE: Shapes = {"w": ("F32", (4, 6))}
 _NORM: Shapes = {"g": ("F32", (4, 1)), "v": ("F32", (4, 6))}
 _FP8: Shapes = {"w": ("F8_E4M3", (256, 128)), "w_scale_inv": ("F32", (2, 1))}
+_PACKED: Shapes = {"w_packed": ("I32", (0, 8)), "w_scale": ("BF16", (0, 1)), "w_shape": ("I64", (2,))}
+_NF4: Shapes = {"w": ("U8", (0, 1)), "w_absmax": ("F32", (0,)), "w_map": ("F32", (16,)), "w_state": ("U8", (90,))}
+_NVFP4: Shapes = {"w": ("U8", (4, 16)), "w_scale": ("F8_E4M3", (4, 2)), "w_global": ("F32", (1,))}
+_GPTQ: Shapes = {"qweight": ("I32", (16, 64)), "qzeros": ("I32", (1, 8)), "scales": ("F16", (1, 64))}
+_AWQ: Shapes = {"qweight": ("I32", (128, 8)), "qzeros": ("I32", (1, 8)), "scales": ("F16", (1, 64))}
 _LORA: Shapes = {"w": ("BF16", (8, 6)), "A": ("F32", (2, 6)), "B": ("F32", (8, 2))}
 _EXPERTS: Shapes = {"w": ("BF16", (4, 8, 6)), "A": ("F32", (8, 6)), "B": ("F32", (8, 8))}
 _BATCH: Shapes = {"w": ("F32", (4, 3, 2, 2)), **dict.fromkeys(("gamma", "beta", "mean", "var"), ("F32", (4,)))}
@@ -28,6 +33,7 @@ EXAMPLES: Mapping[str, tuple[str, Shapes]] = {
     "adapt_input_conv": ("w -> w | adapt_input_conv(1)", {"w": ("F32", (8, 3, 4, 4))}),
     "add": ("w -> w | add(1)", _TABLE),
     "apply": (f"{_BLEND}apply(0.5)", _PAIR),
+    "awq_dequant": ("qweight, qzeros, scales -> weight | awq_dequant", _AWQ),
     "breadcrumbs": (f"{_MERGE}breadcrumbs(0.9, gamma=0.01)", _THREE),
     "cast": ("w -> w | cast(bf16)", _TABLE),
     "dare": (f"{_MERGE}dare(0.5)", _THREE),
@@ -39,8 +45,14 @@ EXAMPLES: Mapping[str, tuple[str, Shapes]] = {
     "fold_batchnorm": ("w, gamma, beta, mean, var -> w, b | fold_batchnorm", _BATCH),
     "fold_weight_norm": ("g, v -> w | fold_weight_norm", _NORM),
     "fp8_dequant": ("w, w_scale_inv -> w | fp8_dequant(block=128)", _FP8),
+    "fp8_quant": ("w -> w, w_scale | fp8_quant(per=channel)", _TABLE),
+    "gguf_dequant": ("w -> w | gguf_dequant(Q4_K)", {"w": ("U8", (4, 288))}),
+    "gguf_quant": ("w -> w | gguf_quant", {"w": ("F32", (4, 64))}),
+    "gptq_dequant": ("qweight, qzeros, scales -> weight | gptq_dequant", _GPTQ),
     "inflate": ("w -> w | inflate(3)", {"w": ("F32", (8, 3, 4, 4))}),
     "insert_rows": ("w -> w | insert_rows([0, 5])", _TABLE),
+    "int8_dequant": ("w, w_scale -> w | int8_dequant", {"w": ("I8", (4, 6)), "w_scale": ("F32", (4, 1))}),
+    "int8_quant": ("w -> w, w_scale | int8_quant", _TABLE),
     "karcher": (f"{_MERGE}karcher", _THREE),
     "lerp": (f"{_BLEND}lerp(0.3)", _PAIR),
     "lora_add": ("w, A, B -> w | lora_add([0.5])", _LORA),
@@ -49,7 +61,11 @@ EXAMPLES: Mapping[str, tuple[str, Shapes]] = {
     "mean_over": ("{m:a,b,c}/{k...} -> {k...} | mean_over(m)", _THREE),
     "model_stock": (f"{_MERGE}model_stock", _THREE),
     "mul": ("w -> w | mul(0.5)", _TABLE),
+    "mxfp4_dequant": ("w, w_scale -> w | mxfp4_dequant", {"w": ("U8", (4, 32)), "w_scale": ("U8", (4, 2))}),
+    "nf4_dequant": ("w, w_absmax, w_map, w_state -> w | nf4_dequant([0, 8], dtype=bf16)", _NF4),
     "nuslerp": (f"{_BLEND}nuslerp(0.3)", _PAIR),
+    "nvfp4_dequant": ("w, w_scale, w_global -> w | nvfp4_dequant", _NVFP4),
+    "packed_dequant": ("w_packed, w_scale, w_shape -> w | packed_dequant(columns=64)", _PACKED),
     "pad_to_multiple": ("w -> w | pad_to_multiple(64)", _TABLE),
     "repeat_over": ("w [o i] -> {e:0,1}.w [o i] | repeat_over(e)", _TABLE),
     "resize_patch_embed": ("w -> w | resize_patch_embed([8, 8])", {"w": ("F32", (8, 3, 4, 4))}),

@@ -64,7 +64,7 @@ def op(cls: type[_T]) -> type[_T]:
         raise OpError(f'{cls.__name__}: an op needs a name that a rule can write, such as name = "scale_each"')
     if "__dataclass_fields__" not in cls.__dict__:
         cls = dataclass(frozen=True)(cls)
-    facts = {"name", "joins", "axis_role", "elementwise", "undone_by"} & {f.name for f in fields(cls)}
+    facts = {"name", "joins", "axis_role", "elementwise", "reads_ahead", "undone_by"} & {f.name for f in fields(cls)}
     if facts:
         raise OpError(f"{cls.__name__}: {', '.join(sorted(facts))} must stand without annotation: it is no argument")
     taken = _OPS.get(cls.name)

@@ -20,7 +20,7 @@ from .flattening import Flattening, no_place
 from .joining import Group, Values, group_rows, spell_columns
 from .matching import MatchedColumns
 from .record import RuleUse, Target
-from .rule_ops import OpsOfRule
+from .rule_ops import Notes, OpsOfRule, RuleOps
 from .solving import SizeError
 from .steps import Program, Step, steps_of
 
@@ -35,6 +35,7 @@ class Draft:
         steps: rule by rule. firsts: the first source of each.
         sizes: axis -> the sizes that were solved for it.
         shared: target key -> how many steps make it that share it with another rule.
+        told_of: gives facts about a source beside its spec; None without a checkpoint.
     """
 
     specs: Mapping[str, TensorSpec]
@@ -47,6 +48,7 @@ class Draft:
     shared: Counter[str] = field(default_factory=Counter)
     sizes: dict[str, set[int]] = field(default_factory=dict)
     seed: int = 0
+    told_of: Notes | None = None
 
     def problem(self, code: str, headline: str, bound: ResolvedRule, **more: Any) -> None:
         """Note what is wrong with a rule."""
@@ -78,7 +80,7 @@ class RuleSteps:
         """
         signature = self.bound.signature
         single = len(self.bound.rule.sources) == len(self.bound.rule.targets) == 1
-        if single and not signature.gathered and not signature.scattered:
+        if single and not self.ops.reads_ahead and not signature.gathered and not signature.scattered:
             for matches in matched[0]:
                 self._one_by_one(matches)
             self._tell_unspelled()
@@ -178,7 +180,8 @@ class RuleSteps:
         """What becomes of the tensor of one match."""
         values: Values = {n: c if isinstance(c, str) else c[at] for n, c in matches.columns.items()}
         group = Group(values, [[(matches.keys[at],)]], [()], [((),)])
-        return self._build(group, (spec,), ({(): want} if want else {},))
+        ops = self._ops(group, (spec,))
+        return self._build(group, (spec,), ({(): want} if want else {},), ops) if ops is not None else None
 
     def _marker_names(self) -> list[str]:
         """The names on whose values sizes depend."""
@@ -191,14 +194,18 @@ class RuleSteps:
         keys = group.keys
         inputs = tuple(map(self.draft.specs.__getitem__, keys))
         wanted = [self._wanted(n, group) for n in range(len(self.bound.rule.targets))]
+        ops = self._ops(group, inputs)
+        if ops is None:
+            return
         place = (
             self._kinds(inputs),
             tuple(group.extents.items()),
             tuple(group.values.get(n) for n in self._marker_names()),
             tuple(tuple(w.items()) for w in wanted),
+            ops if self.ops.reads_ahead else None,
         )
         if place not in self.programs:
-            self.programs[place] = self._build(group, inputs, wanted)
+            self.programs[place] = self._build(group, inputs, wanted, ops)
         built = self.programs[place]
         if built is not None:
             made = self._made(group, built)
@@ -214,12 +221,28 @@ class RuleSteps:
                 self.kinds[one] = self.values.setdefault(spec, len(self.values))
         return tuple(map(self.kinds.__getitem__, objects))
 
+    def _ops(self, group: Group, inputs: Sequence[TensorSpec]) -> RuleOps | None:
+        """The ops for a group; None, and a problem, where they do not take its sources."""
+        try:
+            return self.ops.at(group.values).told(group, self.draft.told_of)
+        except OpError as error:
+            self._refused(error, group, inputs)
+            return None
+
+    def _refused(self, error: OpError, group: Group, inputs: Sequence[TensorSpec]) -> None:
+        if not any(p.code == "bad-op" and p.headline == str(error) for p in self.draft.problems):
+            self.draft.problem("bad-op", str(error), self.bound, facts=(("reads", self._reads(group, inputs)),))
+
     def _build(
-        self, group: Group, inputs: tuple[TensorSpec, ...], wanted: Sequence[Mapping[tuple[int, ...], TensorSpec]]
+        self,
+        group: Group,
+        inputs: tuple[TensorSpec, ...],
+        wanted: Sequence[Mapping[tuple[int, ...], TensorSpec]],
+        ops: RuleOps,
     ) -> Built | None:
         targets = self.draft.target.specs if self.draft.target else None
         try:
-            built = ProgramBuilder(self.bound, self.ops.at(group.values), targets).build(group, inputs, wanted)
+            built = ProgramBuilder(self.bound, ops, targets).build(group, inputs, wanted)
         except SizeError as error:
             d = self._in_rule(error.diagnostic)
             d = replace(d, remedies=self.bound.remedies(error.axis), help=None) if error.axis is not None else d
@@ -230,8 +253,7 @@ class RuleSteps:
                 self.draft.problems.append(replace(d, facts=facts))
             return None
         except OpError as error:
-            if not any(p.code == "bad-op" and p.headline == str(error) for p in self.draft.problems):
-                self.draft.problem("bad-op", str(error), self.bound, facts=(("reads", self._reads(group, inputs)),))
+            self._refused(error, group, inputs)
             return None
         for name, size in built.sizes.items():
             self.draft.sizes.setdefault(name, set()).add(size)

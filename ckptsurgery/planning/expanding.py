@@ -21,13 +21,14 @@ from ..language.recipe import Recipe, Scope
 from ..language.rules import Rule, Term, parse_made, parse_pattern
 from ..ops.base import OpError
 from .arguments import settled
+from .asked_names import captured_by, sizes_asked, words_of_ops
+from .config_changes import BoundEdits
 from .recipe_data import DataEntry
 
 __all__ = ["BoundPattern", "ResolvedRule", "Rest", "Stage", "expand"]
 
 Resolve = Callable[[str], Recipe]
 _WORD = re.compile(r"[^\W\d]\w*")
-_BRACKETS = re.compile(r"\{[^}]*\}|\[[^\]]*\]|\([^)]*\)")
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ class Stage:
     ties: list[BoundPattern] = field(default_factory=list)
     sames: list[BoundPattern] = field(default_factory=list)
     rests: list[Rest] = field(default_factory=list)
+    edits: list[BoundEdits] = field(default_factory=list)
 
 
 def expand(
@@ -175,6 +177,8 @@ class Frame:
     names: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     dims: Dims | None = None
     config: Mapping[str, Any] | None = None
+    path: str = ""
+    """Where in the whole config `config` is."""
     own: Mapping[str, DimValue] = field(default_factory=dict)
     data: Mapping[str, DataEntry] = field(default_factory=dict)
 
@@ -199,7 +203,7 @@ class _Expansion:
             )
             return
         if self.overrides:
-            self.asked |= _sizes_asked(recipe)
+            self.asked |= sizes_asked(recipe)
         given = {name: _over(recipe.dims.get(name), value) for name, value in self.overrides.items()}
         dims = Dims({**recipe.dims, **given}, frame.config, frame.dims)
         data = {name: DataEntry(name, value, recipe.place) for name, value in recipe.data.items()}
@@ -209,6 +213,8 @@ class _Expansion:
             bound = self.bound(rule, frame, dims)
             if bound is not None:
                 self.stage.rules.append(bound)
+        if recipe.config:
+            self.stage.edits.append(BoundEdits(recipe.config, dims, frame.path, recipe.place))
         self.patterns(recipe, frame)
         self.names(recipe)
         self.data(recipe)
@@ -218,7 +224,7 @@ class _Expansion:
 
     def names(self, recipe: Recipe) -> None:
         """A table of `[names]` that nothing captures is a misspelling; a bare capture would then take any text."""
-        for name in recipe.names.keys() - _captured(recipe):
+        for name in recipe.names.keys() - captured_by(recipe):
             self.problems.append(
                 Diagnostic(
                     "unused-names",
@@ -230,7 +236,7 @@ class _Expansion:
 
     def data(self, recipe: Recipe) -> None:
         """An entry of `[data]` that no op names is a misspelling, or its file is not needed."""
-        for name in recipe.data.keys() - _words_of_ops(recipe):
+        for name in recipe.data.keys() - words_of_ops(recipe):
             self.problems.append(
                 Diagnostic(
                     "unused-data",
@@ -246,6 +252,7 @@ class _Expansion:
             source=_joined(frame.source, scope.source),
             target=_joined(frame.target, scope.target),
             config=_rooted(frame.config, scope.config),
+            path=".".join(filter(None, (frame.path, scope.config))),
         )
         self.add(scope.recipe, inner, depth)
         if scope.use is None:
@@ -360,38 +367,6 @@ class _Expansion:
 def _over(own: DimValue | None, given: DimValue) -> DimValue:
     """A size of this run in place of the recipe's own; of a table, choice by choice."""
     return {**own, **given} if isinstance(own, Mapping) and isinstance(given, Mapping) else given
-
-
-def _sizes_asked(recipe: Recipe) -> set[str]:
-    """Names that may stand for sizes: within the brackets of rules and patterns, and in the recipe's own dims."""
-    texts = [str(r) for r in (*recipe.rules, *((recipe.fallback,) if recipe.fallback else ()))]
-    texts += [*recipe.drop, *recipe.init, *recipe.tie, *recipe.tie.values(), *recipe.same, *recipe.same.values()]
-    texts += [text for scope in recipe.scopes for text in (scope.source, scope.target)]
-    inside = [found for text in texts for found in _BRACKETS.findall(text)]
-    inside += [str(call) for rule in recipe.rules for call in (*rule.before, *rule.after)]
-    inside += [value for value in recipe.init.values() if isinstance(value, str)]
-    return {*recipe.dims} | set(_WORD.findall(" ".join([*inside, *map(str, recipe.dims.values())])))
-
-
-def _words_of_ops(recipe: Recipe) -> set[str]:
-    """All words among the arguments of ops; those of the scopes too."""
-    calls = (call for rule in recipe.rules for call in (*rule.before, *rule.after))
-    found = set(_WORD.findall(" ".join(map(str, calls))))
-    for scope in recipe.scopes:
-        found |= _words_of_ops(scope.recipe)
-    return found
-
-
-def _captured(recipe: Recipe) -> set[str]:
-    """All names that the patterns of a recipe bind; those of its scopes too."""
-    texts = (*recipe.drop, *recipe.tie, *recipe.tie.values(), *recipe.same, *recipe.same.values())
-    rules = (*recipe.rules, *((recipe.fallback,) if recipe.fallback else ()))
-    found = {n for rule in rules for n in rule.names} | {n for text in texts for n in parse_pattern(text)[1].names}
-    found |= {n for text in recipe.init for n in parse_made(text)[1].pattern.names}
-    for scope in recipe.scopes:
-        prefixes = (p for p in (scope.source, scope.target) if p)
-        found |= _captured(scope.recipe) | {n for p in prefixes for n in KeyPattern.parse(p).names}
-    return found
 
 
 def _prefixed(term: Term, prefix: KeyPattern | None) -> Term:

@@ -357,23 +357,33 @@ Partners = Mapping[tuple[int, int], frozenset[str]]
 def partners_of(rules: Sequence[ResolvedRule], groups: Sequence[KeyGroup]) -> Partners:
     """Return, for each source term of a rule that joins by `&`, the keys for which every other term has a key too.
 
-    Two keys are partners where they bind the names that both terms capture to the same values.
+    Two keys are partners where they bind the names that both terms capture to the same values. Where several such rules
+    could take a key, the one that joins most terms takes it: a weight with a scale and a zero point is not one with a
+    scale alone.
     """
     found: dict[tuple[int, int], frozenset[str]] = {}
-    for number, bound in enumerate(rules):
-        if bound.rule.joined:
-            for place, keys in enumerate(_complete(bound.rule.sources, groups)):
-                found[number, place] = keys
+    taken: set[str] = set()
+    joined = {n: bound.rule.sources for n, bound in enumerate(rules) if bound.rule.joined}
+    for size in sorted({len(terms) for terms in joined.values()}, reverse=True):
+        here: set[str] = set()
+        for number, terms in joined.items():
+            if len(terms) != size:
+                continue
+            rows = [keys for keys in _complete(terms, groups) if taken.isdisjoint(keys)]
+            columns = list(zip(*rows)) or [()] * size
+            found |= {(number, place): frozenset(column) for place, column in enumerate(columns)}
+            here.update(key for term, column in zip(terms, columns) if not term.shared for key in column)
+        taken |= here
     return found
 
 
-def _complete(terms: Sequence[Term], groups: Sequence[KeyGroup]) -> list[frozenset[str]]:
+def _complete(terms: Sequence[Term], groups: Sequence[KeyGroup]) -> list[tuple[str, ...]]:
+    """The keys that are partners, one for each term."""
     tables = [table_of([canonical(term, m) for m in _matched(term, groups)]) for term in terms]
     if not all(table.rows for table in tables):
-        return [frozenset()] * len(terms)
+        return []
     whole: Table = joined_tables(tables, [])
-    columns = list(zip(*(keys for keys, _ in whole.rows)))
-    return [frozenset(column) for column in columns] or [frozenset()] * len(terms)
+    return [keys for keys, _ in whole.rows]
 
 
 def _matched(term: Term, groups: Sequence[KeyGroup]) -> list[MatchedColumns]:

@@ -52,6 +52,7 @@ class Plan(PlanRecord):
         tie_proofs: pairs of made target keys that must be equal, because the target ties them.
         casts: target key -> (from, to), where the target's dtype asked for it.
         warnings: diagnostics that stop nothing, such as assumed splits.
+        config: changes of the config that goes along, in order.
         source: the source's headers. target: what was to be filled. recipe: what was planned.
         options: what else planning was asked for.
         runner: carries it out; a plan that was made from headers alone has none.
@@ -91,6 +92,7 @@ class Plan(PlanRecord):
             "casts": {k: list(v) for k, v in self.casts.items()},
             "assumptions": list(self.assumptions),
             "warnings": [w.to_json() for w in self.warnings],
+            "config": [change._asdict() for change in self.config],
             "cost": self.cost.to_json(),
         }
 

@@ -16,10 +16,11 @@ from ..language.folding import fold
 from ..language.recipe import Recipe
 from ..many_objects import gc_pause
 from ..narrowing import present
-from ..ops.base import OpError
+from ..ops.base import OpError, SourceNote
 from ..specs import TensorSpec
 from .assembling import Draft, RuleSteps
 from .claims import claim, unexpected
+from .config_changes import ConfigChange, counts_of, settled_edits
 from .drawing import drawn
 from .expanding import BoundPattern, Resolve, ResolvedRule, Stage, expand
 from .flattening import FlatIndexCounts
@@ -28,7 +29,7 @@ from .matching import MatchedColumns, respelled
 from .options import DEFAULTS, LoadOptions, PlanOptions
 from .plan import Plan
 from .record import RuleUse, Target
-from .rule_ops import OpsOfRule, RuleOps
+from .rule_ops import Notes, OpsOfRule, RuleOps
 from .settlement import Offer
 from .settling import settle
 from .stages import chained
@@ -48,6 +49,7 @@ def make_plan(
     options: PlanOptions = DEFAULTS,
     *,
     unreadable: Unreadable | None = None,
+    told_of: Notes | None = None,
 ) -> Plan:
     """Plan a recipe over headers.
 
@@ -57,11 +59,12 @@ def make_plan(
         target: what the target wants, where there is one: shapes and dtypes are held against it, ties are followed.
         options: what else the caller asks for.
         unreadable: tensors that cannot be read; each has to be dropped.
+        told_of: gives facts about a source beside its spec, for ops that read ahead.
 
     Raises:
         RecipeError: the recipe breaks its law. PlanError: it does not fit the headers; all problems at once.
     """
-    drafted, stage = draft_plan(specs, recipe, resolve, target, options, unreadable=unreadable)
+    drafted, stage = draft_plan(specs, recipe, resolve, target, options, unreadable=unreadable, told_of=told_of)
     return fitted(drafted, stage, target, options.dtype)
 
 
@@ -86,11 +89,12 @@ def draft_plan(
     options: PlanOptions = DEFAULTS,
     *,
     unreadable: Unreadable | None = None,
+    told_of: Notes | None = None,
 ) -> tuple[Plan, Stage]:
     """What the rules make, before it is held against the target; and the last stage, whose inits and ties are open.
 
     Args:
-        specs, recipe, resolve, target, options, unreadable: as for `make_plan`.
+        specs, recipe, resolve, target, options, unreadable, told_of: as for `make_plan`.
 
     Raises:
         RecipeError, PlanError: as for `make_plan`.
@@ -112,6 +116,7 @@ def draft_plan(
         staged = _StagePlanner(
             current, wanted, problems, notes, seed=options.seed, stage=stage, tied=tied, unreadable=names
         )
+        staged.told_of = told_of
         planned = staged.plan()
         if wanted is None and stage.inits:
             planned, stage = drawn(planned, stage, staged.sizes, options.seed, problems)
@@ -123,6 +128,7 @@ def draft_plan(
             planned = settlement.plan
             problems += settlement.problems
         tied = _tied_after(planned, tied)
+        told_of = _told_after(planned, told_of)
         plan = planned if plan is None else chained(plan, planned, problems)
         problems[before:] = [_in_stage(d, number) for d in problems[before:]] if number else problems[before:]
         if unreadable is not None and unreadable.refused and staged.unread:
@@ -148,6 +154,14 @@ def _tied_after(plan: Plan, tied: Mapping[str, str]) -> dict[str, str]:
     for alias, base in plan.ties.items():
         made[alias] = made.setdefault(base, base)
     return made
+
+
+def _told_after(plan: Plan, told_of: Notes | None) -> Notes | None:
+    """The notes on what a stage makes: those on its sources, where a tensor is handed on as it is."""
+    if told_of is None:
+        return None
+    known = {step.targets[0]: step.sources[0] for step in plan.steps if step.sources and _copies_one(step)}
+    return lambda key: told_of(known[key]) if key in known else SourceNote()
 
 
 def _copies_one(step: Step) -> bool:
@@ -207,7 +221,14 @@ class _StagePlanner(Draft):
             dropped=claims.dropped,
             proofs=(*self.proofs(claims.same), *equal),
             specs=self.outputs(),
+            config=self.config_changes(claims.terms) if self.stage.edits else (),
         )
+
+    def config_changes(self, matched: Sequence[Sequence[Sequence[MatchedColumns]]]) -> tuple[ConfigChange, ...]:
+        """Return the changes of the config; an axis or an index stands for its size where it has one."""
+        known = {**counts_of(matched), **self.sizes}
+        sizes = {name: next(iter(found)) for name, found in known.items() if len(found) == 1}
+        return settled_edits(self.stage.edits, sizes, self.problems)
 
     def proofs(self, same: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
         for alias, base in same.items():

@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import Diagnostic
 from ..language.recipe import Recipe
 from ..specs import TensorSpec
+from .config_changes import ConfigChange
 from .expanding import ResolvedRule
 from .options import PlanOptions
 from .steps import Step
@@ -58,6 +59,7 @@ class PlanRecord:
     tie_proofs: tuple[tuple[str, str], ...] = ()
     casts: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     warnings: tuple[Diagnostic, ...] = ()
+    config: tuple[ConfigChange, ...] = ()
     source: Mapping[str, TensorSpec] = field(default_factory=dict)
     target: Target | None = None
     recipe: Recipe | None = None

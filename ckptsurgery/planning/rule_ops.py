@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -10,14 +10,18 @@ from ..language.calls import Call, Expression, Indexed, Name, parts_of
 from ..language.domains import numbers_of
 from ..language.keys import is_index
 from ..language.rules import Rule
-from ..ops.base import Op
+from ..ops.base import Op, OpError, SourceNote
 from ..ops.keyed import Seeded, asks_at
 from ..ops.over_axes import Same
-from ..ops.registry import make_op
+from ..ops.registry import find_op, make_op
 from .arguments import Arguments, Captured
 from .expanding import ResolvedRule
+from .joining import Group
 
-__all__ = ["OpsOfRule", "RuleOps", "spellings"]
+__all__ = ["Notes", "OpsOfRule", "RuleOps", "spellings"]
+
+Notes = Callable[[str], SourceNote]
+"""Called with the key of a source; gives facts about it beside its spec."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,46 @@ class RuleOps:
         after = (op for op in self.after if op.axis_role not in ("reduce", "repeat"))
         return all(op.elementwise or isinstance(op, Same) for op in after)
 
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether an op asks for more of its sources than their specs."""
+        return any(op.reads_ahead for op in (*self.before, *self.after))
+
+    def told(self, group: Group, notes: Notes | None) -> RuleOps:
+        """The ops with what they ask of the sources of a group.
+
+        Args:
+            notes: None where the sources are not at hand: then the ops stay as they are.
+
+        Raises:
+            OpError: a source that is not what an op takes; sources of one group that lead to different ops.
+        """
+        if notes is None or not self.reads_ahead:
+            return self
+        rows = [keys for term in group.rows for keys in term]
+        before = tuple(_told(op, rows, notes) for op in self.before)
+        return RuleOps(before, tuple(_told(op, [group.keys], notes) for op in self.after))
+
     def over(self, role: str) -> tuple[Op, ...]:
         """The ops over an axis, in order."""
         return tuple(op for op in (*self.before, *self.after) if op.axis_role == role)
+
+
+def _told(op: Op, rows: Sequence[tuple[str, ...]], notes: Notes) -> Op:
+    """An op with notes on the sources of each row that it is given; on each source alone where it does not join."""
+    if not op.reads_ahead:
+        return op
+    given = rows if op.joins else [(key,) for keys in rows for key in keys]
+    told = {op.told(tuple(_notes(op, keys, notes))): keys for keys in given}
+    if len(told) > 1:
+        (one, first), (other, second) = list(told.items())[:2]
+        raise OpError(f"{first[0]} asks for {one}, {second[0]} for {other}: give them rules of their own")
+    return next(iter(told), op)
+
+
+def _notes(op: Op, keys: tuple[str, ...], notes: Notes) -> Iterator[SourceNote]:
+    for place in op.reads_ahead:
+        yield notes(keys[place]) if -len(keys) <= place < len(keys) else SourceNote()
 
 
 @dataclass
@@ -66,6 +107,11 @@ class OpsOfRule:
             elif isinstance(value, Name | Expression) and str(value) not in self.bound.data:
                 found |= self.bound.dims.asked_by(value)
         return tuple(sorted(found & set(self.bound.signature.loops)))
+
+    @cached_property
+    def reads_ahead(self) -> bool:
+        """Whether an op asks for more of its sources than their specs."""
+        return any(find_op(call.name).reads_ahead for call in (*self.bound.rule.before, *self.bound.rule.after))
 
     def at(self, values: Mapping[str, int | str]) -> RuleOps:
         """The ops for these values of the loop variables.

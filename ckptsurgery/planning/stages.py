@@ -31,6 +31,7 @@ def chained(first: Plan, second: Plan, problems: list[Diagnostic]) -> Plan:
         uses=(*first.uses, *second.uses),
         dropped={**first.dropped, **_dropped(first, second)},
         proofs=(*first.proofs, *_proofs(second, made, problems)),
+        config=(*first.config, *second.config),
     )
 
 

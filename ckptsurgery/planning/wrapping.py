@@ -26,6 +26,7 @@ from .options import DEFAULTS, PlanOptions
 from .plan import Plan, renaming
 from .planner import draft_plan
 from .record import Target
+from .rule_ops import Notes
 from .settlement import Offer
 from .settling import settle
 from .stages import chained
@@ -47,6 +48,7 @@ def draft_unwrapped(
     options: PlanOptions = DEFAULTS,
     *,
     unreadable: Unreadable | None = None,
+    told_of: Notes | None = None,
 ) -> tuple[Plan, Stage]:
     """Draft a plan as `draft_plan` does, and where that makes nothing of the target, without wrapper prefixes.
 
@@ -60,7 +62,7 @@ def draft_unwrapped(
     Raises:
         RecipeError, PlanError: as for `draft_plan`; and two prefixes that fit equally well.
     """
-    drafting = _Drafting(specs, recipe, resolve, target, options, unreadable)
+    drafting = _Drafting(specs, recipe, resolve, target, options, unreadable, told_of)
     try:
         drafted = drafting.draft()
     except PlanError as error:
@@ -85,10 +87,19 @@ class _Drafting:
     target: Target | None
     options: PlanOptions
     unreadable: Unreadable | None
+    told_of: Notes | None
 
     def draft(self) -> Drafted:
         """Draft the plan of the names as they are."""
-        return draft_plan(self.specs, self.recipe, self.resolve, self.target, self.options, unreadable=self.unreadable)
+        return draft_plan(
+            self.specs,
+            self.recipe,
+            self.resolve,
+            self.target,
+            self.options,
+            unreadable=self.unreadable,
+            told_of=self.told_of,
+        )
 
     def unwrapped(self, plain: Drafted | PlanError) -> Drafted:
         """Draft without wrappers: prefixes first, then segments inside of names; else what was found with them.
@@ -187,8 +198,10 @@ class _Inside:
             return drafting
         mine, theirs, target = self.source, self.target, present(drafting.target, "a target")
         ties = [[mine.get(n, n) for n in names] for names in drafting.options.ties]
+        held, told_of = {bare: key for key, bare in mine.items()}, drafting.told_of
         return replace(
             drafting,
+            told_of=None if told_of is None else lambda key: told_of(held.get(key, key)),
             specs={mine.get(k, k): spec for k, spec in drafting.specs.items()},
             options=replace(drafting.options, ties=ties),
             target=replace(

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..errors import CheckpointError, Diagnostic
 from ..language.folding import fold, fold_items
 from ..many_objects import ById, gc_pause
+from ..ops.base import SourceNote
+from ..running.source_notes import notes_of, packings
 from ..specs import TensorSpec
 from ..wording import brief, counted, shown_bytes
+from .packed_weights import packed_weights
 from .summaries import Total
 from .tables import cut, shown_numbers, table
 from .trees import tree
@@ -51,6 +54,7 @@ class Inspection:
         config: the model's configuration, where one was found.
         unreadable: key -> kind of what was saved as a tensor and cannot be read.
         depth: levels of the tree that `str()` shows; without, it is a table.
+        packed: key of a quantised weight's codes -> a description of the weight.
     """
 
     source: str
@@ -61,6 +65,7 @@ class Inspection:
     config: Mapping[str, Any] | None
     unreadable: Mapping[str, str] = field(default_factory=dict)
     depth: int | None = None
+    packed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def params(self) -> int:
@@ -112,6 +117,7 @@ class Inspection:
         totals = self._totals(lines)
         yield from _section("tensors", [_said(Total(totals.values()), len(self.specs))], width)
         yield from _section("dtypes", [f"{dtype}: {_said(total)}" for dtype, total in totals.items()], width)
+        yield from _section("packed", list(self._packed()), width)
         yield from _section("ties", [f"{' = '.join(tie.names)}  ({tie.kind})" for tie in self.ties], width)
         yield from _section("unread", [f"{key}: {why}" for key, why in self.unreadable.items()], width)
         yield from _section("extras", _pairs(self.extras), width)
@@ -129,6 +135,16 @@ class Inspection:
         about = {"unread": self.unreadable, "extras": self.extras, "metadata": self.metadata}
         return inspection_page(title, facts, self.specs, self.ties, {**about, "config": self.config or {}})
 
+    def _packed(self) -> Iterator[str]:
+        """The quantised weights of one kind, with their keys folded."""
+        kinds: dict[str, list[str]] = {}
+        for key, text in self.packed.items():
+            kinds.setdefault(text, []).append(key)
+        for text, keys in kinds.items():
+            folded = fold(keys)
+            more = f" and {len(folded) - 1} more" if len(folded) > 1 else ""
+            yield f"{text}: {counted(len(keys), 'weight')}, {folded[0][0]}{more}"
+
     @gc_pause()
     def to_json(self) -> dict[str, object]:
         """The inspection as plain data, each tensor apart; sizes in bytes."""
@@ -144,6 +160,7 @@ class Inspection:
             "nbytes": whole.nbytes,
             "ties": [{"names": list(tie.names), "kind": tie.kind} for tie in self.ties],
             "unreadable": dict(self.unreadable),
+            "packed": dict(self.packed),
             "extras": {path: _plain(value) for path, value in self.extras.items()},
             "metadata": dict(self.metadata),
             "config": None if self.config is None else dict(self.config),
@@ -165,7 +182,10 @@ def inspection(checkpoint: Checkpoint, pattern: str | None = None) -> Inspection
         ties = tuple(replace(tie, names=names) for tie, names in zip(ties, kept, strict=True) if len(names) > 1)
     lost = checkpoint.unreadable
     extras = {path: value for path, value in checkpoint.extras.items() if path not in lost}
-    return Inspection(checkpoint.source, specs, ties, extras, checkpoint.metadata, checkpoint.config, lost)
+    remote = any(map(checkpoint.is_remote, checkpoint.files))  # there each small tensor is a request
+    notes = (lambda key: SourceNote()) if remote else notes_of(checkpoint)
+    packed = packed_weights(specs, notes, packings(checkpoint.extras))
+    return Inspection(checkpoint.source, specs, ties, extras, checkpoint.metadata, checkpoint.config, lost, packed=packed)
 
 
 def _selected(specs: Mapping[str, TensorSpec], pattern: str, source: str) -> dict[str, TensorSpec]:

@@ -1,4 +1,4 @@
-"""What a config that goes along says of tensors, and the plan made otherwise: told field by field, never edited.
+"""Fields of a config that goes along, which the plan made otherwise: reported one by one.
 
 A field is told where the source's headers agree with it and the result's do not. Where the source did not agree either,
 nothing is known of the field's meaning, and nothing is said.
@@ -16,7 +16,7 @@ from ..planning.plan import Plan
 from ..specs import DTYPES, TensorSpec, dtype_name
 from ..wording import counted
 
-__all__ = ["as_warnings", "config_remarks"]
+__all__ = ["as_warnings", "common_dtype", "config_remarks", "fields_of", "is_unpacked", "tied_otherwise"]
 
 _PACKED = ("F8", "F6", "F4", "I8", "U8", "I32")  # dtypes of quantised weights: floats below 16 bits, packed integers
 _LAYERS = re.compile(r"(^|_)(layers?|blocks|depth|experts)($|_)")
@@ -34,7 +34,7 @@ def config_remarks(config: Any, plan: Plan, aliases: Mapping[str, str], ties: It
     """
     before, after = plan.source, dict(plan.specs)
     found: list[str] = []
-    for path, value in _fields(config, "") if isinstance(config, dict) else ():
+    for path, value in fields_of(config) if isinstance(config, dict) else ():
         name = path.rpartition(".")[2]
         now = ""
         if name == "quantization_config":
@@ -42,7 +42,7 @@ def config_remarks(config: Any, plan: Plan, aliases: Mapping[str, str], ties: It
         elif name in ("torch_dtype", "dtype") and isinstance(value, str):
             now = _of_another_dtype(value, before, after)
         elif name.startswith("tie_") and isinstance(value, bool):
-            now = _tied_otherwise(value, plan, aliases, list(ties))
+            now = tied_otherwise(value, plan, aliases, list(ties))
         elif type(value) is int and value > 1 and _LAYERS.search(name):
             now = _of_another_depth(value, before, after)
         elif type(value) is int and value > 1 and _SIZES.search(name):
@@ -61,12 +61,13 @@ def as_warnings(remarks: list[str]) -> tuple[Diagnostic, ...]:
     )
 
 
-def _fields(config: Mapping[str, Any], above: str, depth: int = 8) -> Iterator[tuple[str, Any]]:
+def fields_of(config: Mapping[str, Any], above: str = "", depth: int = 8) -> Iterator[tuple[str, Any]]:
+    """Yield the dotted path and the value of each field, of tables within tables too."""
     for name, value in config.items():
         path = f"{above}{name}"
         yield path, value
         if isinstance(value, dict) and name != "quantization_config" and depth:
-            yield from _fields(value, f"{path}.", depth - 1)
+            yield from fields_of(value, f"{path}.", depth - 1)
 
 
 def _no_longer_packed(before: Mapping[str, TensorSpec], after: Mapping[str, TensorSpec]) -> str:
@@ -82,19 +83,27 @@ def _of_another_dtype(value: str, before: Mapping[str, TensorSpec], after: Mappi
         said = dtype_name(value.removeprefix("torch."))
     except CheckpointError:
         return ""
-    was, now = _common_dtype(before), _common_dtype(after)
+    was, now = common_dtype(before), common_dtype(after)
     return f"most of the output's numbers are {now}" if now and now not in (said, was) else ""
 
 
-def _common_dtype(specs: Mapping[str, TensorSpec]) -> str:
+def is_unpacked(before: Mapping[str, TensorSpec], after: Mapping[str, TensorSpec]) -> bool:
+    """Whether there were quantised tensors, and are none any more."""
+    packed = [any(spec.dtype.startswith(_PACKED) for spec in specs.values()) for specs in (before, after)]
+    return packed == [True, False]
+
+
+def common_dtype(specs: Mapping[str, TensorSpec]) -> str:
+    """Return the dtype of most floats of 16 bits or more; it is the dtype in the config of a quantised model too."""
     weights: Counter[str] = Counter()
     for spec in specs.values():
-        if DTYPES[spec.dtype].kind == "float":
+        if DTYPES[spec.dtype].kind == "float" and DTYPES[spec.dtype].bits >= 16:
             weights[spec.dtype] += spec.numel
     return weights.most_common(1)[0][0] if weights else ""
 
 
-def _tied_otherwise(value: bool, plan: Plan, aliases: Mapping[str, str], ties: list[tuple[str, ...]]) -> str:
+def tied_otherwise(value: bool, plan: Plan, aliases: Mapping[str, str], ties: list[tuple[str, ...]]) -> str:
+    """Return the reason why a field about ties is stale; empty where it is right."""
     if not value:
         alias = next(iter(aliases), None)
         return f"{alias} and {aliases[alias]} are one tensor" if alias is not None and not ties else ""

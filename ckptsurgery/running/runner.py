@@ -33,6 +33,7 @@ from . import beside
 from .carry.asking import Carrying
 from .provenance import headers_as_recorded, read_provenance
 from .saving import save_plan, state_dict_of
+from .source_notes import notes_of
 
 if TYPE_CHECKING:
     import torch
@@ -90,7 +91,9 @@ class CheckpointRunner:
 def _planned(checkpoint: Checkpoint, recipe: Recipe, target: Target | None, options: PlanOptions) -> Plan:
     try:
         lost = Unreadable(checkpoint.unreadable)
-        drafted, stage = draft_unwrapped(checkpoint.specs, recipe, load_recipe, target, options, unreadable=lost)
+        drafted, stage = draft_unwrapped(
+            checkpoint.specs, recipe, load_recipe, target, options, unreadable=lost, told_of=notes_of(checkpoint)
+        )
         found = fitted(drafted, stage, target, options.dtype)
     except CkptSurgeryError as error:
         error.rewrite(lambda problem: problem.within(file_of(recipe)))

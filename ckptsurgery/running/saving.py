@@ -30,7 +30,7 @@ from ..storage.unpickling.frames import route_of
 from ..wording import counted, shown_keys
 from .beside import along_with, moved_versions
 from .carry.asking import Carrying
-from .companions import companions_for
+from .config_following import following_companions
 from .config_remarks import as_warnings, config_remarks
 from .executor.execution import execute
 from .executor.sinks import FileSink
@@ -109,11 +109,12 @@ class _Save:
     def write(self) -> Report:
         """Write the output, and check it where that is asked for; a dry run stops short of the first byte."""
         options, checkpoint = self.options, self.checkpoint
-        along = companions_for(checkpoint.files, self.place, options.overwrite) if options.companions else {}
+        along, told = self.along()
         with gc_pause():
             writer = self.writer(along)
         if options.dry_run:
-            return self.report(tuple(writer.files), writer.nbytes, (*self.side.notes, "a dry run: nothing was written"))
+            dry = (*self.side.notes, *told, "a dry run: nothing was written")
+            return self.report(tuple(writer.files), writer.nbytes, dry)
         proofs: tuple[Proof, ...] = ()
         with writer:
             with ByteBar(writer.nbytes, f"writing {self.place.name}", options.progress) as bar:
@@ -121,7 +122,7 @@ class _Save:
                 checkpoint.check_unchanged()
             if options.check:
                 proofs = self.checked(writer)
-        notes = [*self.side.notes, *_left_out(writer), *_resumed(writer), *self.notes(along, proofs)]
+        notes = [*self.side.notes, *_left_out(writer), *_resumed(writer), *self.notes(along, proofs), *told]
         files, written = tuple(writer.files), bar.done
         del writer  # and where each tensor lies with it
         with gc_pause():
@@ -145,7 +146,7 @@ class _Save:
     def write_with(self, ranks: Peers) -> Report:
         """Write the output with other ranks, each of which carries out its share of the steps."""
         options, checkpoint = self.options, self.checkpoint
-        along = companions_for(checkpoint.files, self.place, options.overwrite) if options.companions else {}
+        along, told = self.along()
         if options.dry_run:
             return self.write()
         proofs: list[Proof] = []
@@ -162,11 +163,17 @@ class _Save:
             proofs.extend(self.checked(writer) if options.check else ())
 
         files, written = write_together(partial(self.writer, along), ranks, work, check)
-        told: tuple[Proof, ...] = ranks.gathered(tuple(proofs))[0]
+        proven: tuple[Proof, ...] = ranks.gathered(tuple(proofs))[0]
         shared = f"written by {counted(ranks.size, 'rank')}"
-        report = self.report(files, written, (*self.side.notes, *self.notes(along, told), shared))
+        report = self.report(files, written, (*self.side.notes, *self.notes(along, proven), *told, shared))
         stale = self.stale_config() if options.companions else ()
-        return replace(report, proofs=told, warnings=(*report.warnings, *stale))
+        return replace(report, proofs=proven, warnings=(*report.warnings, *stale))
+
+    def along(self) -> tuple[Mapping[str, bytes], list[str]]:
+        """The companions, with a config that follows the tensors, and what was changed in it."""
+        if not self.options.companions:
+            return {}, []
+        return following_companions(self.plan, self.checkpoint, self.place, self.options.overwrite, self.aliases)
 
     def writer(self, along: Mapping[str, bytes]) -> Writer:
         """The writer of the format that the path asks for, with everything but the tensors."""

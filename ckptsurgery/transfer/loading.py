@@ -25,6 +25,7 @@ from ..planning.settling import settle
 from ..planning.unread import Unreadable
 from ..planning.wrapping import draft_unwrapped
 from ..running.model_loading import ODD_TARGET, model_target, refuse_non_finite
+from ..running.source_notes import notes_of
 from ..storage.checkpoint import Checkpoint
 from ..storage.places.opening import open as open_checkpoint
 from ..storage.unpickling.nodes import is_state
@@ -173,7 +174,13 @@ class _Load:
             config = config if config is not None else self.checkpoint.config or own_config(self.model)
             unreadable = Unreadable(self.checkpoint.unreadable, refused=False)
             self.plan, self.stage = draft_unwrapped(
-                specs, recipe, load_recipe, target, PlanOptions(config, dims or {}), unreadable=unreadable
+                specs,
+                recipe,
+                load_recipe,
+                target,
+                PlanOptions(config, dims or {}),
+                unreadable=unreadable,
+                told_of=notes_of(self.checkpoint),
             )
             return
         self.problems += unused_dims(dims)

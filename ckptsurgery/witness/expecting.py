@@ -22,6 +22,7 @@ from ..planning.steps import cut
 from ..planning.unread import Unreadable
 from ..planning.wrapping import draft_unwrapped
 from ..running.model_loading import model_target
+from ..running.source_notes import notes_of
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
 from ..transfer.aligning import own_names
@@ -132,7 +133,9 @@ def _drafted(
     unreadable = Unreadable(checkpoint.unreadable, refused=False)
     options = PlanOptions(config, dims or {}, ties=[tie.names for tie in checkpoint.ties])
     if recipe is not None:
-        plan, stage = draft_unwrapped(checkpoint.specs, recipe, load_recipe, target, options, unreadable=unreadable)
+        plan, stage = draft_unwrapped(
+            checkpoint.specs, recipe, load_recipe, target, options, unreadable=unreadable, told_of=notes_of(checkpoint)
+        )
         return plan, stage, []
     saved = saved_names(model)
     wanted = {saved.get(k, k): spec for k, spec in target.specs.items()}

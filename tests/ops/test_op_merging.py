@@ -17,32 +17,6 @@ def specs(*shapes, dtype="F32"):
     return tuple(TensorSpec(s, dtype) for s in shapes)
 
 
-@pytest.mark.parametrize("block", [128, (1, 32), (64, 100), (1000, 1000)])
-@pytest.mark.parametrize("leading", [(), (2,)])
-def test_each_block_is_multiplied_by_its_scale_in_float32(block, leading):
-    rows, columns = (block, block) if isinstance(block, int) else block
-    weight = random(*leading, 200, 130).to(torch.float8_e4m3fn)
-    scale = random(*leading, -(-200 // rows), -(-130 // columns)).abs() + 0.1
-    (result,) = make_op("fp8_dequant", (block,)).run((weight, scale))
-    r, c = torch.arange(200) // rows, torch.arange(130) // columns
-    assert torch.equal(result, (weight.float() * scale[..., r, :][..., c]).bfloat16())
-
-
-def test_powers_of_two_serve_as_scales():
-    scale = torch.tensor([[0.25, 4.0]]).to(torch.float8_e8m0fnu)
-    (result,) = make_op("fp8_dequant", (2, "f32")).run((torch.ones(2, 4).to(torch.float8_e5m2), scale))
-    assert result.tolist() == [[0.25, 0.25, 4.0, 4.0]] * 2
-
-
-def test_scales_that_do_not_belong_to_the_weight_are_refused_with_the_shape_they_should_have():
-    with pytest.raises(OpError, match=r"have scales \[3, 2\], and scale_inv is F32 \[2, 2\]"):
-        make_op("fp8_dequant").infer((TensorSpec([300, 256], "F8_E4M3"), TensorSpec([2, 2], "F32")))
-    with pytest.raises(OpError, match="2 sources in this order: weight, scale_inv; it was given 1"):
-        make_op("fp8_dequant").infer((TensorSpec([300, 256], "F8_E4M3"),))
-    with pytest.raises(OpError, match="the result is I8"):
-        make_op("fp8_dequant", (), {"dtype": "i8"})
-
-
 @pytest.mark.parametrize("rslora", [False, True])
 def test_a_merged_layer_answers_as_the_layer_beside_its_update(rslora):
     layer, down, up, x = nn.Linear(6, 8), nn.Linear(6, 2, bias=False), nn.Linear(2, 8, bias=False), random(3, 6)

@@ -51,6 +51,10 @@ def test_text_and_objects_are_one(name: str) -> None:
 @pytest.mark.parametrize("name", CONVERSIONS)
 def test_inverting_twice_changes_no_rule(name: str) -> None:
     recipe = cs.load_recipe(name)
+    if name.startswith("quantised/"):  # a weight could have been quantised in more than one way
+        with pytest.raises(cs.RecipeError, match="not-invertible"):
+            recipe.inverse().inverse()
+        return
     assert _rules(recipe.inverse().inverse()) == _rules(recipe)
 
 

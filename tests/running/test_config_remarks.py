@@ -1,4 +1,4 @@
-"""A config that goes along and no longer agrees with the tensors is told field by field, and never edited."""
+"""A config that goes along and no longer agrees with the tensors follows them, or is reported field by field."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def folder(where: Path, **changed: Any) -> Path:
 def remarks(source: Path, recipe: cs.Recipe, **more: Any) -> dict[str, str]:
     out = source.parent / f"out{len(list(source.parent.iterdir()))}"
     report = cs.plan(source, recipe, **more).save(out, companions=True)
-    assert (out / "config.json").read_bytes() == (source / "config.json").read_bytes()
+    followed = [note for note in report.notes if note.startswith("config.json: ")]
+    assert bool(followed) == ((out / "config.json").read_bytes() != (source / "config.json").read_bytes())
     told = [w for w in report.warnings if w.code == "stale-config"]
     assert all(w.severity == "warning" and w.headline in str(report) for w in told)
     fields = (w.headline.removeprefix("config.json says ").partition(" = ") for w in told)
@@ -46,20 +47,14 @@ def test_a_config_that_still_fits_is_told_nothing_of(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("recipe", "more", "told"),
     [
-        (cs.Recipe(rest="keep"), {"dtype": "bf16"}, {"torch_dtype": "BF16"}),
         (cs.Recipe(rest="keep", drop=["h.2.w"]), {}, {"n_layer": "2", "text_config.num_hidden_layers": "2"}),
         (
             cs.Recipe(["{m:embed,head}.weight -> {m}.weight | slice_rows(0, 8)"], rest="keep"),
             {},
             {"vocab_size": "the axes of 10 are of 8"},
         ),
-        (
-            cs.Recipe(["embed.weight -> embed.weight, other.weight"], rest="keep", drop=["head.weight"]),
-            {},
-            {"tie_word_embeddings": "embed.weight and other.weight are stored as two tensors"},
-        ),
     ],
-    ids=["dtype", "layers", "rows", "untied"],
+    ids=["layers", "rows"],
 )  # fmt: skip
 def test_each_field_is_told_with_its_value_and_what_the_tensors_are(
     recipe: cs.Recipe, more: dict[str, Any], told: dict[str, str], tmp_path: Path
@@ -69,19 +64,115 @@ def test_each_field_is_told_with_its_value_and_what_the_tensors_are(
     assert all(told[name] in text for name, text in found.items())
 
 
-def test_names_tied_anew_contradict_a_config_that_says_they_are_not(tmp_path: Path) -> None:
+def followed(source: Path, recipe: cs.Recipe, **more: Any) -> tuple[dict[str, Any], list[str]]:
+    out = source.parent / f"out{len(list(source.parent.iterdir()))}"
+    report = cs.plan(source, recipe, **more).save(out, companions=True)
+    assert not [w for w in report.warnings if w.code == "stale-config"]
+    told = [note.removeprefix("config.json: ") for note in report.notes if note.startswith("config.json: ")]
+    return json.loads((out / "config.json").read_text()), told
+
+
+def test_the_dtype_follows(tmp_path: Path) -> None:
+    config, told = followed(folder(tmp_path / "x"), cs.Recipe(rest="keep"), dtype="bf16")
+    assert (config, told) == (CONFIG | {"torch_dtype": "bfloat16"}, ["torch_dtype = bfloat16"])
+
+
+def test_names_that_are_no_longer_one_tensor_are_no_longer_tied(tmp_path: Path) -> None:
+    recipe = cs.Recipe(["embed.weight -> embed.weight, other.weight"], rest="keep", drop=["head.weight"])
+    config, told = followed(folder(tmp_path / "x"), recipe)
+    assert (config, told) == (CONFIG | {"tie_word_embeddings": False}, ["tie_word_embeddings = False"])
+
+
+def test_names_tied_anew_are_tied(tmp_path: Path) -> None:
     cs.save({"a.w": torch.ones(2, 2)}, tmp_path / "x")
     (tmp_path / "x/config.json").write_text('{"tie_word_embeddings": false}')
-    found = remarks(tmp_path / "x", cs.Recipe(rest="keep", tie={"b.w": "a.w"}))
-    assert found == {"tie_word_embeddings": "False, but b.w and a.w are one tensor"}
+    config, told = followed(tmp_path / "x", cs.Recipe(rest="keep", tie={"b.w": "a.w"}))
+    assert (config, told) == ({"tie_word_embeddings": True}, ["tie_word_embeddings = True"])
 
 
-def test_what_is_dequantised_is_told(tmp_path: Path) -> None:
-    weight = torch.ones(4, 4).to(torch.float8_e4m3fn)
-    cs.save({"w": weight, "w_scale_inv": torch.ones(1, 1)}, tmp_path / "x")
+def quantised(where: Path, *names: str) -> Path:
+    tensors = {}
+    for name in names:
+        tensors |= {name: torch.ones(4, 4).to(torch.float8_e4m3fn), f"{name}_scale_inv": torch.ones(1, 1)}
+    cs.save(tensors, where)
     config = {"quantization_config": {"quant_method": "fp8"}, "dtype": "bfloat16"}
-    (tmp_path / "x/config.json").write_text(json.dumps(config))
-    recipe = cs.Recipe(["w, w_scale_inv -> w | fp8_dequant(block=4)"])
-    (name,) = remarks(tmp_path / "x", recipe)
+    (where / "config.json").write_text(json.dumps(config))
+    (where / "quantize_config.json").write_text("{}")
+    return where
+
+
+def test_what_describes_the_quantisation_goes_with_the_last_quantised_tensor(tmp_path: Path) -> None:
+    recipe = cs.Recipe(["w, w_scale_inv -> w | fp8_dequant(block=4)"], rest="keep")
+    source = quantised(tmp_path / "x", "w")
+    assert followed(source, recipe) == ({"dtype": "bfloat16"}, ["quantization_config dropped"])
+    assert not list(tmp_path.glob("out*/quantize_config.json"))
+    assert followed(source, cs.Recipe(rest="keep"))[1] == []
+    assert list(tmp_path.glob("out*/quantize_config.json"))
+    (name,) = remarks(quantised(tmp_path / "y", "w", "v"), recipe)
     assert name == "quantization_config"
-    assert remarks(tmp_path / "x", cs.Recipe(rest="keep")) == {}
+
+
+def test_a_folder_over_itself_gets_a_config_that_follows(tmp_path: Path) -> None:
+    source = quantised(tmp_path / "x", "w")
+    recipe = cs.Recipe(["w, w_scale_inv -> w | fp8_dequant"])
+    cs.plan(source, recipe).save(source, companions=True, overwrite=True)
+    assert json.loads((source / "config.json").read_text()) == {"dtype": "bfloat16"}
+
+
+EDITS = {
+    "drop": ["heads", "absent"],
+    "rename": {"n_layer": "num_layers", "text_config.num_hidden_layers": "text_config.depth"},
+    "set": {"layers": "i", "width": "x", "kind": "'a text'", "twice": "config.hidden_size * 2", "listed": ["i", "'t'"],
+            "lacking": "config.absent", "text_config.deep": {"size": "x", "flag": True}},
+}  # fmt: skip
+
+
+def test_a_recipe_says_what_becomes_of_the_config(tmp_path: Path) -> None:
+    recipe = cs.Recipe(["h.{i}.w [x y] -> l.{i}.w [y x]"], rest="keep", config=EDITS)
+    config, told = followed(folder(tmp_path / "x"), recipe)
+    expected = {
+        "torch_dtype": "float32", "tie_word_embeddings": True, "num_layers": 3, "vocab_size": 10, "hidden_size": 4,
+        "eos_token_id": 6, "text_config": {"depth": 3, "deep": {"size": 4, "flag": True}}, "layers": 3, "width": 4,
+        "kind": "a text", "twice": 8, "listed": [3, "t"],
+    }  # fmt: skip
+    assert config == expected
+    assert list(config)[2] == "num_layers"
+    assert "lacking is not set: its expression has no value" in told
+    assert "absent dropped" not in told
+
+
+def test_renames_invert_and_a_scope_roots_them(tmp_path: Path) -> None:
+    recipe = cs.Recipe(["{k...} -> {k...}"], config={"rename": {"num_hidden_layers": "depth"}})
+    source = folder(tmp_path / "x")
+    there, _ = followed(source, recipe.scoped(config="text_config"))
+    assert there["text_config"] == {"depth": 3}
+    back = recipe.scoped(config="text_config").inverse()
+    assert cs.load_recipe is not None and str(back.scopes[0].recipe.config) == str(recipe.inverse().config)
+    chained, _ = followed(source, recipe.scoped(config="text_config").then(back))
+    assert chained == CONFIG
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        ({"remove": ["a"]}, r"\[config\] has no 'remove'"),
+        ({"drop": "a"}, "not a list of paths"),
+        ({"rename": {"a": 1}}, "not a table of paths"),
+        ({"set": 3}, "not a table"),
+    ],
+)
+def test_other_words_are_refused(config: dict[str, Any], text: str) -> None:
+    with pytest.raises(cs.RecipeError, match=text):
+        cs.Recipe(rest="keep", config=config)
+
+
+def test_a_name_that_stands_for_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(cs.PlanError, match="neither dims, nor an axis, nor a captured index is called 'float16'"):
+        cs.plan(folder(tmp_path / "x"), cs.Recipe(rest="keep", config={"set": {"torch_dtype": "float16"}}))
+
+
+def test_a_config_is_made_where_the_source_has_another_one(tmp_path: Path) -> None:
+    cs.save({"w": torch.ones(2, 2)}, tmp_path / "x")
+    recipe = cs.Recipe(["w [a b] -> w [a b]"], config={"rename": {"dim": "hidden_size"}, "set": {"rows": "a"}})
+    cs.plan(tmp_path / "x", recipe, config={"dim": 2}).save(tmp_path / "y", companions=True)
+    assert json.loads((tmp_path / "y/config.json").read_text()) == {"hidden_size": 2, "rows": 2}
