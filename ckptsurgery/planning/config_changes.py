@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ..errors import Diagnostic, RecipeError
 from ..language.config_edits import ConfigEdits, literal_of
 from ..language.dims import Dims
-from ..language.keys import is_index
 
-if TYPE_CHECKING:
-    from .matching import MatchedColumns
-
-__all__ = ["BoundEdits", "ConfigChange", "changed_config", "counts_of", "settled_edits"]
+__all__ = ["BoundEdits", "ConfigChange", "changed_config", "settled_edits"]
 
 
 @dataclass(frozen=True)
@@ -85,21 +80,6 @@ def _value(value: Any, dims: Dims) -> Any:
         text = f"neither dims, nor an axis, nor a captured index is called {value!r}"
         raise RecipeError(Diagnostic("bad-recipe", text))
     return list(found) if isinstance(found, tuple) else found
-
-
-def counts_of(matched: Iterable[Sequence[Sequence[MatchedColumns]]]) -> dict[str, set[int]]:
-    """Captured name -> one more than the largest index, for each term in which all that it captures are indices."""
-    counts: dict[str, set[int]] = {}
-    for terms in matched:
-        for found in terms:
-            seen: dict[str, Counter[str]] = {}
-            for matches in found:
-                for name, column in matches.columns.items():
-                    seen.setdefault(name, Counter()).update([column] if isinstance(column, str) else column)
-            for name, texts in seen.items():
-                if all(map(is_index, texts)):
-                    counts.setdefault(name, set()).add(1 + max(map(int, texts)))
-    return counts
 
 
 def changed_config(config: Mapping[str, Any], changes: Iterable[ConfigChange]) -> dict[str, Any]:

@@ -396,3 +396,18 @@ def _matched(term: Term, groups: Sequence[KeyGroup]) -> list[MatchedColumns]:
         if matches is not None:
             found.append(matches)
     return found
+
+
+def counts_of(matched: Iterable[Sequence[Sequence[MatchedColumns]]]) -> dict[str, set[int]]:
+    """Captured name -> one more than the largest index, for each term in which all that it captures are indices."""
+    counts: dict[str, set[int]] = {}
+    for terms in matched:
+        for found in terms:
+            seen: dict[str, set[str]] = {}
+            for matches in found:
+                for name, column in matches.columns.items():
+                    seen.setdefault(name, set()).update([column] if isinstance(column, str) else column)
+            for name, texts in seen.items():
+                if all(map(is_index, texts)):
+                    counts.setdefault(name, set()).add(1 + max(map(int, texts)))
+    return counts

@@ -20,11 +20,11 @@ from ..ops.base import OpError, SourceNote
 from ..specs import TensorSpec
 from .assembling import Draft, RuleSteps
 from .claims import claim, unexpected
-from .config_changes import ConfigChange, counts_of, settled_edits
+from .config_changes import ConfigChange, settled_edits
 from .drawing import drawn
 from .expanding import BoundPattern, Resolve, ResolvedRule, Stage, expand
 from .flattening import FlatIndexCounts
-from .joining import canonical
+from .joining import canonical, counts_of
 from .matching import MatchedColumns, respelled
 from .options import DEFAULTS, LoadOptions, PlanOptions
 from .plan import Plan

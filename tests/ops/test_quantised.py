@@ -168,7 +168,7 @@ def test_what_is_quantised_comes_back_nearly(op):
 
 
 def test_three_bits_lie_in_words_without_gaps():
-    from ckptsurgery.ops.quantised.codes import unpacked
+    from ckptsurgery.ops.quantised.code_books import unpacked
 
     codes = torch.randint(0, 8, (3, 64), generator=torch.Generator().manual_seed(0))
     bits = "".join(format(int(code), "03b")[::-1] for code in codes[0])

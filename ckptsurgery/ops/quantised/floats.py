@@ -11,7 +11,7 @@ from ..numerics import specs_of
 from ..operands import arithmetic_float, operands, pair
 from ..registry import op as registered
 from .bands import blank, float_dtype, in_bands, result_dtype
-from .codes import exponents, widened
+from .code_books import exponents, widened
 from .scales import add_grouped, scale_grid, times_grouped
 
 if TYPE_CHECKING:

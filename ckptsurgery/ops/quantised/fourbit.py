@@ -15,7 +15,7 @@ from ..numerics import narrow, specs_of, torch_dtype
 from ..operands import arithmetic_float, operands
 from ..registry import op as registered
 from .bands import bands, blank, float_dtype, in_bands
-from .codes import E2M1, exponents, values_of_bytes, widened
+from .code_books import E2M1, exponents, values_of_bytes, widened
 from .scales import times_grouped
 
 if TYPE_CHECKING:

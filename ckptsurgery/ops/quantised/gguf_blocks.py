@@ -16,7 +16,7 @@ from ..numerics import specs_of
 from ..operands import operands
 from ..registry import op as registered
 from .bands import blank, float_dtype, in_bands
-from .codes import planes
+from .code_books import planes
 
 if TYPE_CHECKING:
     from torch import Tensor

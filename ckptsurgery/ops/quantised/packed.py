@@ -13,7 +13,7 @@ from ..numerics import specs_of
 from ..operands import arithmetic_float, operands
 from ..registry import op as registered
 from .bands import blank, float_dtype, in_bands, result_dtype
-from .codes import integers, unpacked, unpacked_rows, values_of_bytes
+from .code_books import integers, unpacked, unpacked_rows, values_of_bytes
 from .scales import add_grouped, times_grouped
 
 if TYPE_CHECKING:
