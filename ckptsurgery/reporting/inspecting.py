@@ -185,7 +185,9 @@ def inspection(checkpoint: Checkpoint, pattern: str | None = None) -> Inspection
     remote = any(map(checkpoint.is_remote, checkpoint.files))  # there each small tensor is a request
     notes = (lambda key: SourceNote()) if remote else notes_of(checkpoint)
     packed = packed_weights(specs, notes, packings(checkpoint.extras))
-    return Inspection(checkpoint.source, specs, ties, extras, checkpoint.metadata, checkpoint.config, lost, packed=packed)
+    return Inspection(
+        checkpoint.source, specs, ties, extras, checkpoint.metadata, checkpoint.config, lost, packed=packed
+    )
 
 
 def _selected(specs: Mapping[str, TensorSpec], pattern: str, source: str) -> dict[str, TensorSpec]:
