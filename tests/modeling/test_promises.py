@@ -74,6 +74,6 @@ def test_nothing_can_be_said_of_what_makes_no_promise() -> None:
     with pytest.raises(LoadError, match="default says nothing of the mean and the std"):
         select(model, "0").promised("default")
     with pytest.raises(LoadError, match=r"'0\.bias': xavier_normal needs at least 2 dimensions"):
-        select(model, "0").promised("xavier_normal")
+        select(model, "0.bias").promised("xavier_normal")
     with pytest.raises(LoadError, match="2 tensors are meta"):
         select(model.to("meta"), "0").assert_drawn("ones")

@@ -106,6 +106,9 @@ def test_the_json_form_is_plain() -> None:
         "trainable": 9,
         "nbytes": 36,
         "repeated": False,
+        "input": [[1, 2]],
+        "kernel": [],
+        "mult_adds": 9,
     }
 
 
