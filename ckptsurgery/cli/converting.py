@@ -12,13 +12,14 @@ from . import parameters as o
 from .output import save_page, show
 from .ranks import among_ranks
 from .recipe_from_options import beside_from, config_from, dims_from, recipe_from, seed_from
+from .sources import open_source
 from .targets import target_from
 
 __all__ = ["convert", "plan", "restore_header"]
 
 
 def plan(
-    source: o.Source,
+    source: o.MaybeSource = None,
     recipe: o.RecipeNames = None,
     start: o.From = None,
     end: o.To = None,
@@ -34,6 +35,10 @@ def plan(
     dtype: o.DType = None,
     subtree: o.Subtree = None,
     by_file: o.ByFile = False,
+    component: o.Component = None,
+    file: o.File = None,
+    mount: o.Mount = None,
+    download: o.Download = False,
     explain: Annotated[str | None, typer.Option(metavar="KEY", help="Explain how this key is made.")] = None,
     html: o.Html = None,
     json: o.Json = False,
@@ -49,7 +54,7 @@ def plan(
     ckptsurgery plan old.bin --recipe mine.toml --explain layers.0.weight
     """
     said = recipe_from(recipe, rule, route=(start, end), inverse=inverse, drop=drop, rest=rest, tie=tie)
-    with cs.open(source, subtree=subtree, by_file=by_file) as checkpoint:
+    with open_source(source, mount, subtree, by_file, component, file, download) as checkpoint:
         made = cs.plan(
             checkpoint,
             said,
@@ -65,8 +70,8 @@ def plan(
 
 
 def convert(
-    source: o.Source,
-    destination: o.Destination,
+    source: o.MaybeSource = None,
+    destination: o.MaybeDestination = None,
     recipe: o.RecipeNames = None,
     start: o.From = None,
     end: o.To = None,
@@ -82,6 +87,10 @@ def convert(
     dtype: o.DType = None,
     subtree: o.Subtree = None,
     by_file: o.ByFile = False,
+    component: o.Component = None,
+    file: o.File = None,
+    mount: o.Mount = None,
+    download: o.Download = False,
     max_shard_size: o.MaxShardSize = None,
     max_memory: o.MaxMemory = None,
     dry_run: o.DryRun = False,
@@ -110,11 +119,16 @@ def convert(
     ckptsurgery convert new.safetensors back.safetensors --inverse
     ckptsurgery convert x.safetensors x.safetensors --recipe mine.toml --in-place
     ckptsurgery convert run.pt new.pt --subtree model -r mine.toml --carry optimizer
+    ckptsurgery convert --mount vision.=tower/ --mount llm.=model/ joined/
     torchrun --nproc-per-node 4 -m ckptsurgery convert old/ new/ -r mine.toml
     """
+    if mount and destination is None:
+        source, destination = None, source
+    if destination is None:
+        raise typer.BadParameter("name the file or folder to write", param_hint="'DST'")
     with among_ranks() as ranks:
         said = recipe_from(recipe, rule, route=(start, end), inverse=inverse, drop=drop, rest=rest, tie=tie)
-        with cs.open(source, subtree=subtree, by_file=by_file) as checkpoint:
+        with open_source(source, mount, subtree, by_file, component, file, download) as checkpoint:
             if inverse and not (recipe or rule or start):
                 made = cs.inverse(checkpoint)
             else:

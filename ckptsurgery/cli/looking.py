@@ -13,6 +13,7 @@ from . import parameters as o
 from .output import save_page, show, width
 from .recipe_from_options import recipe_from
 from .remedies import shell_text
+from .sources import open_source
 
 __all__ = ["diff", "doctor", "explain", "inspect", "ties"]
 
@@ -25,7 +26,7 @@ class Align(StrEnum):
 
 
 def inspect(
-    source: o.Source,
+    source: o.MaybeSource = None,
     filter: o.Filter = None,
     tree: Annotated[bool, typer.Option("--tree", help="Show modules as a tree with totals.")] = False,
     depth: Annotated[
@@ -35,6 +36,10 @@ def inspect(
     subtree: o.Subtree = None,
     by_file: o.ByFile = False,
     html: o.Html = None,
+    component: o.Component = None,
+    file: o.File = None,
+    mount: o.Mount = None,
+    download: o.Download = False,
     json: o.Json = False,
 ) -> None:
     """Show what is in a checkpoint.
@@ -46,13 +51,15 @@ def inspect(
     ckptsurgery inspect model.safetensors --depth 2 --html model.html
     ckptsurgery inspect run/epoch_3.pt --subtree model.ema --tree
     ckptsurgery inspect hf://org/repo --filter 'layers.{i}.attn.{rest...}' --json
+    ckptsurgery inspect pipeline/ --component vae
+    ckptsurgery inspect --mount vision.=tower/ --mount llm.=model/
     """
     from ..reporting.inspecting import inspection
 
-    with cs.open(source, subtree=subtree, by_file=by_file) as checkpoint:
+    with open_source(source, mount, subtree, by_file, component, file, download) as checkpoint:
         found = inspection(checkpoint, filter)
     if html:
-        save_page(found, html, source)
+        save_page(found, html, checkpoint.source)
     show(found if json else found.render(width(), fold=not all_keys, as_tree=tree, depth=depth), json)
 
 

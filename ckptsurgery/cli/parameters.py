@@ -19,11 +19,33 @@ def _print_version(wanted: bool) -> None:
 Version = Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")]
 
 Source = Annotated[str, typer.Argument(metavar="SRC", help="A file, a folder, or hf://org/repo[@rev][/file].")]
+MaybeSource = Annotated[
+    str | None,
+    typer.Argument(metavar="[SRC]", show_default=False, help="A file, a folder, or hf://org/repo[@rev][/file]."),
+]
+MaybeDestination = Annotated[
+    str | None, typer.Argument(metavar="DST", show_default=False, help="The file or folder to write.")
+]
 Destination = Annotated[str, typer.Argument(metavar="DST", help="The file or folder to write.")]
 Subtree = Annotated[
     str | None, typer.Option(metavar="PATH", help="Where the tensors lie inside a training checkpoint: 'state_dict'.")
 ]
 ByFile = Annotated[bool, typer.Option("--by-file", help="Put each file's name before its keys: 'rank0/layers.0.w'.")]
+Component = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Of a folder of several models, such as a diffusers root: this one, 'vae'."),
+]
+File = Annotated[str | None, typer.Option("--file", metavar="NAME", help="Of a folder: this file.")]
+Mount = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PREFIX=SRC",
+        help="Another source, with PREFIX before its keys: vision.=clip/. With it SRC may be left out. Repeatable.",
+    ),
+]
+Download = Annotated[
+    bool, typer.Option("--download", help="Of hf://: fetch whole files into the hub's cache instead of ranges.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Html = Annotated[str | None, typer.Option("--html", metavar="FILE", help="Also write a page to look at.")]
 Filter = Annotated[

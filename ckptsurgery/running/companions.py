@@ -37,12 +37,19 @@ _SUFFIXES = (".json", ".txt", ".model", ".jinja", ".md", ".vocab", ".tiktoken", 
 
 
 def companions_of(files: tuple[str, ...]) -> Iterator[Path]:
-    """Files beside the weights that belong to the model and are no weights."""
+    """Files beside the weights that belong to the model and are no weights; those of the hub come into its cache."""
+    for place in dict.fromkeys(file.rpartition("/")[0] for file in files if file.startswith("hf://")):
+        from ..storage.places.hub import small_files  # what reads local files needs no client of the hub
+
+        yield from small_files(place, _is_companion)
     for folder in dict.fromkeys(Path(f).parent for f in files):
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():  # an address has no folder here
-            named = path.name.startswith(_NAMES) and path.suffix in _SUFFIXES
-            if named and path.is_file() and not path.name.endswith(".index.json"):
+            if _is_companion(path.name) and path.is_file():
                 yield path
+
+
+def _is_companion(name: str) -> bool:
+    return name.startswith(_NAMES) and Path(name).suffix in _SUFFIXES and not name.endswith(".index.json")
 
 
 def companions_for(files: tuple[str, ...], folder: Path, overwrite: bool = False) -> dict[str, bytes]:

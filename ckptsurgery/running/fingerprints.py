@@ -10,6 +10,7 @@ from ..errors import CheckpointError, Diagnostic
 from ..planning.plan import Plan
 from ..storage.checkpoint import Checkpoint
 from ..storage.chunked_tensors import chunks_of
+from ..storage.sources.byte_source import LocalFile
 
 __all__ = ["fingerprint"]
 
@@ -41,6 +42,10 @@ def fingerprint(
 
 def _parts(plan: Plan, checkpoint: Checkpoint, aliases: Mapping[str, str]) -> Iterator[object]:
     for file in checkpoint.files:
+        source = checkpoint.sources.get(file)
+        if source is not None and not isinstance(source, LocalFile):
+            yield [file, source.size, *map(str, source.identity)]
+            continue
         status = Path(file).stat()
         yield [str(Path(file).absolute()), status.st_size, status.st_mtime_ns]
     yield [(key, str(entry.spec), entry.file, entry.offset) for key, entry in checkpoint.entries.items()]

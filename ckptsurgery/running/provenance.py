@@ -15,6 +15,7 @@ from ..planning.record import Target
 from ..specs import TensorSpec, shape_problem
 from ..storage.checkpoint import Checkpoint
 from ..storage.json_text import refuse_brackets
+from ..storage.sources.byte_source import LocalFile
 
 __all__ = ["PROVENANCE", "headers_as_recorded", "provenance_of", "read_provenance"]
 
@@ -37,7 +38,7 @@ def provenance_of(plan: Plan, checkpoint: Checkpoint) -> dict[str, str]:
     told = {
         "version": version("ckptsurgery"),
         "recipe": plan.recipe.dumps(),
-        "sources": [_hashed(Path(file)) for file in checkpoint.files],
+        "sources": [_source(checkpoint, file) for file in checkpoint.files],
         "headers": _told(plan.source),
         "target": None if plan.target is None else _told(plan.target.specs),
         "target_ties": [] if plan.target is None else [list(names) for names in plan.target.ties],
@@ -56,6 +57,14 @@ def provenance_of(plan: Plan, checkpoint: Checkpoint) -> dict[str, str]:
 
 def _told(specs: Mapping[str, TensorSpec]) -> dict[str, list[Any]]:
     return {key: [spec.dtype, *spec.shape] for key, spec in specs.items()}
+
+
+def _source(checkpoint: Checkpoint, file: str) -> dict[str, object]:
+    """What identifies a file: its hash, or what its server says of it where only a part of it was fetched."""
+    source = checkpoint.sources.get(file)
+    if source is None or isinstance(source, LocalFile):
+        return _hashed(Path(file))
+    return {"file": file, "nbytes": source.size, "identity": list(map(str, source.identity))}
 
 
 def _hashed(path: Path) -> dict[str, object]:

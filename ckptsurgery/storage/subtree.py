@@ -16,7 +16,7 @@ def enter(contents: Contents, subtree: str, source: str) -> Contents:
     Raises:
         CheckpointError: no key lies below it.
     """
-    prefix = subtree if subtree.endswith((".", "/")) else subtree + "."
+    prefix = subtree if subtree.endswith((".", "/")) else _prefix(subtree, contents)
     entries = {
         key[len(prefix) :]: entry for key, entry in contents.entries.items() if key.startswith(prefix) and key != prefix
     }
@@ -45,3 +45,10 @@ def enter(contents: Contents, subtree: str, source: str) -> Contents:
         extras[METADATA] = below
     metadata = {name: text for name, text in contents.metadata.items() if name != VERSIONS}
     return Contents(entries, aliases, metadata, extras, contents.config, contents.sources, disputed=contents.disputed)
+
+
+def _prefix(subtree: str, contents: Contents) -> str:
+    """The subtree with the separator that its keys have."""
+    slashed = any(key.startswith(f"{subtree}/") for key in contents.entries)
+    dotted = slashed and any(key.startswith(f"{subtree}.") for key in contents.entries)
+    return f"{subtree}/" if slashed and not dotted else f"{subtree}."

@@ -21,6 +21,7 @@ from typing import Any
 import numpy
 import safetensors
 import torch
+from format_seeds import SEEDS
 from safetensors.torch import save as safetensors_bytes
 
 import ckptsurgery as cs
@@ -75,7 +76,7 @@ def refusal(error: cs.CkptSurgeryError, placed: bool = True) -> None:
 def walk(path: Path, write: bool = True) -> None:
     """Use a checkpoint as a user would: headers, ties, every tensor's bytes, a table of it, a copy."""
     with cs.open(path) as checkpoint:
-        sizes = {file: Path(file).stat().st_size for file in checkpoint.files}
+        sizes = {file: checkpoint.sources[file].size for file in checkpoint.files}
         for key, tensor in checkpoint.items():
             extent = checkpoint.extent(key)
             if extent is not None:
@@ -399,6 +400,7 @@ TARGETS = {
         Target("pickle", _PICKLES, _of_file("x.pkl")),
         Target("npz", tuple(map(_npz, (numpy.savez, numpy.savez_compressed))), _of_file("x.npz")),
         Target("gguf", (_GGUF,), _of_file("x.gguf")),
+        *(Target(name, seeds, _of_file(file)) for name, (file, seeds) in SEEDS.items()),
         Target("doctor", (*_ZIPS, *_LEGACY, *_PICKLES, *_SAFE), _doctor),
         Target("mounts", (*_ZIPS, *_LEGACY, *_PICKLES, *_SAFE), _mounted),
         Target("record", (_RECORD,), _record),

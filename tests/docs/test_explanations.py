@@ -68,7 +68,6 @@ ONE_WORD = {
     "denormals",
     "offline",
     "address",
-    "torchscript",
     "pickle",
     "cast",
     "untied",

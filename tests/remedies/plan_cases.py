@@ -167,10 +167,27 @@ def files(stack: Path) -> Iterator[Case]:
 
     yield Case("missing-subtree", opened, parts, same(a=A))
     yield Case("missing-key", opened, lambda: {"source": {"fc.weight": A}, "key": "fc.wieght"}, same(fc__weight=A))
+    rooted = lambda: {"source": str(pipeline(stack)), "component": "vea"}  # noqa: E731
+    yield Case("missing-component", opened, rooted, same(a=A))
     stored = lambda: {"source": str(place(stack, model__safetensors={"a": A}) / "modle.safetensors")}  # noqa: E731
     yield Case("missing-file", opened, stored, same(a=A))
     yield Case("unknown-dtype", lambda dtype: cs.TensorSpec((2,), dtype).dtype, lambda: {"dtype": "bfloat17"},
                lambda made: made == "BF16")  # fmt: skip
+
+
+def pipeline(stack: Path) -> Path:
+    """A root of two models."""
+    root = place(stack, left__safetensors={"a": B})
+    (root / "model_index.json").write_text('{"vae": ["a", "V"], "encoder": ["b", "E"]}')
+    for name, tensor in (("vae", A), ("encoder", B)):
+        (root / name).mkdir(exist_ok=True)
+        cs.save({"a": tensor}, root / name / "model.safetensors", overwrite=True)
+    return root
+
+
+def written(path: str) -> dict[str, torch.Tensor]:
+    cs.save({"a": A}, path if "://" in path else Path(tempfile.mkdtemp(), path))
+    return {"a": A}
 
 
 def saved(path: Path | str, **options: Any) -> dict[str, torch.Tensor]:
@@ -190,6 +207,8 @@ def outputs(stack: Path) -> Iterator[Case]:
     yield Case("output-exists", saved, at("model.safetensors"), right)
     yield Case("output-exists", saved, at(""), right, note="a folder")
     yield Case("unsupported-output", saved, at("new.h5"), right)
+    far = lambda: {"path": "s3://bucket/new.safetensors"}  # noqa: E731
+    yield Case("unsupported-output", written, far, same(a=A), note="address")
     yield Case("companions-need-a-folder", saved, at("new.safetensors", companions=True), right)
     yield Case("shards-need-a-folder", saved, at("new.safetensors", max_shard_size="24"), right)
     yield Case("not-resumable", saved, at("new.pt", resume=True), right)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,7 +60,14 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             data = self.server.repos[repo][name]
             etag = hashlib.sha256(name.encode() + data).hexdigest()
-            self._send(200, data, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}, body)
+            found = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}
+            asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")) if data else None
+            if asked is None:
+                self._send(200, data, found, body)
+                return
+            start, stop = int(asked[1]), min(int(asked[2]) + 1, len(data))
+            found["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
+            self._send(206, data[start:stop], found, body)
 
     def _api(self, path: str) -> None:
         repo = path.partition("/revision/")[0]

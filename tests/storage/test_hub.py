@@ -20,7 +20,9 @@ import json, sys
 from ckptsurgery.errors import CheckpointError
 from ckptsurgery.storage import open_checkpoint
 try:
-    with open_checkpoint(sys.argv[1], by_file=len(sys.argv) > 2) as ckpt:
+    asked = {name: True if name in ("by_file", "download") else value
+             for name, _, value in (word.partition("=") for word in sys.argv[2:])}
+    with open_checkpoint(sys.argv[1], **asked) as ckpt:
         sums = {key: sum(ckpt.read(key)) for key in ckpt}
         print(json.dumps({"keys": list(ckpt), "sums": sums, "config": ckpt.config, "source": ckpt.source,
                           "ties": [tie.names for tie in ckpt.ties], "torch": "torch" in sys.modules}))
@@ -96,13 +98,63 @@ def test_a_file_and_a_folder_inside_of_a_repository_can_be_named(hub: Hub, tmp_p
     assert opened(hub, "hf://org/nested@main/vae", tmp_path)["keys"] == ["v"]
 
 
+def test_headers_and_ranges_are_fetched_and_what_the_cache_holds_is_not(hub: Hub, tmp_path: Path) -> None:
+    big = {f"layers.{n}": torch.full((64, 1024), float(n)) for n in range(8)}
+    hub.repos["org/big"] = {"model.safetensors": save(big), "config.json": b"{}"}
+    found = opened(hub, "hf://org/big", tmp_path)
+    assert list(found["sums"]) == list(big)
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert opened(hub, "hf://org/big", tmp_path, "download") == found
+    (kept,) = tmp_path.rglob("model.safetensors")
+    assert kept.stat().st_size == len(hub.repos["org/big"]["model.safetensors"])
+    hub.requests.clear()
+    assert opened(hub, "hf://org/big", tmp_path) == found
+    assert "model.safetensors" not in asked_for(hub)
+
+
+def test_companions_come_from_the_hub(hub: Hub, tmp_path: Path) -> None:
+    hub.repos["org/single"] |= {"tokenizer.json": b"{}", "notes.pdf": b"x"}
+    program = "import sys, ckptsurgery as cs; r = cs.Recipe(rest='keep'); "
+    program += "cs.plan(sys.argv[1], r).save(sys.argv[2], companions=True)"
+    settings = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-c", program, "hf://org/single", str(tmp_path / "out")]
+    subprocess.run(command, env=settings, check=True, timeout=120)
+    made = {path.name for path in (tmp_path / "out").iterdir()}
+    assert made == {"model.safetensors", "config.json", "tokenizer.json"}
+
+
+PIPELINE = json.dumps(
+    {"_class_name": "P", "unet": ["diffusers", "U"], "vae": ["diffusers", "V"], "safety": [None, None]}
+)
+
+
+@pytest.mark.parametrize("way", [(), ("download",)])
+def test_a_pipeline_opens_with_its_components_before_the_keys(hub: Hub, tmp_path: Path, way: tuple[str, ...]) -> None:
+    hub.repos["org/pipe"] = hub.repos["org/nested"] | {"model_index.json": PIPELINE.encode()}
+    found = opened(hub, "hf://org/pipe", tmp_path, *way)
+    assert found["keys"] == ["unet.u", "vae.v"]
+    assert found["config"] == {"unet": True}
+    assert opened(hub, "hf://org/pipe", tmp_path, "component=vae", *way)["keys"] == ["v"]
+    assert opened(hub, "hf://org/pipe", tmp_path, "component=unet", *way)["config"] == {"unet": True}
+    assert opened(hub, "hf://org/pipe", tmp_path, "file=vae/model.safetensors", *way)["keys"] == ["v"]
+    wrong = opened(hub, "hf://org/pipe", tmp_path, "component=vea", *way)
+    assert wrong["codes"] == ["missing-component"]
+
+
+def test_a_file_of_another_format_can_be_named(hub: Hub, tmp_path: Path) -> None:
+    data = Path(__file__).parents[1] / "data" / "formats"
+    hub.repos["org/other"] = {name: (data / name).read_bytes() for name in ("latest.h5", "plain.msgpack", "all.gguf")}
+    assert len(opened(hub, "hf://org/other/latest.h5", tmp_path)["keys"]) == 12
+    assert opened(hub, "hf://org/other", tmp_path)["codes"] == ["ambiguous-folder"]
+
+
 def test_by_file_mounts_every_file_of_a_folder(hub: Hub, tmp_path: Path) -> None:
     hub.repos["org/parts"] = {f"rank{i}.safetensors": save({"w": B}) for i in range(2)}
     assert opened(hub, "hf://org/parts", tmp_path, "by_file")["keys"] == ["rank0/w", "rank1/w"]
 
 
 def test_offline_the_cache_is_enough(hub: Hub, tmp_path: Path) -> None:
-    online = opened(hub, "hf://org/sharded", tmp_path)
+    online = opened(hub, "hf://org/sharded", tmp_path, "download")
     asked = len(hub.requests)
     offline = opened(hub, "hf://org/sharded", tmp_path, HF_HUB_OFFLINE="1")
     assert offline == online
@@ -113,7 +165,7 @@ def test_offline_a_cache_of_one_file_is_a_repository_of_it(hub: Hub, tmp_path: P
     """The hub was never asked for the other names that a checkpoint may have."""
     hub.repos["org/odd"] = {"weights.safetensors": save({"a": A}), "notes.txt": b"x"}
     for repository, file in (("single", "model.safetensors"), ("odd", "weights.safetensors")):
-        named = opened(hub, f"hf://org/{repository}/{file}", tmp_path)
+        named = opened(hub, f"hf://org/{repository}/{file}", tmp_path, "download")
         asked = len(hub.requests)
         found = opened(hub, f"hf://org/{repository}", tmp_path, HF_HUB_OFFLINE="1")
         assert found == named | {"source": f"hf://org/{repository}"}
@@ -123,7 +175,7 @@ def test_offline_a_cache_of_one_file_is_a_repository_of_it(hub: Hub, tmp_path: P
 
 
 def test_a_hub_that_went_away_leaves_the_cache(hub: Hub, tmp_path: Path) -> None:
-    online = opened(hub, "hf://org/sharded/model.safetensors.index.json", tmp_path)
+    online = opened(hub, "hf://org/sharded/model.safetensors.index.json", tmp_path, "download")
     source = "hf://org/sharded/model.safetensors.index.json"
     assert opened(hub, source, tmp_path, HF_ENDPOINT="http://127.0.0.1:9") == online | {"source": source}
 

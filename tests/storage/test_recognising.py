@@ -7,13 +7,8 @@ line is run as it is shown, and what it writes opens with the right values.
 from __future__ import annotations
 
 import ast
-import bz2
-import gzip
-import io
-import lzma
 import pickle
 import re
-import shutil
 import subprocess
 import zipfile
 from collections.abc import Callable
@@ -29,48 +24,6 @@ import ckptsurgery as cs
 from ckptsurgery.storage.formats.recognising import HEADS, ZIPS
 
 # files
-
-
-def hdf5_bytes() -> bytes:
-    if not there("h5py"):
-        return b"\x89HDF\r\n\x1a\n" + bytes(100)
-    import h5py
-
-    buffer = io.BytesIO()
-    with h5py.File(buffer, "w") as file:
-        file.create_dataset("layers/dense/vars/0", data=W)
-        file.create_dataset("layers/name", data="dense")
-    return buffer.getvalue()
-
-
-def joblib_zlib(path: Path) -> None:
-    if there("joblib"):
-        import joblib
-
-        joblib.dump({"w": W}, path, compress=("zlib", 3))
-    else:
-        import zlib
-
-        path.write_bytes(zlib.compress(pickle.dumps({"w": W})))
-
-
-def flax_bytes() -> bytes:
-    if there("flax"):
-        import flax.serialization
-
-        return flax.serialization.msgpack_serialize({"params": {"w": W}})
-    return b"\x81\xa6params\x81\xa1w\xc7\x26\x01" + bytes(0x26)
-
-
-def onnx_file(path: Path) -> None:
-    if not there("onnx"):
-        path.write_bytes(b"\x08\x08\x12\x07pytorch\x1a\x05" + b"1.13.0" + bytes(64))
-        return
-    import onnx
-    from onnx import helper, numpy_helper
-
-    graph = helper.make_graph([], "g", [], [], [numpy_helper.from_array(W, "w")])
-    onnx.save(helper.make_model(graph, producer_name="test"), path)
 
 
 def openvino_file(path: Path) -> None:
@@ -95,21 +48,16 @@ def written(data: bytes) -> Callable[[Path], None]:
 
 
 FILES: dict[str, tuple[str, Callable[[Path], Any]]] = {
-    "hdf5": ("x.h5", lambda path: path.write_bytes(hdf5_bytes())),
-    "gzip": ("x.gz", written(gzip.compress(plain_pickle()))),
     "zstd": ("x.zst", written(b"\x28\xb5\x2f\xfd" + bytes(50))),
-    "bzip2": ("x.bz2", written(bz2.compress(plain_pickle()))),
-    "xz": ("x.xz", written(lzma.compress(plain_pickle()))),
-    "zlib": ("x.joblib", joblib_zlib),
+    "zlib": ("x.joblib", written(b"ZF" + bytes(50))),
+    "lz4": ("x.lz4", written(b"\x04\x22M\x18" + bytes(50))),
     "tflite": ("x.tflite", written(b"\x1c\0\0\0TFL3" + bytes(100))),
     "openvino": ("x.xml", openvino_file),
-    "msgpack": ("flax_model.msgpack", lambda path: path.write_bytes(flax_bytes())),
-    "onnx": ("x.onnx", onnx_file),
     "savedmodel": ("saved_model.pb", written(b"\x08\x01\x12\xd1\x2a\x0a\x1c\x12\x04\x08\x01\x12\0" + bytes(99))),
     "coreml": ("x.mlmodel", written(b"\x08\x05\x12\x9e\x03\x0a\x12\x0a\x05image\x12\0" + bytes(99))),
     "pdf": ("x.pdf", written(b"%PDF-1.7\n")),
 }
-SHELL = {"gzip": "gunzip", "bzip2": "bunzip2", "xz": "xz", "zstd": "zstd"}
+SHELL = {"zstd": "zstd", "lz4": "lz4"}
 
 
 @pytest.mark.parametrize("kind", HEADS)
@@ -125,24 +73,14 @@ def test_a_file_of_another_program_is_named_and_its_remedy_works(
     assert problem.code == "unsupported-format"
     assert HEADS[kind][1].text in problem.headline
     assert "{" not in str(problem.help).replace("{}", "").replace("{t.name", "").replace("{op", "").replace("{k", "")
-    if in_folder and kind not in ("gzip", "zstd", "bzip2", "xz", "pdf", "savedmodel"):
+    if in_folder and kind not in ("zstd", "lz4", "pdf", "savedmodel"):
         assert refused(path.parent).headline == problem.headline
     if kind in SHELL:
         command = str(problem.help).removeprefix("unpack it: ")
-        if shutil.which(SHELL[kind]) and kind != "zstd":
-            subprocess.run(command, shell=True, check=True, cwd=tmp_path)
-            assert holds_w(tmp_path / "new.bin")
+        assert command.startswith(f"{SHELL[kind]} -dc ")
     else:
         made = pasted(str(problem.help), tmp_path, monkeypatch)
         assert made is None or holds_w(made)
-
-
-@pytest.mark.parametrize(
-    "head", [b"\x81\xa6params\x80", b"\x83\xa1a\x01", b"\xde\0\x11\xa6params", b"\x8f\xd9\x21" + b"k" * 33]
-)
-def test_a_msgpack_mapping_of_few_keys_is_one(head: bytes, tmp_path: Path) -> None:
-    (tmp_path / "x").write_bytes(head)
-    assert "msgpack" in refused(tmp_path / "x").headline
 
 
 # zip files
@@ -160,9 +98,6 @@ def packaged(path: Path) -> None:
 
 
 ZIPPED: dict[str, Callable[[Path], Any]] = {
-    "keras": lambda path: zipped(
-        path, metadata_dot_json=b"{}", config_dot_json=b"{}", model_dot_weights_dot_h5=hdf5_bytes()
-    ),
     "package": packaged,
     "old-torchscript": lambda path: zipped(path, x__model_dot_json=b"{}", x__version=b"1"),
     "zipped": lambda path: zipped(path, model_dot_pkl=plain_pickle()),
@@ -186,29 +121,11 @@ def test_a_zip_file_of_another_program_is_named_and_its_remedy_works(
     elif kind == "zipped":
         subprocess.run(str(problem.help).removeprefix("unpack it: "), shell=True, check=True, cwd=tmp_path)
         assert holds_w(tmp_path / "new_folder" / "model.pkl")
-    elif kind == "keras":
-        made = pasted(str(problem.help), tmp_path, monkeypatch)
-        assert made is None or holds_w(made)
     else:
         assert ast.parse(str(problem.help))
 
 
 # torch's own files that are no state_dict
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_a_frozen_torchscript_is_named_and_its_constants_can_be_had(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    linear = torch.nn.Linear(3, 2)
-    with torch.no_grad():
-        linear.weight.copy_(torch.tensor(W))
-    frozen = torch.jit.freeze(torch.jit.script(linear.eval()))
-    torch.jit.save(frozen, str(tmp_path / "x.pt"))
-    problem = refused(tmp_path / "x.pt")
-    assert problem.code == "torchscript"
-    assert "frozen" in problem.headline
-    assert holds_w(pasted(str(problem.help), tmp_path, monkeypatch))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -221,9 +138,10 @@ def test_an_exported_program_is_read(tmp_path: Path) -> None:
             self.d = torch.nn.Linear(3, 3, bias=False)
             self.d.weight = self.a.weight
             self.register_buffer("t", torch.arange(6.0).reshape(2, 3).T[1:])
+            self.register_buffer("scale", torch.arange(3.0), persistent=False)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.d(self.b(self.a(x))) + self.c(x.to(torch.bfloat16)).float() + self.t.sum()
+            return self.d(self.b(self.a(x * self.scale))) + self.c(x.to(torch.bfloat16)).float() + self.t.sum()
 
     module = Tied().eval()
     torch.export.save(torch.export.export(module, (torch.ones(2, 3),)), tmp_path / "x.pt2")
@@ -233,6 +151,7 @@ def test_an_exported_program_is_read(tmp_path: Path) -> None:
             assert set(ckpt) == set(live)
             assert all(torch.equal(ckpt[key].load(), live[key]) for key in live)
             assert [sorted(tie.names) for tie in ckpt.ties] == [["a.weight", "d.weight"]]
+            assert torch.equal(ckpt.tensor_at(ckpt.extras["constants"]["scale"]), module.scale)
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
@@ -266,19 +185,10 @@ def test_numpy_files_that_are_not_plain_have_a_remedy(tmp_path: Path, monkeypatc
         assert refused(tmp_path / "cut.npy").code == "unsupported-format"
 
 
-def test_joblib_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_an_old_joblib_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.pkl"
-    if there("joblib"):
-        import joblib
-
-        joblib.dump({"w": W}, path)
-    else:
-        path.write_bytes(
-            b"\x80\x04}\x8c\x01wcjoblib.numpy_pickle\nNumpyArrayWrapper\n)\x81}\x8c\x05shapeK\x02K\x03\x86sb"
-            + bytes(24)
-        )
+    path.write_bytes(b"\x80\x04}\x8c\x01wcjoblib.numpy_pickle\nNDArrayWrapper\n)\x81}\x8c\x05shapeK\x02K\x03\x86sb.")
     problem = refused(path)
     assert problem.code == "unsupported-format"
     assert "joblib" in problem.headline
-    made = pasted(str(problem.help), tmp_path, monkeypatch)
-    assert made is None or holds_w(made)
+    assert pasted(str(problem.help), tmp_path, monkeypatch) is None

@@ -82,8 +82,8 @@ def empty(folder: Path, *names: str) -> None:
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
 
-def cached(folder: Path) -> None:
-    parts(folder, f"snapshots/{SHA}/model.safetensors")
+def cached(folder: Path, *commits: str) -> None:
+    parts(folder, *(f"snapshots/{commit}/model.safetensors" for commit in commits))
     empty(folder, "refs/main", "blobs/x")
 
 
@@ -103,14 +103,10 @@ LAID_OUT: dict[str, Callable[[Path], Any]] = {
     "zero-root": lambda folder: zero(folder, 1) and None,
     "megatron": megatron,
     "megatron-root": lambda folder: megatron(folder) and None,
-    "diffusers": lambda folder: parts(
-        folder, "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors", model_index="{}"
+    "hub-repo": lambda folder: cached(folder, SHA, "f" * 40),
+    "hub-cache": lambda folder: parts(
+        folder, *(f"models--org--{name}/snapshots/{SHA}/model.safetensors" for name in ("name", "other"))
     ),
-    "sentence-transformers": lambda folder: parts(
-        folder, "model.safetensors", "2_Dense/model.safetensors", modules="[]"
-    ),
-    "hub-repo": cached,
-    "hub-cache": lambda folder: parts(folder, f"models--org--name/snapshots/{SHA}/model.safetensors"),
     "saved-model": lambda folder: empty(folder, "saved_model.pb", "variables/variables.index"),
     "tensorflow": lambda folder: empty(folder, "checkpoint", "model.ckpt.index", "model.ckpt.data-00000-of-00001"),
     "orbax": orbax,

@@ -62,6 +62,18 @@ def test_a_torch_file_is_opened_by_its_directory(server: RangeServer) -> None:
         same(checkpoint)
 
 
+def test_a_torch_file_takes_few_round_trips(server: RangeServer) -> None:
+    """Its directory in one piece, and the headers of its records several at a time."""
+    server.files["x.pt"] = server.files["x.pt"]
+    with cs.open(f"{server.url}/x.pt") as checkpoint:
+        tensors = [start for _, start, stop in server.asked if stop - start < 4096]
+        assert len(server.asked) - len(tensors) <= 3
+        assert len(tensors) <= len(checkpoint) + 5
+        assert server.most > 2
+        pickled = server.files["x.pt"].index(b"byteorder")
+        assert server.sent <= 64 * KIB + pickled + 300 * len(checkpoint)
+
+
 def test_a_long_header_is_fetched_without_more_than_a_block_too_much(server: RangeServer, tmp_path: Path) -> None:
     cs.save({f"a.rather.long.name.of.a.tensor.{n}": torch.ones(1) for n in range(3000)}, tmp_path / "x.safetensors")
     server.files["long.safetensors"] = (tmp_path / "x.safetensors").read_bytes()

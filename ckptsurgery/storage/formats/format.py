@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
+from ...errors import CheckpointError, Diagnostic
 from ...specs import TensorSpec
 from ..contents import Contents, Extent
 from ..output.durability import SYNCED, Durability
@@ -82,6 +83,19 @@ class OpenedSource:
         """Return bytes `[offset, offset + nbytes)`, fewer at the end of the file."""
         there = max(0, self.size - offset)  # a read takes memory for all that it asks for
         return read_at(self.file, offset, min(nbytes, there))
+
+    def beside(self, name: str) -> ByteSource:
+        """Return the source of a file in the same folder, or below it.
+
+        Raises:
+            CheckpointError: there is none, or this source has no folder.
+        """
+        found = getattr(self.source, "beside", None)
+        if found is None:
+            text = f"{self.name!r} needs the file {name!r} beside it, and has no folder"
+            raise CheckpointError(Diagnostic("missing-file", text, self.name, help="open the file in its folder"))
+        source: ByteSource = found(name)
+        return source
 
     def __enter__(self) -> OpenedSource:
         return self

@@ -9,16 +9,19 @@ import ast
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...errors import CheckpointError, Diagnostic
 from ...specs import DTYPES
 from ..contents import Contents, Entry
 from ..sources.byte_source import ByteSource
 from ..unpickling.inert import Array, Blob, NumpyType, Opaque, Storage
-from .format import Format, OpenedSource
+from .format import Announced, Format, OpenedSource
 from .storages import StorageRun, place_all
 from .zip_archive import Record, refused
+
+if TYPE_CHECKING:
+    from ..output.staging import Writer
 
 __all__ = ["Inflated", "NpyFormat", "NpzFormat"]
 
@@ -60,6 +63,7 @@ class NpzFormat(Format):
     name = "npz"
     text = "a zip file of numpy arrays"
     suffixes = (".npz",)
+    writes = (".npz",)
 
     def recognise(self, head: bytes, names: Sequence[str]) -> bool:
         """Return whether all names end as numpy's do."""
@@ -88,6 +92,19 @@ class NpzFormat(Format):
         if not leaves:
             raise refused(source, "no-tensors", "holds no arrays of numbers", "name another file")
         return Contents(place_all(leaves, _region, source) | late, extras=extras)
+
+    def writer(self, announced: Announced) -> Writer:
+        """Return a writer of stored arrays.
+
+        Raises:
+            CheckpointError: a dtype that numpy does not have, or a tied name.
+        """
+        from ..output.npz_writer import NpzWriter
+
+        a = announced
+        made = NpzWriter(a.path, a.specs, a.aliases, a.durability)
+        made.left_out = list(a.extras)
+        return made
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ which numpy does not have. Arrays lie in the file as they are, save in pickles o
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 from ..contents import Contents
@@ -16,7 +17,7 @@ from ..unpickling.inert import Array, Joined, NumpyType, Storage
 from ..unpickling.nesting import find_model, settle
 from ..unpickling.pickle_machine import Unpickler, trailing
 from .format import OpenedSource, opening
-from .storages import StorageRun, place_all
+from .storages import LateTensor, StorageRun, place_all
 from .torch_legacy import nested_reader
 
 __all__ = ["read_pickle"]
@@ -52,6 +53,9 @@ def read_pickle(path: str | os.PathLike[str] | OpenedSource, subtree: str | None
         return StorageRun(source, *storage.place)
 
     entries = place_all(found.leaves, region, source)
+    for key, entry in entries.items():
+        if type(entry.tensor) is LateTensor:
+            entries[key] = entry._replace(tensor=replace(entry.tensor, source=opened.source))
     extras = settle(found.extras, lambda leaf: place_all({"": leaf}, region, source)[""])
     return Contents(entries, extras=extras, frame=found.frame)
 

@@ -12,14 +12,16 @@ from dataclasses import dataclass
 
 from ...errors import CheckpointError, Diagnostic
 
-__all__ = ["HEADS", "ZIPS", "Foreign", "address_problem", "head_problem", "zip_problem"]
-
-_PICKLED = "pickle.dump({tensors}, open('new.pkl', 'wb'))"
-_H5 = (
-    "import {imports}h5py, pickle; found = {{}}; h5py.File({file}).visititems(lambda name, item: "
-    "found.__setitem__(name, item[()]) if getattr(item, 'dtype', None) is not None and item.dtype.kind in 'fiub' "
-    "else None); pickle.dump(found, open('new.pkl', 'wb'))"
-)
+__all__ = [
+    "HEADS",
+    "ZIPS",
+    "Foreign",
+    "address_problem",
+    "head_problem",
+    "is_msgpack_map",
+    "is_onnx",
+    "zip_problem",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ def _magic(*marks: bytes, at: int = 0) -> Callable[[bytes], bool]:
     return lambda head: head.startswith(marks, at)
 
 
-def _is_msgpack_map(head: bytes) -> bool:
+def is_msgpack_map(head: bytes) -> bool:
     """Whether it is a mapping that begins with a text key, however few keys it has."""
     start = {0xDE: 3, 0xDF: 5}.get(head[0], 1 if 0x81 <= head[0] <= 0x8F else 0) if head else 0
     kind = head[start] if 0 < start < len(head) else 0
@@ -76,7 +78,8 @@ def _protobuf_second(head: bytes) -> tuple[int, int, bytes] | None:
     return head[1], head[2], head[4 : 4 + head[3]]
 
 
-def _is_onnx(head: bytes) -> bool:
+def is_onnx(head: bytes) -> bool:
+    """Return whether a model of ONNX begins: a version, then a graph, imports, or the name of a producer."""
     second = _protobuf_second(head)
     if second is None:
         return False
@@ -86,12 +89,12 @@ def _is_onnx(head: bytes) -> bool:
 
 def _is_saved_model(head: bytes) -> bool:
     second = _protobuf_second(head)
-    return second is not None and second[:2] == (1, 0x12) and not _is_onnx(head)
+    return second is not None and second[:2] == (1, 0x12) and not is_onnx(head)
 
 
 def _is_coreml(head: bytes) -> bool:
     second = _protobuf_second(head)
-    return second is not None and second[0] < 16 and second[1] == 0x12 and not _is_onnx(head)
+    return second is not None and second[0] < 16 and second[1] == 0x12 and not is_onnx(head)
 
 
 _TF_VARIABLES = (
@@ -100,16 +103,11 @@ _TF_VARIABLES = (
 )
 
 HEADS: dict[str, tuple[Callable[[bytes], bool], Foreign]] = {
-    "hdf5": (_magic(b"\x89HDF\r\n\x1a\n"), Foreign("hdf5", "an HDF5 file (Keras, h5py)",
-        _H5.format(imports="", file="{path}"))),
-    "gzip": (_magic(b"\x1f\x8b"), Foreign("gzip", "a gzip archive (a joblib file may be one)",
-        "unpack it: gunzip -c {path} > new.bin")),
     "zstd": (_magic(b"\x28\xb5\x2f\xfd"), Foreign("zstd", "a zstd archive", "unpack it: zstd -dc {path} > new.bin")),
-    "bzip2": (_magic(b"BZh"), Foreign("bzip2", "a bzip2 archive", "unpack it: bunzip2 -c {path} > new.bin")),
-    "xz": (_magic(b"\xfd7zXZ\x00"), Foreign("xz", "an xz archive", "unpack it: xz -dc {path} > new.bin")),
-    "zlib": (_magic(b"x\x01", b"x\x9c", b"x\xda", b"x^", b"ZF"), Foreign("zlib", "a compressed joblib file",
+    "zlib": (_magic(b"ZF"), Foreign("zlib", "a compressed file of an old joblib",
         "if you trust the file, which runs code when it is loaded: "
         "import joblib, pickle; pickle.dump(joblib.load({path}), open('new.pkl', 'wb'))")),
+    "lz4": (_magic(b"\x04\x22M\x18"), Foreign("lz4", "an lz4 archive", "unpack it: lz4 -dc {path} > new.bin")),
     "tflite": (_magic(b"TFL3", at=4), Foreign("tflite", "a TensorFlow Lite model",
         "open the checkpoint that it was converted from; its constants: "
         "import tensorflow; i = tensorflow.lite.Interpreter(model_path={path}); i.get_tensor_details()")),
@@ -117,12 +115,6 @@ HEADS: dict[str, tuple[Callable[[bytes], bool], Foreign]] = {
         "an OpenVINO model",
         "import openvino, pickle; pickle.dump({op.get_friendly_name(): op.data for op in openvino.Core().read_model("
         "{path}).get_ops() if op.get_type_name() == 'Constant'}, open('new.pkl', 'wb'))")),
-    "msgpack": (_is_msgpack_map, Foreign("msgpack", "a msgpack file (Flax)",
-        "import flax.serialization, pickle; pickle.dump(flax.serialization.msgpack_restore(open({path}, 'rb').read()),"
-        " open('new.pkl', 'wb'))")),
-    "onnx": (_is_onnx, Foreign("onnx", "an ONNX model",
-        "import onnx, onnx.numpy_helper, pickle; pickle.dump({t.name: onnx.numpy_helper.to_array(t) for t in "
-        "onnx.load({path}).graph.initializer}, open('new.pkl', 'wb'))")),
     "savedmodel": (_is_saved_model, Foreign("savedmodel", "the graph of a TensorFlow SavedModel",
         "its weights are in the folder variables beside it; open the folder that holds this file")),
     "coreml": (_is_coreml, Foreign("coreml", "a Core ML model",
@@ -150,8 +142,6 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pdparams", ".index
 _UNPACK = "unpack it: python -m zipfile -e {path} new_folder"
 
 ZIPS: dict[str, tuple[Callable[[Sequence[str]], bool], Foreign]] = {
-    "keras": (lambda names: {"metadata.json", "model.weights.h5"} <= {*names}, Foreign("keras", "a Keras model",
-        _H5.format(imports="io, zipfile, ", file="io.BytesIO(zipfile.ZipFile({path}).read('model.weights.h5'))"))),
     "package": (_ends("/.data/extern_modules"), Foreign("package", "an archive of torch.package",
         "if you trust the file, whose code runs when it is loaded: torch.package.PackageImporter({path})"
         ".load_pickle(package, resource), then save the state_dict of what it gives")),

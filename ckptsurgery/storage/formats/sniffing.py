@@ -109,8 +109,6 @@ def kind_of(head: bytes, size: int) -> str:
         return "html"
     if text.startswith((b"{", b"[")):
         return "json"
-    if head[257:262] == b"ustar":
-        return "tar"
     for kind, (foreign, _) in HEADS.items():
         if foreign(head):
             return kind
@@ -228,14 +226,6 @@ def _refusal(path: str, opened: OpenedSource) -> Diagnostic:
         text = f"{path!r} is JSON text, not a checkpoint"
         help = "an error page was saved in its place? download the file again, signed in if need be"
         return Diagnostic("json-page", text, path, (f"begins {shown!r}",), help=help)
-    if kind == "tar":
-        text = f"{path!r} is a tar archive, which is not read here"
-        return Diagnostic(
-            "unsupported-format",
-            text,
-            path,
-            help="unpack it: tar -xf; a torch 0.1 checkpoint: torch.load and torch.save it",
-        )
     if kind == "text":
         text = f"{path!r} is a text file, not a checkpoint"
         return Diagnostic("text-file", text, path, (f"begins {shown!r}",), help="check what was downloaded")

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from ...errors import CheckpointError, Diagnostic
 from ...specs import DTYPES, TensorSpec, shape_problem
 from ..contents import Entry
+from ..sources.byte_source import ByteSource, read_run
 from ..unpickling.inert import Array, Blob, FileBytes, Joined, Storage, Tensor
 from ..unpickling.nodes import name_of
 
@@ -41,11 +42,13 @@ class LateTensor:
         spec: what comes out.
         pieces: `bytes`, or `(file, offset, nbytes)` to read; joined in order, little-endian.
         fortran: whether the elements come in column-major order.
+        source: what holds the pieces that are to be read; the local file of their name if it is None.
     """
 
     spec: TensorSpec
     pieces: tuple[bytes | tuple[str, int, int], ...]
     fortran: bool = False
+    source: ByteSource | None = None
 
     def __call__(self) -> Any:
         import torch
@@ -54,6 +57,9 @@ class LateTensor:
         for piece in self.pieces:
             if isinstance(piece, bytes):
                 data += piece
+                continue
+            if self.source is not None:
+                data += read_run(self.source, piece[1], piece[2])
                 continue
             read = Blob(piece[1], piece[2], piece[0]).read()
             if not isinstance(read, bytes) or len(read) != piece[2]:

@@ -8,9 +8,14 @@ from typing import TYPE_CHECKING
 
 from ...errors import CheckpointError, Diagnostic
 from ..contents import Contents
+from .archives import CompressedFormat, TarFormat
+from .flax_msgpack import FlaxFormat
 from .format import Announced, Format, OpenedSource
 from .gguf import GgufFormat
+from .hdf5 import Hdf5Format
+from .keras_zip import KerasFormat
 from .npz import NpyFormat, NpzFormat
+from .onnx import OnnxFormat
 from .safetensors import CHANGING, MAX_HEADER, read_safetensors
 from .torch_export import is_export
 from .torch_zip import holds_pickle
@@ -160,6 +165,12 @@ _BUILTIN: tuple[Format, ...] = (
     PickleFormat(),
     NpyFormat(),
     GgufFormat(),
+    Hdf5Format(),
+    KerasFormat(),
+    CompressedFormat(),
+    TarFormat(),
+    FlaxFormat(),
+    OnnxFormat(),
 )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ...specs import DTYPES
-from ..contents import Contents
+from ..contents import Contents, Entry
 from ..json_text import parse_json
 from ..unpickling.inert import Storage, Tensor
 from .storages import StorageRun, place_all
@@ -19,7 +19,7 @@ _DTYPES = {
     1: "U8", 2: "I8", 3: "I16", 4: "I32", 5: "I64", 6: "F16", 7: "F32", 8: "F64", 10: "C64", 11: "C128", 12: "BOOL",
     13: "BF16", 28: "U16", 29: "F8_E4M3", 30: "F8_E5M2", 31: "F8_E4M3FNUZ", 32: "F8_E5M2FNUZ",
 }  # fmt: skip
-_CONFIG = "_weights_config.json"
+_CONFIG, _CONSTANTS = "_weights_config.json", "_constants_config.json"
 _STRIDED = 7  # of the schema's layouts
 _REMEDY = "import torch; torch.save(torch.export.load({path!r}).state_dict, 'new.pt')"
 
@@ -31,7 +31,7 @@ def is_export(names: Iterable[str]) -> bool:
 
 
 def read_torch_export(archive: ZipArchive) -> Contents:
-    """The parameters and persistent buffers of an exported program, by their names in its state_dict.
+    """Return the parameters and persistent buffers of an exported program by name; constants are among the extras.
 
     Raises:
         CheckpointError: an older version, several programs, or a weight that is not plain bytes.
@@ -41,15 +41,24 @@ def read_torch_export(archive: ZipArchive) -> Contents:
     if len(configs) != 1:
         many = f"holds {len(configs)} programs" if configs else "is of an older version, which is not read here"
         raise _refused(source, f"is an archive of torch.export (.pt2) that {many}")
-    folder = configs[0].rpartition("/")[0]
-    root = folder.removesuffix("data/weights")
+    root = configs[0].rpartition("/")[0].removesuffix("data/weights")
+    big = archive.bytes_of(f"{root}byteorder").strip() == b"big" if f"{root}byteorder" in archive.records else False
+    contents = Contents(_placed(archive, configs[0], big))
+    constants = [name for name in names if name.startswith(f"{root}data/constants/") and name.endswith(_CONSTANTS)]
+    if constants:  # tensors of the code, and buffers that no state_dict has
+        contents.extras["constants"] = _placed(archive, constants[0], big)
+    return contents
+
+
+def _placed(archive: ZipArchive, config: str, big: bool) -> dict[str, Entry]:
+    """The entries of the tensors that a record of JSON describes; their bytes are in records beside it."""
+    source, folder = archive.source, config.rpartition("/")[0]
     try:
-        config = parse_json(archive.bytes_of(configs[0], at_most=1 << 28))["config"]
-        described = {name: _described(about) for name, about in config.items()}
+        listed = parse_json(archive.bytes_of(config, at_most=1 << 28))["config"]
+        described = {name: _described(about) for name, about in listed.items() if about.get("tensor_meta")}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         why = f"is an archive of torch.export (.pt2) whose weights are described in an unknown way: {error!r}"
         raise _refused(source, why[:400]) from None
-    big = archive.bytes_of(f"{root}byteorder").strip() == b"big" if f"{root}byteorder" in archive.records else False
 
     def region(storage: Storage) -> StorageRun:
         record = archive.stored(f"{folder}/{storage.key}")
@@ -62,7 +71,7 @@ def read_torch_export(archive: ZipArchive) -> Contents:
         numel = found.nbytes // DTYPES[dtype].itemsize
         storage = storages.setdefault(record, Storage(record, dtype, numel))
         leaves[name] = Tensor(storage, offset, shape, strides, dtype)
-    return Contents(place_all(leaves, region, source))
+    return place_all(leaves, region, source)
 
 
 _Described = tuple[str, str, int, tuple[int, ...], tuple[int, ...]]

@@ -1,8 +1,9 @@
 """Torch's zip files: where each tensor lies, read from the directory, the local headers and `data.pkl` alone.
 
 The archive holds `<name>/data.pkl`, a pickle whose tensors refer to storages by key, and one stored record
-`<name>/data/<key>` for each storage. Records are aligned through padding in the *local* header's extra field, which the
-directory does not show, so the local headers are read (see `zip_archive`).
+`<name>/data/<key>` for each storage. A frozen TorchScript has its weights as constants of its code instead, in
+`constants.pkl` and `constants/<key>`. Records are aligned through padding in the *local* header's extra field, which
+the directory does not show, so the local headers are read (see `zip_archive`).
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from ..contents import Contents
 from ..json_text import parse_json
 from ..sources.byte_source import ByteSource, read_at
 from ..unpickling.foreign_trees import refuse_part
-from ..unpickling.inert import Storage
-from ..unpickling.nesting import find_model, settle
+from ..unpickling.inert import Storage, Tensor
+from ..unpickling.nesting import Located, find_model, settle
 from ..unpickling.pickle_calls import storage_dtype
 from ..unpickling.pickle_machine import Unpickler, damaged
 from .format import OpenedSource, opening
@@ -33,11 +34,7 @@ __all__ = ["METADATA_RECORD", "TorchTree", "holds_pickle", "persistent_storages"
 METADATA_RECORD = ".metadata.json"  # string metadata that torch has no place for and passes over
 
 _IN_MEMORY = 1 << 26  # bytes; a longer data.pkl is read through the file
-_FROZEN = (
-    "save the state_dict before torch.jit.freeze; the constants alone: import torch; m = torch.jit.load({path}); "
-    "g = m.inlined_graph; torch.save({n.output().debugName(): n.t('value') for n in g.findAllNodes('prim::Constant') "
-    "if 'value' in n.attributeNames() and n.kindOf('value') == 't'}, 'new.pt')"
-)
+_CONSTANTS = "constants.pkl"
 _REMEDY = "torch.save(torch.load(path, weights_only=True), new_path) writes the records uncompressed"
 
 
@@ -59,18 +56,17 @@ def read_torch_zip(path: str | os.PathLike[str] | OpenedSource, subtree: str | N
     with opening(path) as opened:
         source, archive = opened.name, opened.archive
         root = _root(archive)
-        tree = _unpickled(archive, root)
+        tree, records = _unpickled(archive, f"{root}data.pkl"), f"{root}data/"
         big, metadata = _big_endian(archive, root), _metadata(archive, root)
     try:
         refuse_part(tree, source)
         found = find_model(tree, subtree, source)
     except CheckpointError as error:
-        if f"{root}constants.pkl" in archive.records and error.diagnostics[0].code == "no-tensors":
-            why = "is a frozen TorchScript: its weights are constants of its code, without the model's names"
-            raise refused(source, "torchscript", why, _FROZEN.replace("{path}", repr(source))) from None
-        raise
+        if f"{root}{_CONSTANTS}" not in archive.records or error.diagnostics[0].code != "no-tensors":
+            raise
+        found, records = _frozen(archive, root, error), f"{root}constants/"
 
-    region = _regions(archive, root, big)
+    region = _regions(archive, records, big)
     entries = place_all(found.leaves, region, source)
     return Contents(
         entries,
@@ -103,17 +99,17 @@ def read_torch_tree(path: str) -> TorchTree:
     with opening(path) as opened:
         archive = opened.archive
         root = _root(archive)
-        region = _regions(archive, root, _big_endian(archive, root))
-        return TorchTree(_unpickled(archive, root), region, opened.source)
+        region = _regions(archive, f"{root}data/", _big_endian(archive, root))
+        return TorchTree(_unpickled(archive, f"{root}data.pkl"), region, opened.source)
 
 
-def _regions(archive: ZipArchive, root: str, big_endian: bool) -> Callable[[Storage], StorageRun]:
+def _regions(archive: ZipArchive, records: str, big_endian: bool) -> Callable[[Storage], StorageRun]:
     """What finds the bytes of the storages of an archive."""
 
     def region(storage: Storage) -> StorageRun:
         if storage.place is not None:
             return StorageRun(archive.source, *storage.place)
-        record = archive.stored(f"{root}data/{storage.key}", _REMEDY)
+        record = archive.stored(f"{records}{storage.key}", _REMEDY)
         if storage.dtype and storage.numel * DTYPES[storage.dtype].itemsize > record.nbytes:
             raise ValueError(f"its storage {storage.key!r} is cut short ({record.nbytes} bytes)")
         return StorageRun(archive.source, record.offset, record.nbytes, big_endian)
@@ -132,8 +128,18 @@ def _root(archive: ZipArchive) -> str:
     raise zip_problem(names, archive.source)
 
 
-def _unpickled(archive: ZipArchive, root: str) -> Any:
-    record = archive.stored(f"{root}data.pkl", _REMEDY)
+def _frozen(archive: ZipArchive, root: str, error: CheckpointError) -> Located:
+    """The constants of a frozen TorchScript, by the names that its code has for them; else the error is raised."""
+    found = _unpickled(archive, f"{root}{_CONSTANTS}")
+    constants = enumerate(found if type(found) is tuple else ())
+    leaves = {f"CONSTANTS.c{number}": value for number, value in constants if type(value) is Tensor}
+    if not leaves:
+        raise error
+    return Located(leaves, {})
+
+
+def _unpickled(archive: ZipArchive, name: str) -> Any:
+    record = archive.stored(name, _REMEDY)
     source, persistent = archive.source, persistent_storages(archive.source)
     if record.nbytes <= _IN_MEMORY:
         data = read_at(archive.file, record.offset, record.nbytes)

@@ -24,6 +24,8 @@ _DESCRIPTORS = {12: struct.Struct("<3I"), 16: struct.Struct("<4x3I"), 20: struct
                 24: struct.Struct("<4xI2Q")}  # fmt: skip
 _ENCRYPTED, _HAS_DESCRIPTOR, _UTF8 = 1, 8, 0x800
 _MAX16, _MAX32 = 0xFFFF, 0xFFFFFFFF
+_LONGEST_DESCRIPTOR = 24
+_TAIL = 1 << 10  # bytes at the end of a file that hold its end records, unless a long comment follows
 _AGAIN = "copy or download it again, or have it written again by torch.save"
 _MANY = (
     "each archive is a file of its own: cut them apart. Files of torch.distributed.checkpoint (*.distcp) are read "
@@ -80,6 +82,7 @@ class ZipArchive:
         self.source = source
         self.file = file
         self.size = file.seek(0, os.SEEK_END)
+        self._fetch([(self.size - _TAIL, _TAIL)])
         try:
             with zipfile.ZipFile(file) as archive:
                 infos = archive.infolist()
@@ -101,11 +104,18 @@ class ZipArchive:
             raise refused(source, "damaged-zip", f"holds {twice!r} twice")
         self._cover(infos, end.directory)
 
+    def _fetch(self, ranges: list[tuple[int, int]]) -> None:
+        """Tell a remote file what will be read, so that it comes in few round trips."""
+        prefetch = getattr(self.file, "prefetch", None)
+        if prefetch is not None:
+            prefetch(ranges)
+
     def _end(self) -> _End:
         """The end records, found as every reader finds them: the last signature that can be one."""
-        tail = self._read(self.size - _END.size - _MAX16, self.size)
-        at = len(tail) - _END.size
-        if not (tail.startswith(b"PK\5\6", at) and tail.endswith(b"\0\0")):
+        tail = self._read(self.size - _END.size, self.size)
+        at = 0
+        if not (tail.startswith(b"PK\5\6") and tail.endswith(b"\0\0")):
+            tail = self._read(self.size - _END.size - _MAX16, self.size)
             at = tail.rfind(b"PK\5\6")
         _, _, _, _, count, nbytes, directory, comment = _END.unpack_from(tail, at)
         start = self.size - len(tail) + at
@@ -135,7 +145,10 @@ class ZipArchive:
     def _cover(self, infos: list[zipfile.ZipInfo], directory: int) -> None:
         """Find each record's data; every byte before the directory must belong to a record."""
         at, before = 0, None
-        for info in sorted(infos, key=lambda info: info.header_offset):
+        infos = sorted(infos, key=lambda info: info.header_offset)
+        ahead = _LOCAL.size + _LONGEST_DESCRIPTOR
+        self._fetch([(i.header_offset - _LONGEST_DESCRIPTOR, ahead + len(i.orig_filename.encode())) for i in infos])
+        for info in infos:
             name, start = info.orig_filename, info.header_offset
             if start > directory or info.compress_size > self.size:
                 raise refused(self.source, "damaged-zip", f"is truncated: {name!r} reaches past its end")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import bisect
 import hashlib
-import os
-import threading
 import zlib
 from collections.abc import Iterator, Mapping
 from itertools import repeat
@@ -22,14 +19,15 @@ from ..formats.zip_records import ALIGNMENT, Records
 from ..unpickling.frames import framed, paths_beside
 from ..unpickling.inert import Ordered
 from ..unpickling.nodes import is_state
-from .staging import Output, Writer, beside
+from .staging import Output, beside
+from .zip_writer import ZipWriter
 
 __all__ = ["TorchZipWriter"]
 
 _CHUNK = 1 << 20
 
 
-class TorchZipWriter(Writer):
+class TorchZipWriter(ZipWriter):
     """Writes a torch zip file; the tensors' bytes may come in any order and from any thread.
 
     The state_dict lies in the file where `frame` leads, with the extras around it under their own names; extras that
@@ -56,16 +54,11 @@ class TorchZipWriter(Writer):
         self._sizes_of = [spec.nbytes for spec in specs.values()]
         pickled = Pickle().dumps(self._tree(announced))
         temporary = beside(final)
-        file = self._temporary = str(temporary)
-        head = self._lay_out(pickled, announced.metadata)
-        places = dict(zip(specs, map(Extent, repeat(file), self._starts, self._sizes_of)))
-        size = self._records.end + self._records.directory_size
-        super().__init__([Output(final, temporary, size, head)], places, durability=announced.durability)
+        records, first, head = self._lay_out(pickled, announced.metadata)
+        places = dict(zip(specs, map(Extent, repeat(str(temporary)), records.starts[first:], self._sizes_of)))
+        output = Output(final, temporary, records.end + records.directory_size, head)
+        super().__init__(output, places, records, first, self._sizes_of, durability=announced.durability)
         self.left_out.sort()
-        self._sums: list[int | None] = [None if nbytes else 0 for nbytes in self._sizes_of]
-        self._sealed = bytearray(len(self._sums))  # whether what stands before each storage is written
-        self._running: dict[int, tuple[int, int]] = {}  # storage -> bytes seen in order, their checksum
-        self._guard = threading.Lock()
 
     def _tree(self, announced: Announced) -> Any:
         extras, frame = announced.extras, announced.frame
@@ -129,8 +122,8 @@ class TorchZipWriter(Writer):
             known = self._numbers[place] = StoredTensor(str(number), spec, strides, nbytes)
         return known
 
-    def _lay_out(self, pickled: bytes, metadata: Mapping[str, str]) -> bytearray:
-        """Places every record; gives back the beginning of the file, as far as it is known already."""
+    def _lay_out(self, pickled: bytes, metadata: Mapping[str, str]) -> tuple[Records, int, bytearray]:
+        """Place every record; return them, the number of the first storage, and the beginning of the file."""
         noted = {key: value for key, value in metadata.items() if (key, value) != ("format", "pt")}
         first = {"data.pkl": pickled, ".format_version": b"1", ".storage_alignment": str(ALIGNMENT).encode()}
         first["byteorder"] = b"little"
@@ -139,84 +132,17 @@ class TorchZipWriter(Writer):
             import json
 
             last[METADATA_RECORD] = json.dumps(noted, ensure_ascii=False).encode()
-        self._records = records = Records()
+        records = Records()
         _add(records, first)
         head = bytearray()
         for number, data in enumerate(first.values()):
             head += records.seam(number) + data
         head += records.descriptor(len(first) - 1)
-        self._first, self._tail = len(first), list(last.values())
+        self._tail = list(last.values())
         records.add(map("archive/data/{}".format, range(len(self._sizes_of))), self._sizes_of)
-        self._starts = records.starts[self._first :]
         _add(records, last)
         records.add(["archive/.data/serialization_id"], [40])
-        return head
-
-    def adjoin(self, stop: int, offset: int) -> bool:
-        """Whether a storage ends at one byte and the next that has any bytes begins at the other."""
-        number = bisect.bisect_left(self._starts, stop) - 1
-        if stop == offset or number < 0 or self._starts[number] + self._sizes_of[number] != stop:
-            return stop == offset
-        after = next((n for n in range(number + 1, len(self._starts)) if self._sizes_of[n]), number)
-        return self._starts[after] == offset
-
-    def write(self, file: str, offset: int, data: Any) -> None:
-        """Writes a buffer at an offset of the file that `places` names; checksums are kept of what comes in order.
-
-        One that spans several storages is written into: what stands between them is put there.
-        """
-        view = memoryview(data)
-        view = view.cast("B") if view.nbytes else memoryview(b"")
-        number = max(0, bisect.bisect_right(self._starts, offset) - 1)
-        if not view or offset + len(view) <= self._starts[number] + self._sizes_of[number]:
-            super().write(file, offset, view)
-            if view:
-                self._sum(number, offset - self._starts[number], view)
-        else:
-            self._put(file, offset, view, self._fill(number, offset, view))
-
-    def copy(self, file: str, offset: int, source: int, source_offset: int, nbytes: int) -> int:
-        """Copy nothing: a zip file needs each record's checksum, so its bytes have to pass through memory."""
-        return 0
-
-    def _fill(self, number: int, offset: int, view: memoryview) -> int:
-        """Take the checksums of the storages that a buffer spans, and put what stands between them there.
-
-        Args:
-            number: of the first.
-
-        Returns:
-            bytes of storages among those of the buffer.
-        """
-        starts, sizes, records, owed = self._starts, self._sizes_of, self._records, 0
-        last = bisect.bisect_left(starts, offset + len(view)) - 1
-        for n in range(number, last + 1):
-            start, stop = max(0, starts[n] - offset), starts[n] + sizes[n] - offset
-            part = view[start:stop]
-            self._sum(n, offset + start - starts[n], part)
-            owed += len(part)
-            crc = self._sums[n]
-            if crc is None or n == last:
-                continue
-            records.crcs[self._first + n] = crc
-            view[stop : starts[n + 1] - offset] = records.seam(self._first + n + 1)
-            self._sealed[n + 1] = 1
-        return owed
-
-    def _sum(self, number: int, at: int, view: memoryview) -> None:
-        """Carries the checksum of a storage on by the bytes that lie from `at` on."""
-        if not at and len(view) == self._sizes_of[number]:
-            self._sums[number] = zlib.crc32(view)
-            return
-        with self._guard:
-            # The checksum is made outside of the lock; who comes meanwhile finds itself out of order.
-            seen, crc = self._running.get(number, (0, 0))
-            self._running[number] = (-1, 0)
-        state = (seen + len(view), zlib.crc32(view, crc)) if at == seen else (-1, 0)
-        with self._guard:
-            self._running[number] = state
-        if state[0] == self._sizes_of[number]:
-            self._sums[number] = state[1]
+        return records, len(first), head
 
     def _complete(self) -> None:
         """Copies the extras' tensors, then writes what stands between the records, and the directory."""
@@ -226,31 +152,14 @@ class TorchZipWriter(Writer):
                 # not `self.write`: these bytes are not among those that the caller owes
                 self._pwrite(self._temporary, at, memoryview(chunk))
                 at += len(chunk)
-        records, first, count = self._records, self._first, len(self._sums)
-        sums = [self._checksum(number) if known is None else known for number, known in enumerate(self._sums)]
-        records.crcs[first : first + count] = sums
-        for number, sealed in enumerate(self._sealed):
-            if not sealed:
-                self._seam(first + number)
-        for number, data in enumerate(self._tail, first + count):
+        self._settle()
+        records = self._records
+        for number, data in enumerate(self._tail, self._first + len(self._sums)):
             self._seam(number, data)
         identity = len(records.names) - 1
         data = self._identity()
         records.crcs[identity] = zlib.crc32(data)
         self._seam(identity, data + records.descriptor(identity) + records.directory())
-
-    def _seam(self, number: int, data: bytes = b"") -> None:
-        """Writes what stands before a record's data, and the data."""
-        before = self._records.seam(number)
-        self._pwrite(self._temporary, self._records.starts[number] - len(before), memoryview(before + data))
-
-    def _checksum(self, number: int) -> int:
-        crc, at = 0, self._starts[number]
-        with self._descriptors.using(self._temporary) as descriptor:
-            for start in range(0, self._sizes_of[number], _CHUNK):
-                count = min(_CHUNK, self._sizes_of[number] - start)
-                crc = zlib.crc32(os.pread(descriptor, count, at + start), crc)
-        return crc
 
     def _identity(self) -> bytes:
         records = self._records

@@ -31,9 +31,7 @@ _UNWRITTEN = (
     ".h5",
     ".hdf5",
     ".keras",
-    ".npz",
     ".npy",
-    ".msgpack",
     ".onnx",
     ".pdparams",
     ".pkl",
@@ -41,6 +39,7 @@ _UNWRITTEN = (
     ".zip",
     ".json",
 )
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _WEIGHTS = (".safetensors", ".safetensors.index.json", ".pt", ".pth", ".bin", ".ckpt", ".bin.index.json")
 
 
@@ -125,6 +124,8 @@ def _names_folder(path: str, target: Path) -> bool:
     if not path:
         # Path("") is the current folder, which an unset variable in a shell does not mean
         raise CheckpointError(Diagnostic("no-output", "the output has no name", help="name a file or a folder"))
+    if _ADDRESS.match(path):
+        raise CheckpointError(_remote(path))
     try:
         if "\0" in path:
             raise OSError(errno.EINVAL, "a NUL character")
@@ -146,6 +147,19 @@ def _names_folder(path: str, target: Path) -> bool:
         folder = Remedy("path", f"{path}/", "is a folder")
         raise CheckpointError(Diagnostic("unsupported-output", text, str(target), remedies=(meant, folder)))
     return True
+
+
+def _remote(path: str) -> Diagnostic:
+    """The diagnostic for an output at an address: a store cannot promise that all of it appears or nothing."""
+    scheme, _, inside = path.partition("://")
+    name = inside.rstrip("/").rpartition("/")[2] or "out"
+    meant = Remedy("path", name, "is a local one")
+    repository = "/".join(inside.split("@")[0].split("/")[:2])
+    python = f"import fsspec; fsspec.filesystem({scheme!r}).put({name!r}, {path!r}, recursive=True)"
+    upload = f"hf upload {repository} {name}" if scheme == "hf" else python
+    advice = "then upload it" if scheme.lower() in ("http", "https") else f"then upload it: {upload}"
+    text = f"{path!r} is an address, and outputs are written to local files"
+    return Diagnostic("unsupported-output", text, path, remedies=(meant,), advice=advice)
 
 
 def _check_file(target: Path, format: Format, options: WriterOptions) -> None:

@@ -13,16 +13,19 @@ from ...errors import CheckpointError, Diagnostic
 from ..contents import Contents
 from ..formats.format import OpenedSource
 from ..formats.index_json import weight_map_in
+from ..formats.numbering import shard_names
 from ..formats.safetensors import MAX_HEADER
 from ..formats.sharded import read_index_at, read_together
 from ..formats.sniffing import is_index, read_opened
 from ..json_text import parse_json
+from ..sources.byte_source import ByteSource
 from ..sources.fsspec_source import FsspecSource, file_system
 from ..sources.http_source import HttpSource
-from ..sources.remote import RemoteSource
 from ..subtree import enter
-from .choosing import Choice, Folder, choose
+from .choosing import Choice, Folder
 from .folders import all_of
+from .layouts import Component, config_names, parts_of
+from .mounts import join_mounts
 
 __all__ = ["RemotePlace", "place_at"]
 
@@ -41,22 +44,23 @@ class RemotePlace:
     """
 
     address: str
-    source: Callable[[str], RemoteSource]
+    source: Callable[[str], ByteSource]
     names: Sequence[str] | None = None
     below: Callable[[], Sequence[str]] = list
 
-    def read(self, subtree: str | None = None, by_file: bool = False) -> Contents:
+    def read(self, subtree: str | None = None, by_file: bool = False, component: str | None = None) -> Contents:
         """Return the contents, with the configuration beside them.
 
         Raises:
             CheckpointError: there is no such file, it is damaged, or the folder holds several checkpoints.
         """
-        contents = self._file("", subtree) if self.names is None else self._folder(self.names, subtree, by_file)
-        if contents.config is None and (self.names is None or "config.json" in self.names):
-            contents.config = self._config()
-        return contents
+        if self.names is None:
+            contents = self._file("", subtree)
+            contents.config = contents.config or self._config("", config_names((self.address.partition("?")[0],)))
+            return contents
+        return self._folder(self.names, subtree, by_file, component)
 
-    def _folder(self, names: Sequence[str], subtree: str | None, by_file: bool) -> Contents:
+    def _folder(self, names: Sequence[str], subtree: str | None, by_file: bool, component: str | None) -> Contents:
         def shards_of(index: str) -> set[str]:
             with OpenedSource(self.source(index)) as opened:
                 return set(weight_map_in(_text(opened), opened.name)[0].values())
@@ -65,26 +69,57 @@ class RemotePlace:
             return f"{self.address.rstrip('/')}/{name}"
 
         if by_file:
-            text = f"by_file reads local folders, and {self.address!r} is an address"
-            first = all_of(list(names), self.address).files[0]
-            raise CheckpointError(
-                Diagnostic("address", text, self.address, help=f"mount the files: open({{'a/': {path_of(first)!r}}})")
-            )
-        folder = Folder(f"the folder {self.address!r}", self.address, names, self.below, path_of, shards_of)
-        choice: Choice = choose(folder)
-        if choice.index or len(choice.files) == 1:
-            return self._file(choice.index or choice.files[0], subtree)
-        found = self._files(choice.files)
-        contents = read_together("", choice.files, found.__getitem__)
-        return enter(contents, subtree, self.address) if subtree else contents
+            chosen = all_of(list(names), self.address)
+            parts = [Component(f"{name.rpartition('.')[0]}/", "", Choice(files=(name,))) for name in chosen.files]
+        else:
+            folder = Folder(f"the folder {self.address!r}", self.address, names, self.below, path_of, shards_of)
+            parts = parts_of(folder, self._bytes, component)
+        return self.read_parts(parts, subtree)
+
+    def read_parts(self, parts: Sequence[Component], subtree: str | None = None) -> Contents:
+        """Return the contents of parts of the folder, each under its prefix.
+
+        Raises:
+            CheckpointError: a file is missing or damaged.
+        """
+        names = self.names or ()
+        if len(parts) == 1 and not parts[0].prefix:
+            return self._part(parts[0], names, subtree)
+        joined = join_mounts({part.prefix: self._part(part, names) for part in parts}, self.address)
+        return enter(joined, subtree, self.address) if subtree else joined
+
+    def _part(self, part: Component, names: Sequence[str], subtree: str | None = None) -> Contents:
+        """The contents of a part, with the configuration beside it."""
+        before = f"{part.folder}/" if part.folder else ""
+        files = [before + name for name in part.names]
+        if len(files) == 1 and len(shard_names(part.names[0])) < 2:
+            contents = self._file(files[0], subtree)
+        else:
+            found = self._files(files)
+            contents = read_together("", files, found.__getitem__)
+            contents = enter(contents, subtree, self.address) if subtree else contents
+        present = {*names, *(self.below() if before else ())}
+        wanted = tuple(name for name in config_names(part.names) if before + name in present)
+        contents.config = contents.config or self._config(before, wanted)
+        return contents
+
+    def _bytes(self, name: str) -> bytes:
+        with OpenedSource(self.source(name)) as opened:
+            return opened.read_at(0, MAX_HEADER)
 
     def _file(self, name: str, subtree: str | None = None) -> Contents:
         with OpenedSource(self.source(name)) as opened:
             if not (opened.size and is_index(opened)):
                 return read_opened(opened, subtree)
             text, address = _text(opened), opened.name
-        contents = read_index_at(text, address, self._files)
+        folder = name.rpartition("/")[0]
+        before = f"{folder}/" if folder else ""
+        contents = read_index_at(text, address, lambda shards: self._shards(before, shards))
         return enter(contents, subtree, address) if subtree else contents
+
+    def _shards(self, before: str, names: Sequence[str]) -> dict[str, Contents]:
+        """The contents of the shards that an index in a folder names."""
+        return {name.removeprefix(before): found for name, found in self._files([before + n for n in names]).items()}
 
     def _files(self, names: Sequence[str]) -> dict[str, Contents]:
         """The contents of several files, whose headers are fetched several at a time."""
@@ -96,11 +131,12 @@ class RemotePlace:
         with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="ckptsurgery") as pool:
             return dict(zip(names, pool.map(one, names)))
 
-    def _config(self) -> Mapping[str, Any] | None:
-        with suppress(CheckpointError, ValueError, RecursionError):
-            with OpenedSource(self.source("config.json")) as opened:
-                config = parse_json(opened.read_at(0, MAX_HEADER))
-            return config if isinstance(config, dict) else None
+    def _config(self, before: str, names: Sequence[str]) -> Mapping[str, Any] | None:
+        for name in names:
+            with suppress(CheckpointError, ValueError, RecursionError):
+                config = parse_json(self._bytes(before + name))
+                if isinstance(config, dict):
+                    return config
         return None
 
 
@@ -112,7 +148,7 @@ def place_at(address: str) -> RemotePlace | str:
     """
     if address.partition("://")[0].lower() in ("http", "https"):
 
-        def over_http(name: str) -> RemoteSource:
+        def over_http(name: str) -> ByteSource:
             return HttpSource(urljoin(address, quote(name)) if name else address)
 
         return RemotePlace(address, over_http)
@@ -123,7 +159,7 @@ def place_at(address: str) -> RemotePlace | str:
     folder = path if is_folder else path.rpartition("/")[0]
     start = address.rstrip("/") if is_folder else address.rpartition("/")[0]
 
-    def in_store(name: str) -> RemoteSource:
+    def in_store(name: str) -> ByteSource:
         inside = f"{folder.rstrip('/')}/{name}" if name else path
         return FsspecSource(f"{start}/{name}" if name else address, system, inside)
 

@@ -31,11 +31,11 @@ from ..formats.numbering import series_of
 from ..formats.table import suffixes_of_packages
 from .recognising_folders import folder_problem
 
-__all__ = ["PICKLES", "SUFFIXES", "Choice", "Folder", "choose", "weights_in"]
+__all__ = ["OTHERS", "PICKLES", "SUFFIXES", "Choice", "Folder", "choose", "weights_in"]
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pdparams")
 SUFFIXES = (".safetensors", *PICKLES)
-_OTHERS = (".npz", ".npy", ".pt2", ".pkl", ".joblib", ".msgpack", ".h5", ".hdf5", ".keras", ".gguf", ".onnx", ".tflite",
+OTHERS = (".npz", ".npy", ".pt2", ".pkl", ".joblib", ".msgpack", ".h5", ".hdf5", ".keras", ".gguf", ".onnx", ".tflite",
            ".mlmodel", ".nemo", ".ot")  # fmt: skip
 _USUAL = frozenset({"model", "diffusion_model"})
 
@@ -189,7 +189,7 @@ def _files_of(copy: _Copy, folder: Folder) -> Choice:
 def _others(folder: Folder) -> Choice:
     """What to read where there are no weights at the top: a file of another format, or what is there instead."""
     visible = sorted(name for name in folder.names if not name.startswith("."))
-    endings = (*_OTHERS, *suffixes_of_packages())
+    endings = (*OTHERS, *suffixes_of_packages())
     others = [name for name in visible if name.endswith(endings) and not _BESIDE.fullmatch(name.rpartition(".")[0])]
     others = others or [name for name in visible if name.endswith(".xml") and name[:-3] + "bin" in visible]
     if len(others) == 1:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from ...errors import CheckpointError, Diagnostic
 from ...wording import shown_keys
@@ -18,20 +19,23 @@ from ..formats.sharded import read_together
 from ..formats.sniffing import FileReader
 from ..formats.torch_ranks import read_torch_ranks, series_by_rank
 from ..formats.zero import read_zero, zero_files
+from ..json_text import parse_json
 from ..output.transactions import RECORD, Replacement
+from ..sources.files import read_regular
 from ..sources.system_errors import os_error
 from ..subtree import enter
 from .by_rank import mounts_by_rank
-from .choosing import Choice, Folder, choose, weights_in
+from .choosing import Choice, Folder, weights_in
+from .layouts import Component, config_names, parts_of, snapshot_in
 from .mounts import join_mounts
 
-__all__ = ["all_of", "read_choice", "read_folder"]
+__all__ = ["all_of", "config_beside", "read_choice", "read_folder", "read_parts"]
 
 _FOLDERS, _FILES = 200, 1000  # folders below, and files in each, whose names are looked at
 
 
-def read_folder(path: str, subtree: str | None = None, by_file: bool = False) -> Contents:
-    """The checkpoint in a folder, chosen by the rule in `choosing`.
+def read_folder(path: str, subtree: str | None = None, by_file: bool = False, component: str | None = None) -> Contents:
+    """The checkpoint in a folder, chosen by the rules in `choosing` and `layouts`, with the configuration beside it.
 
     Raises:
         CheckpointError: there is nothing to read, or several checkpoints lie side by side.
@@ -40,6 +44,16 @@ def read_folder(path: str, subtree: str | None = None, by_file: bool = False) ->
         names = sorted(file.name for file in Path(path).iterdir())
     except OSError as error:
         raise os_error(error, path) from error
+    snapshot = snapshot_in(path, names)
+    if snapshot is not None:
+        return read_folder(snapshot, subtree, by_file, component)
+    contents = _read_names(path, names, subtree, by_file, component)
+    if contents.config is None:
+        contents.config = config_beside(Path(path))
+    return contents
+
+
+def _read_names(path: str, names: list[str], subtree: str | None, by_file: bool, component: str | None) -> Contents:
     if by_file:
         return read_choice(path, all_of(names, path), subtree)
     if METADATA_FILE in names and any(name.endswith(".distcp") for name in names):
@@ -68,8 +82,42 @@ def read_folder(path: str, subtree: str | None = None, by_file: bool = False) ->
     def path_of(name: str) -> str:
         return str(Path(path, name))
 
-    chosen = choose(Folder(f"the folder {path!r}", path, names, lambda: _below(path, names), path_of, shards_of))
-    return read_choice(path, chosen, subtree, files)
+    folder = Folder(f"the folder {path!r}", path, names, lambda: _below(path, names), path_of, shards_of)
+    found = parts_of(folder, lambda name: read_regular(path_of(name)), component)
+    return read_parts(path, found, subtree, files)
+
+
+def read_parts(
+    path: str, parts: list[Component], subtree: str | None = None, files: FileReader | None = None
+) -> Contents:
+    """What the parts of a checkpoint hold, each under its prefix, with the configurations beside them.
+
+    Raises:
+        CheckpointError: as `read_choice` does.
+    """
+    found: dict[str, Contents] = {}
+    alone = len(parts) == 1 and not parts[0].prefix
+    for part in parts:
+        folder = str(Path(path, part.folder)) if part.folder else path
+        contents = read_choice(folder, part.choice, subtree if alone else None, files)
+        contents.config = contents.config or config_beside(Path(folder), part.names)
+        found[part.prefix] = contents
+    if alone:
+        return found[""]
+    joined = join_mounts(found, path)
+    return enter(joined, subtree, path) if subtree else joined
+
+
+def config_beside(folder: Path, names: tuple[str, ...] = ()) -> Mapping[str, Any] | None:
+    """The configuration beside files; a file that is no JSON object is not the model's configuration."""
+    for name in config_names(names):
+        try:
+            config = parse_json(read_regular(folder / name))
+        except (OSError, ValueError, RecursionError):
+            continue
+        if isinstance(config, dict):
+            return config
+    return None
 
 
 def _below(path: str, names: list[str]) -> list[str]:

@@ -1,20 +1,26 @@
-"""Repositories of the hub: which files are needed, fetched through huggingface_hub's cache."""
+"""Repositories of the hub: which files are needed; their ranges are fetched, or whole files through the hub's cache."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ...errors import CheckpointError, Diagnostic
 from ...wording import counted, shown_keys
+from ..contents import Contents
 from ..formats.index_json import weight_map_of
-from .choosing import SUFFIXES, Choice, Folder, choose
-from .folders import all_of
+from ..sources.byte_source import ByteSource, LocalFile
+from ..sources.http_source import HttpSource
+from .addresses import RemotePlace
+from .choosing import OTHERS, SUFFIXES, Choice, Folder
+from .folders import all_of, read_choice, read_parts
+from .layouts import Component, config_names, parts_of
 
-__all__ = ["Location", "fetch"]
+__all__ = ["Location", "read_hub", "small_files"]
 
 _LOCATION = re.compile(
     r"hf://(?P<repo>[^/@]+(?:/[^/@]+)?)(?:@(?P<revision>refs/[^/]+/[^/]+|[^/]+))?(?:/(?P<inside>.+?))?/?"
@@ -61,40 +67,134 @@ class Location:
     @property
     def names_file(self) -> bool:
         """Whether the part inside of the repository is a file, judged by its suffix."""
-        return self.inside is not None and self.inside.endswith((*SUFFIXES, ".json"))
+        return self.inside is not None and self.inside.endswith((*SUFFIXES, *OTHERS, ".json"))
 
 
-def fetch(text: str, by_file: bool = False) -> tuple[str, Choice]:
-    """The local folder of a checkpoint of the hub, and which files of it are the checkpoint.
+def read_hub(
+    text: str,
+    subtree: str | None = None,
+    by_file: bool = False,
+    component: str | None = None,
+    download: bool = False,
+) -> Contents:
+    """What a place on the hub holds.
 
-    The files are chosen among the names in the repository as they are in a folder (see `choosing`), and downloaded
-    where the cache does not hold them; `config.json` comes along. `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_OFFLINE` and the
-    token work as for every user of huggingface_hub.
+    The files are chosen among the names in the repository as they are in a folder (see `choosing`, `layouts`). Headers,
+    and later the ranges that are needed, are fetched; a file that the cache holds is read there. `HF_ENDPOINT`,
+    `HF_HOME`, `HF_HUB_OFFLINE` and the token work as for every user of huggingface_hub.
+
+    Args:
+        text: the address.
+        subtree, by_file, component: as `open_checkpoint` has them.
+        download: fetch whole files into the cache, and read them there; so it is done offline in any case.
 
     Raises:
         CheckpointError: no such repository, revision or file; no access; offline and not in the cache; several
             checkpoints.
     """
     location = Location.parse(text)
+    file = None
     if location.names_file:
         folder, _, file = f"/{location.inside}".rpartition("/")
         location = Location(location.repo, location.revision, folder[1:] or None)
+    listing = _listing(location)
+    if listing.commit is None or download:
+        root, parts = _fetched(location, file, listing.names, by_file, component)
+        if by_file:
+            return read_choice(root, parts[0].choice, subtree)
+        return read_parts(root, parts, subtree)
+    repository = _Repository(location, listing.commit, frozenset(listing.names))
+    inside = listing.inside(location)
+    if file is not None:
+        names: Sequence[str] = [file, *(name for name in inside if name.endswith(".json") and "/" not in name)]
+        if location.prefix + file not in repository.names:
+            raise _no_file(Location(location.repo, location.revision, location.prefix + file))
+        place = RemotePlace(str(location), repository.source, names)
         chosen = Choice(index=file) if file.endswith(".json") else Choice(files=(file,))
+        return place.read_parts([Component("", "", chosen)], subtree)
+    tops = list(dict.fromkeys(name.partition("/")[0] for name in inside))
+    below = [name for name in inside if name.count("/") == 1]
+    return RemotePlace(str(location), repository.source, tops, lambda: below).read(subtree, by_file, component)
+
+
+def small_files(place: str, wanted: Callable[[str], bool]) -> list[Path]:
+    """Return the local paths of files of a folder on the hub, which are downloaded where the cache does not hold them.
+
+    Args:
+        place: the folder, as `hf://org/repo[@rev][/folder]`.
+        wanted: says which names.
+
+    Raises:
+        CheckpointError: the repository cannot be reached.
+    """
+    location = Location.parse(place)
+    names = [name for name in _listing(location).inside(location) if "/" not in name and wanted(name)]
+    return [Path(_download_all(location, [name])) for name in names]
+
+
+class _RepositoryNames(NamedTuple):
+    """The files of a repository, and the commit that was asked; None for what the cache holds of it."""
+
+    names: Sequence[str]
+    commit: str | None
+
+    def inside(self, location: Location) -> list[str]:
+        """The names in a location, relative to it."""
+        return [name.removeprefix(location.prefix) for name in self.names if name.startswith(location.prefix)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Repository:
+    """The files of one commit, each in the cache or behind its address."""
+
+    location: Location
+    commit: str
+    names: frozenset[str]
+
+    def source(self, name: str) -> ByteSource:
+        """Open a file by its name in the location."""
+        from huggingface_hub import hf_hub_url, try_to_load_from_cache
+        from huggingface_hub.utils._headers import build_hf_headers
+
+        location, path = self.location, self.location.prefix + name
+        if path not in self.names:
+            text = f"the index names {name!r}, which the repository does not hold"
+            help = "name another revision: hf://org/repo@rev"
+            raise CheckpointError(Diagnostic("missing-shard", text, str(location), help=help))
+        cached = try_to_load_from_cache(location.repo, path, revision=self.commit)
+        if isinstance(cached, str):
+            return LocalFile.of(cached, Path(cached).stat())
+        url = hf_hub_url(location.repo, path, revision=self.commit)
+        return HttpSource(f"{location}/{name}", build_hf_headers(), url)
+
+
+def _fetched(
+    location: Location, file: str | None, names: Sequence[str], by_file: bool, component: str | None
+) -> tuple[str, list[Component]]:
+    """The local folder of a checkpoint of the hub, downloaded as far as the cache does not hold it, and its parts."""
+    if file is not None:
+        parts = [Component("", "", Choice(index=file) if file.endswith(".json") else Choice(files=(file,)))]
     else:
-        chosen = _chosen(location, by_file)
-    found = _download_all(location, [chosen.index] if chosen.index else chosen.files)
-    if chosen.index:
-        _fetch_shards(location, found, location.prefix)
-    _fetch_config(location, f"{location.prefix}config.json")
-    return str(Path(found).parent), chosen
+        parts = _chosen(location, names, by_file, component)
+    root = ""
+    for part in parts:
+        below = f"{location.prefix}{part.folder}/" if part.folder else location.prefix
+        found = _download_all(Location(location.repo, location.revision, below.rstrip("/") or None), part.names)
+        if part.choice.index:
+            _fetch_shards(location, found, below)
+        for name in config_names(part.names):
+            if name == "config.json" or below + name in names:
+                _fetch_config(location, below + name)
+        folder = Path(found).parent
+        root = str(folder.parents[part.folder.count("/")] if part.folder else folder)
+    return root, parts
 
 
-def _chosen(location: Location, by_file: bool) -> Choice:
-    everything = _names(location)
+def _chosen(location: Location, everything: Sequence[str], by_file: bool, component: str | None) -> list[Component]:
     inside = [name.removeprefix(location.prefix) for name in everything if name.startswith(location.prefix)]
     names = list(dict.fromkeys(name.partition("/")[0] for name in inside))
     if by_file:
-        return all_of([name for name in names if name in set(inside)], str(location))
+        return [Component("", "", all_of([name for name in names if name in set(inside)], str(location)))]
 
     def shards_of(index: str) -> set[str]:
         return set(weight_map_of(_download_all(location, [index]))[0].values())
@@ -102,7 +202,8 @@ def _chosen(location: Location, by_file: bool) -> Choice:
     def below() -> list[str]:
         return [name for name in inside if name.count("/") == 1]
 
-    return choose(Folder(str(location), str(location), names, below, lambda name: f"{location}/{name}", shards_of))
+    folder = Folder(str(location), str(location), names, below, lambda name: f"{location}/{name}", shards_of)
+    return parts_of(folder, lambda name: Path(_download_all(location, [name])).read_bytes(), component)
 
 
 def _download_all(location: Location, files: Sequence[str]) -> str:
@@ -157,7 +258,7 @@ def _download(location: Location, file: str, needed: bool = True) -> str | None:
             return None
 
 
-def _names(location: Location) -> list[str]:
+def _listing(location: Location) -> _RepositoryNames:
     """All files of a repository; offline, or where the hub cannot be reached, those in the cache."""
     from huggingface_hub import HfApi, constants
 
@@ -168,12 +269,15 @@ def _names(location: Location) -> list[str]:
             with _explained(location):
                 revision = location.revision or constants.DEFAULT_REVISION
                 found = HfApi().model_info(location.repo, revision=revision)
-            return sorted(file.rfilename for file in found.siblings or ())
+            return _RepositoryNames(sorted(file.rfilename for file in found.siblings or ()), found.sha)
     except CheckpointError as error:
         if error.diagnostics[0].code != "hub-unreachable" or _anything_cached(location) is None:
             raise
     folder = _anything_cached(location)
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()) if folder else []
+    paths = folder.rglob("*") if folder else ()
+    return _RepositoryNames(
+        sorted(p.relative_to(folder).as_posix() for p in paths if p.is_file()) if folder else [], None
+    )
 
 
 def _offline() -> bool:
@@ -194,7 +298,7 @@ def _anything_cached(location: Location) -> Path | None:
 
 
 def _no_file(location: Location) -> CheckpointError:
-    names = [name for name in _names(location) if name.endswith((*SUFFIXES, ".index.json"))]
+    names = [name for name in _listing(location).names if name.endswith((*SUFFIXES, ".index.json"))]
     where = "the cache of " if _offline() else ""
     text = f"{where}{location.repo!r} holds no file {location.inside!r}"
     return CheckpointError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...errors import CheckpointError, Diagnostic
 from ...many_objects import gc_pause
@@ -13,16 +13,22 @@ from ..checkpoint import Checkpoint
 from ..contents import Contents
 from ..formats.recognising import address_problem
 from ..formats.sniffing import FileReader
-from ..json_text import parse_json
-from ..sources.files import read_regular
 from ..sources.system_errors import os_error
 from ..subtree import enter
-from .folders import read_choice, read_folder
+from .folders import config_beside, read_folder
 
 __all__ = ["open"]
 
 
-def open(source: Any, subtree: str | None = None, by_file: bool = False) -> Checkpoint:
+def open(
+    source: Any,
+    subtree: str | None = None,
+    by_file: bool = False,
+    *,
+    component: str | None = None,
+    file: str | None = None,
+    download: bool = False,
+) -> Checkpoint:
     """A lazy checkpoint over a file, a folder, the hub, tensors in memory, or several of these under prefixes.
 
     >>> open("no-such-file.safetensors")
@@ -37,30 +43,53 @@ def open(source: Any, subtree: str | None = None, by_file: bool = False) -> Chec
             each prefix before its source's keys.
         subtree: a dotted path to what should be read, such as `"ema.module"`.
         by_file: for a folder: read each file on its own, with "file stem/" before its keys.
+        component: for a folder of several models, such as a diffusers root: the folder below to read, such as `"vae"`;
+            all of them by default, with `"vae."` before the keys.
+        file: for a folder: the file to read, relative to it.
+        download: for `hf://`: fetch whole files into the hub's cache. By default headers and the ranges that are needed
+            are fetched, and files that the cache holds already are read there.
 
     Raises:
         CheckpointError: the source is missing, damaged, ambiguous or of no known format.
     """
+    within = Within(by_file, component, download)
+    if file is not None:
+        source = _file_in(source, file)
     with gc_pause():
         if isinstance(source, Checkpoint):
             if not subtree:
                 return source
             return Checkpoint(enter(source.contents, subtree, source.source), source.source)
         if isinstance(source, (str, os.PathLike)):
-            return _open_path(os.fspath(source), subtree, by_file)
+            return _open_path(os.fspath(source), subtree, within)
         return _open_object(source, subtree)
 
 
-def _open_path(path: str | bytes, subtree: str | None, by_file: bool) -> Checkpoint:
+class Within(NamedTuple):
+    """Which of the models in a folder are read, and how those of the hub are fetched."""
+
+    by_file: bool = False
+    component: str | None = None
+    download: bool = False
+
+
+def _file_in(source: Any, file: str) -> str:
+    """The path or address of a file in a folder."""
+    if not isinstance(source, (str, os.PathLike)):
+        text = f"file= names a file in a folder, and the source is a {type(source).__name__}"
+        raise CheckpointError(Diagnostic("bad-source", text, help="give the folder's path or address"))
+    return f"{os.fsdecode(os.fspath(source)).rstrip('/')}/{file}"
+
+
+def _open_path(path: str | bytes, subtree: str | None, within: Within) -> Checkpoint:
     path = os.fsdecode(path)
     if not path:
         # Path("") is the current folder, which an unset variable in a shell does not mean
         raise CheckpointError(Diagnostic("bad-source", "the source has no name", help="name a file or a folder"))
     if path.startswith("hf://"):
-        from .hub import fetch
+        from .hub import read_hub
 
-        folder, chosen = fetch(path, by_file)
-        return Checkpoint(_with_config(read_choice(folder, chosen, subtree), Path(folder)), path)
+        return Checkpoint(read_hub(path, subtree, within.by_file, within.component, within.download), path)
     if "://" in path:
         problem = address_problem(path)
         if problem is not None:
@@ -69,27 +98,24 @@ def _open_path(path: str | bytes, subtree: str | None, by_file: bool) -> Checkpo
 
         found = place_at(path)
         if not isinstance(found, str):
-            return Checkpoint(found.read(subtree, by_file), path)
-        return _open_path(found, subtree, by_file)
+            return Checkpoint(found.read(subtree, within.by_file, within.component), path)
+        return _open_path(found, subtree, within)
     try:
         expanded = str(Path(path).expanduser())
     except RuntimeError as error:  # a home that is not known
         raise os_error(OSError(str(error)), path) from error
     try:
-        return Checkpoint(_read_path(expanded, subtree, by_file), path)
+        return Checkpoint(_read_path(expanded, subtree, within), path)
     except OSError as error:
         raise os_error(error, path) from error
 
 
-def _read_path(path: str, subtree: str | None, by_file: bool) -> Contents:
+def _read_path(path: str, subtree: str | None, within: Within) -> Contents:
     if Path(path).is_dir():
-        return _with_config(read_folder(path, subtree, by_file), Path(path))
-    return _with_config(FileReader().read(path, subtree), Path(path).parent)
-
-
-def _with_config(contents: Contents, beside: Path) -> Contents:
+        return read_folder(path, subtree, within.by_file, within.component)
+    contents = FileReader().read(path, subtree)
     if contents.config is None:
-        contents.config = _config_in(beside)
+        contents.config = config_beside(Path(path).parent, (Path(path).name,))
     return contents
 
 
@@ -117,12 +143,3 @@ def _open_object(source: Any, subtree: str | None) -> Checkpoint:
             help="a path, 'hf://org/repo', a state_dict, an nn.Module, or {prefix: source}",
         )
     )
-
-
-def _config_in(folder: Path) -> Mapping[str, Any] | None:
-    """The configuration beside a checkpoint; a file that is no JSON object is not the model's configuration."""
-    try:
-        config = parse_json(read_regular(folder / "config.json"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return config if isinstance(config, dict) else None

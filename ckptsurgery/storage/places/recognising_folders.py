@@ -70,14 +70,6 @@ def _megatron_root(names: Names) -> list[str] | None:
     return names.matching(r"iter_\d+|release") or None if "latest_checkpointed_iteration.txt" in names.here else None
 
 
-def _pipeline(names: Names) -> list[str] | None:
-    return names.folders_with(*_WEIGHTS) or None if "model_index.json" in names.here else None
-
-
-def _sentences(names: Names) -> list[str] | None:
-    return names.folders_with(*_WEIGHTS) or None if "modules.json" in names.here else None
-
-
 def _cached_repo(names: Names) -> list[str] | None:
     if not {"snapshots", "blobs"} <= names.here and not {"snapshots", "refs"} <= names.here:
         return None
@@ -124,10 +116,6 @@ FOLDERS: dict[str, FolderKind] = {
     "megatron": FolderKind("a checkpoint of Megatron, with a folder for each rank", _megatron,
         "open({prefixes}), and join the ranks by a rule"),
     "megatron-root": FolderKind("the folder of a Megatron run, with a folder for each step", _megatron_root, _ONE),
-    "diffusers": FolderKind("a diffusers pipeline, whose models are in folders of their own", _pipeline, _ONE,
-        always=True),
-    "sentence-transformers": FolderKind("a sentence-transformers model, some of whose modules are in folders of their "
-        "own", _sentences, "open the parts under prefixes: open({prefixes})", always=True),
     "hub-repo": FolderKind("a repository in the hub's cache", _cached_repo, _ONE),
     "hub-cache": FolderKind("a cache of the hub", _hub_cache, "open a repository in it: {repo}"),
     "saved-model": FolderKind("a TensorFlow SavedModel", _saved_model,

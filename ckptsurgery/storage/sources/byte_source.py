@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import io
 import os
+import stat as stat_module
 from collections.abc import Sequence
 from typing import BinaryIO, NamedTuple, Protocol
 
@@ -24,6 +25,7 @@ __all__ = [
     "changed",
     "read_at",
     "read_fully",
+    "read_run",
     "stamp",
     "truncated",
 ]
@@ -87,6 +89,18 @@ class LocalFile(NamedTuple):
     def of(cls, name: str, status: os.stat_result) -> LocalFile:
         """A file as its status describes it."""
         return cls(name, status.st_size, stamp(status))
+
+    def beside(self, name: str) -> LocalFile:
+        """Return a file in the same folder, or below it."""
+        path = os.path.join(os.path.dirname(self.name), *name.split("/"))  # noqa: PTH118, PTH120 - as the caller spells it
+        try:
+            status = os.stat(path)  # noqa: PTH116
+        except (OSError, ValueError) as error:
+            raise os_error(error if isinstance(error, OSError) else OSError(str(error)), path) from error
+        if not stat_module.S_ISREG(status.st_mode):
+            text = f"{path!r} is neither a file nor a folder"
+            raise CheckpointError(Diagnostic("not-a-file", text, path, help="copy it into a file first"))
+        return LocalFile.of(path, status)
 
     def open(self) -> BinaryIO:
         """Open the file, unbuffered."""
@@ -197,6 +211,19 @@ def read_at(file: BinaryIO, offset: int, nbytes: int) -> bytes:
         return os.pread(file.fileno(), nbytes, offset)  # one call where the others take two
     file.seek(offset)
     return file.read(nbytes)
+
+
+def read_run(source: ByteSource, offset: int, nbytes: int) -> bytearray:
+    """Return bytes of a source.
+
+    Raises:
+        CheckpointError: the source ends early, and what its `read_into` raises.
+    """
+    if offset + nbytes > source.size:  # before memory is taken for what a header announces
+        raise truncated(source.name, source.size, offset + nbytes - source.size)
+    data = bytearray(nbytes)
+    source.read_into(((offset, memoryview(data)),))
+    return data
 
 
 def changed(name: str) -> CheckpointError:

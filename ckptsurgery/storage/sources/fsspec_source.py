@@ -48,6 +48,11 @@ class FsspecSource(RemoteSource):
         self._system, self._path = system, path
         super().__init__(name)
 
+    def beside(self, name: str) -> FsspecSource:
+        """Return a file in the same folder, or below it."""
+        address, path = (f"{whole.rpartition('/')[0]}/{name}" for whole in (self.name, self._path))
+        return FsspecSource(address, self._system, path)
+
     def probe(self) -> tuple[Facts, bytes]:
         """Ask for the file's facts, then for its first bytes."""
         facts = self._facts()

@@ -5,8 +5,12 @@ from __future__ import annotations
 import http.client
 import re
 import urllib.error
+import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from http.client import HTTPMessage
+from typing import IO
 
 from ...errors import CheckpointError, Diagnostic
 from .byte_source import changed
@@ -24,13 +28,20 @@ class HttpSource(RemoteSource):
     """A file behind `http://` or `https://`.
 
     Args:
-        name: the address.
+        name: the address, or what errors call it.
         headers: of every request, such as an authorisation.
+        url: the address, where the name is another.
     """
 
-    def __init__(self, name: str, headers: dict[str, str] | None = None) -> None:
+    def __init__(self, name: str, headers: Mapping[str, str] | None = None, url: str | None = None) -> None:
+        self.url = url or name
         self._headers = {"User-Agent": "ckptsurgery", "Accept-Encoding": "identity", **(headers or {})}
         super().__init__(name)
+
+    def beside(self, name: str) -> HttpSource:
+        """Return a file in the same folder, or below it."""
+        names = [urllib.parse.urljoin(whole, urllib.parse.quote(name)) for whole in (self.name, self.url)]
+        return HttpSource(names[0], self._headers, names[1])
 
     def probe(self) -> tuple[Facts, bytes]:
         """Ask for the first bytes; the answer says how many there are, and which file it is."""
@@ -63,10 +74,10 @@ class HttpSource(RemoteSource):
 
     def _answer(self, offset: int, nbytes: int) -> http.client.HTTPResponse:
         request = urllib.request.Request(
-            self.name, headers={**self._headers, "Range": f"bytes={offset}-{offset + nbytes - 1}"}
+            self.url, headers={**self._headers, "Range": f"bytes={offset}-{offset + nbytes - 1}"}
         )
         try:
-            answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=_TIMEOUT)
+            answer: http.client.HTTPResponse = _opener().open(request, timeout=_TIMEOUT)
             return answer
         except urllib.error.HTTPError as error:
             if error.code == 416:
@@ -91,10 +102,27 @@ class HttpSource(RemoteSource):
         if answer.status != 206 or found is None:
             text = f"the server of {self.name!r} does not send parts of files"
             name = self.name.partition("?")[0].rstrip("/").rpartition("/")[2] or "new.bin"
-            help = f"import torch; torch.hub.download_url_to_file({self.name!r}, {name!r})"
+            help = f"import torch; torch.hub.download_url_to_file({self.url!r}, {name!r})"
             raise CheckpointError(Diagnostic("download-failed", text, self.name, help=help))
         mark = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
         return Facts(int(found[3]), (mark, int(found[3])))
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows a redirection; the authorisation is not sent to another host."""
+
+    def redirect_request(
+        self, request: urllib.request.Request, file: IO[bytes], code: int, text: str, headers: HTTPMessage, url: str
+    ) -> urllib.request.Request | None:
+        made = super().redirect_request(request, file, code, text, headers, url)
+        if made is not None and made.host != request.host:
+            made.remove_header("Authorization")
+        return made
+
+
+@lru_cache(1)
+def _opener() -> urllib.request.OpenerDirector:
+    return urllib.request.build_opener(_Redirects)
 
 
 def _is_short(answer: http.client.HTTPResponse) -> bool:

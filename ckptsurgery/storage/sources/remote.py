@@ -5,6 +5,7 @@ A file's identity is its ETag, or else its size and date: a file that changes be
 
 from __future__ import annotations
 
+import bisect
 import io
 import time
 from abc import ABC, abstractmethod
@@ -182,7 +183,8 @@ class RangeFile(io.RawIOBase):
     def __init__(self, source: RemoteSource) -> None:
         super().__init__()
         self._source, self._at = source, 0
-        self._spans: list[tuple[int, bytes]] = [(0, source.first)]
+        self._starts: list[int] = [0]  # of what was fetched, in order
+        self._spans: dict[int, bytes] = {0: source.first}
 
     def readable(self) -> bool:
         """Return True."""
@@ -226,14 +228,38 @@ class RangeFile(io.RawIOBase):
 
     def _held(self, wanted: int, most: int) -> bytes:
         """Bytes from the position on, as many as one fetch has brought: some if any are wanted and there."""
-        at, goes_on = self._at, False
-        for start, data in reversed(self._spans):
-            if start <= at < start + len(data):
-                return data[at - start : at - start + most]
-            goes_on |= start + len(data) == at  # a header that is read in order
+        at = self._at
+        start = self._starts[bisect.bisect_right(self._starts, at) - 1]
+        data = self._spans[start]
+        if at < start + len(data):
+            return data[at - start : at - start + most]
+        goes_on = start + len(data) == at  # a header that is read in order
         wanted = min(wanted, max(0, self._source.size - at))
         if not wanted:
             return b""
-        data = self._source.fetch(at, max(wanted, FIRST) if goes_on else wanted)
-        self._spans.append((at, data))
-        return data[:most]
+        found = self._source.fetch(at, max(wanted, FIRST) if goes_on else wanted)
+        self._keep(at, found)
+        return found[:most]
+
+    def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Fetch parts of the file that will be read, `(offset, nbytes)` each: merged, and several at a time."""
+        size, kept = self._source.size, []
+        for offset, nbytes in ranges:
+            start, stop = max(0, offset), min(offset + nbytes, size)
+            if start < stop and not self._holds(start, stop):
+                kept.append((start, bytearray(stop - start)))
+        self._source.read_into([(start, memoryview(buffer)) for start, buffer in kept])
+        for start, buffer in kept:
+            self._keep(start, bytes(buffer))
+
+    def _holds(self, start: int, stop: int) -> bool:
+        before = self._starts[bisect.bisect_right(self._starts, start) - 1]
+        return stop <= before + len(self._spans[before])
+
+    def _keep(self, start: int, data: bytes) -> None:
+        """Keep what was fetched; the longer of two that begin at one place."""
+        known = self._spans.get(start)
+        if known is None:
+            bisect.insort(self._starts, start)
+        if known is None or len(known) < len(data):
+            self._spans[start] = data

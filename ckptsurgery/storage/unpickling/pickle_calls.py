@@ -380,12 +380,15 @@ _SCALARS = {
 }  # fmt: skip
 
 
-@_meaning("joblib.numpy_pickle.NumpyArrayWrapper", "joblib.numpy_pickle.NDArrayWrapper",
-          "joblib.numpy_pickle.ZNDArrayWrapper", "joblib.numpy_pickle_compat.NDArrayWrapper",
-          "joblib.numpy_pickle_compat.ZNDArrayWrapper")  # fmt: skip
+@_meaning("joblib.numpy_pickle.NumpyArrayWrapper")
 def _joblib_array(vm: PickleStack, args: tuple[Any, ...]) -> Any:
-    # the array's bytes come between two opcodes, so the pickle makes no sense to any reader but joblib
-    text = f"{vm.source!r} is a joblib file, which is not read here"
+    return Array()  # its state says what it is, and its bytes follow (see `joblib_arrays`)
+
+
+@_meaning("joblib.numpy_pickle.NDArrayWrapper", "joblib.numpy_pickle.ZNDArrayWrapper",
+          "joblib.numpy_pickle_compat.NDArrayWrapper", "joblib.numpy_pickle_compat.ZNDArrayWrapper")  # fmt: skip
+def _old_joblib_array(vm: PickleStack, args: tuple[Any, ...]) -> Any:
+    text = f"{vm.source!r} is a file of an old joblib, whose arrays are in other files; it is not read here"
     help = "if you trust the file, which runs code when it is loaded: "
     help += f"import joblib, pickle; pickle.dump(joblib.load({vm.source!r}), open('new.pkl', 'wb'))"
     raise CheckpointError(Diagnostic("unsupported-format", text, place=vm.source, help=help))

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 from ...errors import CheckpointError
 from .inert import Array, Blob, Fields, FileBytes, NumpyType, Opaque, Ordered, Tensor
+from .joblib_arrays import set_joblib_state
 from .pickle_calls import CALLS, set_array_state, set_type_state
 from .pickle_opcodes import OPCODES, Stop, damaged, trailing
 from .pickle_stack import PickleStack
@@ -31,6 +32,7 @@ TIMES = 20
 The densest honest one known, the `.metadata` of `torch.distributed.checkpoint`, is charged up to 13 and takes 10.
 """
 
+_DEPTH = 8  # of pickles within pickles
 _TURN = range(4096)  # opcodes between two looks at the credit
 _FAILURES = (
     ArithmeticError,
@@ -136,11 +138,25 @@ class Unpickler(PickleStack):
             self.spend(104 * len(state))
             target.update(state)
         elif kind is Array:
-            set_array_state(self, target, state)
+            if type(state) is dict:
+                set_joblib_state(self, target, state, self._inner)
+            else:
+                set_array_state(self, target, state)
         elif kind is NumpyType:
             set_type_state(target, state)
         elif kind is not Tensor and kind is not Ordered:
             raise ValueError("state for a plain value")
+
+    def _inner(self) -> Any:
+        """A pickle that stands in this one between two opcodes; it is paid for from the same credit."""
+        if self.depth >= _DEPTH:
+            raise ValueError("pickles within pickles")
+        inner = Unpickler(self.file, self.end, self.source, self.persistent, self.base)
+        inner.depth, inner.credit = self.depth + 1, self.credit
+        try:
+            return inner.load()
+        finally:
+            self.credit = inner.credit
 
 
 _MISFITS = (AttributeError, LookupError, OverflowError, TypeError, ValueError, struct.error)

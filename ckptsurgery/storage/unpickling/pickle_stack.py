@@ -51,6 +51,7 @@ class PickleStack(ABC):
         self.memo: list[Any] = []
         self.far: dict[int, Any] = {}
         self.credit = credit
+        self.depth = 0  # of pickles around this one
 
     @abstractmethod
     def call(self, function: Any, args: Any) -> Any:
