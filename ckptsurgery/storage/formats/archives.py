@@ -41,8 +41,6 @@ class CompressedFormat(Format):
         Raises:
             CheckpointError: it is damaged, too large, or holds another archive.
         """
-        from .sniffing import read_opened
-
         kind = compression_of(opened.head) or ""
         source = unpack(opened.source, kind)
         with OpenedSource(source) as inner:
@@ -50,7 +48,7 @@ class CompressedFormat(Format):
                 text = f"{opened.name!r} is compressed more than once, which is not read here"
                 help = f"unpack it: {unpack_command(kind, opened.name)}"
                 raise CheckpointError(Diagnostic("unsupported-format", text, opened.name, help=help))
-            contents = read_opened(inner, subtree)
+            contents = opened.nested(inner, subtree)
         contents.sources[source.name] = source
         return contents
 
@@ -72,13 +70,11 @@ class TarFormat(Format):
         Raises:
             CheckpointError: it is damaged, or holds none or several checkpoints.
         """
-        from .sniffing import read_opened
-
         members = _members(opened)
         weights = [name for name in members if name.endswith(_WEIGHTS)]
         if len(weights) != 1:
             raise CheckpointError(_problem(opened.name, list(members), weights))
-        contents = open_part(opened, *members[weights[0]], lambda inner: read_opened(inner, subtree))
+        contents = open_part(opened, *members[weights[0]], lambda inner: opened.nested(inner, subtree))
         for name, (start, nbytes) in members.items():
             if name.endswith(_CONFIGS) and nbytes <= _SHORT:
                 contents.extras.setdefault(name, opened.read_at(start, nbytes).decode("utf-8", "replace"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -38,6 +38,9 @@ HEAD = 1024
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 
 
+NestedReader = Callable[["OpenedSource", "str | None"], Contents]
+
+
 class OpenedSource:
     """A byte source whose header is being read.
 
@@ -48,13 +51,15 @@ class OpenedSource:
 
     Args:
         source: the source.
+        nested: reads a file of any format that lies in this one, below a dotted path; none by default.
 
     Raises:
         CheckpointError: it cannot be opened.
     """
 
-    def __init__(self, source: ByteSource) -> None:
+    def __init__(self, source: ByteSource, nested: NestedReader | None = None) -> None:
         self.source = source
+        self.nested: NestedReader = nested or _refuse_nested
         self.name = source.name
         self.size = source.size
         raw = source.open()
@@ -104,6 +109,11 @@ class OpenedSource:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.file.close()
+
+
+def _refuse_nested(opened: OpenedSource, subtree: str | None) -> Contents:
+    text = f"{opened.name!r} holds a file of its own, and only files are opened here"
+    raise CheckpointError(Diagnostic("unsupported-format", text, opened.name, help="unpack it first"))
 
 
 @contextmanager

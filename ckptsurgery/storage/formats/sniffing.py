@@ -85,6 +85,7 @@ def read_opened(opened: OpenedSource, subtree: str | None = None) -> Contents:
             format = SafetensorsFormat()  # its reader says what is wrong with the header
         if format is None:
             raise zip_problem(opened.names, path) if opened.names else CheckpointError(_refusal(path, opened))
+        opened.nested = read_opened
         contents = format.read_below(opened, subtree)
     contents.sources[path] = opened.source
     return contents
