@@ -23,8 +23,8 @@ from ..sources.fsspec_source import FsspecSource, file_system
 from ..sources.http_source import HttpSource
 from ..subtree import enter
 from .choosing import Choice, Folder
+from .component_folders import Component, config_names, parts_of
 from .folders import all_of
-from .layouts import Component, config_names, parts_of
 from .mounts import join_mounts
 
 __all__ = ["RemotePlace", "place_at"]

@@ -26,7 +26,7 @@ from ..sources.system_errors import os_error
 from ..subtree import enter
 from .by_rank import mounts_by_rank
 from .choosing import Choice, Folder, weights_in
-from .layouts import Component, config_names, parts_of, snapshot_in
+from .component_folders import Component, config_names, parts_of, snapshot_in
 from .mounts import join_mounts
 
 __all__ = ["all_of", "config_beside", "read_choice", "read_folder", "read_parts"]
@@ -35,7 +35,7 @@ _FOLDERS, _FILES = 200, 1000  # folders below, and files in each, whose names ar
 
 
 def read_folder(path: str, subtree: str | None = None, by_file: bool = False, component: str | None = None) -> Contents:
-    """The checkpoint in a folder, chosen by the rules in `choosing` and `layouts`, with the configuration beside it.
+    """The checkpoint in a folder, chosen by the rules in `choosing` and `component_folders`, with the configuration beside it.
 
     Raises:
         CheckpointError: there is nothing to read, or several checkpoints lie side by side.

@@ -17,8 +17,8 @@ from ..sources.byte_source import ByteSource, LocalFile
 from ..sources.http_source import HttpSource
 from .addresses import RemotePlace
 from .choosing import OTHERS, SUFFIXES, Choice, Folder
+from .component_folders import Component, config_names, parts_of
 from .folders import all_of, read_choice, read_parts
-from .layouts import Component, config_names, parts_of
 
 __all__ = ["Location", "read_hub", "small_files"]
 
@@ -79,7 +79,7 @@ def read_hub(
 ) -> Contents:
     """What a place on the hub holds.
 
-    The files are chosen among the names in the repository as they are in a folder (see `choosing`, `layouts`). Headers,
+    The files are chosen among the names in the repository as they are in a folder (see `choosing`, `component_folders`). Headers,
     and later the ranges that are needed, are fetched; a file that the cache holds is read there. `HF_ENDPOINT`,
     `HF_HOME`, `HF_HUB_OFFLINE` and the token work as for every user of huggingface_hub.
 
