@@ -118,7 +118,7 @@ def convert(
     ckptsurgery convert old.bin new.safetensors --recipe mine.toml --provenance
     ckptsurgery convert new.safetensors back.safetensors --inverse
     ckptsurgery convert x.safetensors x.safetensors --recipe mine.toml --in-place
-    ckptsurgery convert run.pt new.pt --subtree model -r mine.toml --carry optimizer
+    ckptsurgery convert run.pt new.pt --subtree model -r r.toml --carry optimizer
     ckptsurgery convert --mount vision.=tower/ --mount llm.=model/ joined/
     torchrun --nproc-per-node 4 -m ckptsurgery convert old/ new/ -r mine.toml
     """

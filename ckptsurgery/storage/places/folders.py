@@ -35,7 +35,7 @@ _FOLDERS, _FILES = 200, 1000  # folders below, and files in each, whose names ar
 
 
 def read_folder(path: str, subtree: str | None = None, by_file: bool = False, component: str | None = None) -> Contents:
-    """The checkpoint in a folder, chosen by the rules in `choosing` and `component_folders`, with the configuration beside it.
+    """The checkpoint in a folder and its configuration, chosen by the rules in `choosing` and `component_folders`.
 
     Raises:
         CheckpointError: there is nothing to read, or several checkpoints lie side by side.
