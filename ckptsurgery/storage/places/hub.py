@@ -80,7 +80,7 @@ def read_hub(
     """What a place on the hub holds.
 
     The files are chosen among the names in the repository as they are in a folder (see `choosing` and
-    `component_folders`). Headers, and later the ranges that are needed, are fetched; a file that the cache holds is read
+    `component_folders`). Headers, and later the ranges that are needed, are fetched; what the cache holds is read
     there. `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_OFFLINE` and the token work as for every user of huggingface_hub.
 
     Args:
