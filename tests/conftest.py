@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import atexit
+import lzma
 import os
 import shutil
 import tempfile
@@ -25,6 +26,15 @@ settings.load_profile("suite")
 def repository() -> Path:
     """The root of the repository."""
     return Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def quantised(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the quantised weights of the libraries, whose files are kept compressed."""
+    folder = tmp_path_factory.mktemp("quantised")
+    for path in (Path(__file__).parent / "data" / "quantised").glob("*.xz"):
+        (folder / path.stem).write_bytes(lzma.decompress(path.read_bytes()))
+    return folder
 
 
 @pytest.fixture(scope="session")

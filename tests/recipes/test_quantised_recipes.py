@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 
 import ckptsurgery as cs
 
-DATA = Path(__file__).parents[1] / "data" / "quantised"
 STATE = {"w": "weight", "absmax": "weight.absmax", "quant_map": "weight.quant_map"}
 NESTED = STATE | {"nested_absmax": "weight.nested_absmax", "nested_quant_map": "weight.nested_quant_map"}
 KIND = "quant_state.bitsandbytes__"
@@ -41,8 +40,10 @@ CONFIG = '{"dtype": "bfloat16", "quantization_config": {"quant_method": "some"}}
 
 
 @pytest.mark.parametrize(("recipe", "file", "names"), CASES, ids=[f"{r}, {f}" for r, f, _ in CASES])
-def test_a_recipe_ends_in_what_the_library_makes(recipe: str, file: str, names: dict[str, str], tmp_path: Path) -> None:
-    tensors = load_file(DATA / f"{file}.safetensors")
+def test_a_recipe_ends_in_what_the_library_makes(
+    recipe: str, file: str, names: dict[str, str], tmp_path: Path, quantised: Path
+) -> None:
+    tensors = load_file(quantised / f"{file}.safetensors")
     expected = tensors.pop("expected")
     state = {"model.norm.weight": torch.ones(3, dtype=torch.bfloat16)}
     for at in ("model.layers.0.fc", "model.layers.1.fc"):
@@ -62,8 +63,8 @@ def test_a_recipe_ends_in_what_the_library_makes(recipe: str, file: str, names: 
         assert torch.equal(found, expected)
 
 
-def test_zero_points_are_stored_as_they_are_or_less_1() -> None:
-    tensors = load_file(DATA / "gptq_4.safetensors")
+def test_zero_points_are_stored_as_they_are_or_less_1(quantised: Path) -> None:
+    tensors = load_file(quantised / "gptq_4.safetensors")
     expected = tensors.pop("expected")
     # one more in each of the eight codes of a word, as none of them is 15
     tensors["qzeros"] = tensors["qzeros"] + 0x11111111
@@ -71,19 +72,19 @@ def test_zero_points_are_stored_as_they_are_or_less_1() -> None:
     assert torch.equal(made["m.weight"], expected)
 
 
-def test_groups_run_in_order_where_nothing_names_them() -> None:
-    tensors = load_file(DATA / "gptq_4.safetensors")
+def test_groups_run_in_order_where_nothing_names_them(quantised: Path) -> None:
+    tensors = load_file(quantised / "gptq_4.safetensors")
     expected = tensors.pop("expected")
     del tensors["g_idx"]
     made = cs.plan({f"m.{key}": t for key, t in tensors.items()}, "quantised/gptq_to_float").state_dict()
     assert torch.equal(made["m.weight"], expected)
 
 
-def test_weights_with_and_without_zero_points_go_by_rules_of_their_own() -> None:
+def test_weights_with_and_without_zero_points_go_by_rules_of_their_own(quantised: Path) -> None:
     state: dict[str, torch.Tensor] = {}
     wanted: dict[str, torch.Tensor] = {}
     for name, file in (("a.fc", "packed_4"), ("b.fc", "packed_4_asymmetric")):
-        tensors = load_file(DATA / f"{file}.safetensors")
+        tensors = load_file(quantised / f"{file}.safetensors")
         wanted[f"{name}.weight"] = tensors.pop("expected")
         state |= {f"{name}.{key}": tensor for key, tensor in tensors.items()}
     made = cs.plan(state, "quantised/packed_to_float").state_dict()

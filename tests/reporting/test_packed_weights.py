@@ -35,8 +35,8 @@ TEXTS = {
 
 
 @pytest.mark.parametrize(("file", "text"), TEXTS.items(), ids=TEXTS)
-def test_a_packed_weight_is_named_with_its_shape(file: str, text: str) -> None:
-    tensors = load_file(DATA / "quantised" / f"{file}.safetensors")
+def test_a_packed_weight_is_named_with_its_shape(file: str, text: str, quantised: Path) -> None:
+    tensors = load_file(quantised / f"{file}.safetensors")
     del tensors["expected"]
     state = {"norm.weight": torch.ones(3)}
     for key, tensor in tensors.items():
