@@ -147,13 +147,18 @@ def _refuse_comparisons(plan: Plan, source: Held) -> None:
     apart += [(a, b) for a, b in plan.tie_proofs if not _made_alike(makers[a], makers[b], tied)]
     if apart:
         text = f"{apart[0][0]!r} and {apart[0][1]!r} must be equal, and the source holds them as separate tensors"
+        step, _ = makers.get(apart[0][0], (None, 0))
+        by_rest = step is not None and all(plan.uses[number].is_rest for number in step.rules)
+        drop = (Remedy("drop", list(step.sources), "takes the other one", kind="recipe"),) if step and by_rest else ()
         raise PlanError(
             Diagnostic(
                 "tied-apart",
                 text,
                 notes=tuple(f"{a} and {b}" for a, b in apart[1:12]),
-                remedies=(Remedy("drop", [apart[0][0]], "takes the other one", kind="recipe"),),
-                advice="or tie them in the source",
+                remedies=drop,
+                advice="or tie them in the source"
+                if drop
+                else "make one of them by no rule, or tie them in the source",
             )
         )
 

@@ -83,6 +83,7 @@ OUT_OF_REACH = {
     **dict.fromkeys(("no-specs", "unknown-model-type"), "tests/exchange holds what an import lacks"),
     "dtype-not-in-format": "tests/storage/test_gguf.py holds it",
     "not-a-model": "tests/witness assigns the model to the watch, as it says",
+    **dict.fromkeys(("first-values", "tied-apart"), "tests/sharding/test_resharding_remedies.py pastes it"),
     "recipe-fits": "tests/real holds it, on a model that a recipe that ships is for",
 }
 
