@@ -104,7 +104,7 @@ def print_schema(json: o.Json = False) -> None:
 
 
 class ExportFormat(StrEnum):
-    """What a recipe is exported as."""
+    """The forms in which a recipe is exported."""
 
     python = "python"
     adapter = "adapter"

@@ -46,7 +46,7 @@ __all__ = ["StorageWriter"]
 
 @dataclass(frozen=True)
 class _Work:
-    """What the coordinator tells each rank.
+    """The coordinator's instructions for one rank.
 
     Args:
         specs: key -> spec of the tensors that all ranks hold together.

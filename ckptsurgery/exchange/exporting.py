@@ -1,4 +1,4 @@
-"""What all exports have in common: the rules of a recipe one by one, and the refusal of what a target cannot say."""
+"""The base of all exports: the rules of a recipe one by one, and the refusal of what a target cannot say."""
 
 from __future__ import annotations
 

@@ -382,7 +382,7 @@ def _lines(recipe: Recipe, path: str, rest: str | None, within: str | None = Non
 
 
 def _own_text(key: str, value: Any) -> str:
-    """The text that stands for a value of a recipe: a registered op's, or a file's name."""
+    """The text of a value of a recipe: a registered op's, or a file's name."""
     if not isinstance(value, str):
         kind = type(value).__name__
         shown = f"{key!r} is set by an object of type {kind}, which has no text"

@@ -72,7 +72,7 @@ def extract(
         path: the folder to come.
         rank: of every update, or less where the difference has less.
         energy: between 0 and 1: the least share of the sum of squared singular values that an update keeps.
-        others: tensors that differ and are no matrices, such as biases and norms: "error", "whole" to store them whole,
+        others: tensors that differ and are not matrices, as biases and norms: "error", "whole" to store them whole,
             or "drop".
 
     Raises:

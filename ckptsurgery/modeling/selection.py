@@ -277,7 +277,7 @@ class Selection(Mapping[str, "Tensor"]):
             what: one for all, or by the last part of the name, which must then name every tensor selected. A part that
                 the selected layers do not have, as `bias` where they were built with `bias=False`, is passed over. A
                 formula of fans (`xavier_uniform`, `kaiming_normal`) for a layer means its matrices; what it leaves as
-                it is stands in the note of the selection returned.
+                it is is in the note of the selection returned.
 
         Raises:
             LoadError: the initialiser does not fit some of them; all are named, and nothing is changed.

@@ -38,7 +38,7 @@ def matching_names(model: nn.Module, what: object, buffers: bool = False, allow_
 
 
 def _is_one_module(model: nn.Module, what: object) -> bool:
-    """Whether a module is named by its index or by itself: then it is no mistake that it holds nothing."""
+    """Whether a module is named by its index or by itself: then an empty one is meant."""
     from torch import nn
 
     if isinstance(what, int) and not isinstance(what, bool):

@@ -1,4 +1,4 @@
-"""Rows of a foldable tree: keys that differ in numbers only and of which the same is said are one row."""
+"""Rows of a foldable tree: keys that differ in numbers only and with the same facts are one row."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def tree_rows(specs: Mapping[str, TensorSpec | None], said: Callable[[str], tupl
 
     Args:
         specs: key -> spec, in order; None where it is not known.
-        said: what a row says of a key besides; keys of which other things are said are other rows.
+        said: further facts about a key; keys with other facts are other rows.
 
     Returns:
-        rows: text of the keys, how many they are, spec, bytes of all of them, and what is said. left: keys that no row
-        shows, since there are too many. keys and bytes: of all.
+        rows: text of the keys, how many they are, spec, bytes of all of them, and the further facts. left: keys that no
+        row shows, since there are too many. keys and bytes: of all.
     """
-    labels: dict[tuple[object, ...], tuple[object, ...]] = {}  # one object for each, which folding tells by identity
+    labels: dict[tuple[object, ...], tuple[object, ...]] = {}  # one object for each, which folding compares by identity
 
     def label(key: str) -> tuple[object, ...]:
         found = (specs[key], *said(key))

@@ -140,7 +140,7 @@ def _captures(plan: PlanRecord, key: str, step: Step, role: str) -> tuple[tuple[
 
 
 def on_the_way(step: Step) -> Iterator[str]:
-    """What arrives at each instruction of a step, as text."""
+    """Each instruction of a step with its result, as text."""
     stages = step.program.specs_on_the_way()
     for instruction, before, after in zip(step.program.instructions, stages, stages[1:]):
         match instruction:

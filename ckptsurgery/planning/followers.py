@@ -99,7 +99,7 @@ def read_twice(steps: Iterable[Step], first: Mapping[str, str]) -> set[str]:
     """Return the sources that steps read elements of more than once, so that copies of a parameter are made.
 
     Args:
-        first: a tied name -> the name that stands for all of them.
+        first: a tied name -> the name that is used for all of them.
     """
     read: Counter[str] = Counter()
     sizes: dict[str, int] = {}

@@ -32,7 +32,7 @@ def plan_page(plan: PlanRecord, cost: Cost, title: str) -> str:
 
 
 class _Picture:
-    """What a plan's page holds."""
+    """The data of a plan's page."""
 
     def __init__(self, plan: PlanRecord) -> None:
         self.plan = plan
@@ -145,7 +145,7 @@ def _drawn(layout: Layout) -> dict[str, Any]:
 
 
 def boxes_of(piece: Piece, shape: Shape, of_target: bool) -> list[list[float]]:
-    """Where a piece lies in a tensor that is drawn as rows (its first axis) and columns (all others).
+    """The place of a piece in a tensor that is drawn as rows (its first axis) and columns (all others).
 
     >>> half = Piece(0, 0, (6,), 6, (1,), 0, (1,))
     >>> boxes_of(half, (4, 3), of_target=False)

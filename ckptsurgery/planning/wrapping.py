@@ -79,7 +79,7 @@ Drafted = tuple[Plan, Stage]
 
 @dataclass(frozen=True)
 class _Drafting:
-    """What a plan is drafted from; the arguments are those of `draft_plan`."""
+    """The arguments of `draft_plan`."""
 
     specs: Specs
     recipe: Recipe
@@ -171,7 +171,7 @@ class _Prefixes:
 
     @property
     def notes(self) -> tuple[Diagnostic, ...]:
-        """What was done, for people."""
+        """A note about it, for people."""
         return (Diagnostic("wrapper-prefix", str(self), severity="note"),) if self.source or self.target else ()
 
     def __str__(self) -> str:
@@ -193,7 +193,7 @@ class _Inside:
         return len(self.wrappers.source) + len(self.wrappers.target)
 
     def names_without(self, drafting: _Drafting) -> _Drafting:
-        """What a plan is drafted from, with the names without wrappers."""
+        """The arguments of a draft, with the names without wrappers."""
         if not len(self):
             return drafting
         mine, theirs, target = self.source, self.target, present(drafting.target, "a target")
@@ -236,7 +236,7 @@ class _Inside:
 
     @property
     def notes(self) -> tuple[Diagnostic, ...]:
-        """What was done, for people."""
+        """A note about it, for people."""
         names = self.wrappers
         sides = (names.source, "taken out of the source's names"), (names.target, "put into the names that are made")
         texts = [f"{', '.join(map(repr, sorted(some)))} {what}" for some, what in sides if some]
@@ -248,7 +248,7 @@ _BARE, _WRAPPED = "{a...}.WRAPPER.{b...} -> {a...}.{b...}", "{a...}.{b...} -> {a
 
 
 def _insides(drafting: _Drafting) -> Iterator[_Inside]:
-    """What may be wrappers inside of names, the likeliest first."""
+    """Segments that may be wrappers inside of names, the likeliest first."""
     if drafting.unreadable is not None and drafting.unreadable.kinds:
         return  # these are asked for by the names that they have
     mine, theirs = dict.fromkeys(drafting.specs), dict.fromkeys(present(drafting.target, "a target").specs)

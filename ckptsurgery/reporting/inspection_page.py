@@ -1,4 +1,4 @@
-"""What a checkpoint holds, as a page: a tree with a bar for the bytes of each part."""
+"""A checkpoint as a page: a tree with a bar for the bytes of each part."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def summarise(
         input_size: the shape of the input, batch included, or a list of shapes for several inputs.
         dtype: of the inputs; by default int64 where the first module with weights is an embedding, else the dtype of
             the first parameter.
-        depth: levels of the tree that are shown; those at the last one count what lies below them.
+        depth: levels of the tree that are shown; those at the last one count everything below them.
         col_names: columns that are shown, by torchinfo's names: "input_size", "output_size", "num_params",
             "params_percent", "kernel_size", "mult_adds", "trainable".
 

@@ -61,7 +61,7 @@ def summary(
         source: a model, or whatever `open` takes.
         input_size: for a model: the shape of an input, batch included, or a list of shapes; it is run once on zeros,
             and the shapes that its modules return are shown.
-        depth: how many levels of modules are shown; each at the last level counts what lies below it.
+        depth: how many levels of modules are shown; each at the last level counts everything below it.
         col_names: for a model: the columns, by torchinfo's names: "input_size", "output_size", "num_params",
             "params_percent", "kernel_size", "mult_adds", "trainable".
 

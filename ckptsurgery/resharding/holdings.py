@@ -32,7 +32,7 @@ __all__ = ["Held", "Holding", "holding_of", "united"]
 
 @dataclass(frozen=True)
 class Held:
-    """What a rank tells the others of its side.
+    """The description of its side that a rank sends to the others.
 
     Args:
         specs: key -> spec of the whole tensor.

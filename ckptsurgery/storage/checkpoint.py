@@ -79,7 +79,7 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
 
     @property
     def contents(self) -> Contents:
-        """What this checkpoint was made of; what is made from it has a tree of its own."""
+        """The contents of this checkpoint; a checkpoint made from them has a tree of its own."""
         facts = (self.metadata, self.extras, self.config, self.sources, (), self.disputed)
         return Contents(self.entries, self.aliases, *facts)
 

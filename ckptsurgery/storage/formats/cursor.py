@@ -19,7 +19,7 @@ _WINDOW = 4096
 
 
 class Damaged(ValueError):
-    """A header makes no sense; the text says why."""
+    """A header makes no sense; the text has the reason."""
 
 
 class HeaderCursor:

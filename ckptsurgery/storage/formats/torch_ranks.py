@@ -49,7 +49,7 @@ def series_by_rank(names: Iterable[str]) -> dict[int, str]:
 
 
 class _Part(NamedTuple):
-    """What one rank holds of a tensor.
+    """One rank's part of a tensor.
 
     Args:
         spec: of the whole.

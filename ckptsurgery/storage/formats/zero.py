@@ -112,7 +112,7 @@ class _File:
             raise _damaged(self.path, "it is not a mapping")
 
     def entry(self, leaf: Any, what: str) -> Entry:
-        """Where a tensor lies."""
+        """The place of a tensor."""
         if not isinstance(leaf, Tensor):
             raise _damaged(self.path, f"{what} is not a tensor")
         try:

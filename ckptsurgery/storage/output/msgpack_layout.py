@@ -1,4 +1,4 @@
-"""How a tree of tensors is laid out in Flax's msgpack: what stands before each tensor's bytes, and where they go.
+"""How a tree of tensors is laid out in Flax's msgpack: the bytes before each tensor, and where they go.
 
 The bytes are those that `flax.serialization.msgpack_serialize` writes, save for arrays of more than 2^30 bytes, which
 it parts and this does not.
@@ -80,7 +80,7 @@ def _pieces(tree: Tree) -> Iterator[bytes | str]:
 
 
 def _described(spec: TensorSpec) -> bytes:
-    """What stands before the bytes of an array."""
+    """The bytes before those of an array."""
     name = DTYPES[spec.dtype].torch or ""
     inner = b"\x93" + _sized(len(spec.shape), (0x90, 16), {2: 0xDC, 4: 0xDD}) + b"".join(map(_number, spec.shape))
     inner += _text(name) + _sized(spec.nbytes, (0, 0), {1: 0xC4, 2: 0xC5, 4: 0xC6})

@@ -60,7 +60,7 @@ class NpzWriter(ZipWriter):
         super().__init__(output, places, records, 0, sizes, heads, durability)
 
     def _complete(self) -> None:
-        """Write what stands between the arrays, and the directory."""
+        """Write the bytes between the arrays, and the directory."""
         self._settle()
         records = self._records
         end = records.descriptor(len(records.names) - 1) + records.directory()

@@ -142,7 +142,7 @@ def _names_folder(path: str, target: Path) -> bool:
         raise CheckpointError(Diagnostic("unsupported-output", text, str(target), remedies=(meant,)))
     near = get_close_matches(suffix, writable_suffixes(), 1, cutoff=0.8)
     if near:
-        text = f"{suffix!r} is no format's suffix, and a folder of this name is hardly meant"
+        text = f"{suffix!r} is not the suffix of a format, and a folder of this name is hardly meant"
         meant = Remedy("path", str(target.with_suffix(near[0])), "is a file")
         folder = Remedy("path", f"{path}/", "is a folder")
         raise CheckpointError(Diagnostic("unsupported-output", text, str(target), remedies=(meant, folder)))

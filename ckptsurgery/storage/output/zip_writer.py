@@ -49,7 +49,7 @@ class ZipWriter(Writer):
         super().__init__([output], places, durability=durability)
         self._begun = list(map(zlib.crc32, self._heads))  # the checksum before the tensor's own bytes
         self._sums = [None if nbytes else crc for nbytes, crc in zip(self._sizes_of, self._begun)]
-        self._sealed = bytearray(len(self._sums))  # whether what stands before each tensor is written
+        self._sealed = bytearray(len(self._sums))  # whether the bytes before each tensor are written
         self._running: dict[int, tuple[int, int]] = {}  # tensor -> bytes seen in order, their checksum
         self._guard = threading.Lock()
 
@@ -120,7 +120,7 @@ class ZipWriter(Writer):
             self._sums[number] = state[1]
 
     def _settle(self) -> None:
-        """Take the checksums that are missing, and write what stands before each tensor."""
+        """Take the checksums that are missing, and write the bytes before each tensor."""
         records, first, count = self._records, self._first, len(self._sums)
         sums = [self._checksum(number) if known is None else known for number, known in enumerate(self._sums)]
         records.crcs[first : first + count] = sums

@@ -3,7 +3,7 @@
 A diffusers root has an index of its components; each that has weights is opened under its name (`vae.`). A
 sentence-transformers model lists its modules; those in folders of their own are opened under these (`2_Dense.`), the
 first one, which is at the top, without a prefix. In every other folder the checkpoint is one part. Each part is chosen
-by the rule in `choosing`. A repository in the hub's cache stands for the snapshot that its `main` names.
+by the rule in `choosing`. A repository in the hub's cache means the snapshot that its `main` names.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Component:
     """One part of a checkpoint.
 
     Args:
-        prefix: what stands before its keys.
+        prefix: the text before its keys.
         folder: the folder below that holds it; empty for the folder itself.
         choice: its files, in that folder.
     """
@@ -127,9 +127,9 @@ def config_names(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def snapshot_in(path: str, names: list[str]) -> str | None:
-    """Return the folder that a part of the hub's cache stands for; None for any other folder.
+    """Return the folder that a part of the hub's cache means; None for any other folder.
 
-    A repository stands for the snapshot of `main`, or for its only one; a cache of one repository for that.
+    A repository means the snapshot of `main`, or for its only one; a cache of one repository for that.
     """
     here = set(names)
     if "snapshots" in here and here & {"blobs", "refs"}:
