@@ -360,20 +360,24 @@ class Selection(Mapping[str, "Tensor"]):
             trainable = "yes" if tensor.requires_grad else "no"
             rows.append((name, str(list(spec.shape)), spec.dtype, f"{spec.numel:,}", trainable))
         widths = [max(map(len, column)) for column in zip(*rows)]
-        return "\n".join("  ".join(cell.ljust(wide) for cell, wide in zip(row, widths)).rstrip() for row in rows)
+        lines = ["  ".join(cell.ljust(wide) for cell, wide in zip(row, widths)).rstrip() for row in rows]
+        return "\n".join([*lines, *self._notes()])
 
     def __repr__(self) -> str:
         shown = _folded(self)
         more = f", … {len(shown) - 6} more" if len(shown) > 6 else ""
         names = ", ".join(clipped(text) for text in shown[:6])
         text = f"Selection({counted(len(self), 'tensor')}, {self.numel:,} elements: {names}{more})"
-        text += f"\n  note: {self.note}" if self.note else ""
+        return "\n".join([text, *self._notes()])
+
+    def _notes(self) -> list[str]:
+        notes = [self.note] if self.note else []
         norms = [f"{path or 'the model'} ({type(self.model.get_submodule(path)).__name__})" for path in self.drifting]
-        if not norms:
-            return text
-        drifting = ", ".join(map(clipped, norms[:6])) + (f", … {len(norms) - 6} more" if len(norms) > 6 else "")
-        note = f"frozen, but running statistics still change in training mode: {drifting}; .eval() stops them"
-        return f"{text}\n  note: {note}"
+        if norms:
+            drifting = ", ".join(map(clipped, norms[:6])) + (f", … {len(norms) - 6} more" if len(norms) > 6 else "")
+            text = f"frozen, but running statistics still change in training mode: {drifting}; .eval() stops them"
+            notes.append(text)
+        return [f"  note: {note}" for note in notes]
 
 
 def _folded(names: Mapping[str, Any] | list[str]) -> tuple[str, ...]:

@@ -11,11 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..errors import CheckpointError, Diagnostic
 from ..language.folding import fold, fold_items
 from ..many_objects import ById, gc_pause
-from ..ops.base import SourceNote
-from ..running.source_notes import notes_of, packings
 from ..specs import TensorSpec
 from ..wording import brief, counted, shown_bytes
-from .packed_weights import packed_weights
 from .summaries import Total
 from .tables import cut, shown_numbers, table
 from .trees import tree
@@ -182,12 +179,26 @@ def inspection(checkpoint: Checkpoint, pattern: str | None = None) -> Inspection
         ties = tuple(replace(tie, names=names) for tie, names in zip(ties, kept, strict=True) if len(names) > 1)
     lost = checkpoint.unreadable
     extras = {path: value for path, value in checkpoint.extras.items() if path not in lost}
+    facts = (checkpoint.metadata, checkpoint.config, lost)
+    return Inspection(checkpoint.source, specs, ties, extras, *facts, packed=_packed_in(checkpoint, specs))
+
+
+_CODED = ("F8", "F4", "I8", "U8", "I32")
+"""Dtypes of codes."""
+
+
+def _packed_in(checkpoint: Checkpoint, specs: Mapping[str, TensorSpec]) -> Mapping[str, str]:
+    """Key of a quantised weight's codes -> a description of the weight."""
+    if not any(spec.dtype.startswith(_CODED) for spec in set(specs.values())):
+        return {}
+    # ops describe them, and most checkpoints have none
+    from ..ops.base import SourceNote
+    from ..running.source_notes import notes_of, packings
+    from .packed_weights import packed_weights
+
     remote = any(map(checkpoint.is_remote, checkpoint.files))  # there each small tensor is a request
     notes = (lambda key: SourceNote()) if remote else notes_of(checkpoint)
-    packed = packed_weights(specs, notes, packings(checkpoint.extras))
-    return Inspection(
-        checkpoint.source, specs, ties, extras, checkpoint.metadata, checkpoint.config, lost, packed=packed
-    )
+    return packed_weights(specs, notes, packings(checkpoint.extras))
 
 
 def _selected(specs: Mapping[str, TensorSpec], pattern: str, source: str) -> dict[str, TensorSpec]:

@@ -36,7 +36,7 @@ CASES: list[tuple[str, str, list[str] | str, dict[str, Any], str | None]] = [
     ("shards in a file", "o.safetensors", TURNED, {"max_shard_size": 50}, "shards-need-a-folder"),
     ("companions of a file", "o.safetensors", TURNED, {"companions": True}, "companions-need-a-folder"),
     ("memory", "o.safetensors", TURNED, {"max_memory": 3}, "too-much-memory"),
-    ("a format", "o.npz", TURNED, {}, "unsupported-output"),
+    ("a format", "o.onnx", TURNED, {}, "unsupported-output"),
     ("in place", "in/m.safetensors", ["{k}.weight -> {k}.w"], {"in_place": True}, None),
     ("in place, bytes", "in/m.safetensors", TURNED, {"in_place": True}, "in-place-bytes"),
     ("two that do not go together", "o.safetensors", TURNED, {"resume": True, "sync": False}, "bad-argument"),

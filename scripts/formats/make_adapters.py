@@ -1,6 +1,6 @@
 """Make small adapters with PEFT, and what PEFT itself merges them to.
 
-    pip install peft && python tests/data/adapters/make_adapters.py
+    pip install peft && python scripts/formats/make_adapters.py
 
 Each folder holds `base.safetensors`, PEFT's own folder `adapter`, and `merged.safetensors`, the state dict after
 `merge_and_unload`. Made with PEFT 0.21.2 and torch 2.13.
@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[2] / "tests" / "data" / "adapters"
 
 
 class Layer(nn.Module):
