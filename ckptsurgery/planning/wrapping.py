@@ -132,9 +132,9 @@ class _Drafting:
                 break
         if found:
             return _best(found)
-        if nearest is not None:
-            raise nearest
-        return plain if not isinstance(plain, PlanError) else self.draft()
+        if isinstance(plain, PlanError):
+            raise nearest or plain
+        return plain
 
 
 def _best(found: Sequence[_Trial]) -> Drafted:
