@@ -7,31 +7,33 @@ stops all of them with its error:
 2. Boxes that one rank read go to the others that hold them.
 3. Steps that have to see whole tensors run on one rank each, which sends every rank its box.
 4. What the twin was given (first values, what modules load in their own way) is cut to boxes: every rank draws the
-   same numbers, from the seed and the key, whatever the mesh.
+   same numbers, from the seed and the key, on any mesh.
+
+Ranks may hold parts of the keys, as stages of a pipeline do: the plan is that of all keys, and each rank fills its own.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from ..boxes import Box
 from ..errors import CheckpointError, CkptSurgeryError, Diagnostic, LoadError
-from ..modeling.initialising import initialise, materialise_buffers
+from ..modeling.initialising import computed_buffers, initialise
 from ..modeling.places import named_tensors
 from ..planning.options import OWN, LoadOptions
 from ..planning.plan import Plan
 from ..planning.report import Report
 from ..planning.steps import Step
 from ..sharding.peers import Peers, dealt
-from ..sharding.shards import LocalShard, empty_shard, shard_of
+from ..sharding.shards import LocalShard, empty_shard, home_of, offloaded, shard_of
 from ..sharding.twins import Twin
 from ..storage.checkpoint import Checkpoint
 from ..wording import counted
-from .executor.chunking import to_boxes
+from .executor.chunking import by_elements, to_boxes
 from .executor.programs import run_step
 from .model_loading import refuse_non_finite, report_of
 from .progress import ByteBar
@@ -70,13 +72,15 @@ def load_shards(
         PlanError, LoadError, CheckpointError: the same on all ranks; what headers show before data is read.
     """
     prove(plan, checkpoint)
-    inits = {k: v for k, v in plan.inits.items() if v not in OWN}
+    own = twin.owners  # of a pipeline, this rank's stage; of any other model, all
+    inits = {k: v for k, v in plan.inits.items() if v not in OWN and k in own}
     kept = [k for k, v in plan.inits.items() if v in OWN]
     skipped = {other for other, _ in plan.tie_proofs}
     loader = _Loader(twin, ranks, options.device)
-    loader.refuse_empty(kept)
+    loader.refuse_empty(k for k in kept if k in own)
     made = [key for step in plan.steps for key in step.targets if key not in skipped]
-    loader.hold(made)
+    loader.hold(key for key in made if key in own)
+    buffers = computed_buffers(model) if extra_load is None else {}
     ranks.agree(None, _digest(plan))
     if options.check_values:
         refuse_non_finite((k, t) for step in plan.steps for k, t in zip(step.targets, run_step(step, checkpoint.load)))
@@ -90,9 +94,11 @@ def load_shards(
     loader.take(model, [*extra_keys, *first])
     loader.finish()
     loader.tie(plan)
-    loader.take_buffers(model)
-    ranks.agree(None)
-    return report_of(plan, checkpoint, model, rows, kept, skipped, bar.done)
+    loader.take_buffers(computed_buffers(model) if extra_load is not None else buffers)
+    told = ranks.shared((rows, type(model).__name__))
+    drawn = [*{row.name: row for theirs, _ in told for row in theirs}.values()]
+    written = sum(plan.specs[key].nbytes for key in made)
+    return replace(report_of(plan, checkpoint, model, drawn, kept, skipped, written), target=told[0][1])
 
 
 def _digest(plan: Plan) -> str:
@@ -117,6 +123,14 @@ class _Loader:
     _new: dict[str, Tensor] = field(default_factory=dict)
     _boxes: list[dict[str, Box]] = field(default_factory=list)
 
+    @cached_property
+    def _home(self) -> torch.device:
+        return home_of(self.twin.model)
+
+    @cached_property
+    def _offloaded(self) -> set[int]:
+        return offloaded(self.twin.model)
+
     def refuse_empty(self, kept: Iterable[str]) -> None:
         """Check that what is left as constructed was constructed."""
         empty = [key for key in kept if self.twin.owners[key].tensor.is_meta]
@@ -126,10 +140,13 @@ class _Loader:
 
     def hold(self, keys: Iterable[str]) -> None:
         """Find the part of each tensor that this rank holds; what is on the meta device gets memory."""
+        import torch
+
         for key in keys:
             tensor = self.twin.owners[key].tensor
             if tensor.is_meta:
-                tensor = self._new[key] = empty_shard(tensor, self.device)
+                home = torch.device("cpu") if id(tensor) in self._offloaded else self._home
+                tensor = self._new[key] = empty_shard(tensor, self.device or home)
             self.shards[key] = shard_of(tensor, key)
 
     def load(self, steps: Sequence[Step], checkpoint: Checkpoint, moved: ByteBar) -> None:
@@ -137,14 +154,27 @@ class _Loader:
         self._boxes = self.ranks.gathered({key: shard.box for key, shard in self.shards.items()})
         holders = dealt(self._boxes)
         mine = {key: shard for key, shard in self.shards.items() if holders[key, shard.box][0] == self.ranks.rank}
-        found = to_boxes(steps, checkpoint, {key: shard.box for key, shard in self.shards.items()})
-        left = {key for step in found.whole for key in step.targets}
+        whole = self._whole_steps(steps)
+        left = {key for step in whole for key in step.targets}
         wanted = {key: shard.box for key, shard in mine.items() if key not in left and shard.box.numel}
         self.ranks.tried(lambda: _read(steps, checkpoint, wanted, mine, moved))
         for (key, box), ranks in holders.items():
             if key not in left and box.numel and len(ranks) > 1:
                 self._spread(key, ranks[0], ranks)
-        self._whole(found.whole, checkpoint)
+        self._make_whole(whole, checkpoint)
+
+    def _whole_steps(self, steps: Sequence[Step]) -> list[Step]:
+        """The steps that have to see whole tensors and of whose targets some rank holds a part, in one order."""
+        held = set().union(*self._boxes)
+        known: dict[int, bool] = {}
+        found = []
+        for step in steps:
+            program = id(step.program)
+            if program not in known:
+                known[program] = by_elements(step.program) is None
+            if known[program] and not held.isdisjoint(step.targets):
+                found.append(step)
+        return sorted(found, key=lambda step: step.targets)
 
     def _spread(self, key: str, reader: int, holders: Sequence[int]) -> None:
         """Send a box from the rank that has it to the others that hold it."""
@@ -153,22 +183,22 @@ class _Loader:
         elif self.ranks.rank in holders:
             self.ranks.receive(self.shards[key].memory, reader)
 
-    def _whole(self, steps: Sequence[Step], checkpoint: Checkpoint) -> None:
+    def _make_whole(self, steps: Sequence[Step], checkpoint: Checkpoint) -> None:
         """Run steps on whole tensors, on one rank each, and send what they make."""
         load = [0] * self.ranks.size
-        for step in sorted(steps, key=lambda step: step.targets):  # in one order on all ranks
+        for step in steps:
             maker = load.index(min(load))
             load[maker] += sum(spec.nbytes for spec in (*step.program.inputs, *step.program.outputs))
             made: tuple[Tensor, ...] = self.ranks.told(maker, partial(run_step, step, checkpoint.load)) or ()
             for number, key in enumerate(step.targets):
-                if key in self.shards:
+                if any(key in boxes for boxes in self._boxes):
                     self._scatter(key, made[number] if made else None, maker)
 
     def _scatter(self, key: str, whole: Tensor | None, maker: int) -> None:
         """Send each rank its box of a tensor that one of them has made."""
         for rank, boxes in enumerate(self._boxes):
-            box = boxes[key]
-            if not box.numel:
+            box = boxes.get(key)
+            if box is None or not box.numel:
                 continue
             if whole is not None and rank == maker:
                 _copy(self.shards[key].memory, _cut(whole, box))
@@ -207,14 +237,11 @@ class _Loader:
                 if self.twin.owners[alias].tensor is not held:
                     self.twin.owners[alias].put(held)
 
-    def take_buffers(self, model: nn.Module) -> None:
-        """Give the model the buffers that no file holds, where it has them on the meta device."""
-        if any(owner.tensor.is_meta for owner in self.twin.owners.values()):
-            computed = materialise_buffers(model)
-            tensors = named_tensors(model)
-            for name in computed:
-                there = tensors[name] if self.device is None else tensors[name].to(self.device)
-                self.twin.owners[name].put(there)
+    def take_buffers(self, buffers: Mapping[str, Tensor]) -> None:
+        """Give the model the buffers that no file holds and that it had on the meta device."""
+        for name, tensor in buffers.items():
+            if name in self.twin.owners:
+                self.twin.owners[name].put(tensor.to(self.device or self._home))
         left = [name for name, owner in self.twin.owners.items() if owner.tensor.is_meta]
         if left:
             text = f"{counted(len(left), 'model tensor', 'is')} still on the meta device"

@@ -83,8 +83,24 @@ class Peers:
         Raises:
             CkptSurgeryError: the error, of its own class.
         """
+        found = self.shared(digest, error)
+        different = [rank for rank, other in enumerate(found) if other != found[0]]
+        if different:
+            self._failed = True
+            text = f"rank {different[0]} was given other arguments, or sees other files, than rank 0"
+            raise PlanError(Diagnostic("ranks-differ", text, help="call it on all ranks with the same arguments"))
+
+    def shared(self, value: Any, error: Exception | None = None) -> list[Any]:
+        """Return the values of all ranks, by rank, once none has failed.
+
+        Args:
+            value: this rank's. error: why it has none.
+
+        Raises:
+            CkptSurgeryError: the error of the lowest rank that has one, of its own class.
+        """
         told = None if error is None else (type(error).__name__, getattr(error, "diagnostics", None) or str(error))
-        found = self.gathered((told, digest))
+        found = self.gathered((told, value))
         for rank, (problem, _) in enumerate(found):
             if problem is None:
                 continue
@@ -95,11 +111,7 @@ class Peers:
             if isinstance(about, str):
                 about = (Diagnostic("rank-failed", f"rank {rank} failed: {kind}: {about}"),)
             raise _KINDS.get(kind, CkptSurgeryError)(about)
-        different = [rank for rank, (_, other) in enumerate(found) if other != found[0][1]]
-        if different:
-            self._failed = True
-            text = f"rank {different[0]} was given other arguments, or sees other files, than rank 0"
-            raise PlanError(Diagnostic("ranks-differ", text, help="call it on all ranks with the same arguments"))
+        return [value for _, value in found]
 
     @cached_property
     def device(self) -> str:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-__all__ = ["LocalShard", "empty_shard", "has_shards", "is_on_mesh", "is_sharded", "shard_of"]
+__all__ = ["LocalShard", "empty_shard", "has_shards", "home_of", "is_on_mesh", "is_sharded", "offloaded", "shard_of"]
 
 
 class LocalShard(NamedTuple):
@@ -47,6 +47,28 @@ def has_shards(model: nn.Module) -> bool:
     return any(map(is_sharded, model.parameters())) or any(map(is_sharded, model.buffers()))
 
 
+def home_of(model: nn.Module) -> torch.device:
+    """Where the tensors of a model are that were on the meta device: where its mesh is, or the CPU without one."""
+    import torch
+
+    meshes = (held.device_mesh for held in map(_as_any, model.parameters()) if is_sharded(held))
+    mesh = next(meshes, None)
+    return torch.device(mesh.device_type if mesh is not None else "cpu")
+
+
+def offloaded(model: nn.Module) -> set[int]:
+    """The ids of the parameters that FSDP2 keeps on the CPU (`CPUOffloadPolicy`)."""
+    found = set()
+    for module in map(_as_any, model.modules()):
+        state = module._get_fsdp_state() if hasattr(module, "_get_fsdp_state") else None
+        groups = getattr(state, "_fsdp_param_groups", None) or [getattr(state, "_fsdp_param_group", None)]
+        for group in groups:
+            for held in getattr(group, "fsdp_params", ()):
+                if getattr(held, "offload_to_cpu", False):
+                    found.add(id(held.sharded_param))
+    return found
+
+
 def shard_of(tensor: Tensor, key: str) -> LocalShard:
     """The part of a tensor that this rank holds; a plain tensor is held whole.
 
@@ -72,21 +94,24 @@ def shard_of(tensor: Tensor, key: str) -> LocalShard:
     return LocalShard(Box(tuple(chunks[0].offsets), tuple(chunks[0].sizes)), local)
 
 
-def empty_shard(tensor: Tensor, device: torch.device | None) -> Tensor:
+def empty_shard(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor that is distributed as another is, with memory that is not filled yet.
 
     Args:
-        device: where it comes to be; that of the mesh by default, or the CPU for a plain tensor.
+        device: where it comes to be.
     """
     import torch
 
     if not is_sharded(tensor):
-        return torch.empty(tensor.shape, dtype=tensor.dtype, device=device or "cpu")
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
     from torch.distributed.tensor import DTensor
 
     sharded: Any = tensor.detach()
-    there = device or torch.device(sharded.device_mesh.device_type)
-    local = torch.empty(sharded.to_local().shape, dtype=tensor.dtype, device=there)
+    local = torch.empty(sharded.to_local().shape, dtype=tensor.dtype, device=device)
     return DTensor.from_local(
         local, sharded.device_mesh, sharded.placements, run_check=False, shape=sharded.shape, stride=sharded.stride()
     )
+
+
+def _as_any(value: Any) -> Any:
+    return value

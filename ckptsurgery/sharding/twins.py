@@ -1,7 +1,7 @@
 """A plain twin of a sharded model: what decides on a load sees an ordinary model on the meta device.
 
-The twin has the modules of the model, each of its own class, without the wrappers of activation checkpointing and
-without the hooks of `torch.distributed`. Its tensors are meta tensors of the whole shapes, and tensors that are one
+The twin has the modules of the model, each of its own class, without the wrappers of activation checkpointing and FSDP1
+and without the hooks of `torch.distributed`. Its tensors are meta tensors of the whole shapes, and tensors that are one
 object in the model are one in the twin.
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Owner", "Twin", "twin_of"]
 
 _HOOKS = ("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks", "_state_dict_hooks", "_state_dict_pre_hooks")
-_WRAPPED = "_checkpoint_wrapped_module"
+_WRAPPED = ("_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +49,11 @@ class Twin:
     """A plain twin.
 
     Args:
-        module: the twin.
+        model: the sharded model. module: the twin.
         owners: name in the twin -> where the model registers the tensor.
     """
 
+    model: nn.Module
     module: nn.Module
     owners: dict[str, Owner]
 
@@ -66,7 +67,7 @@ def twin_of(model: nn.Module) -> Twin:
     """The twin of a model."""
     copier = _Copier({}, {}, {})
     module = copier.module(model)
-    return Twin(module, dict(copier.owners("", module, set())))
+    return Twin(model, module, dict(copier.owners("", module, set())))
 
 
 @dataclass(slots=True)
@@ -77,7 +78,7 @@ class _Copier:
 
     def module(self, module: nn.Module) -> nn.Module:
         """The copy of a module, one for each object."""
-        inner = module._modules.get(_WRAPPED)
+        inner = next((module._modules[name] for name in _WRAPPED if name in module._modules), None)
         if inner is not None:
             return self.module(inner)
         known = self.copies.get(id(module))

@@ -33,7 +33,7 @@ def listed(argument: str, what: Any) -> tuple[str, ...]:
 
 
 def asked(
-    init: Any, keep: Any, drop: Any, mismatch: str, dtype: str, partial: bool, assign: bool | None, device: Any,
+    init: Any, keep: Any, drop: Any, mismatch: str, dtype: str, partial: bool | str, assign: bool | None, device: Any,
     check_values: bool, seed: int, progress: bool | None,
 ) -> LoadOptions:  # fmt: skip
     """Return the options of a load, each checked by itself.
@@ -48,9 +48,13 @@ def asked(
             instead = (Remedy(name, {str(value): near}, kind="instead"),) if near else ()
             advice = "one of " + ", ".join(map(repr, known))
             raise LoadError(Diagnostic("bad-argument", f"{name}={value!r}", remedies=instead, advice=advice))
+    if isinstance(partial, str) and partial != "stages":
+        stages = Remedy("partial", {partial: ["stages"]}, kind="instead")
+        raise LoadError(Diagnostic("bad-argument", f"partial={partial!r}", remedies=(stages,), advice="or True"))
     where = as_device(device) if device is not None else None
     kept, dropped = listed("keep", keep), listed("drop", drop)
-    return LoadOptions(inits, kept, dropped, mismatch, dtype, partial, assign, where, check_values, seed, progress)
+    fits = bool(partial) and partial != "stages"
+    return LoadOptions(inits, kept, dropped, mismatch, dtype, fits, assign, where, check_values, seed, progress)
 
 
 def check_assigned(options: LoadOptions) -> None:

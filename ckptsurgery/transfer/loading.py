@@ -58,7 +58,7 @@ def load_into(
     drop: str | Sequence[str] = (),
     mismatch: str = "error",
     dtype: str = "lossless",
-    partial: bool = False,
+    partial: bool | str = False,
     subtree: str | None = None,
     config: Mapping[str, Any] | None = None,
     dims: Mapping[str, DimValue] | None = None,
@@ -93,7 +93,8 @@ def load_into(
         mismatch: of shapes: "error", "init" or "keep".
         dtype: "lossless" casts where no bit is lost, "error" never, "model" always, "source" takes the source's dtype
             (with `assign=True`).
-        partial: load what fits in name and shape, and list what did not.
+        partial: True loads what fits in name and shape, and lists what did not. "stages" is for a pipeline, whose ranks
+            each hold some of the layers: each loads its own, and together they must account for the whole.
         subtree: where in a training checkpoint the tensors are.
         config: what `config.` means in the recipe's dims; the source's own by default, else the model's.
         dims: sizes that go before the recipe's own.
@@ -113,7 +114,7 @@ def load_into(
 
     require_module(model)
     wanted = asked(init, keep, drop, mismatch, dtype, partial, assign, device, check_values, seed, progress)
-    with seen_plainly(model) as (seen, carry):
+    with seen_plainly(model, stages=partial == "stages") as (seen, carry):
         options = wanted if wanted.assign is not None else replace(wanted, assign=has_meta(seen))
         check_assigned(options)
         checkpoint = open_checkpoint(source, subtree=subtree)

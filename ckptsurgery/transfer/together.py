@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,9 @@ from ..errors import Diagnostic, LoadError
 from ..planning.report import Report
 from ..running.model_loading import load_plan
 from ..running.sharded_loading import load_shards
+from ..sharding.flat_parameters import has_flat_parameters, whole_parameters
 from ..sharding.peers import peers
+from ..sharding.pipeline_stages import united
 from ..sharding.shards import has_shards
 from ..sharding.twins import twin_of
 
@@ -25,22 +27,30 @@ Carry = Callable[..., Report]
 
 
 @contextmanager
-def seen_plainly(model: nn.Module) -> Iterator[tuple[nn.Module, Carry]]:
+def seen_plainly(model: nn.Module, stages: bool) -> Iterator[tuple[nn.Module, Carry]]:
     """Give the model that decides on a load, and what carries a plan out; any error is raised on all ranks.
 
+    Args:
+        stages: whether the ranks' models are parts of one, which decides on the load.
+
     Raises:
-        LoadError: a sharded model without a process group.
+        LoadError: a sharded model, or a stage, without a process group.
     """
-    if not has_shards(model):
+    flat = has_flat_parameters(model)
+    if not (flat or stages or has_shards(model)):
         yield model, load_plan
         return
     ranks = peers()
     if ranks is None:
-        text = "the model is sharded, and there is no process group to load it with"
+        what = "the model is a stage of a pipeline" if stages else "the model is sharded"
+        text = f"{what}, and there is no process group to load it with"
         raise LoadError(Diagnostic("no-process-group", text, help="torch.distributed.init_process_group() first"))
-    twin = twin_of(model)
-    try:
-        yield twin.module, partial(load_shards, twin=twin, ranks=ranks)
-    except Exception as error:
-        ranks.fail(error)
-        raise
+    with whole_parameters(model) if flat else nullcontext():
+        twin = twin_of(model)
+        try:
+            if stages:
+                twin = united(twin, ranks)
+            yield twin.module, partial(load_shards, twin=twin, ranks=ranks)
+        except Exception as error:
+            ranks.fail(error)
+            raise

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from test_sharded_loading import WAYS, Net, whole
 from torch import nn
-from torch.distributed.tensor import DeviceMesh, DTensor, Placement, Replicate, Shard
+from torch.distributed.tensor import DeviceMesh, DTensor, Placement, Replicate, Shard, init_device_mesh
 from torch.distributed.tensor import distribute_tensor as distribute
 
 import ckptsurgery as cs
@@ -23,10 +23,13 @@ State = dict[str, torch.Tensor]
 def mesh_of(kind: str) -> DeviceMesh:
     """A mesh of some or all ranks; all ranks call this, in one order."""
     size = dist.get_world_size()
+    if kind == "named":
+        return init_device_mesh("cpu", (2, size // 2), mesh_dim_names=("dp", "tp"))
+    square = torch.arange(size // 2 * 2).view(2, -1)
     ranks = {
         "all": torch.arange(size),
-        "square": torch.arange(size).view(2, -1),
-        "turned": torch.arange(size).view(2, -1).t(),
+        "square": square,
+        "turned": square.t(),
         "first": torch.arange(size // 2),
         "rest": torch.arange(size // 2, size),
         "last": torch.tensor([size - 1]),
