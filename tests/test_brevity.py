@@ -134,7 +134,7 @@ def test_a_repr_says_what_matters_most() -> None:
     tensors = {f"h.{i}.{k}": torch.ones(2, 3) for i in range(2) for k in "ab"} | {"mask": torch.ones(1)}
     recipe = cs.Recipe(["h.{i}.a [x y] -> h.{i}.a [y x]", "h.{i}.b -> h.{i}.b"], drop=["mask"], tie={"t": "h.0.b"})
     assert repr(cs.plan(tensors, recipe)) == (
-        "<Plan 5 source keys -> 5 target keys: 2 copy, 2 move, 1 key tied, 1 key dropped>"
+        "<Plan 5 source keys -> 5 target keys: 2 copy, 2 move, 1 key dropped, 1 key tied>"
     )
     assert repr(recipe) == (
         "<Recipe 2 rules: 1 drop, 1 tie, rest error, 'h.{i}.a [x y] -> h.{i}.a [y x]', 'h.{i}.b -> h.{i}.b'>"

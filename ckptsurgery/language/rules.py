@@ -12,6 +12,7 @@ from typing import Protocol
 
 from ..errors import Diagnostic, RecipeError
 from ..specs import DTYPES
+from ..toml_writing import quoted
 from ..wording import brief
 from .axes import Axis, AxisList
 from .calls import Call, parse_call
@@ -211,10 +212,25 @@ def _parse(text: str, place: str | None) -> Rule:
         raise RecipeError(
             Diagnostic("bad-rule", f"a rule has one '->', this has {len(sides) - 1}{inside}", help="SOURCE -> TARGET")
         )
+    if not all(map(stripped, sides)):
+        raise RecipeError(_half_empty(*map(stripped, sides)))
     (sources, before, joined), (targets, after, joined_targets) = map(_side, sides)
     if joined_targets:
         raise RecipeError(Diagnostic("bad-rule", "'&' stands between targets", help="targets are separated by commas"))
     return Rule(sources, targets, before, after, optional, joined, place)
+
+
+def _half_empty(source: str, target: str) -> Diagnostic:
+    """The error of a rule without a source, a target or both; `a ->` reads like "leave a out", so the help is how."""
+    if source and not target:
+        drop = ", ".join(quoted(str(term.pattern)) for term in _side(source)[0])
+        help = f"to leave a tensor out, write in place of the rule: drop = [{drop}]"
+        return Diagnostic("bad-rule", "nothing is written right of '->'", help=help)
+    if target and not source:
+        init = ", ".join(f'{quoted(str(term))} = "zeros"' for term in _side(target)[0])
+        help = f"to make a tensor that has no source, write in place of the rule: init = {{ {init} }}"
+        return Diagnostic("bad-rule", "nothing is written left of '->'", help=help)
+    return Diagnostic("bad-rule", "a key pattern is missing", help="SOURCE -> TARGET")
 
 
 def _side(text: str) -> tuple[tuple[Term, ...], tuple[Call, ...], bool]:

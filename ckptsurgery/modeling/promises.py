@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ..errors import Diagnostic, LoadError
@@ -11,7 +12,7 @@ from ..ops.base import OpError
 from ..ops.moments import Moments, moments
 from ..specs import TensorSpec
 from .initialising import Whats, read_initialiser
-from .statistics import TensorStats, stats_of
+from .statistics import stats_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,12 +58,7 @@ def require_drawn(tensors: Mapping[str, Tensor], what: Whats) -> None:
             facts=(("promised", str(said[row.name])),),
         )
         for row in stats_of(tensors)
-        if not _keeps(row, said[row.name])
+        if not said[row.name].kept_by(asdict(row))
     ]
     if problems:
         raise LoadError(problems)
-
-
-def _keeps(row: TensorStats, said: Moments) -> bool:
-    near = abs(row.mean - said.mean) <= said.mean_slack and abs(row.std - said.std) <= said.std_slack
-    return near and said.low <= row.min and row.max <= said.high and not row.nonfinite

@@ -13,9 +13,14 @@ from ..wording import brief, counted
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..ops.moments import Moments
+
+    Promises = Mapping[str, Moments]
+
 __all__ = ["Stats", "TensorStats", "stats_of"]
 
 _CHUNK = 1 << 20
+_BINS = 41  # odd, so that a symmetric distribution has a bar in its middle
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +34,8 @@ class TensorStats:
         norm: the Euclidean norm of its finite values.
         zeros: the fraction of its values that are zero.
         nonfinite: how many values are infinite or NaN.
+        histogram: how many of its finite values lie in each of 41 equal intervals from min to max; one where these
+            are equal, none where there are no finite values.
     """
 
     name: str
@@ -40,6 +47,7 @@ class TensorStats:
     norm: float
     zeros: float
     nonfinite: int
+    histogram: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """The row as plain data."""
@@ -64,6 +72,25 @@ class Stats(Sequence[TensorStats]):
 
     def __iter__(self) -> Iterator[TensorStats]:
         return iter(self.rows)
+
+    def to_html(self, title: str = "statistics", before: Stats | None = None, promised: Promises | None = None) -> str:
+        """Make a page with a histogram of each tensor.
+
+        >>> import torch
+        >>> page = stats_of({"w": torch.arange(5.0)}).to_html("weights")
+        >>> page.startswith("<!doctype html>"), "<title>weights</title>" in page
+        (True, True)
+
+        Args:
+            title: in the window's title bar.
+            before: statistics taken earlier, drawn as outlines under the same names.
+            promised: what an initialiser promises, as `Selection.promised` returns it: drawn as lines at the mean and
+                at one standard deviation from it, and compared.
+        """
+        from .histogram_page import histogram_page
+
+        earlier = [row.to_json() for row in before or ()]
+        return histogram_page(title, [row.to_json() for row in self.rows], earlier, promised or {})
 
     def __repr__(self) -> str:
         return brief("Stats", counted(len(self.rows), "tensor"), *(row.name for row in self.rows[:3]))
@@ -122,7 +149,22 @@ def _row(name: str, tensor: Tensor) -> TensorStats:
         norm=math.sqrt(squares),
         zeros=zeros / values if values else 0.0,
         nonfinite=values - count,
+        histogram=_histogram(tensor, low, high) if count else (),
     )
+
+
+def _histogram(tensor: Tensor, low: float, high: float) -> tuple[int, ...]:
+    """Count the finite values by intervals of equal width."""
+    import torch
+
+    counts = torch.zeros(_BINS if high > low else 1, dtype=torch.int64, device=tensor.device)
+    half = 0.5 if math.isinf(high - low) else 1.0  # the range of the largest floats has no float of its own
+    width = high * half - low * half or 1.0
+    for chunk in _chunks(tensor):
+        share = (chunk[chunk.isfinite()] * half - low * half) / width
+        at = (share * len(counts)).long().clamp_(max=len(counts) - 1)
+        counts += torch.bincount(at, minlength=len(counts))
+    return tuple(counts.tolist())
 
 
 def _chunks(tensor: Tensor) -> Iterator[Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 
@@ -33,6 +33,11 @@ class Moments:
     std_slack: float = 0.0
     low: float = -math.inf
     high: float = math.inf
+
+    def kept_by(self, found: Mapping[str, float]) -> bool:
+        """Whether "mean", "std", "min", "max" of a tensor, and its count of "nonfinite" values, are as promised."""
+        near = abs(found["mean"] - self.mean) <= self.mean_slack and abs(found["std"] - self.std) <= self.std_slack
+        return near and self.low <= found["min"] and found["max"] <= self.high and not found["nonfinite"]
 
     def __str__(self) -> str:
         text = f"mean {self.mean:.4g} ± {self.mean_slack:.1g}, std {self.std:.4g} ± {self.std_slack:.1g}"

@@ -34,7 +34,7 @@ def html_page(kind: str, title: str, data: Mapping[str, Any]) -> str:
     (True, 2)
 
     Args:
-        kind: "plan", "diff" or "inspect", which have a script each.
+        kind: "plan", "diff", "inspect" or "stats", which have a script each.
         title: in the window's title bar.
         data: what the script draws, as plain data.
     """

@@ -235,6 +235,7 @@ class Report:
         folded = fold_groups(by_key, label=lambda k: (by_key[k].spec, by_key[k].by))
         for group in folded[:16]:
             entry = by_key[group.first]
-            yield "    " + "  ".join(t for t in (clipped(group.text, 200), str(entry.spec or ""), entry.by) if t)
+            by = entry.by if entry.by != group.text else ""  # a pattern that is the key says nothing more
+            yield "    " + "  ".join(t for t in (clipped(group.text, 200), str(entry.spec or ""), by) if t)
         if len(folded) > 16:
             yield f"    … and {len(folded) - 16} more patterns"

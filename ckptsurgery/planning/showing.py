@@ -24,16 +24,16 @@ _WIDE = 200  # characters of a folded run of keys
 
 
 def plan_text(plan: PlanRecord, cost: Cost) -> str:
-    """Return the plan on a page: each rule with what it makes, what is settled otherwise, and the cost."""
+    """Return the plan on a page: what no rule moves, each rule with what it makes, and the cost."""
     lines = [f"plan: {plan_ends(plan)} ({', '.join(plan_kinds(plan)) or 'no steps'})"]
+    for keys, title in _settled(plan):
+        if keys:
+            lines.append(f"  {title}")
+            lines += [f"    {text}  {said}".rstrip() for text, said in _folded(keys)]
     for rule, kinds in _rules(plan):
         lines.append(f"  {rule}")
         lines += [f"    {_kind_text(kind, steps)}" for kind, steps in kinds.items()]
     lines += _more(len(_by_rules(plan)), _RULES, "rules")
-    for keys, title in _settled(plan):
-        if keys:
-            lines.append(f"  {title}")
-            lines += [f"    {text}  {said}" for text, said in _folded(keys)]
     lines += [f"  {w.severity}: {w.headline}" for w in plan.warnings[:_MOST]]
     lines += _more(len(plan.warnings), _MOST, "warnings")
     lines.append(f"  cost: {cost}")
@@ -76,14 +76,15 @@ def _row(one: str, two: str, three: str, tag: str = "td") -> str:
 
 def _settled(plan: PlanRecord) -> tuple[tuple[Mapping[str, Any], str], ...]:
     """What moves no data, by what was decided."""
-    return (plan.inits, "initialised"), (plan.ties, "tied"), (plan.dropped, "dropped"), (plan.casts, "cast")
+    return (plan.dropped, "dropped"), (plan.inits, "initialised"), (plan.ties, "tied"), (plan.casts, "cast")
 
 
 def _folded(keys: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Runs of keys of which the same is said, and what that is; the first of very many."""
     label: Callable[[str], str] = lambda key: str(keys[key])  # noqa: E731
     folded = fold_groups(keys, label=label)
-    rows = [(clipped(f.text, _WIDE), clipped(_said(keys[f.first]), _WIDE)) for f in folded[:_MOST]]
+    said = [(f.text, _said(keys[f.first])) for f in folded[:_MOST]]
+    rows = [(clipped(text, _WIDE), clipped(why, _WIDE) if why != text else "") for text, why in said]
     return [*rows, (f"… and {len(folded) - _MOST:,} more", "")] if len(folded) > _MOST else rows
 
 

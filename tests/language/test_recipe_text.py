@@ -73,6 +73,10 @@ WRONG = [
     ('rules = ["a -> b -> c"]', ["bad-rule"], "one '->', this has 2"),
     ('rules = ["a"]', ["bad-rule"], "this has 0"),
     ('rules = ["a [x -> b"]', ["bad-rule"], ""),
+    ('rules = ["a.{i} [x] | cast(f16) ->"]', ["bad-rule"], 'drop = ["a.{i}"]'),
+    ('rules = ["a, b ->"]', ["bad-rule"], 'drop = ["a", "b"]'),
+    ('rules = ["-> b [x] | cast(f16)"]', ["bad-rule"], 'init = { "b [x]" = "zeros" }'),
+    ('rules = ["->"]', ["bad-rule"], "SOURCE -> TARGET"),
     ('rules = ["a -> b | cast("]', ["bad-call"], "ends too early"),
     (
         'rules = ["{i}{j} -> b"]\ndrop = ["{x"]\nrulez = 1',

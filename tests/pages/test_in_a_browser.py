@@ -33,6 +33,11 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "plan.html").write_text(plan.to_html("a plan"))
     (folder / "diff.html").write_text(cs.diff(state, other).to_html("a difference"))
     (folder / "inspect.html").write_text(inspection(cs.open(state)).to_html("a checkpoint"))
+    chosen = cs.select(torch.nn.Sequential(torch.nn.Linear(60, 40), torch.nn.Linear(40, 60)), "0.weight", "1.bias")
+    before = chosen.stats()
+    cs.select(chosen.model, "0.weight").init_("xavier_normal")
+    promised = cs.select(chosen.model, "0.weight").promised("xavier_normal")
+    (folder / "stats.html").write_text(chosen.stats().to_html("before and after", before=before, promised=promised))
     return folder
 
 
@@ -67,6 +72,14 @@ def test_a_difference_is_one_coloured_cell(chromium: str, pages: Path, tmp_path:
     cells = re.findall(r'<td[^>]*style="background: ?([^"]*)"[^>]*>', dom)
     assert sum("hsl" in colour or "rgb" in colour for colour in cells) == 1
     assert len(cells) == 3 * 12 + 2
+
+
+def test_statistics_are_histograms_before_and_after(chromium: str, pages: Path, tmp_path: Path) -> None:
+    dom = visit(chromium, pages / "stats.html", tmp_path, "", "--dump-dom")
+    assert dom.count('class="histogram"') == 2 and dom.count('class="now"') == dom.count('class="before"') == 2
+    assert dom.count('class="promise ') == 3 and dom.count('class="kept"') == 1 and "NaN" not in dom.split("<script")[0]
+    dom = visit(chromium, pages / "stats.html", tmp_path, "search=0.weight", "--dump-dom")
+    assert 'data-found="1"' in dom
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -72,7 +72,7 @@ def test_a_notebook_shows_the_rules_and_what_is_settled_otherwise() -> None:
     page = plan._repr_html_()
     assert "&lt;{i}&gt; [x y]" in page and "1 step, move" in page and "<{i}>" not in page
     assert "1 key tied" in page and "1 key dropped" in page and str(plan.cost) in page
-    assert repr(plan) == "<Plan 2 source keys -> 2 target keys: 1 move, 1 key tied, 1 key dropped>"
+    assert repr(plan) == "<Plan 2 source keys -> 2 target keys: 1 move, 1 key dropped, 1 key tied>"
 
 
 def test_a_plan_of_headers_alone_says_so_when_it_is_run() -> None:
