@@ -24,7 +24,16 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-__all__ = ["Initialised", "What", "Whats", "computed_buffers", "initialise", "materialise_buffers", "read_initialiser"]
+__all__ = [
+    "FirstValues",
+    "Initialised",
+    "What",
+    "Whats",
+    "computed_buffers",
+    "initialise",
+    "materialise_buffers",
+    "read_initialiser",
+]
 
 What = str | Call | Initialiser | Callable[..., Any]
 Whats = What | Mapping[str, What]
@@ -103,22 +112,52 @@ def initialise(
         LoadError: all problems at once, before anything is changed: names that match nothing, two initialisers for one
             tensor, an initialiser that cannot fill the shape or dtype, a tensor for which there is no default.
     """
-    require_module(model)
-    tensors = named_tensors(model)
-    rules, problems = _assign_rules(model, what, tensors)
-    first_names = _first_names(tensors)
-    scratch: dict[str, tuple[Tensor, str]] = {}
-    by_default = [n for n, rule in rules.items() if rule.by_module and rule.name == "default"]
-    if by_default:
-        scratch, missing = _drawn(model, by_default, seed, device)
-        problems += missing
-    if problems:
-        raise LoadError(dict.fromkeys(problems))
-    for name, rule in rules.items():
-        if rule.function is not None:
-            scratch[name] = _called(name, rule, tensors[name], seed, device), "callable"
-    done = {name: _fill(model, name, rule, scratch.get(name), seed, device) for name, rule in rules.items()}
-    return tuple(_rows(tensors, first_names, rules, done, seed))
+    return FirstValues.of(model, what, seed, device).give(model)
+
+
+@dataclass(frozen=True)
+class FirstValues:
+    """First values of a model's tensors, made or proved possible before anything of the model is changed.
+
+    Args:
+        rules: first name of each tensor -> its initialiser, in state_dict order.
+        first_names: every name -> the first name of its tensor.
+        drawn: first name -> values that are made already, and what gave them; formulas draw in place, and need none.
+    """
+
+    rules: Mapping[str, Initialiser]
+    first_names: Mapping[str, str]
+    drawn: Mapping[str, tuple[Tensor, str]]
+    seed: int
+    device: torch.device | str
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, what: Mapping[str, Whats], seed: int = 0, device: torch.device | str = "cpu"
+    ) -> FirstValues:
+        """Settle what every tensor gets; arguments and errors are those of `initialise`."""
+        require_module(model)
+        tensors = named_tensors(model)
+        rules, problems = _assign_rules(model, what, tensors)
+        drawn: dict[str, tuple[Tensor, str]] = {}
+        by_default = [n for n, rule in rules.items() if rule.by_module and rule.name == "default"]
+        if by_default:
+            drawn, missing = _drawn(model, by_default, seed, device)
+            problems += missing
+        if problems:
+            raise LoadError(dict.fromkeys(problems))
+        for name, rule in rules.items():
+            if rule.function is not None:
+                drawn[name] = _called(name, rule, tensors[name], seed, device), "callable"
+        return cls(rules, _first_names(tensors), drawn, seed, device)
+
+    def give(self, model: nn.Module) -> tuple[Initialised, ...]:
+        """Give the tensors their values, and return one line for each name."""
+        done = {
+            name: _fill(model, name, rule, self.drawn.get(name), self.seed, self.device)
+            for name, rule in self.rules.items()
+        }
+        return tuple(_rows(named_tensors(model), self.first_names, self.rules, done, self.seed))
 
 
 def _drawn(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import CheckpointError, Diagnostic, LoadError, Remedy, literal
 from ..modeling.assigning import move_to, set_tensor
 from ..modeling.facts import target_of
-from ..modeling.initialising import computed_buffers, initialise, materialise_buffers
+from ..modeling.initialising import FirstValues, computed_buffers, materialise_buffers
 from ..modeling.places import named_tensors, require_plain
 from ..modeling.ties import find_ties, restore_ties
 from ..planning.options import OWN, LoadOptions
@@ -89,6 +89,7 @@ def load_plan(
     if options.check_values:
         made = (zip(step.targets, run_step(step, checkpoint.load)) for step in plan.steps)
         refuse_non_finite(chain.from_iterable(made))
+    first = FirstValues.of(model, inits, options.seed)
     ties = find_ties(model)
     skipped = {other for other, _ in plan.tie_proofs}
     filled = {*extra_keys, *inits, *(k for step in plan.steps for k in step.targets if k not in skipped)}
@@ -96,7 +97,7 @@ def load_plan(
         _carry_out(plan, checkpoint, model, assign, device, bar)
     if extra_load is not None:
         extra_load()
-    rows = initialise(model, inits, options.seed) if inits else ()
+    rows = first.give(model)
     for name, buffer in buffers.items():
         set_tensor(model, name, buffer, assign=True)
     if meta and extra_load is not None:

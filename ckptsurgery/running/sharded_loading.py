@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from ..boxes import Box
 from ..errors import CheckpointError, CkptSurgeryError, Diagnostic, LoadError
-from ..modeling.initialising import computed_buffers, initialise
+from ..modeling.initialising import FirstValues, computed_buffers
 from ..modeling.places import named_tensors
 from ..planning.options import OWN, LoadOptions
 from ..planning.plan import Plan
@@ -81,6 +81,7 @@ def load_shards(
     made = [key for step in plan.steps for key in step.targets if key not in skipped]
     loader.hold(key for key in made if key in own)
     buffers = computed_buffers(model) if extra_load is None else {}
+    values = FirstValues.of(model, inits, options.seed)
     ranks.agree(None, _digest(plan))
     if options.check_values:
         refuse_non_finite((k, t) for step in plan.steps for k, t in zip(step.targets, run_step(step, checkpoint.load)))
@@ -89,7 +90,7 @@ def load_shards(
         loader.load(plan.steps, checkpoint, bar)
     if extra_load is not None:
         extra_load()
-    rows = initialise(model, inits, options.seed) if inits else ()
+    rows = values.give(model)
     first = {row.name for row in rows if not row.by.startswith("tied to ")}
     loader.take(model, [*extra_keys, *first])
     loader.finish()
