@@ -27,6 +27,7 @@ FLOORS = {
     "specs": 0,
     "many_objects": 0,
     "wording": 0,
+    "notebook_view": 0,
     "narrowing": 0,
     "toml_writing": 0,
     "named_objects": 0,

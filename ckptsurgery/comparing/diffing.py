@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import Diagnostic, RecipeError
 from ..language.folding import fold_groups
 from ..many_objects import gc_pause
+from ..notebook_view import TextInNotebooks
 from ..running.progress import ByteBar
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
@@ -30,7 +31,7 @@ _WIDE = 200  # characters of a folded run of keys
 
 
 @dataclass(frozen=True, repr=False)
-class Diff:
+class Diff(TextInNotebooks):
     """How two checkpoints differ; `str` of it is for people.
 
     Args:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, Diagnostic
+from ..notebook_view import TextInNotebooks
 from ..running.progress import ByteBar
 from ..storage.checkpoint import Checkpoint
 from ..storage.places.opening import open as open_checkpoint
@@ -24,7 +25,7 @@ _ORDER = ("error", "warning", "note")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Diagnosis:
+class Diagnosis(TextInNotebooks):
     """What `doctor` found; each finding says where and what to do.
 
     Args:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Diagnostic, LoadError
+from ..notebook_view import TextInNotebooks
 from ..wording import brief, clipped, counted, listed
 from .forward_pass import ModuleCall, tried
 
@@ -69,7 +70,7 @@ class Parting:
 
 
 @dataclass(frozen=True, repr=False)
-class Parity:
+class Parity(TextInNotebooks):
     """Whether two models agree; true if so.
 
     Args:

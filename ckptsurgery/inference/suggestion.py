@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import Diagnostic
 from ..language.folding import fold
 from ..language.recipe import Recipe
+from ..notebook_view import TextInNotebooks
 from ..wording import brief, counted
 from .assumptions import Assumption
 from .matches import Question
@@ -19,7 +20,7 @@ __all__ = ["Suggestion"]
 
 
 @dataclass(frozen=True, repr=False)
-class Suggestion:
+class Suggestion(TextInNotebooks):
     """A recipe that nobody wrote, and what is known of it.
 
     Args:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import Diagnostic, LoadError
 from ..language.folding import fold
 from ..language.leaves import by_leaf
+from ..notebook_view import TextInNotebooks
 from ..specs import TensorSpec, is_lossless
 from ..wording import clipped, counted
 from .drifting import drifting_norms
@@ -80,7 +81,7 @@ def select(
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Selection(Mapping[str, "Tensor"]):
+class Selection(TextInNotebooks, Mapping[str, "Tensor"]):
     """Names of one model's tensors, and by them the tensors as they are at the time of asking.
 
     A mapping from names to live parameters (and buffers), in state_dict order. Combining selections (`|`, `&`, `-`,

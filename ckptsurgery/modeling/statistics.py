@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, overload
 
+from ..notebook_view import TextInNotebooks
 from ..specs import TensorSpec
 from ..wording import brief, counted
 
@@ -55,7 +56,7 @@ class TensorStats:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Stats(Sequence[TensorStats]):
+class Stats(TextInNotebooks, Sequence[TensorStats]):
     """Rows, readable as a table by `str`."""
 
     rows: tuple[TensorStats, ...]

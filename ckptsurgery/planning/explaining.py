@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import Diagnostic, PlanError
+from ..notebook_view import TextInNotebooks
 from ..ops.base import Specs
 from ..wording import brief, clipped, counted
 from .claims import near_rules
@@ -19,7 +20,7 @@ _OP = 200  # characters of an op, which may hold a long list
 
 
 @dataclass(frozen=True, repr=False)
-class Explanation:
+class Explanation(TextInNotebooks):
     """What becomes of a key, or where it comes from; `str` of it is for people.
 
     Args:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from ..errors import Diagnostic
 from ..language.folding import fold_groups
+from ..notebook_view import TextInNotebooks
 from ..specs import TensorSpec
 from ..wording import brief, clipped, counted
 
@@ -86,7 +87,7 @@ def _columns(tensors: int, elements: int) -> str:
 
 
 @dataclass(frozen=True, repr=False)
-class Report:
+class Report(TextInNotebooks):
     """What was done, tensor by tensor.
 
     Args:
@@ -187,11 +188,6 @@ class Report:
 
     def _counts(self) -> Counter[str]:
         return Counter(map(attrgetter("action"), self.ledger))
-
-    def _repr_html_(self) -> str:
-        import html
-
-        return f"<pre>{html.escape(str(self))}</pre>"
 
     def _lines(self) -> Iterable[str]:
         yield f"{self.source} -> {self.target}: {self._headline()}"

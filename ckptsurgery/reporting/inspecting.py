@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..errors import CheckpointError, Diagnostic
 from ..language.folding import fold, fold_items
 from ..many_objects import ById, gc_pause
+from ..notebook_view import TextInNotebooks
 from ..specs import TensorSpec
 from ..wording import brief, counted, shown_bytes
 from .summaries import Total
@@ -39,7 +40,7 @@ class Line(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Inspection:
+class Inspection(TextInNotebooks):
     """The answer to "what is in this checkpoint?"; `str()` is a table 100 columns wide.
 
     Args:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import Diagnostic, LoadError
 from ..modeling.places import Place, places, require_module, size_of
+from ..notebook_view import TextInNotebooks
 from ..ops.seeding import seeded_globals
 from ..wording import brief, counted, shown_bytes
 from .model_table import ModuleRow, Shapes, check_columns, model_table
@@ -25,7 +26,7 @@ Run = tuple[Shapes, Shapes, int]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class ModelSummary:
+class ModelSummary(TextInNotebooks):
     """Rows and totals; `str` is a table, and shared parameters count once.
 
     Args:

@@ -1,0 +1,23 @@
+"""What a notebook shows of a result: its text, which fits the width of the cell and keeps its columns."""
+
+from __future__ import annotations
+
+import html
+
+__all__ = ["TextInNotebooks"]
+
+
+class TextInNotebooks:
+    """Give a result with a short `repr` its whole `str` in notebooks.
+
+    >>> class Found(TextInNotebooks):
+    ...     def __str__(self):
+    ...         return "a < b"
+    >>> Found()._repr_html_()
+    '<pre>a &lt; b</pre>'
+    """
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
