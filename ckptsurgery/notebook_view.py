@@ -1,4 +1,4 @@
-"""What a notebook shows of a result: its text, which fits the width of the cell and keeps its columns."""
+"""The text of a result as a notebook shows it: with its columns, in a fixed width."""
 
 from __future__ import annotations
 

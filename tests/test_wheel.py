@@ -52,7 +52,8 @@ def test_the_wheel_works_in_a_fresh_environment(wheel: Path, tmp_path: Path) -> 
     assert Path(where.strip()).is_relative_to(site)
     program = tmp_path / "env" / "bin" / "ckptsurgery"
     assert run(program, "--version", cwd=tmp_path) == f"ckptsurgery {cs.__version__}\n"
-    assert all(name in run(program, "recipes", cwd=tmp_path) for name in cs.list_recipes())
+    listed = run(program, "recipes", cwd=tmp_path)
+    assert all(name in listed for name in cs.list_recipes())
     assert run(program, "recipes", "show", cs.list_recipes()[0], cwd=tmp_path).startswith("schema = 1")
     assert "ckptsurgery demo" in run(program, "demo", "--help", cwd=tmp_path)
     assert "1797" in run(

@@ -36,7 +36,7 @@ class TensorStats:
         zeros: the fraction of its values that are zero.
         nonfinite: how many values are infinite or NaN.
         histogram: how many of its finite values lie in each of 41 equal intervals from min to max; one where these
-            are equal, none where there are no finite values.
+            are equal; empty without finite values.
     """
 
     name: str

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
+import runpy
 import subprocess
 import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -34,13 +38,41 @@ def three():
 """
 
 
-def run(script: str, *arguments: object, folder: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, SCRIPTS / f"{script}.py", *map(str, arguments)], capture_output=True, text=True, cwd=folder
-    )
+@dataclass(frozen=True)
+class Ran:
+    """What a script printed."""
+
+    stdout: str
+    stderr: str
+
+
+def run(script: str, *arguments: object, folder: Path, code: int = 0) -> Ran:
+    """Run a script in a process of its own, as a person starts it."""
+    command = [sys.executable, SCRIPTS / f"{script}.py", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
-    return done
+    return Ran(done.stdout, done.stderr)
+
+
+def run_here(script: str, *arguments: object, folder: Path, code: int = 0) -> Ran:
+    """Run a script in this process: torch need not start again for each line of a test."""
+    held, argv = list(sys.path), sys.argv
+    out, err = io.StringIO(), io.StringIO()
+    sys.argv = [str(SCRIPTS / f"{script}.py"), *map(str, arguments)]
+    ended: int | str | None = 0
+    try:
+        with chdir(folder), redirect_stdout(out), redirect_stderr(err):
+            runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        ended = end.code
+    finally:
+        sys.path[:], sys.argv = held, argv
+        sys.modules.pop("mymodels", None)
+    if isinstance(ended, str):
+        err.write(ended)
+    assert (1 if isinstance(ended, str) else ended or 0) == code, out.getvalue() + err.getvalue()
+    return Ran(out.getvalue(), err.getvalue())
 
 
 @pytest.fixture
@@ -69,13 +101,13 @@ def test_partial_load_on_the_demo(tmp_path: Path) -> None:
 
 
 def test_partial_load_of_one_s_own(folder: Path) -> None:
-    refused = run("partial_load", "last.pt", "mymodels:three", folder=folder, code=1).stderr
+    refused = run_here("partial_load", "last.pt", "mymodels:three", folder=folder, code=1).stderr
     assert "head.weight" in refused
-    run("partial_load", "last.pt", "mymodels:three", "--partial", "--out", "out.safetensors", folder=folder)
+    run_here("partial_load", "last.pt", "mymodels:three", "--partial", "--out", "out.safetensors", folder=folder)
     saved = cs.open(folder / "out.safetensors").state_dict()
     assert saved["body.1.weight"].eq(1).all()
     assert saved["head.weight"].shape == (3, 8)
-    done = run("partial_load", "last.pt", "mymodels:three", "--init", "head", "--seed", "3", folder=folder)
+    done = run_here("partial_load", "last.pt", "mymodels:three", "--init", "head", "--seed", "3", folder=folder)
     assert "head.weight  F32 [3, 8]  default (Linear.reset_parameters, seed 3)" in done.stdout
 
 
@@ -86,7 +118,7 @@ def test_a_new_head_on_the_demo(tmp_path: Path) -> None:
 
 def test_a_new_head_on_one_s_own(folder: Path) -> None:
     arguments = ("last.pt", "mymodels:three", "--head", "head", "--init", "ones", "--freeze", "--out", "out.pt")
-    assert "trainable: 27 of " in run("reinit_head", *arguments, folder=folder).stdout
+    assert "trainable: 27 of " in run_here("reinit_head", *arguments, folder=folder).stdout
     assert cs.open(folder / "out.pt").state_dict()["head.weight"].eq(1).all()
 
 
@@ -98,17 +130,17 @@ def test_ties_through_a_conversion_on_the_demo(tmp_path: Path) -> None:
 
 def test_ties_through_a_conversion_of_one_s_own(folder: Path) -> None:
     arguments = ("tied.safetensors", "new", "--rule", "m.{k...} -> {k...}", "--model", "mymodels:Tied")
-    text = run("convert_tied", *arguments, folder=folder).stdout
+    text = run_here("convert_tied", *arguments, folder=folder).stdout
     assert text.index("tied in the model:\n  embed.weight = head.weight")
     assert cs.ties(folder / "new")[0].names == ("embed.weight", "head.weight")
-    run("convert_tied", *arguments, folder=folder, code=1)
-    run("convert_tied", *arguments, "--overwrite", folder=folder)
+    run_here("convert_tied", *arguments, folder=folder, code=1)
+    run_here("convert_tied", *arguments, "--overwrite", folder=folder)
 
 
 def test_a_name_that_the_source_lacks_is_tied_on_request(folder: Path) -> None:
     cs.save({"embed.weight": torch.randn(5, 4)}, folder / "one.safetensors")
     arguments = ("one.safetensors", "two.pt", "--tie", "head.weight=embed.weight", "--model", "mymodels:Tied")
-    assert "tied in the model:\n  embed.weight = head.weight" in run("convert_tied", *arguments, folder=folder).stdout
+    assert "tied in the model:\n  embed.weight = head.weight" in run_here("convert_tied", *arguments, folder=folder).stdout
 
 
 @pytest.mark.parametrize(
@@ -121,4 +153,4 @@ def test_a_name_that_the_source_lacks_is_tied_on_request(folder: Path) -> None:
     ],
 )
 def test_wrong_usage_exits_with_2(folder: Path, script: str, arguments: list[str]) -> None:
-    assert "usage: " in run(script, *arguments, folder=folder, code=2).stderr
+    assert "usage: " in run_here(script, *arguments, folder=folder, code=2).stderr

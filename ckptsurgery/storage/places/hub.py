@@ -262,22 +262,30 @@ def _listing(location: Location) -> _RepositoryNames:
     """All files of a repository; offline, or where the hub cannot be reached, those in the cache."""
     from huggingface_hub import HfApi, constants
 
-    # Wanted anyway, and asked for a file the hub says more precisely what is wrong: gated, no such revision.
-    _download(location, f"{location.prefix}config.json", needed=False)
-    try:
-        if not _offline():
+    config = f"{location.prefix}config.json"
+    if not _offline():
+        try:
+            # Asked first: unlike downloads, it is not tried again for half a minute where nothing answers.
             with _explained(location):
                 revision = location.revision or constants.DEFAULT_REVISION
                 found = HfApi().model_info(location.repo, revision=revision)
+        except CheckpointError as error:
+            if error.diagnostics[0].code != "hub-unreachable":
+                _download(
+                    location, config, needed=False
+                )  # asked for a file, the hub is more precise: gated, no revision
+                raise
+            if _anything_cached(location) is None:
+                raise
+        else:
+            _download(location, config, needed=False)
             return _RepositoryNames(sorted(file.rfilename for file in found.siblings or ()), found.sha)
-    except CheckpointError as error:
-        if error.diagnostics[0].code != "hub-unreachable" or _anything_cached(location) is None:
-            raise
     folder = _anything_cached(location)
-    paths = folder.rglob("*") if folder else ()
-    return _RepositoryNames(
-        sorted(p.relative_to(folder).as_posix() for p in paths if p.is_file()) if folder else [], None
-    )
+    if folder is None:
+        _download(location, config, needed=False)
+        return _RepositoryNames([], None)
+    found_here = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    return _RepositoryNames(found_here, None)
 
 
 def _offline() -> bool:
