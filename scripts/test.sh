@@ -11,6 +11,7 @@ cd "$here"
 bash scripts/setup.sh test
 bin=$(cd "${VENV:-.venv}/bin" && pwd)
 export PATH="$bin:$PATH" # tests run the installed command
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # workers and the programs that they start share the cores already
 
 status=0
 if [ $# -eq 0 ]; then
