@@ -404,3 +404,13 @@ def test_a_misspelt_suffix_is_no_folder(tmp_path: Path, name: str, near: str) ->
 def test_a_dot_in_a_folders_name_is_a_dot(tmp_path: Path, name: str) -> None:
     cs.save({"w": torch.ones(2)}, tmp_path / name)
     assert list(cs.open(tmp_path / name)) == ["w"]
+
+
+def test_a_link_that_leads_nowhere_is_not_replaced_unasked(tmp_path: Path) -> None:
+    link = tmp_path / "out.safetensors"
+    link.symlink_to(tmp_path / "gone.safetensors")
+    with pytest.raises(cs.CheckpointError) as refused:
+        cs.save({"x": torch.ones(1)}, link)
+    assert refused.value.diagnostics[0].code == "output-exists" and link.is_symlink()
+    cs.save({"x": torch.ones(1)}, link, overwrite=True)
+    assert cs.open(link).state_dict()["x"].item() == 1

@@ -171,7 +171,7 @@ def _check_file(target: Path, format: Format, options: WriterOptions) -> None:
     if options.max_shard_size is not None:
         text = "max_shard_size makes several files, and a file was named"
         raise CheckpointError(Diagnostic("shards-need-a-folder", text, str(target), remedies=folder))
-    if target.exists() and not options.overwrite:
+    if os.path.lexists(target) and not options.overwrite:  # a link that leads nowhere would be replaced as well
         raise _exists(target, ())
     if options.resume is not None and not format.resumes:
         text = f"writing a {target.suffix.lower()} file cannot be resumed"
