@@ -34,6 +34,7 @@ FLOORS = {
     "boxes": 0,
     "language": 1,
     "pages": 1,
+    "tables": 1,
     "storage": 1,
     "sharding": 1,
     "ops": 1,
@@ -70,6 +71,9 @@ NEIGHBOURS = {
     ("language", "ops"),
     # the rows of a tree are folded keys
     ("pages", "language"),
+    ("tables", "language"),
+    # a checkpoint draws its keys as a tree
+    ("storage", "tables"),
     ("cli", ""),
     ("demo", ""),
     # two layouts are compared by the recipe that is inferred between them

@@ -25,7 +25,7 @@ def ops(context: typer.Context, json: o.Json = False) -> None:
     ckptsurgery ops show slerp
     """
     from ..ops.reference import reference
-    from ..reporting.tables import listing
+    from ..tables.columns import listing
 
     if context.invoked_subcommand is None:
         found = {each.name: each.summary for each in reference()}

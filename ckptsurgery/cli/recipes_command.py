@@ -31,7 +31,7 @@ def recipes(context: typer.Context, json: o.Json = False) -> None:
     ckptsurgery recipes import transformers:TYPE -o mine.toml
     ckptsurgery recipes export mine.toml --as vllm
     """
-    from ..reporting.tables import listing
+    from ..tables.columns import listing
 
     if context.invoked_subcommand is None:
         found = {name: cs.load_recipe(name).summary for name in cs.list_recipes()}

@@ -13,10 +13,10 @@ from ..language.folding import fold, fold_items
 from ..many_objects import ById, gc_pause
 from ..notebook_view import TextInNotebooks
 from ..specs import TensorSpec
+from ..tables.columns import cut, shown_numbers, table
+from ..tables.totals import Total
+from ..tables.trees import tree
 from ..wording import brief, counted, shown_bytes
-from .summaries import Total
-from .tables import cut, shown_numbers, table
-from .trees import tree
 
 if TYPE_CHECKING:
     from ..specs import Tie

@@ -10,8 +10,8 @@ from ..errors import CheckpointError, Diagnostic
 from ..specs import Tie
 from ..storage.memory import is_module
 from ..storage.places.opening import open as open_checkpoint
+from ..tables.totals import Summary
 from .inspecting import inspection
-from .summaries import Summary
 
 __all__ = ["summary", "ties"]
 

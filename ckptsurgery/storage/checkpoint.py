@@ -28,6 +28,8 @@ from .versions import METADATA, VERSIONS, told_versions
 if TYPE_CHECKING:
     import torch
 
+    from ..tables.trees import KeyTree
+
 __all__ = ["MAP_FROM", "Checkpoint", "LazyTensor", "MissingKeyError"]
 
 # Below this a plain read is cheaper than a mapping, and a process may hold only some 65,000 mappings.
@@ -372,6 +374,17 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def tree(self, depth: int | None = None, width: int = 100) -> KeyTree:
+        """Draw the keys as a tree of modules with totals; no data is read.
+
+        Args:
+            depth: levels that are shown; all without it.
+            width: columns of the text.
+        """
+        from ..tables.trees import key_tree
+
+        return key_tree(self.specs, depth, width)
 
     def __repr__(self) -> str:
         parts = [counted(len(self), "tensor"), shown_bytes(self.nbytes)]

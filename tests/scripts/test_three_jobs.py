@@ -140,7 +140,8 @@ def test_ties_through_a_conversion_of_one_s_own(folder: Path) -> None:
 def test_a_name_that_the_source_lacks_is_tied_on_request(folder: Path) -> None:
     cs.save({"embed.weight": torch.randn(5, 4)}, folder / "one.safetensors")
     arguments = ("one.safetensors", "two.pt", "--tie", "head.weight=embed.weight", "--model", "mymodels:Tied")
-    assert "tied in the model:\n  embed.weight = head.weight" in run_here("convert_tied", *arguments, folder=folder).stdout
+    text = run_here("convert_tied", *arguments, folder=folder).stdout
+    assert "tied in the model:\n  embed.weight = head.weight" in text
 
 
 @pytest.mark.parametrize(

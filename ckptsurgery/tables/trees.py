@@ -3,17 +3,49 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+from ..language.folding import fold_items
+from ..notebook_view import TextInNotebooks
 from ..specs import TensorSpec
 from ..wording import shown_bytes
-from .summaries import Total
-from .tables import bar, shown_numbers, table
+from .columns import bar, shown_numbers, table
+from .totals import Total
 
-__all__ = ["tree"]
+__all__ = ["KeyTree", "key_tree", "tree"]
 
 # Dots and slashes separate segments, but not the dots inside of `{0..31}`.
 _SEGMENTS = re.compile(r"(?:\{[^{}]*\}|[^./{])+|\{|[./]")
+
+
+class KeyTree(TextInNotebooks):
+    """A tree of keys as text; a prompt and a notebook show it as it is."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __str__(self) -> str:
+        return self._text
+
+    __repr__ = __str__
+
+
+def key_tree(specs: Mapping[str, TensorSpec], depth: int | None = None, width: int = 100) -> KeyTree:
+    """Draw keys as a tree of modules with totals, and runs of keys that differ in a number as one.
+
+    >>> specs = {f"h.{i}.{leaf}": TensorSpec([4], "F32") for i in range(3) for leaf in "wb"}
+    >>> key_tree(specs, width=60)
+    h.{0..2}  x6  24 numbers  96 B  ██████████
+    ├ w       x3  F32 [4]     48 B  █████
+    └ b       x3  F32 [4]     48 B  █████
+
+    Args:
+        depth: levels that are shown. width: columns of the text.
+    """
+    lines = [(group.text, specs[group.first], group.count) for group in fold_items(specs)]
+    return KeyTree("\n".join(tree(lines, width, depth)))
 
 
 class _Node(Total):

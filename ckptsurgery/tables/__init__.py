@@ -1,0 +1,1 @@
+"""Plain text in columns: tables, trees of folded keys, and the sums that stand in them."""
