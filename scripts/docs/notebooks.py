@@ -1,7 +1,7 @@
 """Run the example notebooks in a kernel of their own and compare or store what their cells show.
 
-    python scripts/docs/notebooks.py notebooks/*.ipynb           # run, print what differs
-    python scripts/docs/notebooks.py --fill notebooks/*.ipynb    # run, store the real outputs
+python scripts/docs/notebooks.py notebooks/*.ipynb           # run, print what differs
+python scripts/docs/notebooks.py --fill notebooks/*.ipynb    # run, store the real outputs
 """
 
 from __future__ import annotations

@@ -41,9 +41,7 @@ def test_every_finite_value_is_counted_once(values: torch.Tensor) -> None:
 
 
 def test_one_value_is_one_bar_and_none_is_none() -> None:
-    same, empty, lost = stats_of(
-        {"same": torch.ones(5), "empty": torch.ones(0), "lost": torch.tensor([float("nan")])}
-    )
+    same, empty, lost = stats_of({"same": torch.ones(5), "empty": torch.ones(0), "lost": torch.tensor([float("nan")])})
     assert same.histogram == (5,) and empty.histogram == lost.histogram == ()
 
 
