@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import html
-
 __all__ = ["TextInNotebooks"]
 
 
@@ -20,4 +18,6 @@ class TextInNotebooks:
     __slots__ = ()
 
     def _repr_html_(self) -> str:
+        import html  # notebooks alone need it
+
         return f"<pre>{html.escape(str(self))}</pre>"
