@@ -275,6 +275,9 @@ class Misfits:
 
     def tied_and_made(self, tie: BoundPattern, alias: str, key: str) -> None:
         """A rule makes a tensor for a name that is tied to another."""
+        if alias == key:
+            self.problem("tied-and-made", f"{alias!r} is tied to itself", tie, advice="leave the line out")
+            return
         text = f"{alias!r} is tied to {key!r}, but a rule makes it too"
         self.problem("tied-and-made", text, tie, self.drops([alias]), "or prove them equal: a, b -> c | same")
 
@@ -287,9 +290,14 @@ class Misfits:
         """Something is to be initialised, and there is no target to give its shape."""
         target = (Remedy("target", None, "is a model, a checkpoint or specs"),)
         for init in inits:
-            if not init.optional:
+            made = [key for key in self.made if init.pattern.match(key) is not None]
+            if made:
+                self.init_and_made(init, made[0])
+            elif not init.optional:
                 text = f"[init] '{init.pattern}' needs a target, which says shape and dtype"
-                self.problem("init-needs-target", text, init, remedies=target)
+                self.problem(
+                    "init-needs-target", text, init, target, f'or its axes: init = {{ "{init.pattern} [n]" = … }}'
+                )
 
     def init_and_made(self, init: BoundPattern, key: str) -> None:
         """A key is initialised that a rule makes."""

@@ -219,11 +219,10 @@ class Equations:
 
     def contradiction(self, axes: Sequence[Axis], env: Env, expected: int, size: int) -> Diagnostic:
         """The diagnostic for a dimension that is not what its axes make."""
-        return Diagnostic(
-            "size-mismatch",
-            f"'{shown(axes)}' should be {expected}, but the dimension is {size}",
-            facts=(("sizes", self.listed(axes, env)),),
-        )
+        if all(axis.size is not None for axis in axes):
+            return Diagnostic("size-mismatch", f"the rule writes {shown(axes)}, and the dimension is {size}")
+        text = f"'{shown(axes)}' should be {expected}, but the dimension is {size}"
+        return Diagnostic("size-mismatch", text, facts=(("sizes", self.listed(axes, env)),))
 
     def indivisible(self, axes: Sequence[Axis], total: Linear, size: int) -> Diagnostic:
         """The diagnostic for a dimension that its known axes do not divide."""
