@@ -92,7 +92,8 @@ def _hole(keys: Sequence[str], fuse: str | None) -> tuple[str, str, str]:
             raise ValueError("the part comes before the index")
         return first, "{e}" + escaped(between) + "{p:" + ",".join(map(escaped, mid)) + "}", tail
     head, mid, tail = _differ(keys)
-    return head, "{e}" if fuse == "stack" else "{p:" + ",".join(map(escaped, mid)) + "}", tail
+    counted = fuse in ("stack", "concat index")
+    return head, "{e}" if counted else "{p:" + ",".join(map(escaped, mid)) + "}", tail
 
 
 def _differ(keys: Sequence[str]) -> tuple[str, list[str], str]:

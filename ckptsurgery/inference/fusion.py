@@ -6,6 +6,7 @@ exists opposite. It is taken role by role: weights may be fused while biases sta
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,19 +14,25 @@ from functools import partial
 from typing import Any
 
 from .placement import Placement
-from .roles import parent, part_of, with_roles
+from .roles import frame_of, listed_parts, parent, part_of, with_roles
 from .units import Leaf, Unit, split_path
 from .vocabulary import concepts
 
 __all__ = ["fused"]
 
-Shapes = Counter[tuple[int, str, tuple[int, ...]]]  # by the region that they are in
-Region = Callable[[str], int]
+_NUMBER = re.compile(r"\d+")
+
+Place = tuple[int, int]
+Shapes = Counter[tuple[Place, str, tuple[int, ...]]]  # by the layer that they are in
+Region = Callable[[str], Place]
+Order = tuple[str, ...]  # of the parts of a fused tensor, such as query, key and value
+
+_QKV, _KV, _GATED = ("query", "key", "value"), ("key", "value"), ("gate", "up")
 
 
 @dataclass(frozen=True, slots=True)
 class _FusionGroup:
-    """Units that may be one: `kind` is "concat", "stack" or "stack concat"; `name` is what the whole is called."""
+    """Units that may be one: `kind` is how, as in `Leaf`; `name` is what the whole is called."""
 
     kind: str
     name: str
@@ -50,14 +57,15 @@ def fused(
             have is not stacked.
     """
     placed = placement or Placement()
-    regions: tuple[Region, Region] = (partial(placed.region, 0), partial(placed.region, 1))
+    regions: tuple[Region, Region] = (partial(placed.layer, 0), partial(placed.layer, 1))
     sides = [with_roles(source, ordered[0]), with_roles(target, ordered[1])]
+    orders = [frozenset(map(listed_parts, (u.path for u in side))) - {()} for side in sides]
     for _ in range(6):
         best: tuple[int, int, list[_Fusion]] | None = None
         tables = [_shapes(s, region) for s, region in zip(sides, regions)]
         together = [_together(s, region) for s, region in zip(sides, regions)]
         for side in (0, 1):
-            for groups in _candidates(sides[side], placed.counted(side)):
+            for groups in _candidates(sides[side], placed.counted(side), orders[1 - side]):
                 gain, chosen = _gain(groups, tables[side], tables[1 - side], together[1 - side], regions[side])
                 if gain > 0 and (best is None or gain > best[0]):
                     best = gain, side, chosen
@@ -87,42 +95,61 @@ def _together(units: Sequence[Unit], region: Region) -> frozenset[tuple[Any, ...
 
 
 def _plain(unit: Unit, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A projection that keeps its heads apart, seen as the matrix that it is elsewhere."""
-    if unit.roles & {"query", "key", "value"} and len(shape) > 1 and len(unit.weight.shape) == 3:
+    """A projection that keeps its heads apart, or a stack of such ones, seen as the matrix that it is elsewhere."""
+    deep = len(unit.weight.shape) - 3
+    if deep not in (0, 1) or len(shape) < 2 or min(unit.weight.shape) == 1:
+        return shape
+    if unit.roles & set(_QKV) and len(shape) > 1 + deep:
         return (*shape[:-2], shape[-2] * shape[-1])
-    if "out" in unit.roles and len(shape) == 3:
-        return (shape[0] * shape[1], shape[2])
+    if "out" in unit.roles and len(shape) == 3 + deep:
+        return (*shape[:-3], shape[-3] * shape[-2], shape[-1])
     return shape
 
 
-def _candidates(units: Sequence[Unit], counted: frozenset[str]) -> Iterator[list[_FusionGroup]]:
-    """Groups that could be fused together, one list for each template; the numbers behind `counted` are no stacks."""
+def _candidates(
+    units: Sequence[Unit], counted: frozenset[str], orders: frozenset[Order]
+) -> Iterator[list[_FusionGroup]]:
+    """Groups that could be fused together, one list for each template.
+
+    Args:
+        counted: the paths before numbers that are no stacks.
+        orders: in which the names of the other side list parts.
+    """
     found: dict[tuple[str, str], list[_FusionGroup]] = {}
     families: dict[tuple[str, object], dict[str, Unit]] = {}
     gates: dict[str, dict[str, Unit]] = {}
     for unit in units:
-        part = part_of(unit.path)
-        if part is not None and not unit.members:
+        part = frame_of(unit.path)
+        if part is not None and (part[0] == "gate" or part_of(unit.path)) and not unit.members:
             families.setdefault((parent(unit.path), part[1]), {})[part[0]] = unit
-        for role in sorted(unit.roles & {"gate", "up"}):
+        for role in sorted(unit.roles & set(_GATED)):
             gates.setdefault(parent(unit.path), {})[role] = unit
-    beside = _parallel(units, {path for path, _ in families})
+    beside = _parallel(units, {path for (path, _), by_role in families.items() if by_role.keys() & set(_QKV)})
+
+    def add(short: str, name: str, members: tuple[Unit, ...]) -> None:
+        for kind in ("concat", "stack parts"):
+            group = _FusionGroup(kind, name, members)
+            found.setdefault((kind + short, members[0].template + members[-1].template), []).append(group)
+
+    asked = sorted({_QKV, _KV} | {o for o in orders if len(o) > 1 and "up" not in o and set(_KV) & set(o)})
     for (path, frame), by_role in families.items():
-        for wanted, short in ((("query", "key", "value"), "qkv"), (("key", "value"), "kv")):
-            if all(r in by_role for r in wanted):
+        for order in asked:
+            if all(r in by_role for r in order):
+                short = "".join(r[0] for r in order)
                 name = path + "_".join(short if w == "*" else w for w in frame)  # type: ignore[attr-defined]
-                group = _FusionGroup("concat", name, tuple(by_role[r] for r in wanted))
-                found.setdefault((short, group.members[0].template), []).append(group)
-                for other in beside.get(path, ()) if short == "qkv" else ():
-                    wide = _FusionGroup("concat", parent(path[:-1]) + "qkv_mlp", (*group.members, other))
-                    found.setdefault(("wide", group.members[0].template + other.template), []).append(wide)
-    pairs: dict[str, _FusionGroup] = {}
+                add(short, name, tuple(by_role[r] for r in order))
+                for other in beside.get(path, ()) if order == _QKV else ():
+                    members = (*(by_role[r] for r in order), other)
+                    wide = _FusionGroup("concat", parent(path[:-1]) + "qkv_mlp", members)
+                    found.setdefault(("wide", members[0].template + other.template), []).append(wide)
+    gated = _GATED[::-1] if _GATED[::-1] in orders and _GATED not in orders else _GATED
+    pairs: dict[str, tuple[Unit, ...]] = {}
     for path, by_role in gates.items():
-        if "gate" in by_role and "up" in by_role:
-            pairs[path] = _FusionGroup("concat", path + "gate_up_proj", (by_role["gate"], by_role["up"]))
-            found.setdefault(("gate", by_role["gate"].template), []).append(pairs[path])
+        if len(by_role) == 2:
+            pairs[path] = tuple(by_role[r] for r in gated)
+            add("gate", f"{path}{'_'.join(gated)}_proj", pairs[path])
     yield from found.values()
-    yield from _stacks(units, pairs, counted)
+    yield from _stacks(units, list(pairs.values()), counted)
 
 
 def _parallel(units: Sequence[Unit], paths: set[str]) -> dict[str, list[Unit]]:
@@ -144,59 +171,63 @@ def _parallel(units: Sequence[Unit], paths: set[str]) -> dict[str, list[Unit]]:
 
 
 def _stacks(
-    units: Sequence[Unit], pairs: dict[str, _FusionGroup], counted: frozenset[str]
+    units: Sequence[Unit], pairs: Sequence[tuple[Unit, ...]], counted: frozenset[str]
 ) -> Iterator[list[_FusionGroup]]:
     """Units that differ in one number, from 0 on: alone, or with gate and up beside each other."""
-    for wide in (1, 2):
+    for kind, wide in (("stack", 1), ("concat index", 1), ("stack concat", 2)):
         found: dict[tuple[int, str, str], dict[str, list[tuple[int, tuple[Unit, ...]]]]] = {}
-        listed = [(u,) for u in units if not u.members] if wide == 1 else [g.members for g in pairs.values()]
+        listed = [(u,) for u in units if not u.members] if wide == 1 else pairs
         for members in listed:
-            for place, text, number in _numbers(members[0].path):
-                if ".".join([*members[0].path.split(".")[:place], ""]) in counted:
+            for place, number in enumerate(_NUMBER.finditer(members[0].path)):
+                before, behind = members[0].path[: number.start()], members[0].path[number.end() :]
+                if before in counted or not _ends(before, behind):
                     continue
                 kind_of = (place, members[0].template, split_path(members[0].path)[1])
-                found.setdefault(kind_of, {}).setdefault(text, []).append((number, members))
+                found.setdefault(kind_of, {}).setdefault(before + behind, []).append((int(number[0]), members))
         for rows in found.values():
             groups = []
             for text, run in rows.items():
                 run.sort(key=lambda r: r[0])
                 if len(run) < 2 or [n for n, _ in run] != list(range(len(run))):
                     continue
-                kind = "stack" if wide == 1 else "stack concat"
+                text = re.sub(r"[./_]([./])", r"\1", text)
                 name = text if wide == 1 else split_path(text)[0] + "gate_up_proj"
                 groups.append(_FusionGroup(kind, name, tuple(u for _, members in run for u in members), wide))
             if groups:
                 yield groups
 
 
-def _numbers(path: str) -> Iterator[tuple[int, str, int]]:
-    """For each segment that is a number: its place, the path without it, and the number."""
-    segments = path.split(".")
-    for i, segment in enumerate(segments):
-        if segment.isdigit():
-            yield i, ".".join(segments[:i] + segments[i + 1 :]), int(segment)
+def _ends(before: str, behind: str) -> bool:
+    """Whether a number is a word of its own between these texts."""
+    return not before[-1:].isalnum() and not behind[:1].isalnum()
 
 
-def _whole(group: _FusionGroup, role: str, opposite: Shapes, at: int) -> Leaf | None:
+def _whole(group: _FusionGroup, role: str, opposite: Shapes, at: Place) -> Leaf | None:
     """The fused leaf in one role, None where the members do not fit or nothing opposite has its shape."""
     leaves = [u.leaves.get(role) for u in group.members]
     if any(leaf is None or leaf.fuse for leaf in leaves):
         return None
     present = [leaf for leaf in leaves if leaf is not None]
-    shapes = [leaf.shape for leaf in present]
+    shapes = [_plain(u, leaf.shape) for u, leaf in zip(group.members, present)]
     if len(set(map(len, shapes))) > 1 or (group.kind != "concat" and len(set(shapes)) > 1):
         return None
-    for axis in range(len(shapes[0])):
-        row = shapes[: group.wide] if group.kind != "concat" else shapes
-        if any(s[:axis] + s[axis + 1 :] != row[0][:axis] + row[0][axis + 1 :] for s in row):
-            continue
-        shape = (*row[0][:axis], sum(s[axis] for s in row), *row[0][axis + 1 :])
-        if group.kind != "concat":
-            shape = (len(shapes) // group.wide, *(row[0] if group.wide == 1 else shape))
+    for shape in _joined_shapes(group, shapes):
         if opposite.get((at, role, _canonical(shape))):
             parts = tuple(p for leaf in present for p in leaf.parts)
             return Leaf(shape, present[0].kind, parts, group.kind)
     return None
+
+
+def _joined_shapes(group: _FusionGroup, shapes: Sequence[tuple[int, ...]]) -> Iterator[tuple[int, ...]]:
+    """The shapes that a group may have as one."""
+    if group.kind in ("stack", "stack parts"):
+        yield (len(shapes), *shapes[0])
+        return
+    row = shapes[: group.wide] if group.wide > 1 else shapes
+    for axis in range(len(row[0])):
+        if all(s[:axis] + s[axis + 1 :] == row[0][:axis] + row[0][axis + 1 :] for s in row):
+            shape = (*row[0][:axis], sum(s[axis] for s in row), *row[0][axis + 1 :])
+            yield shape if group.wide == 1 else (len(shapes) // group.wide, *shape)
 
 
 def _gain(
@@ -212,12 +243,13 @@ def _gain(
     after = Counter(own)
     for group in groups:
         roles: dict[str, Leaf] = {}
-        at = region(group.name if group.kind == "concat" else group.members[0].path)
+        at = region(group.name if group.kind in ("concat", "stack parts") else group.members[0].path)
         for role in group.members[0].leaves:
             whole = _whole(group, role, opposite, at)
             if whole is None:
                 continue
-            parts = Counter((at, role, _canonical(p.shape)) for p in whole.parts)
+            plain = (_plain(u, u.leaves[role].shape) for u in group.members)
+            parts = Counter((at, role, _canonical(shape)) for shape in plain)
             key = (at, role, _canonical(whole.shape))
             # What stands beside a fused weight opposite is fused with it, though other tensors have its shape too.
             beside = "weight" in roles and (_canonical(roles["weight"].shape), *key) in together

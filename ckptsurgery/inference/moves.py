@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 
 from ..narrowing import present
 from .shapes import ShapeRelation, relations
@@ -15,6 +16,7 @@ from .units import Leaf, Unit
 __all__ = ["TensorMove", "resolve"]
 
 _LETTERS = "abcdefgh"
+_CUT = ("heads", "width")  # what two axes are called that are one axis on the other side
 _EMBEDDED = frozenset({"embedding", "token", "position", "segment", "classtoken"})
 
 
@@ -25,7 +27,7 @@ class TensorMove:
     Args:
         sources, targets: keys, in the order in which they are concatenated or stacked.
         left, right: the axis lists; empty where the tensor moves as it is. The axis that fuses is `p`, the stacked `e`.
-        fuse: how several are one: None, `"concat"`, `"stack"`, `"stack concat"`.
+        fuse: how several are one, as in `Leaf`.
         sizes: the parts' sizes along the concatenated axis where they differ.
         trust: what headers do not show of it, as kinds: "square", "order", "rows".
         dims: sizes that no shape of the source shows.
@@ -129,57 +131,114 @@ def _single(source: str, target: str, shape: Sequence[int], way: ShapeRelation, 
     return TensorMove((source,), (target,), left, right, trust=trust, dims=dims)
 
 
+Axis = tuple[tuple[str, ...], int]  # the names in one axis, and its size; several names are merged
+
+
+@dataclass(frozen=True)
+class _FusedWhole:
+    """The tensor that parts make.
+
+    Args:
+        part: the names of a part's axes.
+        axes: those of the whole; `p` or `e` counts the parts.
+        sizes: of the parts along the axis where they are concatenated, where they differ.
+        merged: whether axes of a part are one axis of the whole.
+    """
+
+    part: tuple[str, ...]
+    axes: tuple[Axis, ...]
+    sizes: tuple[int, ...] = ()
+    merged: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The whole's sizes."""
+        return tuple(n for _, n in self.axes)
+
+    def spelled(self, way: ShapeRelation, widths: Sequence[int]) -> tuple[str, str] | None:
+        """The axis lists of a part and of the single tensor, of which some axes are `widths` axes; None without any."""
+        letters, order = way.source[1:-1].split(), list(map(str, range(len(self.axes))))
+        if way.kind != "same":
+            if way.kind not in ("transpose", "squeeze") or len(letters) != len(self.axes) or "1" in letters:
+                return None
+            order = [str(letters.index(n)) if n in letters else n for n in way.target[1:-1].split()]
+        if way.kind == "squeeze" and max(widths) > 1:
+            return None
+        part, found = list(self.part), []
+        for text, width in zip(order, widths):
+            names = self.axes[int(text)][0] if way.kind == "same" or text in map(str, range(len(letters))) else (text,)
+            if width > 1:
+                if len(names) > 1 or names[0] not in part:
+                    return None  # what counts the parts is not cut
+                part[part.index(names[0])] = f"({' '.join(_CUT)})"
+                found += _CUT
+            else:
+                found.append(names[0] if len(names) == 1 else f"({' '.join(names)})")
+        return _list(part), _list(found)
+
+
+def _views(shape: Sequence[int], names: Sequence[str]) -> Iterator[tuple[tuple[Axis, ...], bool]]:
+    """A tensor's axes as they are, and with two neighbours as one: the heads of a kernel and their widths."""
+    plain = [((name,), n) for name, n in zip(names, shape)]
+    yield tuple(plain), False
+    for k in range(len(shape) - 1) if 1 < len(shape) < 5 else ():
+        if min(shape[k : k + 2]) > 1:
+            yield (*plain[:k], (_CUT, shape[k] * shape[k + 1]), *plain[k + 2 :]), True
+
+
+def _wholes(many: Leaf) -> Iterator[_FusedWhole]:
+    """The tensors that the parts could make."""
+    fuse, parts, shape = many.fuse or "", [p.shape for p in many.parts], many.parts[0].shape
+    count = "e" if "index" in fuse or fuse == "stack" else "p"
+    for view, merged in _views(shape, _LETTERS):
+        part = tuple(n for names, _ in view for n in names)
+        if fuse in ("stack", "stack parts"):
+            yield _FusedWhole(part, (((count,), len(parts)), *view), (), merged)
+            continue
+        row = parts[:2] if fuse == "stack concat" else parts
+        outer: tuple[Axis, ...] = ((("e",), len(parts) // 2),) if fuse == "stack concat" else ()
+        for axis, (names, size) in enumerate(view):
+            sizes = tuple(s[axis] for s in row) if not merged else (size,) * len(row)
+            if not merged and any(s[:axis] + s[axis + 1 :] != shape[:axis] + shape[axis + 1 :] for s in row):
+                continue
+            if len(set(row)) > 1 and merged:
+                continue
+            ragged = len(set(sizes)) > 1
+            own = names if merged and len(names) > 1 else ("rows:p",) if ragged else ("x",)
+            axes = (*outer, *view[:axis], ((count, *own), sum(sizes)), *view[axis + 1 :])
+            renamed = tuple(own[0] if n == names[0] and len(names) == 1 else n for n in part)
+            yield _FusedWhole(renamed, axes, sizes if ragged else (), merged)
+
+
 def _fused(many: Leaf, single: Leaf, vote: bool | None, forward: bool) -> list[TensorMove]:
     """Several tensors and the one that they make; written many to one, and turned around where it is the other way."""
     part = many.parts[0].shape
-    stacked = "stack" in (many.fuse or "")
-    best: tuple[float, str, str, frozenset[str], tuple[int, ...]] | None = None
-    for axis in range(len(part)) if many.fuse != "stack" else [-1]:
-        wide = 2 if many.fuse == "stack concat" else len(many.parts)
-        row = [p.shape for p in many.parts[:wide]]
-        if axis >= 0 and any(s[:axis] + s[axis + 1 :] != part[:axis] + part[axis + 1 :] for s in row):
+    square = len(part) == 2 and part[0] == part[1]
+    trust = frozenset((*(("order",) if "concat" in (many.fuse or "") else ()), *(("square",) if square else ())))
+    best: tuple[float, str, str, _FusedWhole, bool] | None = None
+    for whole, (view, cut) in product(_wholes(many), _views(single.shape, _LETTERS)):
+        if whole.merged and cut:
             continue
-        sizes = tuple(s[axis] for s in row) if axis >= 0 else ()
-        ragged = len(set(sizes)) > 1
-        names = list(_LETTERS[: len(part)])
-        if axis >= 0:
-            names[axis] = "rows:p" if ragged else "x"
-        whole_names = [f"(p {n})" if k == axis else n for k, n in enumerate(names)]
-        whole = [sum(sizes) if k == axis else n for k, n in enumerate(part)]
-        if stacked:
-            whole_names.insert(0, "e")
-            whole.insert(0, len(many.parts) // (wide if axis >= 0 else 1))
-        for way in relations(tuple(whole), single.shape):
-            right = _renamed(way, whole_names)
-            if right is None:
-                continue
+        for way in relations(whole.shape, tuple(n for _, n in view)):
+            both = whole.spelled(way, [len(names) for names, _ in view])
             odd = 0.0 if vote is None or way.moved == vote else 2.0
-            trust = {"order"} if many.fuse != "stack" else set()
-            if len(part) == 2 and part[0] == part[1]:
-                trust.add("square")
-            candidate = (way.cost + odd, _list(names), right, frozenset(trust), sizes if ragged else ())
-            if best is None or candidate[0] < best[0]:
-                best = candidate
+            cost = way.cost + odd + 1.2 * (whole.merged or cut)
+            if both is not None and (best is None or cost < best[0]):
+                best = cost, *both, whole, cut
     if best is None:
         return []
-    _, left, right, held, ragged_sizes = best
+    _, left, right, whole, cut = best
     keys = tuple(p.key for p in many.parts)
+    shape = single.shape if cut else part
+    dims: tuple[tuple[str, int], ...] = ()
+    if cut == forward and (cut or whole.merged):
+        listed = (right if cut else left)[1:-1].split()
+        dims = ((_CUT[0], shape[listed.index(_CUT[0])]),)
+    if not forward and "index" in (many.fuse or ""):
+        dims = (*dims, ("e", len(keys)))
     if forward:
-        return [TensorMove(keys, single.keys, left, right, many.fuse, ragged_sizes, held)]
-    return [TensorMove(single.keys, keys, right, left, many.fuse, ragged_sizes, held)]
-
-
-def _renamed(way: ShapeRelation, names: Sequence[str]) -> str | None:
-    """The other side's axis list, in the names of the whole's axes; None where the whole's ones matter."""
-    if way.kind == "same":
-        return _list(names)
-    left = way.source[1:-1].split()
-    if way.kind not in ("transpose", "squeeze") or len(left) != len(names):
-        return None
-    table = dict(zip(left, names))
-    if "1" in left:
-        return None
-    return _list([table.get(n, n) for n in way.target[1:-1].split()])
+        return [TensorMove(keys, single.keys, left, right, many.fuse, whole.sizes, trust, dims)]
+    return [TensorMove(single.keys, keys, right, left, many.fuse, whole.sizes, trust, dims)]
 
 
 def _list(names: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..narrowing import present
 from .sides import UnitSide
 from .stacks import Pairing, Stack, align, opposed, stacks_of
 from .units import Unit
@@ -100,6 +101,15 @@ class Placement:
                 return number
         return 0
 
+    def layer(self, side: int, path: str) -> tuple[int, int]:
+        """The number of the pairing whose layers hold a path, and the target's number of the layer; 0, 0 for none."""
+        number = self.region(side, path)
+        if not number:
+            return 0, 0
+        pairing = self.pairings[number - 1]
+        layer = present((pairing.source, pairing.target)[side].holds(path), "the layer of a path in a stack")
+        return number, layer if side else pairing.layers.get(layer, -1 - layer)
+
     def _beside(self, a: UnitSide, b: UnitSide) -> Matrix:
         """Units beside stacks go to units beside their partners, where both belong to some tower."""
         import numpy as np
@@ -147,10 +157,14 @@ class Placement:
     ) -> list[tuple[int, int]]:
         """The pairs between stacks, or sides, that have too little in common for any part of one to go to the other.
 
+        Modules have something in common where both own the same: of two networks, a module with a bias is not the one
+        without.
+
         Args:
             doubted: pairs that count as something in common, though which of them hold is not known.
         """
         listed = [*pairs, *doubted]
+        common = {(i, j) for i, j in listed if _is_matrix(a.units[i]) and _owned(a.units[i]) == _owned(b.units[j])}
         lost: set[tuple[int, int]] = set()
         for pairing in self.pairings:
             one, two = _inside(a, pairing.source), _inside(b, pairing.target)
@@ -160,11 +174,11 @@ class Placement:
                 sum(_is_matrix(u) and pairing.source.holds(u.path) in known[0] for u in a.units),
                 sum(_is_matrix(u) and pairing.target.holds(u.path) in known[1] for u in b.units),
             )
-            if sum(_is_matrix(a.units[i]) for i, _ in both) < _CLAIM * min(sizes):
+            if sum(p in common for p in both) < _CLAIM * min(sizes):
                 lost.update(both)
         left = [p for p in listed if p not in lost]
         sizes = sum(map(_is_matrix, a.units)), sum(map(_is_matrix, b.units))
-        if sum(_is_matrix(a.units[i]) for i, _ in left) < _CLAIM * min(sizes):
+        if sum(p in common for p in left) < _CLAIM * min(sizes):
             lost.update(left)
         return [(i, j) for i, j in pairs if (i, j) in lost and a.units[i].path != b.units[j].path]
 
@@ -206,6 +220,10 @@ def _members(side: UnitSide, stack: Stack) -> dict[int, list[tuple[int, str]]]:
         if layer is not None:
             found.setdefault(layer, []).append((i, unit.path[len(stack.at) + len(str(layer)) :]))
     return found
+
+
+def _owned(unit: Unit) -> frozenset[str]:
+    return frozenset(role for role, leaf in unit.leaves.items() if leaf.kind == "float")
 
 
 def _is_matrix(unit: Unit) -> bool:

@@ -10,11 +10,13 @@ from functools import lru_cache
 from .units import Unit, split_path
 from .vocabulary import concepts, words
 
-__all__ = ["factor_of", "parent", "part_of", "with_roles"]
+__all__ = ["factor_of", "frame_of", "listed_parts", "parent", "part_of", "with_roles"]
 
 _ATTENTION = ("query", "key", "value", "qkv", "kv")
 _FEED = ("gate", "up", "down")
 _SEPARATORS = re.compile(r"[./]")
+_LETTER = {"g": "gate", "q": "query", "k": "key", "v": "value"}
+_RUN = re.compile(r"w?([gqkv]{2,4})")
 _FACTOR = re.compile(r"\blora (?:embedding |linear |layer )*(a|b|down|up)$")
 
 
@@ -38,6 +40,41 @@ def part_of(path: str) -> tuple[str, tuple[str, ...]] | None:
         return None
     place, role = found[0]
     return role, (*parts[:place], "*", *parts[place + 1 :])
+
+
+@lru_cache(maxsize=65536)
+def listed_parts(path: str) -> tuple[str, ...]:
+    """Return the parts that a name lists, in its order; fewer than two are none.
+
+    >>> listed_parts("mlp.up_gate_proj"), listed_parts("attn.gqkv"), listed_parts("attn.Wqkv"), listed_parts("attn.q")
+    (('up', 'gate'), ('gate', 'query', 'key', 'value'), ('query', 'key', 'value'), ())
+    """
+    found: list[str] = []
+    for word in words(split_path(path)[1]):
+        letters = _RUN.fullmatch(word)
+        if letters and len(set(letters[1])) == len(letters[1]):
+            found += (_LETTER[letter] for letter in letters[1])
+        else:
+            found += [part for part in _part_names(word) if part not in found]
+    return tuple(found) if len(found) > 1 else ()
+
+
+def frame_of(path: str) -> tuple[str, tuple[str, ...]] | None:
+    """Return the part that a unit makes, the gate of an attention too, with the words around it; None for several.
+
+    >>> frame_of("attn.gate_proj"), frame_of("attn.q_proj")
+    (('gate', ('*', 'proj')), ('query', ('*', 'proj')))
+    """
+    parts = words(split_path(path)[1])
+    found = [(i, part) for i, word in enumerate(parts) for part in _part_names(word)]
+    if len(parts) > 4 or len(found) != 1:
+        return None
+    place, part = found[0]
+    return part, (*parts[:place], "*", *parts[place + 1 :])
+
+
+def _part_names(word: str) -> list[str]:
+    return [c for c, _ in concepts(word) if c in _LETTER.values() or c == "up"]
 
 
 @lru_cache(maxsize=65536)

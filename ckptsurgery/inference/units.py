@@ -49,7 +49,8 @@ class Leaf:
         shape: after fusing.
         kind: `"float"`, `"int"`, … of the dtype.
         parts: the tensors, in order; one where nothing is fused.
-        fuse: how the parts make the whole: None, `"concat"`, `"stack"` or `"stack concat"`.
+        fuse: how the parts make the whole: None; `"concat"` or `"stack parts"` of parts that names tell apart;
+            `"concat index"` or `"stack"` of parts that a number counts; `"stack concat"` of both.
     """
 
     shape: tuple[int, ...]

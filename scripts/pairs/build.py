@@ -1,9 +1,9 @@
 """Builds the pairs on which inference is measured, by running the converters of published libraries.
 
-    python scripts/pairs/build.py PACKAGES OUT
+    python scripts/pairs/build.py PACKAGES OUT [SET ...]
 
 PACKAGES is a folder with one `pip install --no-deps --target PACKAGES/NAME NAME` for each NAME of `LIBRARIES`; OUT gets
-`tuning.json.gz` and `held.json.gz`. Networks are tiny; every element of a source tensor carries its own number, the
+`tuning.json.gz`, `held.json.gz` and `fresh.json.gz`, or those of them that are named. Networks are tiny; every element of a source tensor carries its own number, the
 converter runs on these, and what it returns is the truth. A pair is
 `{name, family, kind, source, target, expected}`; `source` and `target` list `[key, shape]` in the library's order, and
 `expected` maps each target key with a counterpart to a digest of its numbers.
@@ -17,6 +17,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from math import prod
 from pathlib import Path
 
@@ -51,6 +52,9 @@ LIBRARIES = (
     "certifi",
     "idna",
     "pillow",
+    "diffusers",
+    "monai",
+    "scipy",
 )
 
 Numbers = dict[str, Tensor]
@@ -167,9 +171,13 @@ def main() -> int:
     sys.path[:0] = [str(Path(__file__).parent), *(str(p) for p in packages.iterdir() if p.is_dir())]
     _without_kernels()
     import families
+    import fresh
 
-    halves: dict[str, list[dict[str, object]]] = {"tuning": [], "held": []}
-    for half, pair in families.pairs(packages):
+    halves: dict[str, list[dict[str, object]]] = {name: [] for name in sys.argv[3:] or ("tuning", "held", "fresh")}
+    listed = families.pairs(packages) if {"tuning", "held"} & halves.keys() else ()
+    for half, pair in chain(listed, (("fresh", p) for p in fresh.pairs() if "fresh" in halves)):
+        if half not in halves:
+            continue
         if len(pair.made) == 0:
             raise ValueError(f"{pair.name}: the converter makes nothing")
         halves[half].append(pair.to_json())
