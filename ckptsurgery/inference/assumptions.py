@@ -119,7 +119,7 @@ def _ranks(side: UnitSide) -> dict[str, int | None]:
             layers[side.slots[i], unit.weight.shape].append(i)
     found: dict[str, int | None] = {}
     for members in layers.values():
-        said = [stage(side.families[i]) for i in members]
+        said = [stage(side.spelled[i]) for i in members]
         places = sorted({where for where in said if where is not None})
         told = len(places) == len(said)
         for i, where in zip(members, said) if len(members) > 1 else ():

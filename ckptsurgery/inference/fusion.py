@@ -27,6 +27,7 @@ Shapes = Counter[tuple[Place, str, tuple[int, ...]]]  # by the layer that they a
 Region = Callable[[str], Place]
 Order = tuple[str, ...]  # of the parts of a fused tensor, such as query, key and value
 
+_SINGLE = frozenset({"query", "key", "value", "out"})  # a unit that makes one of these is no whole of several
 _QKV, _KV, _GATED = ("query", "key", "value"), ("key", "value"), ("gate", "up")
 
 
@@ -60,13 +61,16 @@ def fused(
     regions: tuple[Region, Region] = (partial(placed.layer, 0), partial(placed.layer, 1))
     sides = [with_roles(source, ordered[0]), with_roles(target, ordered[1])]
     orders = [frozenset(map(listed_parts, (u.path for u in side))) - {()} for side in sides]
-    for _ in range(6):
+    while True:
         best: tuple[int, int, list[_Fusion]] | None = None
         tables = [_shapes(s, region) for s, region in zip(sides, regions)]
+        wholes = [_shapes([u for u in s if not u.roles & _SINGLE], region) for s, region in zip(sides, regions)]
         together = [_together(s, region) for s, region in zip(sides, regions)]
         for side in (0, 1):
             for groups in _candidates(sides[side], placed.counted(side), orders[1 - side]):
-                gain, chosen = _gain(groups, tables[side], tables[1 - side], together[1 - side], regions[side])
+                named = groups[0].kind in ("concat", "stack parts")
+                table = tables[1 - side], wholes[1 - side] if named else tables[1 - side]
+                gain, chosen = _gain(groups, tables[side], table, together[1 - side], regions[side])
                 if gain > 0 and (best is None or gain > best[0]):
                     best = gain, side, chosen
         if best is None:
@@ -233,19 +237,24 @@ def _joined_shapes(group: _FusionGroup, shapes: Sequence[tuple[int, ...]]) -> It
 def _gain(
     groups: list[_FusionGroup],
     own: Shapes,
-    opposite: Shapes,
+    opposite: tuple[Shapes, Shapes],
     together: frozenset[tuple[Any, ...]],
     region: Region,
 ) -> tuple[int, list[_Fusion]]:
-    """By how much fusing brings the shapes together; which roles of which groups to fuse."""
+    """By how much fusing brings the shapes together; which roles of which groups to fuse.
+
+    Args:
+        own, opposite: the shapes of both sides; of the other one all, and those that may be a whole.
+    """
     total = 0
+    there, wanted = opposite
     chosen: list[_Fusion] = []
     after = Counter(own)
     for group in groups:
         roles: dict[str, Leaf] = {}
         at = region(group.name if group.kind in ("concat", "stack parts") else group.members[0].path)
         for role in group.members[0].leaves:
-            whole = _whole(group, role, opposite, at)
+            whole = _whole(group, role, wanted, at)
             if whole is None:
                 continue
             plain = (_plain(u, u.leaves[role].shape) for u in group.members)
@@ -253,9 +262,9 @@ def _gain(
             key = (at, role, _canonical(whole.shape))
             # What stands beside a fused weight opposite is fused with it, though other tensors have its shape too.
             beside = "weight" in roles and (_canonical(roles["weight"].shape), *key) in together
-            if after[key] >= opposite[key] and not beside:
+            if after[key] >= there[key] and not beside:
                 continue  # the other side holds no more of these than this one does already
-            step = sum(abs(after[k] - opposite[k]) - abs(after[k] - n - opposite[k]) for k, n in parts.items())
+            step = sum(abs(after[k] - there[k]) - abs(after[k] - n - there[k]) for k, n in parts.items())
             step += 1
             if step > 0 or beside:
                 after.subtract(parts)

@@ -110,7 +110,8 @@ def match(
         part = _MatchPart.of(x, y, placement, weights, votes)
         moves += part.moves
         parts.append(part)
-    added, ties = shared(dict(source), dict(target), moves, placement)
+    # Where no part of one side goes to the other, an embedding of the same size is no reason to start.
+    added, ties = shared(dict(source), dict(target), moves, placement) if moves else ([], {})
     moves += added
     settled = {k for m in moves for k in (*m.sources, *m.targets)} | set(ties)
     questions = tuple(q for part in parts for q in part.questions(weights, settled))

@@ -180,7 +180,7 @@ class Placement:
         sizes = sum(map(_is_matrix, a.units)), sum(map(_is_matrix, b.units))
         if sum(p in common for p in left) < _CLAIM * min(sizes):
             lost.update(left)
-        return [(i, j) for i, j in pairs if (i, j) in lost and a.units[i].path != b.units[j].path]
+        return [p for p in pairs if p in lost]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,6 +15,8 @@ from .vocabulary import STRUCTURAL, concepts
 __all__ = ["Loop", "UnitSide"]
 
 _NUMBER = re.compile(r"(\d+)")
+_ORDINALS = {"first": "1", "second": "2", "third": "3", "fourth": "4"}
+_ORDINAL = re.compile(rf"(?<![A-Za-z])({'|'.join(_ORDINALS)})(?![A-Za-z])")
 _FEED = frozenset({"gate", "up", "down"})
 _FADE = 0.72  # what a concept is worth for each segment that it stands farther from the leaf
 
@@ -68,8 +70,8 @@ class UnitSide:
 
     @cached_property
     def splits(self) -> list[tuple[str, ...]]:
-        """For each unit, its path cut at its numbers: text, number, text, …"""
-        return [tuple(_NUMBER.split(u.path)) for u in self.units]
+        """For each unit, its path cut at its numbers, also those in words: text, number, text, …"""
+        return [tuple(_NUMBER.split(_ORDINAL.sub(lambda m: _ORDINALS[m[0]], u.path))) for u in self.units]
 
     @cached_property
     def loops(self) -> dict[str, Loop]:
@@ -95,24 +97,18 @@ class UnitSide:
     @cached_property
     def families(self) -> list[str]:
         """For each unit: its path with the numbers of loops replaced by `#`, the others left."""
-        return self._named(self.loops)
+        return _named(self.splits, self.loops)
+
+    @cached_property
+    def spelled(self) -> list[str]:
+        """The families with numbers in words left as they are."""
+        return _named([tuple(_NUMBER.split(u.path)) for u in self.units], self.loops)
 
     def counts(self, layers: Container[str]) -> list[int]:
         """For each unit: how many are called alike but for the numbers behind these prefixes."""
-        names = self._named(layers)
+        names = _named(self.splits, layers)
         many = Counter(names)
         return [many[name] for name in names]
-
-    def _named(self, layers: Container[str]) -> list[str]:
-        found = []
-        for split in self.splits:
-            text, prefix = "", ""
-            for at in range(0, len(split) - 1, 2):
-                prefix += split[at]
-                text += split[at] + ("#" if prefix in layers else split[at + 1])
-                prefix += "#"
-            found.append(text + split[-1])
-        return found
 
     @cached_property
     def slots(self) -> list[tuple[tuple[str, int], ...]]:
@@ -168,7 +164,7 @@ class UnitSide:
                     blocks[row].append(i)
         ranks: dict[_Block, dict[int, int]] = {}
         for name, members in blocks.items():
-            stages = {i: stage(self.families[i]) for i in members}
+            stages = {i: stage(self.spelled[i]) for i in members}
             if self.ordered:
                 ranked = sorted(members, key=lambda i: self.units[i].order)
             elif set(stages.values()) == {None}:
@@ -217,6 +213,18 @@ class UnitSide:
             for prefix in (*prefixes, unit.path):
                 total[prefix] += size
         return total
+
+
+def _named(splits: Iterable[tuple[str, ...]], layers: Container[str]) -> list[str]:
+    found = []
+    for split in splits:
+        text, prefix = "", ""
+        for at in range(0, len(split) - 1, 2):
+            prefix += split[at]
+            text += split[at] + ("#" if prefix in layers else split[at + 1])
+            prefix += "#"
+        found.append(text + split[-1])
+    return found
 
 
 def _blocks(split: tuple[str, ...], loops: Mapping[str, Loop]) -> list[str]:
