@@ -28,7 +28,7 @@ class Assumption:
 
     Args:
         kind: `"rows"`, `"order"`, `"chunks"`, `"norms"`, `"square"`, `"turned"`, `"gate"`,
-            `"place"`, `"tied"`, `"depth"`, `"tree"` or, by values, `"cast"`.
+            `"place"`, `"double"`, `"shared"`, `"tied"`, `"depth"`, `"tree"` or, by values, `"cast"`.
         text: one sentence.
         keys: the target keys that it concerns.
     """
@@ -53,6 +53,8 @@ _TEXTS = {
     "gate": "of two equal projections, the gate is the one that is named or numbered first",
     "place": "names do not tell these from others of the same shape; they go by their order and by the modules around"
     " them",
+    "double": "another tensor of the same module and shape is used for nothing, and names do not tell which is meant",
+    "shared": "one tensor of the source makes all of them, since there is no other of its kind",
     "tied": "tensors of an embedding's shape may be tied to it or be copies of their own",
 }
 _ORDERED = frozenset({"query", "key", "qkv", "kv"})
@@ -70,11 +72,15 @@ def assumed(
     chunked = {k for side in (found.a, found.b) for u in side.units if _modulates(u) for k in _keys(u)}
     ranks = _ranks(found.a), _ranks(found.b)
     near, there = Neighbours(found.a), Neighbours(found.b)
+    used = {k for move in found.moves for k in move.sources}
     for move in found.moves:
         told = {ranks[0].get(k) for k in move.sources} | {ranks[1].get(k) for k in move.targets}
         names = {re.split(r"[./]", k)[-2:][0] for k in (*move.sources, *move.targets)}
         if ranks[1].keys() & set(move.targets) and (len(told) > 1 or None in told) and len(names) > 1:
             keys["norms"] += move.targets
+        if len(move.sources) == 1 and move.sources[0] in near.shapes:
+            known = (k for k in move.targets if k in there.paths)
+            keys["double"] += [k for k in known if near.double(move.sources[0], there.paths[k], used)]
         if chunked & {*move.sources, *move.targets}:
             keys["chunks"] += move.targets
         if move.left and not move.fuse and move.sources[0] in near.shapes:
@@ -84,6 +90,7 @@ def assumed(
             keys[kind] += move.targets
     made = {k for move in found.moves for k in move.targets}
     keys["place"] = [k for k in found.placed if k in made]
+    keys["shared"] = [k for k in found.shared if k in made or k in found.ties]
     keys["tied"] += [k for k in _may_be_tied(found, target) if k not in keys["tied"]]
     listed = {kind: expand(keys[kind]) for kind in _TEXTS if keys[kind]}
     plain = [Assumption(k, f"{_TEXTS[k]}: {_folded(names)}", tuple(names)) for k, names in listed.items()]

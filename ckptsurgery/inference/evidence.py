@@ -41,6 +41,7 @@ WEIGHTS: Mapping[str, float] = {
     "nest": 0.8,
     "count": 1.0,
 }
+_COPY = "average"
 _FLOATS = ("weight", "bias", "mean", "var", "weight_g", "weight_v")
 
 
@@ -74,6 +75,8 @@ def gather(a: UnitSide, b: UnitSide, placement: Placement | None = None) -> Evid
     if placement is not None:
         mask = mask * placement.allowed(a, b)
     one, two = ([u.weight.shape for u in side.units] for side in (a, b))
+    turned = _turned(a, b)
+    alike = _spread(one, two, lambda x, y: float(x == (y[::-1] if turned and len(y) == 2 else y)))
     aligned = _aligned(a, b)
     a.backwards = frozenset(p for (p, _), (_, back) in aligned.items() if back)
     found = Evidence(mask)
@@ -90,7 +93,7 @@ def gather(a: UnitSide, b: UnitSide, placement: Placement | None = None) -> Evid
         "order": _order(a, b, mask),
         "size": _sizes(a, b),
         "norms": _norms(a, b),
-        "only": np.maximum(_only(mask), 0.6 * _only(mask * _spread(one, two, lambda x, y: float(x == y)))),
+        "only": np.maximum(_only(mask), 0.6 * _only(mask * alike)),
         "sequence": _sequence(a, b),
         "nest": _nest(a, b),
         "count": _counts(a, b, aligned),
@@ -129,7 +132,12 @@ def _shapes(a: UnitSide, b: UnitSide) -> tuple[Matrix, Matrix, Matrix]:
 
 
 def _turned(a: UnitSide, b: UnitSide) -> bool:
-    """Whether matrices lie the other way round on the other side: most that are not square fit only when turned."""
+    """Whether matrices lie the other way round on the other side: most that are not square fit only when turned.
+
+    Where shapes leave it open, kernels of dense layers are [in, out] and weights [out, in], as their names are used.
+    """
+    if a.kernels != b.kernels:
+        return True
     shapes = [
         {tuple(n for n in u.weight.shape if n > 1) for u in side.units if "weight" in u.leaves} for side in (a, b)
     ]
@@ -210,6 +218,8 @@ def _exclusive(a: UnitSide, b: UnitSide) -> Matrix:
             one, two = {c: w for c, w in x if c in group and w > 0.2}, {c: w for c, w in y if c in group and w > 0.2}
             if one and two and not one.keys() & two.keys():
                 total -= min(max(one.values()), max(two.values())) ** 0.5
+        if (_COPY in dict(x)) != (_COPY in dict(y)):
+            total -= 0.3  # the weights themselves before their copies
         return max(total, -3.0)
 
     return _spread(_frozen(a.bags), _frozen(b.bags), of)
@@ -345,15 +355,18 @@ def _order(a: UnitSide, b: UnitSide, mask: Matrix) -> Matrix:
 
 
 def _norms(a: UnitSide, b: UnitSide) -> Matrix:
-    """The first norm of a block belongs to the first, the last to the last."""
+    """The first norm of a block belongs to the first, the last to the last; of unequally many, by what words tell."""
+    rank = tuple[tuple[tuple[int, int, bool], ...], float | None]
 
-    def of(x: tuple[tuple[int, int, bool], ...], y: tuple[tuple[int, int, bool], ...]) -> float:
-        for (i, n, kin), (j, m, others) in product(x, y):
+    def of(x: rank, y: rank) -> float:
+        for (i, n, kin), (j, m, others) in product(x[0], y[0]):
             if n == m > 1 and kin == others:
                 return 1.0 if i == j else -1.0
-        return 0.0
+        if x[1] is None or y[1] is None or not (x[0] or y[0]):
+            return 0.0
+        return 0.5 if x[1] == y[1] else -1.0
 
-    return _spread(a.norm_ranks, b.norm_ranks, of)
+    return _spread(list(zip(a.norm_ranks, a.norm_stages)), list(zip(b.norm_ranks, b.norm_stages)), of)
 
 
 def _sequence(a: UnitSide, b: UnitSide) -> Matrix:

@@ -76,6 +76,7 @@ class Matched:
         questions: what was left open.
         placed: targets that names alone would not have told from others of their shape.
         placement: the stacks of both sides.
+        shared: targets that are made of one source together.
     """
 
     a: UnitSide
@@ -85,6 +86,7 @@ class Matched:
     questions: tuple[Question, ...] = ()
     placed: frozenset[str] = frozenset()
     placement: Placement = field(default_factory=Placement, repr=False)
+    shared: frozenset[str] = frozenset()
 
 
 def match(
@@ -116,7 +118,9 @@ def match(
     settled = {k for m in moves for k in (*m.sources, *m.targets)} | set(ties)
     questions = tuple(q for part in parts for q in part.questions(weights, settled))
     placed = frozenset(k for part in parts for k in part.placed(weights))
-    return Matched(a, b, moves, ties, questions, placed, placement)
+    several = {k for m in added for k in m.targets}
+    several |= {k for k, made in ties.items() if made in several}
+    return Matched(a, b, moves, ties, questions, placed, placement, frozenset(several))
 
 
 def _manageable(a: UnitSide, b: UnitSide) -> list[tuple[UnitSide, UnitSide]]:
@@ -307,7 +311,8 @@ def _left_over(
     best = np.maximum(seen.max(axis=1, keepdims=True), seen.max(axis=0, keepdims=True))
     for i, j in map(tuple, np.argwhere((seen >= best) & (seen > -np.inf)).tolist()):
         others = np.sort(np.concatenate([seen[i], seen[:, j]]))[:-2]
-        clear = score[i, j] >= 2 * _LEAST and (not len(others) or score[i, j] - others[-1] > 1.0)
+        lone = evidence.features["only"][i, j] == 1.0 and score[i, j] >= _LEAST
+        clear = lone or score[i, j] >= 2 * _LEAST and (not len(others) or score[i, j] - others[-1] > 1.0)
         if clear and not agreement.breaks(own[i], its[j]):
             found.append((i, j))
     met = {(own[i], its[j]) for i, j in found}

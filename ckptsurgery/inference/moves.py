@@ -46,7 +46,7 @@ class TensorMove:
 def resolve(a: UnitSide, b: UnitSide, pairs: Iterable[tuple[int, int]]) -> list[TensorMove]:
     """The moves that matched units make, in the order of the target."""
     listed = sorted(pairs, key=lambda p: b.units[p[1]].order)
-    votes = _Votes()
+    votes = _Votes(a.kernels != b.kernels)
     for i, j in listed:
         votes.hear(a.units[i], b.units[j], a.bags[i])
     moves = []
@@ -61,8 +61,8 @@ def resolve(a: UnitSide, b: UnitSide, pairs: Iterable[tuple[int, int]]) -> list[
 class _Votes:
     """Whether matrices and convolutions change their axes' places, told by those whose shapes show it."""
 
-    def __init__(self) -> None:
-        self.count: Counter[tuple[str, bool]] = Counter()
+    def __init__(self, turned: bool) -> None:
+        self.count: Counter[tuple[str, bool]] = Counter({("matrix", True): int(turned)})
 
     def hear(self, one: Unit, two: Unit, bag: Iterable[str]) -> None:
         x, y = one.leaves.get("weight"), two.leaves.get("weight")

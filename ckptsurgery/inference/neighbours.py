@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from .roles import factor_of
 from .sides import UnitSide
+from .units import split_path
 from .vocabulary import STRUCTURAL, concepts, words
 
 __all__ = ["Neighbours"]
@@ -30,6 +31,10 @@ class Neighbours:
                     self.paths[part.key] = unit.path if not leaf.fuse else part.key.rpartition(".")[0] or part.key
                     for place in _places(self.paths[part.key]):
                         self.places[role, place].append(part.key)
+        self.within: dict[tuple[str, str], list[str]] = defaultdict(list)
+        for key, path in self.paths.items():
+            for module in _modules(path):
+                self.within[module, split_path(key)[1]].append(key)
         self.roles = {key: role for (role, _), keys in self.places.items() for key in keys}
 
     def rival(self, source: str, shape: tuple[int, ...], name: str) -> str | None:
@@ -44,6 +49,31 @@ class Neighbours:
         beside = (k for place in _places(path) for k in self.places[self.roles[source], place])
         alike = (k for k in beside if self.shapes[k] == shape)
         return next((k for k in alike if not _told(path, self.paths[k], name)), None)
+
+
+    def double(self, source: str, name: str, used: Container[str]) -> str | None:
+        """Return a tensor in the same module that is used for nothing, and that could as well be made into a target.
+
+        Args:
+            name: the target's, without its leaf.
+            used: the sources of what is made.
+        """
+        path = self.paths[source]
+        for module in _modules(path):
+            for key in self.within[module, split_path(source)[1]]:
+                alike = key not in used and self.shapes[key] == self.shapes[source]
+                if alike and not _told(path, self.paths[key], name) and not _told(self.paths[key], path, name):
+                    return key
+        return None
+
+
+def _modules(path: str) -> Iterator[str]:
+    """The modules around a path, without a number between."""
+    segments = _SEPARATORS.split(path)
+    for at in range(len(segments) - 1, max(0, len(segments) - _NEAR), -1):
+        if segments[at].isdigit():
+            return
+        yield ".".join(segments[:at])
 
 
 def _places(path: str) -> Iterator[str]:

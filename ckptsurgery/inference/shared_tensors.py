@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -12,6 +13,7 @@ from .vocabulary import concepts
 
 __all__ = ["shared"]
 
+_NUMBER = re.compile(r"[0-9]+")
 _GENERAL = frozenset({"block", "linear", "out"})
 
 
@@ -32,6 +34,7 @@ def shared(
     for key, spec in source.items():
         shapes[tuple(spec.shape)].append(key)
     added: list[TensorMove] = []
+    common: dict[str, str] = {}
     ties: dict[str, str] = {}
     open_ = [k for k, spec in target.items() if k not in made and spec.shape]
     for key in sorted(
@@ -42,17 +45,23 @@ def shared(
         turned = shapes[shape[::-1]] if len(shape) == 2 and shape[0] != shape[1] else []
         free = [k for k in (*alike, *turned) if k not in used]
         if free:
-            wanting = [k for k in open_ if tuple(target[k].shape) in (shape, shape[::-1])]
+            region = placement.region(1, key, least=0.0)
+            wanting = [
+                k for k in open_
+                if tuple(target[k].shape) in (shape, shape[::-1]) and placement.region(1, k, least=0.0) == region
+            ]  # fmt: skip
             if len(free) != 1 or free[0] in turned or len(wanting) < 2 or not _one_for_all(free[0], wanting, placement):
                 continue  # it may be one of these
             added.append(TensorMove((free[0],), (key,)))
             used.add(free[0])
-            first[free[0]] = key
+            first[free[0]] = common[key] = key
             continue
         one = _owner(alike, key, shape)
         if one is None or one not in first or first[one] == key:
             continue
-        if _sharing(one, key) or _same_part(one, key, placement) or _near(first[one], key):
+        if first[one] in common and _alike(first[one], key):
+            ties[key] = first[one]
+        elif _sharing(one, key) or _same_part(one, key, placement) or _near(first[one], key):
             ties[key] = first[one]
     return added, ties
 
@@ -73,7 +82,16 @@ def _placed_alike(source: str, key: str, placement: Placement) -> bool:
 
 def _one_for_all(source: str, wanting: Iterable[str], placement: Placement) -> bool:
     """Whether one tensor is what all of the targets that want its shape are made of."""
-    return all(_sharing(source, k) or _same_part(source, k, placement) for k in wanting)
+    listed = list(wanting)
+    one, two = _meant(source) - _GENERAL, _meant(listed[0]) - _GENERAL
+    if all(_alike(listed[0], k) for k in listed) and len(one & two) * 2 > min(len(one), len(two)):
+        return True  # a part that every layer has, and that all of them share
+    return all(_sharing(source, k) or _same_part(source, k, placement) for k in listed)
+
+
+def _alike(one: str, other: str) -> bool:
+    """Whether two keys differ in their numbers alone."""
+    return _NUMBER.sub("#", one) == _NUMBER.sub("#", other)
 
 
 def _same_part(source: str, key: str, placement: Placement) -> bool:

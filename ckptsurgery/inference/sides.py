@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from .norms import is_norm, stage
-from .units import Unit
-from .vocabulary import STRUCTURAL, concepts
+from .units import Unit, split_path
+from .vocabulary import STRUCTURAL, concepts, words
 
 __all__ = ["Loop", "UnitSide"]
 
@@ -61,6 +61,13 @@ class UnitSide:
 
     def __len__(self) -> int:
         return len(self.units)
+
+    @cached_property
+    def kernels(self) -> bool:
+        """Whether more matrices are called kernels than weights."""
+        keys = [u.leaves["weight"].keys[0] for u in self.units if "weight" in u.leaves and len(u.weight.shape) == 2]
+        called = Counter(words(split_path(key)[1])[-1:] for key in keys)
+        return called["kernel",] > called["weight",]
 
     @cached_property
     def bags(self) -> list[dict[str, float]]:
@@ -177,6 +184,14 @@ class UnitSide:
                 ranked = sorted(members, key=lambda i: stages[i] or 0.0)
             ranks[name] = {i: rank for rank, i in enumerate(ranked)}
         return [tuple((ranks[r][i], len(ranks[r]), r[2] > 0) for r in row if r in ranks) for i, row in enumerate(rows)]
+
+    @cached_property
+    def norm_stages(self) -> list[float | None]:
+        """For each norm in a layer, where it stands as words tell it, numbers left out; None for others."""
+        return [
+            stage(_NUMBER.sub("", name)) if slots and len(unit.weight.shape) == 1 and is_norm(unit.path) else None
+            for unit, slots, name in zip(self.units, self.slots, self.spelled)
+        ]
 
     @cached_property
     def sequence_ranks(self) -> list[tuple[tuple[int, int, bool], ...]]:

@@ -74,7 +74,7 @@ _SINGLE = {
     "level": "level levels scale",
     "transform": "transform",
     "content": "content",
-    "average": "ema averaged average swa shadow",
+    "average": "ema averaged average swa shadow teacher adam original",
     "modulation": "modulation modulate modulator mod adaln ada adanorm",
 }
 _SEVERAL = {
@@ -137,6 +137,7 @@ _SEVERAL = {
     "encoder attention layer norm": "norm cross",
     "gate up": "gate up mlp",
     "up gate": "gate up mlp",
+    "modules to save": "block",
     "lora a": "lora narrow",
     "lora b": "lora widen",
     "lora down": "lora narrow",
@@ -174,6 +175,7 @@ _STRUCTURE = [
     "component",
     "resblocks",
     "resnets",
+    "default",
 ]
 
 EXCLUSIVE: tuple[frozenset[str], ...] = (
