@@ -42,6 +42,7 @@ WEIGHTS: Mapping[str, float] = {
     "count": 1.0,
 }
 _COPY = "average"
+_SORTS = frozenset({"self", "cross"})  # of attention; a tensor of one is never one of the other
 _FLOATS = ("weight", "bias", "mean", "var", "weight_g", "weight_v")
 
 
@@ -72,6 +73,7 @@ def gather(a: UnitSide, b: UnitSide, placement: Placement | None = None) -> Evid
     import numpy as np
 
     mask, leaves, shape = _shapes(a, b)
+    mask = mask * (_exclusive(a, b, (_SORTS,)) == 0)
     if placement is not None:
         mask = mask * placement.allowed(a, b)
     one, two = ([u.weight.shape for u in side.units] for side in (a, b))
@@ -211,14 +213,14 @@ def _spelling(a: UnitSide, b: UnitSide) -> Matrix:
     return _spread(a.families, b.families, of)
 
 
-def _exclusive(a: UnitSide, b: UnitSide) -> Matrix:
+def _exclusive(a: UnitSide, b: UnitSide, groups: Sequence[frozenset[str]] = EXCLUSIVE) -> Matrix:
     def of(x: Any, y: Any) -> float:
         total = 0.0
-        for group in EXCLUSIVE:
+        for group in groups:
             one, two = {c: w for c, w in x if c in group and w > 0.2}, {c: w for c, w in y if c in group and w > 0.2}
             if one and two and not one.keys() & two.keys():
                 total -= min(max(one.values()), max(two.values())) ** 0.5
-        if (_COPY in dict(x)) != (_COPY in dict(y)):
+        if groups is EXCLUSIVE and (_COPY in dict(x)) != (_COPY in dict(y)):
             total -= 0.3  # the weights themselves before their copies
         return max(total, -3.0)
 
@@ -364,7 +366,9 @@ def _norms(a: UnitSide, b: UnitSide) -> Matrix:
                 return 1.0 if i == j else -1.0
         if x[1] is None or y[1] is None or not (x[0] or y[0]):
             return 0.0
-        return 0.5 if x[1] == y[1] else -1.0
+        # After attention, and before what follows it, is one place where a layer has one norm there.
+        same = x[1] == y[1] or {x[1], y[1]} == {1.0, 2.0}
+        return 0.5 if same else -1.0
 
     return _spread(list(zip(a.norm_ranks, a.norm_stages)), list(zip(b.norm_ranks, b.norm_stages)), of)
 

@@ -39,6 +39,7 @@ class _FusionGroup:
     name: str
     members: tuple[Unit, ...]
     wide: int = 1  # how many are concatenated before stacking
+    order: Order = ()  # what the members make, where names tell
 
 
 _Fusion = tuple[_FusionGroup, dict[str, Leaf]]
@@ -64,12 +65,15 @@ def fused(
     while True:
         best: tuple[int, int, list[_Fusion]] | None = None
         tables = [_shapes(s, region) for s, region in zip(sides, regions)]
-        wholes = [_shapes([u for u in s if not u.roles & _SINGLE], region) for s, region in zip(sides, regions)]
+        wholes: dict[tuple[int, Order], Shapes] = {}
         together = [_together(s, region) for s, region in zip(sides, regions)]
         for side in (0, 1):
             for groups in _candidates(sides[side], placed.counted(side), orders[1 - side]):
-                named = groups[0].kind in ("concat", "stack parts")
-                table = tables[1 - side], wholes[1 - side] if named else tables[1 - side]
+                order = groups[0].order
+                if order and (1 - side, order) not in wholes:
+                    possible = [u for u in sides[1 - side] if _may_be(u, order)]
+                    wholes[1 - side, order] = _shapes(possible, regions[1 - side])
+                table = tables[1 - side], wholes.get((1 - side, order), tables[1 - side])
                 gain, chosen = _gain(groups, tables[side], table, together[1 - side], regions[side])
                 if gain > 0 and (best is None or gain > best[0]):
                     best = gain, side, chosen
@@ -83,15 +87,30 @@ def _canonical(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted(n for n in shape if n > 1))
 
 
+def _may_be(unit: Unit, order: Order) -> bool:
+    """Whether a unit's name allows it to be the whole of these parts."""
+    listed = listed_parts(unit.path)
+    if unit.roles & _SINGLE or (listed and listed != order):
+        return False
+    meant = {c for segment in unit.segments[-2:] for c, _ in concepts(segment)}
+    other, own = ("mlp", "attention") if "key" in order else ("attention", "mlp")
+    return "embedding" not in meant and not (other in meant and own not in meant)
+
+
 def _shapes(units: Sequence[Unit], region: Region) -> Shapes:
-    rows = ((region(u.path), u) for u in units)
+    rows = ((region(_path(u)), u) for u in units)
     return Counter((at, role, _canonical(_plain(u, leaf.shape))) for at, u in rows for role, leaf in u.leaves.items())
+
+
+def _path(unit: Unit) -> str:
+    """The path of a unit, or of the first that was fused into it."""
+    return unit.members[0] if unit.members else unit.path
 
 
 def _together(units: Sequence[Unit], region: Region) -> frozenset[tuple[Any, ...]]:
     """Which shapes stand in one module: of the weight, and of each other role."""
     return frozenset(
-        (_canonical(u.leaves["weight"].shape), region(u.path), role, _canonical(leaf.shape))
+        (_canonical(u.leaves["weight"].shape), region(_path(u)), role, _canonical(leaf.shape))
         for u in units
         if "weight" in u.leaves
         for role, leaf in u.leaves.items()
@@ -130,9 +149,9 @@ def _candidates(
             gates.setdefault(parent(unit.path), {})[role] = unit
     beside = _parallel(units, {path for (path, _), by_role in families.items() if by_role.keys() & set(_QKV)})
 
-    def add(short: str, name: str, members: tuple[Unit, ...]) -> None:
+    def add(short: str, name: str, members: tuple[Unit, ...], order: Order) -> None:
         for kind in ("concat", "stack parts"):
-            group = _FusionGroup(kind, name, members)
+            group = _FusionGroup(kind, name, members, order=order)
             found.setdefault((kind + short, members[0].template + members[-1].template), []).append(group)
 
     asked = sorted({_QKV, _KV} | {o for o in orders if len(o) > 1 and "up" not in o and set(_KV) & set(o)})
@@ -141,7 +160,7 @@ def _candidates(
             if all(r in by_role for r in order):
                 short = "".join(r[0] for r in order)
                 name = path + "_".join(short if w == "*" else w for w in frame)  # type: ignore[attr-defined]
-                add(short, name, tuple(by_role[r] for r in order))
+                add(short, name, tuple(by_role[r] for r in order), order)
                 for other in beside.get(path, ()) if order == _QKV else ():
                     members = (*(by_role[r] for r in order), other)
                     wide = _FusionGroup("concat", parent(path[:-1]) + "qkv_mlp", members)
@@ -151,7 +170,7 @@ def _candidates(
     for path, by_role in gates.items():
         if len(by_role) == 2:
             pairs[path] = tuple(by_role[r] for r in gated)
-            add("gate", f"{path}{'_'.join(gated)}_proj", pairs[path])
+            add("gate", f"{path}{'_'.join(gated)}_proj", pairs[path], gated)
     yield from found.values()
     yield from _stacks(units, list(pairs.values()), counted)
 
@@ -252,7 +271,7 @@ def _gain(
     after = Counter(own)
     for group in groups:
         roles: dict[str, Leaf] = {}
-        at = region(group.name if group.kind in ("concat", "stack parts") else group.members[0].path)
+        at = region(group.members[0].path)
         for role in group.members[0].leaves:
             whole = _whole(group, role, wanted, at)
             if whole is None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..narrowing import present
@@ -102,13 +103,26 @@ class Placement:
         return 0
 
     def layer(self, side: int, path: str) -> tuple[int, int]:
-        """The number of the pairing whose layers hold a path, and the target's number of the layer; 0, 0 for none."""
+        """The number of the pairing whose layers hold a path, and the target's number of the layer.
+
+        Beside the layers of a tower the second is -1; 0, 0 where a path is in none.
+        """
         number = self.region(side, path)
         if not number:
-            return 0, 0
+            return self.towers[side].get(path, 0), -1
         pairing = self.pairings[number - 1]
         layer = present((pairing.source, pairing.target)[side].holds(path), "the layer of a path in a stack")
         return number, layer if side else pairing.layers.get(layer, -1 - layer)
+
+    @cached_property
+    def towers(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
+        """For each side: the path of a unit beside paired stacks -> the number of the pairing."""
+        found: tuple[dict[str, int], dict[str, int]] = ({}, {})
+        for number, pairing in enumerate(self.pairings, 1):
+            for side, stack in enumerate((pairing.source, pairing.target)):
+                for unit in stack.around if pairing.alike >= _SURE else ():
+                    found[side].setdefault(unit.path, number)
+        return found
 
     def _beside(self, a: UnitSide, b: UnitSide) -> Matrix:
         """Units beside stacks go to units beside their partners, where both belong to some tower."""

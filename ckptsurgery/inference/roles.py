@@ -138,6 +138,11 @@ def _in_attention(path: str, members: Sequence[Unit]) -> dict[str, frozenset[str
         ):
             found[unit.path] = frozenset({"out"})
     rest = [u for u in members if u.path not in found and _is_matrix(u)]
+    counted = [re.fullmatch(r"(.*?)(\d+)", split_path(u.path)[1]) for u in rest]
+    if not found and len(rest) > 1 and "attention" in context and len({m and m[1] for m in counted}) == 1 and counted[0]:
+        # Numbered by the order of use, the last one leads out.
+        found[max(rest, key=lambda u: u.numbers[-1]).path] = frozenset({"out"})
+        return found
     if (
         len(rest) == 1
         and any(r & set(_ATTENTION) for r in found.values())

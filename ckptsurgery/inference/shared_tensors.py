@@ -86,7 +86,9 @@ def _one_for_all(source: str, wanting: Iterable[str], placement: Placement) -> b
     one, two = _meant(source) - _GENERAL, _meant(listed[0]) - _GENERAL
     if all(_alike(listed[0], k) for k in listed) and len(one & two) * 2 > min(len(one), len(two)):
         return True  # a part that every layer has, and that all of them share
-    return all(_sharing(source, k) or _same_part(source, k, placement) for k in listed)
+    if any(stack.holds(k) is not None for stack in placement.target for k in listed):
+        return all(_same_part(source, k, placement) for k in listed)  # an embedding is no part of layers
+    return all(_sharing(source, k) for k in listed)
 
 
 def _alike(one: str, other: str) -> bool:

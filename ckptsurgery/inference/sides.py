@@ -18,6 +18,7 @@ _NUMBER = re.compile(r"(\d+)")
 _ORDINALS = {"first": "1", "second": "2", "third": "3", "fourth": "4"}
 _ORDINAL = re.compile(rf"(?<![A-Za-z])({'|'.join(_ORDINALS)})(?![A-Za-z])")
 _FEED = frozenset({"gate", "up", "down"})
+_SORTS = frozenset({"self", "cross"})  # of attention
 _FADE = 0.72  # what a concept is worth for each segment that it stands farther from the leaf
 
 
@@ -73,7 +74,9 @@ class UnitSide:
     def bags(self) -> list[dict[str, float]]:
         """For each unit: concept -> weight, nearer the leaf weighing more."""
         seen: dict[str, dict[str, float]] = {}
-        return [seen.setdefault(u.template, _bag(u)) for u in self.units]
+        found = [seen.setdefault(u.template, _bag(u)) for u in self.units]
+        more = _other_attention([u.template for u in self.units])
+        return [bag | {more[u.template]: 1.0} if u.template in more else bag for u, bag in zip(self.units, found)]
 
     @cached_property
     def splits(self) -> list[tuple[str, ...]]:
@@ -157,8 +160,8 @@ class UnitSide:
     def norm_ranks(self) -> list[tuple[tuple[int, int, bool], ...]]:
         """For each norm, its rank and how many there are in each numbered block around it, innermost first.
 
-        Among those that as many blocks have (True), and among all of its size. By definition, or by name where the
-        order of definition is lost.
+        Among those that as many blocks have (True), and among all of its size. By name where names tell all of them
+        apart, else by definition.
         """
         counts = self.counts(self.loops)
         blocks: dict[_Block, list[int]] = defaultdict(list)
@@ -172,16 +175,15 @@ class UnitSide:
         ranks: dict[_Block, dict[int, int]] = {}
         for name, members in blocks.items():
             stages = {i: stage(self.spelled[i]) for i in members}
-            if self.ordered:
-                ranked = sorted(members, key=lambda i: self.units[i].order)
-            elif set(stages.values()) == {None}:
-                ranked = sorted(members, key=lambda i: self.units[i].numbers)
-                if len({self.units[i].numbers for i in members}) < len(members):
-                    continue
-            elif None in stages.values() or len(set(stages.values())) < len(members):
-                continue
-            else:
+            told = set(stages.values())
+            if None not in told and len(told) == len(members):
                 ranked = sorted(members, key=lambda i: stages[i] or 0.0)
+            elif self.ordered:
+                ranked = sorted(members, key=lambda i: self.units[i].order)
+            elif told == {None} and len({self.units[i].numbers for i in members}) == len(members):
+                ranked = sorted(members, key=lambda i: self.units[i].numbers)
+            else:
+                continue
             ranks[name] = {i: rank for rank, i in enumerate(ranked)}
         return [tuple((ranks[r][i], len(ranks[r]), r[2] > 0) for r in row if r in ranks) for i, row in enumerate(rows)]
 
@@ -252,6 +254,27 @@ def _blocks(split: tuple[str, ...], loops: Mapping[str, Loop]) -> list[str]:
         if prefix in loops:
             found.insert(0, text)
         prefix += "#"
+    return found
+
+
+def _other_attention(templates: Sequence[str]) -> dict[str, str]:
+    """Which units are parts of an attention beside one that is called self or cross, and so are of the other sort."""
+    modules: dict[str, dict[str, set[str]]] = defaultdict(dict)
+    for template in dict.fromkeys(templates):
+        segments = re.split(r"[./]", template)
+        for at, segment in enumerate(segments[:-1]):
+            meant = {c for c, _ in concepts(segment)}
+            if "attention" in meant or meant & _SORTS:
+                path = template[: len("/".join(segments[: at + 1]))]
+                modules[template[: len("/".join(segments[:at]))]].setdefault(path, set()).update(meant & _SORTS)
+                break
+    found: dict[str, str] = {}
+    for beside in modules.values():
+        called = set().union(*beside.values())
+        open_ = [path for path, sorts in beside.items() if not sorts]
+        if len(beside) == 2 and len(open_) == 1 and len(called) == 1:
+            other = next(iter(_SORTS - called))
+            found |= {t: other for t in templates if t.startswith((open_[0] + ".", open_[0] + "/"))}
     return found
 
 

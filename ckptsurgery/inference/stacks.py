@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from math import prod
 
 from .units import Unit
-from .vocabulary import EXCLUSIVE, concepts, words
+from .vocabulary import EXCLUSIVE, STRUCTURAL, concepts, words
 
 __all__ = ["Pairing", "Stack", "Tower", "align", "beyond", "opposed", "stacks_of"]
 
@@ -105,7 +105,7 @@ def _stacks(units: Sequence[Unit], start: int) -> list[Stack]:
     for at in sorted(under, key=len):
         layers = under[at]
         sizes = sorted(len(members) for members in layers.values())
-        deep = at.endswith((".", "/")) or len(layers) > 1
+        deep = at.endswith((".", "/")) or len(layers) > 1 or _counts(at)
         if sizes[len(sizes) // 2] < 2 or not deep or any(_within(at, s) for s in found):
             continue
         if len(layers) == 1 and min(layers) > 1:
@@ -118,6 +118,11 @@ def _stacks(units: Sequence[Unit], start: int) -> list[Stack]:
         shapes = {v: Counter(_shapes(members)) for v, members in layers.items()}
         found.append(Stack(at, counts, shapes, inner))
     return found
+
+
+def _counts(at: str) -> bool:
+    """Whether the word before a number says that layers are counted, though there is only one."""
+    return STRUCTURAL in {c for c, _ in concepts(_SEPARATORS.split(at)[-1])}
 
 
 def _within(at: str, stack: Stack) -> bool:
