@@ -36,8 +36,9 @@ class Depths:
         found = [_assumption(p, self.target) for p in self.pairings]
         for name, trees in zip(("source", "target"), self.trees):
             if trees:
-                text = f"the {name} holds copies of its tensors, called {' and '.join(map(repr, trees[:3]))}; the originals"
-                found.append(Assumption("tree", f"{text} are taken, and the copies have no counterpart", self.made))
+                called = " and ".join(map(repr, trees[:3]))
+                text = f"the {name} holds copies of its tensors, called {called}, which have no counterpart"
+                found.append(Assumption("tree", text + "; the originals have one", self.made))
         return found
 
 

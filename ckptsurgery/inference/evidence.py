@@ -10,6 +10,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from .placement import Placement
+from .roles import SORTS
 from .shapes import relations
 from .sides import Loop, UnitSide
 from .units import Unit
@@ -42,7 +43,6 @@ WEIGHTS: Mapping[str, float] = {
     "count": 1.0,
 }
 _COPY = "average"
-_SORTS = frozenset({"self", "cross"})  # of attention; a tensor of one is never one of the other
 _FLOATS = ("weight", "bias", "mean", "var", "weight_g", "weight_v")
 
 
@@ -73,7 +73,7 @@ def gather(a: UnitSide, b: UnitSide, placement: Placement | None = None) -> Evid
     import numpy as np
 
     mask, leaves, shape = _shapes(a, b)
-    mask = mask * (_exclusive(a, b, (_SORTS,)) == 0)
+    mask = mask * (_exclusive(a, b, (SORTS,)) == 0)  # a part of one attention is none of the other
     if placement is not None:
         mask = mask * placement.allowed(a, b)
     one, two = ([u.weight.shape for u in side.units] for side in (a, b))
@@ -367,8 +367,7 @@ def _norms(a: UnitSide, b: UnitSide) -> Matrix:
         if x[1] is None or y[1] is None or not (x[0] or y[0]):
             return 0.0
         # After attention, and before what follows it, is one place where a layer has one norm there.
-        same = x[1] == y[1] or {x[1], y[1]} == {1.0, 2.0}
-        return 0.5 if same else -1.0
+        return 0.5 if x[1] == y[1] else 0.2 if {x[1], y[1]} == {1.0, 2.0} else -2.0
 
     return _spread(list(zip(a.norm_ranks, a.norm_stages)), list(zip(b.norm_ranks, b.norm_stages)), of)
 

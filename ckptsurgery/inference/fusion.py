@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from .placement import Placement
-from .roles import frame_of, listed_parts, parent, part_of, with_roles
+from .roles import attention_sorts, frame_of, listed_parts, parent, part_of, with_roles
 from .units import Leaf, Unit, split_path
 from .vocabulary import concepts
 
@@ -22,7 +22,7 @@ __all__ = ["fused"]
 
 _NUMBER = re.compile(r"\d+")
 
-Place = tuple[int, int]
+Place = tuple[int, int, str]  # a pairing of stacks, a layer, and a sort of attention
 Shapes = Counter[tuple[Place, str, tuple[int, ...]]]  # by the layer that they are in
 Region = Callable[[str], Place]
 Order = tuple[str, ...]  # of the parts of a fused tensor, such as query, key and value
@@ -59,7 +59,7 @@ def fused(
             have is not stacked.
     """
     placed = placement or Placement()
-    regions: tuple[Region, Region] = (partial(placed.layer, 0), partial(placed.layer, 1))
+    regions = _regions(placed, (source, target))
     sides = [with_roles(source, ordered[0]), with_roles(target, ordered[1])]
     orders = [frozenset(map(listed_parts, (u.path for u in side))) - {()} for side in sides]
     while True:
@@ -85,6 +85,20 @@ def fused(
 
 def _canonical(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted(n for n in shape if n > 1))
+
+
+def _regions(placement: Placement, sides: tuple[Sequence[Unit], Sequence[Unit]]) -> tuple[Region, Region]:
+    """Where each side's shapes are counted; by sort of attention in the layers where both sides tell the sorts."""
+    sorts = [attention_sorts(u.template for u in side) for side in sides]
+    told = [
+        {placement.layer(n, u.path) for u in side if sorts[n].get(u.template) == "self"} for n, side in enumerate(sides)
+    ]
+
+    def region(side: int, path: str) -> Place:
+        place = placement.layer(side, path)
+        return (*place, sorts[side].get(_NUMBER.sub("#", path), "") if place in told[0] & told[1] else "")
+
+    return partial(region, 0), partial(region, 1)
 
 
 def _may_be(unit: Unit, order: Order) -> bool:

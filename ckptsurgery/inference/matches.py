@@ -105,7 +105,7 @@ def match(
     first, second = read_units(source), read_units(target)
     placement = Placement.of(first, second)
     one, two = fused(first, second, ordered, placement)
-    a, b = UnitSide(one, ordered[0]), UnitSide(two, ordered[1])
+    a, b = (UnitSide(units, ordered[n], placement.prefixes(n)) for n, units in enumerate((one, two)))
     moves: list[TensorMove] = []
     parts = []
     for x, y in _manageable(a, b):
@@ -151,7 +151,7 @@ def _manageable(a: UnitSide, b: UnitSide) -> list[tuple[UnitSide, UnitSide]]:
             found[-1][1].extend(two)
         else:
             found.append(([*one], [*two]))
-    return [(UnitSide(one, a.ordered), UnitSide(two, b.ordered)) for one, two in found]
+    return [(UnitSide(one, a.ordered, a.counted), UnitSide(two, b.ordered, b.counted)) for one, two in found]
 
 
 @dataclass(frozen=True)
@@ -289,7 +289,7 @@ def _left_over(
     two, apart, its = _rest(b, used)
     if not one or not two or len(one) * len(two) > _LARGEST:
         return []
-    x, y = UnitSide(one, a.ordered), UnitSide(two, b.ordered)
+    x, y = UnitSide(one, a.ordered, a.counted), UnitSide(two, b.ordered, b.counted)
     evidence = gather(x, y, placement)
     agreed, size = _agreed_paths(a, b, pairs)
     found: list[tuple[int, int]] = []
@@ -312,7 +312,7 @@ def _left_over(
     for i, j in map(tuple, np.argwhere((seen >= best) & (seen > -np.inf)).tolist()):
         others = np.sort(np.concatenate([seen[i], seen[:, j]]))[:-2]
         lone = evidence.features["only"][i, j] == 1.0 and score[i, j] >= _LEAST
-        clear = lone or score[i, j] >= 2 * _LEAST and (not len(others) or score[i, j] - others[-1] > 1.0)
+        clear = lone or (score[i, j] >= 2 * _LEAST and (not len(others) or score[i, j] - others[-1] > 1.0))
         if clear and not agreement.breaks(own[i], its[j]):
             found.append((i, j))
     met = {(own[i], its[j]) for i, j in found}

@@ -50,7 +50,6 @@ class Neighbours:
         alike = (k for k in beside if self.shapes[k] == shape)
         return next((k for k in alike if not _told(path, self.paths[k], name)), None)
 
-
     def double(self, source: str, name: str, used: Container[str]) -> str | None:
         """Return a tensor in the same module that is used for nothing, and that could as well be made into a target.
 

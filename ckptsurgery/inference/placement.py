@@ -51,6 +51,10 @@ class Placement:
         """The paths before numbers that both sides have; side 0 is the source."""
         return frozenset((p.source, p.target)[side].at for p in self.pairings)
 
+    def prefixes(self, side: int) -> frozenset[str]:
+        """The same with numbers as `#`."""
+        return frozenset(_NUMBER.sub("#", at) for at in self.counted(side))
+
     def allowed(self, a: UnitSide, b: UnitSide) -> Matrix:
         """Which pairs keep to their stacks.
 

@@ -10,11 +10,12 @@ from functools import lru_cache
 from .units import Unit, split_path
 from .vocabulary import concepts, words
 
-__all__ = ["factor_of", "frame_of", "listed_parts", "parent", "part_of", "with_roles"]
+__all__ = ["SORTS", "attention_sorts", "factor_of", "frame_of", "listed_parts", "parent", "part_of", "with_roles"]
 
 _ATTENTION = ("query", "key", "value", "qkv", "kv")
 _FEED = ("gate", "up", "down")
 _SEPARATORS = re.compile(r"[./]")
+SORTS = frozenset({"self", "cross"})  # of attention
 _LETTER = {"g": "gate", "q": "query", "k": "key", "v": "value"}
 _RUN = re.compile(r"w?([gqkv]{2,4})")
 _FACTOR = re.compile(r"\blora (?:embedding |linear |layer )*(a|b|down|up)$")
@@ -75,6 +76,34 @@ def frame_of(path: str) -> tuple[str, tuple[str, ...]] | None:
 
 def _part_names(word: str) -> list[str]:
     return [c for c, _ in concepts(word) if c in _LETTER.values() or c == "up"]
+
+
+def attention_sorts(templates: Iterable[str]) -> dict[str, str]:
+    """Return which units are parts of a self-attention or a cross-attention.
+
+    Of two attentions beside each other, one that is called neither is the other sort.
+
+    >>> attention_sorts(["h.#.self_attn.q", "h.#.attn.q", "h.#.mlp.up"])
+    {'h.#.self_attn.q': 'self', 'h.#.attn.q': 'cross'}
+    """
+    modules: dict[str, dict[str, tuple[set[str], list[str]]]] = {}
+    for template in dict.fromkeys(templates):
+        segments = _SEPARATORS.split(template)
+        for at, segment in enumerate(segments[:-1]):
+            meant = {c for c, _ in concepts(segment)}
+            if "attention" in meant or meant & SORTS:
+                sorts, parts = modules.setdefault("/".join(segments[:at]), {}).setdefault(segment, (set(), []))
+                sorts |= meant & SORTS
+                parts.append(template)
+                break
+    found: dict[str, str] = {}
+    for beside in modules.values():
+        called = set().union(*(sorts for sorts, _ in beside.values()))
+        for sorts, parts in beside.values():
+            sort = sorts or (SORTS - called if len(beside) == 2 and len(called) == 1 else ())
+            if len(sort) == 1:
+                found |= dict.fromkeys(parts, next(iter(sort)))
+    return found
 
 
 @lru_cache(maxsize=65536)
@@ -139,7 +168,13 @@ def _in_attention(path: str, members: Sequence[Unit]) -> dict[str, frozenset[str
             found[unit.path] = frozenset({"out"})
     rest = [u for u in members if u.path not in found and _is_matrix(u)]
     counted = [re.fullmatch(r"(.*?)(\d+)", split_path(u.path)[1]) for u in rest]
-    if not found and len(rest) > 1 and "attention" in context and len({m and m[1] for m in counted}) == 1 and counted[0]:
+    if (
+        not found
+        and len(rest) > 1
+        and "attention" in context
+        and len({m and m[1] for m in counted}) == 1
+        and counted[0]
+    ):
         # Numbered by the order of use, the last one leads out.
         found[max(rest, key=lambda u: u.numbers[-1]).path] = frozenset({"out"})
         return found

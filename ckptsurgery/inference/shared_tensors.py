@@ -59,9 +59,11 @@ def shared(
         one = _owner(alike, key, shape)
         if one is None or one not in first or first[one] == key:
             continue
-        if first[one] in common and _alike(first[one], key):
-            ties[key] = first[one]
-        elif _sharing(one, key) or _same_part(one, key, placement) or _near(first[one], key):
+        if (first[one] in common and _alike(first[one], key)) or (
+            (_sharing(one, key) and not _in_layers(key, placement))
+            or _same_part(one, key, placement)
+            or _near(first[one], key)
+        ):
             ties[key] = first[one]
     return added, ties
 
@@ -76,8 +78,14 @@ def _owner(alike: Sequence[str], key: str, shape: Sequence[int]) -> str | None:
 
 def _placed_alike(source: str, key: str, placement: Placement) -> bool:
     """Whether a tensor is in the stack that a target's stack corresponds to, where the target is in one."""
-    region = placement.region(1, key, least=0.0)
-    return not region or placement.region(0, source, least=0.0) in (0, region)
+    region, there = placement.region(1, key, least=0.0), placement.region(0, source, least=0.0)
+    if not region:
+        return not there or not _in_layers(key, placement)
+    return there in (0, region)
+
+
+def _in_layers(key: str, placement: Placement) -> bool:
+    return any(stack.holds(key) is not None for stack in placement.target)
 
 
 def _one_for_all(source: str, wanting: Iterable[str], placement: Placement) -> bool:
@@ -86,7 +94,7 @@ def _one_for_all(source: str, wanting: Iterable[str], placement: Placement) -> b
     one, two = _meant(source) - _GENERAL, _meant(listed[0]) - _GENERAL
     if all(_alike(listed[0], k) for k in listed) and len(one & two) * 2 > min(len(one), len(two)):
         return True  # a part that every layer has, and that all of them share
-    if any(stack.holds(k) is not None for stack in placement.target for k in listed):
+    if any(_in_layers(k, placement) for k in listed):
         return all(_same_part(source, k, placement) for k in listed)  # an embedding is no part of layers
     return all(_sharing(source, k) for k in listed)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from .norms import is_norm, stage
+from .roles import attention_sorts
 from .units import Unit, split_path
 from .vocabulary import STRUCTURAL, concepts, words
 
@@ -18,7 +19,6 @@ _NUMBER = re.compile(r"(\d+)")
 _ORDINALS = {"first": "1", "second": "2", "third": "3", "fourth": "4"}
 _ORDINAL = re.compile(rf"(?<![A-Za-z])({'|'.join(_ORDINALS)})(?![A-Za-z])")
 _FEED = frozenset({"gate", "up", "down"})
-_SORTS = frozenset({"self", "cross"})  # of attention
 _FADE = 0.72  # what a concept is worth for each segment that it stands farther from the leaf
 
 
@@ -50,14 +50,16 @@ class UnitSide:
     Args:
         units: after fusing.
         ordered: whether the order of the keys is the order of definition, not of the alphabet.
+        counted: the prefixes, numbers as `#`, behind which layers are counted, though there may be only one.
 
     Attributes:
         backwards: prefixes of loops that the other side counts from the other end.
     """
 
-    def __init__(self, units: Sequence[Unit], ordered: bool) -> None:
+    def __init__(self, units: Sequence[Unit], ordered: bool, counted: Container[str] = ()) -> None:
         self.units = tuple(units)
         self.ordered = ordered
+        self.counted = counted
         self.backwards: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
@@ -75,8 +77,8 @@ class UnitSide:
         """For each unit: concept -> weight, nearer the leaf weighing more."""
         seen: dict[str, dict[str, float]] = {}
         found = [seen.setdefault(u.template, _bag(u)) for u in self.units]
-        more = _other_attention([u.template for u in self.units])
-        return [bag | {more[u.template]: 1.0} if u.template in more else bag for u, bag in zip(self.units, found)]
+        sorts = attention_sorts(u.template for u in self.units)
+        return [bag | {sorts[u.template]: 1.0} if u.template in sorts else bag for u, bag in zip(self.units, found)]
 
     @cached_property
     def splits(self) -> list[tuple[str, ...]]:
@@ -99,7 +101,8 @@ class UnitSide:
         found = {}
         for prefix, values in under.items():
             widths = sorted(len(v) for v in values.values())
-            if len(values) > 1 and (widths[len(widths) // 2] > 1 or len(values) > 6):
+            several = len(values) > 1 and (widths[len(widths) // 2] > 1 or len(values) > 6)
+            if several or prefix in self.counted:
                 order = tuple(sorted(values))
                 found[prefix] = Loop(prefix, order, tuple(sizes[prefix][v] for v in order))
         return found
@@ -254,27 +257,6 @@ def _blocks(split: tuple[str, ...], loops: Mapping[str, Loop]) -> list[str]:
         if prefix in loops:
             found.insert(0, text)
         prefix += "#"
-    return found
-
-
-def _other_attention(templates: Sequence[str]) -> dict[str, str]:
-    """Which units are parts of an attention beside one that is called self or cross, and so are of the other sort."""
-    modules: dict[str, dict[str, set[str]]] = defaultdict(dict)
-    for template in dict.fromkeys(templates):
-        segments = re.split(r"[./]", template)
-        for at, segment in enumerate(segments[:-1]):
-            meant = {c for c, _ in concepts(segment)}
-            if "attention" in meant or meant & _SORTS:
-                path = template[: len("/".join(segments[: at + 1]))]
-                modules[template[: len("/".join(segments[:at]))]].setdefault(path, set()).update(meant & _SORTS)
-                break
-    found: dict[str, str] = {}
-    for beside in modules.values():
-        called = set().union(*beside.values())
-        open_ = [path for path, sorts in beside.items() if not sorts]
-        if len(beside) == 2 and len(open_) == 1 and len(called) == 1:
-            other = next(iter(_SORTS - called))
-            found |= {t: other for t in templates if t.startswith((open_[0] + ".", open_[0] + "/"))}
     return found
 
 

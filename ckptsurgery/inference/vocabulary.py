@@ -125,6 +125,7 @@ _SEVERAL = {
     "mlp norm": "norm mlp last",
     "input layernorm": "norm first",
     "post attention layernorm": "norm last",
+    "post attention norm": "norm last",
     "layernorm before": "norm first",
     "layernorm after": "norm last",
     "norm before": "norm first",

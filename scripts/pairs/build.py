@@ -3,8 +3,8 @@
     python scripts/pairs/build.py PACKAGES OUT [SET ...]
 
 PACKAGES is a folder with one `pip install --no-deps --target PACKAGES/NAME NAME` for each NAME of `LIBRARIES`; OUT gets
-`tuning.json.gz`, `held.json.gz` and `fresh.json.gz`, or those of them that are named. Networks are tiny; every element of a source tensor carries its own number, the
-converter runs on these, and what it returns is the truth. A pair is
+`tuning.json.gz`, `held.json.gz` and `fresh.json.gz`, or those of them that are named. Networks are tiny; every element
+of a source tensor carries its own number, the converter runs on these, and what it returns is the truth. A pair is
 `{name, family, kind, source, target, expected}`; `source` and `target` list `[key, shape]` in the library's order, and
 `expected` maps each target key with a counterpart to a digest of its numbers.
 """
