@@ -69,11 +69,11 @@ def fused(
         together = [_together(s, region) for s, region in zip(sides, regions)]
         for side in (0, 1):
             for groups in _candidates(sides[side], placed.counted(side), orders[1 - side]):
-                order = groups[0].order
-                if order and (1 - side, order) not in wholes:
+                order = groups[0].order or (_means(groups[0].members[0], "embedding"),)
+                if (1 - side, order) not in wholes:
                     possible = [u for u in sides[1 - side] if _may_be(u, order)]
                     wholes[1 - side, order] = _shapes(possible, regions[1 - side])
-                table = tables[1 - side], wholes.get((1 - side, order), tables[1 - side])
+                table = tables[1 - side], wholes[1 - side, order]
                 gain, chosen = _gain(groups, tables[side], table, together[1 - side], regions[side])
                 if gain > 0 and (best is None or gain > best[0]):
                     best = gain, side, chosen
@@ -101,8 +101,15 @@ def _regions(placement: Placement, sides: tuple[Sequence[Unit], Sequence[Unit]])
     return partial(region, 0), partial(region, 1)
 
 
+def _means(unit: Unit, concept: str) -> str:
+    """The concept where the end of a unit's name means it, else nothing."""
+    return concept if any(concept == c for segment in unit.segments[-2:] for c, _ in concepts(segment)) else ""
+
+
 def _may_be(unit: Unit, order: Order) -> bool:
     """Whether a unit's name allows it to be the whole of these parts."""
+    if len(order) == 1:
+        return not _means(unit, "embedding") or bool(order[0])  # what is counted makes a table only of tables
     listed = listed_parts(unit.path)
     if unit.roles & _SINGLE or (listed and listed != order):
         return False

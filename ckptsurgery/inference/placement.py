@@ -23,7 +23,7 @@ __all__ = ["Placement", "Pool"]
 
 _NUMBER = re.compile(r"[0-9]+")
 _SURE = 0.95  # stacks that are less alike may have parts elsewhere
-_CLAIM = 0.5  # of the smaller side's matrices at least this share has a partner, or nothing has
+_CLAIM = 0.55  # of the smaller side's matrices at least this share has a partner, or nothing has
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Placement:
     def of(cls, source: Sequence[Unit], target: Sequence[Unit]) -> Placement:
         """What the units of two sides show."""
         one, two = stacks_of(source), stacks_of(target)
-        return cls(one, two, align(one, two), opposed(one, two))
+        pairings = align(one, two)
+        return cls(one, two, pairings, opposed(one, two, pairings))
 
     def counted(self, side: int) -> frozenset[str]:
         """The paths before numbers that both sides have; side 0 is the source."""
