@@ -54,8 +54,16 @@ def resolve(a: UnitSide, b: UnitSide, pairs: Iterable[tuple[int, int]]) -> list[
         one, two = a.units[i], b.units[j]
         for role, leaf in two.leaves.items():
             if role in one.leaves:
-                moves += _moves(one, two, one.leaves[role], leaf, votes.moved(one, a.bags[i]), votes)
+                vote = _bare(one, two, a.bags[i]) or votes.moved(one, a.bags[i])
+                moves += _moves(one, two, one.leaves[role], leaf, vote)
     return moves
+
+
+def _bare(one: Unit, two: Unit, bag: Iterable[str]) -> bool:
+    """Whether one is a bare matrix, multiplied from the right, and the other a layer's weight, from the left."""
+    if one.roles | two.roles or _EMBEDDED & set(bag) or len(two.weight.shape) != 2:
+        return False
+    return (one.weight.keys[0] == one.path) != (two.weight.keys[0] == two.path)
 
 
 class _Votes:
@@ -100,7 +108,7 @@ def _choose(ways: Sequence[ShapeRelation], vote: bool | None) -> tuple[ShapeRela
     return agreeing[0], frozenset({"square"} if square else ())
 
 
-def _moves(one: Unit, two: Unit, x: Leaf, y: Leaf, vote: bool | None, votes: _Votes) -> list[TensorMove]:
+def _moves(one: Unit, two: Unit, x: Leaf, y: Leaf, vote: bool | None) -> list[TensorMove]:
     if x.fuse and y.fuse:
         if len(x.parts) != len(y.parts):
             return []

@@ -10,7 +10,7 @@ from .vocabulary import concepts, words
 __all__ = ["is_norm", "stage"]
 
 _BEFORE = frozenset(["pre", "input", "before", "first", "in"])
-_AFTER = frozenset(["post", "after", "second", "output", "out"])
+_AFTER = frozenset(["post", "after", "second", "output", "out", "residual"])
 
 
 @lru_cache(maxsize=65536)

@@ -112,7 +112,7 @@ class Placement:
 
         Beside the layers of a tower the second is -1; 0, 0 where a path is in none.
         """
-        number = self.region(side, path)
+        number = self.region(side, path, least=0.0)
         if not number:
             return self.towers[side].get(path, 0), -1
         pairing = self.pairings[number - 1]
@@ -125,7 +125,7 @@ class Placement:
         found: tuple[dict[str, int], dict[str, int]] = ({}, {})
         for number, pairing in enumerate(self.pairings, 1):
             for side, stack in enumerate((pairing.source, pairing.target)):
-                for unit in stack.around if pairing.alike >= _SURE else ():
+                for unit in stack.around:
                     found[side].setdefault(unit.path, number)
         return found
 
