@@ -18,7 +18,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent / "scripts"))
 score = importlib.import_module("score_pairs").score
 
 
-@pytest.mark.parametrize(("half", "right", "wrong"), [("tuning", 0.98, 0.01), ("held", 0.95, 0.001), ("fresh", 0.95, 0.01)])
+BARS = [("tuning", 0.98, 0.01), ("held", 0.95, 0.001), ("fresh", 0.95, 0.01)]
+
+
+@pytest.mark.parametrize(("half", "right", "wrong"), BARS)
 def test_a_set_is_nearly_all_right_and_no_wrong_tensor_goes_unnamed(half: str, right: float, wrong: float) -> None:
     scores = [score(pair) for pair in json.loads(gzip.decompress((PAIRS / f"{half}.json.gz").read_bytes()))]
     known = sum(s.known for s in scores)
