@@ -172,7 +172,8 @@ class _FusedWhole:
             order = [str(letters.index(n)) if n in letters else n for n in way.target[1:-1].split()]
         if way.kind == "squeeze" and max(widths) > 1:
             return None
-        part, found = list(self.part), []
+        part = list(self.part)
+        found: list[str] = []
         for text, width in zip(order, widths):
             names = self.axes[int(text)][0] if way.kind == "same" or text in map(str, range(len(letters))) else (text,)
             if width > 1:
