@@ -88,9 +88,9 @@ def assumed(
             keys["turned"] += [k for k in known if near.rival(move.sources[0], there.shapes[k], there.paths[k])]
         for kind in _kinds(move, roles, sources, beside):
             keys[kind] += move.targets
-    made = {k for move in found.moves for k in move.targets}
-    keys["place"] = [k for k in found.placed if k in made]
-    keys["shared"] = [k for k in found.shared if k in made or k in found.ties]
+    made = [k for move in found.moves for k in move.targets]
+    keys["place"] = [k for k in made if k in found.placed]
+    keys["shared"] = [k for k in (*made, *found.ties) if k in found.shared]
     keys["tied"] += [k for k in _may_be_tied(found, target) if k not in keys["tied"]]
     listed = {kind: expand(keys[kind]) for kind in _TEXTS if keys[kind]}
     plain = [Assumption(k, f"{_TEXTS[k]}: {_folded(names)}", tuple(names)) for k, names in listed.items()]

@@ -165,17 +165,16 @@ class _FusedWhole:
 
     def spelled(self, way: ShapeRelation, widths: Sequence[int]) -> tuple[str, str] | None:
         """The axis lists of a part and of the single tensor, of which some axes are `widths` axes; None without any."""
-        letters, order = way.source[1:-1].split(), list(map(str, range(len(self.axes))))
+        order: list[int | None] = list(range(len(self.axes)))  # None for an axis of size one that is added
         if way.kind != "same":
+            letters = way.source[1:-1].split()
             if way.kind not in ("transpose", "squeeze") or len(letters) != len(self.axes) or "1" in letters:
                 return None
-            order = [str(letters.index(n)) if n in letters else n for n in way.target[1:-1].split()]
-        if way.kind == "squeeze" and max(widths) > 1:
-            return None
+            order = [letters.index(n) if n in letters else None for n in way.target[1:-1].split()]
         part = list(self.part)
         found: list[str] = []
-        for text, width in zip(order, widths):
-            names = self.axes[int(text)][0] if way.kind == "same" or text in map(str, range(len(letters))) else (text,)
+        for place, width in zip(order, widths):
+            names = ("1",) if place is None else self.axes[place][0]
             if width > 1:
                 if len(names) > 1 or names[0] not in part:
                     return None  # what counts the parts is not cut
