@@ -7,7 +7,7 @@ Glossary, in the order of the work:
   neighbours: query, gate, down (`roles`, `norms`).
 - A *stack* is a number behind which layers are listed, a *tower* a stack with the units beside it. A *pairing* is two
   stacks that correspond, layer by layer (`stacks`). Their *placement* says which unit may go where (`placement`);
-  layers and *copies* of the weights that only one side has stay open (`depths`, `copies`).
+  layers and *copies* of the weights that only one side has stay open (`depths`, `weight_copies`).
 - A *side* is all units of one checkpoint with what is known of each (`sides`). *Fusion* makes one unit of several where
   the other side has one (`fusion`). *Relations* are the ways from a shape to another (`shapes`).
 - *Evidence* is what speaks for a pair of units (`evidence`), the *assignment* the pairs that together score most

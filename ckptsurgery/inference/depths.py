@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..specs import TensorSpec
 from .assumptions import Assumption
-from .copies import copied_trees, copies_in
+from .weight_copies import copied_trees, copies_in
 from .stacks import Pairing, Stack, align, beyond, stacks_of
 from .units import read_units
 

@@ -45,8 +45,7 @@ class Placement:
     def of(cls, source: Sequence[Unit], target: Sequence[Unit]) -> Placement:
         """What the units of two sides show."""
         one, two = stacks_of(source), stacks_of(target)
-        pairings = align(one, two)
-        return cls(one, two, pairings, opposed(one, two, pairings))
+        return cls(one, two, align(one, two), opposed(one, two))
 
     def counted(self, side: int) -> frozenset[str]:
         """The paths before numbers that both sides have; side 0 is the source."""

@@ -212,17 +212,10 @@ def _entries(around: Iterable[Unit]) -> Iterable[str]:
             yield "tokens"
 
 
-def opposed(
-    source: Sequence[Stack], target: Sequence[Stack], pairings: Sequence[Pairing] = ()
-) -> list[tuple[Stack, Stack]]:
-    """The pairs of stacks that cannot correspond: their towers contradict each other, or no layers are alike."""
+def opposed(source: Sequence[Stack], target: Sequence[Stack]) -> list[tuple[Stack, Stack]]:
+    """The pairs of stacks whose towers contradict each other."""
     towers = {id(s): Tower.of(s) for s in (*source, *target)}
-    met = {(p.source.at, p.target.at) for p in pairings}
-    return [
-        (s, t) for s in source for t in target
-        if towers[id(s)].contradicts(towers[id(t)])
-        or ((s.at, t.at) not in met and min(len(s.layers), len(t.layers)) > 1 and not _flattened(s, t, 0.0))
-    ]  # fmt: skip
+    return [(s, t) for s in source for t in target if towers[id(s)].contradicts(towers[id(t)])]
 
 
 def align(source: Sequence[Stack], target: Sequence[Stack], least: float = _ALIKE) -> list[Pairing]:
