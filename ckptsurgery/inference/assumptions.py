@@ -54,7 +54,7 @@ _TEXTS = {
     "place": "names do not tell these from others of the same shape; they go by their order and by the modules around"
     " them",
     "double": "another tensor of the same module and shape is used for nothing, and names do not tell which is meant",
-    "shared": "one tensor of the source makes all of them, since there is no other of its kind",
+    "shared": "one tensor of the source makes all of them, because the source has no other of its kind",
     "tied": "tensors of an embedding's shape may be tied to it or be copies of their own",
 }
 _ORDERED = frozenset({"query", "key", "qkv", "kv"})

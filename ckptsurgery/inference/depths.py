@@ -1,4 +1,4 @@
-"""What only one side has as a whole: the last layers of the deeper of two stacks, and copies of a network beside it."""
+"""Parts that only one side has: the last layers of the deeper of two stacks, and copies of a network beside it."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from dataclasses import dataclass
 
 from ..specs import TensorSpec
 from .assumptions import Assumption
-from .weight_copies import copied_trees, copies_in
 from .stacks import Pairing, Stack, align, beyond, stacks_of
 from .units import read_units
+from .weight_copies import copied_trees, copies_in
 
 __all__ = ["Depths", "depths_of"]
 
 
 @dataclass(frozen=True)
 class Depths:
-    """What one side has more than the other.
+    """The parts that one side has and the other does not.
 
     Args:
         source, target: the keys in layers, and in copies, that the other side does not have.
         pairings: the stacks of unequal depth.
-        trees: for each side, what the copies are called.
+        trees: for each side, the names of the copies.
         made: the target keys that may be made.
     """
 

@@ -357,7 +357,7 @@ def _order(a: UnitSide, b: UnitSide, mask: Matrix) -> Matrix:
 
 
 def _norms(a: UnitSide, b: UnitSide) -> Matrix:
-    """The first norm of a block belongs to the first, the last to the last; of unequally many, by what words tell."""
+    """The first norm of a block belongs to the first, the last to the last; of unequally many, by their words."""
     rank = tuple[tuple[tuple[int, int, bool], ...], float | None]
 
     def of(x: rank, y: rank) -> float:
@@ -366,7 +366,7 @@ def _norms(a: UnitSide, b: UnitSide) -> Matrix:
                 return 1.0 if i == j else -1.0
         if x[1] is None or y[1] is None or not (x[0] or y[0]):
             return 0.0
-        # After attention, and before what follows it, is one place where a layer has one norm there.
+        # "After attention" and "before the feed-forward" are one place where a layer has one norm there.
         return 0.5 if x[1] == y[1] else 0.2 if {x[1], y[1]} == {1.0, 2.0} else -2.0
 
     return _spread(list(zip(a.norm_ranks, a.norm_stages)), list(zip(b.norm_ranks, b.norm_stages)), of)

@@ -27,19 +27,19 @@ Shapes = Counter[tuple[Place, str, tuple[int, ...]]]  # by the layer that they a
 Region = Callable[[str], Place]
 Order = tuple[str, ...]  # of the parts of a fused tensor, such as query, key and value
 
-_SINGLE = frozenset({"query", "key", "value", "out"})  # a unit that makes one of these is no whole of several
+_SINGLE = frozenset({"query", "key", "value", "out"})  # a unit that makes one of these does not stand for several
 _QKV, _KV, _GATED = ("query", "key", "value"), ("key", "value"), ("gate", "up")
 
 
 @dataclass(frozen=True, slots=True)
 class _FusionGroup:
-    """Units that may be one: `kind` is how, as in `Leaf`; `name` is what the whole is called."""
+    """Units that may be one: `kind` is how, as in `Leaf`; `name` is the name of the whole."""
 
     kind: str
     name: str
     members: tuple[Unit, ...]
     wide: int = 1  # how many are concatenated before stacking
-    order: Order = ()  # what the members make, where names tell
+    order: Order = ()  # the roles of the members, where names tell them
 
 
 _Fusion = tuple[_FusionGroup, dict[str, Leaf]]
@@ -109,7 +109,7 @@ def _means(unit: Unit, concept: str) -> str:
 def _may_be(unit: Unit, order: Order) -> bool:
     """Whether a unit's name allows it to be the whole of these parts."""
     if len(order) == 1:
-        return not _means(unit, "embedding") or bool(order[0])  # what is counted makes a table only of tables
+        return not _means(unit, "embedding") or bool(order[0])  # numbered units make a table only if they are tables
     listed = listed_parts(unit.path)
     if unit.roles & _SINGLE or (listed and listed != order):
         return False

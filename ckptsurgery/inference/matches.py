@@ -112,7 +112,7 @@ def match(
         part = _MatchPart.of(x, y, placement, weights, votes)
         moves += part.moves
         parts.append(part)
-    # Where no part of one side goes to the other, an embedding of the same size is no reason to start.
+    # Where nothing else matches, an embedding of the same size is not enough.
     added, ties = shared(dict(source), dict(target), moves, placement) if moves else ([], {})
     moves += added
     settled = {k for m in moves for k in (*m.sources, *m.targets)} | set(ties)

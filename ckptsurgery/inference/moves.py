@@ -16,7 +16,7 @@ from .units import Leaf, Unit
 __all__ = ["TensorMove", "resolve"]
 
 _LETTERS = "abcdefgh"
-_CUT = ("heads", "width")  # what two axes are called that are one axis on the other side
+_CUT = ("heads", "width")  # names of two axes that are one axis on the other side
 _EMBEDDED = frozenset({"embedding", "token", "position", "segment", "classtoken"})
 
 
@@ -177,7 +177,7 @@ class _FusedWhole:
             names = ("1",) if place is None else self.axes[place][0]
             if width > 1:
                 if len(names) > 1 or names[0] not in part:
-                    return None  # what counts the parts is not cut
+                    return None  # the axis that counts the parts is not cut
                 part[part.index(names[0])] = f"({' '.join(_CUT)})"
                 found += _CUT
             else:

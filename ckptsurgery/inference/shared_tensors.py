@@ -95,12 +95,12 @@ def _one_for_all(source: str, wanting: Iterable[str], placement: Placement) -> b
     if all(_alike(listed[0], k) for k in listed) and len(one & two) * 2 > min(len(one), len(two)):
         return True  # a part that every layer has, and that all of them share
     if any(_in_layers(k, placement) for k in listed):
-        return all(_same_part(source, k, placement) for k in listed)  # an embedding is no part of layers
+        return all(_same_part(source, k, placement) for k in listed)  # an embedding does not belong in layers
     return all(_sharing(source, k) for k in listed)
 
 
 def _alike(one: str, other: str) -> bool:
-    """Whether two keys differ in their numbers alone."""
+    """Whether two keys differ only in their numbers."""
     return _NUMBER.sub("#", one) == _NUMBER.sub("#", other)
 
 

@@ -192,7 +192,7 @@ class UnitSide:
 
     @cached_property
     def norm_stages(self) -> list[float | None]:
-        """For each norm in a layer, where it stands as words tell it, numbers left out; None for others."""
+        """For each norm in a layer, its place by words, numbers left out; None for others."""
         return [
             stage(_NUMBER.sub("", name)) if slots and len(unit.weight.shape) == 1 and is_norm(unit.path) else None
             for unit, slots, name in zip(self.units, self.slots, self.spelled)

@@ -121,7 +121,7 @@ def _stacks(units: Sequence[Unit], start: int) -> list[Stack]:
 
 
 def _counts(at: str) -> bool:
-    """Whether the word before a number says that layers are counted, though there is only one."""
+    """Whether the word before a number is one for layers, though there is only one layer."""
     return STRUCTURAL in {c for c, _ in concepts(_SEPARATORS.split(at)[-1])}
 
 

@@ -1,6 +1,6 @@
 """Copies of a network beside it: averages of its weights, a teacher, an optimizer's moments.
 
-Where the other side holds no copies, those of this one have no counterpart, and what is made is made of the originals.
+Where the other side holds no copies, those of this one have no counterpart: targets are made of the originals.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["copied_trees", "copies_in"]
 
 _SEPARATORS = re.compile(r"[./]")
 _BESIDE = frozenset(["m", "v", "1", "model", "module", "weights", "params", "exponential", "moving"])
-_MANY = 0.5  # from this share on of what is called a copy, being the copy of something is what it is called for
+_MANY = 0.5  # of the keys with such a word, at least this share must have an original
 
 
 def copies_in(specs: Mapping[str, TensorSpec]) -> Mapping[str, str]:

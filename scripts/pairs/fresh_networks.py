@@ -260,7 +260,7 @@ def ldm_unet() -> Network:
 
 
 def loaded(model: nn.Module, original: Callable[[str], str]) -> Network:
-    """A library that loads what its older version wrote."""
+    """A library that loads the files of its older version."""
     wanted = shapes(model.state_dict())
 
     def convert(given: Numbers) -> Numbers:

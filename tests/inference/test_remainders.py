@@ -1,4 +1,4 @@
-"""What only one side has stays open: an attention, a norm, copies of the weights, another network."""
+"""Parts that only one side has stay open: an attention, a norm, copies of the weights, another network."""
 
 from __future__ import annotations
 
