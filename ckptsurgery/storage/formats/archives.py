@@ -113,10 +113,12 @@ def _members(opened: OpenedSource) -> dict[str, tuple[int, int]]:
                     if member.size < 0 or end > opened.size or len(found) > _MEMBERS:
                         raise tarfile.ReadError("a member reaches past its end")
                     found[member.name.removeprefix("./")] = member.offset_data, member.size
+            behind = archive.offset  # of the zeros that end an archive
     except (tarfile.TarError, ArithmeticError, LookupError, ValueError, EOFError, RecursionError) as error:
         text = f"{opened.name!r} is a damaged tar archive: {str(error)[:200]}"
         help = "copy or download it again: it may be truncated"
         raise CheckpointError(Diagnostic("damaged-zip", text, opened.name, help=help)) from None
+    opened.refuse_behind(behind)
     return found
 
 

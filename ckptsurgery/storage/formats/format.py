@@ -35,6 +35,7 @@ __all__ = ["HEAD", "Announced", "Format", "OpenedSource", "opening"]
 HEAD = 1024
 """Bytes by which a file is recognised."""
 
+_PIECE = 1 << 20
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 
 
@@ -88,6 +89,19 @@ class OpenedSource:
         """Return bytes `[offset, offset + nbytes)`, fewer at the end of the file."""
         there = max(0, self.size - offset)  # a read takes memory for all that it asks for
         return read_at(self.file, offset, min(nbytes, there))
+
+    def refuse_behind(self, end: int) -> None:
+        """Refuse a file that goes on behind its end with anything but zeros, which writers pad with.
+
+        Raises:
+            CheckpointError: what is there would be left out: two files run together, or noise.
+        """
+        for start in range(end, self.size, _PIECE):
+            piece = self.read_at(start, _PIECE)
+            if piece.count(0) != len(piece):
+                text = f"{self.name!r} has {self.size - end:,} bytes behind its end, which would be left out"
+                help = "the file is damaged, or two files run together; get it again"
+                raise CheckpointError(Diagnostic("trailing-bytes", text, self.name, help=help))
 
     def beside(self, name: str) -> ByteSource:
         """Return the source of a file in the same folder, or below it.

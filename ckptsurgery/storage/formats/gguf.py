@@ -67,6 +67,8 @@ class GgufFormat(Format):
             raise cursor.damaged(f"its alignment is {str(alignment)[:40]}")
         start = -(-opened.file.tell() // alignment) * alignment
         entries = _placed(rows, start, cursor)
+        last = max((entry.offset + entry.spec.nbytes for entry in entries.values()), default=start)
+        opened.refuse_behind(-(-last // alignment) * alignment)
         packed = {row.name: BLOCKS[row.type].name for row in rows if row.type not in PLAIN}
         about = {"metadata": metadata, "kinds": kinds, "tensor_types": packed}
         return Contents(entries, extras={"gguf": about}, config=_nested(metadata))

@@ -61,6 +61,8 @@ class Hdf5Format(Format):
             for path, dataset in _walk(file, contents.extras):
                 _place(path, dataset, file, contents)
             contents.config = _config(file)
+        if file.end and not file.base:
+            opened.refuse_behind(file.end)
         if not contents.entries:
             unread = [path for path, value in contents.extras.items() if type(value) is Opaque]
             why = f"holds no dataset of numbers that is read here; it holds {', '.join(unread[:3]) or 'nothing'}"

@@ -53,6 +53,7 @@ class Hdf5File:
         opened: the file.
         base: added to each address.
         root: address of the root group's object header.
+        end: the first byte behind everything; 0 where it is not known.
         offsets: bytes of an address.
         lengths: bytes of a length.
     """
@@ -60,6 +61,7 @@ class Hdf5File:
     opened: OpenedSource
     base: int = 0
     root: int = 0
+    end: int = 0
     offsets: int = 8
     lengths: int = 8
 
@@ -80,15 +82,17 @@ class Hdf5File:
             cursor.skip(1 + 4 + 4 + (4 if version else 0))
             found._check_widths()
             found.base = found.number(cursor, found.offsets)
-            cursor.skip(3 * found.offsets)  # free space, end of file, driver
-            cursor.skip(found.offsets)  # the name of the root group
+            cursor.skip(found.offsets)  # free space
+            found.end = found.number(cursor, found.offsets)
+            cursor.skip(2 * found.offsets)  # driver, the name of the root group
             found.root = found.number(cursor, found.offsets)
         elif version in (2, 3):
             found.offsets, found.lengths = cursor.take(2)
             found._check_widths()
             cursor.skip(1)
             found.base = found.number(cursor, found.offsets)
-            cursor.skip(2 * found.offsets)
+            cursor.skip(found.offsets)  # an extension of the superblock
+            found.end = found.number(cursor, found.offsets)
             found.root = found.number(cursor, found.offsets)
         else:
             raise Damaged(f"its superblock is of version {version}")
