@@ -79,17 +79,24 @@ def tuple_of(values: Sequence[str], empty: str = "()") -> str:
 
 def tables(source: RuleSide, target: RuleSide) -> Iterator[str]:
     """Yield the tables of choices that are spelled otherwise in the target's key."""
-    for piece, first in _respelled(source, target):
+    for (name, choices), table in _respelled(source, target).items():
+        first = next(c for c in source.captures if c.name == name)
+        piece = next(c for c in target.captures if (c.name, c.choices) == (name, choices))
         if first.numeric or piece.numeric:
             raise NotSayable(f"the choices of the index {{{piece}}}")
-        yield f"    {piece.name}_names = {dict(zip(first.choices or (), piece.choices or ()))!r}"
+        yield f"    {table} = {dict(zip(first.choices or (), choices))!r}"
 
 
-def _respelled(source: RuleSide, target: RuleSide) -> Iterator[tuple[Capture, Capture]]:
-    for piece in {c.name: c for c in target.captures}.values():
-        first = next((c for c in source.captures if c.name == piece.name), None)
+def _respelled(source: RuleSide, target: RuleSide) -> dict[tuple[str, tuple[str, ...]], str]:
+    """Name and list of the target's captures that spell the source's choices otherwise -> the name of a table."""
+    firsts = {c.name: c for c in reversed(source.captures)}
+    found: dict[tuple[str, tuple[str, ...]], str] = {}
+    for piece in target.captures:
+        first = firsts.get(piece.name)
         if first is not None and first.choices and piece.choices and first.choices != piece.choices:
-            yield piece, first
+            more = sum(name == piece.name for name, _ in found)
+            found.setdefault((piece.name, piece.choices), f"{piece.name}_names{more + 1 if more else ''}")
+    return found
 
 
 def spelled(source: RuleSide, target: RuleSide, named: bool = False) -> str:
@@ -98,7 +105,7 @@ def spelled(source: RuleSide, target: RuleSide, named: bool = False) -> str:
     Args:
         named: over the names of its captures, `i_`, in the place of `match`.
     """
-    respelled = {piece.name for piece, _ in _respelled(source, target)}
+    respelled = _respelled(source, target)
     firsts = {c.name: c for c in reversed(source.captures)}
     pieces = []
     for piece in target.pieces:
@@ -107,8 +114,9 @@ def spelled(source: RuleSide, target: RuleSide, named: bool = False) -> str:
             continue
         first = firsts.get(piece.name, piece)
         text = f"{piece.name}_" if named else value(first)
-        if piece.name in respelled:
-            text = f"{piece.name}_names[{text}]"
+        table = respelled.get((piece.name, piece.choices or ()))
+        if table is not None:
+            text = f"{table}[{text}]"
         elif piece.terms is not None:
             text = _computed(piece, text if first.numeric and not named else f"int({text})")
         pieces.append(f"{{{text}}}")

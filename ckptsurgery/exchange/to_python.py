@@ -280,20 +280,23 @@ class _Writing:
 
     def same(self, same: BoundPattern) -> Iterator[str]:
         """Names that must hold what others do, and are left out."""
+        copy, kept = _keys(same.pattern), _keys(same.value)
         free = "key not in used and " if same.optional else ""
+        yield from tables(copy, kept)
         yield "    for key, tensor in state.items():"
-        yield f"        if {free}({matched(same.pattern.pieces)}):"
-        yield f"            if not torch.equal(tensor, state[{_fstring(same.value)}]):"
+        yield f"        if {free}({matched(copy.pieces)}):"
+        yield f"            if not torch.equal(tensor, state[{spelled(copy, kept)}]):"
         yield '                raise ValueError(f"{key} differs from what it should be the same as")'
         yield "            used.add(key)"
 
     def tie(self, tie: BoundPattern) -> Iterator[str]:
+        base, alias = _keys(tie.value), _keys(tie.pattern)
+        yield from tables(base, alias)
         yield "    for key in list(made):"
-        yield f"        if {matched(tie.value.pieces)}:"
-        yield f"            made.setdefault({_fstring(tie.pattern)}, made[key])"
+        yield f"        if {matched(base.pieces)}:"
+        yield f"            made.setdefault({spelled(base, alias)}, made[key])"
 
 
-def _fstring(pattern: KeyPattern) -> str:
-    """A key as an expression over `match`."""
-    side = RuleSide(tuple(pattern.pieces), None)
-    return spelled(side, side)
+def _keys(pattern: KeyPattern) -> RuleSide:
+    """A pattern as a side of a rule that moves nothing."""
+    return RuleSide(tuple(pattern.pieces), None)

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from ..errors import Diagnostic, RecipeError
 from .axes import Axis, AxisList
 from .keys import Capture, KeyPattern, Literal, Span, is_index
+from .law import normalise
 from .rules import Rule, Term
 
-__all__ = ["numbers_of", "with_domains"]
+__all__ = ["numbers_of", "with_domains", "with_domains_of_both"]
 
 Spelling = tuple[str, ...]
 
@@ -50,6 +51,20 @@ def with_domains(rule: Rule) -> Rule:
         sources=tuple(within(t, rule.sources) for t in rule.sources),
         targets=tuple(within(t, rule.targets) for t in rule.targets),
     )
+
+
+def with_domains_of_both(first: KeyPattern, second: KeyPattern) -> tuple[KeyPattern, KeyPattern]:
+    """Two patterns of one statement, such as a tie, with the domain of each name in both.
+
+    >>> alias, base = with_domains_of_both(KeyPattern.parse("g.{i:1,3}"), KeyPattern.parse("h.{i}"))
+    >>> base.match("h.3"), base.match("h.2")
+    ({'i': '3'}, None)
+
+    Raises:
+        RecipeError: lists of one name that differ in length; else as for `with_domains`.
+    """
+    rule = with_domains(normalise(Rule((Term(first),), (Term(second),)), {}))
+    return rule.sources[0].pattern, rule.targets[0].pattern
 
 
 def numbers_of(rule: Rule, name: str) -> tuple[int, ...] | None:

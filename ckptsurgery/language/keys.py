@@ -132,6 +132,23 @@ class KeyPattern:
         """
         return "".join(p.text if isinstance(p, Literal) else self._text(p, values[p.name]) for p in self.pieces)
 
+    def spell_match(self, source: KeyPattern, values: Mapping[str, str]) -> str:
+        """The key that goes with a match of another pattern: lists of choices of one name are paired by position.
+
+        >>> left, right = KeyPattern.parse("{p:q,k}.{i:5,6}"), KeyPattern.parse("{p:a,b}.{i:1,2}")
+        >>> right.spell_match(left, {"p": "k", "i": "5"})
+        'b.1'
+
+        Args:
+            source: the other pattern, with lists of the same lengths. values: of its captures.
+
+        Raises:
+            RecipeError: as for `spell`.
+        """
+        theirs, ours = ({c.name: c.choices for c in one.firsts if c.choices} for one in (source, self))
+        paired = {n: ours[n][theirs[n].index(values[n])] for n in theirs.keys() & ours.keys() & values.keys()}
+        return self.spell({**values, **paired})
+
     def _text(self, capture: Capture, value: str) -> str:
         first = self._respelled.get(capture)
         return capture.spell(value if first is None else {v: own for own, v in first.items()}[value])

@@ -214,14 +214,14 @@ def _yielded(
         makes = candidates[n].makes
         for key, values in matches.rows():
             bound = makes is not None and all(capture.name in values for capture in makes.captures)
-            made[key] = makes.spell(values) if makes is not None and bound else None
+            made[key] = makes.spell_match(candidates[n].pattern, values) if makes is not None and bound else None
     proved: set[str] = set()
     for n, matches in hits:
         said = candidates[n].said
         if n not in weak or said is None:
             continue
         for key, values in matches.rows():
-            one = key in tied and tied[key] == tied.get(said.value.spell(values))
+            one = key in tied and tied[key] == tied.get(said.value.spell_match(said.pattern, values))
             if key not in made or (one and made[key] not in wanted):
                 proved.add(key)
     left = [
@@ -269,7 +269,7 @@ def _take(candidate: _Claim, matches: MatchedColumns, claims: Claims, problems: 
     elif candidate.said is not None and candidate.same:
         for key, values in matches.rows():
             try:
-                claims.same[key] = candidate.said.value.spell(values)
+                claims.same[key] = candidate.said.value.spell_match(candidate.said.pattern, values)
             except RecipeError as error:
                 problems += _in_rule(error, candidate.text, candidate.place)
     elif candidate.said is not None:

@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import CkptSurgeryError, Diagnostic, RecipeError, Remedy
 from ..language.axes import AxisList
 from ..language.dims import Dims, DimValue
-from ..language.domains import with_domains
+from ..language.domains import with_domains, with_domains_of_both
 from ..language.keys import KeyPattern
 from ..language.law import Signature, normalise, signature
 from ..language.recipe import Recipe, Scope
@@ -315,7 +315,14 @@ class _Expansion:
         ):
             for text, other in mapping.items():
                 base = self.pattern(other, frame, place, prefix, left=left).pattern
-                found.append(self.pattern(text, frame, place, prefix, left=left, value=base))
+                said = self.pattern(text, frame, place, prefix, left=left, value=base)
+                try:
+                    alias, base = with_domains_of_both(said.pattern, base)
+                    said = replace(said, pattern=alias, value=base)
+                except RecipeError as error:
+                    here = f"{text} = {other}"
+                    self.problems += [replace(d, place=place, notes=(here,)) for d in error.diagnostics]
+                found.append(said)
 
     def initialiser(self, key: str, value: Any, frame: Frame, place: str | None) -> Any:
         """The value of [init], names and formulas settled where it is a text; one that is no call is told later."""

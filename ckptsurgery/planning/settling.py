@@ -119,7 +119,7 @@ class _Settling:
                         continue
                     found.add(number)
                     try:
-                        self._tie_up(number, tie.pattern.spell(values), key, tied)
+                        self._tie_up(number, tie.pattern.spell_match(tie.value, values), key, tied)
                     except RecipeError as error:
                         self.out.problems += [replace(d, place=tie.place) for d in error.diagnostics]
             new = tied

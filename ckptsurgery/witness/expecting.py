@@ -169,7 +169,7 @@ def _recipe_ties(stage: Stage, made: Mapping[str, TensorSpec], target: Target) -
     for tie in stage.ties:
         for key in made:
             values = tie.value.match(key)
-            alias = tie.pattern.spell(values) if values is not None else None
+            alias = tie.pattern.spell_match(tie.value, values) if values is not None else None
             if alias is not None and alias in target.specs and alias not in made:
                 found[alias] = key
     return found
