@@ -131,13 +131,14 @@ class _Sums:
         # Integers of 64 bits are compared as they are: float64 would round them.
         exact = a.dtype == b.dtype and not a.dtype.is_floating_point
         differ = a != b if exact else (x != y) & ~(x.isnan() & y.isnan())
+        apart = _exactly_apart(a, b) if exact and a.dtype.itemsize == 8 else (x - y).abs()
         finite = x.isfinite() & y.isfinite()
         self.differing += int(differ.sum())
         self.nonfinite += int((differ & ~finite).sum())
-        x, y = x[finite], y[finite]
+        x, y, apart = x[finite], y[finite], apart[finite]
         if x.numel() == 0:
             return
-        apart, size = (x - y).abs(), x.abs().maximum(y.abs())
+        size = x.abs().maximum(y.abs())
         self.max_abs = max(self.max_abs, float(apart.max()))
         self.max_rel = max(self.max_rel, float((apart / size.clamp(min=5e-324)).max()))
         a_now, b_now = _exponent(x, self.exponent_a), _exponent(y, self.exponent_b)
@@ -152,6 +153,15 @@ class _Sums:
         norms = math.sqrt(self.squares_a) * math.sqrt(self.squares_b)
         cosine = max(-1.0, min(1.0, self.dot / norms)) if norms else None
         return Difference(numel, self.differing, self.nonfinite, self.max_abs, self.max_rel, cosine)
+
+
+def _exactly_apart(a: Tensor, b: Tensor) -> Tensor:
+    """How far integers of 64 bits are apart: floats of that size have no bits for small differences."""
+    import torch
+
+    about = (a.double() - b.double()).abs()
+    near = a.view(torch.int64) - b.view(torch.int64)  # exact where it does not overflow, signed or not
+    return torch.where(about < 2.0**60, near.abs().double(), about)
 
 
 def _exponent(x: Tensor, least: int) -> int:

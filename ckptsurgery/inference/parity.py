@@ -98,15 +98,15 @@ class Parity(TextInNotebooks):
 
     def __str__(self) -> str:
         worst = max(self.outputs, key=lambda d: d.relative, default=None)
-        lines = [
-            f"{'equal' if self.ok else 'different'}: {len(self.outputs)} outputs, {self.compared} module calls compared"
-        ]
+        counts = f"{counted(len(self.outputs), 'output')}, {counted(self.compared, 'module call')} compared"
+        lines = [f"{'equal' if self.ok else 'different'}: {counts}"]
         if worst is not None:
             said = f"{worst.largest:.3g}, {worst.relative:.3g} of the largest output"
             lines.append(f"  largest difference {said}; {worst.tolerance:.3g} allowed")
         if self.parting is not None:
             found = self.parting
-            where = found.module if found.module == found.other else f"{found.module} / {found.other}"
+            names = dict.fromkeys(name or "the model itself" for name in (found.module, found.other))
+            where = " / ".join(names)
             lines.append(
                 f"  they part at {where}: {found.difference.relative:.3g} apart, shapes {_shapes(found.difference)}"
             )

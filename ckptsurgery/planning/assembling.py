@@ -245,7 +245,10 @@ class RuleSteps:
             built = ProgramBuilder(self.bound, ops, targets).build(group, inputs, wanted)
         except SizeError as error:
             d = self._in_rule(error.diagnostic)
-            d = replace(d, remedies=self.bound.remedies(error.axis), help=None) if error.axis is not None else d
+            if error.axis is not None:
+                advice = self.bound.unmarked(error.axis)
+                remedies = self.bound.remedies(error.axis) if advice is None else ()
+                d = replace(d, remedies=remedies, help=None, advice=advice)
             said = {(p.code, p.headline, p.notes) for p in self.draft.problems}
             if (d.code, d.headline, d.notes) not in said:
                 wants = [s for found in wanted for s in found.values()] if d.code in _BOTH_SIDES else []

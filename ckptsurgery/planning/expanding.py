@@ -66,6 +66,14 @@ class ResolvedRule:
         size = Remedy("dims", {name: dict.fromkeys(choices) if choices else listed}, kind="recipe")
         return (Remedy("config", None, "holds it"), size) if self.own.asks_config(name) else (size,)
 
+    def unmarked(self, name: str) -> str | None:
+        """What to do with an axis that has a size for each choice in `dims`, and no choice in the rule."""
+        if not isinstance(self.dims.get(name), Mapping | tuple) or any(a.name == name for a in self.rule.marked):
+            return None
+        captured = [c.name for t in self.rule.sources for c in t.pattern.captures if not c.rest]
+        which = f"{name}:{captured[0]}" if captured else f"{name}:i with the capture i"
+        return f"dims.{name} has a size for each choice: write the axis as {which}"
+
     def ragged(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         """The axes whose size depends on a choice, with the spellings of the choices, those of either side."""
         terms = (*self.rule.sources, *self.rule.targets)

@@ -97,6 +97,17 @@ def test_integers_too_large_for_a_double_are_compared_exactly() -> None:
     assert found.differing == 1
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint64])
+@pytest.mark.parametrize(
+    ("one", "other", "apart"), [(2**62, 2**62 + 1, 1), (2**62, 2**62 - 40, 40), (0, 2**63 - 1, 2**63)]
+)
+def test_how_far_large_integers_are_apart_is_not_rounded_away(
+    dtype: torch.dtype, one: int, other: int, apart: int
+) -> None:
+    a, b = ({"a": torch.tensor([n, 7], dtype=dtype)} for n in (one, other))
+    assert cs.diff(a, b).values["a"].max_abs == cs.diff(b, a).values["a"].max_abs == apart
+
+
 @pytest.mark.parametrize(
     "dtype", [torch.float8_e4m3fn, torch.float8_e8m0fnu, torch.uint16, torch.uint64, torch.bool, torch.complex64]
 )

@@ -341,3 +341,12 @@ def test_a_problem_of_every_layer_is_told_once() -> None:
     shapes = {f"l.{i}.w": (7 + i, 2) for i in range(8) if i % 2 == 0}
     error = refused(shapes, ["l.{i}.w [(p d) x] -> l.{i}.{p:q,k} [d x]"])
     assert len(error.diagnostics) == len({str(d.headline) for d in error.diagnostics})
+
+
+def test_a_size_for_each_choice_wants_an_axis_that_names_the_choice() -> None:
+    source = {"h.1": cs.TensorSpec([6, 2], "F32"), "h.2": cs.TensorSpec([8, 2], "F32")}
+    with pytest.raises(cs.PlanError) as told:
+        cs.plan(source, cs.Recipe(["h.{i} [(a b) c] -> x.{i} [a b c]"], dims={"a": {"1": 2, "2": 4}}))
+    assert "write the axis as a:i" in str(told.value.diagnostics[0].help)
+    plan = cs.plan(source, cs.Recipe(["h.{i:1,2} [(a:i b) c] -> x.{i} [a:i b c]"], dims={"a": {"1": 2, "2": 4}}))
+    assert [spec.shape for spec in plan.specs.values()] == [(2, 3, 2), (4, 2, 2)]
