@@ -131,7 +131,7 @@ class _Sums:
         # Integers of 64 bits are compared as they are: float64 would round them.
         exact = a.dtype == b.dtype and not a.dtype.is_floating_point
         differ = a != b if exact else (x != y) & ~(x.isnan() & y.isnan())
-        apart = _exactly_apart(a, b) if exact and a.dtype.itemsize == 8 else (x - y).abs()
+        apart = _exactly_apart(a, b) if exact and not a.is_complex() and a.dtype.itemsize == 8 else (x - y).abs()
         finite = x.isfinite() & y.isfinite()
         self.differing += int(differ.sum())
         self.nonfinite += int((differ & ~finite).sum())
