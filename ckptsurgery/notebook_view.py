@@ -18,6 +18,6 @@ class TextInNotebooks:
     __slots__ = ()
 
     def _repr_html_(self) -> str:
-        import html  # notebooks alone need it
+        import html  # only notebooks need it
 
         return f"<pre>{html.escape(str(self))}</pre>"
