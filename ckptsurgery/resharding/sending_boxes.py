@@ -125,7 +125,8 @@ class Carrier:
         if bound.exchanges and self._sending is not None and self._receiving is not None:
             received = self._receiving[: sum(bound.received)]
             sending = self._sending[: sum(bound.sent)]
-            dist.all_to_all_single(received, sending, list(bound.received), list(bound.sent))
+            with self.ranks.waiting():
+                dist.all_to_all_single(received, sending, list(bound.received), list(bound.sent))
         self._run(bound.copies)
         self._run(bound.unpacks)
 

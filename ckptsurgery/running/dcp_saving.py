@@ -64,7 +64,7 @@ def save_shards_as_dcp(state: Any, path: str | os.PathLike[str], ranks: Peers) -
         ranks.told(0, lambda: _named(folder, final))
         done = True
     finally:
-        if not done and not ranks.rank:
+        if not done:  # on each rank: one that fails later than the first may have made the folder anew
             shutil.rmtree(folder, ignore_errors=True)
     return tuple(sorted(str(file) for file in final.iterdir()))
 

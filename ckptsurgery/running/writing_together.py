@@ -32,14 +32,17 @@ def write_together(
         check: called with the writer on the first rank, when all is written and nothing has its name yet.
     """
 
-    def begin() -> Writer:
-        made = make()
-        made.__enter__()
-        return made
+    begun: list[Writer] = []
 
-    writer: Writer | None = ranks.told(0, begin)
+    def begin() -> None:
+        writer = make()
+        writer.__enter__()
+        begun.append(writer)
+
     done = False
     try:
+        ranks.told(0, begin)
+        writer = begun[0] if begun else None
         outline = ranks.gathered(None if writer is None else Outline.of(writer))[0]
         nbytes = ranks.tried(lambda: _worked(writer, outline, work))
         total = sum(ranks.gathered(nbytes))
@@ -47,7 +50,7 @@ def write_together(
         done = True
         return ranks.gathered(files)[0], total
     finally:
-        if writer is not None and not done:
+        for writer in () if done else begun:  # also where another rank was lost while the first one began
             writer.abort()
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -54,13 +55,24 @@ class Peers:
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
-        try:
+        with self.waiting():
             dist.all_gather_object(found, value)
+        return found
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Surround what waits for other ranks, for as long as the timeout of the process group at most.
+
+        Raises:
+            CheckpointError: one of them is gone, or did not answer in time.
+        """
+        try:
+            yield
         except RuntimeError as error:  # how every backend reports a connection that ended, or a wait that was too long
             self._failed = True
-            text = f"a rank is gone, or did not answer in time: {str(error).splitlines()[0]}"
+            lines = str(error).splitlines() or [type(error).__name__]
+            text = f"a rank is gone, or did not answer in time: {lines[0]}"
             raise CheckpointError(Diagnostic("rank-lost", text, help="look at what the other ranks say")) from error
-        return found
 
     def any(self, flag: bool) -> bool:
         """Whether a flag is set on any rank; much cheaper than `gathered`."""
@@ -70,7 +82,8 @@ class Peers:
         if self.size == 1:
             return flag
         found = torch.tensor([int(flag)], device=self.device)
-        dist.all_reduce(found, dist.ReduceOp.MAX)
+        with self.waiting():
+            dist.all_reduce(found, dist.ReduceOp.MAX)
         return bool(found.item())
 
     def agree(self, error: Exception | None, digest: object = None) -> None:
@@ -125,9 +138,10 @@ class Peers:
         import torch.distributed as dist
 
         data = _as_bytes(tensor.to(self.device))
-        for work in [dist.isend(data, rank) for rank in ranks if rank != self.rank]:
-            if work is not None:
-                work.wait()
+        with self.waiting():
+            for work in [dist.isend(data, rank) for rank in ranks if rank != self.rank]:
+                if work is not None:
+                    work.wait()
 
     def receive(self, tensor: Tensor, rank: int) -> None:
         """Fill a plain tensor with what a rank sends."""
@@ -136,7 +150,8 @@ class Peers:
 
         there = tensor if tensor.is_contiguous() and tensor.device.type == self.device else None
         made = there if there is not None else torch.empty(tensor.shape, dtype=tensor.dtype, device=self.device)
-        dist.recv(_as_bytes(made), rank)
+        with self.waiting():
+            dist.recv(_as_bytes(made), rank)
         if there is None:
             tensor.copy_(made)
 

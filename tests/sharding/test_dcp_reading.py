@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import io
+import math
 import os
 import pickle
 import random
@@ -136,6 +139,46 @@ def test_a_training_checkpoint_is_its_model_with_the_optimizer_beside_it(written
         moments = ckpt.extras["optimizer"]["state"]["0.weight"]["exp_avg"]
         assert same(ckpt.tensor_at(moments), written.training["exp_avg"])
         assert ckpt.extras["optimizer"]["param_groups"][0]["lr"] == 0.001
+
+
+def save_as_megatron(folder: str) -> dict[str, dict[str, torch.Tensor]]:
+    """Save as `torch_dist` does: layers stacked, the optimizer's state beside the model's; returns both, whole."""
+    shapes = {"embedding.word_embeddings.weight": (16, 4), "decoder.layers.mlp.linear_fc1.weight": (2, 12, 4)}
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    whole = {}
+    for number, prefix in enumerate(("", "optimizer.state.exp_avg.", "optimizer.state.fp32_param.")):
+        for key, shape in shapes.items():
+            whole[prefix + key] = torch.arange(math.prod(shape)).reshape(shape).float() + 1000 * number
+    state: dict[str, Any] = {k: distribute_tensor(t, mesh, [Shard(t.dim() - 2)]) for k, t in whole.items()}
+    state["rng_state/shard_0_1"] = io.BytesIO(b"state of a generator")
+    dcp.save(state, checkpoint_id=folder)
+    if dist.get_rank() == 0:
+        common = {"iteration": 5, "optimizer": {"optimizer": {"param_groups": [{"lr": 0.5}]}}}
+        torch.save({"args": argparse.Namespace(num_layers=2), **common}, f"{folder}/common.pt")
+        Path(folder, "metadata.json").write_text('{"sharded_backend": "torch_dist", "sharded_backend_version": 1}')
+    dist.barrier()
+    return {
+        "model": {k: whole[k] for k in shapes},
+        "moments": {k: whole[f"optimizer.state.exp_avg.{k}"] for k in shapes},
+    }
+
+
+def test_a_folder_of_megatron_is_its_model_with_the_optimizer_beside_it(two: Group, tmp_path: Path) -> None:
+    whole = two(save_as_megatron, str(tmp_path / "iter"))[0]
+    with cs.open(tmp_path / "iter") as ckpt:
+        assert {*ckpt} == {*whole["model"]}
+        assert all(same(ckpt[key].load(), tensor) for key, tensor in whole["model"].items())
+        assert ckpt.extras["common"]["iteration"] == 5
+        assert ckpt.extras["common"]["optimizer"]["optimizer"]["param_groups"][0]["lr"] == 0.5
+    with cs.open(tmp_path / "iter", subtree="optimizer.state.exp_avg") as moments:
+        assert {*moments} == {*whole["moments"]}
+        assert all(same(moments[key].load(), tensor) for key, tensor in whole["moments"].items())
+    split = cs.plan(
+        tmp_path / "iter", ["decoder.layers.{k...} [i o d] -> layers.{i}.{k} [o d]", "embedding.{k...} -> embed.{k}"]
+    )
+    assert same(
+        split.state_dict()["layers.1.mlp.linear_fc1.weight"], whole["model"]["decoder.layers.mlp.linear_fc1.weight"][1]
+    )
 
 
 def test_recipes_over_chunks_give_what_they_give_over_whole_tensors(written: Written, tmp_path: Path) -> None:

@@ -66,7 +66,8 @@ def read_dcp(folder: str, subtree: str | None = None) -> Contents:
     reader.sources[path] = source
     leaves = reader.tensors()
     reader.refuse()
-    tree = _nested(leaves | reader.values(), reader.paths)
+    megatron = "mcore_data" in reader.fields or Path(folder, _COMMON).is_file()
+    tree = _nested(leaves | reader.values(), reader.paths, megatron)
     found = find_model(tree, subtree, folder)
     entries = {key: reader.entry(leaf) for key, leaf in found.leaves.items()}
     extras = settle(found.extras, reader.entry)
@@ -322,12 +323,17 @@ def _entry(spec: TensorSpec, chunks: list[Chunk], folder: str) -> Entry:
     return Entry(spec, tensor=Chunked(spec, tuple(chunks)))
 
 
-def _nested(leaves: dict[str, Any], paths: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree that was saved; keys without a path stay at the top, those of an optimizer's below it."""
+def _nested(leaves: dict[str, Any], paths: Mapping[str, Any], megatron: bool) -> dict[str, Any]:
+    """The tree that was saved; keys without a path stay at the top, those of an optimizer's below it.
+
+    Args:
+        megatron: whether Megatron saved it, which has the optimizer's state beside the model's at the top.
+    """
     tree: dict[str, Any] = {}
     for key, leaf in leaves.items():
         path = paths.get(key)
-        if type(path) is not tuple or not path or not all(type(part) in (str, int) for part in path):
+        known = type(path) is tuple and path and all(type(part) in (str, int) for part in path)
+        if not known or (megatron and path == (key,)):
             first, dot, rest = key.partition(".")
             path = (first, rest) if dot and "optim" in first.lower() else (key,)
         node = tree
