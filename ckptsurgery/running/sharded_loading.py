@@ -29,7 +29,7 @@ from ..planning.plan import Plan
 from ..planning.report import Report
 from ..planning.steps import Step
 from ..sharding.peers import Peers, dealt
-from ..sharding.shards import LocalShard, empty_shard, home_of, offloaded, shard_of
+from ..sharding.shards import LocalShard, empty_shard, home_of, is_on_mesh, offloaded, shard_of
 from ..sharding.twins import Twin
 from ..storage.checkpoint import Checkpoint
 from ..wording import counted
@@ -140,7 +140,7 @@ class _Loader:
             raise LoadError(Diagnostic("meta-kept", text, notes=tuple(empty[:12]), help="initialise them: init="))
 
     def hold(self, keys: Iterable[str]) -> None:
-        """Find the part of each tensor that this rank holds; what is on the meta device gets memory."""
+        """Find the part of each tensor that this rank holds, if any; what is on the meta device gets memory."""
         import torch
 
         for key in keys:
@@ -148,7 +148,8 @@ class _Loader:
             if tensor.is_meta:
                 home = torch.device("cpu") if id(tensor) in self._offloaded else self._home
                 tensor = self._new[key] = empty_shard(tensor, self.device or home)
-            self.shards[key] = shard_of(tensor, key)
+            if is_on_mesh(tensor):
+                self.shards[key] = shard_of(tensor, key)
 
     def load(self, steps: Sequence[Step], checkpoint: Checkpoint, moved: ByteBar) -> None:
         """Fill the shards that were found."""
@@ -214,8 +215,8 @@ class _Loader:
         fresh = [key for key in keys if key in self.twin.owners]
         self.hold(key for key in fresh if key not in self.shards)
         for key in fresh:
-            shard = self.shards[key]
-            if shard.box.numel:
+            shard = self.shards.get(key)
+            if shard is not None and shard.box.numel:
                 _copy(shard.memory, _cut(whole[key].detach(), shard.box))
 
     def finish(self) -> None:

@@ -15,7 +15,7 @@ from ..planning.plan import Plan
 from ..planning.report import Report
 from ..planning.sharing import output_aliases
 from ..sharding.peers import Peers, dealt
-from ..sharding.shards import LocalShard, shard_of
+from ..sharding.shards import LocalShard, is_on_mesh, shard_of
 from ..sharding.stand_ins import StandIns
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
@@ -104,7 +104,7 @@ def save_shards(
     if holds_extras(path):
         text = "several ranks write safetensors, and a torch file was named"
         raise CheckpointError(Diagnostic("not-by-ranks", text, str(path), help="name x.safetensors, or a folder"))
-    held = {key: shard_of(shards.tensors[key], key) for key in specs}
+    held = {key: shard_of(shards.tensors[key], key) for key in specs if is_on_mesh(shards.tensors[key])}
     boxes = ranks.gathered({key: shard.box for key, shard in held.items()})
     _refuse_holes(specs, boxes)
     mine = {key for (key, _), holders in dealt(boxes).items() if holders[0] == ranks.rank}

@@ -120,7 +120,7 @@ def _rank(name: str, folder: Path, rank: int, size: int, victim: int, last: int 
         work()
     except cs.CkptSurgeryError as error:
         code = error.diagnostics[0].code
-    except BaseException as error:  # nothing else may come out
+    except Exception as error:  # nothing else may come out
         code = f"{type(error).__name__}: {error}"
     points.stop()
     (folder / f"answer{rank}").write_bytes(pickle.dumps((code, points.count)))

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from resharding_cases import distribute_tensor, mesh_of
+from resharding_cases import MESHES, distribute_tensor, held, mesh_of
 from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.fsdp import fully_shard
@@ -317,6 +317,31 @@ def ledger(report: cs.Report) -> list[Any]:
     return sorted((e.key, e.action, str(e.spec)) for e in report.ledger)
 
 
+def on_some_ranks(seed: int, folder: str) -> list[str]:
+    """Load and save a model of which some ranks hold no part of some tensors."""
+    warnings.simplefilter("ignore")
+    for kind in MESHES:
+        mesh_of(kind)
+    parts, at = drawn(seed), Path(folder, str(seed))
+    if dist.get_rank() == 0:
+        at.mkdir()
+        save_file(parts.source, at / "source.safetensors")
+    dist.barrier()
+    plain, model = built(parts), built(parts)
+    arguments: dict[str, Any] = {"init": parts.init} if parts.init else {}
+    expected = cs.load_into(plain, at / "source.safetensors", recipe_of(parts), **arguments)
+    placed(plain, random.Random(seed), [*MESHES])
+    placed(model, random.Random(seed), [*MESHES])
+    report = cs.load_into(model, at / "source.safetensors", recipe_of(parts), **arguments)
+    wrong = ["ledger"] if ledger(report) != ledger(expected) else []
+    wanted, found = ({k: held(t).detach() for k, t in named(one).items()} for one in (plain, model))
+    wrong += [f"load: {name}" for name in differences(found, wanted)]
+    cs.save(model, at / "saved")
+    values = built(parts)
+    cs.load_into(values, at / "source.safetensors", recipe_of(parts), **arguments)
+    return wrong + [f"save: {n}" for n in differences(cs.open(at / "saved").state_dict(), whole(named(values)))]
+
+
 def check(seed: int, folder: str) -> list[str]:
     """Everything that is wrong with one case on this rank."""
     warnings.simplefilter("ignore")
@@ -340,11 +365,11 @@ def check(seed: int, folder: str) -> list[str]:
     wrong += ["load: ledger"] if ledger(report) != ledger(expected) else []
     wrong += [f"load: {a}, {b} untied" for a, b in parts.ties if named(model)[a] is not named(model)[b]]
 
-    held = Tree()
+    trainer = Tree()
     for name, tensor in parts.source.items():
-        held.put(name, tensor.clone())
-    placed(held, random.Random(seed + 2), ["all", "square"] if dist.get_world_size() == 4 else ["all"])
-    dcp.save(named(held), checkpoint_id=at / "dcp")
+        trainer.put(name, tensor.clone())
+    placed(trainer, random.Random(seed + 2), ["all", "square"] if dist.get_world_size() == 4 else ["all"])
+    dcp.save(named(trainer), checkpoint_id=at / "dcp")
     other = sharded_like(parts, seed + 5)
     cs.load_into(other, at / "dcp", recipe, **arguments)
     wrong += [f"load from DCP: {name}" for name in differences(whole(named(other)), values)]
@@ -363,7 +388,7 @@ def check(seed: int, folder: str) -> list[str]:
         wrong += through_reader(third, at / "source.safetensors", recipe.replace(tie=absent), values)
         fourth = sharded_like(parts, seed + 11)
         if not parts.ties:
-            cs.reshard(held, fourth, recipe)()
+            cs.reshard(trainer, fourth, recipe)()
             wrong += [f"reshard: {name}" for name in differences(whole(named(fourth)), values)]
     dist.barrier()
     return wrong
