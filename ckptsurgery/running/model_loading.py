@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     Tensors = Mapping[str, Tensor]
 
-__all__ = ["ODD_TARGET", "load_plan", "model_target", "refuse_non_finite", "report_of"]
+__all__ = ["ODD_TARGET", "load_plan", "model_target", "non_finite", "refuse_bad", "refuse_non_finite", "report_of"]
 
 ODD_TARGET = "load before the model is sharded or quantised; keep= leaves a tensor as it is"
 
@@ -241,6 +241,11 @@ def refuse_non_finite(tensors: Iterable[tuple[str, Tensor]]) -> None:
     Raises:
         LoadError: some of it holds NaN or Inf.
     """
+    refuse_bad(non_finite(tensors))
+
+
+def non_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
+    """Return a line for each tensor that holds NaN or Inf."""
     import torch
 
     bad: list[str] = []
@@ -250,6 +255,11 @@ def refuse_non_finite(tensors: Iterable[tuple[str, Tensor]]) -> None:
             count = int((~torch.isfinite(wide)).sum())
             if count:
                 bad.append(f"{key}  {count} of {tensor.numel()} elements")
+    return bad
+
+
+def refuse_bad(bad: Sequence[str]) -> None:
+    """Raise the error for tensors that hold NaN or Inf, if there are any."""
     if bad:
         raise LoadError(
             Diagnostic(

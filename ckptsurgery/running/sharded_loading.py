@@ -35,11 +35,12 @@ from ..storage.checkpoint import Checkpoint
 from ..wording import counted
 from .executor.chunking import by_elements, to_boxes
 from .executor.programs import run_step
-from .model_loading import refuse_non_finite, report_of
+from .model_loading import non_finite, refuse_bad, report_of
 from .progress import ByteBar
 from .proving import prove
 from .sinks.existing_tensors import ShardSink
 from .sinks.new_tensors import fill
+from .writing_together import share_of
 
 if TYPE_CHECKING:
     import torch
@@ -84,7 +85,9 @@ def load_shards(
     values = FirstValues.of(model, inits, options.seed)
     ranks.agree(None, _digest(plan))
     if options.check_values:
-        refuse_non_finite((k, t) for step in plan.steps for k, t in zip(step.targets, run_step(step, checkpoint.load)))
+        mine = share_of(plan.steps, ranks)
+        bad = non_finite((k, t) for step in mine for k, t in zip(step.targets, run_step(step, checkpoint.load)))
+        refuse_bad([line for found in ranks.shared(bad) for line in found])
     total = sum(shard.memory.numel() * shard.memory.element_size() for shard in loader.shards.values())
     with ByteBar(total, "loading", options.progress) as bar:
         loader.load(plan.steps, checkpoint, bar)

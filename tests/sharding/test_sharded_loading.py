@@ -223,6 +223,26 @@ def test_an_error_is_the_same_on_all_ranks(two: Group, path: str) -> None:
     assert first == second == ["ranks-differ"]
 
 
+def refused_values(path: str, sharded: bool) -> str:
+    model = fsdp(Net()) if sharded else Net()
+    try:
+        cs.load_into(model, path, RECIPE, check_values=True)
+    except cs.LoadError as error:
+        return str(error)
+    return ""
+
+
+def test_values_that_are_not_finite_are_told_as_in_one_process(two: Group, path: str, tmp_path: Path) -> None:
+    assert two(refused_values, path, True) == ["", ""]
+    state = source()
+    for key in ("tok.weight", "layers.0.q.bias", "norm.bias"):
+        state[key].view(-1)[1] = float("inf")
+    save_file(state, tmp_path / "bad.safetensors")
+    told = refused_values(str(tmp_path / "bad.safetensors"), False)
+    assert "3 source tensors hold" in told
+    assert two(refused_values, str(tmp_path / "bad.safetensors"), True) == [told, told]
+
+
 def from_dcp(folder: str) -> Any:
     import torch.distributed.checkpoint as dcp
 

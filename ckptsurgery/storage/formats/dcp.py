@@ -331,7 +331,7 @@ def _nested(leaves: dict[str, Any], paths: Mapping[str, Any], megatron: bool) ->
     """
     tree: dict[str, Any] = {}
     for key, leaf in leaves.items():
-        path = paths.get(key)
+        path: Any = paths.get(key)
         known = type(path) is tuple and path and all(type(part) in (str, int) for part in path)
         if not known or (megatron and path == (key,)):
             first, dot, rest = key.partition(".")
