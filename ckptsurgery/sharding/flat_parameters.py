@@ -37,11 +37,12 @@ def whole_parameters(model: nn.Module) -> Iterator[None]:
 
 
 def _wrappers(model: nn.Module) -> list[Any]:
-    return [
-        module
-        for module in model.modules()
-        if any(
-            base.__name__ == "FullyShardedDataParallel" and base.__module__.startswith("torch.")
-            for base in type(module).__mro__
-        )
-    ]
+    modules = list(model.modules())
+    kinds = {kind for kind in {type(module) for module in modules} if _is_wrapper(kind)}
+    return [module for module in modules if type(module) in kinds] if kinds else []
+
+
+def _is_wrapper(kind: type) -> bool:
+    return any(
+        base.__name__ == "FullyShardedDataParallel" and base.__module__.startswith("torch.") for base in kind.__mro__
+    )
