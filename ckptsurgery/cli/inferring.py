@@ -12,6 +12,7 @@ import ckptsurgery as cs
 from . import parameters as o
 from .output import show
 from .recipe_from_options import config_from, dims_from, recipe_from
+from .sources import open_source
 from .targets import built, loaded
 
 __all__ = ["check_loaded", "suggest", "verify"]
@@ -87,8 +88,8 @@ def verify(
 
 
 def check_loaded(
-    source: o.Source,
     model: Annotated[str, typer.Option(metavar="MODULE:CALLABLE", help="What builds the model and loads it.")],
+    source: o.MaybeSource = None,
     recipe: o.RecipeNames = None,
     rule: o.Rules = None,
     rest: o.Rest = None,
@@ -104,6 +105,10 @@ def check_loaded(
     ] = None,
     dtype: Annotated[str, typer.Option(metavar="lossless|error|model", help="Which casts are accepted.")] = "lossless",
     subtree: o.Subtree = None,
+    component: o.Component = None,
+    file: o.File = None,
+    mount: o.Mount = None,
+    download: o.Download = False,
     json: o.Json = False,
 ) -> None:
     """Prove that a model holds what a checkpoint says, whatever loaded it.
@@ -115,15 +120,15 @@ def check_loaded(
     ckptsurgery check-loaded model.safetensors --model mine:load --keep head
     """
     said = recipe_from(recipe, rule, rest=rest) if recipe or rule or rest else None
-    report = cs.check_loaded(
-        loaded(model),
-        source,
-        said,
-        keep=keep or (),
-        untied=untied or (),
-        dtype=dtype,
-        subtree=subtree,
-        config=config_from(config),
-        dims=dims_from(dim) or None,
-    )
+    with open_source(source, mount, subtree, False, component, file, download) as checkpoint:
+        report = cs.check_loaded(
+            loaded(model),
+            checkpoint,
+            said,
+            keep=keep or (),
+            untied=untied or (),
+            dtype=dtype,
+            config=config_from(config),
+            dims=dims_from(dim) or None,
+        )
     show(report, json)

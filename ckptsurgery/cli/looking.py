@@ -96,13 +96,22 @@ def diff(
         raise typer.Exit(1)
 
 
-def ties(source: o.Source, subtree: o.Subtree = None, json: o.Json = False) -> None:
+def ties(
+    source: o.MaybeSource = None,
+    subtree: o.Subtree = None,
+    component: o.Component = None,
+    file: o.File = None,
+    mount: o.Mount = None,
+    download: o.Download = False,
+    json: o.Json = False,
+) -> None:
     """List the names that share one tensor.
 
     \b
     ckptsurgery ties model.safetensors
+    ckptsurgery ties pipeline/ --component text_encoder
     """
-    with cs.open(source, subtree=subtree) as checkpoint:
+    with open_source(source, mount, subtree, False, component, file, download) as checkpoint:
         groups = cs.ties(checkpoint)
     if json:
         show([{"names": list(group.names), "kind": group.kind} for group in groups], as_json=True)
@@ -111,8 +120,12 @@ def ties(source: o.Source, subtree: o.Subtree = None, json: o.Json = False) -> N
 
 
 def doctor(
-    source: o.Source,
+    source: o.MaybeSource = None,
     subtree: o.Subtree = None,
+    component: o.Component = None,
+    file: o.File = None,
+    mount: o.Mount = None,
+    download: o.Download = False,
     headers: Annotated[bool, typer.Option("--headers", help="Check files and headers only.")] = False,
     json: o.Json = False,
 ) -> None:
@@ -124,8 +137,13 @@ def doctor(
     \b
     ckptsurgery doctor model/
     ckptsurgery doctor run/epoch_3.pt --subtree model.ema --json
+    ckptsurgery doctor pipeline/ --component unet
     """
-    found = cs.doctor(source, subtree, values=not headers)
+    if source is not None and not (component or file or mount or download):
+        found = cs.doctor(source, subtree, values=not headers)  # looks at the files of a source that does not open, too
+    else:
+        with open_source(source, mount, subtree, False, component, file, download) as checkpoint:
+            found = cs.doctor(checkpoint, values=not headers)
     show(found if json else found.text(lambda finding: shell_text(finding, ["--subtree"])), json)
     if not found.healthy:
         raise typer.Exit(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -11,6 +11,8 @@ from .listing import Listing
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from .parts import OpPart
 
 __all__ = ["AxisPlace", "Op", "OpError", "SourceNote", "Specs", "Tensors", "Unchanged"]
 
@@ -103,6 +105,15 @@ class Op:
     def run(self, tensors: Tensors) -> Tensors:
         """The tensors after the op: contiguous or not, of exactly the specs that `infer` announced."""
         raise OpError(f"{self.name or type(self).__name__} cannot run")
+
+    def parts(self, specs: Specs, limit: int) -> Iterator[OpPart] | None:
+        """Return ops on runs of the sources that make the results run by run, or None where it needs whole tensors.
+
+        Args:
+            specs: of the sources.
+            limit: elements of a result that a part should make.
+        """
+        return None
 
     def inverse(self, inputs: Specs | None = None) -> Op | None:
         """The op that undoes this one, or None where nothing does.

@@ -12,6 +12,7 @@ from ..specs import DTYPES
 from ..wording import counted, shown_bytes
 from .cutting import Cut, Region, copies_bytes, cut_of, extent_of, regions_of
 from .record import PlanRecord
+from .row_parts import row_parts_of
 from .steps import Program, Step, programs_of
 
 __all__ = [
@@ -177,6 +178,10 @@ def _taken(program: Program, plain: bool) -> _Taken:
         return _Taken(sizes, buffer=min(CHUNK, max(sizes, default=0)))
     cut = cut_of(program) if plain else None
     if cut is None:
+        rows = row_parts_of(program) if plain else None
+        if rows is not None:
+            tasks = [rows.held(part) for part in rows.parts(region_limit(program, REGION))]
+            return _Taken(None, sum(tasks), max(tasks, default=0))
         held = held_by(program, None, None)
         return _Taken(None, held, held)
     if cut.joins is not None:

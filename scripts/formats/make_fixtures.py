@@ -5,12 +5,14 @@ Run it where the packages are installed, for all files or for those of some prog
     pip install gguf h5py keras flax onnx joblib
     KERAS_BACKEND=torch python scripts/formats/make_fixtures.py [gguf] [hdf5] [keras] [flax] [onnx] [joblib]
 
-Beside each file lies `<file>.safetensors`, with what the program's own reader gives. The packages' versions were gguf
+Beside each file lies `<file>.safetensors`, with what the program's own reader gives. Files above 12 kB are kept as
+`.xz`. The packages' versions were gguf
 0.19.0, h5py 3.16.0, keras 3.15.1, flax 0.12.8, onnx 1.23.2 and joblib 1.6.0.
 """
 
 from __future__ import annotations
 
+import lzma
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +23,9 @@ import torch
 from safetensors.torch import save_file
 
 HERE = Path(__file__).parents[2] / "tests" / "data" / "formats"
+LARGE = 12_000
+"""Bytes above which a file is compressed."""
+
 PLAIN = {"F32": "f4", "F16": "f2", "F64": "f8", "I8": "i1", "I16": "i2", "I32": "i4", "I64": "i8"}
 PACKED = ["BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4"]
 
@@ -248,6 +253,16 @@ MAKERS: dict[str, Callable[[], None]] = {
     "joblib": make_joblib,
 }
 
+
+def compress() -> None:
+    """Keep the larger files compressed."""
+    for path in HERE.iterdir():
+        if path.suffix != ".xz" and path.stat().st_size > LARGE:
+            path.with_name(f"{path.name}.xz").write_bytes(lzma.compress(path.read_bytes(), preset=9))
+            path.unlink()
+
+
 if __name__ == "__main__":
     for program in sys.argv[1:] or MAKERS:
         MAKERS[program]()
+    compress()

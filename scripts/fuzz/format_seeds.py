@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import lzma
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,15 +14,22 @@ __all__ = ["SEEDS"]
 _DATA = Path(__file__).parents[2] / "tests" / "data" / "formats"
 
 
+def _read(name: str) -> bytes:
+    path = _DATA / name
+    return path.read_bytes() if path.exists() else lzma.decompress(path.with_name(f"{name}.xz").read_bytes())
+
+
 def _files(*names: str) -> tuple[bytes, ...]:
-    return tuple((_DATA / name).read_bytes() for name in names)
+    return tuple(map(_read, names))
 
 
 def _tar(names: Iterable[str]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name in names:
-            archive.add(_DATA / name, f"./{name}")
+            data, member = _read(name), tarfile.TarInfo(f"./{name}")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
     return buffer.getvalue()
 
 

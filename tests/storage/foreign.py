@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ast
+import atexit
 import importlib.util
+import lzma
 import re
+import shutil
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -16,6 +20,18 @@ import ckptsurgery as cs
 from ckptsurgery.errors import CheckpointError, Diagnostic
 
 W = numpy.arange(6, dtype=numpy.float32).reshape(2, 3)
+
+
+def other_programs() -> Path:
+    """Return a folder with the files of other programs, of which the larger ones are kept compressed."""
+    folder = Path(tempfile.mkdtemp(prefix="ckptsurgery-formats-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for path in (Path(__file__).parents[1] / "data" / "formats").iterdir():
+        if path.suffix == ".xz":
+            (folder / path.stem).write_bytes(lzma.decompress(path.read_bytes()))
+        else:
+            shutil.copy(path, folder)
+    return folder
 
 
 def there(library: str) -> bool:

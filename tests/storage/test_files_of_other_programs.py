@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from foreign import W, holds_w, refused
+from foreign import W, holds_w, other_programs, refused
 from range_server import serving
 from safetensors.torch import load_file
 
 import ckptsurgery as cs
 from ckptsurgery.storage.sources import unpacked
 
-DATA = Path(__file__).parents[1] / "data" / "formats"
+DATA = other_programs()
 JOBLIB = ["arrays.joblib", "zlib.joblib", "gzip.joblib", "bz2.joblib", "xz.joblib"]
 KERAS = ["keras.weights.h5", "keras.keras", "keras_old.h5"]
 NAMES = [

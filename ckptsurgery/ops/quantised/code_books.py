@@ -13,7 +13,19 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-__all__ = ["E2M1", "exponents", "integers", "planes", "unpacked", "unpacked_rows", "values_of_bytes", "widened"]
+    Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+
+__all__ = [
+    "E2M1",
+    "exponents",
+    "fill_rows",
+    "integers",
+    "pairs_of_bytes",
+    "planes",
+    "unpacked",
+    "values_of_bytes",
+    "widened",
+]
 
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 """The values of 4-bit floats; source: Open Compute Project, "Microscaling Formats (MX)" 1.0, table 5."""
@@ -42,13 +54,16 @@ def _book_of_bytes(book: Book, bits: int, high_first: bool) -> np.ndarray[Any, n
     return np.ascontiguousarray(np.array(book, np.float32)[codes])
 
 
-def values_of_bytes(packed: Tensor, book: Book, bits: int, high_first: bool = False) -> Tensor:
+def values_of_bytes(
+    packed: Tensor, book: Book, bits: int, high_first: bool = False, out: Tensor | None = None
+) -> Tensor:
     """The float32 values of the codes in bytes, along the last axis.
 
     Args:
         packed: uint8 [..., n], each byte of 8 / bits codes.
         book: the value of each code, 2 ** bits of them.
         high_first: whether the first code of a byte is in its high bits.
+        out: contiguous memory for them.
     """
     import numpy as np
     import torch
@@ -56,11 +71,32 @@ def values_of_bytes(packed: Tensor, book: Book, bits: int, high_first: bool = Fa
     table = _book_of_bytes(book, bits, high_first)
     shape = (*packed.shape[:-1], packed.shape[-1] * table.shape[1])
     if packed.device.type != "cpu":
-        return torch.from_numpy(table).to(packed.device)[packed.long()].reshape(shape)
+        found = torch.from_numpy(table).to(packed.device)[packed.long()].reshape(shape)
+        return found if out is None else out.copy_(found)
+    if out is None:
+        out = torch.empty(shape, dtype=torch.float32)
     # A byte is looked up as one item of all of its values; with `wrap` numpy makes no copy of the indices as int64.
-    items = table.view(np.dtype((np.void, table.shape[1] * 4)) if table.shape[1] > 4 else _ITEMS[table.shape[1]])
-    found = items[:, 0].take(packed.contiguous().numpy(), mode="wrap")
-    return torch.from_numpy(found.view(np.float32)).reshape(shape)
+    kind = np.dtype((np.void, table.shape[1] * 4) if table.shape[1] > 4 else _ITEMS[table.shape[1]])
+    table.view(kind)[:, 0].take(packed.contiguous().numpy(), mode="wrap", out=out.numpy().view(kind))
+    return out
+
+
+@cache
+def _pairs(book: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.int16]]:
+    """Return for each byte the entries of its low and its high code, in the low and the high byte of a word."""
+    import numpy as np
+
+    codes, entries = np.arange(256), np.array(book, "i1").view("u1")
+    return (entries[codes & 15].astype("u2") | entries[codes >> 4].astype("u2") << 8).view("i2")
+
+
+def pairs_of_bytes(packed: Bytes, book: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.int16]]:
+    """Look both 4-bit codes of bytes up at once, in a code book of 16 integers of 8 bits.
+
+    Returns:
+        As many words: the first code's entry in the low byte, the second's in the high one.
+    """
+    return _pairs(book).take(packed, mode="wrap")
 
 
 _ITEMS = {1: "f4", 2: "c8", 4: "c16"}
@@ -73,20 +109,37 @@ def _float8_book(dtype: str) -> Book:
     return tuple(torch.arange(256, dtype=torch.uint8).view(torch_dtype(dtype)).float().tolist())
 
 
-def widened(tensor: Tensor, dtype: str) -> Tensor:
+def widened(tensor: Tensor, dtype: str, out: Tensor | None = None) -> Tensor:
     """A tensor of numbers of at most 16 bits in float32, exactly; one of float32 or float64 as it is.
 
     Args:
         dtype: of the tensor, by its name here.
+        out: contiguous memory of the result's dtype.
     """
     import torch
 
-    if dtype in ("F32", "F64"):
-        return tensor
-    if DTYPES[dtype].kind == "float" and DTYPES[dtype].bits == 8 and tensor.device.type == "cpu" and tensor.dim():
-        # torch converts float8 twenty times slower than a table of 256 floats is looked up.
-        return values_of_bytes(tensor.contiguous().view(torch.uint8), _float8_book(dtype), 8)
-    return tensor.to(torch.float32)
+    if out is None:
+        if dtype in ("F32", "F64"):
+            return tensor
+        out = torch.empty(tensor.shape, dtype=torch.float32, device=tensor.device)
+    if DTYPES[dtype].kind != "float" or DTYPES[dtype].bits != 8 or out.dtype != torch.float32 or not tensor.dim():
+        return out.copy_(tensor)
+    # torch converts float8 twenty times slower than this.
+    raw = tensor.contiguous()
+    if dtype == "F8_E5M2":
+        return out.copy_((raw.view(torch.uint8).to(torch.int16) << 8).view(torch.float16))
+    if dtype == "F8_E4M3" and not _has_nan(raw):
+        # Seven bits to the left they are a float16 whose exponent is too small by 8; the sign is doubled meanwhile.
+        halves = raw.view(torch.int8).to(torch.int16).bitwise_left_shift_(7).bitwise_and_(-0x4080)
+        return out.copy_(halves.view(torch.float16)).mul_(256)
+    return values_of_bytes(raw.view(torch.uint8), _float8_book(dtype), 8, out=out)
+
+
+def _has_nan(raw: Tensor) -> bool:
+    """Whether F8_E4M3 values hold a NaN, which is all ones below the sign."""
+    import torch
+
+    return bool(raw.numel()) and int((raw.view(torch.uint8) & 127).amax()) == 127
 
 
 def exponents(tensor: Tensor) -> Tensor:
@@ -126,42 +179,50 @@ def unpacked(words: Tensor, bits: int, columns: int) -> Tensor:
     return codes.view(rows, -1)[:, :columns]
 
 
-def unpacked_rows(words: Tensor, bits: int, order: tuple[int, ...]) -> Tensor:
+def fill_rows(out: Tensor | None, words: Tensor, bits: int, order: tuple[int, ...]) -> Tensor:
     """Codes packed along the first axis: row `order[n]` of the 32 / bits rows of a word is in its n-th bits.
 
     Args:
+        out: contiguous memory for them; new float32 where there is none.
         words: int32 [n, columns].
 
     Returns:
-        float32 [n * 32 / bits, columns].
+        [n * 32 / bits, columns].
     """
     import torch
 
-    result = torch.empty(words.shape[0], len(order), words.shape[1], dtype=torch.float32, device=words.device)
+    shape = words.shape[0], len(order), words.shape[1]
+    apart = torch.empty(shape, dtype=torch.float32, device=words.device) if out is None else out.view(shape)
     for place, row in enumerate(order):
-        result[:, row] = (words >> (place * bits)) & ((1 << bits) - 1)
-    return result.view(-1, words.shape[1])
+        apart[:, row] = (words >> (place * bits)) & ((1 << bits) - 1)
+    return apart.view(-1, words.shape[1])
 
 
-def planes(packed: Tensor, bits: int, run: int) -> Tensor:
+def planes(packed: Bytes, bits: int, run: int) -> Bytes:
     """Codes of which a run of bytes holds first the lowest bits of all, then the next ones.
 
-    >>> import torch
-    >>> planes(torch.tensor([[0x21, 0x43]], dtype=torch.uint8), 4, 2).tolist()
+    >>> import numpy as np
+    >>> planes(np.array([[0x21, 0x43]], "u1"), 4, 2).tolist()
     [[1, 3, 2, 4]]
 
     Args:
-        packed: uint8 [blocks, bytes].
+        packed: contiguous [blocks, bytes].
         run: bytes that are taken together.
 
     Returns:
-        uint8 [blocks, bytes * 8 / bits].
+        [blocks, bytes * 8 / bits].
     """
-    import torch
+    import numpy as np
 
     blocks, size = packed.shape
-    grouped = packed.reshape(blocks, size // run, run)
-    codes = torch.empty(blocks, size // run, 8 // bits, run, dtype=torch.uint8, device=packed.device)
+    # Words are shifted and masked, and runs copied as items, both in fewer steps than bytes.
+    words, mask = (packed.view("<u8"), _EACH_BYTE) if size % 8 == 0 else (packed, 1)
+    item = np.dtype(("V", run))
+    codes = np.empty((blocks, size // run, 8 // bits, run), "u1")
     for number in range(8 // bits):
-        torch.bitwise_and(grouped >> (number * bits), (1 << bits) - 1, out=codes[:, :, number])
-    return codes.view(blocks, -1)
+        code = (words >> number * bits) & words.dtype.type(mask * ((1 << bits) - 1))
+        codes.view(item)[:, :, number, 0] = code.view("u1").view(item)
+    return codes.reshape(blocks, -1)
+
+
+_EACH_BYTE = 0x0101010101010101

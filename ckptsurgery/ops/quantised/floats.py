@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ...specs import TensorSpec
 from ..base import Op, OpError, Specs, Tensors
 from ..numerics import specs_of
 from ..operands import arithmetic_float, operands, pair
+from ..parts import OpPart, RunsOf, parts_of_rows
 from ..registry import op as registered
-from .bands import blank, float_dtype, in_bands, result_dtype
+from .bands import blank, float_dtype, in_bands, largest, result_dtype
 from .code_books import exponents, widened
 from .scales import add_grouped, scale_grid, times_grouped
 
@@ -65,6 +68,9 @@ class Fp8Dequant(Op):
         scale_grid(self, weight, scale, self.block, "scale_inv")
         return (TensorSpec(weight.shape, self.dtype),)
 
+    def parts(self, specs: Specs, limit: int) -> Iterator[OpPart] | None:
+        return _parts(self, specs, limit)
+
     def run(self, tensors: Tensors) -> Tensors:
         (spec,) = self.infer(specs_of(tensors))
         return (_scaled(self, spec, self.block, tensors),)
@@ -116,9 +122,28 @@ class Int8Dequant(Op):
             raise OpError(f"{self.name}: beside scale {scale}, zero_point is I8 {list(scale.shape)}, not {zero[0]}")
         return (TensorSpec(weight.shape, "F16" if self.absmax and not self.dtype else result_dtype(self.dtype, scale)),)
 
+    def parts(self, specs: Specs, limit: int) -> Iterator[OpPart] | None:
+        return _parts(self, specs, limit)
+
     def run(self, tensors: Tensors) -> Tensors:
         (spec,) = self.infer(specs_of(tensors))
         return (_scaled(self, spec, self.block, tensors, self.absmax),)
+
+
+def _parts(op: Fp8Dequant | Int8Dequant, specs: Specs, limit: int) -> Iterator[OpPart] | None:
+    """The op on some rows of blocks, with the scales of these."""
+    (made,), (weight, scale, *zero) = op.infer(specs), specs
+    grid = scale_grid(op, weight, scale, op.block)
+    matrices, rows = weight.numel // max(grid.height * weight.shape[-1], 1), grid.size[0]
+    if not weight.numel or (matrices > 1 and grid.height % rows):
+        return None
+    whole = grid.shape == (1, 1) and matrices == 1
+    step = 1 if whole else rows
+    flat = tuple(TensorSpec((matrices * grid.height, weight.shape[-1]), spec.dtype) for spec in (weight, made))
+    scales = (TensorSpec((matrices * grid.shape[0], grid.shape[1]), spec.dtype) for spec in (scale, *zero))
+    sources = [RunsOf(flat[0], step), *(RunsOf(spec, None if whole else 1) for spec in scales)]
+    part = replace(op, block=None if whole else grid.size, dtype=made.dtype)
+    return parts_of_rows(part, sources, [RunsOf(flat[1], step)], limit)
 
 
 def _scaled(op: Op, spec: TensorSpec, block: Block, tensors: Tensors, absmax: bool = False) -> Tensor:
@@ -133,16 +158,22 @@ def _scaled(op: Op, spec: TensorSpec, block: Block, tensors: Tensors, absmax: bo
     scales = scales.reshape(-1, grid.shape[1])
     zeros = [z.to(scales.dtype).reshape(scales.shape) for z in zero]
     flat = weight.reshape(-1, weight.shape[-1])
+    bound = largest([scales], [_LARGEST_CODE.get(held[0].dtype, math.inf)])
 
-    def band(start: int, stop: int) -> Tensor:
-        values = widened(flat[start:stop], held[0].dtype).to(scales.dtype, copy=held[0].dtype in ("F32", "F64"))
+    def band(start: int, stop: int, out: Tensor) -> float:
+        widened(flat[start:stop], held[0].dtype, out)
         for z in zeros:
-            add_grouped(values, grid.rows(z, start, stop), grid.size[1], -1)
-        times_grouped(values, grid.rows(scales, start, stop), grid.size[1])
-        return values.mul_(_OVER_127) if absmax else values
+            add_grouped(out, grid.rows(z, start, stop), grid.size[1], -1)
+        times_grouped(out, grid.rows(scales, start, stop), grid.size[1])
+        if absmax:
+            out.mul_(_OVER_127)
+        return bound
 
-    return in_bands(op, spec, weight, band)
+    return in_bands(op, spec, weight, band, wide=scales.dtype)
 
+
+_LARGEST_CODE = {"I8": 256, "U8": 256}
+"""Dtype of codes -> the largest magnitude of a code less a zero point; of FP8, NaN may be among them."""
 
 _OVER_127 = 7.874015718698502e-3
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ...errors import CheckpointError
 from ...specs import TensorSpec, dtype_name
 from ..base import Op, OpError, SourceNote, Specs, Tensors
-from ..numerics import narrow, specs_of, torch_dtype
+from ..numerics import specs_of
 from ..operands import arithmetic_float, operands
+from ..parts import OpPart, RunsOf, parts_of_rows
 from ..registry import op as registered
-from .bands import bands, blank, float_dtype, in_bands
+from .bands import blank, float_dtype, in_bands, largest
 from .code_books import E2M1, exponents, values_of_bytes, widened
 from .scales import times_grouped
 
@@ -65,6 +66,10 @@ class Mxfp4Dequant(Op):
             raise OpError(f"{self.name}: scales {scales} do not belong to blocks {blocks}")
         return (TensorSpec(shape, self.dtype),)
 
+    def parts(self, specs: Specs, limit: int) -> Iterator[OpPart] | None:
+        (made,), (blocks, scales) = self.infer(specs), specs
+        return _parts(self, blocks, [RunsOf(_rows(scales))], made, limit)
+
     def run(self, tensors: Tensors) -> Tensors:
         (blocks, scales), (spec,) = tensors, self.infer(specs_of(tensors))
         return (_four_bits(self, spec, blocks, lambda: exponents(scales)),)
@@ -110,6 +115,12 @@ class Nvfp4Dequant(Op):
         if whole.numel != 1 and whole.numel != math.prod(shape[:-2]):
             raise OpError(f"{self.name}: global_scale is one number for each matrix, not {whole}")
         return (TensorSpec(shape, self.dtype),)
+
+    def parts(self, specs: Specs, limit: int) -> Iterator[OpPart] | None:
+        (made,), (packed, scale, whole) = self.infer(specs), specs
+        if whole.numel != 1:
+            return None
+        return _parts(self, packed, [RunsOf(_rows(scale)), RunsOf(whole, None)], made, limit)
 
     def run(self, tensors: Tensors) -> Tensors:
         (packed, scale, whole), (spec,) = tensors, self.infer(specs_of(tensors))
@@ -177,30 +188,96 @@ class Nf4Dequant(Op):
             raise OpError(f"{self.name}: absmax is {absmax}; nested quantisation takes 6 sources, plain 4")
         return (TensorSpec(self.shape, self.dtype),)
 
-    def run(self, tensors: Tensors) -> Tensors:
-        import torch
+    def parts(self, specs: Specs, limit: int) -> Iterator[OpPart] | None:
+        (made,), (weight, absmax, book, *nested, state) = self.infer(specs), specs
+        # The state, which is not read here, has the sizes of blocks. They follow from the counts where these are even.
+        block, uneven = divmod(made.numel, max(absmax.numel, 1))
+        one = not nested or nested[0].numel == 1
+        if uneven or block < 2 or block & (block - 1) or weight.dtype != "U8" or len(absmax.shape) != 1:
+            return None
+        if not one and (absmax.numel != nested[0].numel * _NESTED or len(nested[0].shape) != 1):
+            return None
+        blocks = 1 if one else _NESTED
+        sources = [RunsOf(TensorSpec((weight.nbytes,), "U8"), block * blocks // 2), RunsOf(absmax, blocks)]
+        sources += [RunsOf(book, None), *(RunsOf(spec, None if one else 1) for spec in nested[:1])]
+        sources += [RunsOf(spec, None) for spec in (*nested[1:], state)]
+        result = RunsOf(TensorSpec((made.numel,), made.dtype), block * blocks)
+        return parts_of_rows(_Nf4Run(made.shape, made.dtype, block), sources, [result], limit)
 
-        weight, absmax, quant_map, *nested, packed_state = tensors
+    def run(self, tensors: Tensors) -> Tensors:
         (spec,) = self.infer(specs_of(tensors))
-        made = blank(spec, weight)
+        made = blank(spec, tensors[0])
         if made is not None:
             return (made,)
-        result = torch.empty(spec.shape, dtype=torch_dtype(spec.dtype), device=weight.device)
-        state = _State.of(self, packed_state.contiguous().view(torch.uint8).cpu().numpy().tobytes())
+        state = _State.of(self, _content(tensors[-1]))
         if state.shape != spec.shape:
             raise OpError(f"{self.name}: quant_state has the shape {list(state.shape)}, not {list(spec.shape)}")
-        if nested:
-            largest = values_of_bytes(absmax.reshape(1, -1), _book(nested[1]), 8).view(-1)
-            absmax = times_grouped(largest, nested[0], state.nested_block).add_(state.offset)
-        if absmax.numel() != -(-spec.numel // state.block):
-            text = f"{self.name}: {spec.numel} elements in blocks of {state.block} have no {absmax.numel()} absmax"
-            raise OpError(text)
-        codes, flat, book = weight.contiguous().view(torch.uint8).view(-1), result.view(-1), _book(quant_map)
-        for start, stop in bands(spec.numel, 1, math.lcm(state.block, 2)):
-            values = values_of_bytes(codes[start // 2 : -(-stop // 2)], book, 4, high_first=True)[: stop - start]
-            times_grouped(values, absmax[start // state.block : -(-stop // state.block)], state.block)
-            flat[start:stop] = narrow(values, spec.dtype, str(self))
-        return (result,)
+        return (_looked_up(self, tensors, state, spec.numel, spec.dtype).view(spec.shape),)
+
+
+_NESTED = 256
+"""Blocks that share a nested scale, in what bitsandbytes writes."""
+
+
+@dataclass(frozen=True)
+class _Nf4Run(Op):
+    """`nf4_dequant` of a run of whole blocks; the result is flat.
+
+    Args:
+        whole: the weight's shape.
+        block: elements of a block.
+    """
+
+    name = "nf4_dequant"
+    joins = True
+    whole: tuple[int, ...]
+    dtype: str
+    block: int
+
+    def infer(self, specs: Specs) -> Specs:
+        return (TensorSpec((2 * specs[0].numel,), self.dtype),)
+
+    def run(self, tensors: Tensors) -> Tensors:
+        state, count = _State.of(self, _content(tensors[-1])), 2 * tensors[0].numel()
+        nested = len(tensors) == 6 and tensors[3].numel() > 1
+        if (
+            state.shape != self.whole
+            or (count > self.block != state.block)
+            or (nested and state.nested_block != _NESTED)
+        ):
+            raise OpError(f"{self.name}: quant_state does not belong to {list(self.whole)} in blocks of {self.block}")
+        return (_looked_up(self, tensors, state, count, self.dtype),)
+
+
+def _content(tensor: Tensor) -> bytes:
+    import torch
+
+    return tensor.contiguous().view(torch.uint8).cpu().numpy().tobytes()
+
+
+def _looked_up(op: Op, tensors: Tensors, state: _State, count: int, dtype: str) -> Tensor:
+    """quant_map[code] · absmax, flat."""
+    import torch
+
+    weight, absmax, quant_map, *nested, _ = tensors
+    if nested:
+        plain = values_of_bytes(absmax.reshape(1, -1), _book(nested[1]), 8).view(-1)
+        absmax = times_grouped(plain, nested[0], state.nested_block).add_(state.offset)
+    if absmax.numel() != -(-count // state.block):
+        raise OpError(f"{op.name}: {count} elements in blocks of {state.block} have no {absmax.numel()} absmax")
+    codes, book, size = weight.contiguous().view(torch.uint8).view(-1), _book(quant_map), state.block
+    bound = largest([absmax], [max(map(abs, book))])
+
+    def band(start: int, stop: int, out: Tensor) -> float:
+        last = -(-stop // 2)
+        if 2 * last == stop:
+            values_of_bytes(codes[start // 2 : last], book, 4, high_first=True, out=out.view(-1))
+        else:
+            out[:, 0] = values_of_bytes(codes[start // 2 : last], book, 4, high_first=True)[: stop - start]
+        times_grouped(out.view(-1), absmax[start // size : -(-stop // size)], size)
+        return bound
+
+    return in_bands(op, TensorSpec((count, 1), dtype), weight, band, math.lcm(size, 2)).view(-1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +314,21 @@ def _halves(op: Op, packed: TensorSpec) -> tuple[int, ...]:
     return packed.shape if packed.dtype == "F4" else (*packed.shape[:-1], 2 * packed.shape[-1])
 
 
+def _rows(spec: TensorSpec) -> TensorSpec:
+    """The spec as a matrix of all of its rows."""
+    return TensorSpec((math.prod(spec.shape[:-1]), spec.shape[-1]), spec.dtype)
+
+
+def _parts(op: Op, packed: TensorSpec, more: list[RunsOf], made: TensorSpec, limit: int) -> Iterator[OpPart] | None:
+    """The op on some rows of codes, with the scales of these."""
+    if not made.numel or packed.dtype == "F4":
+        return None
+    rows = math.prod(made.shape[:-1])
+    codes = RunsOf(TensorSpec((rows, made.shape[-1] // 2), packed.dtype))
+    scales = RunsOf(TensorSpec((rows, more[0].spec.numel // rows), more[0].spec.dtype))
+    return parts_of_rows(op, [codes, scales, *more[1:]], [RunsOf(_rows(made))], limit)
+
+
 def _uneven(columns: int, groups: int) -> bool:
     return bool(columns % groups) if groups else columns > 0
 
@@ -253,7 +345,10 @@ def _four_bits(op: Op, spec: TensorSpec, packed: Tensor, scales: Callable[[], Te
     numbers = scales().reshape(codes.shape[0], -1)
     size = columns // numbers.shape[1] if numbers.shape[1] else 1
 
-    def band(start: int, stop: int) -> Tensor:
-        return times_grouped(values_of_bytes(codes[start:stop], E2M1, 4), numbers[start:stop], size)
+    bound = largest([numbers], [6])
+
+    def band(start: int, stop: int, out: Tensor) -> float:
+        times_grouped(values_of_bytes(codes[start:stop], E2M1, 4, out=out), numbers[start:stop], size)
+        return bound
 
     return in_bands(op, spec, packed, band)

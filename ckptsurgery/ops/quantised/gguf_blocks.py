@@ -6,20 +6,25 @@ layouts: `ggml-common.h` and `ggml-quants.c` of ggml; `gguf.quants` of the gguf 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...specs import TensorSpec
 from ..base import Op, OpError, SourceNote, Specs, Tensors
 from ..numerics import specs_of
 from ..operands import operands
+from ..parts import OpPart, RunsOf, parts_of_rows
 from ..registry import op as registered
-from .bands import blank, float_dtype, in_bands
-from .code_books import planes
+from .bands import blank, float_dtype, in_bands, largest
+from .code_books import pairs_of_bytes, planes
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
+
+    Blocks = np.ndarray[Any, Any]
+    Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 __all__ = ["BLOCK_SIZES", "GgufDequant"]
 
@@ -77,6 +82,15 @@ class GgufDequant(Op):
             raise OpError(f"{self.name}: {spec} is not made of blocks of {nbytes} bytes, {self.type}")
         return (TensorSpec((*spec.shape[:-1], spec.shape[-1] // nbytes * elements), self.dtype),)
 
+    def parts(self, specs: Specs, limit: int) -> Iterator[OpPart] | None:
+        (spec,), (made,) = specs, self.infer(specs)
+        if spec.dtype != "U8" or self.type is None:
+            return None
+        elements, nbytes = BLOCK_SIZES[self.type]
+        count = spec.numel // nbytes
+        blocks = RunsOf(TensorSpec((count, nbytes), "U8"))
+        return parts_of_rows(self, [blocks], [RunsOf(TensorSpec((count, elements), made.dtype))], limit)
+
     def run(self, tensors: Tensors) -> Tensors:
         (before,), (spec,) = specs_of(tensors), self.infer(specs_of(tensors))
         if before.dtype != "U8" or self.type is None:
@@ -84,167 +98,212 @@ class GgufDequant(Op):
         made = blank(spec, tensors[0])
         if made is not None:
             return (made,)
-        elements, nbytes = BLOCK_SIZES[self.type]
-        blocks, read = tensors[0].contiguous().view(-1, nbytes), _READ[self.type]
-        flat = TensorSpec((blocks.shape[0], elements), spec.dtype)
-        return (in_bands(self, flat, blocks, lambda a, b: read(blocks[a:b])).view(spec.shape),)
+        elements, _ = BLOCK_SIZES[self.type]
+        blocks, read = blocks_of(tensors[0].cpu(), self.type), _READ[self.type]
+        flat = TensorSpec((len(blocks), elements), spec.dtype)
+        made = in_bands(self, flat, tensors[0].cpu(), lambda a, b, out: read(blocks[a:b], out))
+        return (made.view(spec.shape).to(tensors[0].device),)
+
+
+_FIELDS: Mapping[str, Sequence[tuple[str, int]]] = {
+    "Q4_0": (("d", 2), ("codes", 16)),
+    "Q4_1": (("d", 2), ("m", 2), ("codes", 16)),
+    "Q5_0": (("d", 2), ("high", 4), ("codes", 16)),
+    "Q5_1": (("d", 2), ("m", 2), ("high", 4), ("codes", 16)),
+    "Q8_0": (("d", 2), ("codes", 32)),
+    "Q2_K": (("scales", 16), ("codes", 64), ("d", 2), ("m", 2)),
+    "Q3_K": (("high", 32), ("codes", 64), ("scales", 8), ("scales_high", 4), ("d", 2)),
+    "Q4_K": (("d", 2), ("m", 2), ("scales", 12), ("codes", 128)),
+    "Q5_K": (("d", 2), ("m", 2), ("scales", 12), ("high", 32), ("codes", 128)),
+    "Q6_K": (("codes", 128), ("high", 64), ("scales", 16), ("d", 2)),
+    "IQ4_NL": (("d", 2), ("codes", 16)),
+    "IQ4_XS": (("d", 2), ("scales_high", 2), ("scales", 4), ("codes", 128)),
+    "TQ1_0": (("codes", 32), ("more", 16), ("last", 4), ("d", 2)),
+    "TQ2_0": (("codes", 64), ("d", 2)),
+    "MXFP4": (("exponent", 1), ("codes", 16)),
+}
+"""Name of a type -> the fields of its block in order, each with its bytes; `d` and `m` are float16."""
+
+
+def blocks_of(tensor: Tensor, type: str) -> Blocks:
+    """Return the blocks of a tensor on the CPU, as records."""
+    import numpy as np
+
+    record = np.dtype([(name, "<f2" if name in "dm" else f"V{size}") for name, size in _FIELDS[type]])
+    return tensor.contiguous().numpy().reshape(-1).view(record)
+
+
+def _bytes(blocks: Blocks, field: str) -> Bytes:
+    """The bytes of a field, [blocks, bytes]; records are copied field by field faster than as slices of bytes."""
+    return blocks[field].copy().view("u1").reshape(len(blocks), -1)  # type: ignore[no-any-return]
+
+
+def _half(blocks: Blocks, field: str = "d") -> Tensor:
+    """A float16 of each block, in float32 [blocks, 1]."""
+    import torch
+
+    return torch.from_numpy(blocks[field].astype("f4")[:, None])
+
+
+def _codes(blocks: Blocks, bits: int, run: int, field: str = "codes") -> Bytes:
+    return planes(_bytes(blocks, field), bits, run)
+
+
+def _fill(out: Tensor, codes: Bytes, offset: int = 0) -> Tensor:
+    """Fill with codes less an offset, in float32."""
+    import torch
+
+    if offset:
+        codes -= offset
+    return out.copy_(torch.from_numpy(codes.view("i1")))
+
+
+def _times(out: Tensor, largest_code: int, scales: Tensor, minima: Tensor | None = None) -> float:
+    """Turn codes into scale · code - minimum, by parts of equal size; returns a bound of the result.
+
+    Args:
+        scales, minima: float32 [blocks, parts].
+    """
+    parts = out.view(out.shape[0], scales.shape[1], -1).mul_(scales[..., None])
+    if minima is None:
+        return largest([scales], [largest_code])
+    parts.sub_(minima[..., None])
+    return largest([scales, minima], [largest_code, 1])
+
+
+def _numbers(codes: Bytes, offset: int = 0) -> Tensor:
+    """Integers of 8 bits, less an offset, in float32."""
+    import torch
+
+    return torch.from_numpy(((codes - offset) if offset else codes).view("i1")).to(torch.float32)
 
 
 @dataclass(frozen=True, slots=True)
 class _Simple:
-    """A block of 32 with one scale, perhaps a minimum, low bits, and a fifth bit apart.
+    """A block of 32 with one scale, perhaps a minimum, low bits, and perhaps a fifth bit apart."""
 
-    Args:
-        minimum: where its two bytes begin. high: where four bytes of fifth bits begin. codes: where the others do.
-        offset: taken from each code.
-    """
-
-    codes: int
     offset: int = 0
-    minimum: int | None = None
-    high: int | None = None
 
-    def __call__(self, blocks: Tensor) -> Tensor:
-        import torch
+    def __call__(self, blocks: Blocks, out: Tensor) -> float:
+        fields, codes = blocks.dtype.names or (), _codes(blocks, 4, 16)
+        if "high" in fields:
+            import numpy as np
 
-        codes = planes(blocks[:, self.codes :], 4, 16)
-        if self.high is not None:
-            codes |= planes(blocks[:, self.high : self.high + 4], 1, 1) << 4
-        values = codes.to(torch.float32).sub_(self.offset).mul_(_half(blocks, 0))
-        return values if self.minimum is None else values.add_(_half(blocks, self.minimum))
-
-
-def _half(blocks: Tensor, at: int) -> Tensor:
-    """The float16 at a byte of each block, in float32 [blocks, 1]."""
-    import torch
-
-    return blocks[:, at : at + 2].contiguous().view(torch.float16).to(torch.float32)
+            bits = np.unpackbits(_bytes(blocks, "high"), axis=1, bitorder="little")
+            codes |= bits << 4
+        scales = _half(blocks)
+        _fill(out, codes, self.offset).mul_(scales)
+        if "m" not in fields:
+            return largest([scales], [32])
+        minima = _half(blocks, "m")
+        out.add_(minima)
+        return largest([scales, minima], [32, 1])
 
 
-def _parts(codes: Tensor, size: int, scales: Tensor, minima: Tensor | None = None) -> Tensor:
-    """scale · code - minimum, by parts of `size` elements; scales and minima are float32 [blocks, parts]."""
-    import torch
-
-    values = codes.to(torch.float32).view(codes.shape[0], -1, size).mul_(scales[..., None])
-    return (values if minima is None else values.sub_(minima[..., None])).view(codes.shape[0], -1)
+def _q8_0(blocks: Blocks, out: Tensor) -> float:
+    return _times(_fill(out, _bytes(blocks, "codes")), 128, _half(blocks))
 
 
-def _signed(codes: Tensor, offset: int) -> Tensor:
-    """uint8 codes less an offset, as int8."""
-    import torch
-
-    return (codes - offset).view(torch.int8)
-
-
-def _six_bits(packed: Tensor) -> tuple[Tensor, Tensor]:
-    """Eight scales and eight minima of 6 bits in 12 bytes, as float32 [blocks, 8] each."""
-    import torch
-
-    first, second, both = packed[:, :4], packed[:, 4:8], packed[:, 8:]
-    scales = torch.cat([first & 63, (both & 15) | (first >> 2 & 48)], -1)
-    minima = torch.cat([second & 63, (both >> 4) | (second >> 2 & 48)], -1)
-    return scales.to(torch.float32), minima.to(torch.float32)
+def _q2_k(blocks: Blocks, out: Tensor) -> float:
+    packed = _bytes(blocks, "scales")
+    scales, minima = _numbers(packed & 15), _numbers(packed >> 4)
+    return _times(_fill(out, _codes(blocks, 2, 32)), 3, _half(blocks) * scales, _half(blocks, "m") * minima)
 
 
-def _q8_0(blocks: Tensor) -> Tensor:
-    import torch
-
-    return blocks[:, 2:].view(torch.int8).to(torch.float32).mul_(_half(blocks, 0))
-
-
-def _q2_k(blocks: Tensor) -> Tensor:
-    import torch
-
-    packed = blocks[:, :16]
-    scales, minima = ((part.to(torch.float32)) for part in (packed & 15, packed >> 4))
-    return _parts(planes(blocks[:, 16:80], 2, 32), 16, _half(blocks, 80) * scales, _half(blocks, 82) * minima)
-
-
-def _q3_k(blocks: Tensor) -> Tensor:
-    import torch
-
-    low, high = planes(blocks[:, 96:104], 4, 8), planes(blocks[:, 104:108], 2, 4)
-    scales = _signed(low | (high << 4), 32).to(torch.float32)
+def _q3_k(blocks: Blocks, out: Tensor) -> float:
+    scales = _codes(blocks, 4, 8, "scales") | _codes(blocks, 2, 4, "scales_high") << 4
     # The offset of 4 is taken where the third bit is not set.
-    codes = _signed(planes(blocks[:, 32:96], 2, 32) | (planes(blocks[:, :32], 1, 32) << 2), 4)
-    return _parts(codes, 16, _half(blocks, 108) * scales)
+    codes = _codes(blocks, 2, 32) | _codes(blocks, 1, 32, "high") << 2
+    return _times(_fill(out, codes, 4), 4, _half(blocks) * _numbers(scales, 32))
 
 
-def _q4_k(blocks: Tensor) -> Tensor:
-    scales, minima = _six_bits(blocks[:, 4:16])
-    return _parts(planes(blocks[:, 16:], 4, 32), 32, _half(blocks, 0) * scales, _half(blocks, 2) * minima)
+def _six_bits(blocks: Blocks) -> tuple[Tensor, Tensor]:
+    """Eight scales and eight minima of 6 bits in 12 bytes, times those of the block, as float32 [blocks, 8] each."""
+    import numpy as np
+
+    # A word holds four numbers, so shifts and masks take four at a time.
+    words = _bytes(blocks, "scales").view("<u4")
+    numbers = np.empty((2, len(words), 2), "<u4")
+    for n in (0, 1):
+        numbers[n, :, 0] = words[:, n] & 0x3F3F3F3F
+        numbers[n, :, 1] = (words[:, 2] >> 4 * n & 0x0F0F0F0F) | (words[:, n] >> 2 & 0x30303030)
+    scales, minima = numbers.view("u1")
+    return _half(blocks) * _numbers(scales), _half(blocks, "m") * _numbers(minima)
 
 
-def _q5_k(blocks: Tensor) -> Tensor:
-    scales, minima = _six_bits(blocks[:, 4:16])
-    codes = planes(blocks[:, 48:], 4, 32) | (planes(blocks[:, 16:48], 1, 32) << 4)
-    return _parts(codes, 32, _half(blocks, 0) * scales, _half(blocks, 2) * minima)
+def _q4_k(blocks: Blocks, out: Tensor) -> float:
+    return _times(_fill(out, _codes(blocks, 4, 32)), 15, *_six_bits(blocks))
 
 
-def _q6_k(blocks: Tensor) -> Tensor:
-    import torch
+def _q5_k(blocks: Blocks, out: Tensor) -> float:
+    codes = _codes(blocks, 4, 32) | _codes(blocks, 1, 32, "high") << 4
+    return _times(_fill(out, codes), 31, *_six_bits(blocks))
 
-    codes = planes(blocks[:, :128], 4, 64) | (planes(blocks[:, 128:192], 2, 32) << 4)
-    scales = blocks[:, 192:208].view(torch.int8).to(torch.float32)
-    return _parts(_signed(codes, 32), 16, _half(blocks, 208) * scales)
+
+def _q6_k(blocks: Blocks, out: Tensor) -> float:
+    codes = _codes(blocks, 4, 64) | _codes(blocks, 2, 32, "high") << 4
+    return _times(_fill(out, codes, 32), 32, _half(blocks) * _numbers(_bytes(blocks, "scales")))
 
 
 _IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 _E2M1_DOUBLED = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 
 
-def _looked_up(codes: Tensor, book: tuple[int, ...]) -> Tensor:
-    import torch
+def _looked_up(blocks: Blocks, book: tuple[int, ...]) -> Bytes:
+    """The entries of a code book that 4-bit codes name, in runs of 16."""
+    import numpy as np
 
-    table = torch.tensor(book, dtype=torch.float32, device=codes.device)
-    return table.index_select(0, codes.reshape(-1).to(torch.int32)).view(codes.shape)
+    pairs = pairs_of_bytes(_bytes(blocks, "codes"), book)
+    found, item = np.empty((len(blocks), pairs.shape[1] // 16, 2, 16), "u1"), np.dtype("V16")
+    for n in (0, 1):
+        found.view(item)[:, :, n, 0] = (pairs >> 8 * n).astype("u1").view(item)
+    return found.reshape(len(blocks), -1)
 
 
-def _iq4_nl(blocks: Tensor) -> Tensor:
-    return _looked_up(planes(blocks[:, 2:], 4, 16), _IQ4).mul_(_half(blocks, 0))
+def _iq4_nl(blocks: Blocks, out: Tensor) -> float:
+    return _times(_fill(out, _looked_up(blocks, _IQ4)), 127, _half(blocks))
 
 
-def _iq4_xs(blocks: Tensor) -> Tensor:
-    import torch
-
+def _iq4_xs(blocks: Blocks, out: Tensor) -> float:
     # The low bits of the scales are in order, two a byte; the high bits are four a byte.
-    low, high = planes(blocks[:, 4:8], 4, 1), planes(blocks[:, 2:4], 2, 1)
-    scales = _signed(low | (high << 4), 32).to(torch.float32)
-    return _parts(_looked_up(planes(blocks[:, 8:], 4, 16), _IQ4), 32, _half(blocks, 0) * scales)
+    scales = _codes(blocks, 4, 1, "scales") | _codes(blocks, 2, 1, "scales_high") << 4
+    return _times(_fill(out, _looked_up(blocks, _IQ4)), 127, _half(blocks) * _numbers(scales, 32))
 
 
-def _tq1_0(blocks: Tensor) -> Tensor:
-    import torch
+def _tq1_0(blocks: Blocks, out: Tensor) -> float:
+    import numpy as np
 
-    # A byte is five digits of base 3 as a fraction of 256: three times the fraction has the first before the point.
-    parts = []
-    for packed, digits in ((blocks[:, :32], 5), (blocks[:, 32:48], 5), (blocks[:, 48:52], 4)):
-        powers = torch.tensor([3**n for n in range(digits)], dtype=torch.uint8, device=blocks.device)
-        parts.append((packed[:, None, :] * powers[:, None]).flatten(1))
-    codes = ((torch.cat(parts, 1).to(torch.int16) * 3) >> 8) - 1
-    return codes.to(torch.float32).mul_(_half(blocks, 52))
-
-
-def _tq2_0(blocks: Tensor) -> Tensor:
-    import torch
-
-    return _signed(planes(blocks[:, :64], 2, 32), 1).to(torch.float32).mul_(_half(blocks, 64))
+    codes, at = np.empty((len(blocks), 256), "u1"), 0
+    for field, digits in (("codes", 5), ("more", 5), ("last", 4)):
+        # A byte is digits of base 3 as a fraction of 256. The first is 1 from a third of 256 on, 2 from two thirds on.
+        rest = _bytes(blocks, field)
+        for _ in range(digits):
+            np.add(rest >= 86, rest >= 171, out=codes[:, at : at + rest.shape[1]], dtype="u1", casting="unsafe")
+            at += rest.shape[1]
+            rest *= 3
+    return _times(_fill(out, codes, 1), 1, _half(blocks))
 
 
-def _mxfp4(blocks: Tensor) -> Tensor:
+def _tq2_0(blocks: Blocks, out: Tensor) -> float:
+    return _times(_fill(out, _codes(blocks, 2, 32), 1), 2, _half(blocks))
+
+
+def _mxfp4(blocks: Blocks, out: Tensor) -> float:
+    import numpy as np
     import torch
 
     # Half of 2 ** (e - 127), as the code book holds doubled values; the bits of float32 below the normal range.
-    exponent = blocks[:, :1].to(torch.int32)
-    bits = torch.where(exponent < 2, 0x00200000 << exponent.clamp(max=1), (exponent - 1) << 23)
-    return _looked_up(planes(blocks[:, 1:], 4, 16), _E2M1_DOUBLED).mul_(bits.view(torch.float32))
+    exponent = _bytes(blocks, "exponent").astype("u4")
+    bits = np.where(exponent < 2, 0x00200000 << np.minimum(exponent, 1), (exponent - 1) << 23)
+    scales = torch.from_numpy(bits.astype("u4").view("f4"))
+    return _times(_fill(out, _looked_up(blocks, _E2M1_DOUBLED)), 12, scales)
 
 
-_READ: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "Q4_0": _Simple(2, offset=8),
-    "Q4_1": _Simple(4, minimum=2),
-    "Q5_0": _Simple(6, offset=16, high=2),
-    "Q5_1": _Simple(8, minimum=2, high=4),
+_READ: Mapping[str, Callable[[Blocks, Tensor], float]] = {
+    "Q4_0": _Simple(8),
+    "Q4_1": _Simple(),
+    "Q5_0": _Simple(16),
+    "Q5_1": _Simple(),
     "Q8_0": _q8_0,
     "Q2_K": _q2_k,
     "Q3_K": _q3_k,

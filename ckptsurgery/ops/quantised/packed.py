@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -11,9 +12,10 @@ from ...specs import TensorSpec
 from ..base import Op, OpError, SourceNote, Specs, Tensors
 from ..numerics import specs_of
 from ..operands import arithmetic_float, operands
+from ..parts import OpPart, RunsOf, parts_of_rows
 from ..registry import op as registered
-from .bands import blank, float_dtype, in_bands, result_dtype
-from .code_books import integers, unpacked, unpacked_rows, values_of_bytes
+from .bands import blank, float_dtype, in_bands, largest, result_dtype
+from .code_books import fill_rows, integers, unpacked, values_of_bytes
 from .scales import add_grouped, times_grouped
 
 if TYPE_CHECKING:
@@ -80,7 +82,7 @@ class GptqDequant(Op):
         if g_idx and not 0 <= int(g_idx[0].min()) <= int(g_idx[0].max()) < groups:
             raise OpError(f"{self.name}: g_idx names groups outside the range of {groups}")
         by_column = None if not g_idx or _in_order(g_idx[0], groups) else g_idx[0].long()
-        return (in_bands(self, spec, qweight, lambda a, b: packed.band(a, b, spec.shape[1], by_column)),)
+        return (in_bands(self, spec, qweight, lambda a, b, out: packed.band(a, b, out, by_column)),)
 
 
 @registered
@@ -129,10 +131,13 @@ class AwqDequant(Op):
         words, size = qweight.t().contiguous(), spec.shape[1] // max(scales.shape[0], 1)
         zeros, factors = qzeros.t().contiguous(), scales.t().float()
 
-        def band(start: int, stop: int) -> Tensor:
-            values = unpacked_rows(words[start // 8 : stop // 8], 4, _AWQ_ORDER)
-            add_grouped(values, unpacked_rows(zeros[start // 8 : stop // 8], 4, _AWQ_ORDER), size, -1)
-            return times_grouped(values, factors[start:stop], size)
+        bound = largest([factors], [15])
+
+        def band(start: int, stop: int, out: Tensor) -> float:
+            fill_rows(out, words[start // 8 : stop // 8], 4, _AWQ_ORDER)
+            add_grouped(out, fill_rows(None, zeros[start // 8 : stop // 8], 4, _AWQ_ORDER), size, -1)
+            times_grouped(out, factors[start:stop], size)
+            return bound
 
         return (in_bands(self, spec, qweight, band, step=8),)
 
@@ -197,17 +202,32 @@ class PackedDequant(Op):
             raise OpError(f"{self.name}: beside scale {scale}, zero_point of {bits} bits is not {zero[0]}")
         return (TensorSpec((*packed.shape[:-1], columns), result_dtype(self.dtype, scale)),)
 
+    def parts(self, specs: Specs, limit: int) -> Iterator[OpPart] | None:
+        (made,), (packed, scale, *zero, shape) = self.infer(specs), specs
+        columns, bits = self._columns_and_bits(packed)
+        rows = math.prod(packed.shape[:-1])
+        # Zero points are packed along the rows of each matrix, 32 rows in whole words.
+        if not made.numel or (zero and rows != packed.shape[-2] and packed.shape[-2] % 32):
+            return None
+        step = 32 if zero else 1
+        sources = [RunsOf(TensorSpec((rows, spec.shape[-1]), spec.dtype), step) for spec in (packed, scale)]
+        words = (TensorSpec((math.prod(spec.shape[:-1]), spec.shape[-1]), spec.dtype) for spec in zero)
+        sources += [*(RunsOf(spec, bits) for spec in words), RunsOf(shape, None)]
+        result = RunsOf(TensorSpec((rows, columns), made.dtype), step)
+        return parts_of_rows(_PackedRun(columns, bits, made.dtype, made.shape), sources, [result], limit)
+
     def run(self, tensors: Tensors) -> Tensors:
+        (spec,) = self.infer(specs_of(tensors))
+        made = blank(spec, tensors[0])
+        return (made,) if made is not None else (self._unpacked(tensors, spec, spec.shape),)
+
+    def _unpacked(self, tensors: Tensors, spec: TensorSpec, whole: tuple[int, ...]) -> Tensor:
         import torch
 
-        (spec,) = self.infer(specs_of(tensors))
         packed, scale, *zero, shape = tensors
-        made = blank(spec, packed)
-        if made is not None:
-            return (made,)
-        if tuple(shape.tolist()) != spec.shape:
-            raise OpError(f"{self.name}: the stored shape is {shape.tolist()}, and the weight is {list(spec.shape)}")
-        columns, bits = self._columns_and_bits(specs_of(tensors)[0])
+        if tuple(shape.tolist()) != whole:
+            raise OpError(f"{self.name}: the stored shape is {shape.tolist()}, and the weight is {list(whole)}")
+        _, bits = self._columns_and_bits(specs_of(tensors)[0])
         rows, groups = scale.shape[-2:]
         zeros = None
         if zero:
@@ -215,7 +235,7 @@ class PackedDequant(Op):
             zeros = torch.cat(each).float().sub_(1 << (bits - 1))
         words = packed.reshape(-1, packed.shape[-1])
         work = _Packed(words, bits, scale.reshape(-1, groups).float(), zeros, 1 << (bits - 1))
-        return (in_bands(self, spec, packed, lambda a, b: work.band(a, b, columns, None)),)
+        return in_bands(self, spec, packed, work.band)
 
     def _columns_and_bits(self, packed: TensorSpec) -> tuple[int, int]:
         if self.columns is None:
@@ -229,6 +249,24 @@ class PackedDequant(Op):
         return self.columns, bits
 
 
+@dataclass(frozen=True)
+class _PackedRun(PackedDequant):
+    """`packed_dequant` of some rows of a weight.
+
+    Args:
+        whole: the weight's shape.
+    """
+
+    whole: tuple[int, ...] = ()
+
+    def infer(self, specs: Specs) -> Specs:
+        return (TensorSpec((specs[0].shape[0], self.columns or 0), self.dtype or "F32"),)
+
+    def run(self, tensors: Tensors) -> Tensors:
+        (spec,) = self.infer(specs_of(tensors))
+        return (self._unpacked(tensors, spec, self.whole),)
+
+
 @dataclass(frozen=True, slots=True)
 class _Packed:
     """Rows of packed codes, with scales and zero points [rows, groups]."""
@@ -239,22 +277,25 @@ class _Packed:
     zeros: Tensor | None = None
     offset: int = 0
 
-    def band(self, start: int, stop: int, columns: int, by_column: Tensor | None) -> Tensor:
-        """(q - z) · s of some rows, in float32; `by_column` names the group of each column."""
+    def band(self, start: int, stop: int, out: Tensor, by_column: Tensor | None = None) -> float:
+        """Fill with (q - z) · s of some rows; `by_column` names the group of each column. Returns a bound."""
         import torch
 
-        words, book = self.words[start:stop].contiguous(), integers(self.bits, self.offset)
-        if 8 % self.bits:
-            values = unpacked(words, self.bits, columns).float().sub_(self.offset)
+        words, columns = self.words[start:stop].contiguous(), out.shape[1]
+        if 8 % self.bits or columns * self.bits % 32:
+            out.copy_(unpacked(words, self.bits, columns)).sub_(self.offset)
         else:
-            values = values_of_bytes(words.view(torch.uint8), book, self.bits)[:, :columns]
+            values_of_bytes(words.view(torch.uint8), integers(self.bits, self.offset), self.bits, out=out)
         scales = self.scales[start:stop]
         zeros = self.zeros[start:stop] if self.zeros is not None else None
         if by_column is not None:
-            values = values.sub_(zeros[:, by_column]) if zeros is not None else values
-            return values.mul_(scales[:, by_column])
-        size = columns // scales.shape[1]
-        return times_grouped(add_grouped(values, zeros, size, -1) if zeros is not None else values, scales, size)
+            (out if zeros is None else out.sub_(zeros[:, by_column])).mul_(scales[:, by_column])
+        else:
+            size = columns // scales.shape[1]
+            if zeros is not None:
+                add_grouped(out, zeros, size, -1)
+            times_grouped(out, scales, size)
+        return largest([scales], [1 << self.bits])
 
 
 def _zeros(op: Op, qzeros: TensorSpec, scales: TensorSpec) -> tuple[int, int, int]:

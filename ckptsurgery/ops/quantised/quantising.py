@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -9,6 +11,7 @@ from ...specs import TensorSpec
 from ..base import Op, OpError, Specs, Tensors
 from ..numerics import specs_of
 from ..operands import arithmetic_float, operands, pair
+from ..parts import OpPart, RunsOf, parts_of_rows
 from ..registry import op as registered
 from .bands import bands, blank
 from .floats import Fp8Dequant, Int8Dequant
@@ -70,6 +73,11 @@ class Fp8Quant(Op):
             scale = TensorSpec((*leading, 1, 1) if leading else (1,), spec.dtype)
         return TensorSpec(spec.shape, "F8_E4M3"), scale
 
+    def parts(self, specs: Specs, limit: int) -> Iterator[OpPart] | None:
+        if self.per == "tensor":
+            return None
+        return _parts(self, specs[0], self.infer(specs), limit, pair(self, self.block or 1, "block")[0])
+
     def run(self, tensors: Tensors) -> Tensors:
         import torch
 
@@ -126,6 +134,9 @@ class Int8Quant(Op):
         spec = _matrix(self, specs)
         return TensorSpec(spec.shape, "I8"), TensorSpec((*spec.shape[:-1], 1), spec.dtype)
 
+    def parts(self, specs: Specs, limit: int) -> Iterator[OpPart] | None:
+        return _parts(self, specs[0], self.infer(specs), limit)
+
     def run(self, tensors: Tensors) -> Tensors:
         import torch
 
@@ -167,6 +178,9 @@ class GgufQuant(Op):
             raise OpError(f"{self.name}: the last axis of {spec} is not of whole blocks of 32")
         return (TensorSpec((*spec.shape[:-1], spec.shape[-1] // 32 * 34), "U8"),)
 
+    def parts(self, specs: Specs, limit: int) -> Iterator[OpPart] | None:
+        return _parts(self, specs[0], self.infer(specs), limit)
+
     def run(self, tensors: Tensors) -> Tensors:
         import torch
 
@@ -190,6 +204,18 @@ class GgufQuant(Op):
 
     def inverse(self, inputs: Specs | None = None) -> Op | None:
         return GgufDequant(self.type) if inputs is None else None
+
+
+def _parts(op: Op, spec: TensorSpec, results: Specs, limit: int, step: int = 1) -> Iterator[OpPart] | None:
+    """The op on some rows of all matrices together, of which the first result has as many."""
+    *leading, columns = spec.shape
+    rows = math.prod(leading)
+    if not spec.numel or (len(leading) > 1 and leading[-1] % step):
+        return None
+    whole = RunsOf(TensorSpec((rows, columns), spec.dtype), step)
+    made = [TensorSpec((result.numel // result.shape[-1], result.shape[-1]), result.dtype) for result in results]
+    each = (step, *(1 for _ in made[1:]))
+    return parts_of_rows(op, [whole], [RunsOf(one, count) for one, count in zip(made, each)], limit)
 
 
 def _matrix(op: Op, specs: Specs) -> TensorSpec:

@@ -17,16 +17,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...errors import CheckpointError, Diagnostic
 from ...many_objects import gc_pause
+from ...narrowing import present
 from ...ops.base import Op, OpError
 from ...ops.keyed import At, asks_at, run_at
 from ...planning.costing import BUDGET, JOINED, REGION, held_by, held_by_block, region_limit, workers
 from ...planning.cutting import Cut, Region, blocks_of, cut_of, regions_of
+from ...planning.row_parts import RowParts, row_parts_of
 from ...planning.steps import Program, Step
 from ...specs import DTYPES
 from ...storage.checkpoint import Checkpoint
 from ...storage.contents import Entry
 from .gathering import Batch, GatheredRegion, Gatherer, batches_of
 from .joining_blocks import Blend
+from .making_rows import row_tasks
 from .programs import Loads, run_step
 from .sinks import Sink
 from .strided_views import Elements, has_views
@@ -50,6 +53,7 @@ def compute(
     """
     programs = {id(step.program): step.program for step in steps}
     cuts = {number: cut_of(program) for number, program in programs.items()}
+    rows = {number: row_parts_of(program) for number, program in programs.items() if cuts[number] is None}
     turned = {number: program.copies is None and has_views(program) for number, program in programs.items()}
     entries = checkpoint.entries
     handed = Loads(checkpoint.load, ())
@@ -58,7 +62,8 @@ def compute(
     whole: dict[int, Task] = {}
     for step in steps:
         number, lie = id(step.program), list(map(entries.__getitem__, step.sources))
-        if cuts[number] and step.program.copies is None and all(entry.is_contiguous for entry in lie):
+        cut = cuts[number] and step.program.copies is None
+        if (cut or rows.get(number)) and all(entry.is_contiguous for entry in lie):
             continue  # only what is one run of a file can be read in parts
         work: _Views | _Handed
         if turned[number] and all(map(_on_host, lie)):
@@ -69,10 +74,14 @@ def compute(
             work = _Handed(step, sink, handed, any(entry.tensor is not None for entry in lie))
         whole[id(step)] = Task(held_by(step.program, None, None), work)
     checkpoint.read_in_order(checkpoint.files)
-    runs = _joined(_runs_of(steps, whole, cuts, sink, region, gatherer), min(JOINED * region, budget // workers()))
+    runs = _joined(
+        _runs_of(steps, whole, cuts, rows, sink, region, gatherer), min(JOINED * region, budget // workers())
+    )
     tasks = (one if isinstance(one, Task) else Task(one.held, _Making(one, gatherer, sink)) for one in runs)
-    by_torch = any(any(cut.chains) for cut in cuts.values() if cut) or any(
-        isinstance(task.run, _Handed) and task.run.step.kind == "compute" for task in whole.values()
+    by_torch = (
+        any(rows.values())
+        or any(any(cut.chains) for cut in cuts.values() if cut)
+        or any(isinstance(task.run, _Handed) and task.run.step.kind == "compute" for task in whole.values())
     )
     with one_thread_each() if by_torch else nullcontext():
         run_tasks(tasks, moved, budget)
@@ -108,6 +117,7 @@ def _runs_of(
     steps: Sequence[Step],
     whole: Mapping[int, Task],
     cuts: Mapping[int, Cut | None],
+    rows: Mapping[int, RowParts | None],
     sink: Sink,
     region: int,
     gatherer: Gatherer,
@@ -118,8 +128,11 @@ def _runs_of(
     for step in steps:
         program = step.program
         cut = cuts[id(program)]
-        if cut is None or id(step) in whole:
+        if id(step) in whole:
             yield whole[id(step)]
+            continue
+        if cut is None:
+            yield from row_tasks(step, present(rows[id(program)], "rows"), gatherer.checkpoint, sink, region)
             continue
         if cut.joins is not None:
             yield from _blends(step, cut, sink, gatherer, region)
