@@ -104,6 +104,7 @@ def convert(
     beside: o.Beside = None,
     carry: o.Carry = None,
     carry_lost: o.CarryLost = None,
+    template: o.Template = None,
     json: o.Json = False,
 ) -> None:
     """Convert a checkpoint.
@@ -119,6 +120,7 @@ def convert(
     ckptsurgery convert new.safetensors back.safetensors --inverse
     ckptsurgery convert x.safetensors x.safetensors --recipe mine.toml --in-place
     ckptsurgery convert run.pt new.pt --subtree model -r r.toml --carry optimizer
+    ckptsurgery convert model/ new.gguf -r llama/hf_to_gguf --template old.gguf
     ckptsurgery convert --mount vision.=tower/ --mount llm.=model/ joined/
     torchrun --nproc-per-node 4 -m ckptsurgery convert old/ new/ -r mine.toml
     """
@@ -157,6 +159,7 @@ def convert(
                 carry_lost=carry_lost,
                 dry_run=dry_run,
                 together=ranks is not None,
+                template=template,
             )
     if ranks is None or not ranks.rank:
         show(made if dry_run else report, json)

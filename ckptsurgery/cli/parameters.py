@@ -174,6 +174,14 @@ Provenance = Annotated[
         help="Record in the output how it was made, so that --inverse needs no recipe.",
     ),
 ]
+Template = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        rich_help_panel=_OUTPUT,
+        help="For DST.gguf: a GGUF file whose key-value pairs (architecture, sizes, tokenizer) DST gets.",
+    ),
+]
 Beside = Annotated[
     list[str] | None,
     typer.Option(

@@ -115,6 +115,10 @@ class Op:
         """
         return None
 
+    def packing(self) -> str | None:
+        """Return the name of the blocks that the result's bytes are, where a format has one, such as `"Q8_0"`."""
+        return None
+
     def inverse(self, inputs: Specs | None = None) -> Op | None:
         """The op that undoes this one, or None where nothing does.
 

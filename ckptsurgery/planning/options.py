@@ -86,6 +86,7 @@ class SaveOptions:
         progress: whether a bar is shown; None where a terminal is there.
         dry_run: whether all is done but the writing.
         together: whether the ranks of the process group share the work.
+        template: a GGUF file whose key-value pairs the output gets.
         format: `"dcp"`, or None for the one that the path asks for. ranks: into how many files `"dcp"` cuts tensors.
     """
 
@@ -106,3 +107,4 @@ class SaveOptions:
     together: bool = False
     format: str | None = None
     ranks: int = 1
+    template: str | None = None

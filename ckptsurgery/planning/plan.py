@@ -138,6 +138,7 @@ class Plan(PlanRecord):
         together: bool = False,
         format: str | None = None,
         ranks: int = 1,
+        template: str | os.PathLike[str] | None = None,
     ) -> Report:
         """Stream the result into a file or a folder, which appears whole or not at all.
 
@@ -170,6 +171,8 @@ class Plan(PlanRecord):
                 that one process writes.
             format: "dcp" writes a new folder of `torch.distributed.checkpoint`; by default the path's suffix decides.
             ranks: for "dcp": how many files there are, each with its part of the rows of every tensor.
+            template: for `x.gguf`: a GGUF file of such a model, whose key-value pairs (architecture, sizes, tokenizer)
+                the output gets.
 
         Raises:
             PlanError: values that must be equal differ, the plan initialises what a file cannot, memory would not do,
@@ -180,6 +183,7 @@ class Plan(PlanRecord):
         options = SaveOptions(
             max_shard_size, overwrite, max_memory, companions, check, resume, in_place, sync, provenance, beside,
             as_carry(carry), carry_lost, progress, dry_run, together, format, ranks,
+            None if template is None else os.fspath(template),
         )  # fmt: skip
         return self._runner.save(self, path, options)
 

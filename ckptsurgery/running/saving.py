@@ -35,6 +35,7 @@ from .config_remarks import as_warnings, config_remarks
 from .executor.execution import execute
 from .executor.sinks import FileSink
 from .fingerprints import fingerprint
+from .packing import packed_extras
 from .progress import ByteBar
 from .provenance import PROVENANCE, provenance_of
 from .proving import prove
@@ -185,7 +186,7 @@ class _Save:
         wanted = WriterOptions(
             aliases=self.aliases,
             metadata=metadata | (provenance_of(plan, checkpoint) if options.provenance else {}),
-            extras=self.side.extras,
+            extras=packed_extras(self.side.extras, plan, checkpoint, options.template) if self.framed else {},
             frame=checkpoint.frame,
             max_shard_size=options.max_shard_size,
             overwrite=options.overwrite,

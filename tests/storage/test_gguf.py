@@ -61,6 +61,67 @@ def test_names_and_dtypes_change_and_the_pairs_stay(tmp_path: Path) -> None:
             assert bytes(made.read("packed.Q5_1")) == bytes(checkpoint.read("packed.Q5_1"))
 
 
+TEMPLATE = DATA / "llama.gguf"
+
+
+def tiny_llama() -> dict[str, torch.Tensor]:
+    """A state dict of the sizes that the template has."""
+    rows = {"q_proj": 64, "k_proj": 32, "v_proj": 32}
+    made = {"model.embed_tokens.weight": torch.randn(96, 64), "model.norm.weight": torch.randn(64)}
+    for i in range(2):
+        layer = f"model.layers.{i}."
+        made |= {f"{layer}self_attn.{name}.weight": torch.randn(count, 64) for name, count in rows.items()}
+        made[f"{layer}self_attn.o_proj.weight"] = torch.randn(64, 64)
+        made |= {f"{layer}mlp.{name}_proj.weight": torch.randn(128, 64) for name in ("gate", "up")}
+        made[f"{layer}mlp.down_proj.weight"] = torch.randn(64, 128)
+        made |= {f"{layer}{name}_layernorm.weight": torch.randn(64) for name in ("input", "post_attention")}
+    return made | {"lm_head.weight": torch.randn(96, 64)}
+
+
+CONFIG = {"num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+def test_a_template_gives_architecture_sizes_and_tokenizer(tmp_path: Path) -> None:
+    """`scripts/formats/gguf_logits.py` opens such files with transformers: the logits of F32 are equal."""
+    recipe = cs.load_recipe("llama/hf_to_gguf").then(cs.load_recipe("quantised/float_to_q8_0"))
+    state = tiny_llama()
+    plan = cs.plan(state, recipe, config=CONFIG)
+    plan.save(tmp_path / "new.gguf", template=TEMPLATE, check=True)
+    with cs.open(tmp_path / "new.gguf") as made, cs.open(TEMPLATE) as template:
+        about, given = made.extras["gguf"], template.extras["gguf"]
+        assert given["metadata"]["general.file_type"] == 0
+        assert about["metadata"] == given["metadata"] | {"general.file_type": 7}
+        assert about["kinds"] == given["kinds"]
+        matrices = {key for key, spec in made.specs.items() if len(spec.shape) == 2}
+        assert about["tensor_types"] == dict.fromkeys(matrices, "Q8_0")
+        assert {spec.dtype for key, spec in made.specs.items() if key not in matrices} == {"F32"}
+        back = cs.plan(made, cs.load_recipe("quantised/gguf_to_float")).state_dict()
+    apart = (back["token_embd.weight"] - state["model.embed_tokens.weight"]).abs().max()
+    assert 0 < apart < state["model.embed_tokens.weight"].abs().max() / 127
+
+
+def test_packed_types_follow_the_names_and_whole_rows(tmp_path: Path) -> None:
+    rules = ["packed.{k} -> moved.{k}.weight", "plain.{k} -> plain.{k}", "vector -> vector"]
+    with cs.open(REAL) as checkpoint:
+        cs.plan(checkpoint, rules).save(tmp_path / "new.gguf", beside="keep")
+        rows = cs.plan(checkpoint, cs.Recipe(["packed.Q8_0 [(a b) ...] -> w [(b a) ...]"], dims={"a": 2}, rest="drop"))
+        rows.save(tmp_path / "rows.gguf", beside="keep")
+    with cs.open(tmp_path / "new.gguf") as made:
+        assert made.extras["gguf"]["tensor_types"]["moved.Q5_1.weight"] == "Q5_1"
+    with cs.open(tmp_path / "rows.gguf") as made:
+        assert made.extras["gguf"]["tensor_types"] == {"w": "Q8_0"}
+    with cs.open(REAL) as checkpoint, pytest.raises(cs.CheckpointError, match="dtype-not-in-format"):
+        cut = cs.Recipe(["packed.Q8_0 [r c] -> w [c r]"], rest="drop")
+        cs.plan(checkpoint, cut).save(tmp_path / "cut.gguf", beside="keep")
+
+
+def test_a_template_that_is_no_gguf_file_is_refused(tmp_path: Path) -> None:
+    cs.save({"w": torch.ones(2)}, tmp_path / "x.safetensors")
+    with pytest.raises(cs.CheckpointError, match=r"unsupported-format.*not a GGUF file"):
+        cs.plan({"w": torch.ones(2)}, "w -> w").save(tmp_path / "y.gguf", template=tmp_path / "x.safetensors")
+    assert not (tmp_path / "y.gguf").exists()
+
+
 def test_what_gguf_cannot_hold_is_refused(tmp_path: Path) -> None:
     with pytest.raises(cs.CheckpointError, match=r"dtype-not-in-format.*flag BOOL"):
         cs.save({"flag": torch.tensor([True])}, tmp_path / "x.gguf")

@@ -15,7 +15,7 @@ from ..parts import OpPart, RunsOf, parts_of_rows
 from ..registry import op as registered
 from .bands import bands, blank
 from .floats import Fp8Dequant, Int8Dequant
-from .gguf_blocks import GgufDequant
+from .gguf_blocks import BLOCK_SIZES, GgufDequant
 
 if TYPE_CHECKING:
     import torch
@@ -156,11 +156,11 @@ class GgufQuant(Op):
     >>> GgufQuant().infer((TensorSpec([8, 64], "BF16"),))
     (TensorSpec(shape=(8, 68), dtype='U8'),)
 
-    Blocks of 32 along the last axis: d = max |w| / 127 in float16, q = round(w / d), halves away from zero; source:
-    `quantize_row_q8_0_ref` of ggml.
+    Q8_0 has blocks of 32 along the last axis: d = max |w| / 127 in float16, q = round(w / d), halves away from zero.
+    Source: `quantize_row_q8_0_ref` of ggml.
 
     Args:
-        type: Q8_0.
+        type: of the blocks; all but Q8_0 are made by the gguf package, which must be installed.
 
     The inverse, but for rounding, is `gguf_dequant`.
 
@@ -169,14 +169,18 @@ class GgufQuant(Op):
     """
 
     name = "gguf_quant"
-    type: Literal["Q8_0"] = "Q8_0"
+    type: Literal["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "TQ1_0", "TQ2_0", "MXFP4"] = "Q8_0"
 
     def infer(self, specs: Specs) -> Specs:
         (spec,) = operands(self, specs, "one tensor")
         arithmetic_float(self, spec)
-        if not spec.shape or spec.shape[-1] % 32:
-            raise OpError(f"{self.name}: the last axis of {spec} is not of whole blocks of 32")
-        return (TensorSpec((*spec.shape[:-1], spec.shape[-1] // 32 * 34), "U8"),)
+        elements, nbytes = BLOCK_SIZES[self.type]
+        if not spec.shape or spec.shape[-1] % elements:
+            raise OpError(f"{self.name}: the last axis of {spec} is not of whole blocks of {elements}")
+        return (TensorSpec((*spec.shape[:-1], spec.shape[-1] // elements * nbytes), "U8"),)
+
+    def packing(self) -> str:
+        return self.type
 
     def parts(self, specs: Specs, limit: int) -> Iterator[OpPart] | None:
         return _parts(self, specs[0], self.infer(specs), limit)
@@ -188,6 +192,8 @@ class GgufQuant(Op):
         empty = blank(spec, tensors[0])
         if empty is not None:
             return (empty,)
+        if self.type != "Q8_0":
+            return (_by_gguf(self, tensors[0]).view(spec.shape),)
         result = torch.empty(spec.shape, dtype=torch.uint8, device=tensors[0].device)
         blocks, made = tensors[0].reshape(-1, 32), result.view(-1, 34)
         for start, stop in bands(blocks.shape[0], 32):
@@ -204,6 +210,17 @@ class GgufQuant(Op):
 
     def inverse(self, inputs: Specs | None = None) -> Op | None:
         return GgufDequant(self.type) if inputs is None else None
+
+
+def _by_gguf(op: GgufQuant, tensor: Tensor) -> Tensor:
+    import torch
+
+    try:
+        import gguf  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        raise OpError(f"{op.name}: {op.type} is made by the gguf package: pip install gguf") from None
+    made = gguf.quantize(tensor.float().cpu().numpy(), gguf.GGMLQuantizationType[op.type])
+    return torch.from_numpy(made).to(tensor.device)
 
 
 def _parts(op: Op, spec: TensorSpec, results: Specs, limit: int, step: int = 1) -> Iterator[OpPart] | None:

@@ -8,6 +8,7 @@ types. Dimensions are written innermost first, and are reversed here.
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
@@ -17,7 +18,7 @@ from ...specs import TensorSpec, shape_problem
 from ...wording import is_text, shown_keys
 from ..contents import Contents, Entry
 from .format import Announced, Format, OpenedSource
-from .gguf_types import BLOCKS, NUMBERS, PLAIN, TYPE_OF
+from .gguf_types import BLOCKS, FILE_TYPES, NUMBERS, PLAIN, TYPE_OF
 
 if TYPE_CHECKING:
     from ..output.staging import Writer
@@ -28,6 +29,7 @@ _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _AGAIN = "download or copy the file again"
 _ALIGNMENT = "general.alignment"
+_FILE_TYPE = "general.file_type"
 _STRING, _ARRAY = 8, 9
 _DEPTH = 4  # of arrays in arrays
 _DIMENSIONS = 4  # of ggml's tensors
@@ -84,6 +86,8 @@ class GgufFormat(Format):
         types = _types(announced, about.get("tensor_types", {}))
         metadata, kinds = dict(about.get("metadata", {})), dict(about.get("kinds", {}))
         metadata.pop(_ALIGNMENT, None)
+        if _FILE_TYPE in metadata:
+            metadata[_FILE_TYPE] = _file_type(announced.specs, types, metadata[_FILE_TYPE])
         head = bytearray(_MAGIC + struct.pack("<IQQ", 3, len(announced.specs), len(metadata)))
         for key, value in metadata.items():
             head += _string(key) + _encoded(value, list(kinds[key]))
@@ -251,6 +255,15 @@ def _types(announced: Announced, packed: Mapping[str, str]) -> dict[str, int]:
         help = f'drop the tied names: drop = ["{next(iter(announced.aliases))}"]'
         raise CheckpointError(Diagnostic("tie-not-in-format", text, path, shown_keys(announced.aliases), help=help))
     return found
+
+
+def _file_type(specs: Mapping[str, TensorSpec], types: Mapping[str, int], before: Any) -> Any:
+    """The number of the type that the most bytes of matrices have; what was there where that type has none."""
+    held: Counter[str] = Counter()
+    for key, spec in specs.items():
+        if len(spec.shape) > 1:
+            held[BLOCKS[types[key]].name] += spec.nbytes
+    return FILE_TYPES.get(held.most_common(1)[0][0], before) if held else before
 
 
 def _fills(spec: TensorSpec, kind: int) -> bool:

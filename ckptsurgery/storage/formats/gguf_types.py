@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["BLOCKS", "NUMBERS", "PLAIN", "TYPE_OF", "BlockType"]
+__all__ = ["BLOCKS", "FILE_TYPES", "NUMBERS", "PLAIN", "TYPE_OF", "BlockType"]
 
 
 class BlockType(NamedTuple):
@@ -35,6 +35,15 @@ BLOCKS = {
 
 PLAIN = {0: "F32", 1: "F16", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 30: "BF16"}
 """Number of a type of plain numbers -> its dtype."""
+
+FILE_TYPES = {
+    "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q6_K": 18, "BF16": 32,
+    "TQ1_0": 36, "TQ2_0": 37, "MXFP4": 38,
+}  # fmt: skip
+"""Name of the type that most of a file's matrices have -> its `general.file_type`; not those of mixed K-quants.
+
+Source: `LlamaFileType` of the gguf package, version 0.19.
+"""
 
 TYPE_OF = {block.name: number for number, block in BLOCKS.items()}
 """Name of a type -> its number."""
