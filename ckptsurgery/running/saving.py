@@ -24,6 +24,7 @@ from ..storage.checkpoint import Checkpoint
 from ..storage.json_text import parse_json
 from ..storage.output.resuming import ResumableWriter
 from ..storage.output.staging import Writer
+from ..storage.output.uploading import is_address
 from ..storage.output.writing import WriterOptions, holds_extras, open_staged, open_writer, parse_size
 from ..storage.sources.files import read_regular
 from ..storage.unpickling.frames import route_of
@@ -39,6 +40,7 @@ from .packing import packed_extras
 from .progress import ByteBar
 from .provenance import PROVENANCE, provenance_of
 from .proving import prove
+from .saving_at_addresses import save_at
 from .writing_together import share_of, write_together
 
 if TYPE_CHECKING:
@@ -59,6 +61,8 @@ def save_plan(plan: Plan, checkpoint: Checkpoint, path: PathLike, options: SaveO
     """
     _refuse_inits(plan)
     _refuse_together(options)
+    if is_address(os.fspath(path)):
+        return save_at(os.fspath(path), options, lambda local, more: save_plan(plan, checkpoint, local, more))
     if options.together:
         return _among_ranks(plan, checkpoint, path, options)
     save = _Save(plan, checkpoint, path, options)

@@ -1,4 +1,4 @@
-"""Open checkpoints in a bucket of a local S3 server by headers and ranges, and count what is fetched.
+"""Open checkpoints in a bucket of a local S3 server by headers and ranges, count what is fetched, and write some there.
 
 Run it where the packages are installed; they are too heavy for the tests:
 
@@ -10,8 +10,11 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
+import aiobotocore.client
 import boto3
+import botocore.exceptions
 import torch
 from moto.server import ThreadedMotoServer
 
@@ -24,6 +27,41 @@ STATE = {f"layers.{n}.w": torch.randn(64, 1024, generator=torch.Generator().manu
 def fetched(checkpoint: cs.Checkpoint) -> int:
     """Bytes that a checkpoint's sources have fetched, after their first requests."""
     return sum(source.fetched for source in checkpoint.sources.values() if isinstance(source, RemoteSource))
+
+
+def write(client: Any) -> None:
+    """Save at addresses, and have the server fail at every request of an upload in turn."""
+    cs.save(STATE, "s3://bucket/written/x.safetensors")
+    cs.save(STATE, "s3://bucket/written/shards", max_shard_size="6MB")
+    for address in ("s3://bucket/written/x.safetensors", "s3://bucket/written/shards"):
+        with cs.open(address) as checkpoint:
+            assert all(torch.equal(checkpoint[key].load(), tensor) for key, tensor in STATE.items())
+    failures, original = 0, aiobotocore.client.AioBaseClient._make_api_call
+    for at in range(1000):
+        calls = 0
+
+        async def failing(self: Any, name: str, arguments: Any, at: int = at) -> Any:
+            nonlocal calls
+            if name in ("CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload", "PutObject"):
+                calls += 1
+                if calls == at + 1:
+                    answer = {"Error": {"Code": "AccessDenied", "Message": "not any more"}}
+                    raise botocore.exceptions.ClientError(answer, name)
+            return await original(self, name, arguments)
+
+        aiobotocore.client.AioBaseClient._make_api_call = failing
+        try:
+            cs.save(STATE, "s3://bucket/broken", max_shard_size="6MB")
+        except cs.CheckpointError:
+            failures += 1
+        finally:
+            aiobotocore.client.AioBaseClient._make_api_call = original
+        held = client.list_objects_v2(Bucket="bucket", Prefix="broken").get("KeyCount", 0)
+        pending = len(client.list_multipart_uploads(Bucket="bucket").get("Uploads", []))
+        if failures <= at:
+            break
+        assert held == pending == 0, (at, held, pending)
+    print(f"written; {failures} failures, one at each request of an upload, left no object and no multipart upload")
 
 
 def main() -> None:
@@ -60,6 +98,7 @@ def main() -> None:
         cs.open("s3://bucket/nothing.safetensors")
     except cs.CheckpointError as error:
         print(error.diagnostics[0].code)
+    write(client)
     server.stop()
 
 

@@ -207,7 +207,7 @@ def outputs(stack: Path) -> Iterator[Case]:
     yield Case("output-exists", saved, at("model.safetensors"), right)
     yield Case("output-exists", saved, at(""), right, note="a folder")
     yield Case("unsupported-output", saved, at("new.h5"), right)
-    far = lambda: {"path": "s3://bucket/new.safetensors"}  # noqa: E731
+    far = lambda: {"path": "https://example.org/new.safetensors"}  # noqa: E731
     yield Case("unsupported-output", written, far, same(a=A), note="address")
     yield Case("companions-need-a-folder", saved, at("new.safetensors", companions=True), right)
     yield Case("shards-need-a-folder", saved, at("new.safetensors", max_shard_size="24"), right)

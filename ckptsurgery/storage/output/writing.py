@@ -24,8 +24,18 @@ from ..unpickling.frames import Frame
 from .durability import Durability
 from .safetensors_writer import folder_writer
 from .staging import Writer
+from .uploading import is_address
 
-__all__ = ["PLAIN", "Writer", "WriterOptions", "holds_extras", "open_staged", "open_writer", "parse_size"]
+__all__ = [
+    "PLAIN",
+    "Writer",
+    "WriterOptions",
+    "holds_extras",
+    "names_folder",
+    "open_staged",
+    "open_writer",
+    "parse_size",
+]
 
 _UNWRITTEN = (
     ".h5",
@@ -39,7 +49,6 @@ _UNWRITTEN = (
     ".zip",
     ".json",
 )
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _WEIGHTS = (".safetensors", ".safetensors.index.json", ".pt", ".pth", ".bin", ".ckpt", ".bin.index.json")
 
 
@@ -97,7 +106,7 @@ def open_writer(
         target, specs, o.aliases, o.metadata, o.extras, o.frame, o.resume, o.source_offsets, Durability(o.sync)
     )
     limit = None if o.max_shard_size is None else parse_size(o.max_shard_size)
-    if _names_folder(os.fspath(path), target):
+    if names_folder(os.fspath(path), target):
         _check_folder(target, o.overwrite)
         return folder_writer(announced, limit, o.companions)
     format = present(writable(target.suffix.lower()), "the format of a name that is not a folder's")
@@ -115,17 +124,21 @@ def holds_extras(path: str | os.PathLike[str]) -> bool:
         CheckpointError: no output can have this name.
     """
     target = Path(path).expanduser()
-    format = None if _names_folder(os.fspath(path), target) else writable(target.suffix.lower())
+    format = None if names_folder(os.fspath(path), target) else writable(target.suffix.lower())
     return format is not None and format.holds_extras
 
 
-def _names_folder(path: str, target: Path) -> bool:
+def names_folder(path: str, target: Path) -> bool:
     """Whether an output is to be a folder."""
     if not path:
         # Path("") is the current folder, which an unset variable in a shell does not mean
         raise CheckpointError(Diagnostic("no-output", "the output has no name", help="name a file or a folder"))
-    if _ADDRESS.match(path):
-        raise CheckpointError(_remote(path))
+    if is_address(path):
+        text, meant = (
+            f"{path!r} is an address, and this writes local files",
+            Remedy("path", "out/", "is a local folder"),
+        )
+        raise CheckpointError(Diagnostic("unsupported-output", text, path, remedies=(meant,)))
     try:
         if "\0" in path:
             raise OSError(errno.EINVAL, "a NUL character")
@@ -147,19 +160,6 @@ def _names_folder(path: str, target: Path) -> bool:
         folder = Remedy("path", f"{path}/", "is a folder")
         raise CheckpointError(Diagnostic("unsupported-output", text, str(target), remedies=(meant, folder)))
     return True
-
-
-def _remote(path: str) -> Diagnostic:
-    """The diagnostic for an output at an address: a store cannot promise that all of it appears or nothing."""
-    scheme, _, inside = path.partition("://")
-    name = inside.rstrip("/").rpartition("/")[2] or "out"
-    meant = Remedy("path", name, "is a local one")
-    repository = "/".join(inside.split("@")[0].split("/")[:2])
-    python = f"import fsspec; fsspec.filesystem({scheme!r}).put({name!r}, {path!r}, recursive=True)"
-    upload = f"hf upload {repository} {name}" if scheme == "hf" else python
-    advice = "then upload it" if scheme.lower() in ("http", "https") else f"then upload it: {upload}"
-    text = f"{path!r} is an address, and outputs are written to local files"
-    return Diagnostic("unsupported-output", text, path, remedies=(meant,), advice=advice)
 
 
 def _check_file(target: Path, format: Format, options: WriterOptions) -> None:

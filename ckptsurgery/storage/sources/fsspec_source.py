@@ -14,8 +14,11 @@ __all__ = ["FsspecSource", "file_system"]
 _MARKS = ("ETag", "etag", "version_id", "generation", "md5Hash", "content_md5", "LastModified", "mtime", "created")
 
 
-def file_system(address: str) -> tuple[Any, str]:
+def file_system(address: str, own: bool = False) -> tuple[Any, str]:
     """Return fsspec's file system for an address, and the path in it.
+
+    Args:
+        own: whether nobody else gets the same object.
 
     Raises:
         CheckpointError: fsspec does not know the scheme, or a package for it is missing.
@@ -23,7 +26,7 @@ def file_system(address: str) -> tuple[Any, str]:
     import fsspec  # type: ignore[import-untyped]
 
     try:
-        return fsspec.url_to_fs(address)  # type: ignore[no-any-return]
+        return fsspec.url_to_fs(address, skip_instance_cache=own)  # type: ignore[no-any-return]
     except ImportError as error:
         text = f"{address!r} needs a package that is not installed: {error}"
         scheme = address.partition("://")[0]
