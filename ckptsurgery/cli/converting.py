@@ -120,7 +120,7 @@ def convert(
     ckptsurgery convert new.safetensors back.safetensors --inverse
     ckptsurgery convert x.safetensors x.safetensors --recipe mine.toml --in-place
     ckptsurgery convert run.pt new.pt --subtree model -r r.toml --carry optimizer
-    ckptsurgery convert model/ new.gguf -r llama/hf_to_gguf --template old.gguf
+    ckptsurgery convert model/ new.gguf -r names.toml --template old.gguf
     ckptsurgery convert --mount vision.=tower/ --mount llm.=model/ joined/
     torchrun --nproc-per-node 4 -m ckptsurgery convert old/ new/ -r mine.toml
     """

@@ -137,7 +137,7 @@ def doctor(
     \b
     ckptsurgery doctor model/
     ckptsurgery doctor run/epoch_3.pt --subtree model.ema --json
-    ckptsurgery doctor pipeline/ --component unet
+    ckptsurgery doctor pipeline/ --component vae
     """
     if source is not None and not (component or file or mount or download):
         found = cs.doctor(source, subtree, values=not headers)  # looks at the files of a source that does not open, too

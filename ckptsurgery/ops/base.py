@@ -12,9 +12,7 @@ from .listing import Listing
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .parts import OpPart
-
-__all__ = ["AxisPlace", "Op", "OpError", "SourceNote", "Specs", "Tensors", "Unchanged"]
+__all__ = ["AxisPlace", "ElementRun", "Op", "OpError", "OpPart", "SourceNote", "Specs", "Tensors", "Unchanged"]
 
 Specs = tuple[TensorSpec, ...]
 Tensors = tuple["Tensor", ...]
@@ -69,6 +67,28 @@ class SourceNote:
 
     content: bytes | None = None
     packing: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ElementRun:
+    """A run of a tensor's elements.
+
+    Args:
+        start: the first element.
+        spec: shape and dtype of the run, as an op takes or makes it.
+    """
+
+    start: int
+    spec: TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class OpPart:
+    """An op that makes a run of each result of another op, of a run of each of its sources."""
+
+    op: Op
+    sources: tuple[ElementRun, ...]
+    results: tuple[ElementRun, ...]
 
 
 @dataclass(frozen=True)

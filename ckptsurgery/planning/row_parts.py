@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ..ops.base import Op, Specs
-from ..ops.parts import OpPart
+from ..ops.base import Op, OpPart, Specs
 from ..specs import DTYPES
 from .steps import ApplyOp, Move, Program
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ...specs import TensorSpec
-from ..base import Op, OpError, Specs, Tensors
+from ..base import Op, OpError, OpPart, Specs, Tensors
 from ..numerics import specs_of
+from ..op_parts import RunsOf, parts_of_rows
 from ..operands import arithmetic_float, operands, pair
-from ..parts import OpPart, RunsOf, parts_of_rows
 from ..registry import op as registered
 from .bands import blank, float_dtype, in_bands, largest, result_dtype
 from .code_books import exponents, widened

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import CheckpointError
 from ...specs import TensorSpec, dtype_name
-from ..base import Op, OpError, SourceNote, Specs, Tensors
+from ..base import Op, OpError, OpPart, SourceNote, Specs, Tensors
 from ..numerics import specs_of
+from ..op_parts import RunsOf, parts_of_rows
 from ..operands import arithmetic_float, operands
-from ..parts import OpPart, RunsOf, parts_of_rows
 from ..registry import op as registered
 from .bands import blank, float_dtype, in_bands, largest
 from .code_books import E2M1, exponents, values_of_bytes, widened

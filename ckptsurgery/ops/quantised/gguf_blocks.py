@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ...specs import TensorSpec
-from ..base import Op, OpError, SourceNote, Specs, Tensors
+from ..base import Op, OpError, OpPart, SourceNote, Specs, Tensors
 from ..numerics import specs_of
+from ..op_parts import RunsOf, parts_of_rows
 from ..operands import operands
-from ..parts import OpPart, RunsOf, parts_of_rows
 from ..registry import op as registered
 from .bands import blank, float_dtype, in_bands, largest
 from .code_books import pairs_of_bytes, planes

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ...specs import TensorSpec
-from ..base import Op, OpError, SourceNote, Specs, Tensors
+from ..base import Op, OpError, OpPart, SourceNote, Specs, Tensors
 from ..numerics import specs_of
+from ..op_parts import RunsOf, parts_of_rows
 from ..operands import arithmetic_float, operands
-from ..parts import OpPart, RunsOf, parts_of_rows
 from ..registry import op as registered
 from .bands import blank, float_dtype, in_bands, largest, result_dtype
 from .code_books import fill_rows, integers, unpacked, values_of_bytes

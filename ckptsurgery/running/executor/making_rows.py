@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...errors import CheckpointError, Diagnostic
-from ...ops.base import OpError
+from ...ops.base import ElementRun, OpError, OpPart
 from ...ops.keyed import At, run_at
-from ...ops.parts import OpPart, Run
 from ...planning.costing import region_limit
 from ...planning.row_parts import RowParts
 from ...planning.steps import Step
@@ -79,7 +78,7 @@ class _MadeRows:
             raise CheckpointError(Diagnostic("op-failed", str(error), place=step.targets[0])) from error
         return made
 
-    def _read(self, number: int, run: Run) -> Tensor:
+    def _read(self, number: int, run: ElementRun) -> Tensor:
         """A run of a source, in memory of its own."""
         import numpy as np
         import torch

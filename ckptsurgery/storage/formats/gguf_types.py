@@ -42,7 +42,7 @@ FILE_TYPES = {
 }  # fmt: skip
 """Name of the type that most of a file's matrices have -> its `general.file_type`; not those of mixed K-quants.
 
-Source: `LlamaFileType` of the gguf package, version 0.19.
+Source: `general.file_type` in https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
 TYPE_OF = {block.name: number for number, block in BLOCKS.items()}

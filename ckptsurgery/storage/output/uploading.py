@@ -11,7 +11,7 @@ import contextlib
 import errno
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,23 +105,19 @@ class RemoteOutput:
         pairs = [(local / name, f"{self.path}/{name}") for name in names] or [(local, self.path)]
         with self._reported():
             self.system.start_transaction()
-            begun: list[tuple[str, Any]] = []
-            try:
+            with contextlib.ExitStack() as undone:
+                undone.callback(self.system.end_transaction)
+                undone.callback(self.system.transaction.files.clear)
+                begun: list[Any] = []
+                undone.callback(_each, begun, lambda file: file.discard())
                 with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="ckptsurgery") as pool:
                     files = list(pool.map(lambda pair: self._send(*pair, begun), pairs))
                 self._name(pairs, files, bool(names))
-            except BaseException:
-                for _, file in begun:
-                    with contextlib.suppress(Exception):
-                        file.discard()
-                raise
-            finally:
-                self.system.transaction.files.clear()
-                self.system.end_transaction()
+                begun.clear()
         base = self.address.rstrip("/")
         return tuple(f"{base}/{name}" for name in names) or (self.address,)
 
-    def _send(self, local: Path, path: str, begun: list[tuple[str, Any]]) -> Any:
+    def _send(self, local: Path, path: str, begun: list[Any]) -> Any:
         """Upload a file that does not take its name yet."""
         size = max(_PART, local.stat().st_size // _MOST_PARTS)
         file = self.system.open(path, "wb", block_size=size)
@@ -129,7 +125,7 @@ class RemoteOutput:
             scheme = self.address.partition("://")[0]
             text = f"{scheme} files appear while they are written, so an interrupted upload would leave half of them"
             raise CheckpointError(_unwritten(self.address, text))
-        begun.append((path, file))
+        begun.append(file)
         with local.open("rb") as source:
             shutil.copyfileobj(source, file, 1 << 20)
         file.close()
@@ -137,20 +133,17 @@ class RemoteOutput:
 
     def _name(self, pairs: Sequence[tuple[Path, str]], files: Sequence[Any], new: bool) -> None:
         """Give the files their names, the one that makes the others valid last."""
-        named: list[str] = []
-        try:
+        with contextlib.ExitStack() as undone:
+            named: list[str] = []
+            undone.callback(_each, named, self.system.rm_file)
             for (local, path), file in zip(pairs, files):
-                named.append(path)
+                named += [path] if new else []
                 file.commit()
                 self.system.invalidate_cache()
                 held = self.system.info(path)["size"]
                 if held != local.stat().st_size:
                     raise OSError(errno.EIO, f"the store holds {held:,} bytes of {local.stat().st_size:,}", path)
-        except BaseException:
-            for path in named if new else ():
-                with contextlib.suppress(Exception):
-                    self.system.rm_file(path)
-            raise
+            undone.pop_all()
 
     @contextlib.contextmanager
     def _reported(self) -> Iterator[None]:
@@ -162,6 +155,13 @@ class RemoteOutput:
             raise os_error(error, self.address, "write") from error
         except Exception as error:  # clients of stores have exceptions of their own
             raise os_error(OSError(errno.EIO, f"{type(error).__name__}: {error}"), self.address, "write") from error
+
+
+def _each(items: Sequence[Any], undo: Callable[[Any], object]) -> None:
+    """Undo each, whatever becomes of the others: what is raised already says why."""
+    for item in items:
+        with contextlib.suppress(Exception):
+            undo(item)
 
 
 def _order(name: str) -> tuple[bool, str]:

@@ -12,29 +12,7 @@ from ..specs import TensorSpec
 if TYPE_CHECKING:
     from .base import Op
 
-__all__ = ["OpPart", "Run", "RunsOf", "parts_of_rows"]
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A run of a tensor's elements.
-
-    Args:
-        start: the first element.
-        spec: shape and dtype of the run, as an op takes or makes it.
-    """
-
-    start: int
-    spec: TensorSpec
-
-
-@dataclass(frozen=True, slots=True)
-class OpPart:
-    """An op that makes a run of each result of another op, of a run of each of its sources."""
-
-    op: Op
-    sources: tuple[Run, ...]
-    results: tuple[Run, ...]
+__all__ = ["ElementRun", "OpPart", "RunsOf", "parts_of_rows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +27,13 @@ class RunsOf:
     spec: TensorSpec
     step: int | None = 1
 
-    def run(self, first: int, last: int) -> Run:
+    def run(self, first: int, last: int) -> ElementRun:
         """Return the rows of the steps from the first to before the last."""
         if self.step is None:
-            return Run(0, self.spec)
+            return ElementRun(0, self.spec)
         rows, *row = self.spec.shape
         start, stop = min(first * self.step, rows), min(last * self.step, rows)
-        return Run(start * math.prod(row), TensorSpec((stop - start, *row), self.spec.dtype))
+        return ElementRun(start * math.prod(row), TensorSpec((stop - start, *row), self.spec.dtype))
 
 
 def parts_of_rows(
