@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ..specs import TensorSpec
+from .base import ElementRun, Op, OpPart
 
-if TYPE_CHECKING:
-    from .base import Op
-
-__all__ = ["ElementRun", "OpPart", "RunsOf", "parts_of_rows"]
+__all__ = ["RunsOf", "parts_of_rows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +33,7 @@ class RunsOf:
         return ElementRun(start * math.prod(row), TensorSpec((stop - start, *row), self.spec.dtype))
 
 
-def parts_of_rows(
-    op: Op | Callable[[int, int], Op],
-    sources: Sequence[RunsOf],
-    results: Sequence[RunsOf],
-    limit: int,
-) -> Iterator[OpPart]:
+def parts_of_rows(op: Op, sources: Sequence[RunsOf], results: Sequence[RunsOf], limit: int) -> Iterator[OpPart]:
     """Yield the parts of an op that works row by row.
 
     >>> from ckptsurgery.ops import make_op
@@ -50,7 +42,7 @@ def parts_of_rows(
     [0, 64, 128]
 
     Args:
-        op: what makes a part; or a function of the part's first and last step that returns it.
+        op: what makes a part.
         limit: elements of a result's run, at least one step.
     """
     stepped = [(runs.spec, runs.step) for runs in results if runs.step is not None]
@@ -59,6 +51,5 @@ def parts_of_rows(
     count = max(1, limit // max(row, 1))
     for first in range(0, steps, count):
         last = min(first + count, steps)
-        made = op if not callable(op) else op(first, last)
-        ends = (tuple(runs.run(first, last) for runs in side) for side in (sources, results))
-        yield OpPart(made, *ends)
+        taken, made = (tuple(runs.run(first, last) for runs in side) for side in (sources, results))
+        yield OpPart(op, taken, made)
