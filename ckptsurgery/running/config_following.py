@@ -39,7 +39,7 @@ def following_companions(
         CheckpointError: one of them cannot be read.
     """
     along = companions_for(checkpoint.files, folder, overwrite)
-    held = next((path for path in companions_of(checkpoint.files) if path.name == _CONFIG), None)
+    held = next((path for name, path in companions_of(checkpoint.files) if name == _CONFIG), None)
     kept = held is not None and _CONFIG not in along  # the output has one, or is the source itself
     if kept and not overwrite:
         return along, []

@@ -12,6 +12,7 @@ from foreign import refused
 from safetensors.torch import save_file
 
 import ckptsurgery as cs
+from ckptsurgery.storage.output.staging import Writer
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
@@ -98,6 +99,48 @@ def test_modules_in_folders_of_their_own_follow_the_first(tmp_path: Path) -> Non
     with cs.open(tmp_path) as checkpoint:
         assert list(checkpoint) == ["w", "2_Dense.linear.weight"]
         assert checkpoint.config == {"hidden_size": 3, "2_Dense": {"in_features": 3}}
+
+
+def sentence_model(folder: Path) -> Path:
+    weights(folder / "model.safetensors", {"hidden_size": 3})
+    (folder / "modules.json").write_text(json.dumps([{"path": ""}, {"path": "1_Pooling"}, {"path": "../x"}]))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    (folder / "1_Pooling" / "notes.log").write_bytes(b"not a companion")
+    (folder / "2_Other").mkdir()
+    (folder / "2_Other" / "config.json").write_text("{}")
+    return folder
+
+
+def files_in(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_files_of_modules_go_along(tmp_path: Path, there: bool) -> None:
+    source, out = sentence_model(tmp_path / "in"), tmp_path / "out"
+    if there:
+        out.mkdir()
+    plan = cs.plan(source, cs.Recipe(rest="keep"))
+    plan.save(out, companions=True)
+    assert files_in(out) == {"model.safetensors", "config.json", "modules.json", "1_Pooling/config.json"}
+    assert (out / "1_Pooling" / "config.json").read_bytes() == (source / "1_Pooling" / "config.json").read_bytes()
+    (out / "1_Pooling" / "config.json").write_text("{}")
+    plan.save(out, companions=True, overwrite=True)
+    assert (out / "1_Pooling" / "config.json").read_bytes() == (source / "1_Pooling" / "config.json").read_bytes()
+    assert len(files_in(out)) == 4
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_failure_leaves_no_folders_of_modules(tmp_path: Path, there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, out = sentence_model(tmp_path / "in"), tmp_path / "out"
+    if there:
+        out.mkdir()
+    monkeypatch.setattr(Writer, "_appear", lambda self: (_ for _ in ()).throw(OSError("the disk is gone")))
+    with pytest.raises(cs.CheckpointError, match="the disk is gone"):
+        cs.plan(source, cs.Recipe(rest="keep")).save(out, companions=True)
+    assert [path.name for path in tmp_path.iterdir() if path != source] == (["out"] if there else [])
+    assert not there or list(out.iterdir()) == []
 
 
 def test_an_adapter_has_a_configuration_of_its_own(tmp_path: Path) -> None:

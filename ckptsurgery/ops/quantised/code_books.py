@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+    Bytes = np.ndarray[Any, Any]
 
 __all__ = [
     "E2M1",
@@ -82,7 +82,7 @@ def values_of_bytes(
 
 
 @cache
-def _pairs(book: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.int16]]:
+def _pairs(book: tuple[int, ...]) -> Bytes:
     """Return for each byte the entries of its low and its high code, in the low and the high byte of a word."""
     import numpy as np
 
@@ -90,7 +90,7 @@ def _pairs(book: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.int16]]:
     return (entries[codes & 15].astype("u2") | entries[codes >> 4].astype("u2") << 8).view("i2")
 
 
-def pairs_of_bytes(packed: Bytes, book: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.int16]]:
+def pairs_of_bytes(packed: Bytes, book: tuple[int, ...]) -> Bytes:
     """Look both 4-bit codes of bytes up at once, in a code book of 16 integers of 8 bits.
 
     Returns:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     Blocks = np.ndarray[Any, Any]
-    Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+    Bytes = np.ndarray[Any, Any]
 
 __all__ = ["BLOCK_SIZES", "GgufDequant"]
 
@@ -135,7 +135,7 @@ def blocks_of(tensor: Tensor, type: str) -> Blocks:
 
 def _bytes(blocks: Blocks, field: str) -> Bytes:
     """The bytes of a field, [blocks, bytes]; records are copied field by field faster than as slices of bytes."""
-    return blocks[field].copy().view("u1").reshape(len(blocks), -1)  # type: ignore[no-any-return]
+    return blocks[field].copy().view("u1").reshape(len(blocks), -1)
 
 
 def _half(blocks: Blocks, field: str = "d") -> Tensor:

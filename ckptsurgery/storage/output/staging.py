@@ -145,9 +145,11 @@ class Writer:
         return self
 
     def _create(self) -> None:
-        folder = self._outputs[0].temporary.parent
-        remove_abandoned([self._new_folder[1]] if self._new_folder else [output.final for output in self._outputs])
-        self._make_folders(folder)
+        folder = self._outputs[-1].temporary.parent
+        finals = [output.final for output in reversed(self._outputs)]
+        remove_abandoned([self._new_folder[1]] if self._new_folder else finals)
+        for output in reversed(self._outputs):
+            self._make_folders(output.temporary.parent)  # companions may lie in folders below
         needed, space = sum(self._sizes.values()) - self._allocated(), os.statvfs(folder)
         if space.f_blocks and needed > space.f_bavail * space.f_frsize:
             free = shown_bytes(space.f_bavail * space.f_frsize)
@@ -319,6 +321,7 @@ class Writer:
                     self._durability.keep(descriptor)
             for parent in self._made:
                 self._durability.keep_names(parent.parent)
+                self._durability.keep_names(parent)
         self._finished = True
 
     def _complete(self) -> None:
@@ -351,7 +354,7 @@ class Writer:
         self.abort()
 
     def _appear(self) -> None:
-        folder = self._outputs[0].final.parent
+        folder = self._outputs[-1].final.parent
         if self._new_folder is not None:
             temporary, final = self._new_folder
             self._durability.keep_names(temporary)
@@ -372,7 +375,10 @@ class Writer:
             replacement = Replacement(
                 folder,
                 tuple(str(path.relative_to(folder)) for path in self._set_aside),
-                tuple((output.temporary.name, output.final.name) for output in self._outputs),
+                tuple(
+                    (str(output.temporary.relative_to(folder)), str(output.final.relative_to(folder)))
+                    for output in self._outputs
+                ),
                 tuple(str(path.relative_to(folder)) for path in self._stale),
             )
             with contextlib.ExitStack() as broken:
@@ -396,7 +402,7 @@ class Writer:
         places = {*(output.final for output in self._outputs), *self._set_aside, *self._stale}
         if self._whole_folder:
             with contextlib.suppress(OSError):
-                places |= {p for p in self._outputs[0].final.parent.iterdir() if p.name.endswith(WEIGHTS)}
+                places |= {p for p in self._outputs[-1].final.parent.iterdir() if p.name.endswith(WEIGHTS)}
         return {str(path): stamp_of(path) for path in places}
 
     def _refuse_changed(self) -> None:

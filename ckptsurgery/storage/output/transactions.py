@@ -108,7 +108,8 @@ class Replacement:
                 (self.folder / name).replace(self.folder / final)
         for name in self.removed:
             (self.folder / name).unlink(missing_ok=True)
-        durability.keep_names(self.folder)
+        for parent in dict.fromkeys((self.folder / final).parent for _, final in reversed(self.renamed)):
+            durability.keep_names(parent)
         (self.folder / RECORD).unlink(missing_ok=True)
         durability.keep_names(self.folder)
 
@@ -185,7 +186,7 @@ def _remove(left: Path) -> None:
         left.unlink()
         return
     for file in left.iterdir():
-        file.unlink()
+        _remove(file)
     left.rmdir()
 
 

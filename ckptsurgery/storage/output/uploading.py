@@ -111,7 +111,7 @@ class RemoteOutput:
                 begun: list[Any] = []
                 undone.callback(_each, begun, lambda file: file.discard())
                 with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="ckptsurgery") as pool:
-                    files = list(pool.map(lambda pair: self._send(*pair, begun), pairs))
+                    files = list(pool.map(lambda pair: self._send(pair[0], pair[1], begun), pairs))
                 self._name(pairs, files, bool(names))
                 begun.clear()
         base = self.address.rstrip("/")

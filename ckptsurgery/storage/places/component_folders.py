@@ -19,7 +19,7 @@ from ...wording import close_keys, shown_keys
 from ..json_text import parse_json
 from .choosing import Choice, Folder, choose, weights_in
 
-__all__ = ["ADAPTER_CONFIG", "Component", "config_names", "parts_of", "snapshot_in"]
+__all__ = ["ADAPTER_CONFIG", "SENTENCES", "Component", "config_names", "parts_of", "snapshot_in"]
 
 DIFFUSERS, SENTENCES = "model_index.json", "modules.json"
 ADAPTER_CONFIG = "adapter_config.json"

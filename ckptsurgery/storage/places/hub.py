@@ -117,19 +117,19 @@ def read_hub(
     return RemotePlace(str(location), repository.source, tops, lambda: below).read(subtree, by_file, component)
 
 
-def small_files(place: str, wanted: Callable[[str], bool]) -> list[Path]:
-    """Return the local paths of files of a folder on the hub, which are downloaded where the cache does not hold them.
+def small_files(place: str, wanted: Callable[[str], bool]) -> dict[str, Path]:
+    """Return names and local paths of files of a folder on the hub; what the cache does not hold is downloaded.
 
     Args:
         place: the folder, as `hf://org/repo[@rev][/folder]`.
-        wanted: says which names.
+        wanted: says which names; those of files in folders below have slashes.
 
     Raises:
         CheckpointError: the repository cannot be reached.
     """
     location = Location.parse(place)
-    names = [name for name in _listing(location).inside(location) if "/" not in name and wanted(name)]
-    return [Path(_download_all(location, [name])) for name in names]
+    names = filter(wanted, _listing(location).inside(location))
+    return {name: Path(_download_all(location, [name])) for name in names}
 
 
 class _RepositoryNames(NamedTuple):
