@@ -87,7 +87,8 @@ def _pairs(book: tuple[int, ...]) -> Bytes:
     import numpy as np
 
     codes, entries = np.arange(256), np.array(book, "i1").view("u1")
-    return (entries[codes & 15].astype("u2") | entries[codes >> 4].astype("u2") << 8).view("i2")
+    made: Bytes = entries[codes & 15].astype("u2") | entries[codes >> 4].astype("u2") << 8
+    return made.view("i2")
 
 
 def pairs_of_bytes(packed: Bytes, book: tuple[int, ...]) -> Bytes:
@@ -180,7 +181,7 @@ def unpacked(words: Tensor, bits: int, columns: int) -> Tensor:
 
 
 def fill_rows(out: Tensor | None, words: Tensor, bits: int, order: tuple[int, ...]) -> Tensor:
-    """Codes packed along the first axis: row `order[n]` of the 32 / bits rows of a word is in its n-th bits.
+    """Codes packed along the first axis without gaps: the n-th one of as many as fill whole words is row `order[n]`.
 
     Args:
         out: contiguous memory for them; new float32 where there is none.
@@ -191,10 +192,17 @@ def fill_rows(out: Tensor | None, words: Tensor, bits: int, order: tuple[int, ..
     """
     import torch
 
-    shape = words.shape[0], len(order), words.shape[1]
+    period = len(order) * bits // 32
+    grouped = words.view(-1, period, words.shape[1])
+    shape = grouped.shape[0], len(order), words.shape[1]
     apart = torch.empty(shape, dtype=torch.float32, device=words.device) if out is None else out.view(shape)
     for place, row in enumerate(order):
-        apart[:, row] = (words >> (place * bits)) & ((1 << bits) - 1)
+        word, shift = divmod(place * bits, 32)
+        code = grouped[:, word] >> shift
+        if shift + bits > 32:
+            # The shift to the right fills up with the sign, which the other word's bits must not meet.
+            code = (code & ((1 << (32 - shift)) - 1)) | (grouped[:, word + 1] << (32 - shift))
+        apart[:, row] = code & ((1 << bits) - 1)
     return apart.view(-1, words.shape[1])
 
 

@@ -78,11 +78,13 @@ class GptqDequant(Op):
         zeros = unpacked(qzeros, bits, out)
         if not self.v2:
             zeros = (zeros + 1) & ((1 << bits) - 1)
-        packed = _Packed(qweight.t(), bits, scales.t().float(), zeros.t().float())
         if g_idx and not 0 <= int(g_idx[0].min()) <= int(g_idx[0].max()) < groups:
             raise OpError(f"{self.name}: g_idx names groups outside the range of {groups}")
-        by_column = None if not g_idx or _in_order(g_idx[0], groups) else g_idx[0].long()
-        return (in_bands(self, spec, qweight, lambda a, b, out: packed.band(a, b, out, by_column)),)
+        mixed = bool(g_idx) and not _in_order(g_idx[0], groups)
+        if mixed or bits == 3:
+            by_row = g_idx[0].long() if mixed else None
+            return (in_bands(self, spec, qweight, _Turned(qweight, bits, scales.float(), zeros.float(), by_row).band),)
+        return (in_bands(self, spec, qweight, _Packed(qweight.t(), bits, scales.t().float(), zeros.t().float()).band),)
 
 
 @registered
@@ -277,24 +279,54 @@ class _Packed:
     zeros: Tensor | None = None
     offset: int = 0
 
-    def band(self, start: int, stop: int, out: Tensor, by_column: Tensor | None = None) -> float:
-        """Fill with (q - z) · s of some rows; `by_column` names the group of each column. Returns a bound."""
+    def band(self, start: int, stop: int, out: Tensor) -> float:
+        """Fill with (q - z) · s of some rows, and return a bound."""
         import torch
 
         words, columns = self.words[start:stop].contiguous(), out.shape[1]
-        if 8 % self.bits or columns * self.bits % 32:
+        if self.bits == 8 and columns % 4 == 0:
+            out.copy_(words.view(torch.uint8))
+            if self.offset:
+                out.sub_(self.offset)
+        elif 8 % self.bits or columns * self.bits % 32:
             out.copy_(unpacked(words, self.bits, columns)).sub_(self.offset)
         else:
             values_of_bytes(words.view(torch.uint8), integers(self.bits, self.offset), self.bits, out=out)
         scales = self.scales[start:stop]
         zeros = self.zeros[start:stop] if self.zeros is not None else None
-        if by_column is not None:
-            (out if zeros is None else out.sub_(zeros[:, by_column])).mul_(scales[:, by_column])
+        size = columns // scales.shape[1]
+        if zeros is not None:
+            add_grouped(out, zeros, size, -1)
+        times_grouped(out, scales, size)
+        return largest([scales], [1 << self.bits])
+
+
+@dataclass(frozen=True, slots=True)
+class _Turned:
+    """Columns of codes packed along the first axis, which become rows; scales and zero points [groups, columns].
+
+    Args:
+        by_row: the group of each row of codes; runs of equal size where there is none.
+    """
+
+    words: Tensor
+    bits: int
+    scales: Tensor
+    zeros: Tensor
+    by_row: Tensor | None
+
+    def band(self, start: int, stop: int, out: Tensor) -> float:
+        """Fill with (q - z) · s of some columns, and return a bound."""
+        import torch
+
+        scales, zeros = self.scales[:, start:stop].contiguous(), self.zeros[:, start:stop].contiguous()
+        codes = torch.empty(out.shape[1], out.shape[0], dtype=torch.float32, device=out.device)
+        fill_rows(codes, self.words[:, start:stop].contiguous(), self.bits, tuple(range(32 // math.gcd(self.bits, 32))))
+        if self.by_row is not None:
+            codes.sub_(zeros.index_select(0, self.by_row)).mul_(scales.index_select(0, self.by_row))
         else:
-            size = columns // scales.shape[1]
-            if zeros is not None:
-                add_grouped(out, zeros, size, -1)
-            times_grouped(out, scales, size)
+            codes.view(len(scales), -1, out.shape[0]).sub_(zeros[:, None]).mul_(scales[:, None])
+        out.copy_(codes.t())
         return largest([scales], [1 << self.bits])
 
 
