@@ -98,6 +98,27 @@ def test_there_and_back_the_folder_loads_as_before(
     assert torch.equal(logits(opened(type(model), tmp_path / "2")), logits(model))
 
 
+GROWN = {
+    "double_depth": {},
+    "interleave_depth": {"t": 3},
+    "identity_blocks": {"layers": 2, "last": 1},
+    "gqa_to_mha": {},
+    "mha_to_gqa": {"g": 1},
+    "clone_width": {},
+}
+
+
+@pytest.mark.parametrize(("name", "dims"), GROWN.items(), ids=GROWN)
+def test_a_model_of_another_size_has_a_config_that_loads(name: str, dims: dict[str, int], tmp_path: Path) -> None:
+    model = tiny("llama")
+    model.save_pretrained(tmp_path / "old")
+    plan = cs.plan(tmp_path / "old", cs.load_recipe(f"surgery/{name}"), dims=dims)
+    plan.save(tmp_path / "new", companions=True)
+    grown = opened(LlamaForCausalLM, tmp_path / "new")
+    if name in ("identity_blocks", "gqa_to_mha"):
+        torch.testing.assert_close(logits(grown), logits(model))
+
+
 def test_a_folder_with_another_config_gets_one_that_loads(tmp_path: Path) -> None:
     model = tiny("llama")
     model.save_pretrained(tmp_path / "hf")
