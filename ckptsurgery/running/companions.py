@@ -84,7 +84,7 @@ def _is_companion(name: str) -> bool:
 
 
 def _is_inner(name: str, folders: Collection[str]) -> bool:
-    """Whether a file lies in one of some folders below and is a companion there."""
+    """Whether a file is a companion in one of some folders below."""
     folder, _, inner = name.partition("/")
     return folder in folders and _is_companion(inner)
 

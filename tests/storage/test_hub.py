@@ -143,7 +143,7 @@ def test_a_pipeline_opens_with_its_components_before_the_keys(hub: Hub, tmp_path
 
 def test_a_file_of_another_format_can_be_named(hub: Hub, tmp_path: Path) -> None:
     data = Path(__file__).parents[1] / "data" / "formats"
-    hub.repos["org/other"] = {name: (data / name).read_bytes() for name in ("latest.h5", "plain.msgpack", "all.gguf")}
+    hub.repos["org/other"] = {name: (data / name).read_bytes() for name in ("latest.h5", "flax.msgpack", "all.gguf")}
     assert len(opened(hub, "hf://org/other/latest.h5", tmp_path)["keys"]) == 12
     assert opened(hub, "hf://org/other", tmp_path)["codes"] == ["ambiguous-folder"]
 

@@ -158,7 +158,7 @@ class RemoteOutput:
 
 
 def _each(items: Sequence[Any], undo: Callable[[Any], object]) -> None:
-    """Undo each, whatever becomes of the others: what is raised already says why."""
+    """Undo each; the error that is being raised is the one to report."""
     for item in items:
         with contextlib.suppress(Exception):
             undo(item)
@@ -169,7 +169,7 @@ def _order(name: str) -> tuple[bool, str]:
 
 
 def _defers(file: Any) -> bool:
-    """Whether a file takes its name when it is told to."""
+    """Whether a file gets its name by a call of its own, `commit`."""
     from fsspec.spec import AbstractBufferedFile  # type: ignore[import-untyped]
 
     kind = type(file)

@@ -122,7 +122,7 @@ def small_files(place: str, wanted: Callable[[str], bool]) -> dict[str, Path]:
 
     Args:
         place: the folder, as `hf://org/repo[@rev][/folder]`.
-        wanted: says which names; those of files in folders below have slashes.
+        wanted: whether a name is wanted; names of files in folders below contain slashes.
 
     Raises:
         CheckpointError: the repository cannot be reached.
