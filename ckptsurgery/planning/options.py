@@ -86,7 +86,7 @@ class SaveOptions:
         progress: whether a bar is shown; None where a terminal is there.
         dry_run: whether all is done but the writing.
         together: whether the ranks of the process group share the work.
-        template: a GGUF file whose key-value pairs the output gets.
+        template: the key-value pairs of a GGUF output, or the GGUF file that they come from.
         format: `"dcp"`, or None for the one that the path asks for. ranks: into how many files `"dcp"` cuts tensors.
     """
 
@@ -107,4 +107,4 @@ class SaveOptions:
     together: bool = False
     format: str | None = None
     ranks: int = 1
-    template: str | None = None
+    template: str | Mapping[str, Any] | None = None

@@ -138,7 +138,7 @@ class Plan(PlanRecord):
         together: bool = False,
         format: str | None = None,
         ranks: int = 1,
-        template: str | os.PathLike[str] | None = None,
+        template: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     ) -> Report:
         """Stream the result into a file or a folder, which appears whole or not at all.
 
@@ -172,7 +172,7 @@ class Plan(PlanRecord):
             format: "dcp" writes a new folder of `torch.distributed.checkpoint`; by default the path's suffix decides.
             ranks: for "dcp": how many files there are, each with its part of the rows of every tensor.
             template: for `x.gguf`: a GGUF file of such a model, whose key-value pairs (architecture, sizes, tokenizer)
-                the output gets.
+                the output gets; or the pairs, such as `{"general.name": "tiny"}`.
 
         Raises:
             PlanError: values that must be equal differ, the plan initialises what a file cannot, memory would not do,
@@ -183,7 +183,7 @@ class Plan(PlanRecord):
         options = SaveOptions(
             max_shard_size, overwrite, max_memory, companions, check, resume, in_place, sync, provenance, beside,
             as_carry(carry), carry_lost, progress, dry_run, together, format, ranks,
-            None if template is None else os.fspath(template),
+            template if template is None or isinstance(template, Mapping) else os.fspath(template),
         )  # fmt: skip
         return self._runner.save(self, path, options)
 

@@ -19,19 +19,21 @@ _GGUF = "gguf"
 
 
 def packed_extras(
-    extras: Mapping[str, Any], plan: Plan, checkpoint: Checkpoint, template: str | None
+    extras: Mapping[str, Any], plan: Plan, checkpoint: Checkpoint, template: str | Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Return the extras of an output, with the packed types of its tensors under the keys that they get.
 
     Args:
         extras: those that go along from the source.
-        template: a GGUF file that the key-value pairs come from, in place of the source's.
+        template: the key-value pairs in place of the source's, or the GGUF file that they come from.
 
     Raises:
-        CheckpointError: the template cannot be opened, or has no key-value pairs.
+        CheckpointError: the template cannot be opened, or has no key-value pairs; a value that GGUF cannot hold.
     """
     about: dict[str, Any] = dict(extras.get(_GGUF) or {})
-    if template is not None:
+    if isinstance(template, Mapping):
+        about |= {"metadata": template, "kinds": {key: _kinds(key, value) for key, value in template.items()}}
+    elif template is not None:
         with open_checkpoint(template) as opened:
             found = opened.extras.get(_GGUF)
         if not isinstance(found, Mapping):
@@ -44,6 +46,35 @@ def packed_extras(
     if not about and not types:
         return dict(extras)
     return {**extras, _GGUF: {"metadata": {}, "kinds": {}, **about, "tensor_types": types}}
+
+
+_ARRAY = 9
+_OF_TYPE = {bool: 7, str: 8, float: 6}
+_INTEGERS = {4: (0, 1 << 32), 5: (-(1 << 31), 1 << 31), 10: (0, 1 << 64), 11: (-(1 << 63), 1 << 63)}
+"""Number of an integer type of GGUF -> its values, from the first to before the last; the first that fits is taken."""
+
+
+def _kinds(key: str, value: Any) -> list[int]:
+    """The number of a value's type; of an array, those from the outermost to the innermost."""
+    if type(value) in _OF_TYPE:
+        return [_OF_TYPE[type(value)]]
+    if type(value) is int:
+        value = [value]
+        array = []
+    else:
+        array = [_ARRAY]
+    if isinstance(value, (list, tuple)) and value:
+        if all(type(item) is int for item in value):
+            fitting = [kind for kind, (low, high) in _INTEGERS.items() if low <= min(value) and max(value) < high]
+            if fitting:
+                return [*array, fitting[0]]
+        else:
+            inner = [_kinds(key, item) for item in value]
+            if all(kinds == inner[0] for kinds in inner):
+                return [*array, *inner[0]]
+    text = f"the key {key!r} has a value that GGUF does not hold: {str(value)[:60]}"
+    help = "give texts, numbers, booleans, and lists of these"
+    raise CheckpointError(Diagnostic("unsupported-format", text, key, help=help))
 
 
 def _types(plan: Plan, sources: Mapping[str, str]) -> dict[str, str]:

@@ -115,6 +115,26 @@ def test_packed_types_follow_the_names_and_whole_rows(tmp_path: Path) -> None:
         cs.plan(checkpoint, cut).save(tmp_path / "cut.gguf", beside="keep")
 
 
+def test_pairs_are_given(tmp_path: Path) -> None:
+    pairs = {
+        "general.architecture": "tiny",
+        "tiny.count": 3,
+        "tiny.large": 1 << 40,
+        "tiny.below": -7,
+        "tiny.eps": 0.5,
+        "tiny.flag": True,
+        "tiny.names": ["a", "b"],
+        "tiny.mixed": [1, -2, 3],
+        "tiny.nested": [[1, 2], [3]],
+    }
+    cs.plan({"w": torch.ones(2)}, "w -> w").save(tmp_path / "x.gguf", template=pairs)
+    with cs.open(tmp_path / "x.gguf") as made:
+        assert made.extras["gguf"]["metadata"] == pairs
+    for bad in ({"k": {"a": 1}}, {"k": [1, "a"]}, {"k": 1 << 64}, {"k": [-1, 1 << 63]}, {"k": []}):
+        with pytest.raises(cs.CheckpointError, match=r"unsupported-format.*GGUF does not hold"):
+            cs.plan({"w": torch.ones(2)}, "w -> w").save(tmp_path / "y.gguf", template=bad)
+
+
 def test_a_template_that_is_no_gguf_file_is_refused(tmp_path: Path) -> None:
     cs.save({"w": torch.ones(2)}, tmp_path / "x.safetensors")
     with pytest.raises(cs.CheckpointError, match=r"unsupported-format.*not a GGUF file"):

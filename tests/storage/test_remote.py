@@ -190,6 +190,17 @@ def test_ranges_of_any_shape_are_filled(server: RangeServer) -> None:
         source.read_into([(299_999, memoryview(bytearray(2)))])
 
 
+def test_a_packed_tensor_is_fetched_whole_to_be_dequantised(server: RangeServer, tmp_path: Path) -> None:
+    blocks = torch.zeros(1024, 34 * 64, dtype=torch.uint8)
+    cs.save({"w": blocks}, tmp_path / "x.safetensors")
+    server.files["packed"] = (tmp_path / "x.safetensors").read_bytes()
+    with cs.open(f"{server.url}/packed") as checkpoint:
+        server.reset()
+        cs.plan(checkpoint, "w -> w | gguf_dequant(Q8_0)").save(tmp_path / "y.safetensors")
+        assert server.sent == blocks.nbytes
+        assert len(server.asked) <= 8
+
+
 def test_what_fsspec_knows_is_opened(written: dict[str, bytes]) -> None:
     store = fsspec.filesystem("memory")
     for name, data in written.items():

@@ -63,7 +63,9 @@ def compute(
     for step in steps:
         number, lie = id(step.program), list(map(entries.__getitem__, step.sources))
         cut = cuts[number] and step.program.copies is None
-        if (cut or rows.get(number)) and all(entry.is_contiguous for entry in lie):
+        # A tensor at an address is fetched by one request, and not by one for each of its rows.
+        parted = rows.get(number) and not any(entry.file and checkpoint.is_remote(entry.file) for entry in lie)
+        if (cut or parted) and all(entry.is_contiguous for entry in lie):
             continue  # only what is one run of a file can be read in parts
         work: _Views | _Handed
         if turned[number] and all(map(_on_host, lie)):
