@@ -73,7 +73,7 @@ def main() -> None:
             ("F32", None),
             ("F16", "f16"),
             ("BF16", "bf16"),
-            ("Q8_0", cs.load_recipe("quantised/float_to_q8_0")),
+            ("Q8_0", cs.load_recipe("quantised/float_to_q80")),
         ):
             made = folder / kind / "model.gguf"
             made.parent.mkdir()

@@ -83,7 +83,7 @@ CONFIG = {"num_attention_heads": 4, "num_key_value_heads": 2}
 
 def test_a_template_gives_architecture_sizes_and_tokenizer(tmp_path: Path) -> None:
     """`scripts/formats/gguf_logits.py` opens such files with transformers: the logits of F32 are equal."""
-    recipe = cs.load_recipe("llama/hf_to_gguf").then(cs.load_recipe("quantised/float_to_q8_0"))
+    recipe = cs.load_recipe("llama/hf_to_gguf").then(cs.load_recipe("quantised/float_to_q80"))
     state = tiny_llama()
     plan = cs.plan(state, recipe, config=CONFIG)
     plan.save(tmp_path / "new.gguf", template=TEMPLATE, check=True)
