@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 from ..errors import Diagnostic, RecipeError, Remedy
 
@@ -25,7 +26,9 @@ def as_carry(carry: Carry | None) -> dict[str, tuple[str, ...]] | None:
     """
     if carry is None:
         return None
-    given = {carry: ()} if isinstance(carry, str) else carry
+    given: Any = {carry: ()} if isinstance(carry, str) else carry
+    if not isinstance(given, Iterable):
+        raise RecipeError(Diagnostic("bad-carry", f"carry = {given!r}", help='carry = ["optimizer", "ema"]'))
     pairs = dict(given) if isinstance(given, Mapping) else dict.fromkeys(given, ())
     for path, keys in pairs.items():
         texts = [path, *keys] if isinstance(keys, list | tuple) else [path, None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +13,16 @@ from .carrying import Carry, as_carry, check_carry_lost
 from .config_edits import ConfigEdits, edits_of
 from .dims import DimValue, is_dim
 from .keys import KeyPattern
-from .recipe_checks import bad_dim, bad_rest, check_text, law_breaks, parsed_rule, unbound_captures
+from .recipe_checks import (
+    bad_dim,
+    bad_rest,
+    check_text,
+    law_breaks,
+    parsed_rule,
+    unbound_captures,
+    wrong_entries,
+    wrong_values,
+)
 from .registered_ops import RegisteredOps
 from .rules import OpAlgebra, Rule, parse_made
 
@@ -136,7 +145,14 @@ class Recipe:
         summary: str = "",
         place: str | None = None,
     ) -> None:
-        problems: list[Diagnostic] = []
+        rules, drop = (tuple(some) if isinstance(some, Iterator) else some for some in (rules, drop))
+        lists = {"rules": rules, "drop": drop, "scopes": scopes, "stages": stages}
+        tables = {"init": init, "tie": tie, "same": same, "dims": dims, "data": data, "names": names}
+        problems = _wrong_kinds(lists, tables, place)
+        if not isinstance(rest, str | None):
+            problems.append(bad_rest(rest, place))
+        if problems:
+            raise RecipeError(problems)
         parsed = tuple(parsed_rule(r, place, problems) for r in ([rules] if isinstance(rules, str | Rule) else rules))
         for text in [drop] if isinstance(drop, str) else drop:
             check_text(text, place, problems)
@@ -388,3 +404,24 @@ def _own_text(key: str, value: Any) -> str:
         shown = f"{key!r} is set by an object of type {kind}, which has no text"
         raise RecipeError(Diagnostic("not-text", shown, help="name a registered op, or a file of numbers"))
     return value
+
+
+def _wrong_kinds(lists: Mapping[str, Any], tables: Mapping[str, Any], place: str | None) -> list[Diagnostic]:
+    """Return a diagnostic for each argument of a recipe that is of another Python type."""
+    entries: dict[str, tuple[type | tuple[type, ...], str]] = {
+        "rules": ((str, Rule), "rules as text"),
+        "drop": (str, "key patterns"),
+        "scopes": (Scope, "scopes"),
+        "stages": (Recipe, "recipes"),
+    }
+    values: dict[str, tuple[type, str]] = {
+        "init": (object, "target key -> initialiser"),
+        "tie": (str, "target key -> target key"),
+        "same": (str, "source key -> source key"),
+        "dims": (object, "name -> size"),
+        "data": (object, "name -> file or numbers"),
+        "names": (Mapping, "capture -> {source spelling: target spelling}"),
+    }
+    found = [text for name, value in lists.items() for text in wrong_entries(name, value, *entries[name])]
+    found += [text for name, value in tables.items() for text in wrong_values(name, value, *values[name])]
+    return [Diagnostic("bad-recipe", text, place=place) for text in found]

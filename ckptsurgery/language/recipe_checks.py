@@ -8,11 +8,51 @@ from difflib import get_close_matches
 from typing import Any
 
 from ..errors import Diagnostic, RecipeError, Remedy
+from ..wording import clipped
 from .dims import DimValue
 from .law import normalise, signature
 from .rules import Rule, parse_pattern
 
-__all__ = ["bad_dim", "bad_rest", "check_text", "law_breaks", "parsed_rule", "unbound_captures"]
+__all__ = [
+    "bad_dim",
+    "bad_rest",
+    "check_text",
+    "law_breaks",
+    "parsed_rule",
+    "unbound_captures",
+    "wrong_entries",
+    "wrong_values",
+]
+
+
+def wrong_entries(name: str, value: object, kinds: type | tuple[type, ...], called: str) -> list[str]:
+    """Return what is wrong with an argument that is a list, or one of its entries alone.
+
+    >>> wrong_entries("drop", ["a", 1], str, "key patterns")
+    ['drop[1] = 1: drop is a list of key patterns']
+    """
+    told = f"{name} is a list of {called}"
+    if isinstance(value, kinds):
+        return []
+    if isinstance(value, Mapping | str | bytes) or not isinstance(value, Iterable):
+        return [f"{name} = {clipped(repr(value))}: {told}"]
+    wrong = [(n, entry) for n, entry in enumerate(value) if not isinstance(entry, kinds)]
+    return [f"{name}[{n}] = {clipped(repr(entry))}: {told}" for n, entry in wrong]
+
+
+def wrong_values(name: str, value: object, kind: type, called: str) -> list[str]:
+    """Return what is wrong with an argument that is a table by names, or None.
+
+    >>> wrong_values("tie", {"a": 1}, str, "target key -> target key")
+    ["tie['a'] = 1: tie is a table, target key -> target key"]
+    """
+    told = f"{name} is a table, {called}"
+    if value is None:
+        return []
+    if not isinstance(value, Mapping):
+        return [f"{name} = {clipped(repr(value))}: {told}"]
+    wrong = [(key, one) for key, one in value.items() if not isinstance(key, str) or not isinstance(one, kind)]
+    return [f"{name}[{clipped(repr(key))}] = {clipped(repr(one))}: {told}" for key, one in wrong]
 
 
 def parsed_rule(rule: str | Rule, place: str | None, problems: list[Diagnostic]) -> Rule | None:
