@@ -21,15 +21,34 @@ def ops(context: typer.Context, json: o.Json = False) -> None:
     """List the ops that rules may use, and show one.
 
     \b
-    ckptsurgery ops
+    ckptsurgery ops list merge
     ckptsurgery ops show slerp
     """
+    if context.invoked_subcommand is None:
+        _list("", json)
+
+
+@app.command("list", cls=Command)
+def list_(
+    text: Annotated[str, typer.Argument(metavar="[TEXT]", help="Only ops with this text in name or summary.")] = "",
+    json: o.Json = False,
+) -> None:
+    """List the ops that rules may use.
+
+    \b
+    ckptsurgery ops list
+    ckptsurgery ops list dequant
+    """
+    _list(text, json)
+
+
+def _list(text: str, json: bool) -> None:
     from ..ops.reference import reference
     from ..tables.columns import listing
 
-    if context.invoked_subcommand is None:
-        found = {each.name: each.summary for each in reference()}
-        show(found if json else "\n".join(listing(found, width() if sys.stdout.isatty() else None)), json)
+    found = {op.name: op.summary for op in reference() if text.lower() in f"{op.name} {op.summary}".lower()}
+    lines = listing(found, width() if sys.stdout.isatty() else None)
+    show(found if json else "\n".join(lines) or f"no op has {text!r} in its name or summary", json)
 
 
 @app.command("show", cls=Command)

@@ -25,17 +25,37 @@ def recipes(context: typer.Context, json: o.Json = False) -> None:
     """List, show and match the built-in recipes.
 
     \b
-    ckptsurgery recipes
+    ckptsurgery recipes list llama
     ckptsurgery recipes show NAME
     ckptsurgery recipes match model.safetensors
     ckptsurgery recipes import transformers:TYPE -o mine.toml
     ckptsurgery recipes export mine.toml --as vllm
     """
+    if context.invoked_subcommand is None:
+        _list("", json)
+
+
+@app.command("list", cls=Command)
+def list_(
+    text: Annotated[str, typer.Argument(metavar="[TEXT]", help="Only recipes with this text in name or summary.")] = "",
+    json: o.Json = False,
+) -> None:
+    """List the built-in recipes.
+
+    \b
+    ckptsurgery recipes list
+    ckptsurgery recipes list litgpt
+    """
+    _list(text, json)
+
+
+def _list(text: str, json: bool) -> None:
     from ..tables.columns import listing
 
-    if context.invoked_subcommand is None:
-        found = {name: cs.load_recipe(name).summary for name in cs.list_recipes()}
-        show(found if json else "\n".join(listing(found, width() if sys.stdout.isatty() else None)), json)
+    every = {name: cs.load_recipe(name).summary for name in cs.list_recipes()}
+    found = {name: said for name, said in every.items() if text.lower() in f"{name} {said}".lower()}
+    lines = listing(found, width() if sys.stdout.isatty() else None)
+    show(found if json else "\n".join(lines) or f"no built-in recipe has {text!r} in its name or summary", json)
 
 
 @app.command("show", cls=Command)

@@ -345,3 +345,12 @@ def test_a_program_that_is_called_again_and_again_reads_its_words_as_before(sour
         return [vars(parameter).get("process_value") for parameter in program.commands["inspect"].params]
 
     assert called() == called()
+
+
+@pytest.mark.parametrize(
+    ("command", "text", "name"), [("recipes", "LitGPT", "llama/hf_to_litgpt"), ("ops", "slerp", "slerp")]
+)
+def test_what_there_is_can_be_listed_and_searched(command: str, text: str, name: str) -> None:
+    every, some = as_json(command, "list"), as_json(command, "list", text)
+    assert every == as_json(command) and name in some and 0 < len(some) < len(every)
+    assert "no " in run(command, "list", "nothing-has-this-text").stdout
