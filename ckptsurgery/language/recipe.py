@@ -145,12 +145,11 @@ class Recipe:
         summary: str = "",
         place: str | None = None,
     ) -> None:
-        rules, drop = (tuple(some) if isinstance(some, Iterator) else some for some in (rules, drop))
-        lists = {"rules": rules, "drop": drop, "scopes": scopes, "stages": stages}
-        tables = {"init": init, "tie": tie, "same": same, "dims": dims, "data": data, "names": names}
-        problems = _wrong_kinds(lists, tables, place)
-        if not isinstance(rest, str | None):
-            problems.append(bad_rest(rest, place))
+        rules = tuple(rules) if isinstance(rules, Iterator) else rules
+        drop = tuple(drop) if isinstance(drop, Iterator) else drop
+        given = {"rules": rules, "drop": drop, "scopes": scopes, "stages": stages, "rest": rest}
+        given |= {"init": init, "tie": tie, "same": same, "dims": dims, "data": data, "names": names}
+        problems = _wrong_kinds(given, place)
         if problems:
             raise RecipeError(problems)
         parsed = tuple(parsed_rule(r, place, problems) for r in ([rules] if isinstance(rules, str | Rule) else rules))
@@ -406,7 +405,7 @@ def _own_text(key: str, value: Any) -> str:
     return value
 
 
-def _wrong_kinds(lists: Mapping[str, Any], tables: Mapping[str, Any], place: str | None) -> list[Diagnostic]:
+def _wrong_kinds(given: Mapping[str, Any], place: str | None) -> list[Diagnostic]:
     """Return a diagnostic for each argument of a recipe that is of another Python type."""
     entries: dict[str, tuple[type | tuple[type, ...], str]] = {
         "rules": ((str, Rule), "rules as text"),
@@ -422,6 +421,8 @@ def _wrong_kinds(lists: Mapping[str, Any], tables: Mapping[str, Any], place: str
         "data": (object, "name -> file or numbers"),
         "names": (Mapping, "capture -> {source spelling: target spelling}"),
     }
-    found = [text for name, value in lists.items() for text in wrong_entries(name, value, *entries[name])]
-    found += [text for name, value in tables.items() for text in wrong_values(name, value, *values[name])]
-    return [Diagnostic("bad-recipe", text, place=place) for text in found]
+    rest = given["rest"]
+    others = [bad_rest(rest, place)] if rest is not None and not isinstance(rest, str) else []
+    found = [text for name in entries for text in wrong_entries(name, given[name], *entries[name])]
+    found += [text for name in values for text in wrong_values(name, given[name], *values[name])]
+    return [*(Diagnostic("bad-recipe", text, place=place) for text in found), *others]

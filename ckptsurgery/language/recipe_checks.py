@@ -26,7 +26,7 @@ __all__ = [
 
 
 def wrong_entries(name: str, value: object, kinds: type | tuple[type, ...], called: str) -> list[str]:
-    """Return what is wrong with an argument that is a list, or one of its entries alone.
+    """Return what is wrong with an argument that is a list, or a single entry.
 
     >>> wrong_entries("drop", ["a", 1], str, "key patterns")
     ['drop[1] = 1: drop is a list of key patterns']

@@ -223,7 +223,7 @@ class Equations:
             return Diagnostic("size-mismatch", f"the rule writes {shown(axes)}, and the dimension is {size}")
         if len(axes) == 1 and str(axes[0]).startswith("..."):
             place = str(axes[0]).removeprefix("...")
-            text = f"dimension {place} of what '...' stands for is {expected} in one tensor and {size} in another"
+            text = f"dimension {place} of '...' is {expected} in one tensor and {size} in another"
             return Diagnostic("size-mismatch", text)
         text = f"'{shown(axes)}' should be {expected}, but the dimension is {size}"
         return Diagnostic("size-mismatch", text, facts=(("sizes", self.listed(axes, env)),))
