@@ -25,7 +25,7 @@ def recipes(context: typer.Context, json: o.Json = False) -> None:
     """List, show and match the built-in recipes.
 
     \b
-    ckptsurgery recipes list llama
+    ckptsurgery recipes list litgpt
     ckptsurgery recipes show NAME
     ckptsurgery recipes match model.safetensors
     ckptsurgery recipes import transformers:TYPE -o mine.toml

@@ -147,7 +147,7 @@ class Recipe:
     ) -> None:
         rules = tuple(rules) if isinstance(rules, Iterator) else rules
         drop = tuple(drop) if isinstance(drop, Iterator) else drop
-        given = {"rules": rules, "drop": drop, "scopes": scopes, "stages": stages, "rest": rest}
+        given: dict[str, Any] = {"rules": rules, "drop": drop, "scopes": scopes, "stages": stages, "rest": rest}
         given |= {"init": init, "tie": tie, "same": same, "dims": dims, "data": data, "names": names}
         problems = _wrong_kinds(given, place)
         if problems:
