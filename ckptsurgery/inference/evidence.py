@@ -34,6 +34,7 @@ WEIGHTS: Mapping[str, float] = {
     "shape": 0.8,
     "index": 1.2,
     "loops": 1.5,
+    "series": 3.0,
     "order": 1.0,
     "size": 1.2,
     "norms": 1.5,
@@ -92,6 +93,7 @@ def gather(a: UnitSide, b: UnitSide, placement: Placement | None = None) -> Evid
         "shape": shape,
         "index": _index(a, b, mask),
         "loops": _loops(a, b, aligned),
+        "series": _series(a, b),
         "order": _order(a, b, mask),
         "size": _sizes(a, b),
         "norms": _norms(a, b),
@@ -282,6 +284,29 @@ def _index(a: UnitSide, b: UnitSide, mask: Matrix) -> Matrix:
         same_rank = rank_a[:, None] == rank_b[None, :]
         total += same_size * np.where(same_rank, 0.5, -0.5)
     return total * mask
+
+
+def _series(a: UnitSide, b: UnitSide) -> Matrix:
+    """Numbered families whose shapes are the same series: instance by instance, however each side nests its numbers."""
+    rows = []
+    for side in (a, b):
+        members: dict[str, list[int]] = defaultdict(list)
+        numbers = side.numbers
+        for i, family in enumerate(side.families):
+            members[family].append(i)
+        found: list[tuple[Hashable, int]] = [((), 0)] * len(side)
+        for listed in members.values():
+            listed.sort(key=numbers.__getitem__)
+            series = tuple((_canonical(side.units[i]), tuple(sorted(side.units[i].leaves))) for i in listed)
+            if len(listed) > 2 and len(set(series)) > 1:
+                for rank, i in enumerate(listed):
+                    found[i] = series, rank
+        rows.append(found)
+
+    def of(x: tuple[Hashable, int], y: tuple[Hashable, int]) -> float:
+        return 0.0 if x[0] != y[0] or not x[0] else 1.0 if x[1] == y[1] else -1.0
+
+    return _spread(rows[0], rows[1], of)
 
 
 def _aligned(a: UnitSide, b: UnitSide) -> dict[tuple[str, str], tuple[float, bool]]:

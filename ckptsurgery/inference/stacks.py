@@ -23,6 +23,12 @@ _ALIKE = 0.6  # layers of corresponding stacks have at least this share of each 
 _INSIDE = 0.95  # the same inside a layer, where numbers count parts more often than layers
 _BACK = 0.05  # by how much layers have to be more alike when one stack is counted backwards
 _CLOSE = 0.15  # scores that differ by less than this do not tell two stacks apart
+_ODD = 0.3  # two layers that are less alike than this do not correspond, and neither do their stacks
+_SLOPES = (  # the parts of a network that narrows and widens again
+    frozenset(["down", "downs", "input", "encoder", "enc", "contracting"]),
+    frozenset(["mid", "middle", "bottleneck"]),
+    frozenset(["up", "ups", "output", "decoder", "dec", "expanding"]),
+)
 _TOWERS = tuple(g for g in EXCLUSIVE if g & {"encoder", "text", "upsample"})
 
 
@@ -182,6 +188,8 @@ class Tower:
         called = any(
             self.meant & group and other.meant & group and not self.meant & other.meant & group for group in _TOWERS
         )
+        slopes = [[slope for slope in _SLOPES if slope & tower.spelled] for tower in (self, other)]
+        called |= all(slopes) and not any(slope in slopes[1] for slope in slopes[0])
         return called or bool(self.entries and other.entries and not self.entries & other.entries)
 
     def affinity(self, other: Tower) -> float:
@@ -273,18 +281,34 @@ def _alike(one: Stack, two: Stack) -> float:
 
 
 def _likeness(one: Stack, two: Stack, ranked: Iterable[tuple[int, int]]) -> float:
-    """How alike the layers that correspond are, on average: in size, or in most of the tensors of the smaller one."""
-    found = []
-    for v, w in ranked:
-        n, m = one.layers[v], two.layers[w]
-        shared, fewer = (one.shapes[v] & two.shapes[w]).total(), min(one.shapes[v].total(), two.shapes[w].total())
-        found.append(max(min(n, m) / max(n, m, 1), 0.9 * shared / max(1, fewer) if fewer > 2 else 0.0))
-    return sum(found) / len(found) if found else 0.0
+    """How alike the layers that correspond are, on average."""
+    found = [_shared(one, two, v, w) for v, w in ranked]
+    return sum(found) / len(found) if found and min(found) >= _ODD else 0.0
+
+
+def _shared(one: Stack, two: Stack, v: int, w: int) -> float:
+    """How alike two layers are: in size, or in the elements of most tensors of the smaller one."""
+    n, m = one.layers[v], two.layers[w]
+    fewer = min((one.shapes[v], two.shapes[w]), key=_elements_of)
+    contained = _elements_of(one.shapes[v] & two.shapes[w]) / max(1, _elements_of(fewer))
+    return max(min(n, m) / max(n, m, 1), 0.9 * contained if fewer.total() > 2 else 0.0)
+
+
+def _elements_of(shapes: Counter[tuple[int, ...]]) -> int:
+    return sum(prod(shape) * count for shape, count in shapes.items())
 
 
 def _flattened(one: Stack, two: Stack, alike: float) -> bool:
     """Whether one counts in stages, which hold several layers, what the other counts through."""
-    if len(one.layers) == len(two.layers) or alike >= _INSIDE:
+    if alike >= _INSIDE:
+        return False
+    for small, large in ((one, two), (two, one)):
+        inner = [shapes for stacks in large.inner.values() for s in stacks for shapes in s.shapes.values()]
+        first = next(iter(small.shapes.values()))
+        size = _elements_of(first)
+        if any(_elements_of(first & s) >= 0.9 * min(size, _elements_of(s)) > 0.5 * size for s in inner):
+            return True  # a layer of one is like a layer inside the layers of the other
+    if len(one.layers) == len(two.layers):
         return False
     return len(one.layers) == two.nested or one.nested == len(two.layers) or one.nested == two.nested > 1
 
