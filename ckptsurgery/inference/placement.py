@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from ..narrowing import present
@@ -141,6 +142,11 @@ class Placement:
                 known |= two[id(p.target)]
         towers = np.logical_or.reduce([*one.values(), np.zeros(len(a), dtype=bool)])
         found = ~(towers[:, None] & known[None, :]) | shared
+        apart = {(id(s), id(t)) for s, t in self.apart}
+        # A unit may be beside several stacks, of which some do not contradict each other.
+        for s, t in product(self.source, self.target) if apart else ():
+            if (id(s), id(t)) not in apart:
+                shared = shared | (one[id(s)][:, None] & two[id(t)][None, :])
         for s, t in self.apart:
             found &= ~(one[id(s)][:, None] & two[id(t)][None, :]) | shared
         kept: Matrix = found.astype(float)
