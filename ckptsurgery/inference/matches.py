@@ -165,6 +165,7 @@ class _MatchPart:
     doubted: set[tuple[int, int]]
     solution: Solution
     evidence: Evidence
+    late: Sequence[TensorMove] = ()
 
     @classmethod
     def of(
@@ -182,14 +183,14 @@ class _MatchPart:
         broken += placement.unclaimed(a, b, kept, doubted)
         sure, doubted = [p for p in sure if p not in set(broken)], [*doubted, *broken]
         moves = resolve(a, b, sure)
-        if sure or not broken:
-            moves += _left_over(a, b, sure, moves, agreement, placement)
-        return cls(a, b, moves, sure, set(doubted), solution, evidence)
+        late = _left_over(a, b, sure, moves, agreement, placement) if sure or not broken else []
+        return cls(a, b, [*moves, *late], sure, set(doubted), solution, evidence, late)
 
     def placed(self, weights: Mapping[str, float]) -> Iterator[str]:
-        """The targets whose names speak as loudly for another tensor of their shape."""
+        """The targets whose names speak as loudly for another tensor of their shape, or whose number nothing shows."""
         import numpy as np
 
+        yield from (key for move in self.late for key in move.targets)
         named = self.evidence.total({k: w for k, w in weights.items() if k in _NAMES})
         possible = self.evidence.mask > 0
         families = [np.unique(side.families, return_inverse=True)[1] for side in (self.a, self.b)]
@@ -197,7 +198,9 @@ class _MatchPart:
             rivals = possible[:, j] & (families[0] != families[0][i])
             others = possible[i] & (families[1] != families[1][j])
             best = max(named[rivals, j].max(initial=-np.inf), named[i, others].max(initial=-np.inf))
-            if named[i, j] - best < _TOLD:
+            kin = possible[:, j] & (families[0] == families[0][i])
+            counted = max(self.evidence.features[k][i, j] for k in ("loops", "series"))
+            if named[i, j] - best < _TOLD or (kin.sum() > 1 and counted <= 0):
                 yield from (k for leaf in self.b.units[j].leaves.values() for k in leaf.keys)
 
     def questions(self, weights: Mapping[str, float], settled: set[str]) -> tuple[Question, ...]:
