@@ -104,7 +104,7 @@ def _choose(ways: Sequence[ShapeRelation], vote: bool | None) -> tuple[ShapeRela
     if len({w.moved for w in ways}) == 1:
         return ways[0], frozenset()
     agreeing = [w for w in ways if w.moved == bool(vote)]
-    square = ways[0].kind == "same" and ways[-1].source == "[a b]"
+    square = ways[0].kind == "same" and (ways[-1].source == "[a b]" or agreeing[0].moved)
     return agreeing[0], frozenset({"square"} if square else ())
 
 

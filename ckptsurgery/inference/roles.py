@@ -217,12 +217,18 @@ def _up_first(one: Unit, two: Unit, ordered: bool) -> bool:
     numbers = [[int(w) for w in words(split_path(u.path)[1]) if w.isdigit()] for u in (one, two)]
     if numbers[0] and numbers[1] and numbers[0] != numbers[1]:
         return numbers[0] < numbers[1]
-    said = [{c for c, _ in concepts(split_path(u.path)[1])} & {"up", "down"} for u in (one, two)]
+    said = [_way(split_path(u.path)[1]) for u in (one, two)]
     if said in ([{"down"}, {"up"}], [{"down"}, set()], [set(), {"up"}]):
         return False
     if said in ([{"up"}, {"down"}], [{"up"}, set()], [set(), {"down"}]):
         return True
     return ordered and one.order < two.order
+
+
+def _way(segment: str) -> set[str]:
+    """Whether a name means up or down: the word that means it most, since "proj" may mean either."""
+    worth = {c: w for c, w in concepts(segment) if c in ("up", "down")}
+    return {c for c, w in worth.items() if w == max(worth.values())}
 
 
 def _gate_first(pair: Sequence[Unit]) -> tuple[Unit | None, Unit | None]:

@@ -114,3 +114,11 @@ def test_first_and_second_count() -> None:
     assert set(pairs) == set(target)
     named = {k: next(iter(v)) for k, v in pairs.items() if "attn" in k or "norm" in k}
     assert all(("attn1" in k or "norm1" in k) == ("first" in v) for k, v in named.items())
+
+
+def test_up_and_down_are_told_by_their_words_in_any_order() -> None:
+    ours = {f"h.{i}.mlp.{m}.weight": spec(*s) for i in LAYERS for m, s in (("down_proj", (D, I)), ("up_proj", (I, D)))}
+    theirs = {f"b.{i}.ff.{m}.kernel": spec(*s) for i in LAYERS for m, s in (("up", (D, I)), ("down", (I, D)))}
+    pairs = made(ours, theirs)
+    assert set(pairs) == set(theirs)
+    assert all(("up_proj" in next(iter(v))) == ("ff.up" in k) for k, v in pairs.items())

@@ -114,3 +114,39 @@ def test_unequal_depths_do_not_depend_on_the_order_of_the_keys(seed: int) -> Non
     mixed = [{k: side[k] for k in draw.sample(list(side), len(side))} for side in (source, target)]
     ordered = [dict(sorted(side.items())) for side in (source, target)]
     assert str(cs.suggest(*mixed).recipe) == str(cs.suggest(*ordered).recipe)
+
+
+def unet(flat: bool, widths: tuple[int, ...] = (8, 16, 24)) -> Specs:
+    """A network that narrows and widens: blocks counted through, or by stage and place."""
+    found: Specs = {}
+
+    def add(ours: str, theirs: str, *shape: int) -> None:
+        found[(ours if flat else theirs) + ".weight"] = spec(*shape)
+
+    def block(ours: str, theirs: str, before: int, after: int) -> None:
+        add(ours + ".0.in_layers.0", theirs.format("resnets") + ".norm1", before)
+        add(ours + ".0.in_layers.2", theirs.format("resnets") + ".conv1", after, before, 3, 3)
+        add(ours + ".0.out_layers.0", theirs.format("resnets") + ".norm2", after)
+        add(ours + ".0.out_layers.3", theirs.format("resnets") + ".conv2", after, after, 3, 3)
+        add(ours + ".1.norm", theirs.format("attentions") + ".group_norm", after)
+        for part in "qkv":
+            add(f"{ours}.1.{part}", f"{theirs.format('attentions')}.to_{part}", after, after)
+
+    width, number, skips = widths[0], 0, []
+    for stage, wide in enumerate(widths):
+        for place in range(2):
+            block(f"input_blocks.{number}", f"down_blocks.{stage}.{{}}.{place}", width, wide)
+            width, number = wide, number + 1
+            skips.append(width)
+    number = 0
+    for stage, wide in enumerate(reversed(widths)):
+        for place in range(2):
+            block(f"output_blocks.{number}", f"up_blocks.{stage}.{{}}.{place}", width + skips.pop(), wide)
+            width, number = wide, number + 1
+    return found
+
+
+def test_blocks_that_are_counted_through_go_to_stages_and_places() -> None:
+    source, target = unet(True), unet(False)
+    pairs = made(cs.suggest(source, target), source)
+    assert pairs == {theirs: (ours,) for ours, theirs in zip(source, target)}
