@@ -10,8 +10,8 @@ Glossary, in the order of the work:
   layers and *copies* of the weights that only one side has stay open (`depths`, `weight_copies`).
 - A *side* is all units of one checkpoint with what is known of each (`sides`). *Fusion* makes one unit of several where
   the other side has one (`fusion`). *Relations* are the ways from a shape to another (`shapes`).
-- *Evidence* is what speaks for a pair of units (`evidence`), the *assignment* the pairs that together score most
-  (`assignment`); an *agreement* is what most pairs say of the others (`agreement`). A *match* is the whole of it, with
+- *Evidence* is what speaks for a pair of units (`evidence`, `index_evidence`), the *assignment* the pairs that together
+  score most (`assignment`); an *agreement* is what most pairs say of the others (`agreement`). A *match* is the whole of it, with
   open *questions* (`matches`). *Shared tensors* are sources that several targets need (`shared_tensors`).
 - A *move* is which tensors make which, with which axes (`moves`); an *assumption* is what a move takes on trust
   (`assumptions`, `neighbours`).

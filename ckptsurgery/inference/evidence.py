@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+from .index_evidence import (
+    aligned_loops,
+    by_counts,
+    by_index,
+    by_loops,
+    by_sequence,
+    by_series,
+    canonical,
+    ranks,
+    spread,
+)
 from .placement import Placement
 from .roles import SORTS
 from .shapes import relations
-from .sides import Loop, UnitSide
+from .sides import UnitSide
 from .units import Unit
 from .vocabulary import EXCLUSIVE, STRUCTURAL
 
@@ -79,8 +90,8 @@ def gather(a: UnitSide, b: UnitSide, placement: Placement | None = None) -> Evid
         mask = mask * placement.allowed(a, b)
     one, two = ([u.weight.shape for u in side.units] for side in (a, b))
     turned = _turned(a, b)
-    alike = _spread(one, two, lambda x, y: float(x == (y[::-1] if turned and len(y) == 2 else y)))
-    aligned = _aligned(a, b)
+    alike = spread(one, two, lambda x, y: float(x == (y[::-1] if turned and len(y) == 2 else y)))
+    aligned = aligned_loops(a, b)
     a.backwards = frozenset(p for (p, _), (_, back) in aligned.items() if back)
     found = Evidence(mask)
     found.features = {
@@ -91,28 +102,18 @@ def gather(a: UnitSide, b: UnitSide, placement: Placement | None = None) -> Evid
         "role": _roles(a, b),
         "leaves": leaves,
         "shape": shape,
-        "index": _index(a, b, mask),
-        "loops": _loops(a, b, aligned),
-        "series": _series(a, b),
+        "index": by_index(a, b, mask),
+        "loops": by_loops(a, b, aligned),
+        "series": by_series(a, b),
         "order": _order(a, b, mask),
         "size": _sizes(a, b),
         "norms": _norms(a, b),
         "only": np.maximum(_only(mask), 0.6 * _only(mask * alike)),
-        "sequence": _sequence(a, b),
+        "sequence": by_sequence(a, b),
         "nest": _nest(a, b),
-        "count": _counts(a, b, aligned),
+        "count": by_counts(a, b, aligned),
     }
     return found
-
-
-def _spread(a: Sequence[Hashable], b: Sequence[Hashable], of: Any) -> Matrix:
-    """`of(x, y)` for every pair, asked once for each pair of distinct values."""
-    import numpy as np
-
-    rows, columns = list(dict.fromkeys(a)), list(dict.fromkeys(b))
-    table = np.array([[of(x, y) for y in columns] for x in rows], dtype=float).reshape(len(rows), len(columns))
-    at_row, at_column = {x: i for i, x in enumerate(rows)}, {y: j for j, y in enumerate(columns)}
-    return table[np.ix_([at_row[x] for x in a], [at_column[y] for y in b])]
 
 
 def _signature(unit: Unit) -> tuple[tuple[str, tuple[int, ...], str], ...]:
@@ -129,9 +130,9 @@ def _shapes(a: UnitSide, b: UnitSide) -> tuple[Matrix, Matrix, Matrix]:
             costs[x, y] = _fit({r: (s, k) for r, s, k in x}, {r: (s, k) for r, s, k in y})
         return costs[x, y]
 
-    mask, leaves, shape = (_spread(one, two, lambda x, y, i=i: of(x, y)[i]) for i in range(3))
+    mask, leaves, shape = (spread(one, two, lambda x, y, i=i: of(x, y)[i]) for i in range(3))
     if _turned(a, b):
-        shape = _spread(one, two, lambda x, y: min(0.0, of(x, y)[2] + 1.0) if of(x, y)[0] else 0.0)
+        shape = spread(one, two, lambda x, y: min(0.0, of(x, y)[2] + 1.0) if of(x, y)[0] else 0.0)
     return mask, leaves, shape
 
 
@@ -192,7 +193,7 @@ def _names(a: UnitSide, b: UnitSide) -> Matrix:
         any_ = math.fsum(max(one.get(c, 0.0), two.get(c, 0.0)) * worth[c] for c in one.keys() | two.keys())
         return both / any_ if any_ else 0.0
 
-    return _spread(_frozen(a.bags), _frozen(b.bags), of)
+    return spread(_frozen(a.bags), _frozen(b.bags), of)
 
 
 def _spelling(a: UnitSide, b: UnitSide) -> Matrix:
@@ -212,7 +213,7 @@ def _spelling(a: UnitSide, b: UnitSide) -> Matrix:
         union = (one | two).total()
         return (one & two).total() / union + (0.5 if x == y else 0.0) if union else 0.0
 
-    return _spread(a.families, b.families, of)
+    return spread(a.families, b.families, of)
 
 
 def _exclusive(a: UnitSide, b: UnitSide, groups: Sequence[frozenset[str]] = EXCLUSIVE) -> Matrix:
@@ -226,7 +227,7 @@ def _exclusive(a: UnitSide, b: UnitSide, groups: Sequence[frozenset[str]] = EXCL
             total -= 0.3  # the weights themselves before their copies
         return max(total, -3.0)
 
-    return _spread(_frozen(a.bags), _frozen(b.bags), of)
+    return spread(_frozen(a.bags), _frozen(b.bags), of)
 
 
 def _balance(a: UnitSide, b: UnitSide) -> Matrix:
@@ -240,7 +241,7 @@ def _balance(a: UnitSide, b: UnitSide) -> Matrix:
         one, two = dict(x), dict(y)
         return -min(2.0, math.fsum(max(one.get(c, 0.0), two.get(c, 0.0)) for c in (one.keys() ^ two.keys()) & balanced))
 
-    return _spread(_frozen(a.bags), _frozen(b.bags), of)
+    return spread(_frozen(a.bags), _frozen(b.bags), of)
 
 
 def _roles(a: UnitSide, b: UnitSide) -> Matrix:
@@ -249,117 +250,7 @@ def _roles(a: UnitSide, b: UnitSide) -> Matrix:
             return 0.0
         return 1.0 if x & y else -2.0
 
-    return _spread([u.roles for u in a.units], [u.roles for u in b.units], of)
-
-
-def _ranks(side: UnitSide, keys: Sequence[Hashable], by: Sequence[Any]) -> tuple[list[int], list[int]]:
-    """Each unit's rank among the units with the same key, and how many these are."""
-    groups: dict[Hashable, list[int]] = defaultdict(list)
-    for i, key in enumerate(keys):
-        groups[key].append(i)
-    rank, size = [0] * len(side), [0] * len(side)
-    for members in groups.values():
-        for position, i in enumerate(sorted(members, key=lambda i: by[i])):
-            rank[i], size[i] = position, len(members)
-    return rank, size
-
-
-def _canonical(unit: Unit) -> tuple[int, ...]:
-    return tuple(sorted(n for n in unit.weight.shape if n > 1))
-
-
-def _index(a: UnitSide, b: UnitSide, mask: Matrix) -> Matrix:
-    """Equally large numbered families of one shape: the first belongs to the first, the last to the last."""
-    import numpy as np
-
-    total = np.zeros(mask.shape)
-    for level in ("template", "family"):
-        rows = []
-        for side in (a, b):
-            names = [u.template for u in side.units] if level == "template" else side.families
-            keys = [(n, _canonical(u), tuple(sorted(u.leaves))) for n, u in zip(names, side.units)]
-            rows.append(_ranks(side, keys, side.numbers))
-        (rank_a, size_a), (rank_b, size_b) = (tuple(map(np.array, r)) for r in rows)
-        same_size = (size_a[:, None] == size_b[None, :]) & (size_a[:, None] > 1)
-        same_rank = rank_a[:, None] == rank_b[None, :]
-        total += same_size * np.where(same_rank, 0.5, -0.5)
-    return total * mask
-
-
-def _series(a: UnitSide, b: UnitSide) -> Matrix:
-    """Numbered families whose shapes are the same series: instance by instance, however each side nests its numbers."""
-    rows = []
-    for side in (a, b):
-        members: dict[str, list[int]] = defaultdict(list)
-        numbers = side.numbers
-        for i, family in enumerate(side.families):
-            members[family].append(i)
-        found: list[tuple[Hashable, int]] = [((), 0)] * len(side)
-        for listed in members.values():
-            listed.sort(key=numbers.__getitem__)
-            series = tuple((_canonical(side.units[i]), tuple(sorted(side.units[i].leaves))) for i in listed)
-            if len(listed) > 2 and len(set(series)) > 1:
-                for rank, i in enumerate(listed):
-                    found[i] = series, rank
-        rows.append(found)
-
-    def of(x: tuple[Hashable, int], y: tuple[Hashable, int]) -> float:
-        return 0.0 if x[0] != y[0] or not x[0] else 1.0 if x[1] == y[1] else -1.0
-
-    return _spread(rows[0], rows[1], of)
-
-
-def _aligned(a: UnitSide, b: UnitSide) -> dict[tuple[str, str], tuple[float, bool]]:
-    """Loops that count the same things, told by the sizes under each value: how sure that is, and whether backwards."""
-    found: dict[tuple[str, str], tuple[float, bool]] = {}
-    best: dict[tuple[int, str], float] = defaultdict(float)
-    for (p, one), (q, two) in product(a.loops.items(), b.loops.items()):
-        if len(one.values) == len(two.values):
-            found[p, q] = _alike(one.sizes, two.sizes)
-        elif abs(len(one.values) - len(two.values)) <= min(len(one.values), len(two.values)) // 2:
-            # One side lacks some: what both have goes by its number.
-            found[p, q] = _in_common(one, two), False
-        else:
-            continue
-        worth = found[p, q][0]
-        best[0, p], best[1, q] = max(best[0, p], worth), max(best[1, q], worth)
-    return {(p, q): v for (p, q), v in found.items() if v[0] >= max(0.8, best[0, p] - 1e-9, best[1, q] - 1e-9)}
-
-
-def _loops(a: UnitSide, b: UnitSide, aligned: Mapping[tuple[str, str], tuple[float, bool]]) -> Matrix:
-    """Equal ranks in aligned loops, or reversed ones."""
-
-    def of(x: Any, y: Any) -> float:
-        total, count = 0.0, 0
-        for (p, i), (q, j) in product(x, y):
-            if (p, q) in aligned:
-                one, two = a.loops[p], b.loops[q]
-                here, there = one.rank(i), two.rank(j)
-                if len(one.values) != len(two.values):
-                    here, there = i, j
-                total += 1.0 if here == (len(two.values) - 1 - there if aligned[p, q][1] else there) else -1.0
-                count += 1
-        return total / count if count else 0.0
-
-    return _spread(a.slots, b.slots, of)
-
-
-def _alike(one: Sequence[int], two: Sequence[int]) -> tuple[float, bool]:
-    """How well the sizes agree in order or, where that is clearly better, backwards."""
-    if not all(one) or not all(two):
-        return 0.0, False
-    forth = sum(min(x, y) / max(x, y) for x, y in zip(one, two)) / len(one)
-    back = sum(min(x, y) / max(x, y) for x, y in zip(one, reversed(two))) / len(one)
-    return (back, True) if back > forth + 0.02 else (forth, False)
-
-
-def _in_common(one: Loop, two: Loop) -> float:
-    """How well the sizes agree under the numbers that both have."""
-    there = dict(zip(two.values, two.sizes))
-    both = [(n, there[v]) for v, n in zip(one.values, one.sizes) if v in there]
-    if len(both) < max(len(one.values), len(two.values)) / 2 or not all(n and m for n, m in both):
-        return 0.0
-    return sum(min(n, m) / max(n, m) for n, m in both) / len(both) - 0.05
+    return spread([u.roles for u in a.units], [u.roles for u in b.units], of)
 
 
 def _order(a: UnitSide, b: UnitSide, mask: Matrix) -> Matrix:
@@ -370,8 +261,8 @@ def _order(a: UnitSide, b: UnitSide, mask: Matrix) -> Matrix:
         return np.zeros(mask.shape)
     rows = []
     for side in (a, b):
-        keys = [(_canonical(u), "mean" in u.leaves, len(u.weight.shape) > 1) for u in side.units]
-        rows.append(_ranks(side, keys, [u.order for u in side.units]))
+        keys = [(canonical(u), "mean" in u.leaves, len(u.weight.shape) > 1) for u in side.units]
+        rows.append(ranks(side, keys, [u.order for u in side.units]))
     (rank_a, size_a), (rank_b, size_b) = rows
     ra, sa, rb, sb = (np.array(v, dtype=float) for v in (rank_a, size_a, rank_b, size_b))
     turned = np.array([any(p in a.backwards for p, _ in row) for row in a.slots])
@@ -394,19 +285,7 @@ def _norms(a: UnitSide, b: UnitSide) -> Matrix:
         # "After attention" and "before the feed-forward" are one place where a layer has one norm there.
         return 0.5 if x[1] == y[1] else 0.2 if {x[1], y[1]} == {1.0, 2.0} else -2.0
 
-    return _spread(list(zip(a.norm_ranks, a.norm_stages)), list(zip(b.norm_ranks, b.norm_stages)), of)
-
-
-def _sequence(a: UnitSide, b: UnitSide) -> Matrix:
-    """Rank among modules that follow each other, where one side counts them all and the other names first and last."""
-
-    def of(x: tuple[tuple[int, int, bool], ...], y: tuple[tuple[int, int, bool], ...]) -> float:
-        for (i, n, counted), (j, m, all_counted) in product(x, y):
-            if n == m and counted != all_counted:
-                return 1.0 if i == j else -1.0
-        return 0.0
-
-    return _spread(a.sequence_ranks, b.sequence_ranks, of)
+    return spread(list(zip(a.norm_ranks, a.norm_stages)), list(zip(b.norm_ranks, b.norm_stages)), of)
 
 
 def _only(mask: Matrix) -> Matrix:
@@ -417,21 +296,7 @@ def _only(mask: Matrix) -> Matrix:
 
 def _nest(a: UnitSide, b: UnitSide) -> Matrix:
     """What stands in a layer belongs to what stands in a layer."""
-    return _spread([bool(s) for s in a.slots], [bool(s) for s in b.slots], lambda x, y: 0.0 if x == y else -1.0)
-
-
-def _counts(a: UnitSide, b: UnitSide, aligned: Mapping[tuple[str, str], tuple[float, bool]]) -> Matrix:
-    """What every layer has belongs to what every layer has, what some have to what as many have; if both sides agree
-    how many tensors of a shape there are of either sort."""
-    many = a.counts({p for p, _ in aligned}), b.counts({q for _, q in aligned})
-    rows = [[(_canonical(u), n) for u, n in zip(side.units, counts)] for side, counts in zip((a, b), many)]
-    total = [Counter(row) for row in rows]
-    balanced = {name for name, n in total[0].items() if total[1].get(name) == n}
-
-    def of(x: tuple[tuple[int, ...], int], y: tuple[tuple[int, ...], int]) -> float:
-        return -1.0 if x != y and x in balanced and y in balanced else 0.0
-
-    return _spread(rows[0], rows[1], of)
+    return spread([bool(s) for s in a.slots], [bool(s) for s in b.slots], lambda x, y: 0.0 if x == y else -1.0)
 
 
 def _sizes(a: UnitSide, b: UnitSide) -> Matrix:
@@ -451,4 +316,4 @@ def _sizes(a: UnitSide, b: UnitSide) -> Matrix:
             return 0.0
         return max(1.0 / math.sqrt(1 + abs(counts[0][n] - counts[1][n])) for n in shared)
 
-    return _spread(rows(a), rows(b), of)
+    return spread(rows(a), rows(b), of)

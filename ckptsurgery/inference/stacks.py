@@ -281,17 +281,16 @@ def _alike(one: Stack, two: Stack) -> float:
 
 
 def _likeness(one: Stack, two: Stack, ranked: Iterable[tuple[int, int]]) -> float:
-    """How alike the layers that correspond are, on average."""
-    found = [_shared(one, two, v, w) for v, w in ranked]
-    return sum(found) / len(found) if found and min(found) >= _ODD else 0.0
-
-
-def _shared(one: Stack, two: Stack, v: int, w: int) -> float:
-    """How alike two layers are: in size, or in the elements of most tensors of the smaller one."""
-    n, m = one.layers[v], two.layers[w]
-    fewer = min((one.shapes[v], two.shapes[w]), key=_elements_of)
-    contained = _elements_of(one.shapes[v] & two.shapes[w]) / max(1, _elements_of(fewer))
-    return max(min(n, m) / max(n, m, 1), 0.9 * contained if fewer.total() > 2 else 0.0)
+    """How alike the layers that correspond are, on average; not at all where two of them are of different kinds."""
+    found = []
+    for v, w in ranked:
+        n, m = one.layers[v], two.layers[w]
+        size, both = min(n, m) / max(n, m, 1), one.shapes[v] & two.shapes[w]
+        fewer = min(one.shapes[v], two.shapes[w], key=Counter.total)
+        if max(size, _elements_of(both) / max(1, min(n, m))) < _ODD:
+            return 0.0
+        found.append(max(size, 0.9 * both.total() / max(1, fewer.total()) if fewer.total() > 2 else 0.0))
+    return sum(found) / len(found) if found else 0.0
 
 
 def _elements_of(shapes: Counter[tuple[int, ...]]) -> int:
