@@ -11,8 +11,8 @@ Glossary, in the order of the work:
 - A *side* is all units of one checkpoint with what is known of each (`sides`). *Fusion* makes one unit of several where
   the other side has one (`fusion`). *Relations* are the ways from a shape to another (`shapes`).
 - *Evidence* is what speaks for a pair of units (`evidence`, `index_evidence`), the *assignment* the pairs that together
-  score most (`assignment`); an *agreement* is what most pairs say of the others (`agreement`). A *match* is the whole of it, with
-  open *questions* (`matches`). *Shared tensors* are sources that several targets need (`shared_tensors`).
+  score most (`assignment`); an *agreement* is what most pairs say of the others (`agreement`). A *match* is all of
+  this, with open *questions* (`matches`). *Shared tensors* are sources that several targets need (`shared_tensors`).
 - A *move* is which tensors make which, with which axes (`moves`); an *assumption* is what a move takes on trust
   (`assumptions`, `neighbours`).
 - An *atom* is a rule for moves of one kind (`atoms`, `index_relations`), a *draft* the fewest rules that say the same

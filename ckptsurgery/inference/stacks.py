@@ -23,6 +23,7 @@ _ALIKE = 0.6  # layers of corresponding stacks have at least this share of each 
 _INSIDE = 0.95  # the same inside a layer, where numbers count parts more often than layers
 _BACK = 0.05  # by how much layers have to be more alike when one stack is counted backwards
 _CLOSE = 0.15  # scores that differ by less than this do not tell two stacks apart
+_CONTAINED = 0.9  # how alike a layer is to one that has all of its tensors, and more
 _ODD = 0.3  # two layers that are less alike than this do not correspond, and neither do their stacks
 _SLOPES = (  # the parts of a network that narrows and widens again
     frozenset(["down", "downs", "input", "encoder", "enc", "contracting"]),
@@ -289,7 +290,7 @@ def _likeness(one: Stack, two: Stack, ranked: Iterable[tuple[int, int]]) -> floa
         fewer = min(one.shapes[v], two.shapes[w], key=Counter.total)
         if max(size, _elements_of(both) / max(1, min(n, m))) < _ODD:
             return 0.0
-        found.append(max(size, 0.9 * both.total() / max(1, fewer.total()) if fewer.total() > 2 else 0.0))
+        found.append(max(size, _CONTAINED * both.total() / max(1, fewer.total()) if fewer.total() > 2 else 0.0))
     return sum(found) / len(found) if found else 0.0
 
 
@@ -299,7 +300,7 @@ def _elements_of(shapes: Counter[tuple[int, ...]]) -> int:
 
 def _flattened(one: Stack, two: Stack, alike: float) -> bool:
     """Whether one counts in stages, which hold several layers, what the other counts through."""
-    if alike >= _INSIDE:
+    if alike >= _INSIDE or (alike > _CONTAINED and len(one.layers) == len(two.layers)):
         return False
     for small, large in ((one, two), (two, one)):
         inner = [shapes for stacks in large.inner.values() for s in stacks for shapes in s.shapes.values()]
