@@ -51,6 +51,7 @@ def ranks(side: UnitSide, keys: Sequence[Hashable], by: Sequence[Any]) -> tuple[
 
 
 def canonical(unit: Unit) -> tuple[int, ...]:
+    """Return the sizes of a unit's weight without ones, sorted."""
     return tuple(sorted(n for n in unit.weight.shape if n > 1))
 
 
