@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from ..errors import CkptSurgeryError
-from . import converting, demo_command, inferring, looking, operations, recipes_command
+from . import adapters_command, converting, demo_command, inferring, looking, operations, recipes_command
 from .output import complain
 from .parameters import Version
 from .words import Command, CommandGroup
@@ -42,8 +42,11 @@ class _ErrorReporting(CommandGroup):
 
 
 def _options(command: Any) -> set[str]:
-    """The options of a command, such as `"--drop"`."""
-    return {option for parameter in getattr(command, "params", ()) for option in parameter.opts}
+    """The options of a command, or of all commands of a group, such as `"--drop"`."""
+    inside = getattr(command, "commands", {}).values()
+    return {option for parameter in getattr(command, "params", ()) for option in parameter.opts}.union(
+        *map(_options, inside)
+    )
 
 
 app = typer.Typer(
@@ -82,3 +85,4 @@ for command in (
     app.command(cls=Command)(command)
 app.add_typer(recipes_command.app, name="recipes")
 app.add_typer(operations.app, name="ops")
+app.add_typer(adapters_command.app, name="adapters")

@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import Diagnostic, RecipeError, Remedy
 from ..toml_writing import key_text, quoted, table_lines, value_text
 from ..wording import brief, counted
+from .adapter_recipes import adapters_of
 from .carrying import Carry, as_carry, check_carry_lost
 from .config_edits import ConfigEdits, edits_of
 from .dims import DimValue, is_dim
@@ -304,6 +305,26 @@ class Recipe:
             summary=f"inverse of: {self.summary}" if self.summary else "",
             place=self.place,
         )
+
+    def adapters(self, turned: str | None = None, prefix: str = "base_model.model.") -> Recipe:
+        """Return the recipe for low-rank pairs (LoRA) of the weights that this one converts.
+
+        >>> print(Recipe(["{p:a,b}.weight [o i] -> w.weight [(p o) i]"]).adapters(prefix="").rules[1])
+        ? a.lora_B.weight, b.lora_B.weight -> w.lora_B.weight | block_diagonal
+
+        A [r, in] follows a weight's input axes and B [out, r] its output axes. Parts of a weight that is split have all
+        of A. Where weights are joined, A stacks and B becomes block-diagonal: the rank is the sum of theirs, as the
+        summary notes. Alpha grows by the same factor, since B·A is scaled by alpha / r. Every rule is optional, since
+        an adapter changes some modules only.
+
+        Args:
+            turned: "source" or "target": the side that stores weights as [in, out] where a rule transposes them.
+            prefix: before the keys of both sides.
+
+        Raises:
+            RecipeError: every rule whose weights have no exact pairs.
+        """
+        return adapters_of(self, turned, prefix)
 
     def replace(self, **changes: Any) -> Recipe:
         """Return the recipe with some of its fields changed.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from ..errors import CheckpointError, Diagnostic
 from ..storage.checkpoint import Checkpoint
 from ..storage.json_text import parse_json
 
-__all__ = ["CONFIG_FILE", "AdapterConfig", "config_of"]
+__all__ = ["CONFIG_FILE", "AdapterConfig", "config_of", "peft_config"]
 
 CONFIG_FILE = "adapter_config.json"
 _UNKNOWN = (
@@ -107,3 +107,28 @@ def config_of(source: Any, checkpoint: Checkpoint) -> AdapterConfig:
         text = f"{str(beside)!r} is not a JSON object"
         raise CheckpointError(Diagnostic("bad-config", text, str(beside), help="download it again"))
     return AdapterConfig.of(data, str(beside))
+
+
+def peft_config(
+    ranks: Mapping[str, int], alphas: Mapping[str, float], whole: Sequence[str] = (), turned: bool = False
+) -> dict[str, Any]:
+    """Return PEFT's configuration of an adapter; what differs from the largest rank and alpha becomes patterns.
+
+    >>> made = peft_config({"q": 8, "k": 4}, {"q": 16, "k": 16})
+    >>> made["r"], made["lora_alpha"], made["rank_pattern"], made["alpha_pattern"]
+    (8, 16, {'k': 4}, {})
+
+    Args:
+        ranks, alphas: of each module.
+        whole: keys of tensors that are stored whole. turned: weights are stored as [in, out].
+    """
+    rank, alpha = max(ranks.values(), default=1), max(alphas.values(), default=1)
+    config: dict[str, Any] = {
+        "peft_type": "LORA", "r": rank, "lora_alpha": alpha, "target_modules": sorted(ranks), "bias": "none",
+        "rank_pattern": {module: one for module, one in ranks.items() if one != rank},
+        "alpha_pattern": {module: one for module, one in alphas.items() if one != alpha},
+        "lora_dropout": 0.0, "fan_in_fan_out": turned,
+    }  # fmt: skip
+    if whole:
+        config["modules_to_save"] = sorted({key.rpartition(".")[0] for key in whole})
+    return config

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, Diagnostic, Remedy
 from ..language.folding import fold
+from ..running.progress import ByteBar
 from ..running.runner import save
 from ..storage.checkpoint import Checkpoint
 from ..storage.places.opening import open as open_checkpoint
 from ..wording import counted
-from .adapter_config import CONFIG_FILE
+from .adapter_config import CONFIG_FILE, peft_config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +38,10 @@ class Extraction:
     ranks: dict[str, int]
     errors: dict[str, float]
 
+    def to_json(self) -> dict[str, Any]:
+        """The extraction as plain data."""
+        return dict(vars(self))
+
     def __str__(self) -> str:
         worst = max(self.errors, key=lambda module: self.errors[module], default=None)
         ranks = f"ranks {min(self.ranks.values())} to {max(self.ranks.values())}" if self.ranks else "no rank"
@@ -52,6 +57,7 @@ def extract(
     rank: int | None = None,
     energy: float | None = None,
     others: str = "error",
+    progress: bool | None = None,
 ) -> Extraction:
     """Write the difference of two models as a LoRA adapter: a new folder in PEFT's form.
 
@@ -74,6 +80,7 @@ def extract(
         energy: between 0 and 1: the least share of the sum of squared singular values that an update keeps.
         others: tensors that differ and are not matrices, as biases and norms: "error", "whole" to store them whole,
             or "drop".
+        progress: show a bar, or do not; None shows it on a terminal for large models.
 
     Raises:
         CheckpointError: keys or shapes differ, neither or both of `rank` and `energy`, others that differ, or a folder
@@ -88,7 +95,7 @@ def extract(
     ranks: dict[str, int] = {}
     errors: dict[str, float] = {}
     whole: list[str] = []
-    for key, old, new in _differing(first, second):
+    for key, old, new in _differing(first, second, progress):
         if old.dim() != 2 or not key.endswith(".weight"):
             whole.append(key)
             if others == "whole":
@@ -106,7 +113,7 @@ def extract(
         raise CheckpointError(Diagnostic("extract-others", text, notes=notes, remedies=remedies))
     folder.mkdir(parents=True)
     save(tensors, folder / "adapter_model.safetensors")
-    config = _config(ranks, whole if others == "whole" else [])
+    config = peft_config(ranks, ranks, whole if others == "whole" else [])  # alpha is the rank: B·A as it is
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return Extraction(str(path), ranks, errors)
 
@@ -133,14 +140,16 @@ def _shape(checkpoint: Checkpoint, key: str) -> tuple[int, ...] | None:
     return checkpoint.specs[key].shape if key in checkpoint.specs else None
 
 
-def _differing(first: Checkpoint, second: Checkpoint) -> Iterator[tuple[str, Tensor, Tensor]]:
+def _differing(first: Checkpoint, second: Checkpoint, progress: bool | None) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Each tensor that differs, of both models, one at a time."""
     import torch
 
-    for key in first.specs:
-        old, new = first.load(key), second.load(key)
-        if not torch.equal(old, new) if old.dtype == new.dtype else not torch.equal(old.double(), new.double()):
-            yield key, old, new
+    with ByteBar(sum(spec.nbytes for spec in first.specs.values()), "extracting", progress) as bar:
+        for key, spec in first.specs.items():
+            old, new = first.load(key), second.load(key)
+            if not torch.equal(old, new) if old.dtype == new.dtype else not torch.equal(old.double(), new.double()):
+                yield key, old, new
+            bar(spec.nbytes)
 
 
 def _factors(old: Tensor, new: Tensor, rank: int | None, energy: float | None) -> tuple[Tensor, Tensor, float]:
@@ -161,16 +170,3 @@ def _factors(old: Tensor, new: Tensor, rank: int | None, energy: float | None) -
     down = (root[:, None] * right[:kept]).float().contiguous()
     up = (left[:, :kept] * root).float().contiguous()
     return down, up, float((squares[kept:].sum() / total).sqrt())
-
-
-def _config(ranks: dict[str, int], whole: list[str]) -> dict[str, Any]:
-    """PEFT's configuration: alpha is the rank, so that B·A is added as it is."""
-    most = max(ranks.values(), default=1)
-    pattern = {module: rank for module, rank in ranks.items() if rank != most}
-    config: dict[str, Any] = {
-        "peft_type": "LORA", "r": most, "lora_alpha": most, "target_modules": sorted(ranks), "bias": "none",
-        "rank_pattern": pattern, "alpha_pattern": dict(pattern), "lora_dropout": 0.0, "fan_in_fan_out": False,
-    }  # fmt: skip
-    if whole:
-        config["modules_to_save"] = sorted({key.rpartition(".")[0] for key in whole})
-    return config

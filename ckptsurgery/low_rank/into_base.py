@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 from ..errors import CheckpointError, Diagnostic
 from ..language.captures import escape
 from ..language.recipe import Recipe
+from ..ops.low_rank_pairs import alpha_divisor
 from ..planning.plan import Plan
 from ..running.runner import plan
 from ..storage.checkpoint import Checkpoint
@@ -163,8 +163,7 @@ class _AdapterMerge:
 
     def scale(self, added: _AddedUpdate) -> float:
         """The number that multiplies B·A."""
-        rank = added.update.rank
-        return self.alpha(added) / (math.sqrt(rank) if added.update.rslora else rank)
+        return self.alpha(added) / alpha_divisor(added.update.rank, added.update.rslora)
 
     def biases(self) -> list[str]:
         """The rules of biases that updates have."""

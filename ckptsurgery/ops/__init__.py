@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from . import (
+    angles,
     arithmetic,
     blending,
     consensus,
     convolutions,
+    factoring,
     folding_norms,
     indexing,
     low_rank,
@@ -21,10 +23,12 @@ from .registry import make_op, op, op_names, op_signature, op_summary
 
 # Importing a module of ops registers them.
 _BUILT_IN = (
+    angles,
     arithmetic,
     blending,
     consensus,
     convolutions,
+    factoring,
     folding_norms,
     indexing,
     low_rank,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from ..specs import TensorSpec
 from .listing import Listing
@@ -12,10 +12,27 @@ from .listing import Listing
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["AxisPlace", "ElementRun", "Op", "OpError", "OpPart", "SourceNote", "Specs", "Tensors", "Unchanged"]
+__all__ = [
+    "AxisPlace",
+    "BlockFacts",
+    "ElementRun",
+    "Op",
+    "OpError",
+    "OpPart",
+    "SourceNote",
+    "Specs",
+    "Tensors",
+    "Unchanged",
+]
 
 Specs = tuple[TensorSpec, ...]
 Tensors = tuple["Tensor", ...]
+
+
+class BlockFacts(Protocol):
+    """Facts of a block, a number, a tensor or a tuple, which add up to those of whole tensors."""
+
+    def __add__(self, other: Any, /) -> Any: ...
 
 
 class OpError(ValueError):
@@ -58,7 +75,7 @@ class AxisPlace:
 
 @dataclass(frozen=True, slots=True)
 class SourceNote:
-    """Facts about a source tensor beside its spec, for an op that reads ahead.
+    """BlockFacts about a source tensor beside its spec, for an op that reads ahead.
 
     Args:
         content: the bytes of the tensor, where it is small.
@@ -138,6 +155,21 @@ class Op:
     def packing(self) -> str | None:
         """Return the name of the blocks that the result's bytes are, where a format has one, such as `"Q8_0"`."""
         return None
+
+    def surveys(self, specs: Specs) -> int:
+        """How often an elementwise op that joins reads whole tensors before it runs: 0 for most.
+
+        Each pass gives blocks to `survey`, in any order, and the sum of its results, in the blocks' order, to `after`.
+        """
+        return 0
+
+    def survey(self, tensors: Tensors) -> BlockFacts:
+        """BlockFacts of blocks of the tensors."""
+        raise OpError(f"{self.name} surveys nothing")
+
+    def after(self, facts: BlockFacts) -> Op:
+        """The op with the facts of whole tensors, which surveys once less."""
+        raise OpError(f"{self.name} surveys nothing")
 
     def inverse(self, inputs: Specs | None = None) -> Op | None:
         """The op that undoes this one, or None where nothing does.

@@ -33,6 +33,7 @@ __all__ = [
     "elected",
     "uniform_like",
     "weights_of",
+    "widened",
 ]
 
 
@@ -81,7 +82,7 @@ class Blending(Op):
             return (tensors[0].clone(),)
         if DTYPES[spec.dtype].kind != "float":
             return (whole_numbers(tensors, self.policy),)
-        wide = _widened(tensors)
+        wide = widened(tensors)
         result = self.blend(wide, at)
         return (narrow(result, spec.dtype, str(self), was_finite=lambda: _all_finite(wide)),)
 
@@ -319,7 +320,7 @@ def elected(deltas: Sequence[Tensor], weights: Sequence[float], normalise: bool 
     return total / divisor.masked_fill(divisor == 0, 1) if normalise else total
 
 
-def _widened(tensors: Tensors) -> Tensors:
+def widened(tensors: Tensors) -> Tensors:
     """Float tensors as arithmetic wants them, all of one dtype."""
     import torch
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,8 @@ from ..specs import TensorSpec
 from .along import RowsOp
 from .base import Op, OpError, Specs, Tensors
 from .listing import Listing
-from .numerics import bits, specs_of
-from .operands import operands, whole_elements
+from .numerics import bits, narrow, specs_of, widen
+from .operands import arithmetic_float, operands, whole_elements
 from .registry import op
 from .rows import fill, holds
 
@@ -40,20 +41,26 @@ class Take(RowsOp):
         axis: the axis of the rule, alone in its dimension or merged with others: `[(h d) x] | take(h, heads)`.
         ids: indices from 0. A name of `[dims]` or `[data]`; `ids:i` has its own list for each value of `{i}`.
         back: put the entries back where `ids` took them from, result[ids[j]] = tensor[j]; `ids` is a permutation then.
+        shared: divide each entry by how often it is taken: the inputs of a layer behind neurons that were repeated
+            (Chen et al., "Net2Net", 2016).
 
-    Nothing is computed. The inverse is exact for a permutation; other lists lose or repeat entries and have none.
+    Nothing is computed but with `shared`, in float32 (float64 for float64) and rounded once. The inverse is exact for a
+    permutation; other lists lose or repeat entries and have none.
 
     Raises:
-        OpError: an index that is not there; `back` with a list that is not a permutation.
+        OpError: an index that is not there; `back` with a list that is not a permutation; `shared` of integers.
     """
 
     name = "take"
     axis: str
     ids: Indices
     back: bool = False
+    shared: bool = False
 
     def infer(self, specs: Specs) -> Specs:
         spec = _rows(self, specs)
+        if self.shared:
+            arithmetic_float(self, spec)
         count = spec.shape[0]
         _check(self, self.ids, count)
         if self.back and not _is_permutation(self.ids, count):
@@ -61,8 +68,13 @@ class Take(RowsOp):
         return (TensorSpec((len(self.ids), *spec.shape[1:]), spec.dtype),)
 
     def run(self, tensors: Tensors) -> Tensors:
-        self.infer(specs_of(tensors))
-        return (_picked(tensors[0], _turned(self.ids) if self.back else self.ids),)
+        (spec,) = self.infer(specs_of(tensors))
+        picked = _picked(tensors[0], _turned(self.ids) if self.back else self.ids)
+        if not self.shared:
+            return (picked,)
+        times = Counter(self.ids)
+        counts = widen(picked).new_tensor([times[i] for i in self.ids])
+        return (narrow(widen(picked) / counts.reshape(-1, *(1 for _ in spec.shape[1:])), spec.dtype, str(self)),)
 
     def inverse(self, inputs: Specs | None = None) -> Op | None:
         count = len(self.ids) if inputs is None else inputs[0].shape[0]
@@ -75,6 +87,8 @@ class Take(RowsOp):
 
     @classmethod
     def undone_as(cls, given: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+        if given.get("shared"):
+            return None
         kept = {name: value for name, value in given.items() if name != "back"}
         return cls.name, kept if given.get("back") else kept | {"back": True}
 

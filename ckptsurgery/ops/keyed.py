@@ -8,7 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from ..specs import TensorSpec
-from .base import AxisPlace, Op, OpError, Specs, Tensors
+from .base import AxisPlace, BlockFacts, Op, OpError, Specs, Tensors
 from .initialisers import Initialiser
 from .seeding import generator_for, key_seed
 
@@ -96,6 +96,15 @@ class Seeded(Op):
 
     def run(self, tensors: Tensors, at: At | None = None) -> Tensors:
         return run_at(self.op, tensors, replace(at or At(""), seed=self.seed))
+
+    def surveys(self, specs: Specs) -> int:
+        return self.op.surveys(specs)
+
+    def survey(self, tensors: Tensors) -> BlockFacts:
+        return self.op.survey(tensors)
+
+    def after(self, facts: BlockFacts) -> Op:
+        return Seeded(self.op.after(facts), self.seed)
 
     def inverse(self, inputs: Specs | None = None) -> Op | None:
         return self.op.inverse(inputs)

@@ -2,21 +2,54 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from ..specs import TensorSpec
 from .base import Op, OpError, Specs, Tensors
+from .low_rank_pairs import alpha_divisor, check_pair, low_rank_update
 from .numerics import narrow, specs_of, widen
 from .operands import arithmetic_float, operands
 from .registry import op
 
-if TYPE_CHECKING:
-    from torch import Tensor
+__all__ = ["BlockDiagonal", "DoraMerge", "LoraAdd", "LoraMergeExperts"]
 
-__all__ = ["DoraMerge", "LoraAdd", "LoraMergeExperts"]
+
+@op
+@dataclass(frozen=True)
+class BlockDiagonal(Op):
+    """Put matrices on the diagonal of one, with zeros beside them; sources: two or more.
+
+    >>> BlockDiagonal().infer((TensorSpec([8, 2], "F32"), TensorSpec([4, 3], "F32")))
+    (TensorSpec(shape=(12, 5), dtype='F32'),)
+
+    The update of tensors that are joined along their outputs: [B1·A1; B2·A2] = diag(B1, B2) · [A1; A2]. Dims after the
+    first two, as those of convolutions, are the same in all sources. Nothing is computed. It has no inverse, since the
+    sizes of the parts are lost.
+
+    Raises:
+        OpError: fewer than two dims, or other dtypes or sizes behind these.
+    """
+
+    name = "block_diagonal"
+    joins = True
+
+    def infer(self, specs: Specs) -> Specs:
+        if not specs or any(len(spec.shape) < 2 for spec in specs):
+            raise OpError(f"{self.name} takes matrices, not {', '.join(map(str, specs)) or 'nothing'}")
+        if len({(spec.dtype, spec.shape[2:]) for spec in specs}) > 1:
+            raise OpError(f"{self.name}: dtypes or sizes behind the matrices differ: {', '.join(map(str, specs))}")
+        rows, columns = (sum(spec.shape[dim] for spec in specs) for dim in (0, 1))
+        return (TensorSpec((rows, columns, *specs[0].shape[2:]), specs[0].dtype),)
+
+    def run(self, tensors: Tensors) -> Tensors:
+        (spec,) = self.infer(specs_of(tensors))
+        made = tensors[0].new_zeros(spec.shape)
+        row = column = 0
+        for tensor in tensors:
+            made[row : row + tensor.shape[0], column : column + tensor.shape[1]] = tensor
+            row, column = row + tensor.shape[0], column + tensor.shape[1]
+        return (made,)
 
 
 @op
@@ -50,14 +83,14 @@ class LoraAdd(Op):
             raise OpError(f"{self.name} takes a weight, then A and B for each of {len(self.scales)} scales")
         weight = specs[0]
         for a, b in zip(specs[1::2], specs[2::2]):
-            _check_pair(self, weight, a, b, self.fan_in_fan_out)
+            check_pair(self, weight, a, b, self.fan_in_fan_out)
         return (weight,)
 
     def run(self, tensors: Tensors) -> Tensors:
         (weight, *pairs), (spec,) = tensors, self.infer(specs_of(tensors))
         result = widen(weight)
         for scale, a, b in zip(self.scales, pairs[::2], pairs[1::2]):
-            result = result + scale * _update(result, a, b, self.fan_in_fan_out)
+            result = result + scale * low_rank_update(result, a, b, self.fan_in_fan_out)
         return (narrow(result, spec.dtype, str(self)),)
 
 
@@ -92,7 +125,7 @@ class DoraMerge(Op):
 
     def infer(self, specs: Specs) -> Specs:
         weight, a, b, magnitude = operands(self, specs, "weight", "A", "B", "magnitude")
-        _check_pair(self, weight, a, b, self.fan_in_fan_out)
+        check_pair(self, weight, a, b, self.fan_in_fan_out)
         arithmetic_float(self, magnitude, "magnitude")
         out = weight.shape[1 if self.fan_in_fan_out else 0]
         if magnitude.numel != out or max(magnitude.shape, default=1) != out:
@@ -102,8 +135,8 @@ class DoraMerge(Op):
     def run(self, tensors: Tensors) -> Tensors:
         (weight, a, b, magnitude), (spec,) = tensors, self.infer(specs_of(tensors))
         wide = widen(weight)
-        scale = float(self.alpha) / (math.sqrt(a.shape[0]) if self.rslora else a.shape[0])
-        total = wide + scale * _update(wide, a, b, self.fan_in_fan_out)
+        scale = float(self.alpha) / alpha_divisor(a.shape[0], self.rslora)
+        total = wide + scale * low_rank_update(wide, a, b, self.fan_in_fan_out)
         rows = total.t() if self.fan_in_fan_out else total
         factor = widen(magnitude).to(wide.dtype).flatten() / rows.flatten(1).norm(dim=1)
         rows = rows * factor.reshape(-1, *(1 for _ in rows.shape[1:]))
@@ -165,7 +198,7 @@ class LoraMergeExperts(Op):
         (weight, a, b), (spec,) = tensors, self.infer(specs_of(tensors))
         experts = weight.shape[0]
         rank = a.shape[0] // experts
-        scale = float(self.alpha) / (math.sqrt(rank) if self.rslora else rank)
+        scale = float(self.alpha) / alpha_divisor(rank, self.rslora)
         result = torch.empty(spec.shape, dtype=weight.dtype, device=weight.device)
         downs, ups = a.reshape(experts, rank, -1), b.reshape(b.shape[0], rank, experts)
         # One expert at a time: float32 copies of all of them would be several times the weight.
@@ -175,28 +208,3 @@ class LoraMergeExperts(Op):
             total = wide + scale * (update if self.order == "out_in" else update.t())
             result[e] = narrow(total, spec.dtype, str(self))
         return (result,)
-
-
-def _check_pair(op: Op, weight: TensorSpec, a: TensorSpec, b: TensorSpec, turned: bool) -> None:
-    """Raise an `OpError` unless A and B belong to a weight."""
-    for spec, what in ((weight, "weight"), (a, "A"), (b, "B")):
-        arithmetic_float(op, spec, what)
-    if len(weight.shape) < 2 or (turned and len(weight.shape) != 2):
-        raise OpError(f"{op.name} wants a weight [out, in, ...] (fan_in_fan_out: [in, out]), not {weight}")
-    out, *inner = reversed(weight.shape) if turned else weight.shape
-    rank = a.shape[0] if a.shape else 0
-    if rank == 0 or a.shape != (rank, *inner) or b.shape != (out, rank, *(1 for _ in weight.shape[2:])):
-        raise OpError(
-            f"{op.name}: beside weight {list(weight.shape)}, A is {_dims(['r', *inner])} and B is {_dims([out, 'r'])}, "
-            f"with r of 1 or more; they are {list(a.shape)} and {list(b.shape)}"
-        )
-
-
-def _update(weight: Tensor, a: Tensor, b: Tensor, turned: bool) -> Tensor:
-    """B·A in the weight's shape and dtype."""
-    update = widen(b).to(weight.dtype).flatten(1) @ widen(a).to(weight.dtype).flatten(1)
-    return update.t() if turned else update.reshape(weight.shape)
-
-
-def _dims(sizes: Sequence[object]) -> str:
-    return "[" + ", ".join(map(str, sizes)) + "]"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..specs import DTYPES, TensorSpec
 from .base import Op, OpError, Specs, Tensors
+from .low_rank_pairs import alpha_divisor, check_pair, low_rank_update
 from .numerics import has_data, narrow, specs_of, widen
 from .operands import arithmetic_float, operands
 from .registry import op
@@ -54,20 +55,7 @@ class LoraMerge(Op):
 
     def infer(self, specs: Specs) -> Specs:
         weight, a, b = self._checked_alpha(specs)
-        for spec, what in ((weight, "weight"), (a, "A"), (b, "B")):
-            arithmetic_float(self, spec, what)
-        if len(weight.shape) < 2 or (self.fan_in_fan_out and len(weight.shape) != 2):
-            raise OpError(f"{self.name} wants a weight [out, in, ...] (fan_in_fan_out: [in, out]), not {weight}")
-        out, *inner = reversed(weight.shape) if self.fan_in_fan_out else weight.shape
-        ones = [1] * (len(weight.shape) - 2)
-        rank = a.shape[0] if a.shape else 0
-        if rank == 0 or a.shape != (rank, *inner) or b.shape != (out, rank, *ones):
-            swapped = a.shape[:1] == (out,) and b.shape[1:] == tuple(inner)
-            raise OpError(
-                f"{self.name}: beside weight {list(weight.shape)}, A is {_dims('r', *inner)} and B is "
-                f"{_dims(out, 'r', *ones)}, with r of 1 or more; they are {list(a.shape)} and {list(b.shape)}"
-                + ("; write the sources as weight, A, B" if swapped else "")
-            )
+        rank = check_pair(self, weight, a, b, self.fan_in_fan_out)
         if self.r not in (None, rank):
             raise OpError(f"{self.name}: A {a} has rank {rank}, not {self.r}")
         return (weight,)
@@ -75,12 +63,10 @@ class LoraMerge(Op):
     def run(self, tensors: Tensors) -> Tensors:
         (weight, a, b, *stored), (spec,) = tensors, self.infer(specs_of(tensors))
         wide = widen(weight)
-        update = widen(b).to(wide.dtype).flatten(1) @ widen(a).to(wide.dtype).flatten(1)
-        rank = a.shape[0]
+        update = low_rank_update(wide, a, b, self.fan_in_fan_out)
         # A tensor without dims, as a number does, leaves the dtype of the update as it is.
         alpha = stored[0].reshape(()).double() if stored else float(self.alpha or 0)
-        scale = alpha / (math.sqrt(rank) if self.rslora else rank)
-        update = update.t() if self.fan_in_fan_out else update.reshape(weight.shape)
+        scale = alpha / alpha_divisor(a.shape[0], self.rslora)
         return (narrow(wide + scale * update, spec.dtype, str(self)),)
 
     def _checked_alpha(self, specs: Specs) -> Specs:
@@ -180,10 +166,6 @@ class UnfoldWeightNorm(Op):
 
     def inverse(self, inputs: Specs | None = None) -> Op | None:
         return FoldWeightNorm(self.dim) if inputs is None else None
-
-
-def _dims(*dims: int | str) -> str:
-    return "[" + ", ".join(map(str, dims)) + "]"
 
 
 def _magnitude(op: Op, spec: TensorSpec, dim: int | None) -> TensorSpec:

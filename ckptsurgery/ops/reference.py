@@ -34,6 +34,7 @@ EXAMPLES: Mapping[str, tuple[str, Shapes]] = {
     "add": ("w -> w | add(1)", _TABLE),
     "apply": (f"{_BLEND}apply(0.5)", _PAIR),
     "awq_dequant": ("qweight, qzeros, scales -> weight | awq_dequant", _AWQ),
+    "block_diagonal": ("a, b -> w | block_diagonal", {"a": ("F32", (8, 2)), "b": ("F32", (4, 3))}),
     "breadcrumbs": (f"{_MERGE}breadcrumbs(0.9, gamma=0.01)", _THREE),
     "cast": ("w -> w | cast(bf16)", _TABLE),
     "dare": (f"{_MERGE}dare(0.5)", _THREE),
@@ -63,6 +64,8 @@ EXAMPLES: Mapping[str, tuple[str, Shapes]] = {
     "mul": ("w -> w | mul(0.5)", _TABLE),
     "mxfp4_dequant": ("w, w_scale -> w | mxfp4_dequant", {"w": ("U8", (4, 32)), "w_scale": ("U8", (4, 2))}),
     "nf4_dequant": ("w, w_absmax, w_map, w_state -> w | nf4_dequant([0, 8], dtype=bf16)", _NF4),
+    "low_rank": ("w -> b, a | low_rank(2)", _TABLE),
+    "matmul": ("w, rotation -> w | matmul", {"w": ("F32", (8, 4)), "rotation": ("F32", (4, 4))}),
     "nuslerp": (f"{_BLEND}nuslerp(0.3)", _PAIR),
     "nvfp4_dequant": ("w, w_scale, w_global -> w | nvfp4_dequant", _NVFP4),
     "packed_dequant": ("w_packed, w_scale, w_shape -> w | packed_dequant(columns=64)", _PACKED),
@@ -169,4 +172,6 @@ def _takes(cls: type[Op]) -> str:
 
 
 def _runs(cls: type[Op]) -> str:
-    return "in blocks of 1 MiB" if inspect.getattr_static(cls, "elementwise") is True else "on whole tensors"
+    if inspect.getattr_static(cls, "elementwise") is not True:
+        return "on whole tensors"
+    return "in blocks of 1 MiB" + ("" if cls.surveys is Op.surveys else ", after passes over whole tensors")

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..specs import DTYPES
 from ..wording import counted, shown_bytes
-from .cutting import Cut, Region, copies_bytes, cut_of, extent_of, regions_of
+from .cutting import Cut, Region, copies_bytes, cut_of, extent_of, regions_of, surveys_of
 from .record import PlanRecord
 from .row_parts import row_parts_of
 from .steps import Program, Step, programs_of
@@ -22,6 +22,7 @@ __all__ = [
     "REGION",
     "TOGETHER",
     "Cost",
+    "block_limit",
     "cost_of",
     "held_by",
     "held_by_block",
@@ -196,10 +197,11 @@ def _taken(program: Program, plain: bool) -> _Taken:
 
 
 def _taken_joined(program: Program, cut: Cut) -> _Taken:
-    """What a program takes whose ops get blocks of several tensors: each of its sources once, and a block of each."""
+    """What a program takes whose ops get blocks of several tensors: its sources once, or more, and a block of each."""
     reads, held = [], []
-    for row, output in zip(cut.rows, program.outputs):
-        reads.append(sum(row_bytes(program, cut, target, output.numel) for target, _ in row))
+    for number, (row, output) in enumerate(zip(cut.rows, program.outputs)):
+        once = sum(row_bytes(program, cut, target, output.numel) for target, _ in row)
+        reads.append(once * (1 + surveys_of(program, cut, number)))
         held.append(held_by_block(program, cut, len(row)))
     return _Taken(tuple(reads), sum(held), max(held, default=0))
 
@@ -214,7 +216,12 @@ def held_by_block(program: Program, cut: Cut, rows: int) -> int:
     """Bytes that a task holds which makes one block of a target: the rows as they are read and as float32, and more."""
     widest = max(DTYPES[s.dtype].itemsize for s in (*program.inputs, *program.outputs))
     largest = max((s.numel for s in program.outputs), default=0)
-    return min(region_limit(program, REGION), largest) * (2 * rows + 3) * max(4, widest)
+    return min(block_limit(program, REGION), largest) * (2 * rows + 3) * max(4, widest)
+
+
+def block_limit(program: Program, nbytes: int) -> int:
+    """Elements of a block of rows that an op joins: half a region, since each row is held as float32 besides."""
+    return max(1, region_limit(program, nbytes) // 2)
 
 
 def region_limit(program: Program, nbytes: int) -> int:

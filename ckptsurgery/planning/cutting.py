@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ..ops.base import Op
-from ..specs import DTYPES
+from ..specs import DTYPES, TensorSpec
 from .layout import Layout, Piece, run_piece, side_by_side
 from .steps import ApplyOp, Instruction, Make, Move, Parallel, Program, Select, compose_layouts
 
@@ -28,6 +28,7 @@ __all__ = [
     "regions_of",
     "row_region",
     "run_length",
+    "surveys_of",
 ]
 
 _SHORT_RUN = 16 << 10
@@ -215,6 +216,15 @@ def row_region(layout: Layout, target: int, start: int, stop: int) -> Region:
             source = piece.source_offset + low - piece.target_offset
             pieces.append(run_piece(piece.source, target, high - low, source, low))
     return Region(target, start, stop, tuple(pieces))
+
+
+def surveys_of(program: Program, cut: Cut, output: int) -> int:
+    """How often a program reads the sources of a target before it makes the target in blocks."""
+    rows = [cut.layout.into(target) for target, _ in cut.rows[output]]
+    if cut.joins is None or not all(rows):
+        return 0
+    specs = tuple(TensorSpec((), program.inputs[pieces[0].source].dtype) for pieces in rows)
+    return cut.chains[output][0].surveys(specs)
 
 
 def blocks_of(count: int, limit: int) -> Iterator[tuple[int, int]]:

@@ -103,7 +103,7 @@ def load_into(
         device: where all of the model comes to be, with assignment: what is only copied goes there from the files,
             with no copy in the host's memory. Without, a copy stays where the model is.
         check_values: look for NaN and Inf first; otherwise values are not scanned.
-        seed: of the initialisers.
+        seed: of the initialisers, and of ops that draw numbers.
         progress: True or False to insist on a bar or on none.
 
     Raises:
@@ -179,7 +179,7 @@ class _Load:
                 recipe,
                 load_recipe,
                 target,
-                PlanOptions(config, dims or {}),
+                PlanOptions(config, dims or {}, seed=self.options.seed),
                 unreadable=unreadable,
                 told_of=notes_of(self.checkpoint),
             )

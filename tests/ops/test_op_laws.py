@@ -104,6 +104,29 @@ def low_rank_experts(draw):
 
 
 @st.composite
+def diagonal_blocks(draw):
+    kernel, dtype = draw(st.sampled_from([(), (3,), (1, 1)])), draw(ANY)
+    shapes = draw(st.lists(st.tuples(SIZE, SIZE), min_size=1, max_size=3))
+    return make_op("block_diagonal", ()), tuple(TensorSpec((*shape, *kernel), dtype) for shape in shapes)
+
+
+@st.composite
+def product(draw):
+    rows, inner, columns = draw(SIZE), draw(SIZE), draw(SIZE)
+    turned = [draw(st.booleans()), draw(st.booleans())]
+    shapes = [shape[::-1] if turn else shape for shape, turn in zip([(rows, inner), (inner, columns)], turned)]
+    made = make_op("matmul", (*turned, draw(st.integers(0, 1))))
+    return made, draw(specs(*map(st.just, shapes)))
+
+
+@st.composite
+def matrix_of_rank(draw):
+    rank = draw(st.integers(1, 3))
+    sides = draw(st.integers(rank, 5)), draw(st.integers(rank, 5))
+    return make_op("low_rank", (rank,)), (TensorSpec(sides, draw(FLOAT)),)
+
+
+@st.composite
 def batch_norm(draw):
     out, inner, count = draw(SIZE), draw(st.lists(SIZE, max_size=3)), draw(st.sampled_from([4, 5]))
     each = draw(specs(*[st.just((out,))] * count))
@@ -203,6 +226,9 @@ CASES = {
     ),
     "fp8_dequant": quantised(),
     **QUANTISED,
+    "block_diagonal": diagonal_blocks(),
+    "matmul": product(),
+    "low_rank": matrix_of_rank(),
     "lora_merge": low_rank(),
     "lora_add": low_rank_pairs(),
     "fold_batchnorm": batch_norm(),

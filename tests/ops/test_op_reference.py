@@ -48,7 +48,8 @@ def test_the_command_lists_and_shows_them() -> None:
     shown = CliRunner().invoke(app, ["ops", "show", "slerp"])
     assert shown.exit_code == 0
     assert all(
-        text in shown.stdout for text in ("slerp(t, integers=error)", "sin((1 - t) θ)", "Example:", "on whole tensors")
+        text in shown.stdout
+        for text in ("slerp(t, integers=error)", "sin((1 - t) θ)", "Example:", "in blocks of 1 MiB, after")
     )
     assert json.loads(CliRunner().invoke(app, ["ops", "show", "lerp", "--json"]).stdout)["runs"] == "in blocks of 1 MiB"
     wrong = CliRunner().invoke(app, ["ops", "show", "slurp"])

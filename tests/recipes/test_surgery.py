@@ -148,6 +148,81 @@ def test_folded_norms_compute_the_same() -> None:
     assert all(bool((p == 1).all()) for n, p in folded.named_parameters() if "norm" in n)
 
 
+def test_a_rotation_that_is_read_in_many_places_changes_nothing() -> None:
+    model = decoder()
+    folded = operated(model, "fold_norms", decoder())
+    rotation = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(1)))[0]
+    turned = decoder()
+    turned.load_state_dict(cs.plan({**folded.state_dict(), "rotation": rotation}, "surgery/rotate").state_dict())
+    close(outputs(turned), outputs(model))
+    assert not torch.allclose(turned.model.embed_tokens.weight, folded.model.embed_tokens.weight, atol=0.1)
+
+
+def test_neurons_that_are_repeated_share_their_outputs() -> None:
+    model = decoder()
+    neurons = {str(i): [*range(12), *((3 * i + n) % 12 for n in range(5)), 0] for i in range(4)}
+    wide = operated(model, "widen_ffn", decoder(intermediate_size=18), neurons=neurons)
+    close(outputs(wide), outputs(model))
+
+
+def test_keys_and_values_go_through_a_latent() -> None:
+    model = decoder()
+    state, x = model.state_dict(), torch.randn(5, 16)
+    whole = cs.plan(state, "surgery/mha_to_mla", dims={"rank": 16}).state_dict()
+    name = "model.layers.2.self_attn"
+    up, down = whole[f"{name}.kv_b_proj.weight"], whole[f"{name}.kv_a_proj.weight"]
+    assert f"{name}.k_proj.weight" not in whole and (up.shape, down.shape) == ((32, 16), (16, 16))
+    close(x @ down.T @ up.T, torch.cat([x @ state[f"{name}.{p}_proj.weight"].T for p in "kv"], 1))
+    cut = cs.plan(state, "surgery/mha_to_mla", dims={"rank": 5}).state_dict()
+    both = torch.cat([state[f"{name}.{p}_proj.weight"] for p in "kv"]).double()
+    left = torch.linalg.svdvals(both)[5:].norm()
+    product = cut[f"{name}.kv_b_proj.weight"].double() @ cut[f"{name}.kv_a_proj.weight"].double()
+    torch.testing.assert_close((both - product).norm(), left, rtol=1e-4, atol=1e-6)
+
+
+def test_pieces_of_an_mlp_as_experts_add_up_to_it() -> None:
+    model = decoder()
+    plan = cs.plan(
+        model.state_dict(), "surgery/granular_upcycling", config=model.config.to_dict(), dims={"g": 3, "c": 2, "e": 6}
+    )
+    made = plan.state_dict()
+    with torch.no_grad():
+        for i in range(4):
+            x, mlp = torch.randn(5, 16), model.model.layers[i].mlp
+            experts = [{p: made[f"model.layers.{i}.mlp.experts.{e}.{p}_proj.weight"] for p in ("gate", "up", "down")}
+                       for e in range(6)]  # fmt: skip
+            each = [(nn.functional.silu(x @ e["gate"].T) * (x @ e["up"].T)) @ e["down"].T for e in experts]
+            close(sum(each) / 6, mlp(x))  # a router that gives all the same share
+            assert torch.equal(each[0], each[3])
+    assert made["model.layers.0.mlp.gate.weight"].shape == (6, 16)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_tokens_of_another_vocabulary_take_their_old_rows(tied: bool) -> None:
+    model = decoder(tie_word_embeddings=tied)
+    tokens = {"0": 7, "3": 2, "4": 19}
+    plan = cs.plan(model.state_dict(), "surgery/transplant_vocabulary", dims={"n": 6, "tokens": tokens})
+    state = plan.state_dict()
+    small = decoder(vocab_size=6, tie_word_embeddings=tied)
+    small.load_state_dict(state)
+    ids = torch.tensor([[0, 3, 4, 3]])
+    with torch.no_grad():
+        logits, wanted = small(ids).logits, model(torch.tensor([[7, 2, 19, 2]])).logits
+    close(logits[..., [0, 3, 4]], wanted[..., [7, 2, 19]])
+    embedding = model.model.embed_tokens.weight.detach()
+    assert (state["model.embed_tokens.weight"][5] - embedding.mean(0)).norm() < 0.1
+    if tied:
+        assert torch.equal(state["lm_head.weight"], state["model.embed_tokens.weight"])
+
+
+def test_a_padded_vocabulary_is_trimmed_again() -> None:
+    model = decoder()
+    padded = operated(model, "pad_vocabulary", decoder(vocab_size=32), n=16)
+    close(outputs(padded)[..., :20], outputs(model))
+    again = operated(padded, "trim_vocabulary", decoder(), n=20)
+    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), model.state_dict().values()))
+
+
 class Block(nn.Module):
     """A residual block as torchvision writes one."""
 

@@ -27,6 +27,9 @@ RULES = {
     "fused by turns": ["l.{i}.{p:a,b,c} [a b] -> m.{i} [(a p) b]"],
     "fused and cast": ["l.{i}.{p:a,b,c} [a b] -> m.{i} [(p a) b] | cast(f16)"],
     "split by turns": ["l.{i}.{p} [(a two) b] -> m.{i}.{p}.{two:x,y} [b a]"],
+    "merged in blocks": ["l.{i}.a, l.{i}.b, l.{i}.c -> m.{i} | task_arithmetic(0.5)"],
+    "merged after one pass": ["l.{i}.a, l.{i}.b -> m.{i} | slerp(0.3)", "l.{i}.c -> m.{i}.c"],
+    "merged after two passes": ["l.{i}.a, l.{i}.b, l.{i}.c -> m.{i} | ties(0.3)"],
     "dropped": ["l.0.{p} -> m.{p}"],
 }
 

@@ -20,15 +20,15 @@ from ...many_objects import gc_pause
 from ...narrowing import present
 from ...ops.base import Op, OpError
 from ...ops.keyed import At, asks_at, run_at
-from ...planning.costing import BUDGET, JOINED, REGION, held_by, held_by_block, region_limit, workers
-from ...planning.cutting import Cut, Region, blocks_of, cut_of, regions_of
+from ...planning.costing import BUDGET, JOINED, REGION, held_by, region_limit, workers
+from ...planning.cutting import Cut, Region, cut_of, regions_of
 from ...planning.row_parts import RowParts, row_parts_of
 from ...planning.steps import Program, Step
 from ...specs import DTYPES
 from ...storage.checkpoint import Checkpoint
 from ...storage.contents import Entry
 from .gathering import Batch, GatheredRegion, Gatherer, batches_of
-from .joining_blocks import Blend
+from .joining_blocks import blends
 from .making_rows import row_tasks
 from .programs import Loads, run_step
 from .sinks import Sink
@@ -137,7 +137,7 @@ def _runs_of(
             yield from row_tasks(step, present(rows[id(program)], "rows"), gatherer.checkpoint, sink, region)
             continue
         if cut.joins is not None:
-            yield from _blends(step, cut, sink, gatherer, region)
+            yield from blends(step, cut, sink, gatherer, region)
             continue
         if id(program) not in regions:
             found = regions_of(cut.layout, region_limit(program, region))
@@ -149,17 +149,6 @@ def _runs_of(
             if place is not None:
                 start, stop = place.offset + one.start * way.size, place.offset + one.stop * way.size
                 yield _MadeRun(place.file, start, stop, way, held, [GatheredRegion(step, one, batches)])
-
-
-def _blends(step: Step, cut: Cut, sink: Sink, gatherer: Gatherer, region: int) -> Iterator[Task]:
-    """A task for each block of a target that an op makes of several rows."""
-    program = step.program
-    for output, (row, spec) in enumerate(zip(cut.rows, program.outputs)):
-        place = sink.places.get(step.targets[output])
-        if place is not None:
-            for start, stop in blocks_of(spec.numel, region_limit(program, region)):
-                blend = Blend(step, cut, output, start, stop, gatherer, sink)
-                yield Task(held_by_block(program, cut, len(row)), blend)
 
 
 def _way(program: Program, cut: Cut, region: Region) -> _Way:
