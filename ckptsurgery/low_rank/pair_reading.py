@@ -215,7 +215,7 @@ class _AdapterReader:
         match = _FLAT.fullmatch(module)
         rest = match["rest"] if match else module
         component = match["component"] if match else ""
-        for name in (f"{_COMPONENTS.get(component, component)}_{rest}", rest):
+        for name in (f"{_COMPONENTS.get(component, component)}_{rest}", rest, module.removeprefix("lora_")):
             if name in self.flat:
                 return self.flat[name]
         ends = [key for name, key in self.flat.items() if name.endswith(f"_{rest}")]
