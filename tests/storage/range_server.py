@@ -79,10 +79,9 @@ class _Handler(BaseHTTPRequestHandler):
         with server.lock:
             server.asked.append((path, start, stop))
             breaks, server.breaks = server.breaks > 0 and len(body) > 10, max(0, server.breaks - 1)
-        body = body[: len(body) // 2] if breaks else body
+            body = body[: len(body) // 2] if breaks else body
+            server.sent += len(body)  # first: the client may go on, and ask for the sum, before this thread does
         self.wfile.write(body)
-        with server.lock:
-            server.sent += len(body)
         if breaks:
             self.wfile.flush()
             self.close_connection = True
