@@ -64,7 +64,7 @@ def program(version: Version = False) -> None:
 
     \b
     ckptsurgery inspect model.safetensors
-    ckptsurgery convert old.bin new.safetensors --rule 'module.{rest...} -> {rest...}'
+    ckptsurgery convert old.bin new.safetensors --rule 'module.{k...} -> {k...}'
     """
 
 

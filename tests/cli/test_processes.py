@@ -185,6 +185,6 @@ def test_results_go_to_stdout_and_problems_to_stderr(source: Path) -> None:
 @pytest.mark.parametrize("columns", [80, 120])
 def test_help_fits_the_terminal(columns: int) -> None:
     environment = {**os.environ, "COLUMNS": str(columns)}
-    for command in ("inspect", "plan", "convert", "diff", "ties", "recipes", "demo"):
-        done = subprocess.run([*PROGRAM, command, "--help"], capture_output=True, text=True, env=environment)
-        assert max(map(len, done.stdout.split("\n"))) <= max(columns, 86)
+    for command in ([], ["inspect"], ["plan"], ["convert"], ["adapters", "merge"], ["recipes"], ["demo"]):
+        done = subprocess.run([*PROGRAM, *command, "--help"], capture_output=True, text=True, env=environment)
+        assert max(map(len, done.stdout.split("\n"))) <= columns
