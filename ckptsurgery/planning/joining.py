@@ -340,13 +340,14 @@ def _indices(extents: Sequence[int]) -> Iterator[tuple[int, ...]]:
 
 
 def _missing(keys: list[str], why: str) -> Diagnostic:
-    folded = [text for text, _ in fold(keys)]
-    verb = "is" if len(keys) == 1 else "are"
+    folded = fold(keys)
+    first, count = folded[0]
     return Diagnostic(
         "missing-index",
-        f"{folded[0]} {verb} missing, {why}",
-        notes=tuple(folded[1:8]),
-        help="the checkpoint is incomplete, or a choice misspelled; a range gathers fewer: {e:0..3}",
+        f"{first} {'is' if count == 1 else 'are'} missing, {why}",
+        notes=tuple(text for text, _ in folded[1:8]),
+        help="an index counts from 0: {e:1..3} begins at 1, {e:0..3} gathers fewer; else the checkpoint is incomplete, "
+        "or a choice misspelled",
     )
 
 

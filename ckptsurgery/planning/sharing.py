@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..errors import Diagnostic
 from ..storage.checkpoint import Checkpoint
+from ..wording import listed
 from .record import PlanRecord
 
-__all__ = ["copied_from", "output_aliases", "scattered_keys", "unread_proofs"]
+__all__ = ["copied_from", "output_aliases", "parted_ties", "scattered_keys", "unread_proofs"]
 
 _SAMPLES = 4096
 
@@ -28,6 +30,34 @@ def output_aliases(plan: PlanRecord, checkpoint: Checkpoint) -> dict[str, str]:
                 aliases[key] = kept
     aliases.update({alias: aliases.get(base, base) for alias, base in plan.ties.items()})
     return aliases
+
+
+def parted_ties(plan: PlanRecord, checkpoint: Checkpoint) -> list[Diagnostic]:
+    """A note for each tensor that has several names in the source, and becomes several tensors of the output."""
+    if not checkpoint.ties:
+        return []
+    aliases = output_aliases(plan, checkpoint)
+    tied = {name for tie in checkpoint.ties for name in tie.names}
+    made: dict[str, list[str]] = {}
+    for step in plan.steps:
+        if len(step.sources) == len(step.targets) == 1 and step.sources[0] in tied:
+            made.setdefault(step.sources[0], []).append(step.targets[0])
+    found = []
+    for tie in checkpoint.ties:
+        kept = {name: made[name][0] for name in tie.names if name in made}
+        apart = {aliases.get(key, key): (name, key) for name, key in reversed(kept.items())}
+        if len(apart) > 1:
+            (_, first), *others = reversed(apart.values())
+            drops, ties = [name for name, _ in others], {key: first for _, key in others}
+            found.append(
+                Diagnostic(
+                    "ties-parted",
+                    f"one tensor in the source, {len(apart)} in the output: {listed([first, *ties])}",
+                    help=f"one rule for all of these names keeps them one; or drop={drops}, tie={ties}",
+                    severity="note",
+                )
+            )
+    return found
 
 
 def unread_proofs(plan: PlanRecord, checkpoint: Checkpoint) -> list[tuple[str, str]]:

@@ -21,6 +21,7 @@ from ..planning.planner import fitted
 from ..planning.record import Target
 from ..planning.report import Report
 from ..planning.reversing import reversed_plan
+from ..planning.sharing import parted_ties
 from ..planning.unread import Unreadable
 from ..planning.wrapping import draft_unwrapped
 from ..sharding.peers import peers
@@ -98,7 +99,9 @@ def _planned(checkpoint: Checkpoint, recipe: Recipe, target: Target | None, opti
     except CkptSurgeryError as error:
         error.rewrite(lambda problem: problem.within(file_of(recipe)))
         raise
-    return replace(found, options=options, runner=CheckpointRunner(checkpoint))
+    parted = parted_ties(found, checkpoint) if target is None else ()  # a target ties what it ties
+    warnings = (*found.warnings, *parted)
+    return replace(found, options=options, warnings=warnings, runner=CheckpointRunner(checkpoint))
 
 
 def plan(
