@@ -42,7 +42,7 @@ def trace(
     ...     return {f"blocks.{k.split('.')[1]}.qkv": torch.cat([v, state[k.replace("q", "k")]])
     ...             for k, v in state.items() if k.endswith("q")}
     >>> import torch
-    >>> specs = {f"layers.{i}.{p}": TensorSpec((4, 3), "F32") for i in range(2) for p in "qk"}
+    >>> specs = {f"layers.{i}.{p}": TensorSpec((4, 3), "F32") for i in range(3) for p in "qk"}
     >>> print(trace(convert, specs).rules[0])
     layers.{i}.{p:q,k} [b c] -> blocks.{i}.qkv [(p b) c]
 

@@ -174,7 +174,7 @@ def test_a_hub_cache_is_never_written_through(tmp_path: Path) -> None:
 
 def test_a_link_to_nowhere_is_replaced_and_not_followed(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").symlink_to(tmp_path / "gone" / "y.safetensors")
-    cs.save(ONE, tmp_path / "x.safetensors")
+    cs.save(ONE, tmp_path / "x.safetensors", overwrite=True)
     assert not (tmp_path / "gone").exists()
     assert state_of(tmp_path / "x.safetensors") == listed(ONE)
     (tmp_path / "folder").symlink_to(tmp_path / "gone")
