@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
@@ -16,6 +16,27 @@ from .sources import open_source
 from .targets import target_from
 
 __all__ = ["convert", "plan", "restore_header"]
+
+
+class _Others(NamedTuple):
+    """Options that belong to a recipe, by their names."""
+
+    target: str | None
+    config: str | None
+    dim: list[str] | None
+    drop: list[str] | None
+    rest: str | None
+    tie: list[str] | None
+    dtype: str | None
+
+
+def way_back(checkpoint: cs.Checkpoint, others: _Others) -> cs.Plan:
+    """The plan that undoes the conversion which a file's provenance records; nothing else can be asked of it."""
+    given = [f"--{name}" for name, value in others._asdict().items() if value]
+    if given:
+        text = f"{', '.join(given)}: without a recipe, --inverse undoes what the file's provenance records, and no more"
+        raise typer.BadParameter(f"{text}; convert its output in a second run", param_hint="--inverse")
+    return cs.inverse(checkpoint)
 
 
 def plan(
@@ -52,18 +73,22 @@ def plan(
     ckptsurgery plan old.bin --recipe mine.toml --target new.safetensors
     ckptsurgery plan old.bin --recipe mine.toml --html plan.html
     ckptsurgery plan old.bin --recipe mine.toml --explain layers.0.weight
+    ckptsurgery plan new.safetensors --inverse
     """
     said = recipe_from(recipe, rule, route=(start, end), inverse=inverse, drop=drop, rest=rest, tie=tie)
     with open_source(source, mount, subtree, by_file, component, file, download) as checkpoint:
-        made = cs.plan(
-            checkpoint,
-            said,
-            target=target_from(target),
-            config=config_from(config),
-            dims=dims_from(dim),
-            dtype=dtype or "lossless",
-            seed=seed_from(seed),
-        )
+        if inverse and not (recipe or rule or start):
+            made = way_back(checkpoint, _Others(target, config, dim, drop, rest, tie, dtype))
+        else:
+            made = cs.plan(
+                checkpoint,
+                said,
+                target=target_from(target),
+                config=config_from(config),
+                dims=dims_from(dim),
+                dtype=dtype or "lossless",
+                seed=seed_from(seed),
+            )
         if html:
             save_page(made, html, f"{source} -> {', '.join(recipe or rule or ['the same names'])}")
         show(made if explain is None else made.explain(explain), json)
@@ -132,7 +157,7 @@ def convert(
         said = recipe_from(recipe, rule, route=(start, end), inverse=inverse, drop=drop, rest=rest, tie=tie)
         with open_source(source, mount, subtree, by_file, component, file, download) as checkpoint:
             if inverse and not (recipe or rule or start):
-                made = cs.inverse(checkpoint)
+                made = way_back(checkpoint, _Others(target, config, dim, drop, rest, tie, dtype))
             else:
                 made = cs.plan(
                     checkpoint,

@@ -40,8 +40,9 @@ def parted_ties(plan: PlanRecord, checkpoint: Checkpoint) -> list[Diagnostic]:
     tied = {name for tie in checkpoint.ties for name in tie.names}
     made: dict[str, list[str]] = {}
     for step in plan.steps:
-        if len(step.sources) == len(step.targets) == 1 and step.sources[0] in tied:
-            made.setdefault(step.sources[0], []).append(step.targets[0])
+        for key in step.sources if len(step.targets) == 1 else ():
+            if key in tied:
+                made.setdefault(key, []).append(step.targets[0])
     found = []
     for tie in checkpoint.ties:
         kept = {name: made[name][0] for name in tie.names if name in made}

@@ -25,10 +25,10 @@ from ..storage.json_text import parse_json
 from ..storage.output.resuming import ResumableWriter
 from ..storage.output.staging import Writer
 from ..storage.output.uploading import is_address
-from ..storage.output.writing import WriterOptions, holds_extras, open_staged, open_writer, parse_size
+from ..storage.output.writing import WriterOptions, holds_extras, open_staged, open_writer, others_in, parse_size
 from ..storage.sources.files import read_regular
 from ..storage.unpickling.frames import route_of
-from ..wording import counted, shown_keys
+from ..wording import counted, listed, shown_keys
 from .beside import along_with, moved_versions
 from .carry.asking import Carrying
 from .config_following import following_companions
@@ -129,6 +129,9 @@ class _Save:
                 proofs = self.checked(writer)
         notes = [*self.side.notes, *_left_out(writer), *_resumed(writer), *self.notes(along, proofs), *told]
         files, written = tuple(writer.files), bar.done
+        left = others_in(self.place, files)
+        if left:
+            notes.append(f"other weights stay in the folder, remove them if they are old: {listed(left, 8)}")
         del writer  # and where each tensor lies with it
         with gc_pause():
             stale = self.stale_config() if options.companions else ()

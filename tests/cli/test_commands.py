@@ -354,3 +354,16 @@ def test_what_there_is_can_be_listed_and_searched(command: str, text: str, name:
     every, some = as_json(command, "list"), as_json(command, "list", text)
     assert every == as_json(command) and name in some and 0 < len(some) < len(every)
     assert "no " in run(command, "list", "nothing-has-this-text").stdout
+
+
+def test_the_way_back_of_provenance_takes_no_options_of_a_recipe(tmp_path: Path) -> None:
+    made, back = tmp_path / "made.safetensors", tmp_path / "back.safetensors"
+    cs.save({"q": torch.ones(2, 3), "k": torch.zeros(2, 3)}, tmp_path / "x.safetensors")
+    run("convert", tmp_path / "x.safetensors", made, "--rule", "{p:q,k} [d x] -> qk [(p d) x]", "--provenance")
+    (step,) = as_json("plan", made, "--inverse")["steps"]
+    assert [target["key"] for target in step["targets"]] == ["q", "k"]
+    for option in (["--dtype", "bf16"], ["--drop", "qk"], ["--tie", "x=q"], ["--dim", "d=9"], ["--rest", "keep"]):
+        refused = run("convert", made, back, "--inverse", *option, code=2)
+        assert option[0] in refused.stderr and not back.exists()
+    run("convert", made, back, "--inverse")
+    assert cs.diff(tmp_path / "x.safetensors", back).identical

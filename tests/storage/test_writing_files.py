@@ -414,3 +414,14 @@ def test_a_link_that_leads_nowhere_is_not_replaced_unasked(tmp_path: Path) -> No
     assert refused.value.diagnostics[0].code == "output-exists" and link.is_symlink()
     cs.save({"x": torch.ones(1)}, link, overwrite=True)
     assert cs.open(link).state_dict()["x"].item() == 1
+
+
+def test_weights_that_stay_in_an_overwritten_folder_are_said(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    cs.save({"x": torch.ones(1)}, folder)
+    torch.save({"old": torch.ones(1)}, folder / "pytorch_model.bin")
+    report = cs.plan({"x": torch.zeros(1)}, cs.Recipe(rest="keep")).save(folder, overwrite=True)
+    assert [note for note in report.notes if "pytorch_model.bin" in note and "stay" in note]
+    (folder / "pytorch_model.bin").unlink()
+    again = cs.plan({"x": torch.ones(9)}, cs.Recipe(rest="keep")).save(folder, overwrite=True, max_shard_size=8)
+    assert not [note for note in again.notes if "stay" in note]

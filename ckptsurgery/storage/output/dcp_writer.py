@@ -7,6 +7,7 @@ and then the folder gets its name.
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import shutil
@@ -102,6 +103,9 @@ class DcpWriter:
                 torch.save(part.clone(), file)  # a view would bring its whole storage along
             except OSError as error:
                 raise os_error(error, str(self.path), "write") from error
+            except RuntimeError as error:  # torch's writer of archives hides the system's error
+                told = OSError(errno.EIO, str(error).partition("\n")[0])
+                raise os_error(told, str(self.path), "write") from error
             chunks.append(ChunkStorageMetadata(low, part.shape))
             place = _StorageInfo(self._name(number), start, file.tell() - start)
             self._places[MetadataIndex(key, low, number)] = place

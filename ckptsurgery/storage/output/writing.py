@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -34,6 +34,7 @@ __all__ = [
     "names_folder",
     "open_staged",
     "open_writer",
+    "others_in",
     "parse_size",
 ]
 
@@ -207,6 +208,13 @@ def _check_folder(target: Path, overwrite: bool) -> None:
         raise os_error(error, str(target), "write") from error
     if found and not overwrite:
         raise _exists(target, found)
+
+
+def others_in(folder: Path, written: Collection[str]) -> list[str]:
+    """Return the files of weights in a folder that a finished save did not write."""
+    own = {os.path.realpath(file) for file in written}
+    found = sorted(file for file in folder.iterdir() if file.name.endswith(_WEIGHTS)) if folder.is_dir() else []
+    return [file.name for file in found if os.path.realpath(file) not in own and not file.name.startswith(".")]
 
 
 def _exists(target: Path, found: Iterable[str]) -> CheckpointError:
