@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, NamedTuple
 
 import typer
@@ -187,7 +188,7 @@ def convert(
                 template=template,
             )
     if ranks is None or not ranks.rank:
-        show(made if dry_run else report, json)
+        show(replace(made, warnings=report.warnings) if dry_run else report, json)
 
 
 def restore_header(file: o.Source) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,9 +14,10 @@ from ..storage.checkpoint import Checkpoint
 from ..storage.places.opening import open as open_checkpoint
 from .source_notes import packings
 
-__all__ = ["packed_extras"]
+__all__ = ["architecture_warnings", "packed_extras"]
 
 _GGUF = "gguf"
+_ARCHITECTURE = "general.architecture"
 
 
 def packed_extras(
@@ -42,10 +44,36 @@ def packed_extras(
                 Diagnostic("unsupported-format", text, template, help="name a GGUF file of such a model")
             )
         about |= {"metadata": found["metadata"], "kinds": found["kinds"]}
+    if template is not None and not about["metadata"]:
+        text = "the template has no key-value pairs" if isinstance(template, Mapping) else (
+            f"the template {template!r} has no key-value pairs"
+        )  # fmt: skip
+        help = "name a GGUF file of such a model, with its architecture, sizes and tokenizer"
+        raise CheckpointError(Diagnostic("empty-template", text, help=help))
     types = _types(plan, packings(checkpoint.extras))
     if not about and not types:
         return dict(extras)
     return {**extras, _GGUF: {"metadata": {}, "kinds": {}, **about, "tensor_types": types}}
+
+
+def architecture_warnings(path: str | os.PathLike[str], extras: Mapping[str, Any]) -> tuple[Diagnostic, ...]:
+    """Return the warning that a GGUF output does not name its architecture, without which no program loads it.
+
+    >>> [told.code for told in architecture_warnings("x.gguf", {})], architecture_warnings("x.safetensors", {})
+    (['no-architecture'], ())
+
+    Args:
+        extras: of the output.
+    """
+    about = extras.get(_GGUF)
+    pairs = about.get("metadata", {}) if isinstance(about, Mapping) else {}
+    if not os.fspath(path).endswith(".gguf") or pairs.get(_ARCHITECTURE):
+        return ()
+    text = (
+        f"the output has no {_ARCHITECTURE}, so programs that run GGUF models refuse it; "
+        "template= (--template) takes the key-value pairs from a GGUF file of such a model"
+    )
+    return (Diagnostic("no-architecture", text, os.fspath(path), severity="warning"),)
 
 
 _ARRAY = 9

@@ -36,7 +36,7 @@ from .config_remarks import as_warnings, config_remarks
 from .executor.execution import execute
 from .executor.sinks import FileSink
 from .fingerprints import fingerprint
-from .packing import packed_extras
+from .packing import architecture_warnings, packed_extras
 from .progress import ByteBar
 from .provenance import PROVENANCE, provenance_of
 from .proving import prove
@@ -101,6 +101,7 @@ class _Save:
         self.framed = not options.in_place and holds_extras(path)
         carry = Carrying.of(plan, options.carry, options.carry_lost)
         self.side = along_with(plan, checkpoint, options.beside, self.framed, carry)
+        self.extras = packed_extras(self.side.extras, plan, checkpoint, options.template) if self.framed else {}
         self.aliases = output_aliases(plan, checkpoint)
 
     def change_header(self) -> Report:
@@ -193,7 +194,7 @@ class _Save:
         wanted = WriterOptions(
             aliases=self.aliases,
             metadata=metadata | (provenance_of(plan, checkpoint) if options.provenance else {}),
-            extras=packed_extras(self.side.extras, plan, checkpoint, options.template) if self.framed else {},
+            extras=self.extras,
             frame=checkpoint.frame,
             max_shard_size=options.max_shard_size,
             overwrite=options.overwrite,
@@ -257,7 +258,7 @@ class _Save:
             source=checkpoint.source,
             target=str(self.path),
             notes=notes,
-            warnings=plan.warnings,
+            warnings=(*plan.warnings, *architecture_warnings(self.path, self.extras)),
             files=files,
             bytes_read=read,
             bytes_written=written,

@@ -142,6 +142,26 @@ def test_a_template_that_is_no_gguf_file_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "y.gguf").exists()
 
 
+def test_an_output_without_an_architecture_is_a_warning_that_names_the_template(tmp_path: Path) -> None:
+    plan = cs.plan(tiny_llama(), "llama/hf_to_gguf", config=CONFIG)
+    for report in (plan.save(tmp_path / "bare.gguf", dry_run=True), plan.save(tmp_path / "bare.gguf")):
+        assert [told.code for told in report.warnings] == ["no-architecture"]
+        assert "template=" in str(report) and "--template" in str(report)
+    half = plan.save(tmp_path / "half.gguf", template={"general.name": "x"})
+    assert [told.code for told in half.warnings] == ["no-architecture"]
+    assert not plan.save(tmp_path / "whole.gguf", template=TEMPLATE).warnings
+    assert not plan.save(tmp_path / "x.safetensors").warnings
+
+
+def test_a_template_without_pairs_is_refused(tmp_path: Path) -> None:
+    plan = cs.plan({"w": torch.ones(2)}, "w -> w")
+    plan.save(tmp_path / "bare.gguf")
+    for template in (tmp_path / "bare.gguf", str(tmp_path / "bare.gguf"), {}):
+        with pytest.raises(cs.CheckpointError, match=r"empty-template.*has no key-value pairs"):
+            plan.save(tmp_path / "y.gguf", template=template)
+    assert not (tmp_path / "y.gguf").exists()
+
+
 def test_what_gguf_cannot_hold_is_refused(tmp_path: Path) -> None:
     with pytest.raises(cs.CheckpointError, match=r"dtype-not-in-format.*flag BOOL"):
         cs.save({"flag": torch.tensor([True])}, tmp_path / "x.gguf")
