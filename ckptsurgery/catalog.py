@@ -71,10 +71,12 @@ class RequiredRules:
         texts: the rules of its first stage that must match.
         fits_all: whether the recipe is nothing but rules that may match nothing, so that it plans for any checkpoint.
             It is for the files of one model type, its family, and only a config shows the type.
+        every: all rules of its first stage, those that may match nothing too.
     """
 
     texts: tuple[str, ...]
     fits_all: bool
+    every: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, name: str) -> RequiredRules:
@@ -87,7 +89,7 @@ class RequiredRules:
         rules = data.get("rules", ())
         texts = tuple(text for text in rules if not text.lstrip().startswith("?"))
         general = name.startswith("surgery/")  # an operation on any model with such layers, never the one that fits
-        return cls(texts, general or (bool(rules) and not texts and data.keys() <= _RULES_ALONE))
+        return cls(texts, general or (bool(rules) and not texts and data.keys() <= _RULES_ALONE), tuple(rules))
 
 
 def file_of(recipe: Recipe) -> str | None:

@@ -13,6 +13,7 @@ from . import parameters as o
 from .output import save_page, show
 from .ranks import among_ranks
 from .recipe_from_options import beside_from, config_from, dims_from, recipe_from, seed_from
+from .remedies import in_options
 from .sources import open_source
 from .targets import target_from
 
@@ -92,7 +93,7 @@ def plan(
             )
         if html:
             save_page(made, html, f"{source} -> {', '.join(recipe or rule or ['the same names'])}")
-        show(made if explain is None else made.explain(explain), json)
+        show(_in_options(made) if explain is None else made.explain(explain), json)
 
 
 def convert(
@@ -188,7 +189,12 @@ def convert(
                 template=template,
             )
     if ranks is None or not ranks.rank:
-        show(replace(made, warnings=report.warnings) if dry_run else report, json)
+        show(_in_options(replace(made, warnings=report.warnings) if dry_run else report), json)
+
+
+def _in_options(shown: cs.Plan | cs.Report) -> cs.Plan | cs.Report:
+    """A plan or a report whose warnings name options in place of arguments."""
+    return replace(shown, warnings=in_options(shown.warnings, {"--recipe", "--template", "--drop", "--rule", "--dim"}))
 
 
 def restore_header(file: o.Source) -> None:

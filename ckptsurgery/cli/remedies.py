@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..errors import Diagnostic, Remedy
 from ..toml_writing import entry_text
 
-__all__ = ["shell_help", "shell_text"]
+__all__ = ["in_options", "shell_help", "shell_text"]
 
 _OPTIONS = {
     "dims": "--dim",
@@ -42,6 +43,16 @@ def shell_help(diagnostic: Diagnostic, options: Collection[str]) -> str | None:
         return diagnostic.help
     spelled = (_spelled(remedy, options) for remedy in diagnostic.remedies)
     return diagnostic.helped(text for text in spelled if text) or None
+
+
+def in_options(warnings: Iterable[Diagnostic], options: Collection[str]) -> tuple[Diagnostic, ...]:
+    """Return warnings whose help is spelled in options of the command that shows them.
+
+    >>> warning = Diagnostic("bare", "bare", remedies=(Remedy("template", None),), severity="warning")
+    >>> in_options([warning], {"--template"})[0].help
+    '--template …'
+    """
+    return tuple(replace(one, help=shell_help(one, options) or "") for one in warnings)
 
 
 def _spelled(remedy: Remedy, options: Collection[str]) -> str | None:

@@ -68,13 +68,16 @@ def make_plan(
     return fitted(drafted, stage, target, options.dtype)
 
 
-def fitted(drafted: Plan, stage: Stage, target: Target | None, dtype: str) -> Plan:
+def fitted(drafted: Plan, stage: Stage, target: Target | None, dtype: str, *, uncast: Collection[str] = ()) -> Plan:
     """A draft held against its target.
+
+    Args:
+        uncast: targets that keep their dtype where `dtype` is one.
 
     Raises:
         PlanError: what does not fit.
     """
-    settlement = settle(Offer(drafted, stage), target, LoadOptions(dtype=dtype))
+    settlement = settle(Offer(drafted, stage, uncast=uncast), target, LoadOptions(dtype=dtype))
     if settlement.problems:
         raise PlanError([*settlement.problems, *drafted.warnings])
     return settlement.plan

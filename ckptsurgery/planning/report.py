@@ -217,6 +217,8 @@ class Report(TextInNotebooks):
             yield f"  note: {note}"
         for warning in self.warnings:
             yield f"  {warning.severity}: {warning.headline}"
+            if warning.remedies and warning.help:
+                yield f"    help: {warning.help}"
 
     def _headline(self) -> str:
         if self.files:

@@ -25,6 +25,7 @@ class Offer:
         elsewhere: keys of `made` that no step makes, since modules load them in their own way -> the source keys.
         doubts: keys that fit in name and shape, and would be wrong if they were loaded as they are -> why.
         tolerated: keys of the target that may be missing, such as counters that old files lack.
+        uncast: keys of `made` that keep their dtype where a dtype is asked for all.
         by_call: whether the caller takes `init=`, `keep=`, `drop=` and `partial=`; else it has the recipe alone.
     """
 
@@ -34,6 +35,7 @@ class Offer:
     elsewhere: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     doubts: Mapping[str, str] = field(default_factory=dict)
     tolerated: Collection[str] = ()
+    uncast: Collection[str] = ()
     by_call: bool = False
 
     @property

@@ -167,9 +167,10 @@ class _Settling:
 
     @cached_property
     def kinds(self) -> list[int]:
-        """A number for each key made, the same where its spec and the one that is wanted are the same objects."""
-        numbers: dict[tuple[int, int], int] = defaultdict(count().__next__)
-        pairs = zip(map(id, self.made.values()), map(id, map(self.wanted.get, self.made)))
+        """A number for each key made, the same where spec and wanted spec are the same objects, cast or not."""
+        numbers: dict[tuple[int, int, bool], int] = defaultdict(count().__next__)
+        uncast = map(self.offer.uncast.__contains__, self.made)
+        pairs = zip(map(id, self.made.values()), map(id, map(self.wanted.get, self.made)), uncast)
         return list(map(numbers.__getitem__, pairs))
 
     @cached_property
@@ -292,6 +293,8 @@ class _Settling:
 
     def _wanted_dtype(self, key: str) -> str:
         spec, want, policy = self.made[key], self.wanted.get(key), self.options.dtype
+        if key in self.offer.uncast:
+            return spec.dtype
         if policy not in DTYPE_POLICIES and DTYPES[spec.dtype].kind == "float":
             return dtype_name(policy)
         return want.dtype if want is not None else spec.dtype

@@ -34,7 +34,8 @@ def plan_text(plan: PlanRecord, cost: Cost) -> str:
         lines.append(f"  {rule}")
         lines += [f"    {_kind_text(kind, steps)}" for kind, steps in kinds.items()]
     lines += _more(len(_by_rules(plan)), _RULES, "rules")
-    lines += [f"  {w.severity}: {w.headline}" for w in plan.warnings[:_MOST]]
+    for w in plan.warnings[:_MOST]:
+        lines += [f"  {w.severity}: {w.headline}", *([f"    help: {w.help}"] if w.remedies and w.help else ())]
     lines += _more(len(plan.warnings), _MOST, "warnings")
     lines.append(f"  cost: {cost}")
     return "\n".join(lines)

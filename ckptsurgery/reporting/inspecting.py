@@ -185,21 +185,16 @@ def inspection(checkpoint: Checkpoint, pattern: str | None = None) -> Inspection
 
 
 _CODED = ("F8", "F4", "I8", "U8", "I32")
-"""Dtypes of codes."""
+"""Dtypes of codes, as `planning.packed_weights` has them; that is imported where there are such tensors."""
 
 
 def _packed_in(checkpoint: Checkpoint, specs: Mapping[str, TensorSpec]) -> Mapping[str, str]:
     """Key of a quantised weight's codes -> a description of the weight."""
     if not any(spec.dtype.startswith(_CODED) for spec in set(specs.values())):
         return {}
-    # ops describe them, and most checkpoints have none
-    from ..ops.base import SourceNote
-    from ..running.source_notes import notes_of, packings
-    from .packed_weights import packed_weights
+    from ..running.dequantising import packed_in
 
-    remote = any(map(checkpoint.is_remote, checkpoint.files))  # there each small tensor is a request
-    notes = (lambda key: SourceNote()) if remote else notes_of(checkpoint)
-    return packed_weights(specs, notes, packings(checkpoint.extras))
+    return {key: weight.text for key, weight in packed_in(checkpoint, specs).items()}
 
 
 def _selected(specs: Mapping[str, TensorSpec], pattern: str, source: str) -> dict[str, TensorSpec]:

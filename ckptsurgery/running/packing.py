@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import CheckpointError, Diagnostic
+from ..errors import CheckpointError, Diagnostic, Remedy
 from ..planning.cutting import run_length
 from ..planning.plan import Plan
 from ..planning.steps import ApplyOp, Parallel, Program
@@ -45,9 +45,8 @@ def packed_extras(
             )
         about |= {"metadata": found["metadata"], "kinds": found["kinds"]}
     if template is not None and not about["metadata"]:
-        text = "the template has no key-value pairs" if isinstance(template, Mapping) else (
-            f"the template {template!r} has no key-value pairs"
-        )  # fmt: skip
+        named = "" if isinstance(template, Mapping) else f" {template!r}"
+        text = f"the template{named} has no key-value pairs"
         help = "name a GGUF file of such a model, with its architecture, sizes and tokenizer"
         raise CheckpointError(Diagnostic("empty-template", text, help=help))
     types = _types(plan, packings(checkpoint.extras))
@@ -59,7 +58,7 @@ def packed_extras(
 def architecture_warnings(path: str | os.PathLike[str], extras: Mapping[str, Any]) -> tuple[Diagnostic, ...]:
     """Return the warning that a GGUF output does not name its architecture, without which no program loads it.
 
-    >>> [told.code for told in architecture_warnings("x.gguf", {})], architecture_warnings("x.safetensors", {})
+    >>> [d.code for d in architecture_warnings("x.gguf", {})], architecture_warnings("x.safetensors", {})
     (['no-architecture'], ())
 
     Args:
@@ -69,11 +68,9 @@ def architecture_warnings(path: str | os.PathLike[str], extras: Mapping[str, Any
     pairs = about.get("metadata", {}) if isinstance(about, Mapping) else {}
     if not os.fspath(path).endswith(".gguf") or pairs.get(_ARCHITECTURE):
         return ()
-    text = (
-        f"the output has no {_ARCHITECTURE}, so programs that run GGUF models refuse it; "
-        "template= (--template) takes the key-value pairs from a GGUF file of such a model"
-    )
-    return (Diagnostic("no-architecture", text, os.fspath(path), severity="warning"),)
+    text = f"the output has no {_ARCHITECTURE}, so programs that run GGUF models refuse it"
+    taken = Remedy("template", None, "takes the key-value pairs of a GGUF file of such a model")
+    return (Diagnostic("no-architecture", text, os.fspath(path), severity="warning", remedies=(taken,)),)
 
 
 _ARRAY = 9

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
@@ -95,13 +95,22 @@ def _planned(checkpoint: Checkpoint, recipe: Recipe, target: Target | None, opti
         drafted, stage = draft_unwrapped(
             checkpoint.specs, recipe, load_recipe, target, options, unreadable=lost, told_of=notes_of(checkpoint)
         )
-        found = fitted(drafted, stage, target, options.dtype)
+        uncast, remarks = _kept_packed(checkpoint, drafted, options.dtype)
+        found = fitted(drafted, stage, target, options.dtype, uncast=uncast)
     except CkptSurgeryError as error:
         error.rewrite(lambda problem: problem.within(file_of(recipe)))
         raise
     parted = parted_ties(found, checkpoint) if target is None else ()  # a target ties what it ties
-    warnings = (*found.warnings, *parted)
+    warnings = (*found.warnings, *parted, *remarks)
     return replace(found, options=options, warnings=warnings, runner=CheckpointRunner(checkpoint))
+
+
+def _kept_packed(checkpoint: Checkpoint, drafted: Plan, dtype: str) -> tuple[Collection[str], Sequence[Diagnostic]]:
+    if dtype in DTYPE_POLICIES:
+        return (), ()
+    from .dequantising import kept_packed  # ops of packed weights, for those who cast
+
+    return kept_packed(checkpoint, drafted)
 
 
 def plan(

@@ -15,6 +15,7 @@ from ..planning.options import PlanOptions
 from ..planning.plan import Plan
 from ..planning.planner import make_plan
 from ..planning.record import Target
+from ..running.dequantising import dequantising_recipes, packed_in
 from ..running.runner import as_target
 from ..storage.checkpoint import Checkpoint
 from ..storage.places.opening import open as open_checkpoint
@@ -31,8 +32,10 @@ def match_recipes(source: Any, target: Any = None, config: Mapping[str, Any] | N
     >>> match_recipes({"nobody.calls.it.so": torch.ones(1)})
     ()
 
-    First those that plan without an error, then those that do once the keys they do not name are dropped and that name
-    at least half of them; among equals the one whose rules claim most keys. Only headers are read.
+    First those that turn quantised weights into floats, then those that plan without an error, then those that do once
+    the keys they do not name are dropped and that name at least half of them; among equals the one whose rules claim
+    most keys. Where the config's `model_type` is the family of some of them, recipes of other families are left out:
+    they fit in names and shapes, and may order rows in another way. Only headers are read.
 
     Args:
         source: whatever `open` takes.
@@ -51,7 +54,10 @@ def match_recipes(source: Any, target: Any = None, config: Mapping[str, Any] | N
             if share > (0.0 if whole else _ENOUGH):
                 found.append((not whole, -share, _family(name) not in types, name))
                 break
-    return tuple(name for *_, name in sorted(found))
+    names = [name for *_, name in sorted(found)]
+    own = [name for name in names if _family(name) in types]
+    packed = dequantising_recipes(checkpoint, packed_in(checkpoint), config)
+    return tuple(dict.fromkeys((*packed, *(own or names))))
 
 
 def fitting_recipes(checkpoint: Checkpoint, target: Target, config: Mapping[str, Any] | None = None) -> list[str]:

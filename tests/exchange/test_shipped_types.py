@@ -43,6 +43,23 @@ def test_a_type_is_offered_where_the_config_names_it() -> None:
     assert not any(name in SHIPPED for name in others)
 
 
+def test_recipes_of_other_families_are_left_out_where_the_config_names_one_that_fits() -> None:
+    names = [f"self_attn.{p}_proj" for p in "qkvo"] + [f"mlp.{p}_proj" for p in ("gate", "up", "down")]
+    names += ["input_layernorm", "post_attention_layernorm"]
+    state = {f"model.layers.0.{name}.weight": torch.zeros(4) if "norm" in name else torch.zeros(4, 4) for name in names}
+    state |= {"model.embed_tokens.weight": torch.zeros(8, 4), "model.norm.weight": torch.zeros(4)}
+    state["lm_head.weight"] = torch.zeros(8, 4)
+    sizes = {"num_attention_heads": 2, "num_key_value_heads": 2, "hidden_size": 4}
+    families = {}
+    for kind in ("llama", "qwen2", "nobody", None):
+        config = sizes | ({"model_type": kind} if kind else {})
+        found = cs.match_recipes(state, config=config)
+        assert {f"{kind}/hf_to_gguf"} <= set(found) or kind in ("nobody", None)
+        families[kind] = {name.partition("/")[0] for name in found}
+    assert families["llama"] == {"llama"} and families["qwen2"] == {"qwen2"}
+    assert families["nobody"] == families[None] >= {"llama", "qwen2"}
+
+
 def test_types_with_hyphens_and_routes_lead_to_their_families() -> None:
     assert cs.route("mixtral/litgpt", "mixtral/hf5").stages
     assert cs.route("qwen3_moe/litgpt", "qwen3_moe/hf5").stages

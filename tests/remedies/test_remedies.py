@@ -84,6 +84,8 @@ OUT_OF_REACH = {
     "dtype-not-in-format": "tests/storage/test_gguf.py holds it",
     "not-a-model": "tests/witness assigns the model to the watch, as it says",
     **dict.fromkeys(("first-values", "tied-apart"), "tests/sharding/test_resharding_remedies.py pastes it"),
+    "no-architecture": "tests/storage/test_gguf.py gives a template",
+    "still-packed": "tests/reporting/test_packed_weights.py plans with the recipe",
     "recipe-fits": "tests/real holds it, on a model that a recipe that ships is for",
 }
 

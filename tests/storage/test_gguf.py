@@ -146,7 +146,7 @@ def test_an_output_without_an_architecture_is_a_warning_that_names_the_template(
     plan = cs.plan(tiny_llama(), "llama/hf_to_gguf", config=CONFIG)
     for report in (plan.save(tmp_path / "bare.gguf", dry_run=True), plan.save(tmp_path / "bare.gguf")):
         assert [told.code for told in report.warnings] == ["no-architecture"]
-        assert "template=" in str(report) and "--template" in str(report)
+        assert "template=… takes the key-value pairs" in str(report)
     half = plan.save(tmp_path / "half.gguf", template={"general.name": "x"})
     assert [told.code for told in half.warnings] == ["no-architecture"]
     assert not plan.save(tmp_path / "whole.gguf", template=TEMPLATE).warnings

@@ -14,9 +14,28 @@ from ..ops.quantised.scales import scale_grid
 from ..ops.registry import make_op
 from ..specs import TensorSpec
 
-__all__ = ["packed_weights"]
+__all__ = ["CODED", "PackedWeight", "packed_weights"]
 
 Notes = Callable[[str], SourceNote]
+
+
+class PackedWeight(NamedTuple):
+    """A quantised weight.
+
+    Args:
+        text: its description, such as `4-bit GPTQ, group 128, of [4096, 4096]`.
+        op: the text of the op that turns it into floats.
+        keys: of its tensors, the codes first.
+    """
+
+    text: str
+    op: str
+    keys: tuple[str, ...]
+
+    @property
+    def kind(self) -> str:
+        """The description without the shape."""
+        return self.text.partition(", of [")[0]
 
 
 class _PackedNames(NamedTuple):
@@ -58,34 +77,32 @@ _LAYOUTS = (
 _EXPERTS = _PackedNames("MXFP4", "mxfp4_dequant", ("_blocks", "_scales"))
 
 
-def packed_weights(specs: Mapping[str, TensorSpec], notes: Notes, blocks: Mapping[str, str]) -> dict[str, str]:
-    """Return, for each quantised weight, the key of its codes -> a description such as `4-bit GPTQ, group 128, of …`.
+def packed_weights(specs: Mapping[str, TensorSpec], notes: Notes, blocks: Mapping[str, str]) -> dict[str, PackedWeight]:
+    """Return, for each quantised weight, the key of its codes -> the weight.
 
     >>> specs = {"qweight": TensorSpec([512, 4096], "I32"), "qzeros": TensorSpec([32, 512], "I32")}
     >>> specs = {f"m.{name}": spec for name, spec in (specs | {"scales": TensorSpec([32, 4096], "F16")}).items()}
-    >>> packed_weights(specs, lambda key: SourceNote(), {})
-    {'m.qweight': '4-bit GPTQ, group 128, of [4096, 4096]'}
+    >>> packed_weights(specs, lambda key: SourceNote(), {})["m.qweight"].text
+    '4-bit GPTQ, group 128, of [4096, 4096]'
 
     Args:
         notes: gives facts about a tensor beside its spec.
         blocks: key -> the type of its blocks, in a format that has such types.
     """
-    found: dict[str, str] = {}
+    found: dict[str, PackedWeight] = {}
     for key, spec in specs.items():
-        if not spec.dtype.startswith(_CODED):
+        if not spec.dtype.startswith(CODED):
             continue
-        if key in blocks:
-            text = _described(
-                _PackedNames(f"{blocks[key]} blocks", f"gguf_dequant({blocks[key]})", ("",)), (key,), specs, notes
-            )
-            found |= {key: text} if text else {}
-            continue
-        for layout, keys in _candidates(key, specs):
+        for layout, keys in _in_blocks(key, blocks[key]) if key in blocks else _candidates(key, specs):
             text = _described(layout, keys, specs, notes)
             if text:
-                found[key] = text
+                found[key] = PackedWeight(text, layout.op, keys)
                 break
     return found
+
+
+def _in_blocks(key: str, kind: str) -> Iterator[tuple[_PackedNames, tuple[str, ...]]]:
+    yield _PackedNames(f"{kind} blocks", f"gguf_dequant({kind})", ("",)), (key,)
 
 
 def _candidates(key: str, specs: Mapping[str, TensorSpec]) -> Iterator[tuple[_PackedNames, tuple[str, ...]]]:
@@ -103,7 +120,7 @@ def _candidates(key: str, specs: Mapping[str, TensorSpec]) -> Iterator[tuple[_Pa
 
 
 _CODES = {layout.names[0] for layout in _LAYOUTS}
-_CODED = ("F8", "F4", "I8", "U8", "I32")
+CODED = ("F8", "F4", "I8", "U8", "I32")
 """Dtypes of codes."""
 
 
