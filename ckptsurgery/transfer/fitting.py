@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from ..catalog import RequiredRules, list_recipes, load_recipe
-from ..errors import PlanError, RecipeError
+from ..errors import Diagnostic, PlanError, RecipeError, Remedy
 from ..language.captures import Literal
 from ..language.keys import KeyPattern
 from ..language.recipe import Recipe
 from ..language.rules import Rule
-from ..planning.options import PlanOptions
+from ..planning.options import LoadOptions, PlanOptions
 from ..planning.plan import Plan
-from ..planning.planner import make_plan
+from ..planning.planner import draft_plan, make_plan
 from ..planning.record import Target
+from ..planning.settlement import Offer
+from ..planning.settling import settle
+from ..planning.steps import Step
 from ..running.dequantising import dequantising_recipes, packed_in
 from ..running.runner import as_target
+from ..running.source_notes import notes_of
 from ..storage.checkpoint import Checkpoint
 from ..storage.places.opening import open as open_checkpoint
+from .load_arguments import tolerated_keys
 
-__all__ = ["fitting_recipes", "match_recipes"]
+__all__ = ["FittingRecipe", "fitting_recipe", "match_recipes"]
 
 _ENOUGH = 0.5
 
@@ -60,21 +66,67 @@ def match_recipes(source: Any, target: Any = None, config: Mapping[str, Any] | N
     return tuple(dict.fromkeys((*packed, *(own or names))))
 
 
-def fitting_recipes(checkpoint: Checkpoint, target: Target, config: Mapping[str, Any] | None = None) -> list[str]:
-    """Names of the recipes whose plan from a source to a target is free of problems, whatever the dtypes.
-
-    >>> fitting_recipes(open_checkpoint({}), Target({}))
-    []
+class FittingRecipe(NamedTuple):
+    """A recipe that fills more of a model than its source does without one.
 
     Args:
+        name: of the recipe. loaded: the number of the model's tensors that it fills. whole: whether nothing is then
+            against the load.
+    """
+
+    name: str
+    loaded: int
+    whole: bool
+
+    def diagnostic(self, loaded: int, size: int) -> Diagnostic:
+        """Return the note that names the recipe.
+
+        Args:
+            loaded: the number of tensors that are filled without it, of `size`.
+        """
+        text = "a recipe that ships turns this source into this model"
+        if not self.whole:
+            text = f"a recipe that ships fills {self.loaded} of the model's {size} tensors, {loaded} fit without it"
+        return Diagnostic("recipe-fits", text, remedies=(Remedy("recipe", self.name),), severity="note")
+
+
+def fitting_recipe(
+    checkpoint: Checkpoint,
+    target: Target,
+    options: LoadOptions,
+    loaded: int,
+    config: Mapping[str, Any] | None = None,
+) -> FittingRecipe | None:
+    """Return the recipe that fills most of a model, whatever the dtypes; None where none fills more than `loaded`.
+
+    >>> fitting_recipe(open_checkpoint({}), Target({}), LoadOptions(), 0) is None
+    True
+
+    Args:
+        options: what else the caller of the load asks for.
+        loaded: the number of the model's tensors that the source fills without a recipe.
         config: the target's own, tried where the source's does not do.
     """
     known: list[Mapping[str, Any] | None] = [c for c in (checkpoint.config, config) if c is not None]
-    return [
-        name
-        for name in _candidates(checkpoint.specs, _types(*known))
-        if any(_planned(checkpoint, load_recipe(name), target, c, dtype="model") for c in known or [None])
-    ]
+    types = _types(*known)
+    tolerated = tolerated_keys(checkpoint, target.specs)
+    options = replace(options, dtype="model", partial=False)
+    found: list[FittingRecipe] = []
+    for name in _candidates(checkpoint.specs, types):
+        for one in known or [None]:
+            try:
+                told_of, recipe = notes_of(checkpoint), load_recipe(name)
+                plan, stage = draft_plan(
+                    checkpoint.specs, recipe, load_recipe, target, PlanOptions(one), told_of=told_of
+                )
+            except (PlanError, RecipeError):
+                continue
+            settled = settle(Offer(plan, stage, tolerated=tolerated, by_call=True), target, options)
+            if any(_is_named(settled.plan, step) for step in settled.plan.steps):  # else any prefix would do as well
+                found.append(FittingRecipe(name, len(settled.load), not settled.problems))
+    more = [one for one in found if one.loaded > loaded]
+    order = lambda one: (not one.whole, -one.loaded, _family(one.name) not in types, one.name)  # noqa: E731
+    return min(more, key=order, default=None)
 
 
 def _types(*configs: Mapping[str, Any] | None) -> set[str]:
@@ -137,7 +189,12 @@ def _without_inits(recipe: Recipe) -> Recipe:
 
 def _share(plan: Plan) -> float:
     """The share of the source's keys that a rule names; what falls to a `rest` does not count."""
-    named = {key for step in plan.steps if not plan.uses[step.rules[0]].is_rest for key in step.sources}
+    named = {key for step in plan.steps if _is_named(plan, step) for key in step.sources}
     named |= {key for key, line in plan.dropped.items() if not line.startswith("rest")}
     named |= {key for key, _ in plan.proofs}
     return len(named & plan.source.keys()) / len(plan.source) if plan.source else 0.0
+
+
+def _is_named(plan: Plan, step: Step) -> bool:
+    """Whether a rule names the step's sources; else they fell to a `rest`."""
+    return not plan.uses[step.rules[0]].is_rest

@@ -34,7 +34,7 @@ from ..wording import counted
 from .aligning import own_names
 from .custom_loads import CustomLoad, own_loaders, renamed_versions, saved_names
 from .extra_states import ExtraStates, collected, states_of
-from .fitting import fitting_recipes
+from .fitting import fitting_recipe
 from .load_arguments import asked, check_assigned, own_config, tolerated_keys, unused_dims
 from .orienting import as_if_transposed, foreign_layout, live_modules, transposed, turned_weights
 from .together import Carry, seen_plainly
@@ -345,19 +345,19 @@ class _Load:
         if not settled.load and not codes - {"missing-keys", "unexpected-keys", "unexpected-targets"}:
             self.problems, codes = [self.nothing_fits()], {"nothing-fits"}
         if not self.problems:
+            if self.options.partial and settled.missing and settled.unexpected:
+                self.notes += [f"{told.headline}: {told.help}" for told in self.recipe_that_fits(settled)]
             return
-        if not self.by_recipe and codes & {"missing-keys", "unexpected-keys", "shape-mismatch", "nothing-fits"}:
-            names = fitting_recipes(self.checkpoint, self.target, own_config(self.model))
-            if names:
-                self.problems.append(
-                    Diagnostic(
-                        "recipe-fits",
-                        "a recipe that ships turns this source into this model",
-                        remedies=(Remedy("recipe", names[0]),),
-                        severity="note",
-                    )
-                )
+        if codes & {"missing-keys", "unexpected-keys", "shape-mismatch", "nothing-fits"}:
+            self.problems += self.recipe_that_fits(settled)
         raise LoadError(self.problems)
+
+    def recipe_that_fits(self, settled: Settlement) -> list[Diagnostic]:
+        """The note that names a recipe that ships and fills more of the model, where none was passed."""
+        loaded = len(settled.load)
+        config = own_config(self.model)
+        found = None if self.by_recipe else fitting_recipe(self.checkpoint, self.target, self.options, loaded, config)
+        return [found.diagnostic(loaded, len(self.target.specs))] if found else []
 
     def nothing_fits(self) -> Diagnostic:
         """The problem of a source that has no tensor for the model."""

@@ -119,6 +119,35 @@ def test_another_layout_in_the_files_is_an_error_that_names_the_recipe(name: str
     assert report.coverage == 1
 
 
+class TestARecipeThatFillsMore:
+    """It is named where something else is against the load too, and where a part is enough."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        made("vit").save_pretrained(tmp_path)
+        return tmp_path
+
+    def test_with_another_head(self, folder: Path) -> None:
+        model = hf.ViTForImageClassification(hf.ViTConfig(**IMAGE, num_labels=3))
+        with pytest.raises(cs.LoadError) as error:
+            cs.load_into(model, folder)
+        (note,) = (d for d in error.value.diagnostics if d.code == "recipe-fits")
+        assert note.remedies[0].value == "vit/hf_to_hf5"
+        assert note.headline.endswith("fills 38 of the model's 40 tensors, 6 fit without it")
+        with pytest.raises(cs.LoadError) as error:
+            cs.load_into(model, folder, init="classifier")
+        (note,) = (d for d in error.value.diagnostics if d.code == "recipe-fits")
+        report = cs.load_into(model, folder, note.remedies[0].value, init="classifier")
+        assert not report.missing_keys and "turns this source into this model" in note.headline
+
+    def test_where_a_part_is_enough(self, folder: Path) -> None:
+        report = cs.load_into(built("vit"), folder, partial=True)
+        assert len(report.missing_keys) == 32
+        assert any('recipe="vit/hf_to_hf5"' in note for note in report.notes)
+        whole = cs.load_into(built("vit"), folder, "vit/hf_to_hf5", partial=True)
+        assert whole.coverage == 1 and not any("recipe=" in note for note in whole.notes)
+
+
 @pytest.mark.parametrize("name", ["bert", "llama tied", "mamba"])
 def test_copied_into_a_model_with_values_it_is_the_same(name: str, tmp_path: Path) -> None:
     source, model = made(name), built(name)
