@@ -6,11 +6,13 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from ..errors import Diagnostic, RecipeError
 from ..language.captures import Capture, Literal
 from ..language.recipe import Recipe
 from ..language.rules import Rule
 from .conversion_axes import NotSayable
 from .exporting import RuleSide, each_rule, expanded, single
+from .full_matches import KeyRename, in_order
 
 __all__ = ["to_transformers"]
 
@@ -26,76 +28,53 @@ def to_transformers(recipe: Recipe) -> list[Any]:
         register_checkpoint_conversion_mapping("my_type", cs.recipes.to_transformers(recipe), overwrite=True)
 
     Renames may keep captures in one place of the key. Of rearrangements the library has joining, splitting, stacking,
-    transposing, interleaving and the rotary permutation. Keys that no rule names keep their names there, so `rest` is
-    "keep".
+    transposing, interleaving and the rotary permutation. Keys that no rule names keep their names there, as with
+    `rest="keep"`; with `rest="error"` nothing refuses them, and the library reports those that the model does not have.
 
     Raises:
-        RecipeError: every rule that the library cannot say, with the reason.
+        RecipeError: every rule that the library cannot say, with the reason; `drop` and `rest="drop"`; renames of which
+            one would rename what another made.
     """
+    _check_left_out(recipe)
     found = [one for listed in each_rule(recipe, _TARGET, _said) for one in listed]
-    from transformers.core_model_loading import WeightConverter
-
     # A key is renamed first and converted afterwards, so that a renaming must not touch what a converter reads.
-    return sorted(found, key=lambda one: isinstance(one, WeightConverter))
+    converters = [one for one in found if not isinstance(one, KeyRename)]
+    return [*_renamings([one for one in found if isinstance(one, KeyRename)]), *converters]
+
+
+def _check_left_out(recipe: Recipe) -> None:
+    """Refuse what leaves tensors out: the library passes on each key of a file that it does not rename."""
+    parts = {"drop": recipe.drop, "rest = 'drop'": recipe.rest == "drop"}
+    said = "the library takes every key of a file on"
+    wrong = [
+        Diagnostic("not-exportable", f"{_TARGET} cannot say {part}: {said}") for part, given in parts.items() if given
+    ]
+    if wrong:
+        raise RecipeError(wrong)
+
+
+def _renamings(renames: list[KeyRename]) -> list[Any]:
+    from transformers.core_model_loading import WeightRenaming
+
+    try:
+        return [WeightRenaming(*one.patterns()) for one in in_order(renames)]
+    except NotSayable as reason:
+        raise RecipeError(Diagnostic("not-exportable", f"{_TARGET} cannot say these renames: {reason}")) from None
 
 
 def _said(rule: Rule, recipe: Recipe) -> list[Any]:
     source, target = single(rule)
     if source.axes == target.axes and not _gathered(source, target) and not _gathered(target, source):
-        return [_renaming(a.pieces, b.pieces) for a, b in expanded(source, target)]
+        renames = [KeyRename(a.pieces, b.pieces) for a, b in expanded(source, target)]
+        for one in renames:
+            one.patterns()  # what cannot be said is refused here, with its rule
+        return renames
     return [_converter(a, b, recipe) for a, b in expanded(source, target)]
 
 
 def _gathered(one: RuleSide, other: RuleSide) -> list[Capture]:
     """The captures that only the first key has."""
     return [c for c in one.captures if c.name not in {o.name for o in other.captures}]
-
-
-def _renaming(source: Pieces, target: Pieces) -> Any:
-    from transformers.core_model_loading import WeightRenaming
-
-    left, right = _trimmed(source, target)
-    return WeightRenaming(left, right)
-
-
-def _trimmed(source: Pieces, target: Pieces) -> tuple[str, str]:
-    """A regular expression and its replacement for two keys, without what both begin and end with if it may be any.
-
-    The library replaces the first match, and knows one group: the captures that stay are in one stretch of the key.
-    """
-    open_start = _rest(source, 0) is not None and _rest(source, 0) == _rest(target, 0)
-    open_end = len(source) > 1 and _rest(source, -1) is not None and _rest(source, -1) == _rest(target, -1)
-    source, target = (p[open_start : len(p) - open_end] for p in (source, target))
-    names = [c.name for c in source if isinstance(c, Capture)]
-    if names != [c.name for c in target if isinstance(c, Capture)]:
-        raise NotSayable("captures in another order, or of one side alone")
-    start = "" if open_start else "^"
-    if not names:
-        return start + _text(source, re.escape), _text(target, str)
-    first, last = (next(n for n, p in enumerate(side) if isinstance(p, Capture)) for side in (source, source[::-1]))
-    other_first = next(n for n, p in enumerate(target) if isinstance(p, Capture))
-    other_last = next(n for n, p in enumerate(target[::-1]) if isinstance(p, Capture))
-    middle, other = source[first : len(source) - last], target[other_first : len(target) - other_last]
-    if [str(p) for p in middle] != [str(p) for p in other]:
-        raise NotSayable("text between two captures changes")
-    group = "".join(re.escape(p.text) if isinstance(p, Literal) else _inner(p) for p in middle)
-    ends = (source[:first], source[len(source) - last :]), (target[:other_first], target[len(target) - other_last :])
-    left = start + _text(ends[0][0], re.escape) + f"({group})" + _text(ends[0][1], re.escape)
-    return left, _text(ends[1][0], str) + r"\1" + _text(ends[1][1], str)
-
-
-def _inner(capture: Capture) -> str:
-    if capture.rest:
-        return r".+"
-    if capture.choices is not None:
-        raise NotSayable(f"the choice {{{capture}}} beside another capture")
-    return r"[^./]+"
-
-
-def _rest(pieces: Pieces, at: int) -> str | None:
-    """The name of a capture of whole segments at an end."""
-    piece = pieces[at] if pieces else None
-    return piece.name if isinstance(piece, Capture) and piece.rest else None
 
 
 def _text(pieces: Sequence[Literal | Capture], each: Any) -> str:
@@ -180,6 +159,8 @@ def _operations(
             raise NotSayable("parts that are not cut one after another")
         ragged = any(":" in name for name in before[at])
         interleaved = before[at][1] == split[0]
+        if interleaved and len(scattered[0].choices or ()) != 2:
+            raise NotSayable("interleaved parts that are not two")
         steps += [library.Interleave(dim=at)] if interleaved else []
         steps.append(library.Split(dim=at) if ragged else library.Chunk(dim=at))
         before[at] = [name for name in before[at] if name != split[0]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,8 +83,8 @@ def extract(
         progress: show a bar, or do not; None shows it on a terminal for large models.
 
     Raises:
-        CheckpointError: keys or shapes differ, neither or both of `rank` and `energy`, others that differ, or a folder
-            that exists.
+        CheckpointError: keys or shapes differ, neither or both of `rank` and `energy`, others that differ, a NaN or an
+            infinity in a matrix that differs, tensors that PEFT cannot store whole, or a folder that exists.
     """
     _check_arguments(rank, energy, others)
     first, second, folder = open_checkpoint(base), open_checkpoint(tuned), Path(path)
@@ -102,10 +102,13 @@ def extract(
                 tensors[f"base_model.model.{key}"] = new
             continue
         module = key.removesuffix(".weight")
+        _check_finite(key, old, new, (first.source, second.source))
         down, up, left = _factors(old, new, rank, energy)
         tensors[f"base_model.model.{module}.lora_A.weight"] = down
         tensors[f"base_model.model.{module}.lora_B.weight"] = up
         ranks[module], errors[module] = down.shape[0], left
+    if others == "whole":
+        _check_sayable(whole, ranks)
     if whole and others == "error":
         text = f"the models differ in {counted(len(whole), 'tensor')} that a low-rank update has no place for"
         remedies = (Remedy("others", "whole", "stores them whole"), Remedy("others", "drop", "leaves them out"))
@@ -126,6 +129,28 @@ def _check_arguments(rank: int | None, energy: float | None, others: str) -> Non
     if others not in ("error", "whole", "drop"):
         text = f"others={others!r} is not one of error, whole, drop"
         raise CheckpointError(Diagnostic("bad-argument", text, help='others="whole"'))
+
+
+def _check_sayable(whole: list[str], ranks: Mapping[str, int]) -> None:
+    """Refuse tensors that PEFT cannot store whole: it stores modules, and a module either whole or as an update."""
+    updated = {".".join(parts[:n]) for parts in (m.split(".") for m in ranks) for n in range(len(parts) + 1)}
+    wrong = [key for key in whole if "." not in key or key.rpartition(".")[0] in updated]
+    if not wrong:
+        return
+    text = f"PEFT stores whole modules: {counted(len(wrong), 'tensor')} of the root, or of one with an update in it"
+    remedies = (Remedy("others", "drop", "leaves all of them out"),)
+    notes = tuple(shown for shown, _ in fold(wrong)[:8])
+    raise CheckpointError(Diagnostic("extract-whole", text, notes=notes, remedies=remedies))
+
+
+def _check_finite(key: str, old: Tensor, new: Tensor, sources: tuple[str, str]) -> None:
+    """Refuse a difference that is not finite, which has no singular values."""
+    for tensor, source in zip((old, new), sources):
+        odd = int((~tensor.isfinite()).sum())
+        if odd:
+            text = f"{key!r} has {counted(odd, 'value')} of NaN or infinity: the difference has no singular values"
+            help = "extract from a checkpoint without them: nan_to_num replaces them"
+            raise CheckpointError(Diagnostic("extract-not-finite", text, source, help=help))
 
 
 def _check_alike(first: Checkpoint, second: Checkpoint) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
+import random
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 import torch
 import transformers
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
 import ckptsurgery as cs
 
@@ -52,3 +56,122 @@ def test_what_the_library_cannot_say_is_refused_rule_by_rule() -> None:
         cs.recipes.to_transformers(cs.Recipe(rules, dims={"g": 2, "p": 3}, rest="keep"))
     assert [d.code for d in caught.value.diagnostics] == ["not-exportable"] * 2
     assert "text between two captures changes" in str(caught.value)
+
+
+def loaded(conversions: list[Any], files: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What the library's own renames and converters make of files, without a model."""
+    renames = [one for one in conversions if isinstance(one, WeightRenaming)]
+    converters = [one for one in conversions if isinstance(one, WeightConverter)]
+    by_pattern = {pattern: one for one in converters for pattern in one.source_patterns}
+    made: dict[str, torch.Tensor] = {}
+    groups: dict[str, WeightConverter] = {}
+    for key in sorted(files, key=dot_natural_key):
+        name, pattern = rename_source_key(key, renames, converters)
+        if pattern is None:
+            assert name not in made
+            made[name] = files[key]
+        else:
+            group = groups.setdefault(name, copy.deepcopy(by_pattern[pattern]))
+            group.add_tensor(name, key, pattern, files[key])  # type: ignore[arg-type]
+    for name, group in groups.items():
+        made |= {key: t[0] if isinstance(t, list) else t for key, t in group.convert(name).items()}
+    return made
+
+
+def same(made: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> bool:
+    return made.keys() == wanted.keys() and all(torch.equal(made[key], wanted[key]) for key in wanted)
+
+
+WORDS = ("model", "lm", "layers", "attn", "mlp", "q", "w", "weight", "0", "1")
+
+
+def random_renames(rng: random.Random) -> tuple[list[str], dict[str, torch.Tensor]]:
+    """Rules that rename beginnings, ends, middles and whole keys, and the keys of a file."""
+
+    def some(most: int) -> str:
+        return ".".join(rng.choice(WORDS) for _ in range(rng.randint(1, most)))
+
+    keys = sorted({some(4) for _ in range(rng.randint(3, 10))})
+    rules = []
+    for _ in range(rng.randint(1, 3)):
+        parts, new = rng.choice(keys).split("."), some(2)
+        cut = rng.randint(1, len(parts))
+        head, tail, middle = ".".join(parts[:cut]), ".".join(parts[-cut:]), parts[len(parts) // 2]
+        numbered = ".".join("{i}" if part.isdigit() and parts.count(part) == 1 else part for part in parts)
+        rules.append(
+            rng.choice(
+                [
+                    f"? {head}.{{r...}} -> {new}.{{r...}}",
+                    f"? {head}.{{r...}} -> {{r...}}",
+                    f"? {{r...}}.{tail} -> {{r...}}.{new}",
+                    f"? {{a...}}.{middle}.{{b...}} -> {{a...}}.{new}.{{b...}}",
+                    f"? {'.'.join(parts)} -> {new}",
+                    f"? {numbered} -> {new}" + (".{i}" if numbered.count("{i}") == 1 else ""),
+                ]
+            )
+        )
+    return rules, {key: torch.tensor([float(n)]) for n, key in enumerate(keys)}
+
+
+def test_random_renames_load_as_the_plan_has_them() -> None:
+    seen: Counter[str] = Counter()
+    for seed in range(600):
+        rules, files = random_renames(random.Random(seed))
+        try:
+            recipe = cs.Recipe(rules, rest="keep")
+            wanted = cs.plan(files, recipe).state_dict()
+            conversions = cs.recipes.to_transformers(recipe)
+        except cs.CkptSurgeryError as error:
+            seen[error.diagnostics[0].code] += 1
+            continue
+        assert same(loaded(conversions, files), wanted), rules
+        seen["same"] += 1
+    assert seen["same"] > 200 and seen["not-exportable"] > 5
+
+
+@pytest.mark.parametrize(
+    ("rule", "keys", "back"),
+    [
+        ("{r...}.scale -> {r...}.weight", ["a.scale", "b.scale.zero", "c.scale.d.scale"], True),
+        ("{r...}.gamma -> {r...}.weight", ["ln.gamma", "blk.gamma.bias"], True),
+        ("{i} -> w.{i}", ["0", "x.y"], True),
+        ("m.{r...}.{i}.w -> n.{r...}.{i}.v", ["m.a.0.w", "m.a.0.w.b", "xm.a.0.w", "m.m.0.w"], True),
+        ("model.{s...} -> {s...}", ["model.model.x", "amodel.x"], False),
+    ],
+)
+def test_a_rename_takes_whole_keys_there_and_back(rule: str, keys: list[str], back: bool) -> None:
+    files = {key: torch.tensor([float(n)]) for n, key in enumerate(keys)}
+    recipe = cs.Recipe([rule], rest="keep")
+    wanted = cs.plan(files, recipe).state_dict()
+    conversions = cs.recipes.to_transformers(recipe)
+    assert same(loaded(conversions, files), wanted)
+    if back:  # otherwise the rename turned round takes the keys that were kept as well
+        assert same(loaded([one.reverse_transform() for one in conversions], wanted), files)
+
+
+def test_renames_of_which_one_meets_the_result_of_another_are_ordered_or_refused() -> None:
+    rules = ["model.{s...} -> {s...}", "layers.{s...} -> h.{s...}", "x.{s...} -> layers.{s...}"]
+    files = {key: torch.ones(1) for key in ("model.layers.w", "layers.0.w", "x.b.w")}
+    recipe = cs.Recipe(rules, rest="keep")
+    assert loaded(cs.recipes.to_transformers(recipe), files).keys() == cs.plan(files, recipe).state_dict().keys()
+    with pytest.raises(cs.RecipeError, match="renamed again"):
+        cs.recipes.to_transformers(cs.Recipe(["x.{s...} -> y.{s...}", "y.{s...} -> x.{s...}"], rest="keep"))
+
+
+@pytest.mark.parametrize("parts", ["o,v", "o,v,k", "o,v,k,g"])
+@pytest.mark.parametrize("axes", ["[(a p)] -> [a]", "[(a p) x] -> [a x]", "[(p a) x] -> [a x]"])
+def test_interleaved_parts_are_two_or_refused(parts: str, axes: str) -> None:
+    before, after = axes.split(" -> ")
+    recipe = cs.Recipe([f"s.w {before} -> t.{{p:{parts}}}.w {after}"], rest="keep")
+    files = {"s.w": torch.arange(48.0).reshape(24, 2) if "x" in before else torch.arange(24.0)}
+    if before.startswith("[(a") and parts != "o,v":
+        with pytest.raises(cs.RecipeError, match="interleaved parts that are not two"):
+            cs.recipes.to_transformers(recipe)
+        return
+    assert same(loaded(cs.recipes.to_transformers(recipe), files), cs.plan(files, recipe).state_dict())
+
+
+@pytest.mark.parametrize(("given", "named"), [({"drop": ["b.w"], "rest": "keep"}, "drop"), ({"rest": "drop"}, "rest")])
+def test_what_leaves_tensors_out_is_refused(given: dict[str, Any], named: str) -> None:
+    with pytest.raises(cs.RecipeError, match=f"not-exportable.*cannot say {named}"):
+        cs.recipes.to_transformers(cs.Recipe(["a.w -> c.w"], **given))

@@ -15,7 +15,9 @@ Tensors = dict[str, torch.Tensor]
 
 def models(rank: int = 2) -> tuple[Tensors, Tensors]:
     torch.manual_seed(0)
-    base = {f"model.{i}.{m}.weight": torch.randn(6, 8) for i in range(2) for m in ("q", "k")} | {"norm": torch.ones(8)}
+    base = {f"model.{i}.{m}.weight": torch.randn(6, 8) for i in range(2) for m in ("q", "k")} | {
+        "norm.weight": torch.ones(8)
+    }
     tuned = {key: value.clone() for key, value in base.items()}
     for i in range(2):
         tuned[f"model.{i}.q.weight"] += torch.randn(6, rank) @ torch.randn(rank, 8)
@@ -60,14 +62,38 @@ def test_an_energy_takes_the_least_rank_that_keeps_it(tmp_path: Path) -> None:
 
 def test_what_has_no_update_is_stored_whole_or_left_out_on_request(tmp_path: Path) -> None:
     base, tuned = models()
-    tuned["norm"] = torch.full((8,), 2.0)
+    tuned["norm.weight"] = torch.full((8,), 2.0)
     with pytest.raises(cs.CheckpointError) as caught:
         cs.adapters.extract(base, tuned, tmp_path / "a", rank=2)
     assert caught.value.diagnostics[0].code == "extract-others" and not (tmp_path / "a").exists()
     cs.adapters.extract(base, tuned, tmp_path / "b", rank=2, others="whole")
     close(cs.adapters.merge(base, tmp_path / "b").state_dict(), tuned)
     cs.adapters.extract(base, tuned, tmp_path / "c", rank=2, others="drop")
-    close(cs.adapters.merge(base, tmp_path / "c").state_dict(), {**tuned, "norm": base["norm"]})
+    close(cs.adapters.merge(base, tmp_path / "c").state_dict(), {**tuned, "norm.weight": base["norm.weight"]})
+
+
+@pytest.mark.parametrize("key", ["cls", "model.0.q.bias", "model.0.scale"])
+def test_what_peft_cannot_store_whole_is_refused(key: str, tmp_path: Path) -> None:
+    base, tuned = models()
+    base[key], tuned[key] = torch.zeros(6), torch.ones(6)
+    with pytest.raises(cs.CheckpointError, match=key) as caught:
+        cs.adapters.extract(base, tuned, tmp_path / "a", rank=2, others="whole")
+    assert caught.value.diagnostics[0].code == "extract-whole" and not (tmp_path / "a").exists()
+    cs.adapters.extract(base, tuned, tmp_path / "a", rank=2, others="drop")
+    close(cs.adapters.merge(base, tmp_path / "a").state_dict(), {**tuned, key: base[key]})
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("how", [{"rank": 1}, {"energy": 0.9}])
+def test_a_value_that_is_not_finite_is_refused_by_name(
+    bad: float, side: int, how: dict[str, float], tmp_path: Path
+) -> None:
+    pair = models()
+    pair[side]["model.1.k.weight"][2, 3] = bad
+    with pytest.raises(cs.CheckpointError, match=r"'model\.1\.k\.weight' has 1 value of NaN or infinity") as caught:
+        cs.adapters.extract(*pair, tmp_path / "lora", **how)  # type: ignore[arg-type]
+    assert caught.value.diagnostics[0].code == "extract-not-finite" and not (tmp_path / "lora").exists()
 
 
 @pytest.mark.parametrize(
@@ -81,7 +107,7 @@ def test_bad_arguments_are_refused(how: dict[str, object], tmp_path: Path) -> No
 def test_models_that_differ_in_shape_are_refused(tmp_path: Path) -> None:
     base, tuned = models()
     with pytest.raises(cs.CheckpointError, match="differ in name or shape"):
-        cs.adapters.extract(base, {**tuned, "norm": torch.ones(9)}, tmp_path / "lora", rank=1)
+        cs.adapters.extract(base, {**tuned, "norm.weight": torch.ones(9)}, tmp_path / "lora", rank=1)
     (tmp_path / "lora").mkdir()
     with pytest.raises(cs.CheckpointError, match="exists already"):
         cs.adapters.extract(base, tuned, tmp_path / "lora", rank=1)

@@ -78,6 +78,7 @@ OUT_OF_REACH = {
     ),
     **dict.fromkeys(("carry-lost", "carry-unknown", "groups-differ"), "tests/running/test_carried_states.py does it"),
     "extract-others": "tests/low_rank/test_extracting.py passes both of its words",
+    "extract-whole": "tests/low_rank/test_extracting.py passes its word",
     "bad-carry": "tests/running/test_carried_states.py holds it",
     "unknown-code": "tests/docs/test_explanations.py asks for what it names",
     **dict.fromkeys(("no-specs", "unknown-model-type"), "tests/exchange holds what an import lacks"),
