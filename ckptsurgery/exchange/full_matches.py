@@ -41,7 +41,7 @@ class KeyRename:
         if names != [c.name for c in self.target if isinstance(c, Capture)]:
             raise NotSayable("captures in another order, or of one side alone")
         if len(set(names)) < len(names):
-            raise NotSayable("a capture that stands twice")
+            raise NotSayable("a capture given twice")
         open_start, open_end = (_rest(self.source, n) and _rest(self.target, n) for n in (0, -1))
         reason: NotSayable | None = None
         for start, end in ((False, False), (False, True), (True, False), (True, True)):
@@ -55,7 +55,7 @@ class KeyRename:
 
 
 def _rest(pieces: Pieces, at: int) -> bool:
-    """Whether a capture of whole segments stands at an end."""
+    """Whether an end is a capture of whole segments."""
     piece = pieces[at] if pieces else None
     return isinstance(piece, Capture) and piece.rest
 
@@ -74,7 +74,7 @@ def _anchored(source: Pieces, target: Pieces, start: bool, end: bool) -> tuple[s
 
 
 def _split(pieces: Pieces) -> tuple[Pieces, Pieces, Pieces]:
-    """What stands before the first capture, from the first to the last, and after the last."""
+    """Split a key: before the first capture, from the first to the last, after the last."""
     at = [n for n, piece in enumerate(pieces) if isinstance(piece, Capture)]
     return (pieces[: at[0]], pieces[at[0] : at[-1] + 1], pieces[at[-1] + 1 :]) if at else (pieces, (), ())
 
@@ -100,7 +100,7 @@ def in_order(renames: Sequence[KeyRename]) -> list[KeyRename]:
     The library applies them one after another, and all that match.
 
     Raises:
-        NotSayable: there is no such order.
+        NotSayable: two or more rename in a circle.
     """
     left, found = list(renames), list[KeyRename]()
     while left:

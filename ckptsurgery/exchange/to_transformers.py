@@ -45,9 +45,9 @@ def to_transformers(recipe: Recipe) -> list[Any]:
 def _check_left_out(recipe: Recipe) -> None:
     """Refuse what leaves tensors out: the library passes on each key of a file that it does not rename."""
     parts = {"drop": recipe.drop, "rest = 'drop'": recipe.rest == "drop"}
-    said = "the library takes every key of a file on"
+    reason = "the library takes every key of a file on"
     wrong = [
-        Diagnostic("not-exportable", f"{_TARGET} cannot say {part}: {said}") for part, given in parts.items() if given
+        Diagnostic("not-exportable", f"{_TARGET} cannot say {part}: {reason}") for part, given in parts.items() if given
     ]
     if wrong:
         raise RecipeError(wrong)
