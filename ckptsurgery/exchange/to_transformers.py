@@ -67,7 +67,7 @@ def _said(rule: Rule, recipe: Recipe) -> list[Any]:
     if source.axes == target.axes and not _gathered(source, target) and not _gathered(target, source):
         renames = [KeyRename(a.pieces, b.pieces) for a, b in expanded(source, target)]
         for one in renames:
-            one.patterns()  # what cannot be said is refused here, with its rule
+            one.patterns()  # refused here, with its rule
         return renames
     return [_converter(a, b, recipe) for a, b in expanded(source, target)]
 
