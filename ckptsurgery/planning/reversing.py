@@ -226,7 +226,11 @@ def _op_undone(run: ApplyOp, inputs: Specs) -> Instruction:
 def _lossy(step: Step, plan: Plan, reason: str) -> Diagnostic:
     use = plan.uses[step.rules[-1]]
     return Diagnostic(
-        "lossy-step", f"{step.targets[0]!r} cannot be turned back exactly: {reason}", place=use.place, notes=(use.text,)
+        "lossy-step",
+        f"{step.targets[0]!r} cannot be turned back exactly: {reason}",
+        place=use.place,
+        notes=(use.text,),
+        help="leave the op out of the recipe, or write the way back by hand",
     )
 
 

@@ -225,7 +225,9 @@ def _check_paths(named: Collection[str], extras: Mapping[str, Any]) -> None:
                 f"nothing called {unknown[0]!r} lies beside the model",
                 notes=tuple(unknown[1:_SHOWN]),
                 remedies=(Remedy("beside", {unknown[0]: near}, kind="instead"),) if near else (),
-                advice="there are: " + ", ".join(there[:_SHOWN]) if there else "leave beside out: nothing lies there",
+                advice="there are: " + ", ".join(there[:_SHOWN])
+                if there
+                else "leave the option out: there is nothing beside the model",
             )
         )
 
