@@ -92,9 +92,11 @@ def _narrowed(text: str, mine: Iterable[str], others: Iterable[str], below: str)
 
 
 def _restricted(name: str, values: Sequence[str]) -> str:
-    ordered = sorted(values, key=lambda value: (int(value), value))
+    if not all(map(is_index, values)):  # words, or numbers with leading zeros
+        return escape(values[0]) if len(values) == 1 else f"{{{name}:{','.join(map(escape, sorted(values)))}}}"
+    ordered = sorted(values, key=int)
     numbers = [int(value) for value in ordered]
-    run = all(map(is_index, ordered)) and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    run = numbers == list(range(numbers[0], numbers[0] + len(numbers)))
     if run and len(numbers) > 2:
         return f"{{{name}:{ordered[0]}..{ordered[-1]}}}"
     return escape(ordered[0]) if len(ordered) == 1 else f"{{{name}:{','.join(ordered)}}}"

@@ -94,3 +94,10 @@ def test_what_folds_by_label_is_each_label_s_keys_folded_by_themselves(labels: d
     for label in set(labels.values()):
         mine = [(group.text, group.count) for group in folded if labels[group.first] == label]
         assert mine == fold(key for key in labels if labels[key] == label)
+
+
+def test_a_pattern_that_is_narrowed_may_capture_words() -> None:
+    from ckptsurgery.language.covering import _narrowed
+
+    assert _narrowed("{i}.w", ["stem.w", "body.w"], ["head.w"], "") == "{i:body,stem}.w"
+    assert _narrowed("{i}.w", ["3.w", "10.w"], ["4.w"], "") == "{i:3,10}.w"
