@@ -107,11 +107,13 @@ def extract(
         tensors[f"base_model.model.{module}.lora_A.weight"] = down
         tensors[f"base_model.model.{module}.lora_B.weight"] = up
         ranks[module], errors[module] = down.shape[0], left
-    if others == "whole":
-        _check_sayable(whole, ranks)
+    unsayable = _unsayable(whole, ranks)
+    if unsayable and others == "whole":
+        raise CheckpointError(unsayable)
     if whole and others == "error":
         text = f"the models differ in {counted(len(whole), 'tensor')} that a low-rank update has no place for"
-        remedies = (Remedy("others", "whole", "stores them whole"), Remedy("others", "drop", "leaves them out"))
+        stored = () if unsayable else (Remedy("others", "whole", "stores them whole"),)
+        remedies = (*stored, Remedy("others", "drop", "leaves them out"))
         notes = tuple(shown for shown, _ in fold(whole)[:8])
         raise CheckpointError(Diagnostic("extract-others", text, notes=notes, remedies=remedies))
     folder.mkdir(parents=True)
@@ -131,16 +133,16 @@ def _check_arguments(rank: int | None, energy: float | None, others: str) -> Non
         raise CheckpointError(Diagnostic("bad-argument", text, help='others="whole"'))
 
 
-def _check_sayable(whole: list[str], ranks: Mapping[str, int]) -> None:
-    """Refuse tensors that PEFT cannot store whole: it stores modules, and a module either whole or as an update."""
+def _unsayable(whole: list[str], ranks: Mapping[str, int]) -> Diagnostic | None:
+    """The problem with tensors that PEFT cannot store whole: it stores modules, each either whole or as an update."""
     updated = {".".join(parts[:n]) for parts in (m.split(".") for m in ranks) for n in range(len(parts) + 1)}
     wrong = [key for key in whole if "." not in key or key.rpartition(".")[0] in updated]
     if not wrong:
-        return
+        return None
     text = f"PEFT stores whole modules: {counted(len(wrong), 'tensor')} of the root, or of one with an update in it"
     remedies = (Remedy("others", "drop", "leaves all of them out"),)
     notes = tuple(shown for shown, _ in fold(wrong)[:8])
-    raise CheckpointError(Diagnostic("extract-whole", text, notes=notes, remedies=remedies))
+    return Diagnostic("extract-whole", text, notes=notes, remedies=remedies)
 
 
 def _check_finite(key: str, old: Tensor, new: Tensor, sources: tuple[str, str]) -> None:

@@ -61,13 +61,17 @@ def test_what_is_extracted_is_merged_again(tmp_path: Path) -> None:
 
 def test_errors_name_the_options(tmp_path: Path) -> None:
     tuned = load_file(BASE)
-    tuned = {key: tensor + 1 for key, tensor in tuned.items()} | {"norm.weight": torch.ones(3)}
+    matrices = {key: tensor + 1 for key, tensor in tuned.items() if tensor.dim() > 1}
+    save_file(tuned | matrices | {"norm.weight": torch.ones(3)}, tmp_path / "b.safetensors")
     save_file(load_file(BASE) | {"norm.weight": torch.zeros(3)}, tmp_path / "a.safetensors")
-    save_file(tuned, tmp_path / "b.safetensors")
     sources = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     said = run("extract", *sources, tmp_path / "lora", "--rank", 2, code=1).stderr
     assert "--others whole" in said
     assert run("extract", *sources, tmp_path / "lora", "--rank", 2, "--others", "whole").stdout
+    save_file({key: tensor + 1 for key, tensor in tuned.items()} | {"norm.weight": torch.ones(3)}, sources[1])
+    said = run("extract", *sources, tmp_path / "other", "--rank", 2, code=1).stderr  # PEFT has no place for biases
+    assert "--others drop" in said and "--others whole" not in said
+    assert run("extract", *sources, tmp_path / "other", "--rank", 2, "--others", "drop").stdout
 
 
 @pytest.mark.parametrize(

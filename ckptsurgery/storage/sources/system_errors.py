@@ -26,7 +26,7 @@ _HELP = {
     errno.EFBIG: (
         "file-too-large",
         "the file system cannot hold a file of this size",
-        "name a folder, and a largest size of its files below that limit (max_shard_size, --max-shard-size)",
+        "name a folder, and a largest size of its files below that limit",
     ),
     errno.EISDIR: ("is-a-folder", "a folder where a file is expected", "name the file in it"),
     errno.ENOTDIR: ("not-a-folder", "a part of the path is a file, not a folder", "check the path"),
