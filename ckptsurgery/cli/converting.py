@@ -20,8 +20,8 @@ from .targets import target_from
 __all__ = ["convert", "plan", "restore_header"]
 
 
-class _Others(NamedTuple):
-    """Options that belong to a recipe, by their names."""
+class _ConversionOptions(NamedTuple):
+    """Options that only a conversion by a recipe can follow, by their names."""
 
     target: str | None
     config: str | None
@@ -30,11 +30,22 @@ class _Others(NamedTuple):
     rest: str | None
     tie: list[str] | None
     dtype: str | None
+    seed: str
 
 
-def way_back(checkpoint: cs.Checkpoint, others: _Others) -> cs.Plan:
-    """The plan that undoes the conversion which a file's provenance records; nothing else can be asked of it."""
-    given = [f"--{name}" for name, value in others._asdict().items() if value]
+def _planned(checkpoint: cs.Checkpoint, recipe: cs.Recipe | None, options: _ConversionOptions) -> cs.Plan:
+    """Plan a conversion; without a recipe, the one that undoes what the file's provenance records."""
+    if recipe is not None:
+        return cs.plan(
+            checkpoint,
+            recipe,
+            target=target_from(options.target),
+            config=config_from(options.config),
+            dims=dims_from(options.dim),
+            dtype=options.dtype or "lossless",
+            seed=seed_from(options.seed),
+        )
+    given = [f"--{name}" for name, value in options._asdict().items() if value and (name, value) != ("seed", "0")]
     if given:
         text = f"{', '.join(given)}: without a recipe, --inverse undoes what the file's provenance records, and no more"
         raise typer.BadParameter(f"{text}; convert its output in a second run", param_hint="--inverse")
@@ -78,19 +89,13 @@ def plan(
     ckptsurgery plan new.safetensors --inverse
     """
     said = recipe_from(recipe, rule, route=(start, end), inverse=inverse, drop=drop, rest=rest, tie=tie)
+    by_provenance = inverse and not (recipe or rule or start)
     with open_source(source, mount, subtree, by_file, component, file, download) as checkpoint:
-        if inverse and not (recipe or rule or start):
-            made = way_back(checkpoint, _Others(target, config, dim, drop, rest, tie, dtype))
-        else:
-            made = cs.plan(
-                checkpoint,
-                said,
-                target=target_from(target),
-                config=config_from(config),
-                dims=dims_from(dim),
-                dtype=dtype or "lossless",
-                seed=seed_from(seed),
-            )
+        made = _planned(
+            checkpoint,
+            None if by_provenance else said,
+            _ConversionOptions(target, config, dim, drop, rest, tie, dtype, seed),
+        )
         if html:
             save_page(made, html, f"{source} -> {', '.join(recipe or rule or ['the same names'])}")
         show(_in_options(made) if explain is None else made.explain(explain), json)
@@ -157,19 +162,13 @@ def convert(
         raise typer.BadParameter("name the file or folder to write", param_hint="'DST'")
     with among_ranks() as ranks:
         said = recipe_from(recipe, rule, route=(start, end), inverse=inverse, drop=drop, rest=rest, tie=tie)
+        by_provenance = inverse and not (recipe or rule or start)
         with open_source(source, mount, subtree, by_file, component, file, download) as checkpoint:
-            if inverse and not (recipe or rule or start):
-                made = way_back(checkpoint, _Others(target, config, dim, drop, rest, tie, dtype))
-            else:
-                made = cs.plan(
-                    checkpoint,
-                    said,
-                    target=target_from(target),
-                    config=config_from(config),
-                    dims=dims_from(dim),
-                    dtype=dtype or "lossless",
-                    seed=seed_from(seed),
-                )
+            made = _planned(
+                checkpoint,
+                None if by_provenance else said,
+                _ConversionOptions(target, config, dim, drop, rest, tie, dtype, seed),
+            )
             report = made.save(
                 destination,
                 max_shard_size=max_shard_size,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 
 from . import parameters as o
-from .output import show, width
+from .output import show, show_listing
 from .words import Command, CommandGroup
 
 __all__ = ["app"]
@@ -44,11 +43,8 @@ def list_(
 
 def _list(text: str, json: bool) -> None:
     from ..ops.reference import reference
-    from ..tables.columns import listing
 
-    found = {op.name: op.summary for op in reference() if text.lower() in f"{op.name} {op.summary}".lower()}
-    lines = listing(found, width() if sys.stdout.isatty() else None)
-    show(found if json else "\n".join(lines) or f"no op has {text!r} in its name or summary", json)
+    show_listing({op.name: op.summary for op in reference()}, text, "op", json)
 
 
 @app.command("show", cls=Command)

@@ -8,7 +8,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -18,7 +18,7 @@ from ..errors import CheckpointError, CkptSurgeryError, Diagnostic
 from ..storage.sources.system_errors import os_error
 from .remedies import shell_help, shell_text
 
-__all__ = ["complain", "save_page", "show", "width"]
+__all__ = ["complain", "save_page", "show", "show_listing", "width"]
 
 # Keys and metadata come from files: they must not steer the terminal.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -39,6 +39,15 @@ def show(result: Any, as_json: bool = False) -> None:
         _write(_lines(data), sys.stdout)
     else:
         _say(str(result), sys.stdout)
+
+
+def show_listing(entries: Mapping[str, str], text: str, what: str, as_json: bool = False) -> None:
+    """Print names with a line of text each: those that have `text` in either, or that no `what` has it."""
+    from ..tables.columns import listing
+
+    found = {name: said for name, said in entries.items() if text.lower() in f"{name} {said}".lower()}
+    lines = listing(found, width() if sys.stdout.isatty() else None)
+    show(found if as_json else "\n".join(lines) or f"no {what} has {text!r} in its name or summary", as_json)
 
 
 def complain(error: CkptSurgeryError, as_json: bool = False, options: Collection[str] = ()) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from enum import StrEnum
 from typing import Annotated
 
@@ -11,7 +10,7 @@ import typer
 import ckptsurgery as cs
 
 from . import parameters as o
-from .output import show, width
+from .output import show, show_listing
 from .recipe_from_options import config_from, dims_from
 from .words import Command, CommandGroup
 
@@ -50,12 +49,7 @@ def list_(
 
 
 def _list(text: str, json: bool) -> None:
-    from ..tables.columns import listing
-
-    every = {name: cs.load_recipe(name).summary for name in cs.list_recipes()}
-    found = {name: said for name, said in every.items() if text.lower() in f"{name} {said}".lower()}
-    lines = listing(found, width() if sys.stdout.isatty() else None)
-    show(found if json else "\n".join(lines) or f"no built-in recipe has {text!r} in its name or summary", json)
+    show_listing({name: cs.load_recipe(name).summary for name in cs.list_recipes()}, text, "built-in recipe", json)
 
 
 @app.command("show", cls=Command)
