@@ -5,7 +5,7 @@
     python scripts/mutation/mutation.py --sample 300 --seed 1 --again       # after new tests: try the survivors again
     python scripts/mutation/mutation.py --sample 300 --seed 1 --show        # print the results so far
 
-The first run executes the whole suite once under coverage.py, which takes two to three times as long as the suite;
+The first run executes the whole suite once under coverage.py, in `--jobs` parts;
 `--measure` repeats it for the test files that changed. Each mutant is then tried by the tests that run its lines, and
 by all tests of the files that are not measured. Results are kept in the work folder: a run that was interrupted, or
 that reached `--minutes`, goes on where it stopped. `equivalent.toml` lists the mutants that were read and change no
@@ -28,6 +28,7 @@ import time
 import tomllib
 from collections import Counter
 from collections.abc import Container, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,16 +83,14 @@ class Layer:
 class Measured:
     """Which tests cover a mutant, by the last measurement of each test file."""
 
-    def __init__(self, work: Path, again: bool) -> None:
+    def __init__(self, work: Path, again: bool, jobs: int) -> None:
         done = [folder for folder in sorted(work.glob("measured-*")) if (folder / "seconds.json").exists()]
         self._layers = [_layer(folder) for folder in done]
         changed = [file for file in repository_files() if _is_test(file) and not self._knows(file)]
         if again or not self._layers:
-            folder = work / f"measured-{len(self._layers)}"
-            trial.grow(folder / "tree", ROOT, repository_files())
-            coverage_map.measure(folder / "tree", folder, changed if self._layers else [*changed, "ckptsurgery"])
-            self._layers.append(_layer(folder))
-            changed = [file for file in changed if file not in self._layers[-1].map.files]
+            measured = changed if self._layers else ["ckptsurgery", *changed]
+            self._layers += _measure(work, len(self._layers), [measured[job::jobs] for job in range(jobs)])
+            changed = [file for file in changed if not any(file in layer.map.files for layer in self._layers)]
         self._changed = changed
         self._of = {file: layer for layer in self._layers for file in layer.map.files if (ROOT / file).exists()}
 
@@ -111,6 +110,16 @@ class Measured:
         """Return how long a test took when it was measured."""
         layer = self._of.get(test.partition("::")[0])
         return layer.map.seconds.get(test, 1.0) if layer else 1.0
+
+
+def _measure(work: Path, number: int, parts: Sequence[Sequence[str]]) -> list[Layer]:
+    """Run each part of the tests under coverage.py, at the same time, each in a copy and a folder of its own."""
+    folders = [work / f"measured-{number + i}" for i in range(len(parts))]
+    for folder in folders:
+        trial.grow(folder / "tree", ROOT, repository_files())
+    with ThreadPoolExecutor(len(parts)) as pool:
+        list(pool.map(lambda folder, tests: coverage_map.measure(folder / "tree", folder, tests), folders, parts))
+    return [_layer(folder) for folder in folders]
 
 
 def _layer(folder: Path) -> Layer:
@@ -220,7 +229,7 @@ def equivalents() -> dict[str, str]:
 def run(arguments: argparse.Namespace, mutants: list[Mutant], results: Results) -> None:
     """Try the mutants that have no result yet; with `--again`, the survivors too."""
     reasons = equivalents()
-    measured = Measured(arguments.work, arguments.measure)
+    measured = Measured(arguments.work, arguments.measure, arguments.jobs)
     bench = Bench(arguments.work, arguments.jobs)
     try:
         _try_all(arguments, mutants, results, measured, bench, reasons)
@@ -297,7 +306,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="another seed draws other mutants")
     parser.add_argument("--seconds", type=float, default=60, help="processor time for one mutant's tests")
     parser.add_argument("--minutes", type=float, default=600, help="time limit of this run")
-    parser.add_argument("--jobs", type=int, default=1, help="how many mutants are tried at a time")
+    parser.add_argument("--jobs", type=int, default=1, help="how many processes measure and try")
     parser.add_argument("--work", type=Path, default=ROOT / ".mutation", help="folder for results and copies")
     parser.add_argument("--measure", action="store_true", help="find which lines new and changed tests run")
     parser.add_argument("--again", action="store_true", help="try survivors again")
