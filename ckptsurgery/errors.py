@@ -166,16 +166,21 @@ class Diagnostic:
 
     def __post_init__(self) -> None:
         if self.help is None and (self.remedies or self.advice):
-            object.__setattr__(self, "help", self.helped(str(remedy) for remedy in self.remedies))
+            object.__setattr__(self, "help", sentence(self._composed()))
         # Names and shapes come from files, and may be as long as the file.
         object.__setattr__(self, "headline", _clipped(self.headline))
         object.__setattr__(self, "notes", tuple(map(_clipped, self.notes)))
         if self.help is not None:
             object.__setattr__(self, "help", _clipped(self.help, 5 * _LONGEST))
 
-    def helped(self, spelled: Iterable[str]) -> str:
-        """The help as one text: remedies as a language spells them, and the advice."""
-        return ", ".join([*spelled, *([self.advice] if self.advice else ())]).replace("?,", "?")
+    def _composed(self) -> tuple[str, ...]:
+        return (*map(str, self.remedies), *([self.advice] if self.advice else ()))
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """The parts of the help: each remedy, in Python, and the advice; or the one sentence that was given."""
+        composed = self._composed()
+        return composed if self.help == sentence(composed) else (self.help,) if self.help else ()
 
     def within(self, place: str | None) -> Diagnostic:
         """The same diagnostic, with remedies for a recipe that was read from `place`."""
@@ -184,17 +189,17 @@ class Diagnostic:
         return replace(self, remedies=tuple(r.within(place) for r in self.remedies), help=None)
 
     def __str__(self) -> str:
-        return self.text(self.help)
+        return self.text(self.ways)
 
-    def text(self, help: str | None) -> str:
-        """The diagnostic on several lines, with this help."""
+    def text(self, ways: Sequence[str]) -> str:
+        """The diagnostic on several lines, with this help, which takes a line a way where it is long."""
         lines = [f"{self.severity}[{self.code}]: {self.headline}"]
         if self.place:
             lines.append(f"  --> {self.place}")
         lines += [f"   {note}" for note in self.notes]
         lines += [f" = {label}: {text}" for label, text in self.facts]
-        if help:
-            lines.append(f" = help: {help}")
+        if help := sentence(ways):
+            lines.append(" = help: " + (help if len(help) <= _LINE else sentence(ways, ",\n         ")))
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, object]:
@@ -211,7 +216,17 @@ class Diagnostic:
         }
 
 
+_LINE = 110  # characters of a help that stands on one line
 _LONGEST = 4000  # characters of a headline or a note
+
+
+def sentence(ways: Sequence[str], between: str = ", ") -> str:
+    """Join the ways of a help; a question needs no comma behind it.
+
+    >>> sentence(["did you mean 'a'?", "or add a rule"])
+    "did you mean 'a'? or add a rule"
+    """
+    return between.join(ways).replace(f"?{between}", f"?{between.removeprefix(',')}")
 
 
 def _clipped(text: str, most: int = _LONGEST) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..errors import Diagnostic, Remedy
+from ..errors import Diagnostic, Remedy, sentence
 from ..toml_writing import entry_text
 
 __all__ = ["in_options", "shell_help", "shell_text"]
@@ -34,15 +34,19 @@ def shell_text(diagnostic: Diagnostic, options: Collection[str]) -> str:
     Args:
         options: the options of the command that failed, such as `"--drop"`.
     """
-    return diagnostic.text(shell_help(diagnostic, options))
+    return diagnostic.text(_ways(diagnostic, options))
 
 
 def shell_help(diagnostic: Diagnostic, options: Collection[str]) -> str | None:
     """The help of a diagnostic in the options of the command that failed; None where these settle nothing."""
+    return sentence(_ways(diagnostic, options)) or None
+
+
+def _ways(diagnostic: Diagnostic, options: Collection[str]) -> list[str]:
     if not diagnostic.remedies and not diagnostic.advice:
-        return diagnostic.help
+        return [diagnostic.help] if diagnostic.help else []
     spelled = (_spelled(remedy, options) for remedy in diagnostic.remedies)
-    return diagnostic.helped(text for text in spelled if text) or None
+    return [text for text in (*spelled, diagnostic.advice) if text]
 
 
 def in_options(warnings: Iterable[Diagnostic], options: Collection[str]) -> tuple[Diagnostic, ...]:

@@ -372,7 +372,10 @@ def unexpected(keys: Sequence[str], specs: dict[str, TensorSpec]) -> list[Diagno
             "unexpected-keys",
             f"{counted(len(keys), 'source key', 'matches')} no rule",
             notes=notes + more,
-            remedies=(Remedy("drop", drops, kind="recipe"),),
+            remedies=(
+                Remedy("drop", drops, "leaves them out", kind="recipe"),
+                Remedy("rest", "keep", "keeps them as they are", kind="recipe"),
+            ),
         )
     ]
 

@@ -124,9 +124,16 @@ class Misfits:
                 text,
                 notes=tuple(notes),
                 remedies=remedies,
-                advice="or a rule that makes them" if self.by_rules else None,
+                advice=self._other_names(missing),
             )
         )
+
+    def _other_names(self, missing: Sequence[str]) -> str | None:
+        """The advice for missing keys: where most miss and the source has others, they bear other names there."""
+        if self.by_rules:
+            return "or a rule that makes them"
+        renamed = 2 * len(missing) > len(self.wanted) and not self.made.keys() <= self.wanted.keys()
+        return "or a recipe maps other names to them (suggest proposes one)" if renamed else None
 
     def shapes(self, wrong: Specs) -> None:
         """Tensors have another shape than the target wants: a problem for each rule, or for all that moves as it is."""

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from itertools import chain
 from typing import Any
 
 from ..errors import Diagnostic, PlanError, RecipeError, Remedy
 from ..language.covering import exact_patterns
-from ..language.dims import Dims
 from ..language.folding import fold
 from ..language.recipe import Recipe
 from ..many_objects import gc_pause
@@ -19,6 +17,7 @@ from ..narrowing import present
 from ..ops.base import OpError, SourceNote
 from ..specs import TensorSpec
 from .assembling import Draft, RuleSteps
+from .choices import unknown_entries, unused_choices
 from .claims import claim, unexpected
 from .config_changes import ConfigChange, settled_edits
 from .drawing import drawn
@@ -196,6 +195,7 @@ class _StagePlanner(Draft):
     unreadable: Collection[str] = ()  # names of tensors that cannot be read
     lost: Mapping[str, str] = field(init=False)  # those of them that are dropped -> the line that drops them
     unread: Sequence[str] = field(init=False)  # those that are not
+    ops: list[OpsOfRule] = field(default_factory=list)
 
     def plan(self) -> Plan:
         wanted = self.target.specs if self.target else ()
@@ -212,10 +212,8 @@ class _StagePlanner(Draft):
             rests.setdefault(id(bound), (bound, []))[1].append(matches)
         for bound, found in rests.values():
             self.rule(bound, [found], is_rest=True)
-        self.check_choices(
-            [[[*m, *u] if m else m for m, u in zip(*pair)] for pair in zip(claims.terms, claims.unread_terms)]
-        )
-        self.check_tables()
+        seen = [[[*m, *u] if m else m for m, u in zip(*pair)] for pair in zip(claims.terms, claims.unread_terms)]
+        self.problems += chain(unused_choices(self.stage.rules, seen), unknown_entries(self.stage.rules, self.ops))
         self.steps = self.in_order()
         equal = self.unite() if self.shared else []
         return Plan(
@@ -326,6 +324,7 @@ class _StagePlanner(Draft):
             self.problems += [replace(d, place=rule.place, notes=(bound.text, *d.notes)) for d in error.diagnostics]
             return
         ops = OpsOfRule(bound, self.seed)
+        self.ops.append(ops)
         joined = False if rule.only_renames else self.joins_first(bound, ops, apart)
         if joined is not None:
             RuleSteps(self, bound, ops, joined, number, flats).run(apart)
@@ -360,71 +359,6 @@ class _StagePlanner(Draft):
         if len(bound.rule.sources) > 1 and not (ops.joined_before or ops.joined_after):
             raise OpError(f"{len(bound.rule.sources)} sources need an op that joins them, such as '| same'")
 
-    def check_choices(self, terms: Sequence[Sequence[Sequence[MatchedColumns]]]) -> None:
-        """A choice that matches no key is a misspelling; a table of `[names]` may spread over several rules."""
-        shared: dict[tuple[str, frozenset[str]], set[str]] = {}
-        places: dict[tuple[str, frozenset[str]], ResolvedRule] = {}
-        for bound, matched in zip(self.stage.rules, terms):
-            for term, found in zip(bound.rule.sources, matched):
-                for capture in term.pattern.firsts:
-                    if capture.choices is None or bound.rule.optional or not found:
-                        continue  # of gathered choices a missing one is told with its keys
-                    seen = {v for m in found for v in _texts(m.columns[capture.name])}
-                    if capture.name in bound.tables:
-                        # The spelling is a term's own; what is seen of a table, and what not, is the table's.
-                        back = _back(capture.choices, bound.tables[capture.name])
-                        of = capture.name, frozenset(back.get(c, c) for c in capture.choices)
-                        shared.setdefault(of, set()).update(back.get(v, v) for v in seen)
-                        places[of] = bound
-                    elif capture.name not in bound.signature.gathered:
-                        self.unused_choices(capture.name, capture.choices, seen, bound)
-        for (name, choices), seen in shared.items():
-            listed = [c for c in places[(name, choices)].tables[name] if c in choices]
-            self.unused_choices(name, listed, seen, places[(name, choices)])
-
-    def check_tables(self) -> None:
-        """A table of dims that names no choice of any rule is a misspelling."""
-        tables: dict[tuple[int, str], tuple[ResolvedRule, Mapping[str, Any], set[str]]] = {}
-        for bound in self.stage.rules:
-            for name, choices in bound.ragged():
-                owner: Dims | None = bound.dims
-                while owner is not None and name not in owner.values:
-                    owner = owner.outer
-                table = owner.values[name] if owner is not None else None
-                if isinstance(table, Mapping):
-                    tables.setdefault((id(owner), name), (bound, table, set()))[2].update(choices)
-        for (_, name), (bound, table, known) in tables.items():
-            unknown = [c for c in table if c not in known and c not in bound.given(name)]
-            if unknown and known:
-                near = get_close_matches(unknown[0], sorted(known), 1)
-                self.problem(
-                    "unknown-choice",
-                    f"dims.{name} gives a size for {unknown[0]!r}, which is no choice of any rule",
-                    bound,
-                    remedies=(Remedy("dims", {unknown[0]: near}, kind="instead"),) if near else (),
-                    advice=f"one of: {', '.join(sorted(known))}",
-                )
-
-    def unused_choices(self, name: str, choices: Sequence[str], seen: set[str], bound: ResolvedRule) -> None:
-        for choice in choices:
-            if choice not in seen:
-                self.problem(
-                    "unused-choice",
-                    f"choice {choice!r} of {{{name}}} matches no source key",
-                    bound,
-                    remedies=(Remedy("rules", {bound.text: f"? {bound.text}"}, "may match less", kind="instead"),),
-                    advice="or is the choice misspelt?",
-                )
-
-
-def _back(choices: Sequence[str], table: Mapping[str, str]) -> dict[str, str]:
-    """Target spelling -> source spelling where a term spells a table as its targets; else nothing to change."""
-    return {} if set(choices) <= table.keys() else {target: source for source, target in table.items()}
-
 
 def _first(column: Any) -> str:
     return column if isinstance(column, str) else str(column[0])
-
-
-def _texts(column: Any) -> set[str]:
-    return {column} if isinstance(column, str) else set(column)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 
 from ..language.calls import Call, Expression, Indexed, Name, parts_of
 from ..language.domains import numbers_of
@@ -126,6 +127,16 @@ class OpsOfRule:
             sides = (self.bound.rule.before, self.bound.rule.after)
             self.made[place] = RuleOps(*(tuple(self._op(call, arguments) for call in calls) for calls in sides))
         return self.made[place]
+
+    def picks(self) -> Iterator[tuple[str, set[str]]]:
+        """Yield each table of dims that one captured name picks from, with the entries that its values can pick."""
+        for value in (v for call in (*self.bound.rule.before, *self.bound.rule.after) for v in parts_of(call)):
+            if isinstance(value, Indexed) and value.markers[0] in self.asked and len(value.markers) == 1:
+                name, at = value.markers[0], self.asked.index(value.markers[0])
+                found = (_captured(self.bound.rule, name, x) for made in self.made if (x := made[at]) is not None)
+                picked = chain(chain.from_iterable(one.texts for one in found), *spellings(self.bound.rule, name))
+                if isinstance(self.bound.dims.value(value.table), Mapping):
+                    yield value.table, set(picked)
 
     def _op(self, call: Call, arguments: Arguments) -> Op:
         op = make_op(call.name, call.args, dict(call.keywords), arguments)

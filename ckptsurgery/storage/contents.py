@@ -12,6 +12,7 @@ from itertools import groupby, repeat
 from operator import attrgetter, lt
 from typing import Any, NamedTuple
 
+from ..errors import CheckpointError, Diagnostic
 from ..specs import TensorSpec
 from .sources.byte_source import ByteSource
 from .unpickling.frames import Frame
@@ -78,6 +79,9 @@ class Contents:
         sources: file -> its byte source, as it was when its header was read, so that another one is noticed.
         frame: the way from the root of the file's tree to the model; None where several trees were joined.
         disputed: names of metadata and paths of extras to which several files give different values; the last counts.
+
+    Raises:
+        CheckpointError: a tensor without a name.
     """
 
     entries: dict[str, Entry]
@@ -88,6 +92,12 @@ class Contents:
     sources: dict[str, ByteSource] = field(default_factory=dict)
     frame: Frame | None = ()
     disputed: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if "" in self.entries:
+            help = "a rule, a pattern and other programs need a name to take it by: write it again under one"
+            place = self.entries[""].file
+            raise CheckpointError(Diagnostic("bad-name", "a tensor has an empty name", place, help=help))
 
     def join_facts(self, parts: Collection[Contents]) -> None:
         """Take over the metadata and extras of several files of one checkpoint, and remember where they differ.

@@ -365,7 +365,7 @@ class _Load:
             "nothing-fits",
             f"nothing of {self.checkpoint.source} was loaded: no key fits the model in name and shape",
             facts=(("source", _samples(self.checkpoint.specs)), ("model", _samples(self.target.specs))),
-            help="a recipe maps the keys to the model's, a subtree is the part of the source to read",
+            help="a recipe maps the keys to the model's (suggest proposes one), a subtree is the part to read",
         )
 
     def completed(self, report: Report, settled: Settlement, origins: Mapping[str, tuple[str, ...]]) -> Report:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from both_ways import assert_equal, both_ways, forward, problems, refused
+from both_ways import assert_equal, both_ways, forward, problems, refused, specs_of
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
@@ -82,6 +82,24 @@ def test_a_choice_picks_by_either_spelling_and_a_number_by_its_place() -> None:
 def test_an_argument_may_be_a_formula_or_a_table_of_the_index(op: str, dims: Any) -> None:
     recipe = Recipe([f"l.{{i}}.w -> l.{{i}}.w | {op}"], dims=dims)
     forward(recipe, LAYERS, {f"l.{i}.w": (W + 100 * i) * (i / 2) for i in range(3)}, config={"one": 1})
+
+
+@pytest.mark.parametrize(
+    ("rules", "table", "wrong"),
+    [
+        (["l.{i}.w -> l.{i}.w | mul(t:i)"], {"0": 1.0, "1": 2.0, "2": 3.0, "zero": 4.0}, "zero"),
+        (["{p:q,k}.w -> {p:query,key}.w | mul(t:p)"], {"query": 1.0, "*": 2.0, "kye": 3.0}, "kye"),
+        (["{p:q,k}.w -> {p}.w | mul(t:p)", "v.{l} -> v.{l} | mul(t:l)"], {"q": 1.0, "k": 2.0, "b": 2.0, "w": 3.0}, "b"),
+    ],
+)
+def test_an_entry_that_nothing_picks_is_a_misspelling(rules: list[str], table: dict[str, float], wrong: str) -> None:
+    source = dict.fromkeys((*LAYERS, "q.w", "k.w", "v.w"), W.shape)
+    error = refused(source, Recipe(rules, dims={"t": table}, rest="keep"))
+    assert problems(error) == ["unknown-choice"] and repr(wrong) in str(error)
+    right = {key: value for key, value in table.items() if key != wrong}
+    assert cs.plan(
+        specs_of(source), Recipe(rules, dims={"t": {**right, "7": 9.0} if "0" in right else right}, rest="keep")
+    )
 
 
 @pytest.fixture

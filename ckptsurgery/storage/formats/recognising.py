@@ -54,12 +54,22 @@ def _magic(*marks: bytes, at: int = 0) -> Callable[[bytes], bool]:
 
 
 def is_msgpack_map(head: bytes) -> bool:
-    """Whether it is a mapping that begins with a text key, however few keys it has."""
+    r"""Whether it is a mapping that begins with a text key, however few keys it has.
+
+    >>> is_msgpack_map(b"\x81\xa3a\nb\xc7"), is_msgpack_map(b"\x81\xa1\x00")
+    (True, False)
+    """
     start = {0xDE: 3, 0xDF: 5}.get(head[0], 1 if 0x81 <= head[0] <= 0x8F else 0) if head else 0
     kind = head[start] if 0 < start < len(head) else 0
     skip = {0xD9: 2, 0xDA: 3, 0xDB: 5}.get(kind, 1 if 0xA0 < kind <= 0xBF else 0)
     length = kind & 0x1F if skip == 1 else int.from_bytes(head[start + 1 : start + skip], "big")
-    return skip > 0 and length > 0 and _is_printable(head[start + skip : start + skip + min(length, 200)])
+    return skip > 0 and length > 0 and _is_text(head[start + skip : start + skip + min(length, 200)])
+
+
+def _is_text(key: bytes) -> bool:
+    """Whether it is text without control characters but for white space; its end may be cut."""
+    text = key.decode("utf-8", "ignore")
+    return len(key) - len(text.encode()) < 4 and bool(text) and all(c >= " " or c in "\t\n\r" for c in text)
 
 
 def _is_printable(text: bytes) -> bool:

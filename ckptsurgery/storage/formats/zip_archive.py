@@ -15,6 +15,7 @@ from typing import BinaryIO, NamedTuple
 
 from ...errors import CheckpointError, Diagnostic
 from ..sources.byte_source import read_at
+from .zip_records import stays_inside
 
 __all__ = ["Record", "ZipArchive", "refused"]
 
@@ -177,7 +178,7 @@ class ZipArchive:
     def _record(self, info: zipfile.ZipInfo, head: bytes, directory: int) -> tuple[Record, int]:
         """A record, by its local header, and the offset behind its data."""
         name = info.orig_filename
-        if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") or "\0" in name:
+        if not stays_inside(name):
             raise refused(self.source, "damaged-zip", f"holds a record outside of its folder: {name!r}")
         if info.flag_bits & _ENCRYPTED:
             raise refused(self.source, "damaged-zip", f"is encrypted ({name!r})")

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from itertools import chain, repeat
 
-__all__ = ["ALIGNMENT", "Records"]
+__all__ = ["ALIGNMENT", "Records", "stays_inside"]
 
 ALIGNMENT = 64
 """Bytes that the data of every record begin at a multiple of."""
@@ -23,6 +23,15 @@ _NARROW, _WIDE = struct.Struct("<4sIII"), struct.Struct("<4sIQQ")
 _ENTRY = struct.Struct("<4s4xH6xIIIHH10xI")
 _PADDING = [b"FB" + struct.pack("<H", n) + b"Z" * n for n in range(ALIGNMENT)]
 _ENDS = 56 + 20 + 22
+
+
+def stays_inside(name: str) -> bool:
+    """Whether a record of this name lies in the folder that the archive is unpacked to.
+
+    >>> [stays_inside(name) for name in ("a/b.npy", "/a.npy", "a/../../b.npy", "..b.npy")]
+    [True, False, False, True]
+    """
+    return not name.startswith(("/", "\\")) and ".." not in name.replace("\\", "/").split("/") and "\0" not in name
 
 
 class Records:

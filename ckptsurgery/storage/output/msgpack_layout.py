@@ -13,7 +13,8 @@ from typing import Any
 from ...errors import CheckpointError, Diagnostic
 from ...specs import DTYPES, TensorSpec
 from ..formats.format import Announced
-from .npz_writer import refuse_unheld
+from ..formats.recognising import is_msgpack_map
+from .npz_writer import refuse_names, refuse_unheld
 
 __all__ = ["laid_out"]
 
@@ -28,12 +29,13 @@ def laid_out(announced: Announced) -> tuple[bytes, dict[str, int], dict[int, byt
     """Return the bytes before the first tensor, where each begins, the bytes before the others, and the file's size.
 
     Raises:
-        CheckpointError: a dtype that numpy and JAX have not, more than 4 GiB in a tensor, a tied name, or a key that
-            is a tensor's and that of a level of the tree.
+        CheckpointError: a dtype that numpy and JAX have not, more than 4 GiB in a tensor, a tied name, a name without
+            a first part, or a key that is a tensor's and that of a level of the tree.
     """
     held = [name for name, dtype in DTYPES.items() if dtype.bits >= 8 and dtype.torch]
     odd = {key: spec for key, spec in announced.specs.items() if spec.dtype not in held or spec.nbytes > _MOST}
     refuse_unheld(announced.path, "msgpack", odd, dict.fromkeys(held), announced.aliases)
+    refuse_names(announced.path, "msgpack", [key for key in announced.specs if key.startswith(".")])
     offsets: dict[str, int] = {}
     between: dict[int, bytes] = {}
     waiting, at, start = bytearray(), 0, 0
@@ -47,6 +49,8 @@ def laid_out(announced: Announced) -> tuple[bytes, dict[str, int], dict[int, byt
         at += announced.specs[piece].nbytes
         waiting, start = bytearray(), at
     head = between.pop(0, bytes(waiting))
+    if announced.specs and not is_msgpack_map(head):  # a reader knows the format by its first key
+        refuse_names(announced.path, "msgpack", [next(iter(announced.specs))])
     return head, offsets, between, max(at, len(head))
 
 

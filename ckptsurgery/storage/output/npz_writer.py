@@ -6,7 +6,7 @@ multiples of 64 bytes of the file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import repeat
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from ...errors import CheckpointError, Diagnostic, Remedy
 from ...specs import TensorSpec
 from ...wording import shown_keys
 from ..contents import Extent
-from ..formats.zip_records import ALIGNMENT, Records
+from ..formats.zip_records import ALIGNMENT, Records, stays_inside
 from .durability import SYNCED, Durability
 from .staging import Output, beside
 from .zip_writer import ZipWriter
@@ -47,8 +47,9 @@ class NpzWriter(ZipWriter):
         aliases: Mapping[str, str] = {},
         durability: Durability = SYNCED,
     ) -> None:
-        odd = [key for key, spec in specs.items() if spec.dtype not in _CODES or "\0" in key]
+        odd = [key for key, spec in specs.items() if spec.dtype not in _CODES]
         refuse_unheld(path, "numpy", {key: specs[key] for key in odd}, _CODES, aliases)
+        refuse_names(path, "numpy", [key for key in specs if not stays_inside(f"{key}.npy")])
         heads = [_header(spec) for spec in specs.values()]
         sizes = [spec.nbytes for spec in specs.values()]
         records = Records()
@@ -74,6 +75,23 @@ def _header(spec: TensorSpec) -> bytes:
     padding = -(10 + len(text) + 1) % ALIGNMENT
     line = (text + " " * padding + "\n").encode()
     return b"\x93NUMPY\x01\x00" + len(line).to_bytes(2, "little") + line
+
+
+def refuse_names(path: Path, program: str, keys: Sequence[str]) -> None:
+    """Check that a format has a place for all names.
+
+    Args:
+        path: the output.
+        program: whose format it is.
+        keys: the names that it has no place for.
+
+    Raises:
+        CheckpointError: there are such names.
+    """
+    if keys:
+        text = f"{program} has no place for the name {keys[0]!r}"
+        help = "rename it, or write another format"
+        raise CheckpointError(Diagnostic("reserved-name", text, str(path), shown_keys(keys[1:]), help=help))
 
 
 def refuse_unheld(
