@@ -55,7 +55,7 @@ def _unused(name: str, choices: Sequence[str], seen: Collection[str], bound: Res
 
 
 def unknown_entries(rules: Sequence[ResolvedRule], made: Sequence[OpsOfRule]) -> Iterator[Diagnostic]:
-    """Yield a problem for each table of dims with an entry that is no choice of any rule, and no captured value."""
+    """Yield a problem for each table of dims with an entry that no choice and no captured value picks."""
     sizes = [(bound, name, set(choices)) for bound in rules for name, choices in bound.ragged()]
     values = [(ops.bound, name, picked) for ops in made for name, picked in ops.picks()]
     for asked in (sizes, values):

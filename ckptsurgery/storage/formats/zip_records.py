@@ -26,7 +26,7 @@ _ENDS = 56 + 20 + 22
 
 
 def stays_inside(name: str) -> bool:
-    """Whether a record of this name lies in the folder that the archive is unpacked to.
+    """Whether a record of this name is unpacked inside of the folder that the archive goes to.
 
     >>> [stays_inside(name) for name in ("a/b.npy", "/a.npy", "a/../../b.npy", "..b.npy")]
     [True, False, False, True]
