@@ -221,12 +221,12 @@ _LONGEST = 4000  # characters of a headline or a note
 
 
 def sentence(ways: Sequence[str], between: str = ", ") -> str:
-    """Join the ways of a help; a question needs no comma behind it.
+    """Join the ways of a help; a question needs no comma behind it, and the first way no "or".
 
     >>> sentence(["did you mean 'a'?", "or add a rule"])
     "did you mean 'a'? or add a rule"
     """
-    return between.join(ways).replace(f"?{between}", f"?{between.removeprefix(',')}")
+    return between.join(ways).replace(f"?{between}", f"?{between.removeprefix(',')}").removeprefix("or ")
 
 
 def _clipped(text: str, most: int = _LONGEST) -> str:

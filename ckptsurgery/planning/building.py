@@ -16,6 +16,7 @@ from ..language.keys import is_index
 from ..language.rules import Term
 from ..ops.base import OpError, Specs
 from ..specs import DTYPES, TensorSpec
+from ..wording import counted
 from .axis_places import Axes, axes_of, placed_runs
 from .expanding import ResolvedRule
 from .fusing import fused
@@ -98,7 +99,8 @@ class ProgramBuilder:
         elif len(arrivals) == len(terms):
             ways = [(n, n) for n in range(len(terms))]
         else:
-            raise OpError(f"{len(arrivals)} sources arrive at {len(terms)} targets: an op has to join them")
+            came = f"{counted(len(arrivals), 'tensor', 'arrives')} at {counted(len(terms), 'target')}"
+            raise OpError(f"{came}: an op has to join them, or more targets to take them")
         layouts, grids, axes = [], [], []
         for arrival, term in ways:
             layout, grid, found = self._layout(arrivals[arrival], terms[term], group, env, target_shapes[term])
@@ -111,7 +113,15 @@ class ProgramBuilder:
         instructions.append(move)
         grids = self._after(len(ways), grids, instructions, axes, inputs)
         program = Program.of(inputs, instructions)
+        self._check_targets(len(program.outputs), len(grids[0][1]), sum(len(indices) for _, indices in grids))
         return Built(program, tuple(grids), self.ops.joined_after, tuple(self._assumed), self._sizes)
+
+    def _check_targets(self, made: int, times: int, named: int) -> None:
+        """Hold the number of tensors made against the number of keys: none is lost, and none made of nothing."""
+        if made != named:
+            op = next((op for op in reversed(self.ops.after) if op.joins), self.ops.after[-1])
+            targets = counted(len(self.bound.rule.targets), "target")
+            raise OpError(f"{op} makes {counted(made // times, 'tensor')}, and the rule has {targets}")
 
     def _before(self, group: Group, inputs: Specs, instructions: list[Instruction]) -> list[Arrival]:
         specs = inputs

@@ -19,6 +19,7 @@ from ..language.folding import fold, fold_groups
 from ..language.keys import KeyPattern
 from ..ops.base import OpError
 from ..ops.initialisers import Initialiser
+from ..ops.registry import make_op
 from ..specs import DTYPES, TensorSpec, is_lossless
 from ..wording import counted
 from .expanding import BoundPattern
@@ -188,22 +189,25 @@ class Misfits:
         every = Remedy("mismatch", init.argument, f'or "{keep.argument}" does so for all')
         return (*sure, init, keep, every, *rows)
 
-    def casts(self, casts: Mapping[str, tuple[str, str]], policy: str) -> None:
-        """Tell which casts the policy does not allow."""
+    def casts(self, casts: Mapping[str, tuple[str, str]], policy: str) -> bool:
+        """Tell which casts the policy does not allow, or nothing can make; whether all can be made."""
+        known = len(self.problems)
         for have, want in dict.fromkeys(casts.values()):
-            lossless = is_lossless(have, want)
-            if policy == "error" or (policy == "lossless" and not lossless):
+            lossless, possible = is_lossless(have, want), _is_castable(have, want)
+            if not possible or policy == "error" or (policy == "lossless" and not lossless):
                 keys = [key for key, change in casts.items() if change == (have, want)]
-                lossy = "" if lossless else ", which can lose bits"
+                why = ", which no cast makes" if not possible else "" if lossless else ", which can lose bits"
+                casting = (Remedy("dtype", "model", "casts them"),) if possible else ()
                 self.problems.append(
                     Diagnostic(
                         "dtype-mismatch",
-                        f"{counted(len(keys), 'tensor', 'is')} {have}, the {self.target} wants {want}{lossy}",
+                        f"{counted(len(keys), 'tensor', 'is')} {have}, the {self.target} wants {want}{why}",
                         notes=tuple([text for text, _ in fold(keys)][:8]),
-                        remedies=(Remedy("dtype", "model", "casts them"), Remedy("dtype", "source", "keeps them")),
-                        advice="or | cast(…) in the rule" if self.by_rules else None,
+                        remedies=(*casting, Remedy("dtype", "source", "keeps them")),
+                        advice="or | cast(…) in the rule" if self.by_rules and possible else None,
                     )
                 )
+        return len(self.problems) == known
 
     def drops(self, keys: Sequence[str]) -> tuple[Remedy, ...]:
         """The remedy that leaves out what these keys are made of, where one line does: a drop of what `rest` takes.
@@ -346,3 +350,11 @@ def _shape_help(spec: TensorSpec, want: TensorSpec) -> str | None:
     if len(spec.shape) == len(want.shape) and spec.shape[1:] == want.shape[1:]:
         return f"{spec.shape[0]} rows against {want.shape[0]}: other classes, a padded vocabulary, or grouped heads?"
     return None
+
+
+def _is_castable(have: str, want: str) -> bool:
+    try:
+        make_op("cast", (want,), {}).infer((TensorSpec((8,), have),))
+    except OpError:
+        return False
+    return True

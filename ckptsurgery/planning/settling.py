@@ -15,9 +15,8 @@ from itertools import chain, compress, count, filterfalse
 from operator import attrgetter
 from typing import Any
 
-from ..errors import Diagnostic, LoadError, RecipeError
+from ..errors import LoadError, RecipeError
 from ..language.leaves import by_leaf
-from ..ops.base import OpError
 from ..ops.registry import make_op
 from ..specs import DTYPES, TensorSpec, dtype_name
 from .codes import Code, codes_as_weights, unscaled
@@ -288,8 +287,8 @@ class _Settling:
             kinds = {key: kind for key, kind in kinds.items() if key in load}
         keys = chain(chain.from_iterable(map(attrgetter("targets"), self.offer.plan.steps)), self.offer.elsewhere)
         self.out.casts = {key: odd[kinds[key]] for key in keys if kinds.get(key) in odd}
-        self._cast_steps(kinds, wants)
-        self.misfits.casts(self.out.casts, self.options.dtype)
+        if self.misfits.casts(self.out.casts, self.options.dtype):
+            self._cast_steps(kinds, wants)
 
     def _wanted_dtype(self, key: str) -> str:
         spec, want, policy = self.made[key], self.wanted.get(key), self.options.dtype
@@ -318,11 +317,7 @@ class _Settling:
         for want in dict.fromkeys(wants):
             groups = tuple((n,) for n, w in enumerate(wants) if w == want and program.outputs[n].dtype != want)
             if groups:
-                try:
-                    program = program.then(ApplyOp(make_op("cast", (want,), {}), groups))
-                except OpError as error:
-                    self.out.problems.append(Diagnostic("dtype-mismatch", str(error)))
-                    break
+                program = program.then(ApplyOp(make_op("cast", (want,), {}), groups))
         return program
 
     def _loaded_steps(self) -> Iterable[Step]:

@@ -129,6 +129,7 @@ def test_mismatch_settles_every_head(way: str) -> None:
     assert set(report.initialised if way == "init" else report.kept) == {"head.weight", "head.bias"}
     assert torch.equal(model.head.weight, head) is (way == "keep")
     assert set(report.dropped) == {"head.weight", "head.bias"}
+    assert f"mismatch='{way}': [5] against [3]" in str(report)
 
 
 def test_init_is_seeded_by_key_and_leaves_the_global_generator() -> None:

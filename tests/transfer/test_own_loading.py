@@ -91,6 +91,18 @@ def test_dtypes_are_judged_behind_the_hook(assign: bool) -> None:
         cs.load_into(model, {k: v.long() for k, v in old().items()}, assign=assign)
 
 
+@pytest.mark.parametrize("path", ["", "inner.model"])
+def test_a_cast_behind_a_hook_is_told_wherever_the_module_stands(path: str) -> None:
+    model: nn.Module = Renaming().bfloat16()
+    for name in reversed(path.split(".") if path else []):
+        outer = nn.Module()
+        outer.add_module(name, model)
+        model = outer
+    before = f"{path}." if path else ""
+    report = cs.load_into(model, {before + key: tensor for key, tensor in old().items()}, dtype="model")
+    assert {e.key: e.cast for e in report.ledger} == {before + key: ("F32", "BF16") for key in (*BODY, *HEAD)}
+
+
 def test_values_are_scanned_behind_the_hook() -> None:
     source = old()
     source["trunk.bias"][0] = float("inf")
