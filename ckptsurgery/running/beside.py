@@ -18,7 +18,7 @@ from ..ops.arithmetic import Cast
 from ..planning.plan import Plan
 from ..planning.steps import ApplyOp, Instruction, Move, Step
 from ..storage.checkpoint import Checkpoint
-from ..storage.mirrors import Mirror, mirrors_in, parts_of
+from ..storage.mirrors import Mirror, has_weights, mirrors_in, parts_of
 from ..storage.unpickling.nodes import is_state, name_of
 from ..storage.versions import METADATA, recorded
 from ..wording import counted
@@ -73,7 +73,7 @@ def along_with(plan: Plan, checkpoint: Checkpoint, asked: Asked, held: bool, car
         return Beside({})
     changed = _Changes.of(plan)
     extras = _moved_states(plan, everything)
-    found = mirrors_in(extras, plan.source, changed.specs) if changed.any else []
+    found = _mirrors(extras, plan, changed, carry)
     undecided: list[Mirror] = []
     followed, found = carry.taken(found)
     kept: list[Mirror] = []
@@ -114,11 +114,22 @@ def carried(plan: Plan, checkpoint: Checkpoint, carry: Carrying) -> dict[str, An
     everything = {path: value for path, value in checkpoint.extras.items() if path not in checkpoint.unreadable}
     _check_paths(carry.paths, everything)
     changed = _Changes.of(plan)
-    found = mirrors_in(everything, plan.source, changed.specs) if changed.any else []
+    found = _mirrors(everything, plan, changed, carry)
     trees = carry.out(plan, checkpoint, carry.taken(found)[0]).trees
     made = replaced(everything, trees)
     leaves = Leaves(checkpoint)
     return {path: with_tensors(next(_values(made, path)), leaves) for path in carry.paths}
+
+
+def _mirrors(extras: Mapping[str, Any], plan: Plan, changed: _Changes, carry: Carrying) -> list[Mirror]:
+    """The trees that belong to tensors that a plan changes; those with weights that the caller has follow are such."""
+    if not changed.any:
+        return []
+    found = mirrors_in(extras, plan.source, changed.specs)
+    for path in carry.asked:
+        known = any(f"{one.path}.".startswith(f"{path}.") or f"{path}.".startswith(f"{one.path}.") for one in found)
+        found += [Mirror(path, "carry names it", v) for v in _values(extras, path) if not known and has_weights(v)]
+    return found
 
 
 def _values(extras: Mapping[str, Any], path: str) -> Iterator[Any]:

@@ -22,7 +22,7 @@ from .contents import Entry
 from .unpickling.inert import Ordered
 from .unpickling.nodes import DEPTH, is_state, name_of
 
-__all__ = ["Mirror", "is_optimizer", "leaf_spec", "mirrors_in", "parts_of"]
+__all__ = ["Mirror", "has_weights", "is_optimizer", "leaf_spec", "mirrors_in", "parts_of"]
 
 _VISITS = 100_000  # mappings that are looked into one by one; a graph of shared ones has exponentially many paths
 
@@ -174,9 +174,14 @@ def _has_parts(value: Any) -> bool:
     return isinstance(value, dict | list | tuple) and not isinstance(value, Entry)
 
 
+def has_weights(value: Any) -> bool:
+    """Whether a part of a checkpoint's tree holds tensors that weigh: floats with an axis."""
+    return any(_is_weight(part) for _, part in _nodes(value, ""))
+
+
 def _has_weights(value: Any, known: dict[int, bool]) -> bool:
     if id(value) not in known:
-        known[id(value)] = any(_is_weight(part) for _, part in _nodes(value, ""))
+        known[id(value)] = has_weights(value)
     return known[id(value)]
 
 

@@ -242,6 +242,6 @@ def test_the_help_of_the_command_line_is_one_to_paste(tmp_path: Path) -> None:
                "--rest", "keep"]  # fmt: skip
     refused = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert refused.returncode == 1 and refused.stderr.startswith("error[left-behind]")
-    options = refused.stderr.partition("follow the plan, ")[2].partition(" leaves them out")[0].split()
+    options = refused.stderr.partition("follow the plan,")[2].partition(" leaves them out")[0].split()
     assert subprocess.run([*command, *options], cwd=tmp_path, check=False).returncode == 0
     assert list(torch.load(tmp_path / "y.pt")) == ["model"]

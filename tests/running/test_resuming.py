@@ -187,3 +187,28 @@ def test_syncs_are_few(source: Path) -> None:
         patch.setattr(resuming.Journal, "record", lambda self, runs: (synced.append(len(runs)), record(self, runs))[1])
         save(source, "out.safetensors", 30)
     assert 2 <= len(synced) <= 12
+
+
+def test_what_ops_make_is_taken_over_too(tmp_path: Path) -> None:
+    source = tmp_path / "source.safetensors"
+    torch.manual_seed(0)
+    cs.save({key: torch.randn(700, 256) for key in KEYS}, source)
+    recipe = cs.Recipe(
+        [
+            "h.0.w, h.1.w -> joined | lerp(0.25)",
+            "h.2.w, h.3.w -> turned | slerp(0.5)",
+            "h.{i:4..5}.w [r c] -> mean [r c] | mean_over(i)",
+            "h.6.w [r c] -> scaled [c r] | mul(3)",
+            "h.7.w -> q, s | fp8_quant(per=channel)",
+        ]
+    )
+    whole, _ = save(source, "whole.safetensors", recipe=recipe)
+    wanted = source.with_name("whole.safetensors").read_bytes()
+    taken = 0
+    for count in range(1, whole):
+        assert save(source, "out.safetensors", count, recipe) == (count, None)
+        rest, report = save(source, "out.safetensors", recipe=recipe)
+        assert report is not None and source.with_name("out.safetensors").read_bytes() == wanted
+        taken += whole - rest
+        clear(source.with_name("out.safetensors"))
+    assert taken > whole
