@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from both_ways import Shapes, problems, refused, specs_of
@@ -181,3 +183,26 @@ def test_the_modules_of_a_subtree_are_known_by_their_names_in_it() -> None:
     assert live_modules(net, "a") == {"0": net["a"][0], "1": net["a"][1]}  # type: ignore[index]
     assert set(live_modules(net)) == {"", "a", "a.0", "a.1", "ab"}
     assert set(live_modules({"x.": net, "n": 3})) == {"x", "x.a", "x.a.0", "x.a.1", "x.ab"}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("normal((", "it ends too early: '(' in 'normal(('"),
+        ("nosuch", "no initialiser is called 'nosuch'"),
+        ("normal(std=x)", "std is a finite number, not 'x'"),
+        ("uniform(1,2,3)", "3 arguments are too many: uniform takes a, b"),
+        (3, "3 is neither an initialiser's name nor a callable"),
+    ],
+)
+def test_an_initialiser_that_is_none_is_told_with_its_entry(value: object, text: str) -> None:
+    error = refused({"a": (4,)}, Recipe(["a -> a"], init={"b [3]": value}))  # type: ignore[dict-item]
+    assert problems(error) == ["bad-init"] and error.diagnostics[0].headline == f"[init] 'b [3]': {text}"
+
+
+def test_what_has_no_text_or_no_ranks_is_not_saved(tmp_path: Path) -> None:
+    plan = cs.plan({"a": torch.ones(4)}, "a -> b", config={"x": object()})
+    for asked, code in (({"provenance": True}, "not-text"), ({"together": True}, "no-process-group")):
+        with pytest.raises(cs.PlanError) as caught:
+            plan.save(tmp_path / "x.safetensors", **asked)  # type: ignore[arg-type]
+        assert problems(caught.value) == [code] and not list(tmp_path.iterdir())
