@@ -25,7 +25,7 @@ relative_files = True
 data_file = {data}
 parallel = True
 sigterm = True
-patch = subprocess, fork
+patch = subprocess, fork, _exit
 context = ${{PYTEST_CURRENT_TEST-}}
 disable_warnings = no-data-collected, module-not-imported, module-not-measured, couldnt-parse
 """

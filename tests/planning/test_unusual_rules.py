@@ -190,7 +190,7 @@ def test_the_modules_of_a_subtree_are_known_by_their_names_in_it() -> None:
     [
         ("normal((", "it ends too early: '(' in 'normal(('"),
         ("nosuch", "no initialiser is called 'nosuch'"),
-        ("normal(std=x)", "std is a finite number, not 'x'"),
+        ("normal(std=x)", "normal: std is a finite number, not 'x'"),
         ("uniform(1,2,3)", "3 arguments are too many: uniform takes a, b"),
         (3, "3 is neither an initialiser's name nor a callable"),
     ],

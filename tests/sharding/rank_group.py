@@ -51,7 +51,8 @@ class Group:
         Args:
             function: of a test module, which the processes import by its name.
         """
-        task = pickle.dumps((function.__module__.rpartition(".")[2], function.__name__, args))
+        test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
+        task = pickle.dumps((test, function.__module__.rpartition(".")[2], function.__name__, args))
         for process in self._processes:
             assert process.stdin
             process.stdin.write(struct.pack("<Q", len(task)) + task)
@@ -94,7 +95,9 @@ def work() -> None:
     store = dist.FileStore(os.environ["STORE"], size)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=_TIMEOUT))
     while len(head := tasks.read(8)) == 8:
-        module, name, args = pickle.loads(tasks.read(struct.unpack("<Q", head)[0]))
+        test, module, name, args = pickle.loads(tasks.read(struct.unpack("<Q", head)[0]))
+        if "coverage" in sys.modules:  # the suite is measured: what runs from here on is this test's
+            sys.modules["coverage"].Coverage.current().switch_context(test)
         try:
             answer: tuple[bool, Any] = True, getattr(importlib.import_module(module), name)(*args)
         except Exception:
