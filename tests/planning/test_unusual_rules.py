@@ -11,6 +11,7 @@ from torch import nn
 
 import ckptsurgery as cs
 from ckptsurgery.language.recipe import Recipe, Scope
+from ckptsurgery.planning.options import DTYPE_POLICIES
 from ckptsurgery.transfer.orienting import live_modules
 
 W, AB = {"w": (4, 4)}, {"a": (4,), "b": (4,)}
@@ -206,3 +207,11 @@ def test_what_has_no_text_or_no_ranks_is_not_saved(tmp_path: Path) -> None:
         with pytest.raises(cs.PlanError) as caught:
             plan.save(tmp_path / "x.safetensors", **asked)  # type: ignore[arg-type]
         assert problems(caught.value) == [code] and not list(tmp_path.iterdir())
+
+
+def test_a_dtype_that_is_none_is_told_the_policies_and_the_nearest() -> None:
+    for given, near in {"lossles": "did you mean 'lossless'? ", "int8": ""}.items():
+        with pytest.raises(cs.PlanError) as caught:
+            cs.plan({"a": torch.ones(4)}, "a -> b", dtype=given)
+        policies = ", ".join(map(repr, DTYPE_POLICIES))
+        assert caught.value.diagnostics[0].help == f'{near}one of {policies}, or a dtype such as "bf16"'
