@@ -90,7 +90,7 @@ class Archive:
         self.file, self.offset, self.nbytes, self._read = file, offset, nbytes, read
         try:
             self.records = self._directory()
-        except (struct.error, IndexError, UnicodeDecodeError, ValueError) as error:
+        except (struct.error, IndexError, ValueError) as error:
             raise self.damaged(f"is no torch archive ({error})") from None
 
     def damaged(self, why: str) -> CheckpointError:
@@ -100,8 +100,6 @@ class Archive:
 
     def _bytes(self, start: int, stop: int) -> bytes:
         """Bytes of the archive, counted from its beginning."""
-        if not 0 <= start <= stop <= self.nbytes:
-            raise ValueError("a part of it would reach outside of it")
         buffer = bytearray(stop - start)
         self._read(self.file, self.offset + start, memoryview(buffer))
         return bytes(buffer)
@@ -113,7 +111,7 @@ class Archive:
         end = self.nbytes - _END.size
         if sign != b"PK\5\6" or comment:
             raise ValueError("it does not end as one does")
-        if _MAX16 in (count,) or _MAX32 in (nbytes, start):
+        if count == _MAX16 or _MAX32 in (nbytes, start):
             wide = tail[-_END.size - _LOCATOR - _WIDE_END.size : -_END.size - _LOCATOR]
             sign, *_, count, nbytes, start = _WIDE_END.unpack(wide)
             if sign != b"PK\6\6":
@@ -144,13 +142,10 @@ class Archive:
         if name not in self.records:
             raise self.damaged(f"holds no record {name!r}")
         header, size = self.records[name]
-        try:
-            sign, name_size, extra_size = _LOCAL.unpack(self._bytes(header, header + _LOCAL.size))
-            start = header + _LOCAL.size + name_size + extra_size
-            if sign != b"PK\3\4" or start + size > self.nbytes:
-                raise ValueError("a record's header is misplaced")
-        except ValueError as error:
-            raise self.damaged(f"is no torch archive ({error})") from None
+        sign, name_size, extra_size = _LOCAL.unpack(self._bytes(header, header + _LOCAL.size))
+        start = header + _LOCAL.size + name_size + extra_size
+        if sign != b"PK\3\4" or start + size > self.nbytes:
+            raise self.damaged(f"has a record {name!r} whose header is misplaced")
         return start, size
 
     def bytes_of(self, name: str) -> bytes:

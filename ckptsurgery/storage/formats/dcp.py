@@ -137,7 +137,7 @@ class _DcpReader:
             if _is(about, "TensorStorageMetadata") and type(key) is str:
                 try:
                     leaves[key] = self._leaf(key, about.state)
-                except (KeyError, TypeError, AttributeError):
+                except (LookupError, TypeError, AttributeError):
                     self._problem(key, "have metadata that makes no sense")
         return leaves
 
@@ -152,13 +152,15 @@ class _DcpReader:
             try:
                 key, low = index.state["fqn"], index.state.get("offset")
                 name, offset, nbytes = (place.state[name] for name in ("relative_path", "offset", "length"))
-                transformed = place.state.get("transform_descriptors")
+                ways = ", ".join(map(str, place.state.get("transform_descriptors") or ()))
+                hash((low, name))
             except (AttributeError, KeyError, TypeError):
-                raise CheckpointError(
-                    Diagnostic("bad-metadata", f"the places in {self.folder!r} make no sense", self.folder, help=_AGAIN)
-                ) from None
-            if transformed:
-                self._problem(key, f"are stored in a transformed way ({', '.join(map(str, transformed))})")
+                key = None
+            if type(key) is not str:
+                text = f"the places in {self.folder!r} make no sense"
+                raise CheckpointError(Diagnostic("bad-metadata", text, self.folder, help=_AGAIN))
+            if ways:
+                self._problem(key, f"are stored in a transformed way ({ways})")
                 continue
             if name not in sizes:
                 sizes[name], paths[name] = self._size(name), str(Path(self.folder, name))
@@ -215,14 +217,15 @@ class _DcpReader:
         spec = self._specs.get((box.extent, dtype))
         if spec is None:
             spec = self._specs[box.extent, dtype] = TensorSpec(box.extent, dtype)
-        blob = self._blob(run)
+        size = self.sources[run.file].size
+        blob = self._blob(run) if run.offset <= size else None
         if blob is not None:
             entry = blob.get(key)
             if entry is None or entry.spec != spec:
                 self._problem(key, f"are not in {Path(run.file).name!r} as the metadata says")
                 return None
             return Chunk(box.low, entry)
-        if run.offset + run.nbytes > self.sources[run.file].size:
+        if run.offset + run.nbytes > size:
             self._problem(key, f"reach past the end of {Path(run.file).name!r}")
             return None
         return Chunk(box.low, Archived(spec, run.file, run.offset, run.nbytes))
@@ -293,7 +296,8 @@ class _DcpReader:
             return Opaque("torch", "Tensor", (), str(error))
 
     def _read(self, file: str, offset: int, buffer: memoryview) -> None:
-        if os.preadv(self._descriptor(file), [buffer], offset) != len(buffer):
+        ends = offset + len(buffer) > self.sources[file].size
+        if ends or os.preadv(self._descriptor(file), [buffer], offset) != len(buffer):
             text = f"{file!r} ends early"
             raise CheckpointError(Diagnostic("truncated-file", text, file, help=_AGAIN))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from ...errors import CheckpointError, Diagnostic
 from ...specs import DTYPES, TensorSpec, shape_problem
@@ -40,13 +40,13 @@ class LateTensor:
 
     Args:
         spec: what comes out.
-        pieces: `bytes`, or `(file, offset, nbytes)` to read; joined in order, little-endian.
+        pieces: `bytes`, or `(offset, nbytes)` to read; joined in order, little-endian.
         fortran: whether the elements come in column-major order.
-        source: what holds the pieces that are to be read; the local file of their name if it is None.
+        source: the source of the pieces to read; None where there are none.
     """
 
     spec: TensorSpec
-    pieces: tuple[bytes | tuple[str, int, int], ...]
+    pieces: tuple[bytes | tuple[int, int], ...]
     fortran: bool = False
     source: ByteSource | None = None
 
@@ -55,19 +55,7 @@ class LateTensor:
 
         data = bytearray()
         for piece in self.pieces:
-            if isinstance(piece, bytes):
-                data += piece
-                continue
-            if self.source is not None:
-                data += read_run(self.source, piece[1], piece[2])
-                continue
-            read = Blob(piece[1], piece[2], piece[0]).read()
-            if not isinstance(read, bytes) or len(read) != piece[2]:
-                again = "copy or download it again"
-                raise CheckpointError(
-                    Diagnostic("truncated-file", f"{piece[0]!r} ends early, or is gone", piece[0], help=again)
-                )
-            data += read
+            data += piece if isinstance(piece, bytes) else read_run(cast("ByteSource", self.source), *piece)
         dtype = getattr(torch, DTYPES[self.spec.dtype].torch or "")
         shape = self.spec.shape[::-1] if self.fortran else self.spec.shape
         if not self.spec.numel:
@@ -130,13 +118,13 @@ def _place_packed(tensor: Tensor, region: StorageRun) -> Entry:
 def place_joined(joined: Joined, file: str) -> Entry:
     """The entry of an array that lies in slices, which are joined when it is loaded."""
     spec = _spec(joined.shape, joined.dtype)
-    pieces: list[bytes | tuple[str, int, int]] = []
+    pieces: list[bytes | tuple[int, int]] = []
     for part in joined.parts:
         entry = place_array(part, file)
         if entry.spec.dtype != spec.dtype or len(part.shape) != 1 or entry.big_endian:
             raise ValueError("its slices are not of one kind")
-        pieces += [(file, entry.offset, entry.spec.nbytes)] if entry.tensor is None else entry.tensor.pieces
-    if sum(len(piece) if isinstance(piece, bytes) else piece[2] for piece in pieces) != spec.nbytes:
+        pieces += [(entry.offset, entry.spec.nbytes)] if entry.tensor is None else entry.tensor.pieces
+    if sum(len(piece) if isinstance(piece, bytes) else piece[1] for piece in pieces) != spec.nbytes:
         raise ValueError(f"its slices do not add up to {spec}")
     return Entry(spec, tensor=LateTensor(spec, tuple(pieces)))
 
