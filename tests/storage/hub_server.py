@@ -100,7 +100,7 @@ class _Handler(BaseHTTPRequestHandler):
 def serving() -> Iterator[Hub]:
     """A hub that runs in a thread."""
     hub = Hub()
-    thread = threading.Thread(target=hub.serve_forever, daemon=True)
+    thread = threading.Thread(target=hub.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield hub

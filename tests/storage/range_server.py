@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+import socket
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +16,10 @@ from urllib.parse import unquote, urlsplit
 class RangeServer(ThreadingHTTPServer):
     """`files` by path; `sent` counts bytes of bodies, `asked` lists (path, start, stop).
 
-    `breaks`: how many answers are cut in the middle. `busy`: how many are refused with 503. `whole`: ignores ranges.
+    `breaks`: how many answers are cut in the middle. `resets`: how many connections are reset instead. `busy`: how many
+    are refused with 503. `whole`: ignores ranges. `refused`: statuses by path. `moved`: addresses by path. `most_sent`:
+    bytes that it sends at once. `shift`: added to the beginning of each range but the first. `tokens`: the headers
+    `Authorization`, in order.
     """
 
     daemon_threads = True
@@ -26,6 +31,11 @@ class RangeServer(ThreadingHTTPServer):
         self.asked: list[tuple[str, int, int]] = []
         self.breaks = self.busy = self.now = self.most = 0
         self.whole = False
+        self.resets = self.shift = 0
+        self.most_sent = 1 << 40
+        self.refused: dict[str, int] = {}
+        self.moved: dict[str, str] = {}
+        self.tokens: list[str | None] = []
         self.lock = threading.Lock()
 
     @property
@@ -61,14 +71,24 @@ class _Handler(BaseHTTPRequestHandler):
         server, data = self.server, self.server.files.get(path)
         with server.lock:
             busy, server.busy = server.busy > 0, max(0, server.busy - 1)
-        if data is None or busy:
-            self.send_response(503 if busy else 404)
+            server.tokens.append(self.headers.get("Authorization"))
+        status = 503 if busy else 302 if path in server.moved else server.refused.get(path, 404 if data is None else 0)
+        if data is None or status:
+            self.send_response(status)
+            if status == 302:
+                self.send_header("Location", server.moved[path])
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         asked = None if server.whole or not data else asked
         start, stop = (int(asked[1]), min(int(asked[2]) + 1, len(data))) if asked else (0, len(data))
+        if start >= len(data) and asked:
+            self.send_error(416)
+            return
+        if asked:
+            start += server.shift if start else 0
+            stop = min(stop, start + server.most_sent)
         body = data[start:stop]
         self.send_response(206 if asked else 200)
         self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()[:16]}"')
@@ -79,17 +99,21 @@ class _Handler(BaseHTTPRequestHandler):
         with server.lock:
             server.asked.append((path, start, stop))
             breaks, server.breaks = server.breaks > 0 and len(body) > 10, max(0, server.breaks - 1)
-            body = body[: len(body) // 2] if breaks else body
+            resets, server.resets = server.resets > 0, max(0, server.resets - 1)
+            body = body[: len(body) // 2] if breaks or resets else body
             server.sent += len(body)  # first: the client may go on, and ask for the sum, before this thread does
         self.wfile.write(body)
-        if breaks:
+        if breaks or resets:
             self.wfile.flush()
             self.close_connection = True
+        if resets:  # closed without a farewell, so that the client is reset
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
 
 
 @contextmanager
 def serving() -> Iterator[RangeServer]:
     with RangeServer() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
         server.shutdown()

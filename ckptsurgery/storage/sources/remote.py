@@ -90,7 +90,7 @@ class RemoteSource(ABC):
 
     @abstractmethod
     def probe(self) -> tuple[Facts, bytes]:
-        """Return what the server reports of the file, and its first `FIRST` bytes.
+        """Return what the server reports of the file, and its first bytes, up to `FIRST`.
 
         Raises:
             Interrupted: it may pass.
@@ -143,6 +143,10 @@ class RemoteSource(ABC):
 
     def _fill(self, request: Request) -> None:
         """Fetch a request; what came before a connection broke is not fetched again."""
+        if len(self.first) == self.size:  # a short file: its server may not even send parts
+            for offset, buffer in request.parts:
+                buffer[:] = self.first[offset : offset + len(buffer)]
+            return
         whole = request.parts[0][1] if len(request.parts) == 1 else memoryview(bytearray(request.nbytes))
         done = 0
 
@@ -203,10 +207,6 @@ class RangeFile(io.RawIOBase):
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._source.size}[whence]
         self._at = max(0, base + offset)
         return self._at
-
-    def peek(self, size: int = -1) -> bytes:
-        """Return bytes from the position on, which stays; at least one, but for the end of the file."""
-        return self._held(1, 4096)
 
     def readinto(self, buffer: Any) -> int:
         """Fill a buffer; return how many bytes there were."""
