@@ -393,7 +393,7 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
         if len(self.files) > 1:
             parts.append(f"{len(self.files)} files")
         if self.extras:
-            parts.append(f"{len(self.extras)} extras")
+            parts.append(counted(len(self.extras), "extra"))
         return brief("Checkpoint", self.source, *parts)
 
 

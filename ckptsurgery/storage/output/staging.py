@@ -183,10 +183,11 @@ class Writer:
                 return self._open(name)
             raise
         status = os.fstat(descriptor)
-        self._identities[name] = status.st_dev, status.st_ino
-        if known not in (None, self._identities[name]):
+        found = status.st_dev, status.st_ino
+        if known not in (None, found):
             os.close(descriptor)
             raise OSError(errno.ESTALE, "something else took the place of a file that is being written", name)
+        self._identities[name] = found
         with contextlib.suppress(OSError):  # whoever finds no file of a run with a lock knows that its writer is gone
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return descriptor

@@ -10,6 +10,7 @@ import tempfile
 import weakref
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from typing import BinaryIO
 
 from ...errors import CheckpointError, Diagnostic
@@ -61,7 +62,7 @@ def unpack(source: ByteSource, kind: str) -> ByteSource:
     name, limit = f"{source.name} (unpacked)", max(_FREE, _TIMES * source.size)
     memory, file, size = bytearray(), None, 0
     block: bytes | bytearray
-    with source.open() as packed:
+    with source.open() as packed, ExitStack() as undone:
         for block in _explained(_blocks(packed, kind), source.name):
             size += len(block)
             if size > limit:
@@ -73,7 +74,9 @@ def unpack(source: ByteSource, kind: str) -> ByteSource:
                 if len(memory) <= _IN_MEMORY:
                     continue
                 file, block, memory = _temporary(name), memory, bytearray()
+                undone.callback(_close, file)
             _write(file, block, name)
+        undone.pop_all()
     if file is None:
         held = MemoryBuffer(name, memory)
         held.identity = (*source.identity, "unpacked")
@@ -117,6 +120,11 @@ def _temporary(name: str) -> BinaryIO:
         return tempfile.TemporaryFile()
     except OSError as error:
         raise os_error(error, name, "write") from error
+
+
+def _close(file: BinaryIO) -> None:
+    with suppress(OSError):  # what could not be written is tried once more
+        file.close()
 
 
 def _write(file: BinaryIO, block: bytes | bytearray, name: str) -> None:
