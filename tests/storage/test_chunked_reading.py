@@ -40,7 +40,9 @@ def stored(part: torch.Tensor, how: str, path: Path) -> Entry:
     return Entry(spec, str(path), len(HEAD), strides, "swapped" in how)
 
 
-@pytest.mark.parametrize("how", ["rows", "columns", "swapped rows", "swapped columns", "in memory", "made when asked for"])
+@pytest.mark.parametrize(
+    "how", ["rows", "columns", "swapped rows", "swapped columns", "in memory", "made when asked for"]
+)
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.float32, torch.complex64, torch.complex128])
 def test_a_chunk_is_read_as_it_lies(tmp_path: Path, how: str, dtype: torch.dtype) -> None:
     whole = torch.arange(1, 31).reshape(6, 5).to(dtype)

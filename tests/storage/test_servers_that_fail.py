@@ -6,7 +6,6 @@ import io
 import socket
 import zipfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 from urllib.request import Request
 

@@ -39,6 +39,14 @@ def refuse_existing(path: Path) -> None:
         raise CheckpointError(Diagnostic("output-exists", text, str(path), remedies=(meant,)))
 
 
+def _system_error(error: BaseException) -> OSError:
+    """The error of the system behind one of torch's writer of archives, which raises another one over it."""
+    behind: BaseException | None = error
+    while behind is not None and not isinstance(behind, OSError):
+        behind = behind.__context__
+    return behind or OSError(errno.EIO, str(error).partition("\n")[0])
+
+
 class DcpWriter:
     """Takes whole tensors one by one; leaving its context commits or removes everything.
 
@@ -101,11 +109,8 @@ class DcpWriter:
             start = file.tell()
             try:
                 torch.save(part.clone(), file)  # a view would bring its whole storage along
-            except OSError as error:
-                raise os_error(error, str(self.path), "write") from error
-            except RuntimeError as error:  # torch's writer of archives hides the system's error
-                told = OSError(errno.EIO, str(error).partition("\n")[0])
-                raise os_error(told, str(self.path), "write") from error
+            except (OSError, RuntimeError) as error:
+                raise os_error(_system_error(error), str(self.path), "write") from error
             chunks.append(ChunkStorageMetadata(low, part.shape))
             place = _StorageInfo(self._name(number), start, file.tell() - start)
             self._places[MetadataIndex(key, low, number)] = place
