@@ -129,6 +129,54 @@ def make_hdf5() -> None:
         for number in range(12):
             file[f"a/layer_{number}/w"] = numpy.full((2, 3), number, "f4")
     keep("latest.h5", datasets_in(HERE / "latest.h5"))
+    make_layouts(HERE / "layouts.h5", ("v110", "v110"))
+    make_layouts(HERE / "layouts_old.h5", "earliest")
+    make_links()
+
+
+def make_layouts(path: Path, versions: Any) -> None:
+    """Datasets in every layout, with and without elements, and links of every kind."""
+    import h5py
+    from h5py import h5d, h5p, h5s, h5t
+
+    w = numpy.arange(6, dtype="f4").reshape(2, 3)
+    with h5py.File(path, "w", libver=versions) as file:
+        compact = h5p.create(h5p.DATASET_CREATE)
+        compact.set_layout(h5d.COMPACT)
+        made = h5d.create(file.id, b"compact", h5t.IEEE_F32LE, h5s.create_simple((2, 3)), compact)
+        made.write(h5s.ALL, h5s.ALL, w)
+        file.create_dataset("external", (3,), "f4", external=[("x.raw", 0, h5py.h5f.UNLIMITED)])
+        virtual = h5py.VirtualLayout((2, 3), "f4")
+        virtual[:] = h5py.VirtualSource(".", "compact", (2, 3))
+        file.create_virtual_dataset("virtual", virtual)
+        file.create_dataset("one", data=w, chunks=(2, 3))
+        file.create_dataset("one_packed", data=w, chunks=(2, 3), compression="gzip", shuffle=True)
+        file.create_dataset("one_larger", data=w.astype(">f8"), chunks=(4, 3), maxshape=(4, 3))
+        file.create_dataset("unwritten", (3,), "f4")
+        file.create_dataset("unwritten_chunk", (3,), "f4", chunks=(3,))
+        file.create_dataset("unwritten_chunks", (0,), "f4", chunks=(3,), maxshape=(3,))
+        file.create_dataset("nothing", data=h5py.Empty("f4"))
+        file.create_dataset("lzf", data=w, chunks=(2, 3), compression="lzf")
+        file.attrs.create("model_config", numpy.bytes_('{"name": "fixed"}'))
+        file["soft"], file["elsewhere"] = h5py.SoftLink("/compact"), h5py.ExternalLink("other.h5", "/w")
+        file["größe"] = w
+        file.attrs["numbers"] = [1, 2, 3]
+
+
+def make_links() -> None:
+    """One dataset under very many names: trees of several levels, and a heap of several blocks."""
+    import h5py
+
+    with h5py.File(HERE / "links.h5", "w", libver="latest") as file:
+        w = file.create_dataset("w", data=numpy.arange(3, dtype="f4"))
+        few = file.create_group("few", track_order=True)
+        for number in range(60):
+            few[f"{number * 37 % 60:02}"] = w
+        many, long = file.create_group("many"), file.create_group("long")
+        for number in range(1200):
+            many[f"{number:04}"] = w
+        for number in range(2300):
+            long[f"{number:04}" + "x" * 240] = w
 
 
 def make_keras() -> None:

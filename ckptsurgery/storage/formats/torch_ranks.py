@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ...boxes import Box, covers_once
 from ...errors import CheckpointError, Diagnostic
-from ...specs import TensorSpec
+from ...specs import TensorSpec, dtype_name
 from ...wording import shown_keys
 from ..chunked_tensors import Chunk, Chunked
 from ..contents import Contents, Entry
@@ -137,15 +137,11 @@ class _RankFile:
 
     def _shard(self, made: Any, state: Any, kind: str, key: str) -> Any:
         try:
-            shape, dtype = tuple(made.args[2]), None
-            parts = list(_dtensor(shape, state) if kind == "DTensor" else _sharded_tensor(state))
-            chunks = []
-            for low, tensor in parts:
-                dtype = tensor.dtype
-                chunks.append(Chunk(low, place_tensor(tensor, self.tree.region(tensor.storage))))
-            if dtype is None:
-                raise _NotCoveredError("it has no part here")
-            spec = TensorSpec(shape, dtype)
+            spec = TensorSpec(tuple(made.args[2]), dtype_name(made.args[1].name))
+            parts = _dtensor(spec.shape, state) if kind == "DTensor" else _sharded_tensor(state)
+            chunks = [Chunk(low, place_tensor(part, self.tree.region(part.storage))) for low, part in parts]
+            if any(chunk.place.spec.dtype != spec.dtype for chunk in chunks):
+                raise TypeError
         except _NotCoveredError as error:
             text = f"{key!r} of {Path(self.path).name!r} is a {kind} that is not covered: {error}"
             self._problems.append(Diagnostic("sharded-otherwise", text, self.path, help=_SAVED))
