@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-__all__ = ["Plan", "Runner", "renaming"]
+__all__ = ["Plan", "Runner", "renaming", "retargeted"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -330,3 +330,25 @@ def renaming(source: Mapping[str, TensorSpec], names: Mapping[str, str], text: s
     rows = zip(zip(names), zip(names.values()), map(programs.__getitem__, map(source.__getitem__, names)), repeat((0,)))
     specs = dict(zip(names.values(), map(source.__getitem__, names)))
     return Plan(tuple(steps_of(rows)), (RuleUse(text, None, is_rest=True),), specs, source=source)
+
+
+def retargeted(plan: Plan, names: Mapping[str, str]) -> Plan:
+    """Return the plan whose targets have other names.
+
+    Args:
+        names: target key -> its new name, for those that change.
+    """
+
+    def new(key: str) -> str:
+        return names.get(key, key)
+
+    return replace(
+        plan,
+        steps=tuple(step._replace(targets=tuple(map(new, step.targets))) for step in plan.steps),
+        specs={new(key): spec for key, spec in plan.specs.items()},
+        inits={new(key): initialiser for key, initialiser in plan.inits.items()},
+        ties={new(key): new(base) for key, base in plan.ties.items()},
+        tie_proofs=tuple((new(a), new(b)) for a, b in plan.tie_proofs),
+        casts={new(key): cast for key, cast in plan.casts.items()},
+        target=plan.target and plan.target.renamed(names),
+    )

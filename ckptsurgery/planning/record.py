@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import Diagnostic
@@ -30,6 +30,11 @@ class Target:
     specs: Mapping[str, TensorSpec]
     ties: Sequence[Sequence[str]] = ()
     name: str = "target"
+
+    def renamed(self, names: Mapping[str, str]) -> Target:
+        """Return the same with other names for some keys."""
+        ties = [[names.get(key, key) for key in group] for group in self.ties]
+        return replace(self, specs={names.get(key, key): spec for key, spec in self.specs.items()}, ties=ties)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from ..boxes import covers_once
@@ -248,7 +248,6 @@ class Resharder:
             self._begin(streaming=False)
             for number, bucket in enumerate(self.buckets):
                 self._carry(number, bucket, None)
-            self._end()
 
     def stream(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the target's tensors by name, bucket by bucket, without writing into the target.
@@ -264,10 +263,9 @@ class Resharder:
         with torch.no_grad():
             self._begin(streaming=True)
             for number, bucket in enumerate(self.buckets):
-                made = self._made(bucket.keys)
+                made = self._carrier.attempt(partial(self._made, bucket.keys)) or {}
                 self._carry(number, bucket, made)
                 yield from made.items()
-            self._end()
             carried = {key for bucket in self.buckets for key in bucket.keys}
             skipped = {other for other, _ in self.plan.tie_proofs}
             yield from self._made([key for key in self.plan.specs if key not in carried | skipped]).items()
@@ -289,9 +287,9 @@ class Resharder:
 
     def _begin(self, streaming: bool) -> None:
         """Find the memory of all tensors, and agree that it is as planned."""
-        error: CkptSurgeryError | None = None
-        read, filled = self._used
+        error: Exception | None = None
         try:
+            read, filled = self._used
             if not streaming and self.target.is_meta:
                 text = "the target has tensors without memory, which stream() can fill and a call cannot"
                 raise LoadError(Diagnostic("meta-target", text, help="for name, tensor in sync.stream(): …"))
@@ -300,14 +298,16 @@ class Resharder:
                 unmoved = self.target.refresh(filled) and unmoved
             if not unmoved:
                 self._bounds.clear()
-        except CkptSurgeryError as raised:
+            self._carrier.failure()  # of a call that broke off; the buffers are there from now on
+        except Exception as raised:
             error = raised
         self._agree(error)
 
     def _end(self) -> None:
         found = self._carrier.failure()
-        error: CkptSurgeryError | None = None
+        error: LoadError | None = None
         if found is not None:
+            self._bounds.clear()
             half = Diagnostic(
                 "half-loaded", "the exchange broke off: the target holds old and new values", help="sync() again"
             )
@@ -315,7 +315,7 @@ class Resharder:
             error = LoadError([*first, half])
         self._agree(error)
 
-    def _agree(self, error: CkptSurgeryError | None) -> None:
+    def _agree(self, error: Exception | None) -> None:
         """Raise an error of any rank on all of them."""
         ranks = Peers(self.ranks.rank, self.ranks.size)
         if ranks.any(error is not None):
@@ -327,7 +327,8 @@ class Resharder:
         Args:
             made: the memory of targets; None for that of the target itself.
         """
-        scratch: dict[tuple[str, str], Tensor] = self._inputs(bucket.makings)
+        carrier = self._carrier
+        scratch: dict[tuple[str, str], Tensor] = carrier.attempt(partial(self._inputs, bucket.makings)) or {}
 
         def memory(slot: BoxAddress) -> Tensor:
             if slot.side == "source":
@@ -336,19 +337,24 @@ class Resharder:
                 return self.target.memory(slot.key) if made is None else made[slot.key]
             return scratch[slot.side, slot.key]
 
-        for routes in bucket.gathers:
-            self._carrier.carry(self._carrier.bind(routes, memory))
-        for making in bucket.makings:
-            if making.maker == self.ranks.rank:
-                self._make(making, scratch)
-        for place, routes in enumerate(bucket.rounds):
-            known = (number, "rounds", place)
-            if bucket.makings or made is not None:
-                self._carrier.carry(self._carrier.bind(routes, memory))
-                continue
-            if known not in self._bounds:
-                self._bounds[known] = self._carrier.bind(routes, memory)
-            self._carrier.carry(self._bounds[known])
+        def bound(routes: tuple[Route, ...]) -> Bound:
+            return carrier.attempt(partial(carrier.bind, routes, memory)) or carrier.idle(routes)
+
+        with self.ranks.in_step():
+            for routes in bucket.gathers:
+                carrier.carry(bound(routes))
+            for making in bucket.makings:
+                if making.maker == self.ranks.rank:
+                    carrier.attempt(partial(self._make, making, scratch))
+            for place, routes in enumerate(bucket.rounds):
+                known = (number, "rounds", place)
+                if bucket.makings or made is not None:
+                    carrier.carry(bound(routes))
+                    continue
+                if known not in self._bounds:
+                    self._bounds[known] = bound(routes)
+                carrier.carry(self._bounds[known])
+        self._end()
 
     def _inputs(self, makings: Sequence[WholeStep]) -> dict[tuple[str, str], Tensor]:
         """Memory for the inputs of the steps that this rank runs on whole tensors."""
@@ -360,13 +366,9 @@ class Resharder:
         }
 
     def _make(self, making: WholeStep, scratch: dict[tuple[str, str], Tensor]) -> None:
-        """Run a step on whole tensors; after an error the other ranks get something of the right size."""
+        """Run a step on whole tensors."""
         step = making.step
-        try:
-            made = run_step(step, lambda key: scratch["input", key])
-        except CkptSurgeryError as error:
-            self._carrier.fail(error)
-            made = tuple(_empty(spec, self.ranks.device) for spec in step.program.outputs)
+        made = run_step(step, lambda key: scratch["input", key])
         scratch.update({("output", key): tensor for key, tensor in zip(step.targets, made)})
 
     def __str__(self) -> str:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import accumulate
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from ..boxes import Shape
 from ..ops.base import Op
@@ -28,6 +29,8 @@ __all__ = ["Bound", "Carrier", "Memory", "wire_bytes"]
 
 Memory = Callable[[BoxAddress], "Tensor"]
 """Gives the elements of a slot, on a rank that holds it."""
+
+Made = TypeVar("Made")
 
 _ALIGNMENT = 16  # bytes: the largest element
 
@@ -117,35 +120,42 @@ class Carrier:
         ops = () if route.converts_first else route.ops
         return _copies(piece, segment, (segment.numel(),), memory(route.target), route.target.box.extent, ops)
 
+    def idle(self, routes: Sequence[Route]) -> Bound:
+        """Return a round for a rank that has failed: it sends as many bytes as the others wait for, of no meaning."""
+        sent, received = (tuple(_sizes(routes, self.ranks, sending)) for sending in (True, False))
+        return Bound((), (), (), sent, received, any(not route.is_local for route in routes))
+
     def carry(self, bound: Bound) -> None:
-        """Carry a round out; an op that fails is kept for `failure`, since the other ranks wait for this one."""
+        """Carry a round out; an error of a copy or an op is kept for `failure`, since other ranks wait for this one."""
         import torch.distributed as dist
 
-        self._run(bound.packs)
+        self.attempt(partial(_run, bound.packs))
         if bound.exchanges and self._sending is not None and self._receiving is not None:
             received = self._receiving[: sum(bound.received)]
             sending = self._sending[: sum(bound.sent)]
             with self.ranks.waiting():
                 dist.all_to_all_single(received, sending, list(bound.received), list(bound.sent))
-        self._run(bound.copies)
-        self._run(bound.unpacks)
+        self.attempt(partial(_run, (*bound.copies, *bound.unpacks)))
 
-    def _run(self, copies: Iterable[_ViewCopy]) -> None:
-        try:
-            for copy in copies:
-                copy.run()
-        except (ValueError, RuntimeError) as error:
-            self._errors.append(error)
-
-    def fail(self, error: Exception) -> None:
-        """Keep an error for `failure`."""
-        self._errors.append(error)
+    def attempt(self, work: Callable[[], Made]) -> Made | None:
+        """Return what work gives; None where it fails, or where something failed before."""
+        if not self._errors:
+            try:
+                return work()
+            except Exception as error:  # whatever it is, the others wait for this rank
+                self._errors.append(error)
+        return None
 
     def failure(self) -> Exception | None:
         """Return the first error since the last call, and forget it."""
         found = self._errors[0] if self._errors else None
         self._errors.clear()
         return found
+
+
+def _run(copies: Iterable[_ViewCopy]) -> None:
+    for copy in copies:
+        copy.run()
 
 
 def wire_bytes(rounds: Iterable[Sequence[Route]]) -> int:

@@ -16,7 +16,7 @@ from ..language.recipe import Recipe
 from ..many_objects import gc_pause
 from ..planning.drawing import with_draws
 from ..planning.options import DTYPE_POLICIES, LoadOptions, PlanOptions, SaveOptions
-from ..planning.plan import Plan
+from ..planning.plan import Plan, retargeted
 from ..planning.planner import fitted
 from ..planning.record import Target
 from ..planning.report import Report
@@ -25,7 +25,9 @@ from ..planning.sharing import parted_ties
 from ..planning.unread import Unreadable
 from ..planning.wrapping import draft_unwrapped
 from ..sharding.peers import peers
+from ..sharding.shards import has_shards
 from ..sharding.stand_ins import holds_shards
+from ..sharding.twins import twin_of
 from ..specs import DTYPES, TensorSpec, dtype_name
 from ..storage.checkpoint import Checkpoint
 from ..storage.places.opening import open as open_checkpoint
@@ -68,14 +70,16 @@ class CheckpointRunner:
     ) -> Report:
         """As `Plan.load_into`."""
         from ..modeling.assigning import has_meta
-        from .model_loading import load_plan, model_target
+        from .model_loading import load_plan
 
         if plan.target is None:
             if plan.recipe is None:
                 text = "a reversed plan loads into no model"
                 raise PlanError(Diagnostic("no-target", text, help="plan.state_dict() or .save()"))
             again = replace(plan.options, dtype="lossless")
-            plan = _planned(self.checkpoint, plan.recipe, model_target(model), again)
+            plan = _planned(self.checkpoint, plan.recipe, as_target(model), again)
+        inside = {saved: name for name, saved in _saved_names(model).items()}
+        plan = retargeted(plan, inside) if inside else plan
         assign = has_meta(model) if options.assign is None else options.assign
         where = as_device(device) if device is not None else None
         return load_plan(plan, self.checkpoint, model, replace(options, assign=assign, device=where))
@@ -193,6 +197,7 @@ def save(
     sync: bool = True,
     progress: bool | None = None,
     format: str | None = None,
+    together: bool = False,
 ) -> Report:
     """Write a state_dict, a model or a checkpoint to a file or a folder; tied tensors are stored once, and stay tied.
 
@@ -212,12 +217,14 @@ def save(
         check: read the output back and prove that it is the source.
         sync: wait until all of it is on the disk; without, a power failure may take the output or damage it.
         format: "dcp" writes a new folder of `torch.distributed.checkpoint`, to which each rank adds what it holds.
+        together: all ranks save one checkpoint, also where none has a `DTensor`: the stages of a pipeline, each with
+            some of the keys.
 
     Raises:
         CheckpointError: the source cannot be read, or the output not be written; nothing is left half-written.
     """
-    if holds_shards(source):
-        return _save_together(source, path, max_shard_size, overwrite, check, sync, progress, format)
+    if together or holds_shards(source):
+        return _save_together(source, path, max_shard_size, overwrite, check, sync, progress, format, together)
     checkpoint = open_checkpoint(source)
     lost = checkpoint.unreadable
     if lost:
@@ -237,6 +244,7 @@ def _save_together(
     sync: bool,
     progress: bool | None,
     format: str | None,
+    together: bool,
 ) -> Report:
     """Save what several ranks hold together."""
     from .sharded_saving import Shards, save_shards
@@ -248,7 +256,7 @@ def _save_together(
         )
         raise CheckpointError(Diagnostic("not-by-ranks", text, str(path), help="do without it"))
     try:
-        shards = Shards.of(source)
+        shards = Shards.of(source).joined(ranks, together)
         whole = plan(shards.checkpoint, Recipe(rest="keep"))
         if format is not None:
             return shards.save_as_dcp(whole, path, ranks, format, overwrite or max_shard_size is not None)
@@ -280,15 +288,33 @@ def _check_dtype(dtype: str) -> None:
 
 
 def as_target(target: Any) -> Target | None:
-    """What is to be filled, from a model, a checkpoint or its path, or specs."""
+    """What is to be filled, from a model, a checkpoint or its path, or specs.
+
+    A model's keys are those of its `state_dict()`, from which some wrappers leave their own names out.
+    """
     if target is None or isinstance(target, Target):
         return target
     if hasattr(target, "state_dict") and hasattr(target, "named_parameters"):
         from .model_loading import model_target
 
-        return model_target(target)
+        return model_target(target).renamed(_saved_names(target))
     if isinstance(target, Mapping) and target and all(isinstance(v, TensorSpec) for v in target.values()):
         return Target(dict(target))
     checkpoint = open_checkpoint(target)
     checkpoint.refuse_unreadable()
     return Target(checkpoint.specs, [t.names for t in checkpoint.ties])
+
+
+def _saved_names(model: nn.Module) -> dict[str, str]:
+    """Each name of a tensor that a state dict has under another one, and that one."""
+    from ..modeling.places import places
+    from ..modeling.saved_names import saved_names
+
+    if not has_shards(model):
+        return saved_names(model)
+    twin = twin_of(model)  # a copy of a sharded module cannot be made
+    saved: dict[tuple[int, str], list[str]] = {}  # a module may be in several places
+    for name, owner in twin.owners.items():
+        saved.setdefault((id(owner.module), owner.leaf), []).append(name)
+    found = {place.name: saved[id(place.owner), place.leaf].pop(0) for place in places(model)}
+    return {name: other for name, other in found.items() if name != other}

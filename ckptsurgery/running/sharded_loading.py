@@ -21,17 +21,20 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from ..boxes import Box
-from ..errors import CheckpointError, CkptSurgeryError, Diagnostic, LoadError
+from ..errors import CkptSurgeryError, Diagnostic, LoadError
 from ..modeling.initialising import FirstValues, computed_buffers
 from ..modeling.places import named_tensors
 from ..planning.options import OWN, LoadOptions
 from ..planning.plan import Plan
 from ..planning.report import Report
 from ..planning.steps import Step
+from ..sharding.exchanges import Exchange
 from ..sharding.peers import Peers, dealt
 from ..sharding.shards import LocalShard, empty_shard, home_of, is_on_mesh, offloaded, shard_of
 from ..sharding.twins import Twin
+from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
+from ..storage.tensors import torch_dtype
 from ..wording import counted
 from .executor.chunking import by_elements, to_boxes
 from .executor.programs import run_step
@@ -102,7 +105,8 @@ def load_shards(
     told = ranks.shared((rows, type(model).__name__))
     drawn = [*{row.name: row for theirs, _ in told for row in theirs}.values()]
     written = sum(plan.specs[key].nbytes for key in made)
-    return replace(report_of(plan, checkpoint, model, drawn, kept, skipped, written), target=told[0][1])
+    report = ranks.tried(partial(report_of, plan, checkpoint, model, drawn, kept, skipped, written))
+    return replace(report, target=told[0][1])
 
 
 def _digest(plan: Plan) -> str:
@@ -163,10 +167,13 @@ class _Loader:
         left = {key for step in whole for key in step.targets}
         wanted = {key: shard.box for key, shard in mine.items() if key not in left and shard.box.numel}
         self.ranks.tried(lambda: _read(steps, checkpoint, wanted, mine, moved))
-        for (key, box), ranks in holders.items():
-            if key not in left and box.numel and len(ranks) > 1:
-                self._spread(key, ranks[0], ranks)
-        self._make_whole(whole, checkpoint)
+        exchange = Exchange.begun(self.ranks, _broken_off)
+        with self.ranks.in_step():
+            for (key, box), ranks in holders.items():
+                if key not in left and box.numel and len(ranks) > 1:
+                    self._spread(key, ranks[0], ranks, exchange)
+            exchange.check()
+            self._make_whole(whole, checkpoint, exchange)
 
     def _whole_steps(self, steps: Sequence[Step]) -> list[Step]:
         """The steps that have to see whole tensors and of whose targets some rank holds a part, in one order."""
@@ -181,36 +188,46 @@ class _Loader:
                 found.append(step)
         return sorted(found, key=lambda step: step.targets)
 
-    def _spread(self, key: str, reader: int, holders: Sequence[int]) -> None:
+    def _spread(self, key: str, reader: int, holders: Sequence[int], exchange: Exchange) -> None:
         """Send a box from the rank that has it to the others that hold it."""
         if self.ranks.rank == reader:
-            self.ranks.send(self.shards[key].memory, holders)
+            exchange.send(self.shards[key].memory, holders)
         elif self.ranks.rank in holders:
-            self.ranks.receive(self.shards[key].memory, reader)
+            exchange.receive(self.shards[key].memory, reader)
 
-    def _make_whole(self, steps: Sequence[Step], checkpoint: Checkpoint) -> None:
+    def _make_whole(self, steps: Sequence[Step], checkpoint: Checkpoint, exchange: Exchange) -> None:
         """Run steps on whole tensors, on one rank each, and send what they make."""
         load = [0] * self.ranks.size
         for step in steps:
             maker = load.index(min(load))
             load[maker] += sum(spec.nbytes for spec in (*step.program.inputs, *step.program.outputs))
-            made: tuple[Tensor, ...] = self.ranks.told(maker, partial(run_step, step, checkpoint.load)) or ()
-            for number, key in enumerate(step.targets):
+            made: Sequence[Tensor | None] = [None] * len(step.targets)
+            if maker == self.ranks.rank:
+                made = exchange.attempt(partial(run_step, step, checkpoint.load)) or made
+            for key, spec, whole in zip(step.targets, step.program.outputs, made):
                 if any(key in boxes for boxes in self._boxes):
-                    self._scatter(key, made[number] if made else None, maker)
+                    self._scatter(key, spec, whole, maker, exchange)
+            exchange.check()
 
-    def _scatter(self, key: str, whole: Tensor | None, maker: int) -> None:
-        """Send each rank its box of a tensor that one of them has made."""
+    def _scatter(self, key: str, spec: TensorSpec, whole: Tensor | None, maker: int, exchange: Exchange) -> None:
+        """Send each rank its box of a tensor that one of them makes.
+
+        Args:
+            whole: on the rank that makes it, unless it failed.
+        """
+        import torch
+
         for rank, boxes in enumerate(self._boxes):
             box = boxes.get(key)
             if box is None or not box.numel:
                 continue
-            if whole is not None and rank == maker:
-                _copy(self.shards[key].memory, _cut(whole, box))
-            elif whole is not None:
-                self.ranks.send(_cut(whole, box), [rank])
-            elif rank == self.ranks.rank:
-                self.ranks.receive(self.shards[key].memory, maker)
+            if self.ranks.rank == maker != rank:
+                unmade = torch.empty(box.extent, dtype=torch_dtype(spec.dtype, key), device="meta")
+                exchange.send(unmade if whole is None else _cut(whole, box), [rank])
+            elif self.ranks.rank == rank != maker:
+                exchange.receive(self.shards[key].memory, maker)
+            elif self.ranks.rank == maker and whole is not None:
+                exchange.attempt(partial(_copy, self.shards[key].memory, _cut(whole, box)))
 
     def take(self, model: nn.Module, keys: Sequence[str]) -> None:
         """Copy this rank's boxes of tensors that the twin was given whole."""
@@ -275,12 +292,14 @@ def _read(
     part = to_boxes(steps, checkpoint, wanted)
     try:
         fill(ShardSink(part.steps, shards), part.steps, part.checkpoint, moved)
-    except (CkptSurgeryError, OSError) as error:
+    except Exception as error:
         raise _broken_off(error) from error
 
 
-def _broken_off(error: CkptSurgeryError | OSError) -> LoadError:
-    first = error.diagnostics if isinstance(error, CheckpointError) else (Diagnostic("read-failed", str(error)),)
+def _broken_off(error: Exception) -> LoadError:
+    """The error of a load that has written some tensors."""
+    about = str(error) or type(error).__name__
+    first = error.diagnostics if isinstance(error, CkptSurgeryError) else (Diagnostic("read-failed", about),)
     half = Diagnostic(
         "half-loaded", "the load broke off on a rank: the model holds old and new values", help="load again"
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..boxes import Box, covers_once
 from ..errors import CheckpointError, Diagnostic
@@ -15,13 +16,15 @@ from ..planning.plan import Plan
 from ..planning.report import Report
 from ..planning.sharing import output_aliases
 from ..sharding.peers import Peers, dealt
-from ..sharding.shards import LocalShard, is_on_mesh, shard_of
+from ..sharding.pipeline_stages import tie_groups
+from ..sharding.shards import LocalShard, is_on_mesh, mesh_of, shard_of
 from ..sharding.stand_ins import StandIns
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
 from ..storage.memory import read_mapping
 from ..storage.output.staging import Writer
 from ..storage.output.writing import WriterOptions, holds_extras, open_writer
+from ..storage.tensors import torch_dtype
 from ..wording import counted, shown_keys
 from .executor.copying import moves_of
 from .progress import ByteBar
@@ -32,6 +35,22 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["Shards", "save_shards"]
+
+
+class _Part(NamedTuple):
+    """A rank's part of a tensor.
+
+    Args:
+        spec: of the whole.
+        first: the first key of the same tensor.
+        box: which part; None where the rank is not in the tensor's mesh.
+        mesh: the ranks that hold the tensor together.
+    """
+
+    spec: TensorSpec
+    first: str
+    box: Box | None
+    mesh: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -56,6 +75,48 @@ class Shards:
         tensors = {key: stand_ins.original(entry.tensor) for key, entry in contents.entries.items()}
         state = source.state_dict() if hasattr(source, "named_parameters") else source
         return cls(Checkpoint(contents, type(source).__name__), tensors, state)
+
+    def held(self) -> dict[str, LocalShard]:
+        """What this rank holds, by key."""
+        return {key: shard_of(tensor, key) for key, tensor in self.tensors.items() if is_on_mesh(tensor)}
+
+    def joined(self, ranks: Peers, stages: bool) -> Shards:
+        """Return the shards with the keys of all ranks, which hold different ones as stages of a pipeline.
+
+        Args:
+            stages: whether the ranks hold parts by keys, where no key shows it.
+
+        Raises:
+            CheckpointError: a key means tensors of another shape, dtype or other values on another rank.
+        """
+        held, first = self.held(), {name: tie.names[0] for tie in self.checkpoint.ties for name in tie.names}
+        told = ranks.shared({
+            key: _Part(spec, first.get(key, key), held[key].box if key in held else None,
+                       mesh_of(self.tensors[key], ranks.rank))
+            for key, spec in self.checkpoint.specs.items()
+        })  # fmt: skip
+        known: dict[str, _Part] = {}
+        for rank, parts in enumerate(told):
+            for key, part in parts.items():
+                if known.setdefault(key, part).spec != part.spec:
+                    raise _differ(f"{key!r} is {part.spec} on rank {rank}, and {known[key].spec} on another")
+        alike = all(parts.keys() == known.keys() for parts in told)
+        if not alike or stages:
+            _refuse_other_values(told, held, ranks)
+        return (
+            self if alike else self._with(known, tie_groups((k, p.first) for parts in told for k, p in parts.items()))
+        )
+
+    def _with(self, known: Mapping[str, _Part], groups: Mapping[str, str]) -> Shards:
+        """The same with all keys; those of a group are one tensor."""
+        import torch
+
+        made = {
+            root: torch.empty(known[root].spec.shape, dtype=torch_dtype(known[root].spec.dtype, root), device="meta")
+            for root in dict.fromkeys(groups.values())
+        }
+        contents = read_mapping({key: made[groups[key]] for key in known})
+        return replace(self, checkpoint=Checkpoint(contents, self.checkpoint.source))
 
     def save_as_dcp(self, plan: Plan, path: str | os.PathLike[str], ranks: Peers, format: str, others: bool) -> Report:
         """Save as a distributed checkpoint; called by all ranks.
@@ -104,7 +165,7 @@ def save_shards(
     if holds_extras(path):
         text = "several ranks write safetensors, and a torch file was named"
         raise CheckpointError(Diagnostic("not-by-ranks", text, str(path), help="name x.safetensors, or a folder"))
-    held = {key: shard_of(shards.tensors[key], key) for key in specs if is_on_mesh(shards.tensors[key])}
+    held = {key: shard for key, shard in shards.held().items() if key in specs}
     boxes = ranks.gathered({key: shard.box for key, shard in held.items()})
     _refuse_holes(specs, boxes)
     mine = {key for (key, _), holders in dealt(boxes).items() if holders[0] == ranks.rank}
@@ -135,6 +196,35 @@ def save_shards(
         bytes_read=0,
         bytes_written=written,
     )
+
+
+def _refuse_other_values(told: list[Mapping[str, _Part]], held: Mapping[str, LocalShard], ranks: Peers) -> None:
+    """Check that keys which ranks hold apart from each other mean equal values: numbers of layers may repeat."""
+    meshes: dict[str, set[tuple[int, ...]]] = {}
+    for parts in told:
+        for key, part in parts.items():
+            meshes.setdefault(key, set()).add(part.mesh)
+    apart = [key for key, found in meshes.items() if len(found) > 1]
+    mine = {key: (held[key].box, _digest(key, held[key])) for key in apart if key in held}
+    seen: dict[tuple[str, Box], bytes] = {}
+    other = [
+        key for sums in ranks.shared(mine) for key, (box, digest) in sums.items()
+        if seen.setdefault((key, box), digest) != digest
+    ]  # fmt: skip
+    if other:
+        names = [*dict.fromkeys(other)]
+        raise _differ(f"{counted(len(names), 'key', 'means')} other values on another rank", shown_keys(names))
+
+
+def _differ(text: str, notes: Sequence[str] = ()) -> CheckpointError:
+    help = "number the layers of all stages through, or save what one rank holds on that rank alone"
+    return CheckpointError(Diagnostic("stages-differ", text, notes=tuple(notes), help=help))
+
+
+def _digest(key: str, shard: LocalShard) -> bytes:
+    from ..storage.tensors import dense_bytes
+
+    return hashlib.sha256(dense_bytes(shard.memory, key)).digest()
 
 
 def _refuse_holes(specs: Mapping[str, TensorSpec], boxes: list[Mapping[str, Box]]) -> None:

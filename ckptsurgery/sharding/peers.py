@@ -1,20 +1,20 @@
-"""The ranks that do one thing together: errors that all of them raise, and boxes that one sends to others."""
+"""The ranks that do one thing together: values that they give each other, and errors that all of them raise."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 from ..boxes import Box
 from ..errors import CheckpointError, CkptSurgeryError, Diagnostic, LoadError, PlanError, RecipeError
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from .lost_ranks import left, waiting_for_ranks
 
 __all__ = ["Peers", "dealt", "peers"]
+
+Made = TypeVar("Made")
 
 _KINDS: dict[str, type[CkptSurgeryError]] = {
     kind.__name__: kind for kind in (CheckpointError, PlanError, RecipeError, LoadError, CkptSurgeryError)
@@ -49,15 +49,8 @@ class Peers:
             self.agree(error)
 
     def gathered(self, value: Any) -> list[Any]:
-        """What each rank gives, by rank."""
-        import torch.distributed as dist
-
-        if self.size == 1:
-            return [value]
-        found: list[Any] = [None] * self.size
-        with self.waiting():
-            dist.all_gather_object(found, value)
-        return found
+        """What each rank gives, by rank; an error of any rank is raised instead."""
+        return self.shared(value)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -67,12 +60,26 @@ class Peers:
             CheckpointError: one of them is gone, or did not answer in time.
         """
         try:
-            yield
-        except RuntimeError as error:  # how every backend reports a connection that ended, or a wait that was too long
+            with waiting_for_ranks(self.rank, self.size):
+                yield
+        except CheckpointError:
             self._failed = True
-            lines = str(error).splitlines() or [type(error).__name__]
-            text = f"a rank is gone, or did not answer in time: {lines[0]}"
-            raise CheckpointError(Diagnostic("rank-lost", text, help="look at what the other ranks say")) from error
+            raise
+
+    @contextmanager
+    def in_step(self) -> Iterator[None]:
+        """Surround what all ranks do one after another, with nobody to hear of an error in between.
+
+        Raises:
+            CkptSurgeryError: any error, the same on all ranks, whose connections are closed unless they agreed on it.
+        """
+        try:
+            yield
+        except Exception as error:
+            if self._failed or self.size == 1:
+                raise
+            self._failed = True
+            raise left(self.rank, self.size, _diagnostics(error, self.rank)[0].headline) from error
 
     def any(self, flag: bool) -> bool:
         """Whether a flag is set on any rank; much cheaper than `gathered`."""
@@ -112,19 +119,27 @@ class Peers:
         Raises:
             CkptSurgeryError: the error of the lowest rank that has one, of its own class.
         """
-        told = None if error is None else (type(error).__name__, getattr(error, "diagnostics", None) or str(error))
-        found = self.gathered((told, value))
+        told = None if error is None else (type(error).__name__, _diagnostics(error, self.rank))
+        found = self._all((told, value))
         for rank, (problem, _) in enumerate(found):
             if problem is None:
                 continue
             self._failed = True
-            if rank == self.rank and error is not None:
+            if rank == self.rank and isinstance(error, CkptSurgeryError):
                 raise error
-            kind, about = problem
-            if isinstance(about, str):
-                about = (Diagnostic("rank-failed", f"rank {rank} failed: {kind}: {about}"),)
-            raise _KINDS.get(kind, CkptSurgeryError)(about)
+            kind, diagnostics = problem
+            raise _KINDS.get(kind, CkptSurgeryError)(diagnostics) from error
         return [value for _, value in found]
+
+    def _all(self, value: Any) -> list[Any]:
+        import torch.distributed as dist
+
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        with self.waiting():
+            dist.all_gather_object(found, value)
+        return found
 
     @cached_property
     def device(self) -> str:
@@ -133,48 +148,20 @@ class Peers:
 
         return "cpu" if not dist.is_initialized() or "gloo" in str(dist.get_backend()) else "cuda"
 
-    def send(self, tensor: Tensor, ranks: Iterable[int]) -> None:
-        """Send a plain tensor's elements to other ranks, which call `receive` meanwhile."""
-        import torch.distributed as dist
-
-        data = _as_bytes(tensor.to(self.device))
-        with self.waiting():
-            for work in [dist.isend(data, rank) for rank in ranks if rank != self.rank]:
-                if work is not None:
-                    work.wait()
-
-    def receive(self, tensor: Tensor, rank: int) -> None:
-        """Fill a plain tensor with what a rank sends."""
-        import torch
-        import torch.distributed as dist
-
-        there = tensor if tensor.is_contiguous() and tensor.device.type == self.device else None
-        made = there if there is not None else torch.empty(tensor.shape, dtype=tensor.dtype, device=self.device)
-        with self.waiting():
-            dist.recv(_as_bytes(made), rank)
-        if there is None:
-            tensor.copy_(made)
-
-    def tried(self, work: Callable[[], Any]) -> Any:
+    def tried(self, work: Callable[[], Made]) -> Made:
         """What this rank's work gives, once no rank's has failed."""
-        value, error = None, None
+        made: list[Made] = []
+        error = None
         try:
-            value = work()
-        except (CkptSurgeryError, OSError) as raised:
+            made.append(work())
+        except Exception as raised:
             error = raised
         self.agree(error)
-        return value
+        return made[0]
 
     def told(self, rank: int, work: Callable[[], Any]) -> Any:
         """What a rank's work gives, or the error that it raises, on all ranks; only that rank does it."""
-        value, error = None, None
-        if rank == self.rank:
-            try:
-                value = work()
-            except CkptSurgeryError as raised:
-                error = raised
-        self.agree(error)
-        return value
+        return self.tried(work if rank == self.rank else lambda: None)
 
 
 def dealt(boxes: Sequence[Mapping[str, Box]]) -> dict[tuple[str, Box], list[int]]:
@@ -200,8 +187,10 @@ def dealt(boxes: Sequence[Mapping[str, Box]]) -> dict[tuple[str, Box], list[int]
     return made
 
 
-def _as_bytes(tensor: Tensor) -> Tensor:
-    """The bytes of a plain tensor: backends do not know every dtype."""
-    import torch
-
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+def _diagnostics(error: Exception, rank: int) -> tuple[Diagnostic, ...]:
+    """An error as all ranks raise it."""
+    if isinstance(error, CkptSurgeryError):
+        return tuple(error.diagnostics)
+    about = f": {error}" if str(error) else ""
+    text = f"rank {rank} failed: {type(error).__name__}{about}"
+    return (Diagnostic("rank-failed", text, help="look at the traceback of this rank"),)

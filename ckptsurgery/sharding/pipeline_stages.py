@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import Diagnostic, LoadError
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["united"]
+__all__ = ["tie_groups", "united"]
 
 
 class _StageTensor(NamedTuple):
@@ -54,7 +54,7 @@ def united(twin: Twin, ranks: Peers) -> Twin:
         text = f"{counted(len(differ), 'tensor', 'has')} another shape or dtype on another rank"
         help = "build the stages from one config"
         raise LoadError(Diagnostic("stages-differ", text, notes=tuple(differ.values())[:12], help=help))
-    _add(twin, known, _groups(stages))
+    _add(twin, known, tie_groups((row.name, row.first) for rows in stages for row in rows))
     _sort(twin.module, "", {name: number for number, name in enumerate(known)})
     return twin
 
@@ -75,8 +75,15 @@ def _rows(twin: Twin) -> list[_StageTensor]:
     ]
 
 
-def _groups(stages: Sequence[Sequence[_StageTensor]]) -> dict[str, str]:
-    """Each name -> one name for all that are one tensor on some rank."""
+def tie_groups(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Each name -> one name for all that are one tensor on some rank.
+
+    >>> tie_groups([("a", "a"), ("b", "a"), ("c", "b"), ("d", "d")])
+    {'a': 'a', 'b': 'a', 'c': 'a', 'd': 'd'}
+
+    Args:
+        pairs: a name, and another of the same tensor.
+    """
     found: dict[str, str] = {}
 
     def root(name: str) -> str:
@@ -84,9 +91,8 @@ def _groups(stages: Sequence[Sequence[_StageTensor]]) -> dict[str, str]:
             name = found[name]
         return name
 
-    for rows in stages:
-        for row in rows:
-            found[root(row.name)] = root(row.first)
+    for name, other in pairs:
+        found[root(name)] = root(other)
     return {name: root(name) for name in list(found)}
 
 

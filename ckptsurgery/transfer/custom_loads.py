@@ -15,63 +15,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Diagnostic
-from ..modeling.assigning import hooked_modules, parameter_like, set_tensor
+from ..modeling.assigning import set_tensor
 from ..modeling.places import places
+from ..modeling.saved_names import loads_its_own, trial_copy
 from ..specs import TensorSpec, dtype_name
 from ..storage.tensors import torch_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["CustomLoad", "own_loaders", "renamed_versions", "saved_names"]
-
-
-def own_loaders(model: nn.Module) -> tuple[str, ...]:
-    """The outermost modules that load in their own way.
-
-    The hook of torch's weight_norm parametrisation only reads old spellings, which `spelling` does too: it is plain.
-    """
-    paths = [p for p in hooked_modules(model) if not _only_respells(model.get_submodule(p))]
-    return tuple(p for p in paths if not any(p != q and (q == "" or p.startswith(q + ".")) for q in paths))
-
-
-def _is_own(module: nn.Module) -> bool:
-    """Whether the loading of a module's own tensors is code of its own; torch's norms only forgive old files."""
-    from torch import nn
-    from torch.nn.modules import batchnorm, instancenorm
-
-    owners = (nn.Module, batchnorm._NormBase, instancenorm._InstanceNorm)
-    known = {o._load_from_state_dict for o in owners}
-    return "_load_from_state_dict" in vars(module) or type(module)._load_from_state_dict not in known
-
-
-def _only_respells(module: nn.Module) -> bool:
-    hooks = [getattr(h, "hook", h) for h in module._load_state_dict_pre_hooks.values()]
-    compat = all(getattr(h, "__module__", "") == "torch.nn.utils.parametrizations" for h in hooks)
-    return not _is_own(module) and compat and not module._load_state_dict_post_hooks
-
-
-def saved_names(model: nn.Module) -> dict[str, str]:
-    """How modules that load in their own way spell their tensors when they are saved, where that is another name.
-
-    torch's activation checkpointing, for one, leaves its wrapper out of a state_dict, and a hook puts it in again.
-    """
-    found: dict[str, str] = {}
-    for path in own_loaders(model):
-        try:
-            twin = _twin(model.get_submodule(path), real=False)
-            state = twin.state_dict(keep_vars=True)
-        except Exception:  # a module's own code may raise anything: then its names are taken as they are
-            continue
-        before = f"{path}." if path else ""
-        names: dict[int, list[str]] = {}
-        for name, tensor in state.items():
-            names.setdefault(id(tensor), []).append(name)
-        for place in places(twin):
-            others = names.get(id(place.tensor), [])
-            if place.name not in state and len(others) == 1:
-                found[before + place.name] = before + others[0]
-    return found
+__all__ = ["CustomLoad", "renamed_versions"]
 
 
 @dataclass
@@ -112,7 +65,7 @@ class CustomLoad:
     def unversioned(self, model: nn.Module) -> list[str]:
         """Modules whose own code goes by the version of the file, which tells none."""
         inside = model.get_submodule(self.path).named_modules()
-        found = [(f"{self.path}.{p}".strip("."), m._version) for p, m in inside if _is_own(m)]
+        found = [(f"{self.path}.{p}".strip("."), m._version) for p, m in inside if loads_its_own(m)]
         return [f"{p or 'the model'!r} is of version {v}" for p, v in found if v not in (None, 1) and not self.versions]
 
     @property
@@ -145,7 +98,7 @@ class CustomLoad:
             given = self._state(trial=True)
             counts = {n: t._version for n, t in self.tensors.items() if n not in self.borrowed}
             try:
-                twin = _twin(module, real)
+                twin = trial_copy(module, real)
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of values that go nowhere, on the meta device
                     result = twin.load_state_dict(given, strict=False, assign=not real)
@@ -238,18 +191,6 @@ class CustomLoad:
 
 def _shape(spec: TensorSpec | None, tensor: Tensor) -> tuple[int, ...]:
     return tuple(spec.shape) if spec is not None else tuple(tensor.shape)
-
-
-def _twin(module: nn.Module, real: bool) -> nn.Module:
-    """A copy to try on: with values of its own, or on the meta device."""
-    import torch
-
-    memo: dict[int, Any] = {}
-    for place in () if real else places(module):
-        empty = torch.empty_like(place.tensor.detach(), device="meta")
-        # without gradients, so that tensors of any dtype may be assigned: dtypes are judged afterwards
-        memo[id(place.tensor)] = empty if place.is_buffer else parameter_like(place.tensor, empty).requires_grad_(False)
-    return copy.deepcopy(module, memo)
 
 
 def renamed_versions(metadata: Mapping[Any, Any], sources: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:

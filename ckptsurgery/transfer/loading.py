@@ -13,6 +13,7 @@ from ..language.folding import fold
 from ..language.recipe import Recipe
 from ..modeling.assigning import has_meta
 from ..modeling.places import places, require_module, require_plain
+from ..modeling.saved_names import own_loaders, saved_names
 from ..planning.expanding import Stage
 from ..planning.naming import below, set_aside
 from ..planning.options import LoadOptions, PlanOptions
@@ -32,7 +33,7 @@ from ..storage.unpickling.nodes import is_state
 from ..storage.unpickling.unreadable import unreadable_tensors
 from ..wording import counted
 from .aligning import own_names
-from .custom_loads import CustomLoad, own_loaders, renamed_versions, saved_names
+from .custom_loads import CustomLoad, renamed_versions
 from .extra_states import ExtraStates, collected, states_of
 from .fitting import fitting_recipe
 from .load_arguments import asked, check_assigned, own_config, tolerated_keys, unused_dims
@@ -113,8 +114,8 @@ def load_into(
     import torch
 
     require_module(model)
-    wanted = asked(init, keep, drop, mismatch, dtype, partial, assign, device, check_values, seed, progress)
     with seen_plainly(model, stages=partial == "stages") as (seen, carry):
+        wanted = asked(init, keep, drop, mismatch, dtype, partial, assign, device, check_values, seed, progress)
         options = wanted if wanted.assign is not None else replace(wanted, assign=has_meta(seen))
         check_assigned(options)
         checkpoint = open_checkpoint(source, subtree=subtree)
@@ -168,9 +169,7 @@ class _Load:
         self.by_recipe = recipe is not None
         specs, target = self.checkpoint.specs, self.target
         saved = saved_names(self.model)
-        if saved:  # a recipe speaks of the names under which the model is saved
-            wanted = {saved.get(k, k): spec for k, spec in target.specs.items()}
-            target = replace(target, specs=wanted, ties=[[saved.get(n, n) for n in names] for names in target.ties])
+        target = target.renamed(saved) if saved else target  # a recipe speaks of the names under which it is saved
         if recipe is not None:
             config = config if config is not None else self.checkpoint.config or own_config(self.model)
             unreadable = Unreadable(self.checkpoint.unreadable, refused=False)

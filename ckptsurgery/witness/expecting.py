@@ -11,6 +11,7 @@ from ..errors import Diagnostic, PlanError
 from ..exchange.layouts import layout_on_disk
 from ..language.dims import DimValue
 from ..language.recipe import Recipe
+from ..modeling.saved_names import saved_names
 from ..planning.expanding import Stage
 from ..planning.naming import below
 from ..planning.options import PlanOptions
@@ -26,7 +27,6 @@ from ..running.source_notes import notes_of
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
 from ..transfer.aligning import own_names
-from ..transfer.custom_loads import saved_names
 from ..transfer.load_arguments import own_config, unused_dims
 
 if TYPE_CHECKING:

@@ -1,4 +1,7 @@
-"""A rank that is killed while several save together: the output is whole or absent, and no other rank hangs."""
+"""A rank that is killed, or fails, in the middle of what several do together.
+
+Outputs are whole or absent, and the other ranks raise one error without waiting for the timeout.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,19 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize(("ranks", "points", "names"), [(2, 3, []), (3, 2, ["convert to a folder"])])
-def test_the_output_is_whole_or_absent(ranks: int, points: int, names: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("how", "ranks", "points", "names"),
+    [
+        ("kill", 2, 3, ["convert to a file", "convert to a folder", "save to a file", "save to a folder"]),
+        ("kill", 2, 3, ["save as DCP", "load", "exchange"]),
+        ("kill", 3, 2, ["convert to a folder"]),
+        ("kill", 4, 1, ["load", "exchange"]),
+        ("fail", 2, 4, []),
+        ("fail", 4, 2, ["load", "exchange", "save to a folder"]),
+    ],
+)
+def test_the_output_is_whole_or_absent(how: str, ranks: int, points: int, names: list[str], tmp_path: Path) -> None:
     script = Path(__file__).with_name("killed_ranks.py")
-    command = [sys.executable, str(script), str(ranks), str(points), str(tmp_path / "trials"), *names]
+    command = [sys.executable, str(script), how, str(ranks), str(points), str(tmp_path / "trials"), *names]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr

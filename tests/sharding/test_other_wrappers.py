@@ -231,3 +231,82 @@ def test_stages_want_a_process_group(path: str) -> None:
         cs.load_into(Net(), path, RECIPE, partial="stages")
     with pytest.raises(cs.LoadError, match="bad-argument"):
         cs.load_into(Net(), path, RECIPE, partial="stage")
+
+
+def save_stages(path: str, out: str, sharded: bool, arguments: dict[str, Any]) -> Any:
+    """Load stages, save them together, and return the values of the whole model."""
+    torch.manual_seed(0)
+    plain = Net()
+    plain.head.weight = nn.Parameter(plain.head.weight.detach().clone())
+    cs.load_into(plain, path, STAGES)
+    size, rank = dist.get_world_size(), dist.get_rank()
+    model = stage_of(Net(), rank // (size // 2))
+    if sharded:
+        meshes = [dist.device_mesh.DeviceMesh("cpu", ranks) for ranks in ([0, 1], [2, 3])]
+        fully_shard(model, mesh=meshes[rank // 2])
+    cs.load_into(model, path, STAGES, partial="stages")
+    report = cs.save(model, out, together=True, **arguments)
+    return {name: tensor for name, tensor in whole(plain).items() if name in plain.state_dict()}, report.to_json()
+
+
+@pytest.mark.parametrize("format", [None, "dcp"])
+@pytest.mark.parametrize("sharded", [False, True])
+def test_stages_are_saved_as_one_checkpoint(
+    sharded: bool, format: str | None, two: Group, four: Group, path: str, tmp_path: Any
+) -> None:
+    group, out = four if sharded else two, tmp_path / ("out" if format else "out.safetensors")
+    answers = group(save_stages, path, str(out), sharded, {"format": format} if format else {})
+    assert len({str(told) for _, told in answers}) == 1
+    wanted, saved = answers[0][0], cs.open(out).state_dict()
+    assert {*saved} == {*wanted}
+    assert all(torch.equal(saved[name], tensor) for name, tensor in wanted.items())
+
+
+def save_alike(out: str, mistake: str) -> list[str]:
+    """Stages that number their layers each from 0, or that have another shape."""
+    rank = dist.get_rank()
+    model = nn.Linear(3, 2 + rank) if mistake == "shapes" else nn.Linear(3, 2)
+    with torch.no_grad():
+        model.weight.fill_(rank if mistake == "values" else 1)
+        model.bias.zero_()
+    try:
+        cs.save(model, out, together=True)
+    except cs.CheckpointError as error:
+        return [str(error.diagnostics[0])]
+    return []
+
+
+def test_one_key_with_two_meanings_is_refused(two: Group, tmp_path: Any) -> None:
+    for mistake in ("values", "shapes"):
+        first, second = two(save_alike, str(tmp_path / "out.safetensors"), mistake)
+        assert first == second
+        assert "stages-differ" in first[0]
+    assert two(save_alike, str(tmp_path / "out.safetensors"), "none") == [[], []]
+    assert {*cs.open(tmp_path / "out.safetensors")} == {"weight", "bias"}
+
+
+class OwnNorm(nn.LayerNorm):
+    """A module that loads in its own way."""
+
+    def _load_from_state_dict(self, state: Any, prefix: str, *rest: Any) -> None:
+        state[prefix + "weight"] = state.pop(prefix + "scale")
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+def load_own_stage(hooked: bool) -> list[str]:
+    stage = nn.Module()
+    stage.add_module("a", nn.Linear(2, 2)) if dist.get_rank() == 0 else stage.add_module("b", OwnNorm(3))
+    if hooked and dist.get_rank():
+        stage.b = nn.LayerNorm(3)
+        stage.b._register_load_state_dict_pre_hook(lambda state, *rest: None)
+    source = {"a.weight": torch.ones(2, 2), "a.bias": torch.ones(2), "b.scale": torch.ones(3), "b.bias": torch.ones(3)}
+    try:
+        cs.load_into(stage, source, partial="stages")
+    except cs.LoadError as error:
+        return [d.code for d in error.diagnostics]
+    return []
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_stages_with_loading_of_their_own_are_refused_by_name(hooked: bool, two: Group) -> None:
+    assert two(load_own_stage, hooked) == [["stages-load-alone"]] * 2

@@ -28,6 +28,9 @@ OPTIMIZER = {"state": {0: {"exp_avg": W, "step": SCORE}}, "param_groups": [{"lr"
     ("tree", "keys", "extras"),
     [
         (SD, list(SD), []),
+        ({**SD, "train_state": {"step": STEP, "seen": 5}}, list(SD), ["train_state"]),
+        ({**SD, "trainer": {"step": STEP, "loss": SCORE}, "optimizer": OPTIMIZER}, list(SD), ["trainer", "optimizer"]),
+        ({"a": {"w": W, "norm": {"num_batches_tracked": STEP}}}, ["w", "norm.num_batches_tracked"], []),
         ({"state_dict": SD}, list(SD), []),
         ({"model": SD, "epoch": 3}, list(SD), ["epoch"]),
         ({"net": SD, "acc": 0.9, "epoch": 1}, list(SD), ["acc", "epoch"]),

@@ -11,6 +11,7 @@ import pathlib
 import pickle
 import struct
 import tracemalloc
+from unittest.mock import patch
 
 import numpy
 import pytest
@@ -259,3 +260,82 @@ def test_the_densest_genuine_pickles_are_within_the_credit(chunks, per_tensor, m
     assert len(tree.state["state_dict_metadata"]) == chunks // per_tensor
     assert len(tree.state["storage_data"]) == chunks
     assert next(iter(tree.state["state_dict_metadata"].values())).state["size"] == (16 * per_tensor, 4096)
+
+
+def not_at_all(machine: Unpickler, data: bytes, start: int, at: int) -> int:
+    """In place of the loop: leave all to the table."""
+    machine.file.seek(start + at)
+    return at
+
+
+def read_by(data: bytes, table: bool) -> list[str]:
+    """What a pickle is read as, at which price and up to where; by the table of opcodes alone, or with the loop too."""
+    behind = bytes(600)  # the loop leaves the last bytes of a file to the table
+    machine = Unpickler(io.BytesIO(data + behind), len(data) + len(behind), "x.pt")
+    told: list[str] = []
+    try:
+        with patch.object(pickle_machine, "run_frequent", not_at_all) if table else contextlib.nullcontext():
+            told += described(machine.load())
+        told.append(f"credit {machine.credit}")
+    except CheckpointError as error:
+        told.append(error.diagnostics[0].headline.partition(" at byte")[0])
+    return [*told, f"at {machine.file.tell()}" if "credit" in told[-1] else ""]
+
+
+def described(tree: object) -> list[str]:
+    """A tree as lines, with the records in it; a part that occurs again is named by its first place."""
+    lines: list[str] = []
+    known: dict[int, int] = {}
+    left = [tree]
+    while left and len(lines) < 5000:
+        part = left.pop()
+        if id(part) in known:
+            lines.append(f"again {known[id(part)]}")
+            continue
+        if type(part) in (dict, list, Opaque) or isinstance(part, dict):
+            known[id(part)] = len(lines)
+        if isinstance(part, dict):
+            lines.append(f"{type(part).__name__} of {len(part)}")
+            left += [each for pair in part.items() for each in pair]
+        elif isinstance(part, list | tuple):
+            lines.append(f"{type(part).__name__} of {len(part)}")
+            left += part
+        elif type(part) is Opaque:
+            lines.append(f"{part.path} {part.note}")
+            left += [part.args, part.state, part.items, part.pairs]
+        else:
+            lines.append(repr(part))
+    return lines
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_the_loop_reads_what_the_table_reads(protocol):
+    thing = Thing()
+    thing.place, thing.size, thing.same = "a/b", torch.Size([3, 4]), thing
+    values = [
+        thing,
+        [Thing() for _ in range(300)],
+        [torch.Size(range(n)) for n in range(6)] * 3,
+        {f"layers.{i}.weight": (i, -i, i * 70_000, None, True) for i in range(500)},
+        {"text": ["é" * 20, "x" * 300, ""], "set": {1, 2}, "deep": [[[()]]]},
+        pathlib.PurePosixPath("a/b"),
+        numpy.arange(5),
+    ]
+    for value in values:
+        data = pickle.dumps(value, protocol)
+        assert read_by(data, table=False) == read_by(data, table=True)
+
+
+def test_the_loop_reads_metadata_as_the_table_does():
+    data = dcp_metadata(1000, 8)
+    assert read_by(data, table=False) == read_by(data, table=True)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_the_loop_takes_garbage_as_the_table_does(data):
+    genuine = bytearray(dcp_metadata(3, 2) if data.draw(st.booleans()) else pickle.dumps([Thing(), {"a": 3}], 2))
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(genuine) - 1))
+        genuine[at] = data.draw(st.sampled_from(b"\x94jhK)\x85\x86R\x81}(ubq\x8cJM.]aN\x00\x01\x02\xff"))
+    assert read_by(bytes(genuine), table=False) == read_by(bytes(genuine), table=True)

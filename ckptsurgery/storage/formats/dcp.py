@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...boxes import Box, Shape, covers_once
 from ...errors import CheckpointError, Diagnostic
@@ -87,8 +87,7 @@ def _fields(metadata: Any, path: str) -> Mapping[str, Any]:
     return fields
 
 
-@dataclass(frozen=True, slots=True)
-class _ChunkRun:
+class _ChunkRun(NamedTuple):
     """Where the metadata says that something is stored."""
 
     file: str
@@ -106,8 +105,9 @@ class _DcpReader:
     placed: list[Entry] = field(default_factory=list)
     problems: dict[str, list[str]] = field(default_factory=dict)
     _runs: dict[tuple[str, Shape | None], _ChunkRun] = field(default_factory=dict)
-    _blobs: dict[tuple[str, int], Mapping[str, Entry] | None] = field(default_factory=dict)
-    _covered: dict[tuple[object, ...], bool] = field(default_factory=dict)
+    _archives: dict[str, bool] = field(default_factory=dict)
+    _blobs: dict[tuple[str, int], Mapping[str, Entry]] = field(default_factory=dict)
+    _cuts: dict[tuple[object, ...], list[Box] | None] = field(default_factory=dict)
     _specs: dict[tuple[Shape, str], TensorSpec] = field(default_factory=dict)
     _descriptors: dict[str, int] = field(default_factory=dict)
 
@@ -151,8 +151,9 @@ class _DcpReader:
         for index, place in self.fields["storage_data"].items():
             try:
                 key, low = index.state["fqn"], index.state.get("offset")
-                name, offset, nbytes = (place.state[name] for name in ("relative_path", "offset", "length"))
-                ways = ", ".join(map(str, place.state.get("transform_descriptors") or ()))
+                state = place.state
+                name, offset, nbytes = state["relative_path"], state["offset"], state["length"]
+                ways = ", ".join(map(str, state.get("transform_descriptors") or ()))
                 hash((low, name))
             except (AttributeError, KeyError, TypeError):
                 key = None
@@ -192,9 +193,9 @@ class _DcpReader:
         if not all(type(n) is int and n >= 0 for n in shape) or shape_problem(shape, DTYPES[dtype].bits):
             raise TypeError
         spec = TensorSpec(shape, dtype)
-        boxes = dict.fromkeys(Box(tuple(c.state["offsets"]), tuple(c.state["sizes"])) for c in about["chunks"])
-        full = [box for box in boxes if box.numel]
-        if not self._cover(shape, tuple(full)):
+        states = [chunk.state for chunk in about["chunks"]]
+        full = self._cut(shape, tuple([(tuple(state["offsets"]), tuple(state["sizes"])) for state in states]))
+        if full is None:
             self._problem(key, "have chunks that overlap, or that leave some of it out")
             return None
         chunks = [self._chunk(key, box, dtype) for box in full]
@@ -202,12 +203,16 @@ class _DcpReader:
             return None
         return self._noted(_entry(spec, [chunk for chunk in chunks if chunk], self.folder))
 
-    def _cover(self, shape: Shape, boxes: tuple[Box, ...]) -> bool:
-        """Whether boxes cover a tensor once; many tensors are cut alike."""
-        known = self._covered.get((shape, boxes))
-        if known is None:
-            known = self._covered[shape, boxes] = covers_once(shape, boxes)
-        return known
+    def _cut(self, shape: Shape, parts: tuple[tuple[Shape, Shape], ...]) -> list[Box] | None:
+        """The boxes with elements; None unless they cover a tensor once. Many tensors are cut alike.
+
+        Args:
+            parts: low end and extent of each.
+        """
+        if (shape, parts) not in self._cuts:
+            boxes = [box for box in (Box(*part) for part in dict.fromkeys(parts)) if box.numel]
+            self._cuts[shape, parts] = boxes if covers_once(shape, boxes) else None
+        return self._cuts[shape, parts]
 
     def _chunk(self, key: str, box: Box, dtype: str) -> Chunk | None:
         run = self._runs.get((key, box.low))
@@ -235,11 +240,10 @@ class _DcpReader:
 
         All archives of a file are of one kind, so that only the first of each is looked at.
         """
-        kind = (run.file, -1)
-        if kind not in self._blobs:
+        if run.file not in self._archives:
             head = os.pread(self._descriptor(run.file), 16, run.offset)
-            self._blobs[kind] = None if head.startswith(b"PK\3\4") else {}
-        if self._blobs[kind] is None:
+            self._archives[run.file] = head.startswith(b"PK\3\4")
+        if self._archives[run.file]:
             return None
         place = (run.file, run.offset)
         if place not in self._blobs:

@@ -8,7 +8,8 @@ The rules, for a tree of mappings, lists and tensors:
    Settings and statistics beside a model (arrays in `config`, vectors in `norm_stats`) are left with the rest.
 2. A mapping with tensors directly in it is a *state_dict*. Where one branch alone has any, that is the model, however
    deep: `{"checkpoint": {"model": {…}, "epoch": 3}}` gives `checkpoint.model`. Tensors that lie loose beside a
-   state_dict with dotted keys (a mean, a loss) stay with the rest.
+   state_dict with dotted keys (a mean, a loss) stay with the rest, and so do mappings of scalars and integers alone in
+   one (`train_state` beside `layers.0.weight`).
 3. A Lightning file (`pytorch-lightning_version`) names its model: `state_dict`.
 4. Several side by side are parts of one model where a node that is called after a model (`model`, `params`, `module`)
    holds them all, the innermost such, and no two of them have the same keys: its tree is flattened with dots. Elsewhere
@@ -113,11 +114,12 @@ def flatten(node: Any, source: str, judged: bool = False) -> tuple[dict[str, Any
     """All tensors below `node` by dotted key, and what is none.
 
     Args:
-        judged: leave an optimizer that lies among them with the rest.
+        judged: leave an optimizer that lies among them with the rest, and counters beside dotted keys.
     """
     leaves: dict[str, Any] = {}
     rest: dict[str, Any] = {}
     surveys: dict[int, _NodeSurvey] = {}
+    flat = judged and _survey(node, surveys).dotted and surveys[id(node)].strong
     # Parts that are shared may have exponentially many paths, and the names above many small parts may be long.
     budget, seen = _FREE, set[int]()
     waiting: list[tuple[str, str, Any, tuple[int, ...]]] = [("", "", node, ())]
@@ -132,11 +134,11 @@ def flatten(node: Any, source: str, judged: bool = False) -> tuple[dict[str, Any
             if prefix in leaves:
                 raise _error("duplicate-key", f"{source!r} holds two tensors that flatten to {prefix!r}", source)
             leaves[prefix] = value
-        elif parts is None or (
-            prefix and (not _survey(value, surveys).tensors or (judged and _is_optimizer(name, value)))
-        ):
+        elif parts is None or (prefix and _stays_behind(_survey(value, surveys), flat)):
             if prefix:
                 rest[prefix] = value
+        elif prefix and judged and _is_optimizer(name, value):
+            rest[prefix] = value
         else:
             inner = (*above, id(value))
             below = [(prefix, name_of(k), v, inner) for k, v in children(value) or ()]
@@ -148,6 +150,11 @@ def flatten(node: Any, source: str, judged: bool = False) -> tuple[dict[str, Any
             below.reverse()
             waiting += below
     return leaves, rest
+
+
+def _stays_behind(survey: _NodeSurvey, flat: bool) -> bool:
+    """Whether a part below a state_dict has no tensors, or beside dotted keys (`flat`) only scalars and integers."""
+    return not survey.tensors or (flat and not survey.strong)
 
 
 def _endless(path: str, source: str) -> CheckpointError:

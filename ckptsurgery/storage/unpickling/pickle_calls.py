@@ -241,6 +241,8 @@ def _list(vm: PickleStack, args: tuple[Any, ...]) -> Any:
 
 @_meaning("builtins.tuple", "torch.Size")
 def _tuple(vm: PickleStack, args: tuple[Any, ...]) -> Any:
+    if len(args) == 1 and type(args[0]) is tuple:
+        return args[0]  # nothing is made
     items = _items(vm, args)
     return tuple(items) if items is not None else None
 

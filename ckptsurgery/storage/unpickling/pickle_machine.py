@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from ...errors import CheckpointError
+from .frequent_opcodes import LONGEST, run_frequent
 from .inert import Array, Blob, Fields, FileBytes, NumpyType, Opaque, Ordered, Tensor
 from .joblib_arrays import set_joblib_state
 from .pickle_calls import CALLS, set_array_state, set_type_state
@@ -33,7 +34,8 @@ The densest honest one known, the `.metadata` of `torch.distributed.checkpoint`,
 """
 
 _DEPTH = 8  # of pickles within pickles
-_TURN = range(4096)  # opcodes between two looks at the credit
+_AHEAD = 64 << 10  # bytes: the size of a frame in protocol 4
+_ONE, _FEW = range(1), range(64)  # opcodes that are left to the table: one, and more where no frequent one was met
 _FAILURES = (
     ArithmeticError,
     AttributeError,
@@ -86,12 +88,9 @@ class Unpickler(PickleStack):
 
     def load(self) -> Any:
         """The pickle's value, of plain Python values and the records in `inert`."""
-        read, opcodes = self.read, OPCODES
         try:
             while True:
-                for _ in _TURN:
-                    opcodes[read(1)](self)
-                self.spend(0)
+                self._run()
         except Stop:
             pass
         except CheckpointError:
@@ -105,6 +104,20 @@ class Unpickler(PickleStack):
         if self.file.tell() > self.end or len(self.stack) != 1 or self.outer:
             raise damaged(self.source, "its end does not fit its beginning")
         return self.stack[0]
+
+    def _run(self) -> None:
+        """Carry out the opcodes of some bytes that are read ahead."""
+        file, read, opcodes = self.file, self.read, OPCODES
+        start = file.tell()
+        data, at = read(min(_AHEAD, max(0, self.end - start))), 0
+        while at >= 0:
+            before, at = at, run_frequent(self, data, start, at)
+            self.spend(0)
+            for _ in _FEW if at == before else _ONE:
+                opcodes[read(1)](self)
+            at = file.tell() - start
+            if at > len(data) - LONGEST:
+                break
 
     def call(self, function: Any, args: Any) -> Any:
         """What calling `function` means: a value of the allow-list, else a record that has no effect."""
@@ -124,7 +137,7 @@ class Unpickler(PickleStack):
                         self.credit += 160  # a `torch.Size` of a tuple is that tuple: nothing was made
                     return value
         self.credit -= 128
-        return Opaque(function.module, function.name, args, path=function.path)
+        return Opaque(function.module, function.name, args, None, function.path)
 
     def build(self, target: Any, state: Any) -> None:
         """Gives `target` its state, as `__setstate__` would."""

@@ -13,6 +13,7 @@ __all__ = ["PickleStack"]
 
 _LARGE = 4096  # bytes; a longer byte string stays in the file
 _LINE = 4096  # the longest text argument of an opcode that is read (module names, numbers)
+_EMPTY = {}.__sizeof__()
 _SIMPLE = frozenset({str, int, float, bool, complex, bytes, type(None)})
 
 
@@ -157,9 +158,9 @@ class PickleStack(ABC):
             raise ValueError("items for no mapping")
         if len(items) % 2:
             raise ValueError("a key without a value")
-        before = target.__sizeof__()
-        for i in range(0, len(items), 2):
-            key = items[i]
-            target[key if type(key) is str else self.key(key)] = items[i + 1]
+        before = target.__sizeof__() if target else _EMPTY
+        rest = iter(items)
+        for key, value in zip(rest, rest):
+            target[key if type(key) is str else self.key(key)] = value
         # Charged by its real growth: a fixed price per item is twice what the many small dictionaries take.
         self.credit -= target.__sizeof__() - before
