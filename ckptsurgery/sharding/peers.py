@@ -125,7 +125,7 @@ class Peers:
             if problem is None:
                 continue
             self._failed = True
-            if rank == self.rank and isinstance(error, CkptSurgeryError):
+            if error is not None and (self.size == 1 or (rank == self.rank and isinstance(error, CkptSurgeryError))):
                 raise error
             kind, diagnostics = problem
             raise _KINDS.get(kind, CkptSurgeryError)(diagnostics) from error
