@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Shards", "save_shards"]
 
 
-class _Part(NamedTuple):
+class _SavedPart(NamedTuple):
     """A rank's part of a tensor.
 
     Args:
@@ -91,11 +91,11 @@ class Shards:
         """
         held, first = self.held(), {name: tie.names[0] for tie in self.checkpoint.ties for name in tie.names}
         told = ranks.shared({
-            key: _Part(spec, first.get(key, key), held[key].box if key in held else None,
+            key: _SavedPart(spec, first.get(key, key), held[key].box if key in held else None,
                        mesh_of(self.tensors[key], ranks.rank))
             for key, spec in self.checkpoint.specs.items()
         })  # fmt: skip
-        known: dict[str, _Part] = {}
+        known: dict[str, _SavedPart] = {}
         for rank, parts in enumerate(told):
             for key, part in parts.items():
                 if known.setdefault(key, part).spec != part.spec:
@@ -107,7 +107,7 @@ class Shards:
             self if alike else self._with(known, tie_groups((k, p.first) for parts in told for k, p in parts.items()))
         )
 
-    def _with(self, known: Mapping[str, _Part], groups: Mapping[str, str]) -> Shards:
+    def _with(self, known: Mapping[str, _SavedPart], groups: Mapping[str, str]) -> Shards:
         """The same with all keys; those of a group are one tensor."""
         import torch
 
@@ -198,7 +198,7 @@ def save_shards(
     )
 
 
-def _refuse_other_values(told: list[Mapping[str, _Part]], held: Mapping[str, LocalShard], ranks: Peers) -> None:
+def _refuse_other_values(told: list[Mapping[str, _SavedPart]], held: Mapping[str, LocalShard], ranks: Peers) -> None:
     """Check that keys which ranks hold apart from each other mean equal values: numbers of layers may repeat."""
     meshes: dict[str, set[tuple[int, ...]]] = {}
     for parts in told:
