@@ -138,11 +138,11 @@ class Carrier:
         self.attempt(partial(_run, (*bound.copies, *bound.unpacks)))
 
     def attempt(self, work: Callable[[], Made]) -> Made | None:
-        """Return what work gives; None where it fails, or where something failed before."""
+        """Return the result of work; None where it fails, or where something failed before."""
         if not self._errors:
             try:
                 return work()
-            except Exception as error:  # whatever it is, the others wait for this rank
+            except Exception as error:  # of any class: the others wait for this rank
                 self._errors.append(error)
         return None
 

@@ -77,7 +77,7 @@ class Shards:
         return cls(Checkpoint(contents, type(source).__name__), tensors, state)
 
     def held(self) -> dict[str, LocalShard]:
-        """What this rank holds, by key."""
+        """The parts that this rank holds, by key."""
         return {key: shard_of(tensor, key) for key, tensor in self.tensors.items() if is_on_mesh(tensor)}
 
     def joined(self, ranks: Peers, stages: bool) -> Shards:
@@ -217,7 +217,7 @@ def _refuse_other_values(told: list[Mapping[str, _SavedPart]], held: Mapping[str
 
 
 def _differ(text: str, notes: Sequence[str] = ()) -> CheckpointError:
-    help = "number the layers of all stages through, or save what one rank holds on that rank alone"
+    help = "number the layers of all stages through, or save each rank in a folder of its own"
     return CheckpointError(Diagnostic("stages-differ", text, notes=tuple(notes), help=help))
 
 

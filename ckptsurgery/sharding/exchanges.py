@@ -31,7 +31,7 @@ class Exchange:
     Args:
         ranks: all of them.
         buffer: a vector of bytes, where a rank's tensors are sent from.
-        reported: what an error of this rank is on all ranks.
+        reported: turns an error of this rank into the one that all ranks raise.
     """
 
     ranks: Peers
@@ -47,11 +47,11 @@ class Exchange:
         return cls(ranks, ranks.tried(lambda: torch.empty(_BUFFER, dtype=torch.uint8, device=ranks.device)), reported)
 
     def attempt(self, work: Callable[[], Made]) -> Made | None:
-        """Return what work gives; None where it fails, or where something failed before."""
+        """Return the result of work; None where it fails, or where something failed before."""
         if self._error is None:
             try:
                 return work()
-            except Exception as error:  # whatever it is, the others wait for this rank
+            except Exception as error:  # of any class: the others wait for this rank
                 self._error = error
         return None
 
@@ -82,7 +82,7 @@ class Exchange:
                         work.wait()
 
     def receive(self, tensor: Tensor, rank: int) -> None:
-        """Fill a plain tensor with what a rank sends."""
+        """Fill a plain tensor with the elements that a rank sends."""
         import torch.distributed as dist
 
         for part in _parts(tensor, self.buffer.numel()):
@@ -107,7 +107,7 @@ def _fill(part: Tensor, data: Tensor) -> None:
 
 
 def _parts(tensor: Tensor, most: int) -> Iterator[Tensor]:
-    """A tensor in parts of at most so many bytes, by its shape and dtype alone."""
+    """A tensor in parts of at most so many bytes, by its shape and dtype."""
     held = tensor.detach()
     nbytes = held.numel() * held.element_size()
     if nbytes <= most:

@@ -47,7 +47,7 @@ def waiting_for_ranks(rank: int, size: int) -> Iterator[None]:
 
 
 def left(rank: int, size: int, text: str) -> CheckpointError:
-    """Leave the other ranks in the middle of what they do together, and return the error that all of them raise.
+    """Leave the other ranks in the middle of an exchange, and return the error that all of them raise.
 
     Args:
         text: why.

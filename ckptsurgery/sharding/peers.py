@@ -49,7 +49,7 @@ class Peers:
             self.agree(error)
 
     def gathered(self, value: Any) -> list[Any]:
-        """What each rank gives, by rank; an error of any rank is raised instead."""
+        """The values of all ranks, by rank; an error of any rank is raised instead."""
         return self.shared(value)
 
     @contextmanager
@@ -68,7 +68,7 @@ class Peers:
 
     @contextmanager
     def in_step(self) -> Iterator[None]:
-        """Surround what all ranks do one after another, with nobody to hear of an error in between.
+        """Surround an exchange, in which no rank asks the others for errors.
 
         Raises:
             CkptSurgeryError: any error, the same on all ranks, whose connections are closed unless they agreed on it.

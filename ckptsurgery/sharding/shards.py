@@ -48,7 +48,7 @@ def is_on_mesh(tensor: Tensor) -> bool:
 
 
 def mesh_of(tensor: Tensor, rank: int) -> tuple[int, ...]:
-    """The ranks that hold a tensor together; this one alone where it is plain.
+    """The ranks that hold a tensor together; only this one where it is plain.
 
     Args:
         rank: of this process.

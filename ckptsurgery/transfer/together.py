@@ -64,5 +64,5 @@ def _refuse_own_loaders(stage: nn.Module, ranks: Peers) -> None:
     found = [path or "the stage itself" for paths in ranks.shared(own_loaders(stage)) for path in paths]
     if found:
         text = f"{counted(len(found), 'module')} of a stage would load in their own way: {found[0]!r}"
-        help = "load such a stage on its ranks alone: load_into(stage, source, partial=True)"
+        help = "load such a stage by itself on its ranks: load_into(stage, source, partial=True)"
         raise LoadError(Diagnostic("stages-load-alone", text, notes=tuple(found[1:12]), help=help))

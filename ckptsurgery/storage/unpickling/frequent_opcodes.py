@@ -3,8 +3,8 @@
 The metadata of a sharded checkpoint has millions of opcodes, of which most push a small value or an entry of the memo.
 Reading each argument from the file and calling a function for it takes longer than the rest. This loop does those in
 place, calls the functions of `pickle_opcodes.py` for opcodes without an argument, and leaves any other one to the
-machine. Two runs of opcodes that every object of protocol 4 begins with, and every `torch.Size`, are done at once. What
-an opcode means and costs is the same there and here.
+machine. Two runs of opcodes that every object of protocol 4 begins with, and every `torch.Size`, are done at once.
+The meaning and the price of an opcode are the same there and here.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _begin_object(vm: PickleStack) -> None:
 
 def _call_with_tuple(count: int) -> _Handler:
     def handler(vm: PickleStack) -> None:
-        """Call what is below the last values with a tuple of them; note the tuple, the arguments and the result."""
+        """Call the function below the last values with a tuple of them; note tuple, arguments and result."""
         stack = vm.stack
         args = (tuple(stack[-count:]),)
         del stack[-count:]

@@ -8,8 +8,8 @@ The rules, for a tree of mappings, lists and tensors:
    Settings and statistics beside a model (arrays in `config`, vectors in `norm_stats`) are left with the rest.
 2. A mapping with tensors directly in it is a *state_dict*. Where one branch alone has any, that is the model, however
    deep: `{"checkpoint": {"model": {…}, "epoch": 3}}` gives `checkpoint.model`. Tensors that lie loose beside a
-   state_dict with dotted keys (a mean, a loss) stay with the rest, and so do mappings of scalars and integers alone in
-   one (`train_state` beside `layers.0.weight`).
+   state_dict with dotted keys (a mean, a loss) stay with the rest, and so do mappings of nothing but scalars and
+   integers in one (`train_state` beside `layers.0.weight`).
 3. A Lightning file (`pytorch-lightning_version`) names its model: `state_dict`.
 4. Several side by side are parts of one model where a node that is called after a model (`model`, `params`, `module`)
    holds them all, the innermost such, and no two of them have the same keys: its tree is flattened with dots. Elsewhere
