@@ -16,7 +16,17 @@ from ..language.recipe import Recipe
 from ..language.rules import Rule, Term
 from .conversion_axes import NotSayable
 
-__all__ = ["RuleSide", "each_rule", "each_target", "expanded", "regex_of", "side_of", "single", "spelled_choices"]
+__all__ = [
+    "RuleSide",
+    "each_rule",
+    "each_target",
+    "expanded",
+    "filled",
+    "regex_of",
+    "side_of",
+    "single",
+    "spelled_choices",
+]
 
 T = TypeVar("T")
 _SEGMENT = r"[^./]+"
@@ -156,7 +166,7 @@ def spelled_choices(source: RuleSide, target: RuleSide, names: Iterable[str]) ->
     for chosen in product(*spelled):
         left, right = source.pieces, target.pieces
         for name, a, b in chosen:
-            left, right = _filled(left, name, a), _filled(right, name, b)
+            left, right = filled(left, name, a), filled(right, name, b)
         yield replace(source, pieces=left), replace(target, pieces=right)
 
 
@@ -170,8 +180,8 @@ def _choices(side: RuleSide, name: str) -> tuple[str, ...]:
     return next((c.choices for c in side.captures if c.name == name and c.choices), ())
 
 
-def _filled(pieces: Iterable[Literal | Capture], name: str, text: str) -> tuple[Literal | Capture, ...]:
-    """Pieces with a capture replaced by text, neighbours made one."""
+def filled(pieces: Iterable[Literal | Capture], name: str, text: str) -> tuple[Literal | Capture, ...]:
+    """Return pieces with a capture replaced by text, neighbours made one."""
     found: list[Literal | Capture] = []
     for piece in pieces:
         one = Literal(text) if isinstance(piece, Capture) and piece.name == name else piece

@@ -1,13 +1,13 @@
-"""Renames of keys as regular expressions that match the whole key, and whether one renames the result of another."""
+"""Renames of whole keys, and whether one renames the result of another."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from ..language.captures import Capture, Literal
+from ..language.keys import KeyPattern
 from .conversion_axes import NotSayable
 
 __all__ = ["KeyRename", "in_order", "made_anew"]
@@ -15,8 +15,6 @@ __all__ = ["KeyRename", "in_order", "made_anew"]
 Pieces = tuple[Literal | Capture, ...]
 Letters = tuple[tuple[str, bool], ...]
 _Walk = tuple[int, bool, frozenset[int], frozenset[int]]
-_END = "(?!.)"  # a dollar sign would stay in the name when the library turns the rename round; a lookahead is taken out
-_PLAIN = re.compile(r"[\w./-]*")
 _ANY, _IN_SEGMENT = "any", "in a segment"
 
 
@@ -27,71 +25,8 @@ class KeyRename:
     source: Pieces
     target: Pieces
 
-    def patterns(self) -> tuple[str, str]:
-        """Return a regular expression and its replacement, anchored where the key is.
-
-        The library knows one group, and replaces the first place that reads as the match does. So the whole key is
-        matched where the captures stay together; where text between them changes, the captures of whole segments at
-        the ends are left out.
-
-        Raises:
-            NotSayable: captures in another order, or apart from one another; text that a pattern reads otherwise.
-        """
-        names = [c.name for c in self.source if isinstance(c, Capture)]
-        if names != [c.name for c in self.target if isinstance(c, Capture)]:
-            raise NotSayable("captures in another order, or of one side alone")
-        if len(set(names)) < len(names):
-            raise NotSayable("a capture given twice")
-        open_start, open_end = (_rest(self.source, n) and _rest(self.target, n) for n in (0, -1))
-        reason: NotSayable | None = None
-        for start, end in ((False, False), (False, True), (True, False), (True, True)):
-            if (start and not open_start) or (end and not open_end) or start + end >= len(self.source):
-                continue
-            try:
-                return _anchored(self.source, self.target, start, end)
-            except NotSayable as found:
-                reason = found
-        raise reason or NotSayable("captures in another order, or of one side alone")
-
-
-def _rest(pieces: Pieces, at: int) -> bool:
-    """Whether an end is a capture of whole segments."""
-    piece = pieces[at] if pieces else None
-    return isinstance(piece, Capture) and piece.rest
-
-
-def _anchored(source: Pieces, target: Pieces, start: bool, end: bool) -> tuple[str, str]:
-    """The patterns without the captures at the start, the end or both, which stay as they are."""
-    source, target = (side[start : len(side) - end] for side in (source, target))
-    (before, group, after), (other_before, other_group, other_after) = _split(source), _split(target)
-    if [str(p) for p in group] != [str(p) for p in other_group]:
-        raise NotSayable("text between two captures changes")
-    held = "".join(_plain([p]) if isinstance(p, Literal) else _inner(p) for p in group)
-    first, last = "" if start else "^", "" if end else _END
-    left = f"{_plain(before)}({held}){_plain(after)}" if group else _plain(before)
-    right = f"{_plain(other_before)}\\1{_plain(other_after)}" if group else _plain(other_before)
-    return first + left + last, first + right + last
-
-
-def _split(pieces: Pieces) -> tuple[Pieces, Pieces, Pieces]:
-    """Split a key: before the first capture, from the first to the last, after the last."""
-    at = [n for n, piece in enumerate(pieces) if isinstance(piece, Capture)]
-    return (pieces[: at[0]], pieces[at[0] : at[-1] + 1], pieces[at[-1] + 1 :]) if at else (pieces, (), ())
-
-
-def _plain(pieces: Sequence[Literal | Capture]) -> str:
-    text = "".join(piece.text for piece in pieces if isinstance(piece, Literal))
-    if not _PLAIN.fullmatch(text):
-        raise NotSayable(f"a character in {text!r} that the library reads as a pattern")
-    return text.replace(".", r"\.")
-
-
-def _inner(capture: Capture) -> str:
-    if capture.rest:
-        return ".+"
-    if capture.choices is not None:
-        raise NotSayable(f"the choice {{{capture}}} beside another capture")
-    return r"[^./]+"
+    def __str__(self) -> str:
+        return f"{KeyPattern(self.source)} -> {KeyPattern(self.target)}"
 
 
 def in_order(renames: Sequence[KeyRename]) -> list[KeyRename]:
@@ -106,16 +41,10 @@ def in_order(renames: Sequence[KeyRename]) -> list[KeyRename]:
     while left:
         free = next((a for a in left if not any(b != a and made_anew(a, b.source) for b in left)), None)
         if free is None:
-            first = left[0]
-            text = f"the result of '{_text(first.source)} -> {_text(first.target)}' would be renamed again"
-            raise NotSayable(text)
+            raise NotSayable(f"the result of '{left[0]}' would be renamed again")
         found.append(free)
         left.remove(free)
     return found
-
-
-def _text(pieces: Pieces) -> str:
-    return "".join(p.text if isinstance(p, Literal) else f"{{{p}}}" for p in pieces)
 
 
 def made_anew(rename: KeyRename, other: Pieces) -> bool:
@@ -130,11 +59,14 @@ def made_anew(rename: KeyRename, other: Pieces) -> bool:
 
 def _made_anew(rename: KeyRename, pattern: Letters) -> bool:
     alphabet = {letter for letter, _ in pattern if len(letter) == 1} | {".", "\0"}  # a zero is any other letter
-    before, after = _by_capture(rename.source), _by_capture(rename.target)
-    kinds = [p for p in rename.source if isinstance(p, Capture)]
+    kinds, others = ([p for p in side if isinstance(p, Capture)] for side in (rename.target, rename.source))
+    after = _by_capture(rename.target)
+    aligned = kinds == others
+    before = _by_capture(rename.source) if aligned else [""] * len(after)
     inside = {"0", "\0"} if any(c.rest for c in kinds) else alphabet - {".", "/"}
     start = _closed(pattern, {0})
-    seen, todo = set[_Walk](), [(0, False, _read(pattern, start, before[0]), _read(pattern, start, after[0]))]
+    old = _read(pattern, start, before[0]) if aligned else frozenset[int]()
+    seen, todo = set[_Walk](), [(0, False, old, _read(pattern, start, after[0]))]
     while todo:
         walk = number, begun, old, new = todo.pop()
         if walk in seen or not new:

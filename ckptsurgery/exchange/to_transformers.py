@@ -4,20 +4,75 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import Diagnostic, RecipeError
 from ..language.captures import Capture, Literal
+from ..language.keys import KeyPattern
 from ..language.recipe import Recipe
 from ..language.rules import Rule
 from .conversion_axes import NotSayable
-from .exporting import RuleSide, each_rule, expanded, single
-from .full_matches import KeyRename, in_order
+from .exporting import RuleSide, each_rule, expanded, filled, single
+from .full_matches import KeyRename, in_order, made_anew
+from .whole_key_transforms import transform_classes
 
 __all__ = ["to_transformers"]
 
 Pieces = tuple[Literal | Capture, ...]
 _TARGET = "a conversion of transformers"
+_PLAIN = re.compile(r"[\w./-]*")
+
+
+@dataclass(frozen=True)
+class KeyConversion:
+    """Tensors whose keys match patterns, and the operations that are done to them.
+
+    Args:
+        sources, targets: the patterns, of whole keys; several on one side at most.
+        steps: the library's operations.
+    """
+
+    sources: tuple[Pieces, ...]
+    targets: tuple[Pieces, ...]
+    steps: tuple[Any, ...]
+
+    def texts(self) -> tuple[list[str], list[str]]:
+        """Return the texts between the captures that stay on all sides, with a star where tensors are stacked.
+
+        Raises:
+            NotSayable: a capture inside of these texts; a character that the library reads as a pattern.
+        """
+        sides = (*self.sources, *self.targets)
+        kept = [c for c in _captures(sides[0]) if all(c in _captures(side) for side in sides)]
+        found: list[list[str]] = []
+        for cut in range(len(kept) + 1):
+            parts = [_parted(side, kept, cut) for side in sides]
+            if len({(before, after) for before, _, after in parts}) == 1 and all(text for _, text, _ in parts):
+                found.append([text for _, text, _ in parts])
+        if not found:
+            raise NotSayable("a capture inside of what changes")
+        texts = max(found, key=lambda one: min(map(len, one)))
+        return texts[: len(self.sources)], texts[len(self.sources) :]
+
+
+def _captures(pieces: Pieces) -> list[Capture]:
+    return [piece for piece in pieces if isinstance(piece, Capture)]
+
+
+def _parted(pieces: Pieces, kept: Sequence[Capture], cut: int) -> tuple[Pieces, str, Pieces]:
+    """A key in three: to the capture of this number, the text from there to the next, the rest.
+
+    Raises:
+        NotSayable: the captures that are kept stand in another order, or twice.
+    """
+    at = [n for n, piece in enumerate(pieces) if piece in kept]
+    if [pieces[n] for n in at] != list(kept):
+        raise NotSayable("captures in another order, or of one side alone")
+    first = at[cut - 1] + 1 if cut else 0
+    last = at[cut] if cut < len(at) else len(pieces)
+    text = "".join(p.text if isinstance(p, Literal) else "*" for p in pieces[first:last])
+    return pieces[:first], text, pieces[last:]
 
 
 def to_transformers(recipe: Recipe) -> list[Any]:
@@ -27,19 +82,24 @@ def to_transformers(recipe: Recipe) -> list[Any]:
 
         register_checkpoint_conversion_mapping("my_type", cs.recipes.to_transformers(recipe), overwrite=True)
 
-    Renames may keep captures in one place of the key. Of rearrangements the library has joining, splitting, stacking,
-    transposing, interleaving and the rotary permutation. Keys that no rule names keep their names there, as with
-    `rest="keep"`; with `rest="error"` nothing refuses them, and the library reports those that the model does not have.
+    They are `WeightRenaming` and `WeightConverter` objects that match whole keys, as the plan does. A model that was
+    loaded by them is saved under the names of its files: each key that they made goes back, and no other. Of
+    rearrangements the library has joining, splitting, stacking, transposing, interleaving and the rotary permutation.
+    Keys that no rule names keep their names there, as with `rest="keep"`; with `rest="error"` nothing refuses them,
+    and the library reports those that the model does not have.
 
     Raises:
-        RecipeError: every rule that the library cannot say, with the reason; `drop` and `rest="drop"`; renames of which
-            one would rename what another made.
+        RecipeError: every rule that the library cannot say, with the reason; `drop` and `rest="drop"`; renames whose
+            result would be renamed again, or converted.
     """
     _check_left_out(recipe)
     found = [one for listed in each_rule(recipe, _TARGET, _said) for one in listed]
-    # A key is renamed first and converted afterwards, so that a renaming must not touch what a converter reads.
-    converters = [one for one in found if not isinstance(one, KeyRename)]
-    return [*_renamings([one for one in found if isinstance(one, KeyRename)]), *converters]
+    renames = [one for one in found if isinstance(one, KeyRename)]
+    conversions = [one for one in found if isinstance(one, KeyConversion)]
+    try:
+        return [*map(_renaming, _ordered(renames, conversions)), *_converters(conversions)]
+    except NotSayable as reason:
+        raise RecipeError(Diagnostic("not-exportable", f"{_TARGET} cannot say these renames: {reason}")) from None
 
 
 def _check_left_out(recipe: Recipe) -> None:
@@ -53,13 +113,32 @@ def _check_left_out(recipe: Recipe) -> None:
         raise RecipeError(wrong)
 
 
-def _renamings(renames: list[KeyRename]) -> list[Any]:
-    from transformers.core_model_loading import WeightRenaming
+def _ordered(renames: Sequence[KeyRename], conversions: Sequence[KeyConversion]) -> list[KeyRename]:
+    """The renames in an order in which none meets what another made; a key is converted after all of them."""
+    read = [source for one in conversions for source in one.sources]
+    for rename in renames:
+        if any(made_anew(rename, source) for source in read):
+            raise NotSayable(f"the result of '{rename}' would be converted")
+    return in_order(renames)
 
-    try:
-        return [WeightRenaming(*one.patterns()) for one in in_order(renames)]
-    except NotSayable as reason:
-        raise RecipeError(Diagnostic("not-exportable", f"{_TARGET} cannot say these renames: {reason}")) from None
+
+def _renaming(rename: KeyRename) -> Any:
+    left, right = KeyPattern(rename.source), KeyPattern(rename.target)
+    return transform_classes()["WholeKeyRenaming"](str(left), str(right), [left], [right])
+
+
+def _converters(conversions: Sequence[KeyConversion]) -> list[Any]:
+    """The library's converters; it tells them apart by the texts of their patterns, forth and back."""
+    made, seen = list[Any](), set[str]()
+    kind = transform_classes()["WholeKeyConverter"]
+    for number, one in enumerate(conversions):
+        lefts, rights = one.texts()
+        mark = "" if seen.isdisjoint((*lefts, *rights)) else f"(?#{number})"  # the library takes comments out of names
+        seen.update((*lefts, *rights))
+        old, new = ([mark + text for text in side] for side in (lefts, rights))
+        sources, targets = ([KeyPattern(pieces) for pieces in side] for side in (one.sources, one.targets))
+        made.append(kind(old, new, list(one.steps), lefts=sources, rights=targets))
+    return made
 
 
 def _said(rule: Rule, recipe: Recipe) -> list[Any]:
@@ -67,9 +146,20 @@ def _said(rule: Rule, recipe: Recipe) -> list[Any]:
     if source.axes == target.axes and not _gathered(source, target) and not _gathered(target, source):
         renames = [KeyRename(a.pieces, b.pieces) for a, b in expanded(source, target)]
         for one in renames:
-            one.patterns()  # refused here, with its rule
+            _check_plain((one.source, one.target))  # refused here, with its rule
         return renames
-    return [_converter(a, b, recipe) for a, b in expanded(source, target)]
+    conversions = [_conversion(a, b, recipe) for a, b in expanded(source, target)]
+    for conversion in conversions:
+        _check_plain((*conversion.sources, *conversion.targets))
+        conversion.texts()
+    return conversions
+
+
+def _check_plain(sides: Sequence[Pieces]) -> None:
+    """Refuse characters that the library reads as a part of a pattern."""
+    for text in (p.text for pieces in sides for p in pieces if isinstance(p, Literal)):
+        if not _PLAIN.fullmatch(text):
+            raise NotSayable(f"a character in {text!r} that the library reads as a pattern")
 
 
 def _gathered(one: RuleSide, other: RuleSide) -> list[Capture]:
@@ -77,56 +167,22 @@ def _gathered(one: RuleSide, other: RuleSide) -> list[Capture]:
     return [c for c in one.captures if c.name not in {o.name for o in other.captures}]
 
 
-def _text(pieces: Sequence[Literal | Capture], each: Any) -> str:
-    return "".join(each(p.text) for p in pieces if isinstance(p, Literal))
-
-
-def _converter(source: RuleSide, target: RuleSide, recipe: Recipe) -> Any:
-    from transformers.core_model_loading import WeightConverter
-
+def _conversion(source: RuleSide, target: RuleSide, recipe: Recipe) -> KeyConversion:
     if source.axes is None or target.axes is None:
         raise NotSayable("tensors gathered or scattered without axes")
     gathered, scattered = _gathered(source, target), _gathered(target, source)
     steps = _operations(source, target, gathered, scattered, recipe)
-    stacked = next((c.name for c in gathered if not c.choices), None)
-    left = [_glob(a, stacked) for a in _apart(source, [c for c in gathered if c.choices])]
-    right = [_glob(a, None) for a in _apart(target, [c for c in scattered if c.choices])]
-    lefts = [_shared(one, right[0])[0] for one in left]
-    rights = [_shared(left[0], one)[1] for one in right]
-    return WeightConverter(lefts, rights if len(rights) > 1 else rights[0], steps)
+    left = _apart(source, [c for c in gathered if c.choices])
+    right = _apart(target, [c for c in scattered if c.choices])
+    return KeyConversion(tuple(left), tuple(right), tuple(steps))
 
 
 def _apart(side: RuleSide, choices: Sequence[Capture]) -> list[Pieces]:
     """The key of each choice."""
     found: list[Pieces] = [side.pieces]
     for capture in choices:
-        found = [
-            tuple(Literal(text) if p == capture else p for p in pieces)
-            for pieces in found
-            for text in capture.choices or ()
-        ]
+        found = [filled(pieces, capture.name, text) for pieces in found for text in capture.choices or ()]
     return found
-
-
-def _glob(pieces: Pieces, stacked: str | None) -> Pieces:
-    """The key with the library's star in the place of a number that is stacked."""
-    return tuple(Literal("*") if isinstance(p, Capture) and p.name == stacked else p for p in pieces)
-
-
-def _shared(one: Pieces, other: Pieces) -> tuple[str, str]:
-    """Both keys without the captures at their ends, which the library leaves alone."""
-    while one and other and isinstance(one[0], Capture) and one[0] == other[0]:
-        one, other = one[1:], other[1:]
-    while one and other and isinstance(one[-1], Capture) and one[-1] == other[-1]:
-        one, other = one[:-1], other[:-1]
-    if any(isinstance(p, Capture) for p in (*one, *other)):
-        common = 0
-        while common < min(len(one), len(other)) and one[common] == other[common]:
-            common += 1
-        one, other = one[common:], other[common:]
-    if any(isinstance(p, Capture) for p in (*one, *other)) or not one or not other:
-        raise NotSayable("a capture inside of what changes")
-    return _text(one, str), _text(other, str)
 
 
 def _operations(
