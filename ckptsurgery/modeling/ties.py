@@ -89,7 +89,8 @@ def _declarations(model: nn.Module, tensors: dict[str, Tensor]) -> Iterable[tupl
         prefix = path + "." if path else ""
         local = [n.removeprefix(prefix) for n in tensors if n.startswith(prefix)]
         if isinstance(declared, dict):
-            pairs = [pair for alias, source in declared.items() for pair in _expand(alias, source, local)]
+            # An alias of several entries has the source of the last one, as in the library.
+            pairs = list(dict(p for alias, source in declared.items() for p in _expand(alias, source, local)).items())
         else:
             pairs = _to_input_embedding(module, declared, local)
         yield from ((prefix + alias, prefix + source) for alias, source in pairs)

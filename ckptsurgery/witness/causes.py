@@ -189,14 +189,15 @@ def _sorted_equal(actual: Tensor, wanted: Tensor) -> bool:
 
 
 def _partly(actual: Tensor, wanted: Tensor) -> tuple[str, str] | None:
-    """Whether whole rows of it are right, and others are not."""
-    if actual.dim() < 1 or actual.shape[0] < 2:
-        return None
-    right = (actual == wanted).reshape(actual.shape[0], -1).all(1)
-    count = int(right.sum())
-    if not count:
-        return None
-    return "partly-loaded", f"{count} of {actual.shape[0]} rows are right"
+    """Whether whole rows, columns or slices of it are right, and others are not."""
+    same = actual == wanted
+    for dim, size in enumerate(actual.shape):
+        right = same.movedim(dim, 0).reshape(size, -1).all(1)
+        count = int(right.sum())
+        if size > 1 and count:
+            what = "rows" if dim == 0 else "columns" if dim == actual.dim() - 1 else f"slices of dimension {dim}"
+            return "partly-loaded", f"{count} of {size} {what} are right"
+    return None
 
 
 def _scaled(actual: Tensor, wanted: Tensor) -> tuple[str, str] | None:

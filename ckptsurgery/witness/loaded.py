@@ -25,6 +25,7 @@ from .causes import Causes
 from .expecting import Expectation, expectation
 from .faults import Fault, NotAsPlanned, diagnostics_of
 from .model_sink import ModelSink
+from .overlaps import overlaps
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -168,7 +169,10 @@ class _LoadedCheck:
         codes = {} if by_recipe else self.codes(wanted)
         faults += [self.of_code(wanted, k, codes[k], k in wrong) for k in codes if k not in empty]
         causes = Causes(self.model, self.checkpoint, wanted, self.before.untouched)
-        faults += [causes.of(k, tensors[k]) for k in wanted.plan.specs if k in wrong and k not in codes]
+        shared = {k: other for k, other in overlaps(tensors).items() if k not in kept | empty}
+        faults += [Fault(k, "overlapping", f"with {other!r}", specs.get(k)) for k, other in shared.items()]
+        told = codes.keys() | shared.keys()
+        faults += [causes.of(k, tensors[k]) for k in wanted.plan.specs if k in wrong and k not in told]
         faults += self.casts(wanted, {f.key for f in faults})
         faults += self.ties(wanted, tensors)
         computed, unknown, off = self.buffers(kept | empty)

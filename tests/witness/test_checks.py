@@ -71,6 +71,32 @@ def test_a_correct_load_by_the_library_is_proved(name: str, tmp_path: Path) -> N
     assert not report.missing_keys
 
 
+STAGES = {"hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1], "decoder_hidden_size": 8}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("whole_is_saved", [True, False])
+@pytest.mark.parametrize(
+    ("whole", "base", "sizes"),
+    [
+        (hf.DeiTForImageClassification, hf.DeiTModel, IMAGE),
+        (hf.SegformerForImageClassification, hf.SegformerModel, STAGES),
+    ],
+)
+def test_files_with_and_without_a_head_are_read_in_their_layout(
+    whole: Any, base: Any, sizes: dict[str, Any], whole_is_saved: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    saved, asked = (whole, base) if whole_is_saved else (base, whole)
+    saved._from_config(saved.config_class(**sizes)).save_pretrained(tmp_path)
+    model = asked.from_pretrained(tmp_path, dtype=torch.float32)
+    parts = {key.partition(".")[0] for key in model.state_dict()}
+    with cs.open(tmp_path) as files:
+        new = [name for name in parts & {"classifier", "pooler"} if not any(f"{name}." in key for key in files)]
+    report = cs.check_loaded(model, tmp_path, keep=new)
+    assert len(report.loaded) > 20
+
+
 @pytest.mark.parametrize("saved", ["x.safetensors", "x.pt", "memory"])
 @pytest.mark.parametrize("wrap", ["", "module.", "model.net."])
 def test_a_correct_load_by_hand_is_proved(saved: str, wrap: str, tmp_path: Path) -> None:
