@@ -6,17 +6,20 @@ proved on the same numbers, and on those of other sizes where the caller gives s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CkptSurgeryError, Diagnostic, RecipeError
 from ..inference.suggesting import specs_of, suggest
+from ..language.captures import escape
 from ..language.folding import fold
 from ..language.recipe import Recipe
 from ..narrowing import present
 from ..running.runner import plan
 from ..specs import DTYPES, TensorSpec
 from ..wording import counted
+from .key_rules import KeyPair, generalised
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,14 +68,55 @@ def trace(
     failed: RecipeError | None = None
     for numbered in cases:  # what one of the sizes hides, another may show
         try:
-            recipe = _read_off(numbered, _called(function, numbered))
-            for case in cases:
-                _prove(recipe, function, case, config)
+            made = _called(function, numbered)
+            recipe = _read_off(numbered, made)
+            problem = _problem(recipe, function, cases, config)
+            if problem is not None and len(cases) > 1 and not recipe.stages:
+                recipe = _by_numbers(recipe, numbered, made)
+                problem = _problem(recipe, function, cases, config) and problem
+            if problem is None:
+                return recipe
+            failed = failed or problem
         except RecipeError as error:
             failed = failed or error
-        else:
-            return recipe
     raise present(failed, "the reason why nothing was read off")
+
+
+def _problem(
+    recipe: Recipe, function: StateDictFunction, cases: Sequence[StateDict], config: Mapping[str, Any] | None
+) -> RecipeError | None:
+    """Why a recipe does not make of all sizes what the function makes; None where it does."""
+    try:
+        for case in cases:
+            _prove(recipe, function, case, config)
+    except RecipeError as error:
+        return error
+    return None
+
+
+def _by_numbers(recipe: Recipe, numbered: StateDict, made: Mapping[str, Tensor]) -> Recipe:
+    """The recipe with its renames read off anew: rules by the numbers in keys, which hold for other numbers as well."""
+    import torch
+
+    rearranging = [rule for rule in recipe.rules if any(t.axes is not None for t in (*rule.sources, *rule.targets))]
+    taken = [term.pattern for rule in rearranging for term in rule.sources]
+    owners = {float(tensor.flatten()[0]): key for key, tensor in numbered.items() if tensor.numel()}
+    pairs = []
+    for target, tensor in made.items():
+        source = owners.get(float(tensor.flatten()[0])) if tensor.numel() else None
+        if source is None or not torch.equal(numbered[source], tensor) or any(p.readings(source) for p in taken):
+            continue
+        pairs.append(KeyPair(escape(source), escape(target), (source,), (target,)))
+    renamed = {pair.sources[0] for pair in pairs}
+    rules = [f"? {left} -> {right}" for left, right, _ in generalised(pairs, set(numbered) - renamed)]
+    texts = [*rules, *map(str, rearranging)]
+    used = set(re.findall(r"\w+", " ".join(texts)))
+    return Recipe(
+        texts,
+        drop=recipe.drop,
+        dims={name: size for name, size in recipe.dims.items() if name in used},
+        names={name: table for name, table in recipe.names.items() if f"{{{name}}}" in " ".join(texts)},
+    )
 
 
 def _numbered(specs: Mapping[str, TensorSpec]) -> StateDict:

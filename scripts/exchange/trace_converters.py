@@ -22,6 +22,7 @@ import ckptsurgery as cs
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "pairs"))
 import families
+import latent_diffusion
 
 Make = Callable[[int], Any]
 """A network of so many layers: its shapes, and the converter."""
@@ -65,6 +66,8 @@ def converters(packages: Path) -> Iterator[tuple[str, Make]]:
     yield "torchtune t5", lambda n: families.tune_t5(packages, n)
     yield "torchtune clip", lambda n: families.tune_clip(packages, n)
     yield "diffusers flux", flux
+    yield "diffusers vae", latent_diffusion.vae
+    yield "diffusers unet", lambda n: latent_diffusion.unet(2, (4, 6, 8) if n == 2 else (6, 8, 10))
 
 
 def flux(layers: int, width: int = 3072, few: int = 2) -> Any:

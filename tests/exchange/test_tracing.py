@@ -114,6 +114,44 @@ def test_a_function_that_depends_on_sizes_is_caught_by_others() -> None:
         cs.recipes.trace(only_two, specs(), others=[specs(layers=3)])
 
 
+def levels(blocks: int, count: int = 3) -> dict[str, cs.TensorSpec]:
+    """An encoder of levels that get wider, with a shortcut where the width changes."""
+    found: dict[str, tuple[int, ...]] = {"net.conv_in.weight": (4, 3)}
+    width = 4
+    for level in range(count):
+        for block in range(blocks):
+            at, out = f"net.down.{level}.block.{block}", 4 + 2 * level
+            found |= {f"{at}.norm1.weight": (width,), f"{at}.conv1.weight": (out, width)}
+            found |= {f"{at}.norm2.weight": (out,), f"{at}.conv2.weight": (out, out)}
+            if out != width:
+                found[f"{at}.nin_shortcut.weight"] = (out, width)
+            width = out
+    found |= {f"net.mid.attn.{part}.weight": (width, width, 1, 1) for part in "qkv"}
+    return {key: cs.TensorSpec(shape, "F32") for key, shape in found.items()}
+
+
+def renamed(state: State) -> State:
+    """The names of one codebase as those of another: by replacing texts, as converters of single files do."""
+    texts = {"net.": "", "down.": "down_blocks.", "block.": "resnets.", "nin_shortcut": "conv_shortcut"}
+    texts |= {f"attn.{part}.": f"attention.to_{part}." for part in "qkv"}
+    made = {}
+    for key, tensor in state.items():
+        name = key
+        for old, new in texts.items():
+            name = name.replace(old, new)
+        made[name] = tensor[:, :, 0, 0] if tensor.dim() == 4 else tensor
+    return made
+
+
+def test_rules_by_the_numbers_in_keys_hold_for_other_numbers() -> None:
+    recipe = cs.recipes.trace(renamed, levels(2), others=[levels(3), levels(2, count=4)])
+    state = {key: torch.rand(spec.shape) for key, spec in levels(5).items()}
+    made = cs.plan(state, recipe).state_dict()
+    wanted = renamed(state)
+    assert made.keys() == wanted.keys() and all(torch.equal(made[key], wanted[key]) for key in wanted)
+    assert len(recipe.rules) < 15
+
+
 def test_the_namespace_offers_what_the_top_does() -> None:
     assert cs.recipes.list() == cs.list_recipes()
     name = cs.recipes.list()[0]
