@@ -153,7 +153,11 @@ def _stack_apart(draft: _ConversionDraft, operation: Any) -> None:
     if len(draft.group.files) > 1:
         name = _single(draft, operation.concat_dim)
         draft.target[operation.concat_dim] = ["p", name]
-    draft.dims["m"] = len(draft.group.models)
+    kinds = len(draft.group.models)
+    draft.dims["m"] = kinds
+    each = _experts(draft.config, len(draft.group.files[0]) // kinds)
+    if each is not None:  # the way back asks for it
+        draft.dims["e"] = each
     draft.flat = True
 
 
@@ -199,6 +203,16 @@ def _heads(config: Any, part: str | None) -> str | int:
     if not hasattr(inner, name):
         return 1
     return f"config.{part}.{name}" if inner is not config else f"config.{name}"
+
+
+def _experts(config: Any, count: int) -> str | None:
+    """Where the config says how many experts there are, as an expression; None where none of its numbers is that."""
+    for part in (None, "text_config"):
+        inner = getattr(config, part, None) if part is not None else config
+        name = getattr(inner, "attribute_map", {}).get("num_experts", "num_experts")
+        if getattr(inner, name, None) == count:
+            return f"config.{part}.{name}" if part is not None else f"config.{name}"
+    return None
 
 
 def _flatten(draft: _ConversionDraft, operation: Any) -> None:

@@ -13,7 +13,7 @@ from ckptsurgery.exchange.transformers_models import classes_of
 
 __all__ = ["build"]
 
-# Fields that depend on each other in ways that their names do not show.
+# Fields of a type, or of one class, that depend on each other in ways that their names do not show.
 FIELDS: dict[str, dict[str, Any]] = {
     "mimi": {"upsample_groups": 8},
     "nemotron_h_omni": {"vision_config": {"video_temporal_patch_size": 2}},
@@ -33,6 +33,23 @@ FIELDS: dict[str, dict[str, Any]] = {
         "talker_config": {"spatial_merge_size": 2, "text_config": {"shared_expert_intermediate_size": 16}}
     },
     "mimi_decoder": {"upsample_groups": 8},
+    "gradium_phonon_tts": {"num_key_value_heads": 4},
+    "ernie4_5_vl_moe": {"text_config": {"rope_parameters": {"rope_theta": 10000.0, "mrope_section": [1, 1, 2]}}},
+    "nemo_speechlm": {
+        "audio_config": {
+            "asr_config": {"num_key_value_heads": 4},
+            "diarization_config": {"audio_config": {"num_key_value_heads": 4}},
+        },
+        "word_timestamp_config": {"num_key_value_heads": 4},
+    },
+    "Sapiens2ForPointmapEstimation": {
+        "head_config": {
+            "upsample_out_channels": [16, 8],
+            "conv_out_channels": [8],
+            "scale_conv_out_channels": [16, 8],
+            "scale_final_hidden_sizes": [8, 8],
+        }
+    },
 }
 DEFAULTS = ("d_fine", "rt_detr_v2")
 """Types whose parts only fit each other at their own sizes, which are small."""
@@ -43,7 +60,8 @@ def build(model_type: str, wanted: type[PreTrainedModel] | None = None, seed: in
     kind: Any = transformers.CONFIG_MAPPING[model_type] if wanted is None else wanted.config_class
     kinds = [wanted] if wanted is not None else classes_of(model_type)
     errors: list[Exception] = []
-    for make in list(config_makers(kind, FIELDS.get(model_type)))[model_type not in DEFAULTS :]:
+    fields = FIELDS.get(wanted.__name__ if wanted is not None else model_type, FIELDS.get(model_type))
+    for make in list(config_makers(kind, fields))[model_type not in DEFAULTS :]:
         for one in kinds:
             try:
                 torch.manual_seed(seed)
