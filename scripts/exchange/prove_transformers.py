@@ -116,7 +116,9 @@ def proof(name: str) -> dict[str, Any]:
             except cs.PlanError:  # the defaults have other kinds of layers, or rules for single layers
                 if found["forth"] is not None:
                     raise
-                _prove(from_transformers(again), again, folder, found)
+                recipe = from_transformers(again)
+                found["rules"] = len(recipe.rules) + sum(len(s.rules) for s in recipe.stages)
+                _prove(recipe, again, folder, found)
                 found["own_config"] = True
     except Exception as error:  # whatever the library's code raises is written down, and the next type is tried
         step = next((k for k in ("model", "forth", "back", "check") if found[k] is None), "check")
