@@ -44,7 +44,7 @@ KINDS: Mapping[str, tuple[str, str, str]] = {
     "rounded": ("holds", "values that went through a narrower dtype", "load"),
     "cast": ("has", "a dtype that cannot hold the source exactly", "dtype"),
     "unscaled-codes": ("has", "quantised codes for a source, which nothing scales", "recipe"),
-    "overlapping": ("shares", "a part of its memory with another tensor", "load"),
+    "overlapping": ("shares", "some memory with another tensor", "load"),
     "untied": ("is", "not tied, and should be", "tie"),
     "no-data": ("is", "on the meta device, without data", "load"),
     "buffer-differs": ("is", "not what the module computes, and in no file", "keep"),
