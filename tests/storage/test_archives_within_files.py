@@ -73,7 +73,8 @@ def widened(data: bytes, columns: str = "sph") -> bytes:
     for info in infos:
         wide = [("s", info.file_size), ("p", info.compress_size), ("h", info.header_offset)]
         values = [value for column, value in wide if column in columns]
-        extra = struct.pack("<HHI", 0x5455, 4, 0) + struct.pack(f"<HH{len(values)}Q", 1, 8 * len(values), *values)
+        extra = struct.pack("<HHI", 0x5455, 4, 0x0001_0001)  # another field, which seems to hold one
+        extra += struct.pack(f"<HH{len(values)}Q", 1, 8 * len(values), *values)
         size, packed, place = (0xFFFFFFFF if column in columns else value for column, value in wide)
         name = info.filename.encode()
         directory += struct.pack("<4s6H3I5H2I", b"PK\1\2", 45, 45, 0, 0, 0, 0, info.CRC, packed, size, len(name),

@@ -109,6 +109,7 @@ LINKS = [
     ("few", edited("links", b"FRHP", 0, b"FRHQ"), "a heap of links is none"),
     ("few", edited("links", b"FRHP", 7, b"\1"), "a heap of links is compressed, or makes no sense"),
     ("few", edited("links", b"FRHP", 110, b"\3"), "a heap of links is compressed, or makes no sense"),
+    ("few", edited("links", b"BTLF", 11, b"\xff\xff\xff\xff"), "a link lies outside of its heap"),
     ("few", edited("links", b"BTLF", 10, b"\x10"), "a link is stored in a way that is not known here"),
     ("few", edited("links", b"FHIB", 0, b"FHIC", last(b"FHIB")), "a heap of links has a part that is none"),
 ]
