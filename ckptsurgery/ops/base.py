@@ -143,6 +143,14 @@ class Op:
         """The tensors after the op: contiguous or not, of exactly the specs that `infer` announced."""
         raise OpError(f"{self.name or type(self).__name__} cannot run")
 
+    def run_into(self, tensors: Tensors, rooms: Sequence[Tensor | None]) -> Tensors:
+        """Return what `run` returns, made in given memory where the op can do that.
+
+        Args:
+            rooms: contiguous memory of each result's spec, or None.
+        """
+        return self.run(tensors)
+
     def parts(self, specs: Specs, limit: int) -> Iterator[OpPart] | None:
         """Return ops on runs of the sources that make the results run by run, or None where it needs whole tensors.
 

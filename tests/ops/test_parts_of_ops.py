@@ -9,6 +9,7 @@ import torch
 
 import ckptsurgery as cs
 from ckptsurgery.ops import make_op
+from ckptsurgery.ops.quantised.gguf_blocks import GgufDequant
 from ckptsurgery.planning.row_parts import row_parts_of
 from ckptsurgery.specs import DTYPES, TensorSpec
 
@@ -80,3 +81,31 @@ def test_a_value_past_the_range_is_an_error_of_the_whole_tensor(tmp_path):
     with pytest.raises(cs.CheckpointError, match=r"op-failed.*16 of 16 values lie outside the range of F16"):
         cs.plan(tmp_path / "x.safetensors", "w, s -> y | fp8_dequant(dtype=f16)").save(tmp_path / "y.safetensors")
     assert not (tmp_path / "y.safetensors").exists()
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_tensors_in_memory_are_made_in_parts_too_and_left_as_they_are(dtype, monkeypatch):
+    blocks = torch.randint(0, 255, (4096, 34 * 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    blocks.view(4096, 16, 34)[..., 1] = 0x2C
+    op = make_op("gguf_dequant", ("Q8_0", dtype))
+    (expected,) = op.run((blocks,))
+    before, rows, run_into = blocks.clone(), list[int](), GgufDequant.run_into
+
+    def counted(self, tensors, rooms):
+        rows.append(tensors[0].shape[0])
+        return run_into(self, tensors, rooms)
+
+    monkeypatch.setattr(GgufDequant, "run_into", counted)
+    for source in (blocks, blocks.t().contiguous().t()):  # the second is not one run of memory
+        rows.clear()
+        made = cs.plan({"w": source}, f"w -> v | {op}").state_dict()["v"]
+        assert made.dtype == expected.dtype
+        assert torch.equal(made, expected)
+        assert torch.equal(source, before)
+        assert (len(rows) > 1) == source.is_contiguous()
+        assert sum(rows) == (4096 * 16 if source.is_contiguous() else 4096)
+    model = torch.nn.Linear(512, 4096, bias=False, dtype=expected.dtype)
+    where = model.weight.data_ptr()
+    cs.load_into(model, {"w": blocks}, cs.Recipe([f"w -> weight | {op}"]))
+    assert model.weight.data_ptr() == where
+    assert torch.equal(model.weight, expected)

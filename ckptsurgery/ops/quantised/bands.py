@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...errors import CheckpointError
 from ...specs import DTYPES, TensorSpec, dtype_name
-from ..base import Op, OpError
-from ..numerics import narrow, torch_dtype
+from ..base import Op, OpError, Tensors
+from ..numerics import narrow, specs_of, torch_dtype
 from ..operands import arithmetic_float, largest_float
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["Band", "bands", "blank", "float_dtype", "in_bands", "largest", "result_dtype"]
+__all__ = ["Banded", "BandedOp", "bands", "blank", "float_dtype", "largest", "result_dtype"]
 
 _BAND = 1 << 17
 """Elements of a band: with their codes they lie in a core's cache."""
@@ -38,43 +39,82 @@ def blank(spec: TensorSpec, like: Tensor) -> Tensor | None:
     return torch.empty(spec.shape, dtype=torch_dtype(spec.dtype), device=like.device)
 
 
-Band = Callable[[int, int, "Tensor"], float]
-"""Fills `[rows, columns]` with some rows, from the first to before the last, and returns a bound of their magnitudes.
-
-A bound that is not finite means that each value is looked at.
-"""
+Band = Callable[[int, int, "Tensor"], object]
+"""Fills `[rows, columns]` with some rows, from the first to before the last."""
 
 
-def in_bands(
-    op: Op, spec: TensorSpec, like: Tensor, band: Band, step: int = 1, wide: torch.dtype | None = None
-) -> Tensor:
-    """Return a tensor made of bands of its rows, each rounded once to the tensor's dtype.
+@dataclass(frozen=True, slots=True)
+class Banded:
+    """A tensor that is made some rows at a time, each rounded once to the tensor's dtype.
 
     Args:
+        op: named where a value is past the range of the dtype.
+        spec: of the tensor.
         like: a tensor on the same device.
         band: fills some rows, counted over all dims but the last.
+        bound: returns a bound of all magnitudes; called at most once, where values are rounded. Each value is checked
+            where the bound is past the range of the dtype, or is not finite.
+        columns: of a row; those of the tensor where left out.
         step: bands are of a multiple of so many rows.
         wide: dtype of what `band` fills; float32 by default.
-
-    Raises:
-        OpError: a value past the range of the dtype.
     """
-    import torch
 
-    wide = wide or torch.float32
-    result = _room(spec, like.device)
-    columns, limit = spec.shape[-1], largest_float(spec.dtype)
-    flat, room = result.view(-1, columns), None
-    for start, stop in bands(flat.shape[0], columns, step):
-        if result.dtype == wide:
-            band(start, stop, flat[start:stop])
-            continue
-        if room is None:
-            room = torch.empty(stop - start, columns, dtype=wide, device=like.device)
-        made = room[: stop - start]
-        bound = band(start, stop, made)
-        flat[start:stop] = made if bound <= limit else narrow(made, spec.dtype, str(op))
-    return result
+    op: Op
+    spec: TensorSpec
+    like: Tensor
+    band: Band
+    bound: Callable[[], float]
+    columns: int | None = None
+    step: int = 1
+    wide: torch.dtype | None = None
+
+    def made(self, out: Tensor | None = None) -> Tensor:
+        """Return the tensor, filled.
+
+        Args:
+            out: contiguous memory for it; new where there is none.
+
+        Raises:
+            OpError: a value past the range of the dtype.
+        """
+        import torch
+
+        spec, wide = self.spec, self.wide or torch.float32
+        result = out if out is not None and out.device == self.like.device else _room(spec, self.like.device)
+        columns = self.columns or spec.shape[-1]
+        flat, room = result.view(-1, columns), None
+        fits = result.dtype == wide or self.bound() <= largest_float(spec.dtype)
+        for start, stop in bands(flat.shape[0], columns, self.step):
+            if result.dtype == wide:
+                self.band(start, stop, flat[start:stop])
+                continue
+            if room is None:
+                room = torch.empty(stop - start, columns, dtype=wide, device=result.device)
+            values = room[: stop - start]
+            self.band(start, stop, values)
+            flat[start:stop] = values if fits else narrow(values, spec.dtype, str(self.op))
+        return result
+
+
+@dataclass(frozen=True)
+class BandedOp(Op):
+    """An op with one result, which is made in bands."""
+
+    def banded(self, tensors: Tensors, spec: TensorSpec) -> Banded:
+        """Return how the result is made; it has elements, and the tensors have values.
+
+        Args:
+            spec: of the result.
+        """
+        raise NotImplementedError
+
+    def run(self, tensors: Tensors) -> Tensors:
+        return self.run_into(tensors, (None,))
+
+    def run_into(self, tensors: Tensors, rooms: Sequence[Tensor | None]) -> Tensors:
+        (spec,) = self.infer(specs_of(tensors))
+        made = blank(spec, tensors[0])
+        return (self.banded(tensors, spec).made(rooms[0]) if made is None else made,)
 
 
 def _room(spec: TensorSpec, device: torch.device) -> Tensor:

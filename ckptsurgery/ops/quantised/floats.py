@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ...specs import TensorSpec
@@ -13,7 +14,7 @@ from ..numerics import specs_of
 from ..op_parts import RunsOf, parts_of_rows
 from ..operands import arithmetic_float, operands, pair
 from ..registry import op as registered
-from .bands import blank, float_dtype, in_bands, largest, result_dtype
+from .bands import Banded, BandedOp, float_dtype, largest, result_dtype
 from .code_books import exponents, widened
 from .scales import add_grouped, scale_grid, times_grouped
 
@@ -27,7 +28,7 @@ Block = int | tuple[int, int] | None
 
 @registered
 @dataclass(frozen=True)
-class Fp8Dequant(Op):
+class Fp8Dequant(BandedOp):
     """Multiply a quantised weight by its scales; sources: weight, scale.
 
     >>> specs = TensorSpec([300, 256], "F8_E4M3"), TensorSpec([3, 2], "F32")
@@ -71,14 +72,13 @@ class Fp8Dequant(Op):
     def parts(self, specs: Specs, limit: int) -> Iterator[OpPart] | None:
         return _parts(self, specs, limit)
 
-    def run(self, tensors: Tensors) -> Tensors:
-        (spec,) = self.infer(specs_of(tensors))
-        return (_scaled(self, spec, self.block, tensors),)
+    def banded(self, tensors: Tensors, spec: TensorSpec) -> Banded:
+        return _scaled(self, spec, self.block, tensors)
 
 
 @registered
 @dataclass(frozen=True)
-class Int8Dequant(Op):
+class Int8Dequant(BandedOp):
     """Multiply a weight of 8-bit integers by its scales; sources: weight, scale, and a zero point where there is one.
 
     >>> specs = TensorSpec([300, 256], "I8"), TensorSpec([300, 1], "BF16")
@@ -125,9 +125,8 @@ class Int8Dequant(Op):
     def parts(self, specs: Specs, limit: int) -> Iterator[OpPart] | None:
         return _parts(self, specs, limit)
 
-    def run(self, tensors: Tensors) -> Tensors:
-        (spec,) = self.infer(specs_of(tensors))
-        return (_scaled(self, spec, self.block, tensors, self.absmax),)
+    def banded(self, tensors: Tensors, spec: TensorSpec) -> Banded:
+        return _scaled(self, spec, self.block, tensors, self.absmax)
 
 
 def _parts(op: Fp8Dequant | Int8Dequant, specs: Specs, limit: int) -> Iterator[OpPart] | None:
@@ -146,30 +145,26 @@ def _parts(op: Fp8Dequant | Int8Dequant, specs: Specs, limit: int) -> Iterator[O
     return parts_of_rows(part, sources, [RunsOf(flat[1], step)], limit)
 
 
-def _scaled(op: Op, spec: TensorSpec, block: Block, tensors: Tensors, absmax: bool = False) -> Tensor:
+def _scaled(op: Op, spec: TensorSpec, block: Block, tensors: Tensors, absmax: bool = False) -> Banded:
     """(q - z) · s, a band of rows at a time."""
     weight, scale, *zero = tensors
-    made = blank(spec, weight)
-    if made is not None:
-        return made
     held = specs_of(tensors)
     grid = scale_grid(op, held[0], held[1], block)
     scales = exponents(scale) if held[1].dtype == "U8" else widened(scale, held[1].dtype)
     scales = scales.reshape(-1, grid.shape[1])
     zeros = [z.to(scales.dtype).reshape(scales.shape) for z in zero]
     flat = weight.reshape(-1, weight.shape[-1])
-    bound = largest([scales], [_LARGEST_CODE.get(held[0].dtype, math.inf)])
+    bound = partial(largest, [scales], [_LARGEST_CODE.get(held[0].dtype, math.inf)])
 
-    def band(start: int, stop: int, out: Tensor) -> float:
+    def band(start: int, stop: int, out: Tensor) -> None:
         widened(flat[start:stop], held[0].dtype, out)
         for z in zeros:
             add_grouped(out, grid.rows(z, start, stop), grid.size[1], -1)
         times_grouped(out, grid.rows(scales, start, stop), grid.size[1])
         if absmax:
             out.mul_(_OVER_127)
-        return bound
 
-    return in_bands(op, spec, weight, band, wide=scales.dtype)
+    return Banded(op, spec, weight, band, bound, wide=scales.dtype)
 
 
 _LARGEST_CODE = {"I8": 256, "U8": 256}

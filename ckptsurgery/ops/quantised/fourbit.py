@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ...errors import CheckpointError
 from ...specs import TensorSpec, dtype_name
 from ..base import Op, OpError, OpPart, SourceNote, Specs, Tensors
-from ..numerics import specs_of
 from ..op_parts import RunsOf, parts_of_rows
 from ..operands import arithmetic_float, operands
 from ..registry import op as registered
-from .bands import blank, float_dtype, in_bands, largest
+from .bands import Banded, BandedOp, float_dtype, largest
 from .code_books import E2M1, exponents, values_of_bytes, widened
 from .scales import times_grouped
 
@@ -27,7 +27,7 @@ __all__ = ["Mxfp4Dequant", "Nf4Dequant", "Nvfp4Dequant"]
 
 @registered
 @dataclass(frozen=True)
-class Mxfp4Dequant(Op):
+class Mxfp4Dequant(BandedOp):
     """Multiply 4-bit floats by powers of two, one for each group along a row; sources: blocks, scales.
 
     >>> specs = TensorSpec([8, 6, 2, 16], "U8"), TensorSpec([8, 6, 2], "U8")
@@ -70,14 +70,14 @@ class Mxfp4Dequant(Op):
         (made,), (blocks, scales) = self.infer(specs), specs
         return _parts(self, blocks, [RunsOf(_rows(scales))], made, limit)
 
-    def run(self, tensors: Tensors) -> Tensors:
-        (blocks, scales), (spec,) = tensors, self.infer(specs_of(tensors))
-        return (_four_bits(self, spec, blocks, lambda: exponents(scales)),)
+    def banded(self, tensors: Tensors, spec: TensorSpec) -> Banded:
+        blocks, scales = tensors
+        return _four_bits(self, spec, blocks, exponents(scales))
 
 
 @registered
 @dataclass(frozen=True)
-class Nvfp4Dequant(Op):
+class Nvfp4Dequant(BandedOp):
     """Multiply 4-bit floats by FP8 scales and by a scale of the tensor; sources: packed, scale, global_scale.
 
     >>> specs = TensorSpec([6, 32], "U8"), TensorSpec([6, 4], "F8_E4M3"), TensorSpec([1], "F32")
@@ -122,20 +122,16 @@ class Nvfp4Dequant(Op):
             return None
         return _parts(self, packed, [RunsOf(_rows(scale)), RunsOf(whole, None)], made, limit)
 
-    def run(self, tensors: Tensors) -> Tensors:
-        (packed, scale, whole), (spec,) = tensors, self.infer(specs_of(tensors))
-
-        def scales() -> Tensor:
-            each = widened(scale, dtype_name(scale.dtype)).float()
-            by = whole.float().reshape(*spec.shape[:-2] if whole.numel() > 1 else (), *[1] * min(2, each.dim()))
-            return each * by if self.multiply else each / by
-
-        return (_four_bits(self, spec, packed, scales),)
+    def banded(self, tensors: Tensors, spec: TensorSpec) -> Banded:
+        packed, scale, whole = tensors
+        each = widened(scale, dtype_name(scale.dtype)).float()
+        by = whole.float().reshape(*spec.shape[:-2] if whole.numel() > 1 else (), *[1] * min(2, each.dim()))
+        return _four_bits(self, spec, packed, each * by if self.multiply else each / by)
 
 
 @registered
 @dataclass(frozen=True)
-class Nf4Dequant(Op):
+class Nf4Dequant(BandedOp):
     """Look 4-bit codes up and multiply them by their blocks' largest magnitudes; sources as bitsandbytes stores them.
 
     >>> specs = TensorSpec([1024, 1], "U8"), TensorSpec([32], "F32"), TensorSpec([16], "F32"), TensorSpec([90], "U8")
@@ -204,15 +200,11 @@ class Nf4Dequant(Op):
         result = RunsOf(TensorSpec((made.numel,), made.dtype), block * blocks)
         return parts_of_rows(_Nf4Run(made.shape, made.dtype, block), sources, [result], limit)
 
-    def run(self, tensors: Tensors) -> Tensors:
-        (spec,) = self.infer(specs_of(tensors))
-        made = blank(spec, tensors[0])
-        if made is not None:
-            return (made,)
+    def banded(self, tensors: Tensors, spec: TensorSpec) -> Banded:
         state = _State.of(self, _content(tensors[-1]))
         if state.shape != spec.shape:
             raise OpError(f"{self.name}: quant_state has the shape {list(state.shape)}, not {list(spec.shape)}")
-        return (_looked_up(self, tensors, state, spec.numel, spec.dtype).view(spec.shape),)
+        return _looked_up(self, tensors, state, spec)
 
 
 _NESTED = 256
@@ -220,7 +212,7 @@ _NESTED = 256
 
 
 @dataclass(frozen=True)
-class _Nf4Run(Op):
+class _Nf4Run(BandedOp):
     """`nf4_dequant` of a run of whole blocks; the result is flat.
 
     Args:
@@ -237,8 +229,8 @@ class _Nf4Run(Op):
     def infer(self, specs: Specs) -> Specs:
         return (TensorSpec((2 * specs[0].numel,), self.dtype),)
 
-    def run(self, tensors: Tensors) -> Tensors:
-        state, count = _State.of(self, _content(tensors[-1])), 2 * tensors[0].numel()
+    def banded(self, tensors: Tensors, spec: TensorSpec) -> Banded:
+        state, count = _State.of(self, _content(tensors[-1])), spec.numel
         nested = len(tensors) == 6 and tensors[3].numel() > 1
         if (
             state.shape != self.whole
@@ -246,7 +238,7 @@ class _Nf4Run(Op):
             or (nested and state.nested_block != _NESTED)
         ):
             raise OpError(f"{self.name}: quant_state does not belong to {list(self.whole)} in blocks of {self.block}")
-        return (_looked_up(self, tensors, state, count, self.dtype),)
+        return _looked_up(self, tensors, state, spec)
 
 
 def _content(tensor: Tensor) -> bytes:
@@ -255,29 +247,28 @@ def _content(tensor: Tensor) -> bytes:
     return tensor.contiguous().view(torch.uint8).cpu().numpy().tobytes()
 
 
-def _looked_up(op: Op, tensors: Tensors, state: _State, count: int, dtype: str) -> Tensor:
-    """quant_map[code] · absmax, flat."""
+def _looked_up(op: Op, tensors: Tensors, state: _State, spec: TensorSpec) -> Banded:
+    """quant_map[code] · absmax."""
     import torch
 
-    weight, absmax, quant_map, *nested, _ = tensors
+    (weight, absmax, quant_map, *nested, _), count = tensors, spec.numel
     if nested:
         plain = values_of_bytes(absmax.reshape(1, -1), _book(nested[1]), 8).view(-1)
         absmax = times_grouped(plain, nested[0], state.nested_block).add_(state.offset)
     if absmax.numel() != -(-count // state.block):
         raise OpError(f"{op.name}: {count} elements in blocks of {state.block} have no {absmax.numel()} absmax")
     codes, book, size = weight.contiguous().view(torch.uint8).view(-1), _book(quant_map), state.block
-    bound = largest([absmax], [max(map(abs, book))])
 
-    def band(start: int, stop: int, out: Tensor) -> float:
+    def band(start: int, stop: int, out: Tensor) -> None:
         last = -(-stop // 2)
         if 2 * last == stop:
             values_of_bytes(codes[start // 2 : last], book, 4, high_first=True, out=out.view(-1))
         else:
             out[:, 0] = values_of_bytes(codes[start // 2 : last], book, 4, high_first=True)[: stop - start]
         times_grouped(out.view(-1), absmax[start // size : -(-stop // size)], size)
-        return bound
 
-    return in_bands(op, TensorSpec((count, 1), dtype), weight, band, math.lcm(size, 2)).view(-1)
+    bound = partial(largest, [absmax], [max(map(abs, book))])
+    return Banded(op, spec, weight, band, bound, columns=1, step=math.lcm(size, 2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,22 +324,16 @@ def _uneven(columns: int, groups: int) -> bool:
     return bool(columns % groups) if groups else columns > 0
 
 
-def _four_bits(op: Op, spec: TensorSpec, packed: Tensor, scales: Callable[[], Tensor]) -> Tensor:
+def _four_bits(op: Op, spec: TensorSpec, packed: Tensor, scales: Tensor) -> Banded:
     """e2m1(code) · s, with a scale for each group of a row."""
     import torch
 
-    made = blank(spec, packed)
-    if made is not None:
-        return made
     columns = spec.shape[-1]
     codes = packed.contiguous().view(torch.uint8).reshape(-1, columns // 2)
-    numbers = scales().reshape(codes.shape[0], -1)
+    numbers = scales.reshape(codes.shape[0], -1)
     size = columns // numbers.shape[1] if numbers.shape[1] else 1
 
-    bound = largest([numbers], [6])
-
-    def band(start: int, stop: int, out: Tensor) -> float:
+    def band(start: int, stop: int, out: Tensor) -> None:
         times_grouped(values_of_bytes(codes[start:stop], E2M1, 4, out=out), numbers[start:stop], size)
-        return bound
 
-    return in_bands(op, spec, packed, band)
+    return Banded(op, spec, packed, band, partial(largest, [numbers], [6]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ...specs import TensorSpec
@@ -16,7 +17,7 @@ from ..numerics import specs_of
 from ..op_parts import RunsOf, parts_of_rows
 from ..operands import operands
 from ..registry import op as registered
-from .bands import blank, float_dtype, in_bands, largest
+from .bands import Banded, BandedOp, float_dtype, largest
 from .code_books import pairs_of_bytes, planes
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ BLOCK_SIZES: Mapping[str, tuple[int, int]] = {
 
 @registered
 @dataclass(frozen=True)
-class GgufDequant(Op):
+class GgufDequant(BandedOp):
     """Turn the blocks of a GGUF tensor into floats.
 
     >>> GgufDequant("Q4_K", "bf16").infer((TensorSpec([8, 288], "U8"),))
@@ -91,18 +92,15 @@ class GgufDequant(Op):
         blocks = RunsOf(TensorSpec((count, nbytes), "U8"))
         return parts_of_rows(self, [blocks], [RunsOf(TensorSpec((count, elements), made.dtype))], limit)
 
-    def run(self, tensors: Tensors) -> Tensors:
-        (before,), (spec,) = specs_of(tensors), self.infer(specs_of(tensors))
-        if before.dtype != "U8" or self.type is None:
+    def run_into(self, tensors: Tensors, rooms: Sequence[Tensor | None]) -> Tensors:
+        if specs_of(tensors) == self.infer(specs_of(tensors)):
             return tensors
-        made = blank(spec, tensors[0])
-        if made is not None:
-            return (made,)
-        elements, _ = BLOCK_SIZES[self.type]
-        blocks, read = blocks_of(tensors[0].cpu(), self.type), _READ[self.type]
-        flat = TensorSpec((len(blocks), elements), spec.dtype)
-        made = in_bands(self, flat, tensors[0].cpu(), lambda a, b, out: read(blocks[a:b], out))
-        return (made.view(spec.shape).to(tensors[0].device),)
+        (made,) = super().run_into(tensors, rooms)
+        return (made.to(tensors[0].device),)
+
+    def banded(self, tensors: Tensors, spec: TensorSpec) -> Banded:
+        on_host = tensors[0].cpu()
+        return _READ[self.type or ""].banded(self, spec, blocks_of(on_host, self.type or ""), on_host)
 
 
 _FIELDS: Mapping[str, Sequence[tuple[str, int]]] = {
@@ -149,28 +147,6 @@ def _codes(blocks: Blocks, bits: int, run: int, field: str = "codes") -> Bytes:
     return planes(_bytes(blocks, field), bits, run)
 
 
-def _fill(out: Tensor, codes: Bytes, offset: int = 0) -> Tensor:
-    """Fill with codes less an offset, in float32."""
-    import torch
-
-    if offset:
-        codes -= offset
-    return out.copy_(torch.from_numpy(codes.view("i1")))
-
-
-def _times(out: Tensor, largest_code: int, scales: Tensor, minima: Tensor | None = None) -> float:
-    """Turn codes into scale · code - minimum, by parts of equal size; returns a bound of the result.
-
-    Args:
-        scales, minima: float32 [blocks, parts].
-    """
-    parts = out.view(out.shape[0], scales.shape[1], -1).mul_(scales[..., None])
-    if minima is None:
-        return largest([scales], [largest_code])
-    parts.sub_(minima[..., None])
-    return largest([scales, minima], [largest_code, 1])
-
-
 def _numbers(codes: Bytes, offset: int = 0) -> Tensor:
     """Integers of 8 bits, less an offset, in float32."""
     import torch
@@ -178,47 +154,80 @@ def _numbers(codes: Bytes, offset: int = 0) -> Tensor:
     return torch.from_numpy(((codes - offset) if offset else codes).view("i1")).to(torch.float32)
 
 
+Scales = tuple["Tensor", "Tensor | None"]
+"""Scales of the parts of each block, and what is added to or taken from them; float32 [blocks, parts]."""
+
+
 @dataclass(frozen=True, slots=True)
-class _Simple:
-    """A block of 32 with one scale, perhaps a minimum, low bits, and perhaps a fifth bit apart."""
+class _GgmlType:
+    """How the blocks of a type are read: W = scale · (code - offset) - minimum, by parts of equal size.
 
+    Args:
+        codes: returns the codes of some blocks, [blocks, elements].
+        scales: returns the scales of blocks, and the minima where the type has them. It is called once for all
+            blocks of a run, since a call costs more than the numbers.
+        offset: a number, which is taken from each code.
+        largest: the largest magnitude of a code less the offset.
+        adds: whether minima are added, as the oldest types have it.
+    """
+
+    codes: Callable[[Blocks], Bytes]
+    scales: Callable[[Blocks], Scales]
+    largest: int
     offset: int = 0
+    adds: bool = False
 
-    def __call__(self, blocks: Blocks, out: Tensor) -> float:
-        fields, codes = blocks.dtype.names or (), _codes(blocks, 4, 16)
-        if "high" in fields:
-            import numpy as np
+    def banded(self, op: Op, spec: TensorSpec, blocks: Blocks, like: Tensor) -> Banded:
+        """Return how the floats of blocks are made."""
+        import torch
 
-            bits = np.unpackbits(_bytes(blocks, "high"), axis=1, bitorder="little")
-            codes |= bits << 4
-        scales = _half(blocks)
-        _fill(out, codes, self.offset).mul_(scales)
-        if "m" not in fields:
-            return largest([scales], [32])
-        minima = _half(blocks, "m")
-        out.add_(minima)
-        return largest([scales, minima], [32, 1])
+        scales, minima = self.scales(blocks)
+
+        def band(start: int, stop: int, out: Tensor) -> None:
+            codes = self.codes(blocks[start:stop])
+            if self.offset:
+                codes -= self.offset
+            out.copy_(torch.from_numpy(codes.view("i1")))
+            parts = out.view(stop - start, scales.shape[1], -1).mul_(scales[start:stop, :, None])
+            if minima is not None:
+                parts.add_(minima[start:stop, :, None]) if self.adds else parts.sub_(minima[start:stop, :, None])
+
+        def bound() -> float:
+            return largest([scales, *(() if minima is None else (minima,))], [self.largest, 1])
+
+        return Banded(op, spec, like, band, bound, columns=spec.numel // len(blocks))
 
 
-def _q8_0(blocks: Blocks, out: Tensor) -> float:
-    return _times(_fill(out, _bytes(blocks, "codes")), 128, _half(blocks))
+def _one(blocks: Blocks) -> Scales:
+    return _half(blocks), None
 
 
-def _q2_k(blocks: Blocks, out: Tensor) -> float:
+def _one_and_minimum(blocks: Blocks) -> Scales:
+    return _half(blocks), _half(blocks, "m")
+
+
+def _five_bits(blocks: Blocks) -> Bytes:
+    """Four low bits, and a fifth one apart."""
+    import numpy as np
+
+    high = np.unpackbits(_bytes(blocks, "high"), axis=1, bitorder="little")
+    high <<= 4
+    high |= _codes(blocks, 4, 16)
+    return high
+
+
+def _q2_k_scales(blocks: Blocks) -> Scales:
     packed = _bytes(blocks, "scales")
-    scales, minima = _numbers(packed & 15), _numbers(packed >> 4)
-    return _times(_fill(out, _codes(blocks, 2, 32)), 3, _half(blocks) * scales, _half(blocks, "m") * minima)
+    return _half(blocks) * _numbers(packed & 15), _half(blocks, "m") * _numbers(packed >> 4)
 
 
-def _q3_k(blocks: Blocks, out: Tensor) -> float:
+def _q3_k_scales(blocks: Blocks) -> Scales:
     scales = _codes(blocks, 4, 8, "scales") | _codes(blocks, 2, 4, "scales_high") << 4
-    # The offset of 4 is taken where the third bit is not set.
-    codes = _codes(blocks, 2, 32) | _codes(blocks, 1, 32, "high") << 2
-    return _times(_fill(out, codes, 4), 4, _half(blocks) * _numbers(scales, 32))
+    return _half(blocks) * _numbers(scales, 32), None
 
 
-def _six_bits(blocks: Blocks) -> tuple[Tensor, Tensor]:
-    """Eight scales and eight minima of 6 bits in 12 bytes, times those of the block, as float32 [blocks, 8] each."""
+def _six_bits(blocks: Blocks) -> Scales:
+    """Eight scales and eight minima of 6 bits in 12 bytes, times those of the block."""
     import numpy as np
 
     # A word holds four numbers, so shifts and masks take four at a time.
@@ -231,18 +240,32 @@ def _six_bits(blocks: Blocks) -> tuple[Tensor, Tensor]:
     return _half(blocks) * _numbers(scales), _half(blocks, "m") * _numbers(minima)
 
 
-def _q4_k(blocks: Blocks, out: Tensor) -> float:
-    return _times(_fill(out, _codes(blocks, 4, 32)), 15, *_six_bits(blocks))
+def _q6_k_scales(blocks: Blocks) -> Scales:
+    return _half(blocks) * _numbers(_bytes(blocks, "scales")), None
 
 
-def _q5_k(blocks: Blocks, out: Tensor) -> float:
-    codes = _codes(blocks, 4, 32) | _codes(blocks, 1, 32, "high") << 4
-    return _times(_fill(out, codes), 31, *_six_bits(blocks))
+def _iq4_xs_scales(blocks: Blocks) -> Scales:
+    # The low bits of the scales are in order, two a byte; the high bits are four a byte.
+    scales = _codes(blocks, 4, 1, "scales") | _codes(blocks, 2, 1, "scales_high") << 4
+    return _half(blocks) * _numbers(scales, 32), None
 
 
-def _q6_k(blocks: Blocks, out: Tensor) -> float:
-    codes = _codes(blocks, 4, 64) | _codes(blocks, 2, 32, "high") << 4
-    return _times(_fill(out, codes, 32), 32, _half(blocks) * _numbers(_bytes(blocks, "scales")))
+def _mxfp4_scales(blocks: Blocks) -> Scales:
+    import numpy as np
+    import torch
+
+    # Half of 2 ** (e - 127), as the code book holds doubled values; the bits of float32 below the normal range.
+    exponent = _bytes(blocks, "exponent").astype("u4")
+    bits = np.where(exponent < 2, 0x00200000 << np.minimum(exponent, 1), (exponent - 1) << 23)
+    return torch.from_numpy(bits.astype("u4").view("f4")), None
+
+
+def _with_high(blocks: Blocks, bits: int, run: int, high_bits: int) -> Bytes:
+    """Codes whose high bits are apart, in runs of 32 bytes."""
+    high = _codes(blocks, high_bits, 32, "high")
+    high <<= bits
+    high |= _codes(blocks, bits, run)
+    return high
 
 
 _IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
@@ -260,17 +283,7 @@ def _looked_up(blocks: Blocks, book: tuple[int, ...]) -> Bytes:
     return found.reshape(len(blocks), -1)
 
 
-def _iq4_nl(blocks: Blocks, out: Tensor) -> float:
-    return _times(_fill(out, _looked_up(blocks, _IQ4)), 127, _half(blocks))
-
-
-def _iq4_xs(blocks: Blocks, out: Tensor) -> float:
-    # The low bits of the scales are in order, two a byte; the high bits are four a byte.
-    scales = _codes(blocks, 4, 1, "scales") | _codes(blocks, 2, 1, "scales_high") << 4
-    return _times(_fill(out, _looked_up(blocks, _IQ4)), 127, _half(blocks) * _numbers(scales, 32))
-
-
-def _tq1_0(blocks: Blocks, out: Tensor) -> float:
+def _ternary(blocks: Blocks) -> Bytes:
     import numpy as np
 
     codes, at = np.empty((len(blocks), 256), "u1"), 0
@@ -281,38 +294,27 @@ def _tq1_0(blocks: Blocks, out: Tensor) -> float:
             np.add(rest >= 86, rest >= 171, out=codes[:, at : at + rest.shape[1]], dtype="u1", casting="unsafe")
             at += rest.shape[1]
             rest *= 3
-    return _times(_fill(out, codes, 1), 1, _half(blocks))
+    return codes
 
 
-def _tq2_0(blocks: Blocks, out: Tensor) -> float:
-    return _times(_fill(out, _codes(blocks, 2, 32), 1), 2, _half(blocks))
+_NIBBLES = partial(_codes, bits=4, run=16)
+_CRUMBS = partial(_codes, bits=2, run=32)
 
-
-def _mxfp4(blocks: Blocks, out: Tensor) -> float:
-    import numpy as np
-    import torch
-
-    # Half of 2 ** (e - 127), as the code book holds doubled values; the bits of float32 below the normal range.
-    exponent = _bytes(blocks, "exponent").astype("u4")
-    bits = np.where(exponent < 2, 0x00200000 << np.minimum(exponent, 1), (exponent - 1) << 23)
-    scales = torch.from_numpy(bits.astype("u4").view("f4"))
-    return _times(_fill(out, _looked_up(blocks, _E2M1_DOUBLED)), 12, scales)
-
-
-_READ: Mapping[str, Callable[[Blocks, Tensor], float]] = {
-    "Q4_0": _Simple(8),
-    "Q4_1": _Simple(),
-    "Q5_0": _Simple(16),
-    "Q5_1": _Simple(),
-    "Q8_0": _q8_0,
-    "Q2_K": _q2_k,
-    "Q3_K": _q3_k,
-    "Q4_K": _q4_k,
-    "Q5_K": _q5_k,
-    "Q6_K": _q6_k,
-    "IQ4_NL": _iq4_nl,
-    "IQ4_XS": _iq4_xs,
-    "TQ1_0": _tq1_0,
-    "TQ2_0": _tq2_0,
-    "MXFP4": _mxfp4,
+_READ: Mapping[str, _GgmlType] = {
+    "Q4_0": _GgmlType(_NIBBLES, _one, 8, offset=8),
+    "Q4_1": _GgmlType(_NIBBLES, _one_and_minimum, 15, adds=True),
+    "Q5_0": _GgmlType(_five_bits, _one, 16, offset=16),
+    "Q5_1": _GgmlType(_five_bits, _one_and_minimum, 31, adds=True),
+    "Q8_0": _GgmlType(partial(_bytes, field="codes"), _one, 128),
+    "Q2_K": _GgmlType(_CRUMBS, _q2_k_scales, 3),
+    # The offset of 4 is taken where the third bit is not set.
+    "Q3_K": _GgmlType(partial(_with_high, bits=2, run=32, high_bits=1), _q3_k_scales, 4, offset=4),
+    "Q4_K": _GgmlType(partial(_codes, bits=4, run=32), _six_bits, 15),
+    "Q5_K": _GgmlType(partial(_with_high, bits=4, run=32, high_bits=1), _six_bits, 31),
+    "Q6_K": _GgmlType(partial(_with_high, bits=4, run=64, high_bits=2), _q6_k_scales, 32, offset=32),
+    "IQ4_NL": _GgmlType(partial(_looked_up, book=_IQ4), _one, 127),
+    "IQ4_XS": _GgmlType(partial(_looked_up, book=_IQ4), _iq4_xs_scales, 127),
+    "TQ1_0": _GgmlType(_ternary, _one, 1, offset=1),
+    "TQ2_0": _GgmlType(_CRUMBS, _one, 2, offset=1),
+    "MXFP4": _GgmlType(partial(_looked_up, book=_E2M1_DOUBLED), _mxfp4_scales, 12),
 }

@@ -6,6 +6,7 @@ import math
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ...specs import TensorSpec
@@ -14,7 +15,7 @@ from ..numerics import specs_of
 from ..op_parts import RunsOf, parts_of_rows
 from ..operands import arithmetic_float, operands
 from ..registry import op as registered
-from .bands import blank, float_dtype, in_bands, largest, result_dtype
+from .bands import Banded, BandedOp, float_dtype, largest, result_dtype
 from .code_books import fill_rows, integers, unpacked, values_of_bytes
 from .scales import add_grouped, times_grouped
 
@@ -28,7 +29,7 @@ _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 @registered
 @dataclass(frozen=True)
-class GptqDequant(Op):
+class GptqDequant(BandedOp):
     """Unpack a GPTQ weight and scale it, to [out, in]; sources: qweight, qzeros, scales, and g_idx where it is stored.
 
     >>> specs = TensorSpec([16, 64], "I32"), TensorSpec([1, 8], "I32"), TensorSpec([1, 64], "F16")
@@ -68,12 +69,8 @@ class GptqDequant(Op):
             raise OpError(f"{self.name}: qweight [in · {bits} / 32, {out}], qzeros, scales, g_idx [in] are {shown}")
         return (TensorSpec((out, inner), result_dtype(self.dtype, scales)),)
 
-    def run(self, tensors: Tensors) -> Tensors:
-        (spec,) = self.infer(specs_of(tensors))
+    def banded(self, tensors: Tensors, spec: TensorSpec) -> Banded:
         qweight, qzeros, scales, *g_idx = tensors
-        made = blank(spec, qweight)
-        if made is not None:
-            return (made,)
         bits, groups, out = _zeros(self, *specs_of(tensors[1:3]))
         zeros = unpacked(qzeros, bits, out)
         if not self.v2:
@@ -83,13 +80,15 @@ class GptqDequant(Op):
         mixed = bool(g_idx) and not _in_order(g_idx[0], groups)
         if mixed or bits == 3:
             by_row = g_idx[0].long() if mixed else None
-            return (in_bands(self, spec, qweight, _Turned(qweight, bits, scales.float(), zeros.float(), by_row).band),)
-        return (in_bands(self, spec, qweight, _Packed(qweight.t(), bits, scales.t().float(), zeros.t().float()).band),)
+            turned = _Turned(qweight, bits, scales.float(), zeros.float(), by_row)
+            return Banded(self, spec, qweight, turned.band, turned.bound)
+        packed = _Packed(qweight.t(), bits, scales.t().float(), zeros.t().float())
+        return Banded(self, spec, qweight, packed.band, packed.bound)
 
 
 @registered
 @dataclass(frozen=True)
-class AwqDequant(Op):
+class AwqDequant(BandedOp):
     """Unpack an AWQ weight and scale it, to [out, in]; sources: qweight, qzeros, scales.
 
     >>> specs = TensorSpec([128, 8], "I32"), TensorSpec([1, 8], "I32"), TensorSpec([1, 64], "F16")
@@ -124,29 +123,22 @@ class AwqDequant(Op):
             raise OpError(f"{self.name}: qweight [in, {out} / 8], qzeros, scales [groups, {out}] of 4 bits are {shown}")
         return (TensorSpec((out, inner), result_dtype(self.dtype, scales)),)
 
-    def run(self, tensors: Tensors) -> Tensors:
-        (spec,) = self.infer(specs_of(tensors))
+    def banded(self, tensors: Tensors, spec: TensorSpec) -> Banded:
         qweight, qzeros, scales = tensors
-        made = blank(spec, qweight)
-        if made is not None:
-            return (made,)
         words, size = qweight.t().contiguous(), spec.shape[1] // max(scales.shape[0], 1)
         zeros, factors = qzeros.t().contiguous(), scales.t().float()
 
-        bound = largest([factors], [15])
-
-        def band(start: int, stop: int, out: Tensor) -> float:
+        def band(start: int, stop: int, out: Tensor) -> None:
             fill_rows(out, words[start // 8 : stop // 8], 4, _AWQ_ORDER)
             add_grouped(out, fill_rows(None, zeros[start // 8 : stop // 8], 4, _AWQ_ORDER), size, -1)
             times_grouped(out, factors[start:stop], size)
-            return bound
 
-        return (in_bands(self, spec, qweight, band, step=8),)
+        return Banded(self, spec, qweight, band, partial(largest, [factors], [15]), step=8)
 
 
 @registered
 @dataclass(frozen=True)
-class PackedDequant(Op):
+class PackedDequant(BandedOp):
     """Unpack integers of 1 to 8 bits and scale them; sources: packed, scale, zero_point where stored, shape.
 
     >>> specs = TensorSpec([64, 16], "I32"), TensorSpec([64, 1], "BF16"), TensorSpec([2], "I64")
@@ -218,12 +210,10 @@ class PackedDequant(Op):
         result = RunsOf(TensorSpec((rows, columns), made.dtype), step)
         return parts_of_rows(_PackedRun(columns, bits, made.dtype, made.shape), sources, [result], limit)
 
-    def run(self, tensors: Tensors) -> Tensors:
-        (spec,) = self.infer(specs_of(tensors))
-        made = blank(spec, tensors[0])
-        return (made,) if made is not None else (self._unpacked(tensors, spec, spec.shape),)
+    def banded(self, tensors: Tensors, spec: TensorSpec) -> Banded:
+        return self._unpacked(tensors, spec, spec.shape)
 
-    def _unpacked(self, tensors: Tensors, spec: TensorSpec, whole: tuple[int, ...]) -> Tensor:
+    def _unpacked(self, tensors: Tensors, spec: TensorSpec, whole: tuple[int, ...]) -> Banded:
         import torch
 
         packed, scale, *zero, shape = tensors
@@ -237,7 +227,7 @@ class PackedDequant(Op):
             zeros = torch.cat(each).float().sub_(1 << (bits - 1))
         words = packed.reshape(-1, packed.shape[-1])
         work = _Packed(words, bits, scale.reshape(-1, groups).float(), zeros, 1 << (bits - 1))
-        return in_bands(self, spec, packed, work.band)
+        return Banded(self, spec, packed, work.band, work.bound)
 
     def _columns_and_bits(self, packed: TensorSpec) -> tuple[int, int]:
         if self.columns is None:
@@ -264,9 +254,8 @@ class _PackedRun(PackedDequant):
     def infer(self, specs: Specs) -> Specs:
         return (TensorSpec((specs[0].shape[0], self.columns or 0), self.dtype or "F32"),)
 
-    def run(self, tensors: Tensors) -> Tensors:
-        (spec,) = self.infer(specs_of(tensors))
-        return (self._unpacked(tensors, spec, self.whole),)
+    def banded(self, tensors: Tensors, spec: TensorSpec) -> Banded:
+        return self._unpacked(tensors, spec, self.whole)
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,8 +268,12 @@ class _Packed:
     zeros: Tensor | None = None
     offset: int = 0
 
-    def band(self, start: int, stop: int, out: Tensor) -> float:
-        """Fill with (q - z) · s of some rows, and return a bound."""
+    def bound(self) -> float:
+        """Return a bound of all magnitudes."""
+        return largest([self.scales], [1 << self.bits])
+
+    def band(self, start: int, stop: int, out: Tensor) -> None:
+        """Fill with (q - z) · s of some rows."""
         import torch
 
         words, columns = self.words[start:stop].contiguous(), out.shape[1]
@@ -298,7 +291,6 @@ class _Packed:
         if zeros is not None:
             add_grouped(out, zeros, size, -1)
         times_grouped(out, scales, size)
-        return largest([scales], [1 << self.bits])
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,8 +307,12 @@ class _Turned:
     zeros: Tensor
     by_row: Tensor | None
 
-    def band(self, start: int, stop: int, out: Tensor) -> float:
-        """Fill with (q - z) · s of some columns, and return a bound."""
+    def bound(self) -> float:
+        """Return a bound of all magnitudes."""
+        return largest([self.scales], [1 << self.bits])
+
+    def band(self, start: int, stop: int, out: Tensor) -> None:
+        """Fill with (q - z) · s of some columns."""
         import torch
 
         scales, zeros = self.scales[:, start:stop].contiguous(), self.zeros[:, start:stop].contiguous()
@@ -327,7 +323,6 @@ class _Turned:
         else:
             codes.view(len(scales), -1, out.shape[0]).sub_(zeros[:, None]).mul_(scales[:, None])
         out.copy_(codes.t())
-        return largest([scales], [1 << self.bits])
 
 
 def _zeros(op: Op, qzeros: TensorSpec, scales: TensorSpec) -> tuple[int, int, int]:
