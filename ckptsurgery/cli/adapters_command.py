@@ -11,6 +11,7 @@ import ckptsurgery as cs
 
 from . import parameters as o
 from .output import show
+from .sources import SourceOptions, open_source, open_two
 from .words import Command, CommandGroup
 
 __all__ = ["app"]
@@ -49,6 +50,10 @@ def merge(
     no_sync: o.NoSync = False,
     check: o.Check = False,
     companions: o.Companions = False,
+    subtree: o.Subtree = None,
+    component: o.Component = None,
+    file: o.File = None,
+    download: o.Download = False,
     json: o.Json = False,
 ) -> None:
     """Merge adapters into a base model.
@@ -61,19 +66,21 @@ def merge(
     ckptsurgery adapters merge model/ out.safetensors -a style.safetensors -w 0.8
     ckptsurgery adapters merge model/ both/ -a one/ -w 0.5 -a two/ -w 0.5
     ckptsurgery adapters merge model/ merged/ -a lora/ --dry-run
+    ckptsurgery adapters merge pipeline/ out/ -a x.safetensors --component vae
     """
     weights = [_number(text, "--weight") for text in weight] if weight else None
-    made = cs.adapters.merge(base, *adapter, weights=weights)
-    report = made.save(
-        destination,
-        max_shard_size=max_shard_size,
-        max_memory=max_memory,
-        overwrite=overwrite,
-        sync=not no_sync,
-        check=check,
-        companions=companions,
-        dry_run=dry_run,
-    )
+    with open_source(base, subtree=subtree, component=component, file=file, download=download) as checkpoint:
+        made = cs.adapters.merge(checkpoint, *adapter, weights=weights)
+        report = made.save(
+            destination,
+            max_shard_size=max_shard_size,
+            max_memory=max_memory,
+            overwrite=overwrite,
+            sync=not no_sync,
+            check=check,
+            companions=companions,
+            dry_run=dry_run,
+        )
     show(made if dry_run else report, json)
 
 
@@ -94,6 +101,10 @@ def convert(
     prefix: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Before module names, such as lora_te1 for kohya.")
     ] = None,
+    subtree: o.Subtree = None,
+    component: o.Component = None,
+    file: o.File = None,
+    download: o.Download = False,
     json: o.Json = False,
 ) -> None:
     """Convert an adapter to another spelling.
@@ -104,7 +115,8 @@ def convert(
     ckptsurgery adapters convert x.safetensors lora/ --base model/ --to peft
     ckptsurgery adapters convert lora/ x.safetensors --base model/ --to kohya
     """
-    made = cs.adapters.convert(adapter, base, destination, to.value, prefix=prefix)
+    with open_source(base, subtree=subtree, component=component, file=file, download=download) as checkpoint:
+        made = cs.adapters.convert(adapter, checkpoint, destination, to.value, prefix=prefix)
     show({"path": made, "spelling": to.value} if json else f"wrote {made}", json)
 
 
@@ -131,6 +143,13 @@ def extract(
     others: Annotated[
         OtherTensors, typer.Option("--others", help="Tensors that differ and are not matrices, such as norms.")
     ] = OtherTensors.error,
+    subtree: o.Subtree = None,
+    component: o.Component = None,
+    file: o.File = None,
+    download: o.Download = False,
+    subtree_other: o.SubtreeOther = None,
+    component_other: o.ComponentOther = None,
+    file_other: o.FileOther = None,
     json: o.Json = False,
 ) -> None:
     """Extract the difference of two models as an adapter.
@@ -141,14 +160,17 @@ def extract(
     ckptsurgery adapters extract model/ tuned/ lora/ --rank 16
     ckptsurgery adapters extract model/ tuned/ lora/ --energy 0.95 --others whole
     """
-    made = cs.adapters.extract(
-        base,
-        tuned,
-        destination,
-        rank=None if rank is None else int(_number(rank, "--rank", whole=True)),
-        energy=None if energy is None else _number(energy, "--energy"),
-        others=others.value,
-    )
+    given = SourceOptions(None, subtree, False, component, file, download)
+    other = SourceOptions(None, subtree_other, False, component_other, file_other)
+    with open_two(base, tuned, given, other) as (first, second):
+        made = cs.adapters.extract(
+            first,
+            second,
+            destination,
+            rank=None if rank is None else int(_number(rank, "--rank", whole=True)),
+            energy=None if energy is None else _number(energy, "--energy"),
+            others=others.value,
+        )
     show(made, json)
 
 

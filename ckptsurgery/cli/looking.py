@@ -13,7 +13,7 @@ from . import parameters as o
 from .output import save_page, show, width
 from .recipe_from_options import recipe_from
 from .remedies import shell_text
-from .sources import open_source
+from .sources import SourceOptions, open_source, open_two
 
 __all__ = ["diff", "doctor", "explain", "inspect", "ties"]
 
@@ -64,8 +64,8 @@ def inspect(
 
 
 def diff(
-    a: Annotated[str, typer.Argument(metavar="A", help="A checkpoint.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Another.")],
+    a: o.MaybeFirst = None,
+    b: o.MaybeSecond = None,
     recipe: o.RecipeNames = None,
     rule: o.Rules = None,
     rest: o.Rest = None,
@@ -75,6 +75,16 @@ def diff(
     headers: Annotated[bool, typer.Option("--headers", help="Compare names, shapes and dtypes, no values.")] = False,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 1 where they differ.")] = False,
     html: o.Html = None,
+    subtree: o.Subtree = None,
+    by_file: o.ByFile = False,
+    component: o.Component = None,
+    file: o.File = None,
+    mount: o.Mount = None,
+    download: o.Download = False,
+    subtree_other: o.SubtreeOther = None,
+    component_other: o.ComponentOther = None,
+    file_other: o.FileOther = None,
+    mount_other: o.MountOther = None,
     json: o.Json = False,
 ) -> None:
     """Compare two checkpoints.
@@ -85,12 +95,16 @@ def diff(
     ckptsurgery diff before.safetensors after.safetensors --html diff.html
     ckptsurgery diff old.bin new.safetensors --recipe mine.toml --exit-code
     ckptsurgery diff ours.safetensors theirs.safetensors --align names
+    ckptsurgery diff pipeline/ tuned.safetensors --component vae
     """
     said = recipe_from(recipe, rule, rest=rest) if recipe or rule or rest else None
-    with cs.open(a) as first, cs.open(b) as second:
+    given = SourceOptions(mount, subtree, by_file, component, file, download)
+    other = SourceOptions(mount_other, subtree_other, component=component_other, file=file_other)
+    with open_two(a, b, given, other) as (first, second):
         found = cs.diff(first, second, said, align=align, values=not headers)
+        title = f"{first.source} and {second.source}"
     if html:
-        save_page(found, html, f"{a} and {b}")
+        save_page(found, html, title)
     show(found, json)
     if exit_code and not found.identical:
         raise typer.Exit(1)
@@ -99,6 +113,7 @@ def diff(
 def ties(
     source: o.MaybeSource = None,
     subtree: o.Subtree = None,
+    by_file: o.ByFile = False,
     component: o.Component = None,
     file: o.File = None,
     mount: o.Mount = None,
@@ -111,7 +126,7 @@ def ties(
     ckptsurgery ties model.safetensors
     ckptsurgery ties pipeline/ --component text_encoder
     """
-    with open_source(source, mount, subtree, False, component, file, download) as checkpoint:
+    with open_source(source, mount, subtree, by_file, component, file, download) as checkpoint:
         groups = cs.ties(checkpoint)
     if json:
         show([{"names": list(group.names), "kind": group.kind} for group in groups], as_json=True)
@@ -122,6 +137,7 @@ def ties(
 def doctor(
     source: o.MaybeSource = None,
     subtree: o.Subtree = None,
+    by_file: o.ByFile = False,
     component: o.Component = None,
     file: o.File = None,
     mount: o.Mount = None,
@@ -139,10 +155,10 @@ def doctor(
     ckptsurgery doctor run/epoch_3.pt --subtree model.ema --json
     ckptsurgery doctor pipeline/ --component vae
     """
-    if source is not None and not (component or file or mount or download):
+    if source is not None and not (by_file or component or file or mount or download):
         found = cs.doctor(source, subtree, values=not headers)  # looks at the files of a source that does not open, too
     else:
-        with open_source(source, mount, subtree, False, component, file, download) as checkpoint:
+        with open_source(source, mount, subtree, by_file, component, file, download) as checkpoint:
             found = cs.doctor(checkpoint, values=not headers)
     show(found if json else found.text(lambda finding: shell_text(finding, ["--subtree"])), json)
     if not found.healthy:

@@ -23,6 +23,8 @@ MaybeSource = Annotated[
     str | None,
     typer.Argument(metavar="[SRC]", show_default=False, help="A file, a folder, or hf://org/repo[@rev][/file]."),
 ]
+MaybeFirst = Annotated[str | None, typer.Argument(metavar="[A]", show_default=False, help="A checkpoint.")]
+MaybeSecond = Annotated[str | None, typer.Argument(metavar="[B]", show_default=False, help="Another.")]
 MaybeDestination = Annotated[
     str | None, typer.Argument(metavar="DST", show_default=False, help="The file or folder to write.")
 ]
@@ -45,6 +47,33 @@ Mount = Annotated[
 ]
 Download = Annotated[
     bool, typer.Option("--download", help="Of hf://: fetch whole files into the hub's cache instead of ranges.")
+]
+
+_SECOND = "Second checkpoint"
+SubtreeOther = Annotated[
+    str | None,
+    typer.Option(
+        "--subtree-other", metavar="PATH", rich_help_panel=_SECOND, help="Its --subtree, where it has another."
+    ),
+]
+ComponentOther = Annotated[
+    str | None,
+    typer.Option(
+        "--component-other", metavar="NAME", rich_help_panel=_SECOND, help="Its --component, where it has another."
+    ),
+]
+FileOther = Annotated[
+    str | None,
+    typer.Option("--file-other", metavar="NAME", rich_help_panel=_SECOND, help="Its --file, where it has another."),
+]
+MountOther = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--mount-other",
+        metavar="PREFIX=SRC",
+        rich_help_panel=_SECOND,
+        help="As --mount, which is for the first one. Repeatable.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Html = Annotated[str | None, typer.Option("--html", metavar="FILE", help="Also write a page to look at.")]

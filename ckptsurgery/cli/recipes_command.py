@@ -12,6 +12,7 @@ import ckptsurgery as cs
 from . import parameters as o
 from .output import show, show_listing
 from .recipe_from_options import config_from, dims_from
+from .sources import open_source
 from .words import Command, CommandGroup
 
 __all__ = ["app"]
@@ -69,7 +70,17 @@ def show_recipe(
 
 
 @app.command("match", cls=Command)
-def match(source: o.Source, subtree: o.Subtree = None, config: o.Config = None, json: o.Json = False) -> None:
+def match(
+    source: o.MaybeSource = None,
+    config: o.Config = None,
+    subtree: o.Subtree = None,
+    by_file: o.ByFile = False,
+    component: o.Component = None,
+    file: o.File = None,
+    mount: o.Mount = None,
+    download: o.Download = False,
+    json: o.Json = False,
+) -> None:
     """Name the recipes that fit a checkpoint.
 
     Only headers are read.
@@ -77,7 +88,7 @@ def match(source: o.Source, subtree: o.Subtree = None, config: o.Config = None, 
     \b
     ckptsurgery recipes match model.safetensors
     """
-    with cs.open(source, subtree=subtree) as checkpoint:
+    with open_source(source, mount, subtree, by_file, component, file, download) as checkpoint:
         found = cs.match_recipes(checkpoint, config=config_from(config))
     show(list(found) if json else "\n".join(found) or "no built-in recipe fits", json)
 

@@ -1,15 +1,59 @@
-"""The source of a command: one place, or several that are mounted under prefixes."""
+"""The sources of a command: one place, or several that are mounted under prefixes; and two of these."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import typer
 
 import ckptsurgery as cs
 
-__all__ = ["open_source"]
+__all__ = ["SourceOptions", "open_source", "open_two"]
+
+
+class SourceOptions(NamedTuple):
+    """What a command is told of a source besides its place; each as `cs.open` has it."""
+
+    mount: Sequence[str] | None = None
+    subtree: str | None = None
+    by_file: bool = False
+    component: str | None = None
+    file: str | None = None
+    download: bool = False
+
+
+@contextmanager
+def open_two(
+    first: str | None, second: str | None, options: SourceOptions, other: SourceOptions
+) -> Iterator[tuple[cs.Checkpoint, cs.Checkpoint]]:
+    """Open the two checkpoints that a command compares.
+
+    Args:
+        first, second: their places. With mounts for one of them its place may be left out, and what is given is the
+            place of the other.
+        options: of the first; but for mounts, of the second too where `other` has none.
+        other: of the second.
+
+    Raises:
+        typer.BadParameter: fewer than two checkpoints, or a mount without a prefix.
+        CheckpointError: as `cs.open` does.
+    """
+    if second is None and options.mount and not other.mount:
+        first, second = None, first
+    if (first is None and not options.mount) or (second is None and not other.mount):
+        raise typer.BadParameter("name two checkpoints, or mount them with --mount and --mount-other")
+    both = SourceOptions(
+        other.mount,
+        other.subtree or options.subtree,
+        options.by_file,
+        other.component or options.component,
+        other.file or options.file,
+        options.download,
+    )
+    with open_source(first, *options) as one, open_source(second, *both) as two:
+        yield one, two
 
 
 def open_source(

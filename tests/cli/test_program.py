@@ -102,3 +102,30 @@ def test_what_the_terminal_cannot_spell_is_escaped(monkeypatch: pytest.MonkeyPat
     show("├ w")
     stream.seek(0)
     assert stream.read() == "\\u251c w\n"
+
+
+SOURCE_OPTIONS = {"--subtree", "--component", "--file", "--download"}
+WITHOUT_MOUNTS = {"adapters merge", "adapters convert", "adapters extract"}
+"""Commands whose base is one model, the names of which an adapter follows."""
+
+
+def test_every_command_that_reads_a_checkpoint_takes_the_same_source_options():
+    import typer
+
+    def commands(group, name=""):
+        for word, command in group.commands.items():
+            if hasattr(command, "commands"):
+                yield from commands(command, f"{name}{word} ")
+            else:
+                yield f"{name}{word}", command
+
+    reading = 0
+    for name, command in commands(typer.main.get_command(app)):
+        options = {option for parameter in command.params for option in parameter.opts}
+        if not options & SOURCE_OPTIONS:
+            continue
+        reading += 1
+        wanted = SOURCE_OPTIONS | (set() if name in WITHOUT_MOUNTS else {"--mount", "--by-file"})
+        assert wanted <= options, (name, wanted - options)
+        assert ("--component-other" in options) == (name in {"diff", "suggest", "verify", "adapters extract"}), name
+    assert reading >= 13

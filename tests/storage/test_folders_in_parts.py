@@ -190,3 +190,28 @@ def test_mounts_and_components_on_the_command_line(pipeline: Path, tmp_path: Pat
     assert "w" in run("inspect", pipeline, "--file", "everything.safetensors", "--all")
     for wrong in (["inspect"], ["inspect", "--mount", "nothing"], ["convert", str(out)]):
         assert CliRunner().invoke(app, wrong).exit_code == 2
+
+
+def test_commands_with_two_checkpoints_take_components_files_and_mounts(pipeline: Path, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from ckptsurgery.cli.program import app
+
+    def run(*words: object, code: int = 0) -> str:
+        done = CliRunner().invoke(app, list(map(str, words)))
+        assert done.exit_code == code, done.output
+        return done.output
+
+    alone, other = tmp_path / "apart" / "vae.safetensors", tmp_path / "apart" / "renamed.safetensors"
+    alone.parent.mkdir()
+    with cs.open(pipeline, component="vae") as vae:
+        cs.save(vae, alone)
+        cs.plan(vae, "{k...} -> model.{k...}").save(other)
+    assert "identical" in run("diff", pipeline, pipeline, "--component", "vae", "--exit-code")
+    assert "identical" in run("diff", alone, pipeline, "--component-other", "vae", "--exit-code")
+    assert "identical" in run("diff", other, "--mount-other", f"model.={alone}", "--exit-code")
+    assert "identical" in run("diff", other, "--mount", f"model.={alone}", "--exit-code")
+    run("diff", pipeline, pipeline, "--component", "vae", "--component-other", "encoder", "--exit-code", code=1)
+    assert "v -> model.v" in run("suggest", pipeline, other, "--component", "vae", "--json")
+    for wrong in (["diff"], ["diff", alone], ["suggest", alone], ["diff", "--mount", f"a.={alone}"]):
+        assert "--mount-other" in run(*wrong, code=2)
