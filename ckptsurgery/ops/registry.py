@@ -104,7 +104,8 @@ def make_op(
     try:
         return cls(**values)
     except OpError as error:
-        raise OpError(str(error) if str(error).startswith(name) else f"{name}: {error}") from None
+        text = str(error) if str(error).startswith(name) else f"{name}: {error}"
+        raise OpError(text, error.instead, error.lacks, error.code, error.help) from None
     except (TypeError, ValueError) as error:
         raise OpError(f"{name}: {error}; it is written {op_signature(name)}") from error
 

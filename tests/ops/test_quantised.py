@@ -174,3 +174,12 @@ def test_three_bits_lie_in_words_without_gaps():
     words = [int(bits[at : at + 32][::-1], 2) for at in range(0, len(bits), 32)]
     packed = torch.tensor([words], dtype=torch.int64).to(torch.uint32)
     assert unpacked(packed.view(torch.int32), 3, 64).tolist() == [codes[0].tolist()]
+
+
+@pytest.mark.parametrize("kind", ["Q4_K", "Q5_K_M", "IQ2_XS"])
+def test_blocks_that_only_llama_cpp_makes_lead_to_its_program(kind):
+    with pytest.raises(cs.PlanError, match=rf"(?s)not of {kind}, which only.*llama-quantize new.gguf \S+ {kind}\n?$"):
+        cs.plan({"w": torch.zeros(2, 256)}, f"w -> w | gguf_quant({kind})")
+    with pytest.raises(cs.PlanError, match=r"makes blocks of Q8_0, .*not of q8_0\n") as caught:
+        cs.plan({"w": torch.zeros(2, 256)}, "w -> w | gguf_quant(q8_0)")
+    assert "llama" not in str(caught.value)

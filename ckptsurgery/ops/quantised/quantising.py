@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -160,16 +161,26 @@ class GgufQuant(Op):
     Source: `quantize_row_q8_0_ref` of ggml.
 
     Args:
-        type: of the blocks; all but Q8_0 are made by the gguf package, which must be installed.
+        type: of the blocks: Q8_0, or Q4_0, Q4_1, Q5_0, Q5_1, TQ1_0, TQ2_0, MXFP4. All but Q8_0 are made by the gguf
+            package, which must be installed. What it does not make, such as Q4_K, llama-quantize makes of a file.
 
     The inverse, but for rounding, is `gguf_dequant`.
 
     Raises:
-        OpError: no floats, or a last axis that is not of whole blocks.
+        OpError: no floats, a last axis that is not of whole blocks, or another type.
     """
 
     name = "gguf_quant"
-    type: Literal["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "TQ1_0", "TQ2_0", "MXFP4"] = "Q8_0"
+    type: str = "Q8_0"
+
+    def __post_init__(self) -> None:
+        if self.type in _MADE:
+            return
+        text = f"{self.name} makes blocks of {', '.join(_MADE)}, not of {self.type}"
+        if _BY_THE_PROGRAM.fullmatch(self.type) is None:
+            raise OpError(text)
+        help = f"without this op, write a file in F16; then: llama-quantize new.gguf quantised.gguf {self.type}"
+        raise OpError(f"{text}, which only llama.cpp makes", help=help)
 
     def infer(self, specs: Specs) -> Specs:
         (spec,) = operands(self, specs, "one tensor")
@@ -210,6 +221,11 @@ class GgufQuant(Op):
 
     def inverse(self, inputs: Specs | None = None) -> Op | None:
         return GgufDequant(self.type) if inputs is None else None
+
+
+_MADE = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "TQ1_0", "TQ2_0", "MXFP4")
+_BY_THE_PROGRAM = re.compile(r"Q[2-6]_K(_[SML])?|IQ[1-4]_(XXS|XS|NL|S|M)")
+"""What `llama-quantize` takes, and quantises in ways of its own."""
 
 
 def _by_gguf(op: GgufQuant, tensor: Tensor) -> Tensor:
