@@ -37,6 +37,7 @@ from ckptsurgery.storage.output.transactions import MARK, RECORD
 __all__ = ["TARGETS", "BrokenPromise", "Target", "refusal", "walk"]
 
 _SMALL = 1 << 22
+_TINY = 1 << 12
 
 
 class BrokenPromise(AssertionError):
@@ -52,12 +53,14 @@ class Target:
         seeds: inputs that are accepted.
         run: reads an input in a folder, and says whether it was accepted.
         compare: holds what was accepted against a reader that is not ours; it may do what ours must not.
+        skim: as `run`, but reads headers and small tensors alone, which takes a tenth of the time.
     """
 
     name: str
     seeds: tuple[bytes, ...]
     run: Callable[[bytes, Path], bool]
     compare: Callable[[Path], None] | None = None
+    skim: Callable[[bytes, Path], bool] | None = None
 
 
 def refusal(error: cs.CkptSurgeryError, placed: bool = True) -> None:
@@ -76,16 +79,7 @@ def refusal(error: cs.CkptSurgeryError, placed: bool = True) -> None:
 def walk(path: Path, write: bool = True) -> None:
     """Use a checkpoint as a user would: headers, ties, every tensor's bytes, a table of it, a copy."""
     with cs.open(path) as checkpoint:
-        sizes = {file: checkpoint.sources[file].size for file in checkpoint.files}
-        for key, tensor in checkpoint.items():
-            extent = checkpoint.extent(key)
-            if extent is not None:
-                if not 0 <= extent.offset <= extent.offset + extent.nbytes <= sizes[extent.file]:
-                    raise BrokenPromise(f"{key!r} lies outside of its file: {extent}")
-                if extent.nbytes != tensor.nbytes:
-                    raise BrokenPromise(f"{key!r} has {tensor.nbytes} bytes and an extent of {extent.nbytes}")
-            if tensor.nbytes <= _SMALL and len(checkpoint.read(key)) != tensor.nbytes:
-                raise BrokenPromise(f"{key!r} reads short")
+        _read(checkpoint, _SMALL)
         inspection(checkpoint).render()
         json.dumps(inspection(checkpoint).to_json(), default=str)
         if write and checkpoint and checkpoint.nbytes <= _SMALL:
@@ -95,6 +89,26 @@ def walk(path: Path, write: bool = True) -> None:
                 _same(checkpoint, copy)
             finally:
                 copy.unlink()
+
+
+def skim(path: Path) -> None:
+    """Read headers, and the bytes of small tensors."""
+    with cs.open(path) as checkpoint:
+        _read(checkpoint, _TINY)
+
+
+def _read(checkpoint: cs.Checkpoint, limit: int) -> None:
+    """Check where tensors are, and read those that have no more bytes than the limit."""
+    sizes = {file: checkpoint.sources[file].size for file in checkpoint.files}
+    for key, tensor in checkpoint.items():
+        extent = checkpoint.extent(key)
+        if extent is not None:
+            if not 0 <= extent.offset <= extent.offset + extent.nbytes <= sizes[extent.file]:
+                raise BrokenPromise(f"{key!r} lies outside of its file: {extent}")
+            if extent.nbytes != tensor.nbytes:
+                raise BrokenPromise(f"{key!r} has {tensor.nbytes} bytes and an extent of {extent.nbytes}")
+        if tensor.nbytes <= limit and len(checkpoint.read(key)) != tensor.nbytes:
+            raise BrokenPromise(f"{key!r} reads short")
 
 
 def _same(checkpoint: cs.Checkpoint, copy: Path) -> None:
@@ -145,12 +159,12 @@ def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.equal(*dense)
 
 
-def _of_file(name: str) -> Callable[[bytes, Path], bool]:
+def _of_file(name: str, use: Callable[[Path], None] = walk) -> Callable[[bytes, Path], bool]:
     def run(data: bytes, folder: Path) -> bool:
         path = folder / name
         path.write_bytes(data)
         try:
-            walk(path)
+            use(path)
         except cs.CkptSurgeryError as error:
             refusal(error, placed=not isinstance(error, cs.PlanError))
             return False
@@ -393,14 +407,27 @@ _PROVENANCE = tuple(
 TARGETS = {
     target.name: target
     for target in (
-        Target("safetensors", _SAFE, _safetensors),
+        Target("safetensors", _SAFE, _safetensors, skim=_of_file("x.safetensors", skim)),
         Target("index", (_INDEX,), _index),
-        Target("torch-zip", _ZIPS, _of_file("x.pt"), lambda folder: _against_torch(folder / "x.pt")),
-        Target("torch-legacy", _LEGACY, _of_file("x.pth"), lambda folder: _against_torch(folder / "x.pth")),
-        Target("pickle", _PICKLES, _of_file("x.pkl")),
-        Target("npz", tuple(map(_npz, (numpy.savez, numpy.savez_compressed))), _of_file("x.npz")),
-        Target("gguf", (_GGUF,), _of_file("x.gguf")),
-        *(Target(name, seeds, _of_file(file)) for name, (file, seeds) in SEEDS.items()),
+        Target(
+            "torch-zip", _ZIPS, _of_file("x.pt"), lambda folder: _against_torch(folder / "x.pt"), _of_file("x.pt", skim)
+        ),
+        Target(
+            "torch-legacy",
+            _LEGACY,
+            _of_file("x.pth"),
+            lambda folder: _against_torch(folder / "x.pth"),
+            _of_file("x.pth", skim),
+        ),
+        *(
+            Target(name, seeds, _of_file(file), skim=_of_file(file, skim))
+            for name, (file, seeds) in {
+                "pickle": ("x.pkl", _PICKLES),
+                "npz": ("x.npz", tuple(map(_npz, (numpy.savez, numpy.savez_compressed)))),
+                "gguf": ("x.gguf", (_GGUF,)),
+                **SEEDS,
+            }.items()
+        ),
         Target("doctor", (*_ZIPS, *_LEGACY, *_PICKLES, *_SAFE), _doctor),
         Target("mounts", (*_ZIPS, *_LEGACY, *_PICKLES, *_SAFE), _mounted),
         Target("record", (_RECORD,), _record),

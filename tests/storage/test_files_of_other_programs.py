@@ -240,3 +240,20 @@ def test_a_frozen_torchscript_is_read_by_the_names_in_its_code(tmp_path: Path) -
         assert torch.equal(checkpoint["CONSTANTS.c1"].load(), linear.bias)
     assert holds_w(tmp_path / "frozen.pt")
     same(cs.open(tmp_path / "scripted.pt"), dict(linear.state_dict()))
+
+
+def test_a_damaged_array_of_a_flax_optimizer_is_an_error_of_the_file(tmp_path: Path) -> None:
+    def array(count: int) -> bytes:
+        inner = bytes([0x93, 0x91, count, 0xA7]) + b"float32" + bytes([0xC4, 8]) + bytes(8)
+        return bytes([0xC7, len(inner), 1]) + inner
+
+    state = bytes([0x82, 0xA6]) + b"params" + bytes([0x81, 0xA1]) + b"w" + array(2)
+    for count in (2, 99):
+        path = tmp_path / f"{count}.msgpack"
+        path.write_bytes(state + bytes([0xA9]) + b"opt_state" + bytes([0x81, 0xA1]) + b"m" + array(count))
+        if count == 2:
+            assert list(cs.open(path)) == ["params.w"]
+        else:
+            problem = refused(path)
+            assert problem.code == "bad-header"
+            assert "an array beside the model" in problem.headline

@@ -65,7 +65,7 @@ class FlaxFormat(Format):
             if not leaves:
                 raise refused(opened.name, "no-tensors", "holds no arrays", "name another file")
             entries = {key: _entry(key, leaf, opened) for key, leaf in leaves.items()}
-        extras = settle(rest | apart, lambda leaf: _entry("", leaf, opened))
+            extras = settle(rest | apart, lambda leaf: _entry("an array beside the model", leaf, opened))
         contents = Contents(entries, extras=extras)
         return enter(contents, subtree, opened.name) if subtree else contents
 
