@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import re
 import socket
@@ -17,9 +18,9 @@ class RangeServer(ThreadingHTTPServer):
     """`files` by path; `sent` counts bytes of bodies, `asked` lists (path, start, stop).
 
     `breaks`: how many answers are cut in the middle. `resets`: how many connections are reset instead. `busy`: how many
-    are refused with 503. `whole`: ignores ranges. `refused`: statuses by path. `moved`: addresses by path. `most_sent`:
-    bytes that it sends at once. `shift`: added to the beginning of each range but the first. `tokens`: the headers
-    `Authorization`, in order.
+    are refused with 503, with `wait` as Retry-After. `whole`: ignores ranges. `encoding`: sends gzip unasked. `refused`:
+    statuses by path. `moved`: addresses by path. `most_sent`: bytes that it sends at once. `shift`: added to the
+    beginning of each range but the first. `tokens`: the headers `Authorization`, in order.
     """
 
     daemon_threads = True
@@ -30,7 +31,8 @@ class RangeServer(ThreadingHTTPServer):
         self.sent = 0
         self.asked: list[tuple[str, int, int]] = []
         self.breaks = self.busy = self.now = self.most = 0
-        self.whole = False
+        self.whole = self.encoding = False
+        self.wait = ""
         self.resets = self.shift = 0
         self.most_sent = 1 << 40
         self.refused: dict[str, int] = {}
@@ -78,6 +80,8 @@ class _Handler(BaseHTTPRequestHandler):
             if status == 302:
                 self.send_header("Location", server.moved[path])
             self.send_header("Content-Length", "0")
+            if server.wait:
+                self.send_header("Retry-After", server.wait)
             self.end_headers()
             return
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
@@ -89,10 +93,12 @@ class _Handler(BaseHTTPRequestHandler):
         if asked:
             start += server.shift if start else 0
             stop = min(stop, start + server.most_sent)
-        body = data[start:stop]
+        body = gzip.compress(data[start:stop], 1) if server.encoding else data[start:stop]
         self.send_response(206 if asked else 200)
         self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()[:16]}"')
         self.send_header("Content-Length", str(len(body)))
+        if server.encoding:
+            self.send_header("Content-Encoding", "gzip")
         if asked:
             self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(data)}")
         self.end_headers()

@@ -234,3 +234,67 @@ def test_what_inspect_says_of_an_address(server: RangeServer) -> None:
     assert done.exit_code == 0
     assert json.loads(done.stdout)
     assert server.sent <= header_size(server.files["x.safetensors"]) + 64 * KIB
+
+
+def test_a_server_that_compresses_unasked_is_refused(server: RangeServer) -> None:
+    server.encoding = True
+    with pytest.raises(cs.CheckpointError, match=r"(?s)compresses what it sends \(gzip\).*download_url_to_file"):
+        cs.open(f"{server.url}/x.safetensors")
+
+
+def test_a_small_file_is_fetched_once_and_needs_no_ranges(server: RangeServer, tmp_path: Path) -> None:
+    cs.save({"w": torch.arange(5.0)}, tmp_path / "small.safetensors")
+    server.files["a b/kl\u00e9.safetensors"] = data = (tmp_path / "small.safetensors").read_bytes()
+    for server.whole in (False, True):
+        server.reset()
+        with cs.open(f"{server.url}/a b/kl\u00e9.safetensors") as checkpoint:
+            assert torch.equal(checkpoint["w"].load(), torch.arange(5.0))
+        assert (server.sent, len(server.asked)) == (len(data), 1)
+
+
+def test_a_redirection_is_followed_on_the_web_alone_and_without_the_token(server: RangeServer) -> None:
+    server.moved = {
+        "here": f"{server.url}/x.safetensors",
+        "elsewhere": f"http://localhost:{server.server_port}/x.safetensors",
+        "ftp": "ftp://127.0.0.1/x",
+        "round": f"{server.url}/round",
+    }
+    for path, token in (("here", "Bearer t"), ("elsewhere", None)):
+        server.tokens.clear()
+        source = HttpSource(f"{server.url}/{path}", {"Authorization": "Bearer t"})
+        assert source.size == len(server.files["x.safetensors"])
+        assert server.tokens == ["Bearer t", token]
+    with cs.open(f"{server.url}/elsewhere") as checkpoint:
+        same(checkpoint)
+    for path in ("ftp", "round"):
+        with pytest.raises(cs.CheckpointError, match="permission-denied"):
+            cs.open(f"{server.url}/{path}")
+
+
+def test_a_busy_server_is_left_alone_as_long_as_it_asks(server: RangeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(remote.time, "sleep", waited.append)
+    server.busy, server.wait = 2, "7"
+    same(cs.open(f"{server.url}/x.safetensors"))
+    assert waited == [7, 7]
+    server.busy, server.wait = 2, "86400"
+    same(cs.open(f"{server.url}/x.safetensors"))
+    assert waited[2:] == [60, 60]
+
+
+def test_a_store_whose_client_fails_in_its_own_words_is_said() -> None:
+    class NoCredentialsError(Exception):
+        pass
+
+    class Store(fsspec.AbstractFileSystem):  # type: ignore[misc]
+        protocol = "locked"
+
+        def _open(self, *args: object, **options: object) -> None:
+            raise NoCredentialsError("no credentials")
+
+        def info(self, path: str, **options: object) -> dict[str, object]:
+            raise NoCredentialsError("no credentials")
+
+    fsspec.register_implementation("locked", Store, clobber=True)
+    with pytest.raises(cs.CheckpointError, match=r"(?s)download-failed.*no credentials.*check the credentials"):
+        cs.open("locked://bucket/x.safetensors")

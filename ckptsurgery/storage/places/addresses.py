@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urljoin
 
-from ...errors import CheckpointError, Diagnostic
+from ...errors import CheckpointError
 from ..contents import Contents
 from ..formats.format import OpenedSource
 from ..formats.index_json import weight_map_in
@@ -19,7 +19,7 @@ from ..formats.sharded import read_index_at, read_together
 from ..formats.sniffing import is_index, read_opened
 from ..json_text import parse_json
 from ..sources.byte_source import ByteSource
-from ..sources.fsspec_source import FsspecSource, file_system
+from ..sources.fsspec_source import FsspecSource, file_system, unreachable
 from ..sources.http_source import HttpSource
 from ..subtree import enter
 from .choosing import Choice, Folder
@@ -174,9 +174,8 @@ def place_at(address: str) -> RemotePlace | str:
 def _is_folder(system: Any, path: str, address: str) -> bool:
     try:
         return bool(system.isdir(path))
-    except (OSError, ValueError) as error:
-        text, help = f"{address!r} cannot be reached: {error}", "check the credentials and the connection"
-        raise CheckpointError(Diagnostic("download-failed", text, address, help=help)) from error
+    except Exception as error:  # the clients of stores have errors of their own, such as for missing credentials
+        raise unreachable(address, error) from error
 
 
 def _listed(system: Any, path: str) -> list[str]:

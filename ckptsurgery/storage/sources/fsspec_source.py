@@ -9,7 +9,7 @@ from ...errors import CheckpointError, Diagnostic
 from .byte_source import changed
 from .remote import FIRST, Facts, Interrupted, RemoteSource
 
-__all__ = ["FsspecSource", "file_system"]
+__all__ = ["FsspecSource", "file_system", "unreachable"]
 
 _MARKS = ("ETag", "etag", "version_id", "generation", "md5Hash", "content_md5", "LastModified", "mtime", "created")
 
@@ -36,6 +36,13 @@ def file_system(address: str, own: bool = False) -> tuple[Any, str]:
     except (ValueError, OSError) as error:
         text = f"{address!r} is an address that fsspec does not open: {error}"
         raise CheckpointError(Diagnostic("address", text, address, help="download the file, and open that")) from error
+
+
+def unreachable(address: str, error: Exception) -> CheckpointError:
+    """Return the error for a store that its client does not reach."""
+    text = f"{address!r} cannot be reached: {type(error).__name__}: {error}"
+    help = "check the credentials and the connection"
+    return CheckpointError(Diagnostic("download-failed", text, address, help=help))
 
 
 class FsspecSource(RemoteSource):
@@ -75,6 +82,8 @@ class FsspecSource(RemoteSource):
             raise self._missing() from None
         except OSError as error:
             raise Interrupted(str(error)) from error
+        except Exception as error:  # the clients of stores have errors of their own, such as for missing credentials
+            raise unreachable(self.name, error) from error
 
     def _facts(self) -> Facts:
         try:
@@ -87,6 +96,8 @@ class FsspecSource(RemoteSource):
             raise CheckpointError(Diagnostic("permission-denied", text, self.name, help=help)) from error
         except OSError as error:
             raise Interrupted(str(error)) from error
+        except Exception as error:
+            raise unreachable(self.name, error) from error
         size = found.get("size")
         if type(size) is not int:
             text = f"{self.name!r} is not a file whose size is known"

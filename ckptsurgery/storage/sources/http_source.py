@@ -22,6 +22,8 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
 _BLOCK = 1 << 20
 _TIMEOUT = 60  # seconds without a byte
+_AS_THEY_ARE = "%/:=&?~#+!$,;'@()*[]"
+"""Characters of an address that have a meaning; all others are quoted, spaces and letters with accents among them."""
 
 
 class HttpSource(RemoteSource):
@@ -34,7 +36,7 @@ class HttpSource(RemoteSource):
     """
 
     def __init__(self, name: str, headers: Mapping[str, str] | None = None, url: str | None = None) -> None:
-        self.url = url or name
+        self.url = urllib.parse.quote(url or name, safe=_AS_THEY_ARE)
         self._headers = {"User-Agent": "ckptsurgery", "Accept-Encoding": "identity", **(headers or {})}
         super().__init__(name)
 
@@ -76,7 +78,6 @@ class HttpSource(RemoteSource):
         )
         try:
             answer: http.client.HTTPResponse = _opener().open(request, timeout=_TIMEOUT)
-            return answer
         except urllib.error.HTTPError as error:
             if error.code == 416:
                 return error  # type: ignore[return-value]
@@ -84,10 +85,16 @@ class HttpSource(RemoteSource):
             raise self._refusal(error) from error
         except (OSError, http.client.HTTPException) as error:
             raise Interrupted(str(getattr(error, "reason", error))) from error
+        coding = answer.headers.get("Content-Encoding") or "identity"
+        if coding != "identity":  # a part of compressed bytes is not a part of the file
+            answer.close()
+            raise self._unranged(f"the server of {self.name!r} compresses what it sends ({coding}), unasked")
+        return answer
 
     def _refusal(self, error: urllib.error.HTTPError) -> Exception:
         if error.code in _BUSY:
-            return Interrupted(f"the server answered {error.code} {error.reason}")
+            wait = error.headers.get("Retry-After") or ""
+            return Interrupted(f"the server answered {error.code} {error.reason}", int(wait) if wait.isdecimal() else 0)
         if error.code in (404, 410):
             text, help = f"there is no file at {self.name!r}", "check the address"
             return CheckpointError(Diagnostic("missing-file", text, self.name, help=help))
@@ -98,22 +105,29 @@ class HttpSource(RemoteSource):
     def _facts(self, answer: http.client.HTTPResponse, offset: int) -> Facts:
         found = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
         if answer.status != 206 or found is None or int(found[1]) != offset:
-            text = f"the server of {self.name!r} does not send parts of files"
-            name = self.name.partition("?")[0].rstrip("/").rpartition("/")[2] or "new.bin"
-            help = f"import torch; torch.hub.download_url_to_file({self.url!r}, {name!r})"
-            raise CheckpointError(Diagnostic("download-failed", text, self.name, help=help))
+            raise self._unranged(f"the server of {self.name!r} does not send parts of files")
         mark = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
         return Facts(int(found[3]), (mark, int(found[3])))
 
+    def _unranged(self, text: str) -> CheckpointError:
+        """An error whose remedy is to download the file as a whole."""
+        name = self.name.partition("?")[0].rstrip("/").rpartition("/")[2] or "new.bin"
+        help = f"import torch; torch.hub.download_url_to_file({self.url!r}, {name!r})"
+        return CheckpointError(Diagnostic("download-failed", text, self.name, help=help))
+
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows a redirection; the authorisation is not sent to another host, nor from `https` to `http`."""
+    """Follows a redirection within the web; the authorisation is not sent to another host, nor from `https` to `http`."""
 
     def redirect_request(
         self, request: urllib.request.Request, file: IO[bytes], code: int, text: str, headers: HTTPMessage, url: str
     ) -> urllib.request.Request | None:
         made = super().redirect_request(request, file, code, text, headers, url)
-        if made is not None and (made.host != request.host or (request.type, made.type) == ("https", "http")):
+        if made is None:
+            return None
+        if made.type not in ("http", "https"):  # urllib would go on to ftp
+            raise urllib.error.HTTPError(request.full_url, code, f"{text}, to {url}", headers, file)
+        if made.host != request.host or (request.type, made.type) == ("https", "http"):
             made.remove_header("Authorization")
         return made
 

@@ -33,10 +33,19 @@ _PIECE = 4 << 20
 
 _TRIES = 5
 _WAIT = 0.1  # seconds before the second try, then twice as long each time
+_LONGEST_WAIT = 60
 
 
 class Interrupted(Exception):
-    """A request failed in a way that may pass: the connection broke, or the server is busy."""
+    """A request failed in a way that may pass: the connection broke, or the server is busy.
+
+    Args:
+        wait: seconds that the server asks to wait before the next try.
+    """
+
+    def __init__(self, text: str, wait: float = 0) -> None:
+        super().__init__(text)
+        self.wait = min(wait, _LONGEST_WAIT)
 
 
 class Facts(NamedTuple):
@@ -131,8 +140,8 @@ class RemoteSource(ABC):
                     task.cancel()
 
     def close(self) -> None:
-        """Forget the header's bytes; no connection outlives its request."""
-        self.first = b""
+        """Forget the header's bytes, unless they are the whole file; no connection outlives its request."""
+        self.first = self.first if len(self.first) == self.size else b""
 
     def fetch(self, offset: int, nbytes: int) -> bytes:
         """Return bytes of the file, fewer at its end."""
@@ -178,7 +187,7 @@ class RemoteSource(ABC):
                     text = f"{self.name!r} could not be read: {error}"
                     help = "check the connection, then do this again"
                     raise CheckpointError(Diagnostic("download-failed", text, self.name, help=help)) from error
-                time.sleep(_WAIT * 2 ** max(0, tries - 1))
+                time.sleep(max(error.wait, _WAIT * 2 ** max(0, tries - 1)))
 
 
 class RangeFile(io.RawIOBase):
