@@ -7,9 +7,11 @@ line is run as it is shown, and what it writes opens with the right values.
 from __future__ import annotations
 
 import ast
+import lzma
 import pickle
 import re
 import subprocess
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +24,7 @@ from foreign import W, holds_w, pasted, refused, there
 
 import ckptsurgery as cs
 from ckptsurgery.storage.formats.recognising import HEADS, ZIPS
+from ckptsurgery.storage.places.choosing import weights_in
 
 # files
 
@@ -47,6 +50,20 @@ def written(data: bytes) -> Callable[[Path], None]:
     return lambda path: path.write_bytes(data) and None
 
 
+def matlab(path: Path) -> None:
+    if not there("scipy"):
+        path.write_bytes(b"MATLAB 5.0 MAT-file, Platform: posix".ljust(124) + b"\x00\x01IM" + bytes(64))
+        return
+    import scipy.io
+
+    scipy.io.savemat(path, {"w": W})
+
+
+def zip_of_w(path: Path) -> bytes:
+    numpy.savez(path, w=W)
+    return path.read_bytes()
+
+
 FILES: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "zstd": ("x.zst", written(b"\x28\xb5\x2f\xfd" + bytes(50))),
     "zlib": ("x.joblib", written(b"ZF" + bytes(50))),
@@ -55,6 +72,10 @@ FILES: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "openvino": ("x.xml", openvino_file),
     "savedmodel": ("saved_model.pb", written(b"\x08\x01\x12\xd1\x2a\x0a\x1c\x12\x04\x08\x01\x12\0" + bytes(99))),
     "coreml": ("x.mlmodel", written(b"\x08\x05\x12\x9e\x03\x0a\x12\x0a\x05image\x12\0" + bytes(99))),
+    "mindspore": ("x.ckpt", written(b"\x0a\x37\x0a\x0cconv1.weight\x12\x27\x08\x02\x08\x03" + bytes(99))),
+    "mxnet": ("x.params", written(b"\x12\x01" + bytes(100))),
+    "matlab": ("x.mat", matlab),
+    "marked": ("x.npz", lambda path: path.write_bytes(b"\xef\xbb\xbf" + zip_of_w(path)) and None),
     "pdf": ("x.pdf", written(b"%PDF-1.7\n")),
 }
 SHELL = {"zstd": "zstd", "lz4": "lz4"}
@@ -78,6 +99,9 @@ def test_a_file_of_another_program_is_named_and_its_remedy_works(
     if kind in SHELL:
         command = str(problem.help).removeprefix("unpack it: ")
         assert command.startswith(f"{SHELL[kind]} -dc ")
+    elif kind == "marked":
+        subprocess.run(str(problem.help).removeprefix("remove it: "), shell=True, check=True, cwd=tmp_path)
+        assert holds_w(tmp_path / "new.bin")
     else:
         made = pasted(str(problem.help), tmp_path, monkeypatch)
         assert made is None or holds_w(made)
@@ -192,3 +216,73 @@ def test_files_of_an_old_joblib_are_named(tmp_path: Path, monkeypatch: pytest.Mo
     assert problem.code == "unsupported-format"
     assert "joblib" in problem.headline
     assert pasted(str(problem.help), tmp_path, monkeypatch) is None
+
+
+# names and types that need a second look
+
+
+@pytest.mark.parametrize("name", ["bert_model.ckpt", "bert_model.ckpt.index", "bert_model.ckpt.data-00000-of-00001"])
+def test_a_tensorflow_checkpoint_is_named_by_its_prefix_and_by_its_files(name: str, tmp_path: Path) -> None:
+    for ending in ("index", "data-00000-of-00001"):
+        (tmp_path / f"bert_model.ckpt.{ending}").write_bytes(bytes(range(100)))
+    problem = refused(tmp_path / name)
+    assert "is a TensorFlow checkpoint" in problem.headline
+    assert f"load_checkpoint({str(tmp_path / 'bert_model.ckpt')!r})" in str(problem.help)
+    assert ast.parse(str(problem.help))
+
+
+def test_arrays_of_numbers_that_are_not_read_are_named_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = W.astype("f4").view("u2").reshape(2, 3, 2)[..., 1].copy().view("V2")  # the upper halves: bfloat16
+    others = {"long": W.astype("longdouble"), "text": numpy.array(["a"]), "day": numpy.array(["2020-01-01"], "M8[D]")}
+    numpy.savez(tmp_path / "x.npz", w=W, half=half, **others)
+    with cs.open(tmp_path / "x.npz") as checkpoint:
+        assert list(checkpoint) == ["w"]
+        assert set(checkpoint.unreadable) == {"half", "long"}
+        assert "bfloat16" in checkpoint.unreadable["half"]
+    numpy.savez(tmp_path / "half.npz", w=half)
+    numpy.save(tmp_path / "half.npy", half)
+    numpy.savez(tmp_path / "long.npz", w=others["long"])
+    for name in ("half.npz", "half.npy", "long.npz"):
+        problem = refused(tmp_path / name)
+        made = pasted(str(problem.help), tmp_path, monkeypatch)
+        assert made is None or holds_w(made), name
+        assert made is not None or name != "long.npz"
+
+
+def test_an_array_of_records_leads_to_its_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    numpy.save(tmp_path / "x.npy", numpy.array([(1, 2.0)], [("a", "i4"), ("b", "f4")]))
+    made = pasted(str(refused(tmp_path / "x.npy").help), tmp_path, monkeypatch)
+    assert isinstance(made, cs.Checkpoint)
+    assert list(made) == ["a", "b"]
+
+
+def test_a_compressed_archive_of_several_leads_to_the_file_on_disk(tmp_path: Path) -> None:
+    for name in ("a.pkl", "b.pkl"):
+        (tmp_path / name).write_bytes(plain_pickle())
+    with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as archive:
+        for name in ("a.pkl", "b.pkl"):
+            archive.add(tmp_path / name, name)
+    help = str(refused(tmp_path / "x.tar.gz").help)
+    subprocess.run(help.removeprefix("unpack it: "), shell=True, check=True, cwd=tmp_path)
+    assert holds_w(tmp_path / "new_folder" / "a.pkl")
+
+
+@pytest.mark.parametrize("form", [lzma.FORMAT_ALONE, lzma.FORMAT_XZ])
+def test_both_forms_of_lzma_are_unpacked(form: int, tmp_path: Path) -> None:
+    (tmp_path / "x.pkl.lzma").write_bytes(lzma.compress(plain_pickle(), form))
+    assert holds_w(tmp_path / "x.pkl.lzma")
+    torn = lzma.compress(plain_pickle(), form)[:-20]
+    (tmp_path / "torn").write_bytes(torn)
+    assert refused(tmp_path / "torn").code == "damaged-zip"
+
+
+def test_external_data_of_any_name_is_left_to_the_onnx_file(tmp_path: Path) -> None:
+    data = Path(__file__).parents[1] / "data" / "formats"
+    for name in ("external.onnx", "external.onnx.data"):
+        (tmp_path / name).write_bytes((data / name).read_bytes())
+    (tmp_path / "one.bin").write_bytes(bytes(64))
+    with cs.open(tmp_path) as whole, cs.open(tmp_path / "external.onnx") as alone:
+        assert whole.specs == alone.specs
+    assert weights_in(["model.onnx", "pytorch_model.bin", "weights.bin"]) == ["pytorch_model.bin"]

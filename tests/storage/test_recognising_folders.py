@@ -97,6 +97,27 @@ def orbax(folder: Path) -> None:
     orbax.checkpoint.PyTreeCheckpointer().save(folder.absolute(), {"params": {"w": W}})
 
 
+def orbax_run(folder: Path) -> Path:
+    if not there("orbax"):
+        empty(folder, "3/_CHECKPOINT_METADATA", "3/default/_METADATA", "3/default/manifest.ocdbt")
+        return folder
+    import orbax.checkpoint as ocp
+
+    with ocp.CheckpointManager(folder.absolute()) as manager:
+        manager.save(3, args=ocp.args.StandardSave({"params": {"w": W}}))
+        manager.wait_until_finished()
+    return folder
+
+
+def zarr_store(folder: Path) -> None:
+    if not there("zarr"):
+        empty(folder, "zarr.json", "w/zarr.json", "w/c/0/0")
+        return
+    import zarr
+
+    zarr.open_group(folder, mode="w").create_array("w", data=W)
+
+
 LAID_OUT: dict[str, Callable[[Path], Any]] = {
     "zero-stage-3": lambda folder: without_optimizer(zero(folder, 3)),
     "zero": lambda folder: zero(folder, 2),
@@ -110,6 +131,9 @@ LAID_OUT: dict[str, Callable[[Path], Any]] = {
     "saved-model": lambda folder: empty(folder, "saved_model.pb", "variables/variables.index"),
     "tensorflow": lambda folder: empty(folder, "checkpoint", "model.ckpt.index", "model.ckpt.data-00000-of-00001"),
     "orbax": orbax,
+    "orbax-step": lambda folder: orbax_run(folder) / "3",
+    "orbax-root": lambda folder: orbax_run(folder) and None,
+    "zarr": zarr_store,
     "mlpackage": lambda folder: empty(folder, "Manifest.json", "Data/com.apple.CoreML/model.mlmodel"),
 }  # fmt: skip
 
@@ -147,7 +171,16 @@ def test_a_folder_of_another_program_is_named_and_leads_on(
     else:
         made = pasted(help, tmp_path, monkeypatch)
         assert made is None or holds_w(made)
-        assert made is not None or kind in ("zero-stage-3", "saved-model", "tensorflow", "orbax", "mlpackage")
+        assert made is not None or kind in (
+            "zero-stage-3",
+            "saved-model",
+            "tensorflow",
+            "orbax",
+            "orbax-step",
+            "orbax-root",
+            "zarr",
+            "mlpackage",
+        )
 
 
 @pytest.mark.parametrize("file", [".metadata", "zero_pp_rank_0_mp_rank_00_model_states.pt"])

@@ -10,7 +10,7 @@ from typing import Any
 from ...errors import CheckpointError, Diagnostic
 from ...wording import shown_keys
 from ..contents import Contents
-from ..sources.unpacked import compression_of, unpack, unpack_command
+from ..sources.unpacked import UNPACKED, compression_of, unpack, unpack_command
 from .format import Format, OpenedSource
 from .inner import open_part
 
@@ -29,10 +29,10 @@ class CompressedFormat(Format):
 
     name = "compressed"
     text = "a compressed file"
-    suffixes = (".gz", ".bz2", ".xz")
+    suffixes = (".gz", ".bz2", ".xz", ".lzma")
 
     def recognise(self, head: bytes, names: Sequence[str]) -> bool:
-        """Return whether a stream of gzip, zlib, bzip2 or xz begins."""
+        """Return whether a stream of gzip, zlib, bzip2, xz or lzma begins."""
         return compression_of(head) is not None
 
     def read_below(self, opened: OpenedSource, subtree: str | None) -> Contents:
@@ -123,7 +123,8 @@ def _members(opened: OpenedSource) -> dict[str, tuple[int, int]]:
 
 
 def _problem(path: str, names: Sequence[str], weights: Sequence[str]) -> Diagnostic:
-    unpacked = f"unpack it: mkdir new_folder && tar -xf {path!r} -C new_folder"
+    packed = path.removesuffix(UNPACKED)  # tar unpacks a compressed file, too
+    unpacked = f"unpack it: mkdir new_folder && tar -xf {packed!r} -C new_folder"
     if {*names} >= _OLD_TORCH:
         text = f"{path!r} is a torch file from before version 0.2, which is not read here"
         help = f"import torch; torch.save(torch.load({path!r}, weights_only=False), 'new.pt')"

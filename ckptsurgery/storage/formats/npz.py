@@ -16,6 +16,8 @@ from ...specs import DTYPES
 from ..contents import Contents, Entry
 from ..sources.byte_source import ByteSource
 from ..unpickling.inert import Array, Blob, NumpyType, Opaque, Storage
+from ..unpickling.nodes import is_lost, lost
+from ..unpickling.unreadable import unreadable_tensors
 from .format import Announced, Format, OpenedSource
 from .storages import StorageRun, place_all
 from .zip_archive import Record, refused
@@ -28,6 +30,14 @@ __all__ = ["Inflated", "NpyFormat", "NpzFormat"]
 _MAGIC = b"\x93NUMPY"
 _LONGEST = 1 << 16  # bytes of a header; numpy itself refuses longer ones unless told otherwise
 _OBJECTS = "import numpy, pickle; pickle.dump(numpy.load({path!r}, allow_pickle=True).tolist(), open('new.pkl', 'wb'))"
+_FIELDS = "import numpy; a = numpy.load({path!r}); numpy.savez('new.npz', **{{n: a[n] for n in a.dtype.names}})"
+_ELSEWHERE = "save it where it was written in a type of numpy's own, such as float32"
+_NUMBERS = {
+    "V2": "import numpy, ml_dtypes; numpy.savez('new.npz', **{{k: v.view(ml_dtypes.bfloat16).astype('f4') "
+    "if v.dtype == 'V2' else v for k, v in {arrays}}})",
+    "f16": "import numpy; numpy.savez('new.npz', **{{k: v.astype('f8') if v.dtype.kind == 'f' else v "
+    "for k, v in {arrays}}})",
+}
 _STORED = "import numpy; numpy.savez('new.npz', **numpy.load({path!r}))"
 
 
@@ -51,8 +61,13 @@ class NpyFormat(Format):
         path = opened.name
         array = _array(opened.read_at(0, 12 + _LONGEST), 0, opened.size, path)
         if isinstance(array, Opaque):
-            text = f"{path!r} is a numpy array of {array.note}, which is not read here"
+            what = array.note if is_lost(array) else f"a numpy array of {array.note}"
+            text = f"{path!r} is {what}, which is not read here"
             help = f"if you trust the file, which runs code when it is loaded: {_OBJECTS.format(path=path)}"
+            if (array.note or "").startswith("type ["):
+                help = _FIELDS.format(path=path)
+            elif is_lost(array):
+                help = _converted(array, f"[('tensor', numpy.load({path!r}))]") or _ELSEWHERE
             raise CheckpointError(Diagnostic("unsupported-format", text, path, help=help))
         return Contents(place_all({"tensor": array}, _region, path))
 
@@ -89,6 +104,11 @@ class NpzFormat(Format):
             (leaves if type(array) is Array else extras)[key] = array
             if record.deflated and type(array) is Array:
                 late[key] = _late(place_all({key: array}, _region, source)[key], record, opened.source)
+        gone = {key: array for key, array in extras.items() if is_lost(array)}
+        if gone and not leaves:
+            kinds = {key: array.note or "" for key, array in gone.items()}
+            help = _converted(next(iter(gone.values())), f"numpy.load({source!r}).items()")
+            raise CheckpointError(unreadable_tensors(kinds, place=source, help=help))
         if not leaves:
             raise refused(source, "no-tensors", "holds no arrays of numbers", "name another file")
         return Contents(place_all(leaves, _region, source) | late, extras=extras)
@@ -180,6 +200,18 @@ def _array(head: bytes, start: int, nbytes: int, source: str) -> Array | Opaque:
     array.type = NumpyType(kind.lstrip("<>|="), kind.startswith(">")) if type(kind) is str else None
     array.shape, array.fortran = shape, fortran is True
     array.data = Blob(start + begin + length, nbytes - begin - length, source)
-    if array.dtype is None:
-        return Opaque("numpy", "ndarray", (), "objects" if kind == "|O" else f"type {kind!r}"[:200])
-    return array
+    if array.dtype is not None:
+        return array
+    if type(kind) is str and kind.lstrip("<>|=")[:1] in ("f", "c", "i", "u", "V"):
+        # numpy stores the types of ml_dtypes, such as bfloat16, as bytes without a meaning.
+        raw = ", raw bytes as numpy stores bfloat16" if kind.endswith("V2") else ""
+        return lost(f"a numpy array of type {kind!r}{raw}"[:200])
+    return Opaque("numpy", "ndarray", (), "objects" if kind == "|O" else f"type {kind!r}"[:200])
+
+
+def _converted(array: Opaque, arrays: str) -> str | None:
+    """The line that writes arrays of numbers of a type that is not read here in one that is, or None."""
+    for kind, line in _NUMBERS.items():
+        if kind in (array.note or ""):
+            return line.format(arrays=arrays)
+    return None

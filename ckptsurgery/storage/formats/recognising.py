@@ -14,12 +14,14 @@ from ...errors import CheckpointError, Diagnostic
 
 __all__ = [
     "HEADS",
+    "TF_VARIABLES",
     "ZIPS",
     "Foreign",
     "address_problem",
     "head_problem",
     "is_msgpack_map",
     "is_onnx",
+    "tensorflow_problem",
     "zip_problem",
 ]
 
@@ -107,10 +109,39 @@ def _is_coreml(head: bytes) -> bool:
     return second is not None and second[0] < 16 and second[1] == 0x12 and not is_onnx(head)
 
 
-_TF_VARIABLES = (
+def _is_mindspore(head: bytes) -> bool:
+    """Return whether a message begins with a message that begins with a name and goes on with a tensor."""
+    if head[:1] != b"\x0a":
+        return False
+    start = next((n for n in range(1, 6) if head[n : n + 1] < b"\x80"), 6) + 1
+    end = start + 2 + (head[start + 1] if start + 1 < len(head) else 0)
+    return (
+        head[start : start + 1] == b"\x0a" and _is_printable(head[start + 2 : end]) and head[end : end + 1] == b"\x12"
+    )
+
+
+TF_VARIABLES = (
     "import tensorflow, pickle; r = tensorflow.train.load_checkpoint({path}{inside}); "
-    "pickle.dump({{k: r.get_tensor(k) for k in r.get_variable_to_shape_map()}}, open('new.pkl', 'wb'))"
+    "pickle.dump({k: r.get_tensor(k) for k in r.get_variable_to_shape_map()}, open('new.pkl', 'wb'))"
 )
+_TF_PART = re.compile(r"(.+)\.(?:index|data-\d{5}-of-\d{5})", re.DOTALL)
+_TENSORFLOW = Foreign("tensorflow", "a TensorFlow checkpoint", TF_VARIABLES.replace("{inside}", ""))
+
+
+def tensorflow_problem(path: str, exists: Callable[[str], bool]) -> Diagnostic | None:
+    """Return the diagnostic for the name of a TensorFlow checkpoint, or for one of its files; None for all others.
+
+    Args:
+        exists: called with a path, returns whether there is such a file.
+    """
+    part = _TF_PART.fullmatch(path)
+    prefix = part[1] if part else path
+    return _TENSORFLOW.problem(prefix) if exists(f"{prefix}.index") and (part or not exists(prefix)) else None
+
+
+def _as_arrays(imports: str, arrays: str) -> str:
+    return f"import {imports}, pickle; pickle.dump({arrays}, open('new.pkl', 'wb'))"
+
 
 HEADS: dict[str, tuple[Callable[[bytes], bool], Foreign]] = {
     "zstd": (_magic(b"\x28\xb5\x2f\xfd"), Foreign("zstd", "a zstd archive", "unpack it: zstd -dc {path} > new.bin")),
@@ -130,6 +161,15 @@ HEADS: dict[str, tuple[Callable[[bytes], bool], Foreign]] = {
     "coreml": (_is_coreml, Foreign("coreml", "a Core ML model",
         "import coremltools, pickle; m = coremltools.models.MLModel({path}); pickle.dump({k: w.val for k, w in "
         "coremltools.optimize.coreml.get_weights_metadata(m, 0).items()}, open('new.pkl', 'wb'))")),
+    "mindspore": (_is_mindspore, Foreign("mindspore", "a checkpoint of MindSpore",
+        _as_arrays("mindspore", "{k: v.asnumpy() for k, v in mindspore.load_checkpoint({path}).items()}"))),
+    "mxnet": (_magic(b"\x12\x01\0\0\0\0\0\0"), Foreign("mxnet", "a file of parameters of MXNet",
+        _as_arrays("mxnet", "{k: v.asnumpy() for k, v in mxnet.nd.load({path}).items()}"))),
+    "matlab": (_magic(b"MATLAB 5.0 MAT-file"), Foreign("matlab", "a MATLAB file of version 5",
+        _as_arrays("scipy.io", "{k: v for k, v in scipy.io.loadmat({path}).items() if k[0] != '_'}"))),
+    "marked": (_magic(b"\xef\xbb\xbfPK\x03\x04"), Foreign("marked",
+        "a zip file behind a byte order mark, which a program for texts has put there",
+        "remove it: tail -c +4 {path} > new.bin")),
     "pdf": (_magic(b"%PDF"), Foreign("pdf", "a PDF document", "check what was downloaded")),
 }  # fmt: skip
 """Kind of a file -> how its first kilobyte is recognised, and what it is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from ..sources.byte_source import LocalFile
 from ..sources.system_errors import os_error
 from ..subtree import enter
 from .format import OpenedSource
-from .recognising import HEADS, head_problem, zip_problem
+from .recognising import HEADS, head_problem, tensorflow_problem, zip_problem
 from .safetensors import MAX_HEADER
 from .sharded import read_index
 from .table import SafetensorsFormat, recognised
@@ -169,6 +170,9 @@ def _nested(path: str) -> Diagnostic:
 
 def _missing(path: str) -> Diagnostic:
     folder, name = str(Path(path).parent), Path(path).name
+    variables = tensorflow_problem(path, os.path.isfile)
+    if variables is not None:
+        return variables
     help, right = "check the path", None
     if Path(path).is_symlink():
         return Diagnostic(
@@ -230,6 +234,9 @@ def _refusal(path: str, opened: OpenedSource) -> Diagnostic:
     if kind == "text":
         text = f"{path!r} is a text file, not a checkpoint"
         return Diagnostic("text-file", text, path, (f"begins {shown!r}",), help="check what was downloaded")
+    variables = tensorflow_problem(path, os.path.isfile)
+    if variables is not None:
+        return variables
     text = f"{path!r} is of no format known here; it begins with the bytes {head[:8].hex(' ')}"
     return Diagnostic(
         "unknown-format", text, path, help="safetensors files, torch files and indices of shards are read"

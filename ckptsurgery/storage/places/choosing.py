@@ -3,7 +3,8 @@
 The one rule for local folders, snapshots of the hub and `hf://org/repo`:
 
 1. Weights are `.safetensors` files, pickles (`.bin .pt .pth .ckpt .pdparams`) and indices of shards of either. What a
-   training run keeps beside a model by its name (optimizer, scheduler, scaler, random states, arguments) is left aside.
+   training run keeps beside a model by its name (optimizer, scheduler, scaler, random states, arguments) is left aside,
+   and so are `.bin` files without `model` or `adapter` in their names beside an `.onnx` file, which keeps data in them.
 2. Two names are the same model when they differ in the suffix, the shard's number, the precision (`.fp16`) or the word
    `pytorch_`: `model.safetensors`, `pytorch_model.bin`, `model.fp16.safetensors`, `model-00001-of-00002.safetensors`.
    Of one model, the plain precision is taken before a variant, safetensors before a pickle, an index for its shards.
@@ -36,7 +37,7 @@ __all__ = ["OTHERS", "PICKLES", "SUFFIXES", "Choice", "Folder", "choose", "weigh
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pdparams")
 SUFFIXES = (".safetensors", *PICKLES)
 OTHERS = (".npz", ".npy", ".pt2", ".pkl", ".joblib", ".msgpack", ".h5", ".hdf5", ".keras", ".gguf", ".onnx", ".tflite",
-           ".mlmodel", ".nemo", ".ot")  # fmt: skip
+           ".mlmodel", ".nemo", ".ot", ".params", ".mat")  # fmt: skip
 _USUAL = frozenset({"model", "diffusion_model"})
 
 _PRECISION = r"fp64|fp32|fp16|bf16|fp8|float32|float16|bfloat16|half|int8|int4|8bit|4bit"
@@ -122,6 +123,8 @@ def weights_in(names: Iterable[str]) -> list[str]:
     present = set(names)
     weights = sorted(name for name in present if name.endswith(SUFFIXES) and not name.startswith("."))
     weights = [name for name in weights if not (name.endswith(".bin") and name[:-3] + "xml" in present)]  # OpenVINO's
+    if any(name.endswith(".onnx") for name in present):  # its external data may have any name
+        weights = [name for name in weights if not (name.endswith(".bin") and _may_be_anything(name))]
     return [name for name in weights if not _BESIDE.fullmatch(name.rpartition(".")[0])]
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ...errors import Diagnostic
 from ...wording import shown_keys
+from ..formats.recognising import TF_VARIABLES
 
 __all__ = ["FOLDERS", "FolderKind", "Names", "folder_problem"]
 
@@ -95,15 +96,25 @@ def _orbax(names: Names) -> list[str] | None:
     return [] if len(marks & names.here) > 1 else None
 
 
+def _orbax_step(names: Names) -> list[str] | None:
+    return [] if "_CHECKPOINT_METADATA" in names.here and names.folders_with("/_METADATA") else None
+
+
+def _orbax_root(names: Names) -> list[str] | None:
+    steps = (name for name in names.below() if name.endswith("/_CHECKPOINT_METADATA"))
+    return [] if any(name.partition("/")[0].rpartition("_")[2].isdecimal() for name in steps) else None
+
+
+def _zarr(names: Names) -> list[str] | None:
+    return [] if {".zgroup", ".zarray", "zarr.json"} & names.here else None
+
+
 def _mlpackage(names: Names) -> list[str] | None:
     return [] if {"Manifest.json", "Data"} <= names.here else None
 
 
 _ONE = "open one of them: {part}"
-_VARIABLES = (
-    "import tensorflow, pickle; r = tensorflow.train.load_checkpoint({path}{inside}); "
-    "pickle.dump({k: r.get_tensor(k) for k in r.get_variable_to_shape_map()}, open('new.pkl', 'wb'))"
-)
+_OF_ORBAX = "pickle.dump(jax.tree.map(numpy.asarray, t), open('new.pkl', 'wb'))"
 
 FOLDERS: dict[str, FolderKind] = {
     "zero-stage-3": FolderKind("a checkpoint of DeepSpeed, ZeRO stage 3, whose parameters are cut up among the ranks",
@@ -119,11 +130,21 @@ FOLDERS: dict[str, FolderKind] = {
     "hub-repo": FolderKind("a repository in the hub's cache", _cached_repo, _ONE),
     "hub-cache": FolderKind("a cache of the hub", _hub_cache, "open a repository in it: {repo}"),
     "saved-model": FolderKind("a TensorFlow SavedModel", _saved_model,
-        _VARIABLES.replace("{inside}", " + '/variables/variables'")),
-    "tensorflow": FolderKind("a TensorFlow checkpoint", _tensorflow, _VARIABLES.replace("{inside}", "")),
+        TF_VARIABLES.replace("{inside}", " + '/variables/variables'")),
+    "tensorflow": FolderKind("a TensorFlow checkpoint", _tensorflow, TF_VARIABLES.replace("{inside}", "")),
     "orbax": FolderKind("an orbax checkpoint (JAX)", _orbax,
         "import jax, numpy, os, pickle, orbax.checkpoint as ocp; t = ocp.PyTreeCheckpointer().restore(os.path.abspath("
-        "{path})); pickle.dump(jax.tree.map(numpy.asarray, t), open('new.pkl', 'wb'))"),
+        "{path})); " + _OF_ORBAX),
+    "orbax-step": FolderKind("a step of an orbax run (JAX)", _orbax_step,
+        "import glob, jax, numpy, os, pickle, orbax.checkpoint as ocp; m = glob.glob(os.path.abspath({path}) + "
+        "'/*/_METADATA'); t = ocp.PyTreeCheckpointer().restore(os.path.dirname(m[0])); " + _OF_ORBAX),
+    "orbax-root": FolderKind("the folder of an orbax run (JAX), with a folder for each step", _orbax_root,
+        "import jax, numpy, os, pickle, orbax.checkpoint as ocp; m = ocp.CheckpointManager(os.path.abspath({path})); "
+        "t = m.restore(m.latest_step(), args=ocp.args.StandardRestore()); " + _OF_ORBAX),
+    "zarr": FolderKind("a zarr store", _zarr,
+        "import pickle, zarr; z = zarr.open({path}, mode='r'); a = [('tensor', z)] if hasattr(z, 'shape') else "
+        "[m for m in z.members(None) if hasattr(m[1], 'shape')]; "
+        "pickle.dump({k: v[...] for k, v in a}, open('new.pkl', 'wb'))"),
     "mlpackage": FolderKind("a Core ML package", _mlpackage,
         "import coremltools, pickle; m = coremltools.models.MLModel({path}); pickle.dump({k: w.val for k, w in "
         "coremltools.optimize.coreml.get_weights_metadata(m, 0).items()}, open('new.pkl', 'wb'))"),

@@ -18,19 +18,25 @@ from .byte_source import ByteSource, MemoryBuffer, Range, read_fully
 from .parts import RangeReader
 from .system_errors import os_error
 
-__all__ = ["UnpackedFile", "compression_of", "unpack", "unpack_command"]
+__all__ = ["UNPACKED", "UnpackedFile", "compression_of", "unpack", "unpack_command"]
+
+UNPACKED = " (unpacked)"
+"""Behind the name of a compressed file, the name of what it unpacks to."""
 
 _IN_MEMORY = 64 << 20
 _FREE, _TIMES = 1 << 30, 20  # bytes that any file may unpack to, and for each byte of a larger one
 _BLOCK = 1 << 20
 _XZ_MEMORY = 256 << 20
 _PYTHON = "import zlib, sys; sys.stdout.buffer.write(zlib.decompress(sys.stdin.buffer.read()))"
-_SHELL = {"gzip": "gunzip -c", "bzip2": "bunzip2 -c", "xz": "xz -dc", "zlib": f'python -c "{_PYTHON}" <'}
+_SHELL = {
+    "gzip": "gunzip -c", "bzip2": "bunzip2 -c", "xz": "xz -dc", "lzma": "lzma -dc",
+    "zlib": f'python -c "{_PYTHON}" <',
+}  # fmt: skip
 _FAILURES = (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError)
 
 
 def compression_of(head: bytes) -> str | None:
-    """Return the compression by which a file begins: `gzip`, `bzip2`, `xz`, `zlib` or None.
+    """Return the compression by which a file begins: `gzip`, `bzip2`, `xz`, `lzma`, `zlib` or None.
 
     >>> compression_of(zlib.compress(b"x")), compression_of(bz2.compress(b"x")), compression_of(b"plain")
     ('zlib', 'bzip2', None)
@@ -46,7 +52,19 @@ def compression_of(head: bytes) -> str | None:
             return "zlib" if zlib.decompressobj().decompress(head, 1) else None
         except zlib.error:
             return None
-    return None
+    return "lzma" if _is_lzma(head) else None
+
+
+def _is_lzma(head: bytes) -> bool:
+    """Whether a stream of the older format of xz begins, which has no magic bytes: joblib's `lzma`."""
+    window = int.from_bytes(head[1:5], "little")
+    if head[:1] != b"]" or len(head) < 14 or window < 4096 or window & (window - 1) or head[13] != 0:
+        return False
+    try:
+        lzma.LZMADecompressor(lzma.FORMAT_ALONE, _XZ_MEMORY).decompress(head, 1)
+    except lzma.LZMAError:
+        return False
+    return True
 
 
 def unpack(source: ByteSource, kind: str) -> ByteSource:
@@ -59,7 +77,7 @@ def unpack(source: ByteSource, kind: str) -> ByteSource:
     Raises:
         CheckpointError: it is damaged, or unpacks to more than 1 GiB and 20 times its size.
     """
-    name, limit = f"{source.name} (unpacked)", max(_FREE, _TIMES * source.size)
+    name, limit = f"{source.name}{UNPACKED}", max(_FREE, _TIMES * source.size)
     memory, file, size = bytearray(), None, 0
     block: bytes | bytearray
     with source.open() as packed, ExitStack() as undone:
@@ -154,6 +172,7 @@ def _blocks(packed: BinaryIO, kind: str) -> Iterator[bytes]:
         "zlib": lambda: _Deflate(15),
         "bzip2": bz2.BZ2Decompressor,
         "xz": lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, _XZ_MEMORY),
+        "lzma": lambda: lzma.LZMADecompressor(lzma.FORMAT_ALONE, _XZ_MEMORY),
     }[kind]  # type: ignore[assignment]
     stream, data = start(), b""
     while True:
