@@ -14,7 +14,7 @@ __all__ = ["SourceOptions", "open_source", "open_two"]
 
 
 class SourceOptions(NamedTuple):
-    """What a command is told of a source besides its place; each as `cs.open` has it."""
+    """The options of a source besides its place; each as in `cs.open`."""
 
     mount: Sequence[str] | None = None
     subtree: str | None = None
@@ -31,8 +31,8 @@ def open_two(
     """Open the two checkpoints that a command compares.
 
     Args:
-        first, second: their places. With mounts for one of them its place may be left out, and what is given is the
-            place of the other.
+        first, second: their places. With mounts for one of them its place may be left out; a place alone is then
+            that of the other.
         options: of the first; but for mounts, of the second too where `other` has none.
         other: of the second.
 

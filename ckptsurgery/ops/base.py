@@ -144,7 +144,7 @@ class Op:
         raise OpError(f"{self.name or type(self).__name__} cannot run")
 
     def run_into(self, tensors: Tensors, rooms: Sequence[Tensor | None]) -> Tensors:
-        """Return what `run` returns, made in given memory where the op can do that.
+        """Return the results of `run`, made in given memory where the op can do that.
 
         Args:
             rooms: contiguous memory of each result's spec, or None.

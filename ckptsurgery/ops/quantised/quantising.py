@@ -162,7 +162,7 @@ class GgufQuant(Op):
 
     Args:
         type: of the blocks: Q8_0, or Q4_0, Q4_1, Q5_0, Q5_1, TQ1_0, TQ2_0, MXFP4. All but Q8_0 are made by the gguf
-            package, which must be installed. What it does not make, such as Q4_K, llama-quantize makes of a file.
+            package, which must be installed. llama-quantize makes other types of a file, such as Q4_K.
 
     The inverse, but for rounding, is `gguf_dequant`.
 
@@ -225,7 +225,7 @@ class GgufQuant(Op):
 
 _MADE = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "TQ1_0", "TQ2_0", "MXFP4")
 _BY_THE_PROGRAM = re.compile(r"Q[2-6]_K(_[SML])?|IQ[1-4]_(XXS|XS|NL|S|M)")
-"""What `llama-quantize` takes, and quantises in ways of its own."""
+"""Types of `llama-quantize`, which quantises in ways of its own."""
 
 
 def _by_gguf(op: GgufQuant, tensor: Tensor) -> Tensor:
