@@ -18,9 +18,9 @@ class RangeServer(ThreadingHTTPServer):
     """`files` by path; `sent` counts bytes of bodies, `asked` lists (path, start, stop).
 
     `breaks`: how many answers are cut in the middle. `resets`: how many connections are reset instead. `busy`: how many
-    are refused with 503, with `wait` as Retry-After. `whole`: ignores ranges. `encoding`: sends gzip unasked. `refused`:
-    statuses by path. `moved`: addresses by path. `most_sent`: bytes that it sends at once. `shift`: added to the
-    beginning of each range but the first. `tokens`: the headers `Authorization`, in order.
+    are refused with 503, with `wait` as Retry-After. `whole`: ignores ranges. `encoding`: sends gzip unasked.
+    `refused`: statuses by path. `moved`: addresses by path. `most_sent`: bytes that it sends at once.
+    `shift`: added to the beginning of each range but the first. `tokens`: the headers `Authorization`, in order.
     """
 
     daemon_threads = True

@@ -40,7 +40,7 @@ def file_system(address: str, own: bool = False) -> tuple[Any, str]:
 
 def unreachable(address: str, error: Exception) -> CheckpointError:
     """Return the error for a store that its client does not reach."""
-    text = f"{address!r} cannot be reached: {type(error).__name__}: {error}"
+    text = f"{address!r} cannot be reached: {str(error) or type(error).__name__}"
     help = "check the credentials and the connection"
     return CheckpointError(Diagnostic("download-failed", text, address, help=help))
 

@@ -117,7 +117,7 @@ class HttpSource(RemoteSource):
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows a redirection within the web; the authorisation is not sent to another host, nor from `https` to `http`."""
+    """Follows a redirection in the web; the authorisation is not sent to another host, nor from `https` to `http`."""
 
     def redirect_request(
         self, request: urllib.request.Request, file: IO[bytes], code: int, text: str, headers: HTTPMessage, url: str
