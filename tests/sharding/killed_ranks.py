@@ -41,9 +41,10 @@ def state() -> dict[str, torch.Tensor]:
     return {f"layers.{i}.w": torch.arange(40.0).reshape(10, 4) + i for i in range(4)} | {"b": torch.ones(3)}
 
 
-def _convert(folder: Path, out: Path) -> None:
+def _convert(folder: Path, out: Path) -> Callable[[], object]:
     rules = ["layers.{i}.w [a b] -> blocks.{i}.w [b a]", "b -> b"]
-    cs.plan(folder / "source.safetensors", rules).save(out, together=True)
+    plan = cs.plan(folder / "source.safetensors", rules)  # each rank by itself: none waits for another one yet
+    return lambda: plan.save(out, together=True)
 
 
 def _shards() -> dict[str, Any]:
@@ -86,8 +87,8 @@ def _exchange(folder: Path, out: Path) -> Callable[[], object]:
 
 
 WORK: dict[str, tuple[str, Callable[[Path, Path], Callable[[], object]]]] = {
-    "convert to a file": ("out.safetensors", lambda folder, out: lambda: _convert(folder, out)),
-    "convert to a folder": ("out", lambda folder, out: lambda: _convert(folder, out)),
+    "convert to a file": ("out.safetensors", _convert),
+    "convert to a folder": ("out", _convert),
     "save to a file": ("out.safetensors", _save),
     "save to a folder": ("out", _save),
     "save as DCP": ("out", _save_dcp),
