@@ -101,6 +101,13 @@ def test_modules_in_folders_of_their_own_follow_the_first(tmp_path: Path) -> Non
         assert checkpoint.config == {"hidden_size": 3, "2_Dense": {"in_features": 3}}
 
 
+def test_modules_without_weights_above_are_the_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "modules.json").write_text(json.dumps([{"path": "0_Transformer"}, {"path": "2_Dense"}]))
+    for name in ("0_Transformer", "2_Dense"):
+        weights(tmp_path / name / "model.safetensors", {"hidden_size": 3})
+    assert list(cs.open(tmp_path)) == ["0_Transformer.w", "2_Dense.w"]
+
+
 def sentence_model(folder: Path) -> Path:
     weights(folder / "model.safetensors", {"hidden_size": 3})
     (folder / "modules.json").write_text(json.dumps([{"path": ""}, {"path": "1_Pooling"}, {"path": "../x"}]))

@@ -150,7 +150,28 @@ def test_a_file_of_another_format_can_be_named(hub: Hub, tmp_path: Path) -> None
 
 def test_by_file_mounts_every_file_of_a_folder(hub: Hub, tmp_path: Path) -> None:
     hub.repos["org/parts"] = {f"rank{i}.safetensors": save({"w": B}) for i in range(2)}
-    assert opened(hub, "hf://org/parts", tmp_path, "by_file")["keys"] == ["rank0/w", "rank1/w"]
+    for way in ((), ("download",)):
+        assert opened(hub, "hf://org/parts", tmp_path, "by_file", *way)["keys"] == ["rank0/w", "rank1/w"]
+
+
+def test_a_shard_that_is_not_there_is_named_before_all_is_downloaded(hub: Hub, tmp_path: Path) -> None:
+    del hub.repos["org/sharded"]["model-00002-of-00002.safetensors"]
+    found = opened(hub, "hf://org/sharded", tmp_path, "download")
+    assert found["codes"] == ["missing-shard"]
+    assert "the index names 1 shard that the repository does not hold" in found["text"]
+    assert "model-00002-of-00002.safetensors" in found["text"] and "@rev" in found["help"]
+
+
+@pytest.mark.parametrize("whole", ["model-00001-of-00002.safetensors", "model.safetensors"])
+def test_a_whole_file_beside_an_index_is_ambiguous_unless_it_names_it(hub: Hub, tmp_path: Path, whole: str) -> None:
+    files = hub.repos["org/sharded"]
+    files |= {"model.safetensors": save({"z": A})}
+    files["model.safetensors.index.json"] = json.dumps({"weight_map": {"z": whole, "a": whole}}).encode()
+    if whole != "model.safetensors":
+        assert opened(hub, "hf://org/sharded", tmp_path, "download")["codes"] == ["ambiguous-folder"]
+    else:
+        hub.repos["org/sharded"]["model.safetensors"] = save({"z": A, "a": B})
+        assert opened(hub, "hf://org/sharded", tmp_path, "download")["keys"] == ["z", "a"]
 
 
 def test_offline_the_cache_is_enough(hub: Hub, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ...specs import DTYPES, TensorSpec
+from ..contents import Entry
 from ..unpickling.inert import Ordered
 from ..unpickling.nodes import name_of
 from .storages import contiguous_strides
@@ -97,6 +98,8 @@ class _Pruning:
         stored = self.store(value)
         if stored is not None:
             return stored
+        if isinstance(value, Entry):  # of a dtype that torch has not
+            return OMITTED
         if type(value).__module__ == "numpy" and getattr(value, "shape", None) == () and hasattr(value, "item"):
             return self.value(value.item(), path, depth)
         if isinstance(value, Mapping):

@@ -69,7 +69,10 @@ class TorchZipWriter(ZipWriter):
             model[alias] = model[kept]
         beside: dict[str, Any] = {}
         apart = set(extras) if frame is None else paths_beside(frame)
-        for path, value in extras.items():
+        # Short paths first, so that one which goes on where another ends finds it, and is kept beside it.
+        for path, value in (
+            sorted(extras.items(), key=lambda pair: pair[0].count(".")) if frame is None else extras.items()
+        ):
             kept_value = writable(value, path, self._store, self.left_out)
             if kept_value is OMITTED:
                 continue

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import BinaryIO, NamedTuple, Protocol
 
 from ...errors import CheckpointError, Diagnostic
+from ...wording import counted
 from .system_errors import os_error
 
 __all__ = [
@@ -234,5 +235,5 @@ def changed(name: str) -> CheckpointError:
 
 def truncated(name: str, end: int, missing: int) -> CheckpointError:
     """Return the error for a source that ends early."""
-    text = f"the file ends at byte {end}, {missing} bytes early"
+    text = f"the file ends at byte {end}, {counted(missing, 'byte')} early"
     return CheckpointError(Diagnostic("truncated-file", text, name, help="download or copy the file again"))
