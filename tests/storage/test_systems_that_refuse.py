@@ -84,7 +84,7 @@ def test_a_distributed_checkpoint_that_does_not_fit_leaves_nothing(
 
     code, headline, place = refused(write)
     assert code == "file-too-large"
-    assert str(tmp_path / "out") in headline and place == str(tmp_path / "out")
+    assert headline.startswith(f"cannot write {str(tmp_path / 'out')!r}") and place == str(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
