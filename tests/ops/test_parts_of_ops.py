@@ -84,7 +84,7 @@ def test_a_value_past_the_range_is_an_error_of_the_whole_tensor(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
-def test_tensors_in_memory_are_made_in_parts_too_and_left_as_they_are(dtype, monkeypatch):
+def test_tensors_in_memory_are_left_as_they_are(dtype, monkeypatch):
     blocks = torch.randint(0, 255, (4096, 34 * 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     blocks.view(4096, 16, 34)[..., 1] = 0x2C
     op = make_op("gguf_dequant", ("Q8_0", dtype))
@@ -102,8 +102,7 @@ def test_tensors_in_memory_are_made_in_parts_too_and_left_as_they_are(dtype, mon
         assert made.dtype == expected.dtype
         assert torch.equal(made, expected)
         assert torch.equal(source, before)
-        assert (len(rows) > 1) == source.is_contiguous()
-        assert sum(rows) == (4096 * 16 if source.is_contiguous() else 4096)
+        assert rows == [4096]  # whole: parts of what is in memory took twice the time
     model = torch.nn.Linear(512, 4096, bias=False, dtype=expected.dtype)
     where = model.weight.data_ptr()
     cs.load_into(model, {"w": blocks}, cs.Recipe([f"w -> weight | {op}"]))

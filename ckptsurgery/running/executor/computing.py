@@ -56,7 +56,6 @@ def compute(
     rows = {number: row_parts_of(program) for number, program in programs.items() if cuts[number] is None}
     turned = {number: program.copies is None and has_views(program) for number, program in programs.items()}
     entries = checkpoint.entries
-    placed = checkpoint.placed() if any(rows.values()) else checkpoint
     handed = Loads(checkpoint.load, ())
     viewed = Loads(partial(Elements.of, checkpoint), ())
     gatherer = Gatherer(checkpoint)
@@ -64,8 +63,6 @@ def compute(
     for step in steps:
         number, lie = id(step.program), list(map(entries.__getitem__, step.sources))
         cut = cuts[number] and step.program.copies is None
-        if rows.get(number):
-            lie = list(map(placed.entries.__getitem__, step.sources))
         # A tensor at an address is fetched by one request, and not by one for each of its rows.
         parted = rows.get(number) and not any(entry.file and checkpoint.is_remote(entry.file) for entry in lie)
         if (cut or parted) and all(entry.is_contiguous for entry in lie):
@@ -80,7 +77,7 @@ def compute(
         whole[id(step)] = Task(held_by(step.program, None, None), work)
     checkpoint.read_in_order(checkpoint.files)
     runs = _joined(
-        _runs_of(steps, whole, cuts, rows, placed, sink, region, gatherer), min(JOINED * region, budget // workers())
+        _runs_of(steps, whole, cuts, rows, sink, region, gatherer), min(JOINED * region, budget // workers())
     )
     tasks = (one if isinstance(one, Task) else Task(one.held, _Making(one, gatherer, sink)) for one in runs)
     by_torch = (
@@ -123,16 +120,11 @@ def _runs_of(
     whole: Mapping[int, Task],
     cuts: Mapping[int, Cut | None],
     rows: Mapping[int, RowParts | None],
-    placed: Checkpoint,
     sink: Sink,
     region: int,
     gatherer: Gatherer,
 ) -> Iterator[_MadeRun | Task]:
-    """What steps make, in their order, a region at a time; those that are not cut are tasks already.
-
-    Args:
-        placed: the source, with tensors in memory as runs of bytes.
-    """
+    """What steps make, in their order, a region at a time; those that are not cut are tasks already."""
     regions: dict[int, list[tuple[Region, list[Batch], _Way, int]]] = {}
     places = sink.places
     for step in steps:
@@ -142,7 +134,7 @@ def _runs_of(
             yield whole[id(step)]
             continue
         if cut is None:
-            yield from row_tasks(step, present(rows[id(program)], "rows"), placed, sink, region, gatherer)
+            yield from row_tasks(step, present(rows[id(program)], "rows"), gatherer.checkpoint, sink, region, gatherer)
             continue
         if cut.joins is not None:
             yield from blends(step, cut, sink, gatherer, region)
