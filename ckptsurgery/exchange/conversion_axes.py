@@ -206,7 +206,7 @@ def _heads(config: Any, part: str | None) -> str | int:
 
 
 def _experts(config: Any, count: int) -> str | None:
-    """Where the config says how many experts there are, as an expression; None where none of its numbers is that."""
+    """The expression for the number of experts in the config; None where none of its numbers is that."""
     for part in (None, "text_config"):
         inner = getattr(config, part, None) if part is not None else config
         name = getattr(inner, "attribute_map", {}).get("num_experts", "num_experts")

@@ -128,7 +128,7 @@ def _renaming(rename: KeyRename) -> Any:
 
 
 def _converters(conversions: Sequence[KeyConversion]) -> list[Any]:
-    """The library's converters; it tells them apart by the texts of their patterns, forth and back."""
+    """The library's converters, each with pattern texts of its own, forth and back."""
     made, seen = list[Any](), set[str]()
     kind = transform_classes()["WholeKeyConverter"]
     for number, one in enumerate(conversions):
