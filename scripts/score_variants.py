@@ -1,6 +1,6 @@
 """Prints what is inferred when parts of a pair are taken away, and between networks that have nothing in common.
 
-    python scripts/score_variants.py tests/inference/pairs/tuning.json.gz [--negatives] [--only TEXT] [--every N]
+    python scripts/score_variants.py tests/inference/pairs/tuning.json.gz [--negatives] [--wrong] [--every N]
 
 A variant lacks one module of every layer, a whole stack, or the second half of a stack's layers. It must make what the
 whole pair makes of the tensors that are left, and nothing else. Pairs of which a tensor is wrong are left out.
@@ -60,7 +60,7 @@ def variants(source: Specs, target: Specs) -> Iterator[tuple[str, Specs, Specs]]
                 yield f"{('source', 'target')[side]} with half of {stack.at}", *ends
 
 
-def score_variants(pairs: list[dict[str, Any]], every: int) -> str:
+def score_variants(pairs: list[dict[str, Any]], every: int, listing: bool) -> str:
     """Print the variants with mistakes; return the totals."""
     count = known = right = wrong = spurious = unnamed = 0
     for pair in pairs:
@@ -81,6 +81,8 @@ def score_variants(pairs: list[dict[str, Any]], every: int) -> str:
             unnamed += sum(k not in named for k in (*ill, *more))
             if ill or more:
                 print(f"{pair['name']:36}{label:50} wrong {len(ill):3}, spurious {len(more):3}")
+            for key in (*ill, *more) if listing else ():
+                print(f"    {key} <- {', '.join(sorted(result[key]))}{'' if key in named else '  UNNAMED'}")
     share = right / max(1, known)
     return (
         f"{count} variants {known} tensors: right {share:.1%}, wrong {wrong}, spurious {spurious} ({unnamed} unnamed)"
@@ -106,12 +108,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pairs", type=Path)
     parser.add_argument("--negatives", action="store_true", help="pairs of different families instead")
+    parser.add_argument("--wrong", action="store_true", help="list what is wrong or spurious, with its sources")
     parser.add_argument("--only", default="", help="pairs whose names contain this")
     parser.add_argument("--every", type=int, default=1, help="only every N-th case")
     options = parser.parse_args()
     listed = json.loads(gzip.decompress(options.pairs.read_bytes()))
     pairs = [pair for pair in listed if options.only in pair["name"]]
-    print((score_negatives if options.negatives else score_variants)(pairs, options.every))
+    if options.negatives:
+        print(score_negatives(pairs, options.every))
+    else:
+        print(score_variants(pairs, options.every, options.wrong))
     return 0
 
 

@@ -82,18 +82,26 @@ def _cut(keys: Sequence[str], fuse: str | None) -> _KeySide:
 
 def _hole(keys: Sequence[str], fuse: str | None) -> tuple[str, str, str]:
     if fuse == "stack concat":
-        half = [keys[0], keys[1]]
-        head, mid, tail = _differ(half)
-        first, index, _ = _differ([keys[0], keys[2]])
-        if not index[0].isdigit():
-            raise ValueError("the tensors that are stacked do not differ by an index")
-        between = head[len(first) + len(index[0]) :]
-        if len(head) < len(first):
-            raise ValueError("the part comes before the index")
-        return first, "{e}" + escaped(between) + "{p:" + ",".join(map(escaped, mid)) + "}", tail
+        return _grid_hole(keys)
     head, mid, tail = _differ(keys)
     counted = fuse in ("stack", "concat index")
     return head, "{e}" if counted else "{p:" + ",".join(map(escaped, mid)) + "}", tail
+
+
+def _grid_hole(keys: Sequence[str]) -> tuple[str, str, str]:
+    """The same for as many parts under each index."""
+    for count in range(2, len(keys)):
+        first, index, rest = _differ(keys[::count])
+        if len(keys) % count == 0 and all(n.isdigit() for n in index):
+            break
+    else:
+        raise ValueError("the tensors that are stacked do not differ by an index")
+    head, mid, tail = _differ(keys[:count])
+    choices = "{p:" + ",".join(map(escaped, mid)) + "}"
+    if len(head) >= len(first):
+        return first, "{e}" + escaped(head[len(first) + len(index[0]) :]) + choices, tail
+    between = tail[: len(tail) - len(rest) - len(index[0])]
+    return head, choices + escaped(between) + "{e}", rest
 
 
 def _differ(keys: Sequence[str]) -> tuple[str, list[str], str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -10,19 +10,18 @@ from typing import Any
 from ..errors import CkptSurgeryError, Diagnostic, LoadError
 from ..specs import TensorSpec
 from .assumptions import Assumption
-from .by_names import attempt, written
+from .by_data import DataSearch
+from .by_names import attempt
+from .findings import Finding, Known
 from .forward_pass import by_use
 from .matches import Matched, match
-from .moves import TensorMove
 from .parity import verify
+from .recipe_stages import StagedCut, staged
 from .sides import UnitSide
 from .suggestion import Suggestion
 from .units import read_units
-from .use_order import follow
 
 __all__ = ["by_inputs"]
-
-_TRIALS = 30  # how many orders of fused parts are tried, each with two forward passes
 
 
 def by_inputs(
@@ -37,41 +36,38 @@ def by_inputs(
         text = "the order of use is known of two live models, and one side is none"
         raise LoadError(Diagnostic("bad-argument", text, help="leave out the inputs, or give the models"))
     first, second = by_use(source, inputs, specs, "the source"), by_use(target, inputs, wanted, "the target")
-    best: Suggestion | None = None
-    for turn, candidate in enumerate(_candidates(first, second)):
-        if turn == _TRIALS:
-            break
-        tried = _tried(source, target, inputs, candidate)
-        if tried.parity:
-            return tried
-        if best is None or tried.coverage > best.coverage:
-            best = tried
-    if best is None:
-        raise LoadError(Diagnostic("bad-argument", "neither names nor the order of use make any tensor of the target"))
-    return _doubted(best, wanted)
+    named = _tried(source, target, inputs, attempt(first, second, cut=False, in_order=True))
+    if named.parity:
+        return named
+    found, equal = DataSearch(source, deepcopy(target), inputs, specs, wanted).run()
+    known = Known()
+    for finding in found:
+        known.add(finding)
+    if not equal:
+        # The models differ in more than their weights: what the names of both tell is left.
+        spoken = match(list(first.items()), list(second.items()), (True, True))
+        for move in spoken.moves:
+            finding = Finding((move,))
+            if known.takes(finding) and not spoken.placed & set(move.targets):
+                known.add(finding)
+    moved = _tried(source, target, inputs, _written(target, first, second, known.findings))
+    return moved if moved.parity else _doubted(moved, wanted)
 
 
-def _candidates(first: Mapping[str, TensorSpec], second: Mapping[str, TensorSpec]) -> Iterator[Suggestion]:
-    yield attempt(first, second, cut=False, in_order=True)
-    units = read_units(first.items()), read_units(second.items())
-    seen = []
-    for moves in follow(*units).moves():
-        if moves and moves not in seen:
-            seen.append(moves)
-            yield _completed(first, second, moves)
-
-
-def _completed(
-    first: Mapping[str, TensorSpec], second: Mapping[str, TensorSpec], moves: list[TensorMove]
+def _written(
+    target: Any, first: Mapping[str, TensorSpec], second: Mapping[str, TensorSpec], found: Sequence[Finding]
 ) -> Suggestion:
-    """The moves, and what names and shapes show of the tensors that no module in the order of use holds."""
-    used = {k for m in moves for k in m.sources}, {k for m in moves for k in m.targets}
-    left = [[(k, s) for k, s in side.items() if k not in used[n]] for n, side in enumerate((first, second))]
-    rest = match(left[0], left[1], (True, True)) if all(left) else None
+    """The recipe of findings, with the ties of the target."""
+    made = {k for f in found for k in f.targets}
+    state = target.state_dict(keep_vars=True)
+    ties = {k: other for k in second if k not in made for other in made if state[k] is state[other]}
     sides = UnitSide(read_units(first.items()), True), UnitSide(read_units(second.items()), True)
-    if rest is None:
-        return written(first, second, Matched(*sides, moves))
-    return written(first, second, Matched(*sides, [*moves, *rest.moves], rest.ties, rest.questions))
+    moves = [m for f in found if not f.splits and not f.joins for m in f.moves]
+    cut = StagedCut(
+        [c for f in found for c in f.splits], [c for f in found for c in f.joins],
+        [m for f in found if f.splits or f.joins for m in f.moves],
+    )  # fmt: skip
+    return staged(first, second, Matched(*sides, moves, dict(sorted(ties.items()))), cut)
 
 
 def _tried(source: Any, target: Any, inputs: Any, found: Suggestion) -> Suggestion:

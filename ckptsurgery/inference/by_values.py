@@ -3,38 +3,37 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from math import prod
+from typing import Any
 
-from ..errors import CkptSurgeryError
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
 from ..storage.places.opening import open as open_checkpoint
+from .assumptions import Assumption
 from .by_names import arranged, ordered
-from .chunks import ChunkedMatch, chunks_of, runs_of
-from .digits import axes_of, digits_of
-from .matches import match
+from .context import Context
+from .element_maps import places_between
+from .equating import Equating
+from .findings import Finding, Known, Leaves, companions
+from .matches import Matched, match
 from .moves import TensorMove
 from .recipe_stages import StagedCut, staged
+from .regrouping import regrouped
 from .siblings import casts, changed, differing
+from .slices import SliceTable
 from .suggestion import Suggestion
-
-if TYPE_CHECKING:
-    import numpy as np
-    from torch import Tensor
-
-    Array = np.ndarray[Any, Any]
+from .wholes import WholeMoves, axes_between, completed, moves_of
 
 __all__ = ["by_values"]
 
-_PROBES = 48
+_NUMBER = re.compile(r"[0-9]+")
 
 
 def by_values(source: Any, target: Any) -> Suggestion:
-    """The exact recipe between two sides that hold the same weights.
+    """Return the exact recipe between two sides that hold the same weights.
 
     What names suggest is tried on the data first; what fails, or is open, is looked for by its values. Tensors are read
     one by one: what is held at a time is one of the target with what it is made of, whatever the sides' sizes.
@@ -43,20 +42,27 @@ def by_values(source: Any, target: Any) -> Suggestion:
         one, two = (_opened(side, opened) for side in (source, target))
         specs, wanted = arranged(one.specs), arranged(two.specs)
         found = match(list(specs.items()), list(wanted.items()), (ordered(specs), ordered(wanted)))
-        equating = _Equating(one, two, specs, wanted)
-        proved = [m for m in found.moves if equating.holds(m)]
-        proved, ties = equating.complete(_whole(proved, found.moves))
-        made, used = {k for m in proved for k in m.targets} | set(ties), {k for m in proved for k in m.sources}
-        cut = equating.cut([k for k in wanted if k not in made], [k for k in specs if k not in used])
-        done = {c.key for c in (*cut.splits, *cut.joins)} | {k for m in cut.moves for k in (*m.sources, *m.targets)}
-        tuned = [m for m in changed(specs, wanted, proved, found.moves, ties) if not done & {*m.sources, *m.targets}]
-        moves = [*proved, *tuned]
-        made = {k for m in moves for k in m.targets} | set(ties) | done
-        known = replace(found, moves=moves, ties=ties, questions=(), placed=frozenset())
-        result = staged(specs, wanted, known, cut)
-        open_ = [k for k in wanted if k not in made]
-        taken = (*casts(one.specs, two.specs, proved), *differing(tuned))
-        return replace(result, evidence="values", assumptions=taken, unmatched_target=tuple(open_))
+        sides = Equating(one, two, specs, wanted)
+        search = _Search(sides, found, (Leaves(specs), Leaves(wanted)), Known())
+        search.run()
+        known, differs = search.known, []
+        while tuned := changed(sides, known, found) or list(search.changed_parts()):
+            for finding, keys in (row for row in tuned if known.takes(row[0])):
+                known.add(finding)
+                differs += keys
+            search.companions()
+        whole = replace(found, moves=known.moves, ties=known.ties, questions=(), placed=frozenset())
+        cut = StagedCut(
+            [c for f in known.findings for c in f.splits], [c for f in known.findings for c in f.joins],
+            [m for f in known.findings if f.splits or f.joins for m in f.moves],
+        )  # fmt: skip
+        result = staged(specs, wanted, whole, cut)
+        taken = (
+            *casts(one.specs, two.specs, [(f.sources[0], k) for f in known.findings for k in f.targets]),
+            *search.assumptions(), *differing(differs),
+        )  # fmt: skip
+        open_ = tuple(k for k in wanted if k not in known.made)
+        return replace(result, evidence="values", assumptions=taken, unmatched_target=open_)
 
 
 def _opened(source: Any, opened: ExitStack) -> Checkpoint:
@@ -67,368 +73,202 @@ def _opened(source: Any, opened: ExitStack) -> Checkpoint:
     return checkpoint
 
 
-def _whole(proved: Sequence[TensorMove], tried: Sequence[TensorMove]) -> list[TensorMove]:
-    """The proved moves, but for those that split a tensor of which another part was not proved."""
-    lost = {k for m in tried if m not in proved for k in m.sources}
-    return [m for m in proved if not (len(m.targets) > 1 and lost & set(m.sources))]
-
-
 @dataclass
-class _Equating:
-    """Two checkpoints, with what was read of them; `specs` and `wanted` give the order in which keys are tried."""
+class _Search:
+    """The search for what values decide, from what decides itself to what follows from it."""
 
-    source: Checkpoint
-    target: Checkpoint
-    specs: Mapping[str, TensorSpec]
-    wanted: Mapping[str, TensorSpec]
+    sides: Equating
+    named: Matched
+    leaves: tuple[Leaves, Leaves]
+    known: Known
 
     def __post_init__(self) -> None:
-        self.prints: dict[Any, dict[Any, list[str]]] = {}
+        self.untold: list[str] = []
 
-    def holds(self, move: TensorMove) -> bool:
-        """Whether a move makes exactly what the target holds."""
-        from ..language.recipe import Recipe
-        from ..planning.planner import make_plan
-        from ..running.saving import state_dict_of
+    def run(self) -> None:
+        """Add to what is known until nothing follows from it any more."""
+        later = []
+        for finding in self._whole([Finding((m,)) for m in self.named.moves]):
+            if self._tells(finding):
+                self.known.add(finding)
+            else:
+                later.append(finding)
+        self._singles()
+        self._wholes(True)
+        self._wholes(False)
+        self._swaps()
+        self.companions()
+        self._equals(later)
+        self.companions()
+        self._copies()
 
-        atom = _as_rules(move)
-        if atom is None:
-            return False
-        specs = {k: self.source.specs[k] for k in move.sources}
-        part = open_checkpoint({k: self.source[k].load() for k in move.sources})
-        try:
-            made = state_dict_of(make_plan(specs, Recipe(**atom), lambda n: Recipe()), part)
-        except CkptSurgeryError:
-            return False
-        return all(k in made and _same(made[k], self.target[k].load()) for k in move.targets)
+    def assumptions(self) -> Iterator[Assumption]:
+        """What values do not decide."""
+        if self.untold:
+            text = (
+                "other tensors hold the same value everywhere; these go by their names and by what stands beside them"
+            )
+            yield Assumption("equal", text, tuple(self.untold))
 
-    def complete(self, proved: list[TensorMove]) -> tuple[list[TensorMove], dict[str, str]]:
-        """The proved moves, with what values alone show; targets that share a source are tied to the first."""
-        made = {k for m in proved for k in m.targets}
-        used = {k for m in proved for k in m.sources}
-        left = [k for k in self.wanted if k not in made]
-        ties: dict[str, str] = {}
-        first = {m.sources[0]: m.targets[0] for m in proved if len(m.sources) == len(m.targets) == 1 and not m.left}
-        for key in list(left):
-            wanted = self.target[key].load()
-            alike = self._alike(wanted)
-            fresh = sorted((k for k in alike if k not in used), key=lambda k: -_shared(k, key))
-            for candidate in (*fresh, *(k for k in alike if k in used)):
+    def _whole(self, tried: list[Finding]) -> list[Finding]:
+        """What holds, but for what splits a tensor of which another part does not."""
+        proved = [f for f in tried if self.sides.holds(f)]
+        lost = {k for f in tried if f not in proved for k in f.sources}
+        return [f for f in proved if not (len(f.targets) > 1 and lost & set(f.sources))]
+
+    def _tells(self, finding: Finding) -> bool:
+        """Whether values tell a finding from others: not where a tensor holds one value that others hold too."""
+        kind = self.sides.kind(finding.targets[0])
+        return not any(self.sides.print(0, k, kind).constant for k in finding.sources)
+
+    def _open(self) -> list[str]:
+        return [k for k in self.sides.wanted if k not in self.known.made]
+
+    def _free(self) -> list[str]:
+        return [k for k in self.sides.specs if k not in self.known.used]
+
+    def _singles(self) -> None:
+        """Tensors that hold the values of one tensor of the source, in any order that axes say."""
+        context = Context.of(self.known.findings)
+        for key in self._open():
+            if self.sides.print(1, key, self.sides.kind(key)).constant:
+                continue
+            fresh = [k for k in self.sides.alike(key) if k not in self.known.used]
+            for candidate in sorted(fresh, key=lambda k: (not context.agrees([k], [key]), -_shared(k, key))):
                 axes = self._axes(candidate, key)
-                if axes is None:
-                    continue
-                if candidate in used:
-                    if candidate in first and not axes[0]:
-                        ties[key] = first[candidate]
-                        left.remove(key)
+                if axes is not None:
+                    self.known.add(Finding((TensorMove((candidate,), (key,), *axes[:2], dims=tuple(axes[2].items())),)))
                     break
-                left_text, right_text, dims = axes
-                proved.append(TensorMove((candidate,), (key,), left_text, right_text, dims=tuple(dims.items())))
-                used.add(candidate)
-                first.setdefault(candidate, key)
-                left.remove(key)
-                break
-        for key in list(left):
-            move = self._as_others(key, proved)
-            if move is not None:
-                proved.append(move)
-                used |= set(move.sources)
-                left.remove(key)
-        proved += self._assembled(left, [k for k in self.specs if k not in used])
-        return proved, ties
-
-    def _as_others(self, key: str, proved: Sequence[TensorMove]) -> TensorMove | None:
-        """A tensor whose values repeat, rearranged as one that was proved: a bias as its weight's rows."""
-        wanted = self.target[key].load()
-        ways: dict[tuple[str, str, Any], None] = {}
-        for move in proved:
-            if move.left and not move.fuse:
-                ways[move.left, move.right, move.dims] = None
-                heads = [re.match(r"\[(\([^)]*\)|[^ \]]+)", text) for text in (move.left, move.right)]
-                if all(heads):
-                    ways["[" + heads[0][1] + "]", "[" + heads[1][1] + "]", move.dims] = None  # type: ignore[index]
-        for candidate in self._alike(wanted):
-            for left, right, dims in ways:
-                move = TensorMove((candidate,), (key,), left, right, dims=dims)
-                if self.holds(move):
-                    return move
-        return None
-
-    def _alike(self, wanted: Tensor) -> list[str]:
-        """The source tensors that hold the same values in any order, in the other's dtype."""
-        if wanted.dtype not in self.prints:
-            table: dict[Any, list[str]] = defaultdict(list)
-            for key in self.specs:
-                table[_fingerprint(self.source[key].load().to(wanted.dtype))].append(key)
-            self.prints[wanted.dtype] = table
-        return self.prints[wanted.dtype].get(_fingerprint(wanted), [])
 
     def _axes(self, source: str, target: str) -> tuple[str, str, dict[str, int]] | None:
-        """The axes by which one tensor becomes another, empty where it moves as it is."""
-        return _axes_between(self.source[source].load(), self.target[target].load())
+        kind = self.sides.kind(target)
+        one, two = self.sides.bits(0, source, kind), self.sides.bits(1, target, kind)
+        places = places_between(one, two)
+        return None if places is None else axes_between(places, one.shape, two.shape)
 
-    def cut(self, left: Sequence[str], free: Sequence[str]) -> StagedCut:
-        """The moves of blocks of rows, for tensors of which each block goes its own way."""
-        found = StagedCut([], [], [])
-        probes = [
-            {k: _probes(_flat(side[k].load())) for k in keys}
-            for side, keys in ((self.source, free), (self.target, left))
-        ]
-        for side, keys, small, forward in ((self.source, free, probes[1], True), (self.target, left, probes[0], False)):
-            other = self.target if forward else self.source
-            for key, members in self._members(side, keys, small):
-                whole = side[key].load()
-                cut = chunks_of(key, side.specs[key], _flat(whole), {k: _flat(other[k].load()) for k in members})
-                if cut is not None:
-                    self._pieces(found, cut[0], cut[1], whole, forward)
-        done = {k for m in found.moves for k in (*m.sources, *m.targets)}
-        for key in (k for k in left if k not in done):
-            wanted = self.target[key].load()
-            for candidate in (k for k in self._alike(wanted) if k in free and k not in done):
-                blocks = _swapped(
-                    self.source.specs[candidate], self.target.specs[key], self.source[candidate].load(), wanted
-                )
-                if blocks is not None:
-                    one, two, order = blocks
-                    one, two = replace(one, key=candidate), replace(two, key=key)
-                    found.splits.append(one)
-                    found.joins.append(two)
-                    found.moves.extend(TensorMove((one.pieces[n],), (piece,)) for n, piece in zip(order, two.pieces))
-                    done |= {candidate, key}
-                    break
-        return found
+    def _wholes(self, forward: bool) -> None:
+        """Tensors that several tensors of the other side fill: of the target (forward), then of the source."""
+        for key, spec, table, load, whole in self._candidates(forward):
+            numbers = table.fill(whole, load)
+            made = None if numbers is None else moves_of(key, spec, numbers, forward)
+            if made is not None and self.known.takes(_finding(made, forward)):
+                self.known.add(_finding(made, forward))
 
-    def _pieces(
-        self, found: StagedCut, cut: ChunkedMatch, members: Sequence[str], whole: Tensor, forward: bool
-    ) -> None:
-        """Add the moves between the blocks of a tensor and the members that have their values, if each has one."""
-        moves = []
-        for piece, name, (low, high) in zip(cut.pieces, members, cut.bounds):
-            block, other = whole[low:high], (self.target if forward else self.source)[name].load()
-            axes = _axes_between(block, other) if forward else _axes_between(other, block)
-            if axes is None:
-                return
-            ends = (piece, name) if forward else (name, piece)
-            moves.append(TensorMove((ends[0],), (ends[1],), axes[0], axes[1], dims=tuple(axes[2].items())))
-        (found.splits if forward else found.joins).append(cut)
-        found.moves.extend(moves)
-
-    def _assembled(self, left: Sequence[str], free: Sequence[str]) -> list[TensorMove]:
-        """Targets that are made of several sources, or that several make of one: blocks, stacks, interleaved rows."""
-        probes = [
-            {k: _probes(_flat(side[k].load())) for k in keys}
-            for side, keys in ((self.source, free), (self.target, left))
-        ]
-        found = [self._joined(members, key, True) for key, members in self._members(self.target, left, probes[0])]
-        found += [self._joined(members, key, False) for key, members in self._members(self.source, free, probes[1])]
-        return [move for move in found if move is not None]
-
-    def _members(
-        self, side: Checkpoint, keys: Sequence[str], probes: Mapping[str, tuple[int, Array]]
-    ) -> Iterator[tuple[str, list[str]]]:
-        """For each whole the tensors of the other side whose values are all in it, where together they fill it.
-
-        One whole is held at a time; of the others, a few values each.
-        """
-        import numpy as np
-
-        for key in keys:
-            size = side.specs[key].numel
-            small = [k for k, (length, _) in probes.items() if 0 < length < size]
-            if sum(probes[k][0] for k in small) < size:
-                continue
-            every = np.concatenate([probes[k][1] for k in small])
-            inside = np.isin(every, _flat(side[key].load()))
-            ends = np.cumsum([len(probes[k][1]) for k in small])
-            parts = np.split(inside, ends[:-1])
-            members = [k for k, there in zip(small, parts) if there.all()]
-            if members and sum(probes[k][0] for k in members) == size:
-                yield key, members
-
-    def _joined(self, members: Sequence[str], key: str, forward: bool) -> TensorMove | None:
-        """Equal parts in the order in which they first appear in the whole, with the axes that place them there."""
-        import numpy as np
-
-        small, large = (self.source, self.target) if forward else (self.target, self.source)
-        whole, parts = _flat(large[key].load()), {k: _flat(small[k].load()) for k in members}
-        members = sorted(members, key=lambda k: int(np.flatnonzero(whole == parts[k][0])[0]))
-        if len({len(parts[k]) for k in members}) != 1:
-            return self._blocks(members, key, parts, whole, forward)
-        shape = tuple(small[members[0]].spec.shape)
-        places = _places(np.concatenate([parts[k] for k in members]), whole)
-        digits = None if places is None else digits_of(places)
-        axes = None if digits is None else axes_of(digits, (len(members), *shape), tuple(large[key].spec.shape))
-        if axes is None:
-            return self._blocks(members, key, parts, whole, forward)
-        left, right, dims = axes
-        first, _, rest = left[1:-1].partition(" ")
-        right = right.replace(first, "p", 1) if first.isalnum() else right
-        if not first.isalnum():
-            return None
-        return _either(members, key, f"[{rest}]", right, (), tuple(dims.items()), forward)
-
-    def _blocks(
-        self, members: Sequence[str], key: str, parts: Mapping[str, Array], whole: Array, forward: bool
-    ) -> TensorMove | None:
-        """Unequal parts along one axis: block after block, or in groups."""
-        import numpy as np
-
-        small, large = (self.source, self.target) if forward else (self.target, self.source)
-        shapes = [tuple(small[k].spec.shape) for k in members]
-        shape = tuple(large[key].spec.shape)
-        for axis in range(len(shape)):
-            if any(
-                len(s) != len(shape) or s[:axis] + s[axis + 1 :] != shape[:axis] + shape[axis + 1 :] for s in shapes
-            ):
-                continue
-            rows = [s[axis] for s in shapes]
-            for groups in (g for g in range(1, min(rows) + 1) if all(r % g == 0 for r in rows)):
-                pieces = [
-                    parts[k].reshape(*s[:axis], groups, s[axis] // groups, *s[axis + 1 :])
-                    for k, s in zip(members, shapes)
+    def changed_parts(self) -> Iterator[tuple[Finding, list[str]]]:
+        """Wholes of which most parts are known and the others were changed, with what is made otherwise than it is."""
+        for forward in (True, False):
+            for key, spec, table, load, whole in self._candidates(forward):
+                numbers = table.most_of(whole, load)
+                if numbers is None:
+                    continue
+                templates = {_NUMBER.sub("#", k) for k in numbers.parts}
+                others = [
+                    k
+                    for k, shape in zip(table.keys, table.shapes)
+                    if k not in numbers.parts and shape == numbers.shapes[0] and _NUMBER.sub("#", k) in templates
                 ]
-                if np.array_equal(np.concatenate(pieces, axis=axis + 1).reshape(-1), whole):
-                    one, two = ("rows:p", "(p rows:p)") if groups == 1 else ("(g rows:p)", "(g p rows:p)")
-                    dims = () if groups == 1 else (("g", groups),)
-                    names = list("abcdefh"[: len(shape)])
-                    one, two = (" ".join([*names[:axis], text, *names[axis + 1 :]]) for text in (one, two))
-                    sizes = tuple(r // groups for r in rows)
-                    return _either(members, key, f"[{one}]", f"[{two}]", sizes, dims, forward)
-        return None
+                made = completed(key, spec, numbers, others, forward)
+                if made is not None and self.known.takes(_finding(made, forward)):
+                    yield _finding(made, forward), self.sides.differing(_finding(made, forward))
+
+    def _candidates(self, forward: bool) -> Iterator[tuple[str, TensorSpec, SliceTable, Callable[[str], Any], Any]]:
+        """The tensors that may be wholes, each with the slices of those that may be its parts, and its values."""
+        sides = self.sides
+        for kind in dict.fromkeys(sides.kind(k) for k in self._open()):
+            left = [k for k in self._open() if sides.kind(k) == kind and not sides.print(1, k, kind).constant]
+            free = [k for k in self._free() if not sides.print(0, k, kind).constant]
+            small, large = (free, left) if forward else (left, free)
+            ends = (sides.specs, sides.wanted) if forward else (sides.wanted, sides.specs)
+            load = sides.loader(int(not forward), kind)
+            table = SliceTable.of({k: ends[0][k].shape for k in small}, load)
+            most = sum(prod(shape) for shape in table.shapes)
+            for key in large:
+                if ends[1][key].numel <= most:
+                    yield key, ends[1][key], table, load, sides.bits(int(forward), key, kind)
+
+    def _swaps(self) -> None:
+        """Tensors that are the blocks of one tensor of the source, in another order or in other groups."""
+        for key in self._open():
+            if self.sides.print(1, key, self.sides.kind(key)).constant:
+                continue
+            for candidate in (k for k in self.sides.alike(key) if k not in self.known.used):
+                finding = self._regrouped(candidate, key)
+                if finding is not None:
+                    self.known.add(finding)
+                    break
+
+    def _regrouped(self, source: str, target: str) -> Finding | None:
+        kind = self.sides.kind(target)
+        places = places_between(self.sides.bits(0, source, kind), self.sides.bits(1, target, kind))
+        if places is None:
+            return None
+        return regrouped((source, self.sides.specs[source]), (target, self.sides.wanted[target]), places)
+
+    def companions(self) -> None:
+        """Add what stands beside the tensors that are known, and moves as they do."""
+        listed = list(self.known.findings)
+        while listed:
+            finding = listed.pop(0)
+            sides = self.sides
+            for twin in companions(
+                finding, self.leaves, sides.specs, sides.wanted, sides.holds, self.known.takes, self.known.made
+            ):
+                self.known.add(twin)
+                listed.append(twin)
+
+    def _equals(self, named: list[Finding]) -> None:
+        """Tensors of one value: what the layers around them, and their names, leave no choice for."""
+        context = Context.of(self.known.findings)
+        for finding in (f for f in named if not any(k in self.named.placed for k in f.targets)):
+            if self.known.takes(finding) and context.agrees(finding.sources, finding.targets) and self._beside(finding):
+                self._take_untold(finding)
+        listed = [k for k in self._open() if self.sides.print(1, k, self.sides.kind(k)).constant]
+        pairs = {key: [k for k in self.sides.alike(key) if self._may(k, key, context)] for key in listed}
+        for key, sources in pairs.items():
+            if len(sources) == 1 and sum(sources[0] in others for others in pairs.values()) == 1:
+                finding = Finding((TensorMove((sources[0],), (key,)),))
+                if self.sides.specs[sources[0]].shape == self.sides.wanted[key].shape and self._beside(finding):
+                    self._take_untold(finding)
+
+    def _may(self, source: str, target: str, context: Context) -> bool:
+        """Whether a free tensor could be a target's as far as layers and roles show."""
+        roles = [side.roles.get(k, ("", ""))[1] for side, k in zip(self.leaves, (source, target))]
+        return source not in self.known.used and roles[0] == roles[1] and context.agrees([source], [target])
+
+    def _beside(self, finding: Finding) -> bool:
+        """Whether nothing that values tell is open beside a finding's targets: a bias goes with its weight."""
+        for key in finding.targets:
+            for role in self.leaves[1].others(key):
+                other = self.leaves[1].beside(key, role)
+                if other in self._left and not self.sides.print(1, other, self.sides.kind(other)).constant:
+                    return False
+        return True
+
+    @property
+    def _left(self) -> set[str]:
+        return set(self._open())
+
+    def _take_untold(self, finding: Finding) -> None:
+        self.known.add(finding)
+        self.untold += finding.targets
+
+    def _copies(self) -> None:
+        """Tensors that hold the values of one that has gone somewhere else already: they are tied to its target."""
+        first = {m.sources[0]: m.targets[0] for m in self.known.moves
+                 if len(m.sources) == len(m.targets) == 1 and not m.left}  # fmt: skip
+        for key in self._open():
+            if self.sides.print(1, key, self.sides.kind(key)).constant:
+                continue
+            for candidate in self.sides.alike(key):
+                if candidate in first and self._axes(candidate, key) == ("", "", {}):
+                    self.known.ties[key] = first[candidate]
+                    self.known.made.add(key)
+                    break
 
 
-def _axes_between(one: Tensor, two: Tensor) -> tuple[str, str, dict[str, int]] | None:
-    """The axes by which one tensor becomes another, empty where it moves as it is."""
-    if one.shape == two.shape and _same(one, two):
-        return "", "", {}
-    one = one.to(two.dtype)
-    places = _places(_flat(one), _flat(two))
-    digits = None if places is None else digits_of(places)
-    axes = None if digits is None else axes_of(digits, tuple(one.shape), tuple(two.shape))
-    return axes or _by_rows(one, two)
-
-
-def _swapped(
-    spec: TensorSpec, other: TensorSpec, one: Tensor, two: Tensor
-) -> tuple[ChunkedMatch, ChunkedMatch, list[int]] | None:
-    """The same blocks of rows in both, and for each of the target's the number of the source's that it is."""
-    if one.shape != two.shape:
-        return None
-    places = _places(_flat(one.to(two.dtype)), _flat(two))
-    runs = None if places is None else runs_of(spec, places)
-    if runs is None:
-        return None
-    ordered = sorted(runs)
-    rows = [tuple(high - low for low, high in listed) for listed in (ordered, runs)]
-    return ChunkedMatch("", spec, rows[0]), ChunkedMatch("", other, rows[1]), [ordered.index(r) for r in runs]
-
-
-def _either(
-    members: Sequence[str],
-    key: str,
-    one: str,
-    two: str,
-    sizes: tuple[int, ...],
-    dims: tuple[tuple[str, int], ...],
-    forward: bool,
-) -> TensorMove:
-    """The parts to the whole, or the whole to its parts."""
-    if forward:
-        return TensorMove(tuple(members), (key,), one, two, "concat", sizes, dims=dims)
-    return TensorMove((key,), tuple(members), two, one, "concat", sizes, dims=dims)
-
-
-def _as_rules(move: TensorMove) -> dict[str, Any] | None:
-    """A recipe that is one move, its keys spelled out."""
-    from .atoms import atoms
-
-    never = lambda prefix: False  # noqa: E731
-    try:
-        listed = atoms([move], list(move.sources), (never, never), lambda p, v: tuple(v))
-    except ValueError:
-        return None
-    rules = [f"{a.source} {a.left} -> {a.target} {a.right}".replace("  ", " ").strip() for a in listed]
-    return {"rules": rules, "dims": {k: v for a in listed for k, v in a.dims.items()}}
-
-
-def _flat(tensor: Tensor) -> Array:
-    import torch
-
-    tensor = tensor.detach().reshape(-1)
-    array: Array = (tensor.to(torch.float64) if tensor.dtype.is_floating_point else tensor.to(torch.int64)).numpy()
-    return array
-
-
-def _same(one: Tensor, two: Tensor) -> bool:
-    """Whether two tensors are equal, after one has been cast to the other's dtype where they differ."""
-    import torch
-
-    return one.shape == two.shape and bool(torch.equal(one.to(two.dtype), two))
-
-
-def _fingerprint(tensor: Tensor) -> tuple[int, float, float, float]:
-    """What no rearrangement changes: the size, and sums over the sorted values, always taken in the same order."""
-    import numpy as np
-
-    values = np.sort(_flat(tensor).astype(np.float32)) if tensor.numel() else np.zeros(0, np.float32)
-    places = np.arange(1, len(values) + 1, dtype=np.float64)
-    wide = values.astype(np.float64)
-    return len(values), float(wide.sum()), float((wide * wide).sum()), float((wide * places).sum())
-
-
-def _places(one: Array, two: Array) -> Array | None:
-    """For each place of the second its place in the first; None where values repeat or differ."""
-    import numpy as np
-
-    if len(one) != len(two) or len(one) == 0:
-        return None
-    first, second = np.argsort(one, kind="stable"), np.argsort(two, kind="stable")
-    values = one[first]
-    if not np.array_equal(values, two[second]) or bool((values[1:] == values[:-1]).any()):
-        return None
-    result = np.empty(len(one), dtype=np.int64)
-    result[second] = first
-    return result
-
-
-def _by_rows(one: Tensor, two: Tensor) -> tuple[str, str, dict[str, int]] | None:
-    """The axes where values repeat but rows do not: rows in another order, and matrices turned."""
-    import numpy as np
-
-    first = _flat(one).reshape(one.shape[0] if one.dim() else 1, -1)
-    for turned in (False, True) if one.dim() == 2 else (False,):
-        other = two.t() if turned else two
-        if other.shape != one.shape or one.dim() < 1:
-            continue
-        second = _flat(other.contiguous()).reshape(first.shape)
-        places = _places(_hashed(first), _hashed(second))
-        digits = None if places is None else digits_of(places)
-        if places is None or digits is None or not np.array_equal(first[places], second):
-            continue
-        axes = axes_of(digits, first.shape[:1], first.shape[:1])
-        if axes is None:
-            continue
-        rows, moved = axes[0][1:-1], axes[1][1:-1]
-        if turned:
-            return f"[{rows} b]", f"[b {moved}]", axes[2]
-        tail = " ..." if one.dim() > 1 else ""
-        return f"[{rows}{tail}]", f"[{moved}{tail}]", axes[2]
-    return None
-
-
-def _hashed(rows: Array) -> Array:
-    """A number for each row, the same for the same row."""
-    import hashlib
-
-    import numpy as np
-
-    digests = [hashlib.blake2b(np.ascontiguousarray(r).tobytes(), digest_size=7).digest() for r in rows]
-    return np.array([int.from_bytes(d, "little") for d in digests], dtype=np.int64)
-
-
-def _probes(values: Array) -> tuple[int, Array]:
-    """How many values there are, and a few of them."""
-    return len(values), values[:: max(1, len(values) // _PROBES)].copy()
+def _finding(made: WholeMoves, forward: bool) -> Finding:
+    cuts = () if made.cut is None else (made.cut,)
+    return Finding(made.moves, *(((), cuts) if forward else (cuts, ())))
 
 
 def _shared(one: str, two: str) -> int:

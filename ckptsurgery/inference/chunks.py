@@ -1,4 +1,4 @@
-"""Tensors cut into blocks of rows before anything else is done, where each block goes its own way.
+"""Tensors cut into blocks before anything else is done, or joined of blocks last, where each block goes its own way.
 
 A fused query, key and value of which two are reordered for rotary embeddings is one case; a gate and an up projection
 in the other order is another. The blocks are keys that exist between two stages of the recipe only.
@@ -6,8 +6,9 @@ in the other order is another. The blocks are keys that exist between two stages
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ..specs import TensorSpec
@@ -18,90 +19,84 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-__all__ = ["ChunkedMatch", "chunks_of", "runs_of"]
+__all__ = ["MOST_CHUNKS", "ChunkedMatch"]
 
-_MOST = 8  # blocks of one tensor
+_LETTERS = "abcdefgh"
+MOST_CHUNKS = len(_LETTERS)  # blocks of one tensor
 
 
 @dataclass(frozen=True)
 class ChunkedMatch:
-    """A tensor in blocks of rows.
+    """A tensor in blocks along one axis; in several groups, each group has a part of each block.
 
     Args:
         key: the tensor.
         spec: its header.
-        rows: the rows of each block.
+        rows: the size of each block along the axis, all groups together.
+        axis: where it is cut.
+        groups: how many groups there are.
     """
 
     key: str
     spec: TensorSpec
     rows: tuple[int, ...]
+    axis: int = 0
+    groups: int = 1
 
     @property
     def pieces(self) -> tuple[str, ...]:
         """The keys of the blocks."""
-        return tuple(f"{self.key}.{letter}" for letter in "abcdefgh"[: len(self.rows)])
+        return tuple(f"{self.key}.{letter}" for letter in _LETTERS[: len(self.rows)])
 
     @property
     def specs(self) -> dict[str, TensorSpec]:
         """The headers of the blocks."""
-        tail = self.spec.shape[1:]
-        return {k: TensorSpec((n, *tail), self.spec.dtype) for k, n in zip(self.pieces, self.rows)}
+        before, behind = self.spec.shape[: self.axis], self.spec.shape[self.axis + 1 :]
+        return {k: TensorSpec((*before, n, *behind), self.spec.dtype) for k, n in zip(self.pieces, self.rows)}
 
     @property
-    def bounds(self) -> list[tuple[int, int]]:
-        """The first row of each block and the row behind it."""
-        ends = [sum(self.rows[: n + 1]) for n in range(len(self.rows))]
-        return list(zip([0, *ends], ends))
+    def places(self) -> list[Array]:
+        """For each block, its places along the axis."""
+        import numpy as np
+
+        widths = [n // self.groups for n in self.rows]
+        whole = np.arange(sum(self.rows)).reshape(self.groups, -1)
+        ends = np.cumsum(widths)
+        return [part.reshape(-1) for part in np.split(whole, ends[:-1], axis=1)]
 
     def move(self, forward: bool) -> TensorMove:
         """The move that cuts the tensor, or that joins the blocks."""
-        tail = "".join(f" {c}" for c in "abcdefgh"[: len(self.spec.shape) - 1])
-        equal = len(set(self.rows)) == 1
-        one, two = (f"[(p {'x' if equal else 'rows:p'}){tail}]", f"[{'x' if equal else 'rows:p'}{tail}]")
-        sizes = () if equal else self.rows
+        equal, groups = len(set(self.rows)) == 1, "g " if self.groups > 1 else ""
+        own = "x" if equal else "rows:p"
+        names = list(_LETTERS.replace("g", "")[: len(self.spec.shape)])
+        one, two = (
+            "[" + " ".join([*names[: self.axis], text, *names[self.axis + 1 :]]) + "]"
+            for text in (f"({groups}p {own})", f"({groups}{own})" if groups else own)
+        )
+        sizes = () if equal else tuple(n // self.groups for n in self.rows)
+        dims = (("g", self.groups),) if groups else ()
         if forward:
-            return TensorMove((self.key,), self.pieces, one, two, "concat", sizes)
-        return TensorMove(self.pieces, (self.key,), two, one, "concat", sizes)
+            return TensorMove((self.key,), self.pieces, one, two, "concat", sizes, dims=dims)
+        return TensorMove(self.pieces, (self.key,), two, one, "concat", sizes, dims=dims)
 
+    @classmethod
+    def labelled(cls, key: str, spec: TensorSpec, axis: int, labels: Sequence[int]) -> ChunkedMatch | None:
+        """The blocks of slices that are labelled alike; None where they do not repeat in groups of one run each.
 
-def chunks_of(
-    key: str, spec: TensorSpec, whole: Array, members: Mapping[str, Array]
-) -> tuple[ChunkedMatch, list[str]] | None:
-    """The blocks of a tensor, and the member that has the values of each; None where they are not blocks of rows."""
-    import numpy as np
+        >>> found = ChunkedMatch.labelled("w", TensorSpec((6,), "F32"), 0, [0, 0, 1, 0, 0, 1])
+        >>> found.rows, found.groups
+        ((4, 2), 2)
+        """
+        import numpy as np
 
-    if len(spec.shape) < 1 or not 1 < len(members) <= _MOST:
-        return None
-    width = max(1, len(whole) // max(1, spec.shape[0]))
-    order = np.argsort(whole, kind="stable")
-    found: list[tuple[int, int, str]] = []
-    for name, values in members.items():
-        at = np.searchsorted(whole[order], values)
-        if (at >= len(whole)).any() or not np.array_equal(whole[order][at], values):
+        listed = np.asarray(labels)
+        cuts = np.flatnonzero(np.diff(listed)) + 1
+        bounds = [0, *cuts.tolist(), len(listed)]
+        order = [int(listed[b]) for b in bounds[:-1]]
+        kinds = list(dict.fromkeys(order))
+        groups, rest = divmod(len(order), len(kinds))
+        widths = [b - a for a, b in pairwise(bounds)]
+        same = order == kinds * groups and widths == widths[: len(kinds)] * groups
+        if rest or not same or not 1 < len(kinds) <= MOST_CHUNKS:
             return None
-        places = order[at]
-        low, high = int(places.min()), int(places.max()) + 1
-        if high - low != len(values) or low % width or high % width or len(np.unique(places)) != len(values):
-            return None
-        found.append((low, high, name))
-    found.sort()
-    if [low for low, _, _ in found] != [0, *(high for _, high, _ in found[:-1])] or found[-1][1] != len(whole):
-        return None
-    return ChunkedMatch(key, spec, tuple((high - low) // width for low, high, _ in found)), [name for *_, name in found]
-
-
-def runs_of(spec: TensorSpec, places: Array) -> list[tuple[int, int]] | None:
-    """The blocks of rows, first and behind the last, that lie in another order in a target of the same values."""
-    import numpy as np
-
-    if len(spec.shape) < 1 or len(places) == 0:
-        return None
-    width = max(1, len(places) // max(1, spec.shape[0]))
-    cuts = [0, *(np.flatnonzero(np.diff(places) != 1) + 1).tolist(), len(places)]
-    if not 2 < len(cuts) <= _MOST + 1 or any(c % width for c in cuts):
-        return None
-    starts = [int(places[c]) for c in cuts[:-1]]
-    if any(s % width for s in starts):
-        return None
-    return [(s // width, (s + b - a) // width) for s, a, b in zip(starts, cuts, cuts[1:])]
+        return cls(key, spec, tuple(w * groups for w in widths[: len(kinds)]), axis, groups)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -70,7 +70,8 @@ def unmerged(atoms: Sequence[Atom]) -> RuleDraft:
     """A rule for each atom, none taken together."""
     names: dict[str, dict[str, str]] = {}
     dims: dict[str, Any] = {}
-    return RuleDraft(tuple(_rule(_distinct_dims(_ranged(a), dims), names) for a in atoms), names, dims)
+    solved = _solved(atoms)
+    return RuleDraft(tuple(_rule(_distinct_dims(_ranged(a), dims, solved), names) for a in atoms), names, dims)
 
 
 def _versions(atoms: Sequence[Atom], book: Book) -> list[Sequence[Atom]]:
@@ -191,9 +192,8 @@ def _draft(atoms: Sequence[Atom], book: Book, rest: str) -> RuleDraft:
     rows = _merge_modules(_merge_leaves(ruled, book), book)
     names: dict[str, dict[str, str]] = {}
     dims: dict[str, Any] = {}
-    rules: list[str] = []
-    for row in rows:
-        rules.append(_rule(_distinct_dims(row, dims), names))
+    solved = _solved(rows)
+    rules = [_rule(_distinct_dims(row, dims, solved), names) for row in rows]
     return RuleDraft(tuple(rules), names, dims, rest)
 
 
@@ -212,11 +212,16 @@ def _ranged(atom: Atom) -> Atom:
     return replace(atom, source=source, target=target, free={})
 
 
-def _distinct_dims(atom: Atom, dims: dict[str, Any]) -> Atom:
-    """The atom with names for its sizes that no other rule uses for others."""
+def _solved(atoms: Iterable[Atom]) -> frozenset[str]:
+    """The names of axes whose sizes some rule reads off its tensors."""
+    return frozenset(n for a in atoms for n in re.findall(r"[a-z]\w*", a.left + a.right) if n not in a.dims)
+
+
+def _distinct_dims(atom: Atom, dims: dict[str, Any], solved: Container[str]) -> Atom:
+    """The atom with names for its sizes that no other rule uses for others, or for axes that it solves."""
     for name, value in atom.dims.items():
         fresh, n = name, 1
-        while fresh in dims and dims[fresh] != value:
+        while fresh in solved or (fresh in dims and dims[fresh] != value):
             n += 1
             fresh = f"{name}{n}"
         dims[fresh] = value

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from ..specs import TensorSpec
 
-__all__ = ["ModuleCall", "by_use", "tensors_in", "tried", "watched"]
+__all__ = ["ModuleCall", "by_use", "called", "evaluating", "tensors_in", "tried", "watched"]
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ def watched(model: nn.Module, inputs: Any) -> tuple[tuple[Tensor, ...], list[Mod
     try:
         for name, module in model.named_modules():
             handles.append(module.register_forward_hook(_hook(name, module, calls)))
-        with torch.no_grad(), _evaluating(model):
-            result = _called(model, inputs)
+        with torch.no_grad(), evaluating(model):
+            result = called(model, inputs)
     finally:
         for handle in handles:
             handle.remove()
@@ -99,7 +99,8 @@ def _hook(name: str, module: nn.Module, calls: list[ModuleCall]) -> Any:
     return hook
 
 
-def _called(model: nn.Module, inputs: Any) -> Any:
+def called(model: nn.Module, inputs: Any) -> Any:
+    """Call a model with a tensor, a tuple of positional or a mapping of named arguments."""
     if isinstance(inputs, Mapping):
         return model(**inputs)
     if isinstance(inputs, (tuple, list)):
@@ -108,7 +109,8 @@ def _called(model: nn.Module, inputs: Any) -> Any:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode; each module's own mode is put back."""
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
     try:

@@ -9,11 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from ..specs import TensorSpec
 from .moves import TensorMove
 from .placement import Placement
-from .vocabulary import concepts
+from .vocabulary import EXCLUSIVE, concepts
 
 __all__ = ["shared"]
 
 _NUMBER = re.compile(r"[0-9]+")
+_INPUTS = next(group for group in EXCLUSIVE if "text" in group)
 _GENERAL = frozenset({"block", "linear", "out"})
 
 
@@ -41,7 +42,7 @@ def shared(
         open_, key=lambda k: bool({"head", "output"} & _meant(k))
     ):  # an embedding before what is tied to it
         shape = tuple(target[key].shape)
-        alike = [k for k in shapes[shape] if _placed_alike(k, key, placement)]
+        alike = [k for k in shapes[shape] if _placed_alike(k, key, placement) and not _of_other_input(k, key)]
         turned = shapes[shape[::-1]] if len(shape) == 2 and shape[0] != shape[1] else []
         free = [k for k in (*alike, *turned) if k not in used]
         if free:
@@ -57,7 +58,7 @@ def shared(
             first[free[0]] = common[key] = key
             continue
         one = _owner(alike, key, shape)
-        if one is None or one not in first or first[one] == key:
+        if one is None or one not in first or first[one] == key or _of_other_input(first[one], key):
             continue
         if (first[one] in common and _alike(first[one], key)) or (
             (_sharing(one, key) and not _in_layers(key, placement))
@@ -82,6 +83,12 @@ def _placed_alike(source: str, key: str, placement: Placement) -> bool:
     if not region:
         return not there or not _in_layers(key, placement)
     return there in (0, region)
+
+
+def _of_other_input(one: str, two: str) -> bool:
+    """Whether two tensors are called after different kinds of input, such as text and images."""
+    first, second = _meant(one) & _INPUTS, _meant(two) & _INPUTS
+    return bool(first and second and not first & second)
 
 
 def _in_layers(key: str, placement: Placement) -> bool:

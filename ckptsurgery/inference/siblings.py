@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Container, Iterator, Mapping, Sequence
+from itertools import product
 
 from ..language.folding import fold
 from ..specs import TensorSpec
 from .assumptions import Assumption
+from .context import Context
+from .equating import Equating
+from .findings import Finding, Known
+from .matches import Matched
 from .moves import TensorMove
+from .shapes import relations
 
 __all__ = ["casts", "changed", "differing"]
 
 _EQUAL = 0.3  # from this share of equal tensors on, the others are taken for changed ones
+_LIKE = 0.9  # cosine from which on a tensor is taken for another one that was trained on
 _NUMBER = re.compile(r"[0-9]+")
 
 
 def casts(
-    one: Mapping[str, TensorSpec], two: Mapping[str, TensorSpec], moves: Sequence[TensorMove]
+    one: Mapping[str, TensorSpec], two: Mapping[str, TensorSpec], pairs: Sequence[tuple[str, str]]
 ) -> tuple[Assumption, ...]:
     """What holds the same values in another dtype."""
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for move in moves:
-        for key in move.targets:
-            pair = one[move.sources[0]].dtype, two[key].dtype
-            if pair[0] != pair[1]:
-                groups[pair].append(key)
+    for source, key in pairs:
+        pair = one[source].dtype, two[key].dtype
+        if pair[0] != pair[1]:
+            groups[pair].append(key)
     return tuple(
         Assumption(
             "cast",
@@ -38,91 +43,129 @@ def casts(
     )
 
 
-def differing(changed: Sequence[TensorMove]) -> Iterator[Assumption]:
+def differing(keys: Sequence[str]) -> Iterator[Assumption]:
     """What keeps the rule of its siblings though its values differ."""
-    keys = tuple(k for m in changed for k in m.targets)
     if keys:
         lines = [text for text, _ in fold(keys)]
         more = f", and {len(lines) - 4} more" if len(lines) > 4 else ""
         text = "values differ between the source and the target; these follow the rule of their siblings: "
-        yield Assumption("values", text + ", ".join(lines[:4]) + more, keys)
+        yield Assumption("values", text + ", ".join(lines[:4]) + more, tuple(keys))
 
 
-def changed(
-    specs: Mapping[str, TensorSpec],
-    wanted: Mapping[str, TensorSpec],
-    proved: Sequence[TensorMove],
-    named: Sequence[TensorMove],
-    ties: Mapping[str, str],
-) -> list[TensorMove]:
-    """The moves of tensors that were changed on one side, such as by fine-tuning; none where little else is equal.
+def changed(sides: Equating, known: Known, named: Matched) -> list[tuple[Finding, list[str]]]:
+    """The tensors that were changed on one side, such as by fine-tuning; none where little else is equal.
 
-    A tensor follows its siblings, which are called alike but for their numbers; one without siblings its name.
+    A tensor follows its siblings, which are called alike but for their numbers; one without siblings what it resembles.
+
+    Returns:
+        Findings, each with the targets that it makes otherwise than they are.
     """
-    made, used = {k for m in proved for k in m.targets} | set(ties), {k for m in proved for k in m.sources}
-    if len(made) < _EQUAL * len(wanted):
-        return []
-    siblings: dict[tuple[str, ...], list[TensorMove]] = defaultdict(list)
-    for move in proved:
-        siblings[tuple(_NUMBER.sub("#", k) for k in move.targets)].append(move)
-    found: list[TensorMove] = []
-
-    def take(move: TensorMove | None) -> None:
-        if move is None or made & set(move.targets) or used & set(move.sources):
-            return
-        if all(k in specs for k in move.sources) and all(k in wanted for k in move.targets):
-            found.append(move)
-            made.update(move.targets)
-            used.update(move.sources)
-
-    for key in wanted:
-        alike = [] if key in made else next((v for t, v in siblings.items() if _NUMBER.sub("#", key) in t), [])
-        if alike:
-            take(_like(alike, key, specs, wanted))
-    for move in named:
-        if tuple(_NUMBER.sub("#", k) for k in move.targets) not in siblings:
-            take(move)
+    found: list[tuple[Finding, list[str]]] = []
+    if len(known.made) < _EQUAL * len(sides.wanted):
+        return found
+    taken = Known(made=set(known.made), used=set(known.used))
+    groups = _siblings(known.findings)
+    for key in sides.wanted:
+        for group in groups.get(_NUMBER.sub("#", key), ()) if key not in taken.made else ():
+            finding = _like(group, key, sides)
+            if finding is not None and _take(finding, sides, taken, found):
+                break
+    context = Context.of([*known.findings, *(f for f, _ in found)])
+    for move in (*named.moves, *_resembling(sides, taken)):
+        if taken.made & set(move.targets) or not context.agrees(move.sources, move.targets):
+            continue
+        if sides.likeness(move) >= _LIKE:
+            _take(Finding((move,)), sides, taken, found)
     return found
 
 
-def _like(
-    siblings: Sequence[TensorMove], key: str, specs: Mapping[str, TensorSpec], wanted: Mapping[str, TensorSpec]
-) -> TensorMove | None:
-    """The siblings' move with the numbers of another target key; None where its shapes or keys are others."""
+def _resembling(sides: Equating, taken: Known) -> Iterator[TensorMove]:
+    """Every way from a free tensor to an open one that shapes allow."""
+    for key, spec in sides.wanted.items():
+        for source, other in sides.specs.items() if key not in taken.made else ():
+            if other.numel != spec.numel or source in taken.used:
+                continue
+            for way in relations(tuple(other.shape), tuple(spec.shape)):
+                if way.kind in ("same", "transpose", "squeeze"):
+                    yield TensorMove((source,), (key,), way.source, way.target)
+
+
+def _take(finding: Finding, sides: Equating, taken: Known, found: list[tuple[Finding, list[str]]]) -> bool:
+    """Add a finding, unless it is in the way of others or its ends hold the same values in another order."""
+    if not taken.takes(finding):
+        return False
+    differs = sides.differing(finding)
+    if differs and sides.permuted(finding):
+        return False
+    taken.add(finding)
+    found.append((finding, differs))
+    return True
+
+
+def _siblings(findings: Sequence[Finding]) -> dict[str, list[list[Finding]]]:
+    """Target's template -> findings that are alike but for numbers, the largest groups first."""
+    groups: dict[object, list[Finding]] = defaultdict(list)
+    for finding in findings:
+        rules = tuple((m.left, m.right, m.fuse, m.sizes, m.dims) for m in finding.moves)
+        ends = tuple(_NUMBER.sub("#", k) for k in (*finding.sources, "", *finding.targets))
+        groups[rules, ends].append(finding)
+    found: dict[str, list[list[Finding]]] = defaultdict(list)
+    for group in sorted(groups.values(), key=len, reverse=True):
+        for template in dict.fromkeys(_NUMBER.sub("#", k) for k in group[0].targets):
+            found[template].append(group)
+    return found
+
+
+def _like(siblings: Sequence[Finding], key: str, sides: Equating) -> Finding | None:
+    """The siblings' finding with the numbers of another target key; None where its shapes or keys are others."""
     model = siblings[0]
-    at = next(n for n, k in enumerate(model.targets) if _NUMBER.sub("#", k) == _NUMBER.sub("#", key))
+    template = _NUMBER.sub("#", key)
     numbers = [int(n) for n in _NUMBER.findall(key)]
-    keys: list[tuple[str, ...]] = []
-    for side in (0, 1):
-        listed = []
-        for n in range(len((model.sources, model.targets)[side])):
-            rows = [((m.sources, m.targets)[side][n], m.targets[at]) for m in siblings]
-            listed.append(_renumbered(rows, numbers))
-        if None in listed:
-            return None
-        keys.append(tuple(k for k in listed if k is not None))
-    for table, old, new in ((specs, model.sources, keys[0]), (wanted, model.targets, keys[1])):
-        if any(k not in table or table[k].shape != table[o].shape for o, k in zip(old, new)):
-            return None
-    return replace(model, sources=keys[0], targets=keys[1])
+    for at in (n for n, k in enumerate(model.targets) if _NUMBER.sub("#", k) == template):
+        names: list[dict[str, str]] = []
+        for side, specs in enumerate((sides.specs, sides.wanted)):
+            table: dict[str, str] = {}
+            for n, old in enumerate((model.sources, model.targets)[side]):
+                ends = (model.sources, model.targets)[side]
+                rows = [((f.sources, f.targets)[side][n], f.targets[at]) for f in siblings]
+                fits = (
+                    k
+                    for k in _renumbered(rows, numbers, _counting(old, ends))
+                    if k in specs and specs[k].shape == specs[old].shape
+                )
+                new = next(fits, None)
+                if new is not None:
+                    table[old] = new
+            names.append(table)
+        ends = model.sources, model.targets
+        whole = all(len({*table.values()}) == len(keys) for table, keys in zip(names, ends))
+        if whole and names[1][model.targets[at]] == key:
+            return model.renamed(names[0], names[1], sides.specs, sides.wanted)
+    return None
 
 
-def _renumbered(rows: Sequence[tuple[str, str]], numbers: Sequence[int]) -> str | None:
-    """A key whose numbers follow from a target's as they do in all rows: equal, shifted, or always the same."""
+def _counting(key: str, keys: Sequence[str]) -> set[int]:
+    """The numbers of a key that tell it from the others of its finding."""
+    own = _NUMBER.findall(key)
+    kin = [_NUMBER.findall(k) for k in keys if k != key and _NUMBER.sub("#", k) == _NUMBER.sub("#", key)]
+    return {n for n, text in enumerate(own) if any(others[n] != text for others in kin)}
+
+
+def _renumbered(rows: Sequence[tuple[str, str]], numbers: Sequence[int], fixed: Container[int]) -> Iterator[str]:
+    """The keys whose numbers follow from a target's as they do in all rows: equal, shifted, or always the same."""
     tables = [([int(n) for n in _NUMBER.findall(k)], [int(n) for n in _NUMBER.findall(t)]) for k, t in rows]
-    made: list[int] = []
+    choices: list[list[int]] = []
     for place in range(len(tables[0][0])):
         column = [own[place] for own, _ in tables]
         ways = [(p, column[0] - tables[0][1][p]) for p in range(len(numbers))]
         shifts = [(p, c) for p, c in ways if all(own[place] == t[p] + c for own, t in tables)]
         # A number that follows the target's own is likelier than one that happens to be the same everywhere.
-        moving = [(p, c) for p, c in shifts if len({t[p] for _, t in tables}) > 1]
-        if moving or (shifts and len(tables) == 1):
-            p, c = min(moving or shifts, key=lambda s: abs(s[1]))
-            made.append(numbers[p] + c)
-        elif len(set(column)) == 1:
-            made.append(column[0])
-        else:
-            return None
-    fresh = iter(made)
-    return _NUMBER.sub(lambda _: str(next(fresh)), rows[0][0])
+        moving = [(p, c) for p, c in shifts if len(tables) == 1 or len({t[p] for _, t in tables}) > 1]
+        moving.sort(key=lambda s: abs(s[1]))
+        made = [numbers[p] + c for p, c in moving if place not in fixed or len(tables) > 1] + (
+            [column[0]] if len(set(column)) == 1 else []
+        )
+        choices.append(list(dict.fromkeys(made)))
+    for listed in product(*choices):
+        fresh = iter(listed)
+        yield _NUMBER.sub(lambda _, fresh=fresh: str(next(fresh)), rows[0][0])  # type: ignore[misc]

@@ -30,6 +30,7 @@ _SLOPES = (  # the parts of a network that narrows and widens again
     frozenset(["mid", "middle", "bottleneck"]),
     frozenset(["up", "ups", "output", "decoder", "dec", "expanding"]),
 )
+_INPUTS = next(group for group in EXCLUSIVE if "text" in group)
 _TOWERS = tuple(g for g in EXCLUSIVE if g & {"encoder", "text", "upsample"})
 
 
@@ -155,8 +156,22 @@ def _around(stack: Stack, stacks: Sequence[Stack], outside: Sequence[Unit]) -> t
         apart -= {_child(stack.at, cut)}
         found = [u for u in outside if u.path.startswith(module) and _child(u.path, cut) not in apart]
         if found:
-            return tuple(found)
+            return _of_one_input(stack.at, found)
     return ()
+
+
+def _of_one_input(at: str, around: Sequence[Unit]) -> tuple[Unit, ...]:
+    """The units beside a stack without those called after another kind of input, where these read two kinds.
+
+    A tower whose layers are missing has no stack of its own, and what is left of it would be taken for the other's.
+    """
+    own = {c for segment in _SEPARATORS.split(at) for c, _ in concepts(segment)} & _INPUTS
+    kept = [u for u in around if not (_called_after(u) - own)]
+    return tuple(kept) if kept and len({*_entries(around)}) > 1 else tuple(around)
+
+
+def _called_after(unit: Unit) -> set[str]:
+    return {c for segment in unit.segments[:-1] for c, _ in concepts(segment)} & _INPUTS
 
 
 def _child(path: str, cut: int) -> str:
