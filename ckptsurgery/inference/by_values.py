@@ -22,7 +22,7 @@ from .matches import Matched, match
 from .moves import TensorMove
 from .recipe_stages import StagedCut, staged
 from .regrouping import regrouped
-from .siblings import casts, changed, differing
+from .siblings import alike_by_name, casts, changed, differing
 from .slices import SliceTable
 from .suggestion import Suggestion
 from .wholes import WholeMoves, axes_between, completed, moves_of
@@ -219,7 +219,7 @@ class _Search:
     def _equals(self, named: list[Finding]) -> None:
         """Tensors of one value: what the layers around them, and their names, leave no choice for."""
         context = Context.of(self.known.findings)
-        for finding in (f for f in named if not any(k in self.named.placed for k in f.targets)):
+        for finding in (f for f in named if self.named.placed.isdisjoint(f.targets) or alike_by_name(f)):
             if self.known.takes(finding) and context.agrees(finding.sources, finding.targets) and self._beside(finding):
                 self._take_untold(finding)
         listed = [k for k in self._open() if self.sides.print(1, k, self.sides.kind(k)).constant]

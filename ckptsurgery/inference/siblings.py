@@ -16,8 +16,9 @@ from .findings import Finding, Known
 from .matches import Matched
 from .moves import TensorMove
 from .shapes import relations
+from .vocabulary import STRUCTURAL, concepts
 
-__all__ = ["casts", "changed", "differing"]
+__all__ = ["alike_by_name", "casts", "changed", "differing"]
 
 _EQUAL = 0.3  # from this share of equal tensors on, the others are taken for changed ones
 _LIKE = 0.9  # cosine from which on a tensor is taken for another one that was trained on
@@ -74,9 +75,22 @@ def changed(sides: Equating, known: Known, named: Matched) -> list[tuple[Finding
     for move in (*named.moves, *_resembling(sides, taken)):
         if taken.made & set(move.targets) or not context.agrees(move.sources, move.targets):
             continue
-        if sides.likeness(move) >= _LIKE:
-            _take(Finding((move,)), sides, taken, found)
+        finding = Finding((move,))
+        if sides.likeness(move) < _LIKE or not sides.differing(finding):
+            continue  # what is equal and is not known yet is equal to others too
+        kind = sides.kind(move.targets[0])
+        if alike_by_name(finding) or not any(sides.print(0, k, kind).constant for k in move.sources):
+            _take(finding, sides, taken, found)
     return found
+
+
+def alike_by_name(finding: Finding) -> bool:
+    """Whether the modules of both ends are called by words of the same meaning."""
+    meant = [
+        {c for k in keys for segment in re.split(r"[./]", k)[:-1][-2:] for c, _ in concepts(segment)} - {STRUCTURAL}
+        for keys in (finding.sources, finding.targets)
+    ]
+    return bool(meant[0] & meant[1])
 
 
 def _resembling(sides: Equating, taken: Known) -> Iterator[TensorMove]:
