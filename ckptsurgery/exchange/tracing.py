@@ -167,15 +167,16 @@ def _made_of_numbers(tensor: Tensor, last: int) -> bool:
 def _read_off(numbered: StateDict, made: Mapping[str, Tensor]) -> Recipe:
     """The recipe between two sides: at once, or by way of the parts that targets are joined from."""
     found = suggest(numbered, dict(made), by="values")
-    if found.coverage == 1.0:
+    differing = [k for a in found.assumptions if a.kind == "values" for k in a.keys]
+    if found.coverage == 1.0 and not differing:
         return found.recipe
-    between = _parts(numbered, {k: made[k] for k in found.unmatched_target})
+    between = _parts(numbered, {k: made[k] for k in (*found.unmatched_target, *differing)})
     if between is not None:
         first = suggest(numbered, between, by="values")
         second = suggest(between, dict(made), by="values")
         if first.coverage == second.coverage == 1.0:
             return first.recipe.then(second.recipe)
-    raise RecipeError(_unsaid(found.unmatched_target))
+    raise RecipeError(_unsaid([*found.unmatched_target, *differing]))
 
 
 def _unsaid(keys: Sequence[str]) -> Diagnostic:

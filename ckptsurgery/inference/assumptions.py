@@ -28,7 +28,8 @@ class Assumption:
 
     Args:
         kind: `"rows"`, `"order"`, `"chunks"`, `"norms"`, `"square"`, `"turned"`, `"gate"`,
-            `"place"`, `"double"`, `"shared"`, `"tied"`, `"depth"`, `"tree"` or, by values, `"cast"`.
+            `"place"`, `"double"`, `"shared"`, `"tied"`, `"depth"`, `"tree"` or, by values, `"cast"`, `"equal"` or
+            `"values"`; by inputs, `"parity"`.
         text: one sentence.
         keys: the target keys that it concerns.
     """

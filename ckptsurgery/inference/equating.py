@@ -125,12 +125,12 @@ class Equating:
         return not self.differing(finding)
 
     def likeness(self, move: TensorMove) -> float:
-        """The cosine between what a move makes and what the target has, the least of its targets; 0 if it fails."""
+        """How much of the variance of a move's targets it makes, the least of them; 0 if it fails."""
         try:
             made = _made(move, {k: self.source[k].load() for k in move.sources})
         except CkptSurgeryError:
             return 0.0
-        return min((_cosine(made[k], self.target[k].load()) if k in made else 0.0) for k in move.targets)
+        return min((_explained(made[k], self.target[k].load()) if k in made else 0.0) for k in move.targets)
 
 
 @dataclass(frozen=True)
@@ -209,14 +209,16 @@ def _same(one: Tensor, two: Tensor) -> bool:
     return one.shape == two.shape and np.array_equal(bits_of(one, two.dtype), bits_of(two, two.dtype))
 
 
-def _cosine(one: Tensor, two: Tensor) -> float:
+def _explained(one: Tensor, two: Tensor) -> float:
+    """The share of the second's variance that the first explains; of its square where the first is constant."""
     import torch
 
     if one.shape != two.shape or not one.numel():
         return 0.0
     a, b = one.reshape(-1).to(torch.float64), two.reshape(-1).to(torch.float64)
-    norms = float(a.norm() * b.norm())
-    return float(a @ b) / norms if norms else 0.0
+    around = b if bool((a == a[0]).all()) else b - b.mean()
+    whole = float(around @ around)
+    return 1.0 - float((a - b) @ (a - b)) / whole if whole else 0.0
 
 
 def _is_float(spec: TensorSpec) -> bool:

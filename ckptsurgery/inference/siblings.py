@@ -21,7 +21,7 @@ from .vocabulary import STRUCTURAL, concepts
 __all__ = ["alike_by_name", "casts", "changed", "differing"]
 
 _EQUAL = 0.3  # from this share of equal tensors on, the others are taken for changed ones
-_LIKE = 0.9  # cosine from which on a tensor is taken for another one that was trained on
+_LIKE = 0.8  # share of explained variance from which on a tensor is taken for another one that was trained on
 _NUMBER = re.compile(r"[0-9]+")
 
 
