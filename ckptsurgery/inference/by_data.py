@@ -17,7 +17,7 @@ from ..specs import TensorSpec
 from .chunks import ChunkedMatch
 from .data_flow import DataCall, Flow, flow_of, owners
 from .equating import made_by
-from .findings import Finding, Leaves
+from .findings import Finding, UnitLeaves
 from .moves import TensorMove
 from .shapes import relations
 
@@ -54,7 +54,7 @@ class DataSearch:
     depth: int = -1
 
     def __post_init__(self) -> None:
-        self.leaves = Leaves(self.specs), Leaves(self.wanted)
+        self.leaves = UnitLeaves(self.specs), UnitLeaves(self.wanted)
         self.flow = flow_of(self.source, self.inputs)
         self.fresh = {k: t.clone() for k, t in self.target.state_dict().items()}
         self.bare = [_bare(self.source, self.specs), _bare(self.target, self.wanted)]

@@ -17,7 +17,7 @@ from .by_names import arranged, ordered
 from .context import Context
 from .element_maps import places_between
 from .equating import Equating
-from .findings import Finding, Known, Leaves, companions
+from .findings import Finding, Known, UnitLeaves, companions
 from .matches import Matched, match
 from .moves import TensorMove
 from .recipe_stages import StagedCut, staged
@@ -43,7 +43,7 @@ def by_values(source: Any, target: Any) -> Suggestion:
         specs, wanted = arranged(one.specs), arranged(two.specs)
         found = match(list(specs.items()), list(wanted.items()), (ordered(specs), ordered(wanted)))
         sides = Equating(one, two, specs, wanted)
-        search = _Search(sides, found, (Leaves(specs), Leaves(wanted)), Known())
+        search = _Search(sides, found, (UnitLeaves(specs), UnitLeaves(wanted)), Known())
         search.run()
         known, differs = search.known, []
         while tuned := changed(sides, known, found) or list(search.changed_parts()):
@@ -79,7 +79,7 @@ class _Search:
 
     sides: Equating
     named: Matched
-    leaves: tuple[Leaves, Leaves]
+    leaves: tuple[UnitLeaves, UnitLeaves]
     known: Known
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from .chunks import ChunkedMatch
 from .moves import TensorMove
 from .units import read_units, split_path
 
-__all__ = ["Finding", "Known", "Leaves", "companions"]
+__all__ = ["Finding", "Known", "UnitLeaves", "companions"]
 
 Specs = Mapping[str, TensorSpec]
 
@@ -99,7 +99,7 @@ class Known:
         return [m for f in self.findings if not f.splits and not f.joins for m in f.moves]
 
 
-class Leaves:
+class UnitLeaves:
     """The tensors of a side by the unit that they belong to."""
 
     def __init__(self, specs: Specs) -> None:
@@ -152,7 +152,7 @@ def _unspoken(lone: Sequence[str], specs: Specs) -> dict[str, tuple[str, str]]:
 
 
 def companions(
-    finding: Finding, leaves: tuple[Leaves, Leaves], specs: Specs, wanted: Specs, holds: Callable[[Finding], bool],
+    finding: Finding, leaves: tuple[UnitLeaves, UnitLeaves], specs: Specs, wanted: Specs, holds: Callable[[Finding], bool],
     free: Callable[[Finding], bool], done: Container[str],
 ) -> Iterator[Finding]:  # fmt: skip
     """What stands beside the tensors of a finding, moved as they are: a bias as its weight's rows."""
