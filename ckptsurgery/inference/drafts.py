@@ -90,7 +90,7 @@ def _versions(atoms: Sequence[Atom], book: Book) -> list[Sequence[Atom]]:
 
 
 def _leaf_renames(atoms: Sequence[Atom], book: Book) -> Sequence[Atom]:
-    """UnitLeaves that change their name wherever they stand, under paths that stay, as one rule for any path."""
+    """Leaves that change their name wherever they stand, under paths that stay, as one rule for any path."""
     groups: dict[tuple[str, str], list[Atom]] = defaultdict(list)
     for atom in atoms:
         (path, leaf), (to, end) = split_path(atom.source), split_path(atom.target)
@@ -239,7 +239,7 @@ def _swap_capture(pattern: str, name: str, fresh: str) -> str:
     return _CAPTURE.sub(lambda m: "{" + re.sub(rf"\b{name}\b", fresh, m[1]) + "}" if ":" not in m[1] else m[0], pattern)
 
 
-# UnitLeaves ------------------------------------------------------------------------------------------------------------
+# Leaves ------------------------------------------------------------------------------------------------------------
 
 
 def _merge_leaves(atoms: Sequence[Atom], book: Book) -> list[Atom]:

@@ -43,7 +43,8 @@ def hashed(bits: Array) -> Array:
     mixed: Array = bits.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    return mixed ^ (mixed >> np.uint64(31))
+    result: Array = mixed ^ (mixed >> np.uint64(31))
+    return result
 
 
 def places_between(one: Array, two: Array) -> Array | None:

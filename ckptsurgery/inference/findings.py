@@ -140,7 +140,7 @@ def _unspoken(lone: Sequence[str], specs: Specs) -> dict[str, tuple[str, str]]:
         thin, wide = sorted(keys, key=lambda k: len(specs[k].shape))
         if len(specs[thin].shape) < len(specs[wide].shape):
             words[split_path(wide)[1], split_path(thin)[1]] += 1
-    found = {}
+    found: dict[str, tuple[str, str]] = {}
     for path, keys in two.items():
         for wide, thin in (keys, keys[::-1]):
             here = split_path(wide)[1], split_path(thin)[1]
@@ -152,9 +152,14 @@ def _unspoken(lone: Sequence[str], specs: Specs) -> dict[str, tuple[str, str]]:
 
 
 def companions(
-    finding: Finding, leaves: tuple[UnitLeaves, UnitLeaves], specs: Specs, wanted: Specs, holds: Callable[[Finding], bool],
-    free: Callable[[Finding], bool], done: Container[str],
-) -> Iterator[Finding]:  # fmt: skip
+    finding: Finding,
+    leaves: tuple[UnitLeaves, UnitLeaves],
+    specs: Specs,
+    wanted: Specs,
+    holds: Callable[[Finding], bool],
+    free: Callable[[Finding], bool],
+    done: Container[str],
+) -> Iterator[Finding]:
     """What stands beside the tensors of a finding, moved as they are: a bias as its weight's rows."""
     for role in leaves[1].beside_all(finding.targets):
         names: list[dict[str, str]] = []

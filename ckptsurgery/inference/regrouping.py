@@ -99,7 +99,7 @@ def _cuts(
                 if len(pairs) == len(sizes) == len({b for _, b in pairs}):
                     order = dict(pairs)
                     ends = tuple(sizes), tuple(sizes[order[n]] for n in range(len(sizes)))
-                    if np.array_equal(*map(sorted, ends)):
+                    if sorted(ends[0]) == sorted(ends[1]):
                         yield ChunkedMatch(*source, ends[0], axis, here), ChunkedMatch(*target, ends[1], to, there)
 
 

@@ -140,11 +140,11 @@ def _like(siblings: Sequence[Finding], key: str, sides: Equating) -> Finding | N
         for side, specs in enumerate((sides.specs, sides.wanted)):
             table: dict[str, str] = {}
             for n, old in enumerate((model.sources, model.targets)[side]):
-                ends = (model.sources, model.targets)[side]
+                beside = (model.sources, model.targets)[side]
                 rows = [((f.sources, f.targets)[side][n], f.targets[at]) for f in siblings]
                 fits = (
                     k
-                    for k in _renumbered(rows, numbers, _counting(old, ends))
+                    for k in _renumbered(rows, numbers, _counting(old, beside))
                     if k in specs and specs[k].shape == specs[old].shape
                 )
                 new = next(fits, None)

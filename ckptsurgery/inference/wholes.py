@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -163,13 +163,12 @@ def _written(
     stacked: int, shape: Sequence[int], forward: bool,
 ) -> TensorMove:  # fmt: skip
     """The move with the names that a fused axis has."""
-    swap = lambda text: re.sub(r"[a-z]\w*", lambda m: names.get(m[0], m[0]), text)  # noqa: E731
     taken = {"e", "p"} & {*re.findall(r"[a-z]\w*", left)}
     for name in sorted(taken):
         spare = {"e": "j", "p": "k"}[name]
         left, right = (re.sub(rf"\b{name}\b", spare, text) for text in (left, right))
         dims = {spare if k == name else k: n for k, n in dims.items()}
-    right = swap(right)
+    right = re.sub(r"[a-z]\w*", lambda m: names.get(m[0], m[0]), right)
     sizes = tuple(dims.items())
     if not forward:
         known = {**_sizes(left, shape, dims), "e": stacked}
@@ -214,8 +213,8 @@ def _in_blocks(key: str, spec: TensorSpec, found: Numbering, axis: int, forward:
         return WholeMoves(tuple(moves), cut)
     # The parts are the blocks: one rule is enough.
     whole, names = cut.move(not forward), tuple((m.sources if forward else m.targets)[0] for m in moves)
-    ends = (names, (key,)) if forward else ((key,), names)
-    return WholeMoves((TensorMove(*ends, whole.left, whole.right, "concat", whole.sizes, dims=whole.dims),))
+    sources, targets = (names, (key,)) if forward else ((key,), names)
+    return WholeMoves((replace(whole, sources=sources, targets=targets),))
 
 
 def _of_block(
