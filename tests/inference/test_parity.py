@@ -184,9 +184,19 @@ def test_what_names_leave_open_the_forward_pass_decides() -> None:
     assert found.coverage == 1.0 and found.parity is not None and found.parity.ok
 
 
-def test_a_trial_that_fails_names_the_rule() -> None:
+def test_a_matrix_that_one_model_uses_turned_is_turned() -> None:
     a, b = Plain("rst", "rst"), Plain("rst", "rst", turned="s")
     found = cs.suggest(a, b, inputs=torch.randn(2, 4))
+    assert found.parity is not None and found.parity.ok
+    assert torch.equal(cs.plan(a, found.recipe).state_dict()["s.weight"], a.get_parameter("s.weight").T)
+
+
+def test_a_trial_that_fails_says_so() -> None:
+    class Shifted(Plain):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) + 1.0
+
+    found = cs.suggest(Plain("rst", "rst"), Shifted("rst", "rst"), inputs=torch.randn(2, 4))
     assert found.parity is not None and not found.parity.ok
     assert "# tried: different" in str(found)
 
