@@ -5,8 +5,8 @@
     python scripts/mutation/mutation.py --sample 300 --seed 1 --again       # after new tests: try the survivors again
     python scripts/mutation/mutation.py --sample 300 --seed 1 --show        # print the results so far
 
-The first run executes the whole suite once under coverage.py, in `--jobs` parts;
-`--measure` repeats it for the test files that changed. Each mutant is then tried by the tests that run its lines, and
+The first run executes the whole suite once under coverage.py, in `--jobs` parts; `--measure` repeats it for the test
+files that changed. Each mutant is then tried by the tests that run its lines, and
 by all tests of the files that are not measured. Results are kept in the work folder: a run that was interrupted, or
 that reached `--minutes`, goes on where it stopped. `equivalent.toml` lists the mutants that were read and change no
 behaviour, with the reason; they are left out of the kill rate.
