@@ -43,6 +43,10 @@ def merge(
         list[str] | None,
         typer.Option("--weight", "-w", metavar="W", help="Of each adapter, in order; 1 if not given. Repeatable."),
     ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", "-r", metavar="R", help="From the adapter's layout of weights to the base's."),
+    ] = None,
     max_shard_size: o.MaxShardSize = None,
     max_memory: o.MaxMemory = None,
     dry_run: o.DryRun = False,
@@ -65,12 +69,13 @@ def merge(
     ckptsurgery adapters merge model/ merged/ -a lora/ --companions
     ckptsurgery adapters merge model/ out.safetensors -a style.safetensors -w 0.8
     ckptsurgery adapters merge model/ both/ -a one/ -w 0.5 -a two/ -w 0.5
+    ckptsurgery adapters merge fused/ merged/ -a lora/ -r to_fused.toml
     ckptsurgery adapters merge model/ merged/ -a lora/ --dry-run
     ckptsurgery adapters merge pipeline/ out/ -a x.safetensors --component vae
     """
     weights = [_number(text, "--weight") for text in weight] if weight else None
     with open_source(base, subtree=subtree, component=component, file=file, download=download) as checkpoint:
-        made = cs.adapters.merge(checkpoint, *adapter, weights=weights)
+        made = cs.adapters.merge(checkpoint, *adapter, weights=weights, recipe=recipe)
         report = made.save(
             destination,
             max_shard_size=max_shard_size,

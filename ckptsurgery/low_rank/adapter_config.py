@@ -16,6 +16,7 @@ from ..storage.json_text import parse_json
 __all__ = ["CONFIG_FILE", "AdapterConfig", "config_of", "peft_config"]
 
 CONFIG_FILE = "adapter_config.json"
+_VERSION = re.compile(r"\d+")
 _UNKNOWN = (
     "layer_replication",
     "use_qalora",
@@ -41,6 +42,9 @@ class AdapterConfig:
         rslora: scale by alpha / sqrt(r). dora: rows have learnt norms. turned: weights are stored as [in, out].
         alphas: regular expression of the end of a module's path -> its alpha.
         parameters: ends of the paths of parameters that have updates themselves, such as stacked experts.
+        whole: ends of the paths of modules that were trained whole.
+        tied: modules that the model ties to others are stored beside these.
+        version: of PEFT, (major, minor), where it is known.
     """
 
     alpha: float | None = None
@@ -49,6 +53,9 @@ class AdapterConfig:
     turned: bool = False
     alphas: Mapping[str, float] = field(default_factory=dict)
     parameters: tuple[str, ...] = ()
+    whole: tuple[str, ...] = ()
+    tied: bool = False
+    version: tuple[int, ...] | None = None
 
     @classmethod
     def of(cls, data: Mapping[str, Any], place: str = CONFIG_FILE) -> AdapterConfig:
@@ -70,7 +77,15 @@ class AdapterConfig:
             bool(data.get("fan_in_fan_out")),
             dict(data.get("alpha_pattern") or {}),
             tuple(data.get("target_parameters") or ()),
+            tuple(data.get("modules_to_save") or ()),
+            bool(data.get("ensure_weight_tying")),
+            tuple(map(int, _VERSION.findall(str(data.get("peft_version", "")))[:2])) or None,
         )
+
+    @property
+    def turns_experts(self) -> bool:
+        """Whether stacked experts [e, out, in] are stored as [e, in, out] are now: PEFT did so before 0.19."""
+        return self.version is not None and self.version < (0, 19)
 
     def alpha_of(self, module: str) -> float | None:
         """The alpha of a module's update."""
@@ -110,7 +125,11 @@ def config_of(source: Any, checkpoint: Checkpoint) -> AdapterConfig:
 
 
 def peft_config(
-    ranks: Mapping[str, int], alphas: Mapping[str, float], whole: Sequence[str] = (), turned: bool = False
+    ranks: Mapping[str, int],
+    alphas: Mapping[str, float],
+    whole: Sequence[str] = (),
+    turned: bool = False,
+    parameters: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return PEFT's configuration of an adapter; what differs from the largest rank and alpha becomes patterns.
 
@@ -121,14 +140,18 @@ def peft_config(
     Args:
         ranks, alphas: of each module.
         whole: keys of tensors that are stored whole. turned: weights are stored as [in, out].
+        parameters: which of the modules are parameters themselves, such as stacked experts.
     """
     rank, alpha = max(ranks.values(), default=1), max(alphas.values(), default=1)
     config: dict[str, Any] = {
-        "peft_type": "LORA", "r": rank, "lora_alpha": alpha, "target_modules": sorted(ranks), "bias": "none",
+        "peft_type": "LORA", "r": rank, "lora_alpha": alpha, "bias": "none",
+        "target_modules": sorted(ranks.keys() - set(parameters)),
         "rank_pattern": {module: one for module, one in ranks.items() if one != rank},
         "alpha_pattern": {module: one for module, one in alphas.items() if one != alpha},
         "lora_dropout": 0.0, "fan_in_fan_out": turned,
     }  # fmt: skip
+    if parameters:
+        config["target_parameters"] = list(parameters)
     if whole:
         config["modules_to_save"] = sorted({key.rpartition(".")[0] for key in whole})
     return config

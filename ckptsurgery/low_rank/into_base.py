@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..catalog import RecipeLike, as_recipe
 from ..errors import CheckpointError, Diagnostic
 from ..language.captures import escape
+from ..language.config_edits import ConfigEdits
 from ..language.recipe import Recipe
 from ..ops.low_rank_pairs import alpha_divisor
 from ..planning.plan import Plan
 from ..running.runner import plan
+from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
 from ..storage.places.opening import open as open_checkpoint
 from .adapter_config import config_of
@@ -23,9 +26,10 @@ __all__ = ["merge"]
 _NAMES = "ijkmn"
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|(?<=/)\d+(?=\.)")
 _BASE = "base/"
+_TIES = "tie_word_embeddings"
 
 
-def merge(base: Any, *adapters: Any, weights: Sequence[float] | None = None) -> Plan:
+def merge(base: Any, *adapters: Any, weights: Sequence[float] | None = None, recipe: RecipeLike | None = None) -> Plan:
     """Plan the base model with adapters merged into it; what they do not change is copied.
 
     >>> import torch, ckptsurgery as cs
@@ -45,6 +49,10 @@ def merge(base: Any, *adapters: Any, weights: Sequence[float] | None = None) -> 
     Args:
         base, adapters: whatever `open` takes.
         weights: of each adapter; 1 where left out.
+        recipe: from the layout of weights that the adapters were trained on to the base's, where these differ, such as
+            "llama/hf_to_litgpt" for a base with fused projections. The base is taken apart by its inverse, merged, and
+            put together again, in one pass. So an adapter of some of the fused parts, or one with other ranks for each,
+            is merged exactly.
 
     Returns:
         a plan over the mounts `base/` and `lora/` (`lora0/`, `lora1/` of several); its `recipe` can be written down.
@@ -60,12 +68,31 @@ def merge(base: Any, *adapters: Any, weights: Sequence[float] | None = None) -> 
     whole = open_checkpoint(base)
     opened = [open_checkpoint(adapter) for adapter in adapters]
     names = ["lora/"] if len(opened) == 1 else [f"lora{n}/" for n in range(len(opened))]
+    layout = as_recipe(recipe) if recipe is not None else None
+    specs = whole.specs if layout is None else plan(whole, layout.inverse(), config=whole.config).specs
+    config = whole.config or {}
+    ties = config.get(_TIES) is True and not whole.ties
     read = [
-        read_adapter(one.specs, whole.specs, config_of(source, one), one.source)
+        read_adapter(one.specs, specs, config_of(source, one), one.source, ties)
         for source, one in zip(adapters, opened)
     ]
-    recipe = _AdapterMerge(dict(zip(names, zip(read, opened, given)))).recipe()
-    return plan({_BASE: whole, **dict(zip(names, opened))}, recipe, config=whole.config)
+    made = _AdapterMerge(dict(zip(names, zip(read, opened, given))), specs)
+    merging = made.recipe()
+    if layout is not None:
+        merging = _in_layout(merging, layout)
+    if ties and made.untied:
+        merging = merging.replace(config=ConfigEdits(set={_TIES: False}))
+    planned = plan({_BASE: whole, **dict(zip(names, opened))}, merging, config=whole.config)
+    told = made.tied_updates(config.get("vocab_size")) if ties and not made.untied else []
+    return replace(planned, warnings=(*planned.warnings, *told)) if told else planned
+
+
+def _in_layout(merging: Recipe, layout: Recipe) -> Recipe:
+    """The recipe of a merge for a base in another layout: to the adapters' layout before it, and back behind it."""
+    back = layout.inverse()
+    apart = [stage.scoped(_BASE, _BASE).replace(rest="keep") for stage in (back.replace(stages=()), *back.stages)]
+    first, *others = [*apart, merging, layout.replace(stages=()), *layout.stages]
+    return first.replace(stages=tuple(others), summary=f"{merging.summary}, in the layout of: {layout.summary}")
 
 
 @dataclass(frozen=True)
@@ -83,12 +110,20 @@ class _AdapterMerge:
 
     Args:
         adapters: mount -> the adapter, its checkpoint and its weight.
+        base: headers of the base, in the layout of the adapters.
         read: stored alphas that the rules have as numbers.
+        stored: keys of the base whose weight an adapter stores as well; the adapter's is taken.
+        same: a stored weight, under its mount -> the base's key that it must equal.
+        untied: keys of the output that the base lacks, since its config ties them to others.
     """
 
     adapters: Mapping[str, tuple[LowRankAdapter, Checkpoint, float]]
+    base: Mapping[str, TensorSpec]
     problems: list[Diagnostic] = field(default_factory=list)
     read: list[str] = field(default_factory=list)
+    stored: list[str] = field(default_factory=list)
+    same: dict[str, str] = field(default_factory=dict)
+    untied: list[str] = field(default_factory=list)
 
     def recipe(self) -> Recipe:
         """The recipe."""
@@ -100,7 +135,10 @@ class _AdapterMerge:
                 if name in whole:
                     self.clash(name, "two adapters bring it whole")
                 whole[name] = f"{escape(mount + key)} -> {escape(name)}"
-        drop = [escape(key) for key in (*(_BASE + name for name in whole), *dict.fromkeys(self.read))]
+        left = [*whole, *self.stored]
+        kept = [_BASE + name for name in left if name in self.base]
+        drop = [escape(key) for key in (*kept, *dict.fromkeys(self.read))]
+        self.untied = [name for name in left if name not in self.base]
         if self.problems:
             raise CheckpointError(self.problems)
         names = ", ".join(self.adapters)
@@ -108,6 +146,7 @@ class _AdapterMerge:
             [*rules, *whole.values()],
             drop=drop,
             rest=f"{_BASE}{{k...}} -> {{k...}}",
+            same=self.same,
             summary=f"{names} merged into base/",
         )
 
@@ -126,7 +165,7 @@ class _AdapterMerge:
         special = any(one.update.magnitude or one.update.experts for one in added)
         if special and not alone:
             self.clash(update.key, "only one adapter can change what has a magnitude, or stacked experts")
-        keys = [_BASE + update.key]
+        keys = [self.weight(added)]
         for one in added:
             keys += [one.mount + one.update.down, one.mount + one.update.up]
         if alone and special:
@@ -139,6 +178,33 @@ class _AdapterMerge:
             keys.append(added[0].mount + update.alpha_key)
             return tuple(keys), update.key, f"lora_merge({extra[2:]})" if extra else "lora_merge"
         return tuple(keys), update.key, f"lora_merge(alpha={_number(self.alpha(added[0]))}{extra})"
+
+    def weight(self, added: Sequence[_AddedUpdate]) -> str:
+        """The source of the weight: the adapter's, where it stores one, or the base's where several store it."""
+        update = added[0].update
+        if len(added) == 1 and update.stored is not None:
+            self.stored.append(update.key)
+            return added[0].mount + update.stored
+        for one in added:
+            if one.update.stored is None:
+                continue
+            if update.key not in self.base:
+                self.clash(update.key, "the base does not have it, and several adapters store it")
+            self.same[escape(one.mount + one.update.stored)] = escape(_BASE + update.key)
+        return _BASE + update.key
+
+    def tied_updates(self, count: object) -> list[Diagnostic]:
+        """A warning for each update of a tensor that the base's config ties to one without a name of its own.
+
+        Args:
+            count: rows of the tensors that are tied.
+        """
+        changed = {update.key for adapter, _, _ in self.adapters.values() for update in adapter.updates}
+        changed |= {name for adapter, _, _ in self.adapters.values() for name in adapter.replaced.values()}
+        keys = [key for key in sorted(changed) if self.base[key].shape[:1] == (count,)]
+        help = "give the base its head as a tensor of its own, by a rule '+ EMBEDDING -> HEAD', and merge into that"
+        text = "is tied to the head, which the merge changes with it; the adapter was trained beside an unchanged head"
+        return [Diagnostic("adapter-tied", f"{key!r} {text}", help=help, severity="warning") for key in keys]
 
     def special(self, added: _AddedUpdate, keys: list[str]) -> tuple[tuple[str, ...], str, str]:
         """The rule of what has a magnitude, or of stacked experts."""

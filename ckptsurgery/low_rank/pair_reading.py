@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import permutations
+from itertools import permutations, product
 
 from ..errors import CheckpointError, Diagnostic
 from ..language.folding import fold
@@ -29,6 +29,7 @@ _NAME = re.compile(
 )
 _WRAPPER = "base_model.model."
 _SAVED = re.compile(r"\.(?:modules_to_save(?:\.(?!weight$|bias$)[^.]+)?|base_layer)(?=\.)")
+_STORED = ".base_layer.weight"
 _COMPONENTS = {"te": "text_encoder", "te1": "text_encoder", "te2": "text_encoder_2"}
 _FLAT = re.compile(r"lora_(?P<component>[a-z]+\d?)_(?P<rest>.+)")
 _HELP = {
@@ -45,6 +46,7 @@ class AdapterUpdate:
     Args:
         key: the base model's. module: what the adapter calls it.
         down, up: the adapter's keys of A and B. magnitude, alpha_key: those of the norms and of a stored alpha.
+        stored: the adapter's key of the weight itself, which PEFT stores for embeddings and heads.
         rank: of the update. alpha: where a configuration has it.
         turned: the weight is stored as [in, out]. experts: the order of a stacked weight's dims, or nothing.
         rslora: scale by alpha / sqrt(r).
@@ -58,6 +60,7 @@ class AdapterUpdate:
     alpha: float | None = None
     alpha_key: str | None = None
     magnitude: str | None = None
+    stored: str | None = None
     turned: bool = False
     experts: str = ""
     rslora: bool = False
@@ -84,6 +87,7 @@ class NamedParts:
     module: str
     keys: dict[str, str] = field(default_factory=dict)
     bias: str | None = None
+    stored: str | None = None
     embedding: bool = False
 
 
@@ -108,20 +112,26 @@ def parsed_names(keys: Iterable[str]) -> tuple[dict[str, NamedParts], list[str]]
         else:
             parts.keys[_PARTS[match["part"]]] = key
         parts.embedding |= "embedding" in match["part"]
+    for key in [key for key in others if key.endswith(_STORED) and key.removesuffix(_STORED) in modules]:
+        modules[key.removesuffix(_STORED)].stored = key
+        others.remove(key)
     return modules, others
 
 
-def read_adapter(specs: Specs, base: Specs, config: AdapterConfig, place: str = "the adapter") -> LowRankAdapter:
+def read_adapter(
+    specs: Specs, base: Specs, config: AdapterConfig, place: str = "the adapter", ties: bool = False
+) -> LowRankAdapter:
     """Return what an adapter does to a base model.
 
     Args:
         specs, base: headers of both. place: what messages call the adapter.
+        ties: whether the base's config ties tensors, so that a module of the adapter may have none of its own there.
 
     Raises:
         CheckpointError: tensors that belong to nothing in the base, or parts that are missing; all at once.
     """
     modules, others = parsed_names(specs)
-    reader = _AdapterReader(specs, base, config, modules)
+    reader = _AdapterReader(specs, base, config, modules, ties)
     updates = [update for parts in modules.values() if (update := reader.update(parts)) is not None]
     biases = [
         (key, parts.bias, update)
@@ -144,11 +154,13 @@ class _AdapterReader:
     base: Specs
     config: AdapterConfig
     modules: Mapping[str, NamedParts]
+    ties: bool = False
     wrong: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = [f"{_plain(module)}.weight" for module in self.modules]
         names += [_plain(_SAVED.sub("", key)) for key in self.specs if _NAME.fullmatch(key) is None]
+        names += [_plain(module) for module in self.modules]
         names += [
             f"{_plain(module).replace('.base_layer', '')}.{name.rpartition('.')[2]}"
             for module in self.modules
@@ -156,7 +168,7 @@ class _AdapterReader:
         ]
         self.spelling = Spelling.of(names, self.base)
         self.flat = {key.removesuffix(".weight").replace(".", "_"): key for key in self.base}
-        self.experts = self._experts() if self.config.parameters else {}
+        self.experts = self._named_experts() | (self._experts() if self.config.parameters else {})
 
     def problem(self, code: str, text: str, key: str) -> None:
         self.wrong.setdefault((code, text), []).append(key)
@@ -169,22 +181,24 @@ class _AdapterReader:
             return None
         down = self.specs[parts.keys["down"]]
         expert = self.experts.get(parts.module)
-        key = expert[0] if expert else self.key(parts.module)
+        key = expert[0] if expert else self.key(parts.module, parts.stored is not None)
         if key is None:
             self.problem("adapter-unmatched", "updates of modules that the base does not have", parts.module)
             return None
         plain = _plain(parts.module)
-        rank = down.shape[0] // (self.base[key].shape[0] if expert else 1) if down.shape else 0
+        weight = self.specs[parts.stored] if parts.stored else self.base[key]
+        rank = down.shape[0] // (weight.shape[0] if expert else 1) if down.shape else 0
+        rank = down.shape[1] if expert and len(down.shape) == 3 else rank
         alpha_key = parts.keys.get("alpha")
         alpha = self.config.alpha_of(key if expert else plain) if alpha_key is None else None
         if alpha is None and alpha_key is None:
             alpha = rank  # what has no alpha is not scaled
         if self.config.dora and "magnitude" not in parts.keys:
             self.problem("adapter-incomplete", "updates without their magnitude", parts.module)
-        turned = self.config.turned or (parts.embedding and len(self.base[key].shape) == 2)
+        turned = self.config.turned or (parts.embedding and len(weight.shape) == 2)
         return AdapterUpdate(
             key, parts.module, parts.keys["down"], parts.keys["up"], rank, alpha,
-            alpha_key, parts.keys.get("magnitude"), turned,
+            alpha_key, parts.keys.get("magnitude"), parts.stored, turned,
             expert[1] if expert else "", self.config.rslora,
         )  # fmt: skip
 
@@ -201,15 +215,17 @@ class _AdapterReader:
         name = self.spelling.key(_plain(_SAVED.sub("", key)))
         if name in self.base and self.base[name].shape == self.specs[key].shape:
             return name
+        if name not in self.base and self.ties and (self.config.tied or self._is_whole(name)):
+            return name
         self.problem("adapter-unmatched", "tensors that are not updates, and none of the base's", key)
         return None
 
-    def key(self, module: str) -> str | None:
-        """The base's key of a module's weight."""
+    def key(self, module: str, stored: bool = False) -> str | None:
+        """The base's key of a module's weight, or the key to come of one that the adapter stores for a tied base."""
         if "." not in module:
             return self._of_flat(module)
         name = self.spelling.key(f"{_plain(module)}.weight")
-        return name if name in self.base else None
+        return name if name in self.base or (stored and self.ties) else None
 
     def _of_flat(self, module: str) -> str | None:
         match = _FLAT.fullmatch(module)
@@ -237,28 +253,42 @@ class _AdapterReader:
             if not keys:
                 continue
             ways = [
-                dict(zip(wrappers, zip(some, orders)))
+                tuple(zip(some, orders))
                 for some in permutations(keys, len(wrappers))
-                if all(orders := [self._order(one, key) for one, key in zip(wrappers, some)])
+                for orders in product(*(self._orders(one, key) for one, key in zip(wrappers, some)))
+                if len(set(orders)) == 1  # a module stores all of its parameters in one order
             ]
-            if len(ways) != 1 or any("?" in order for _, order in ways[0].values()):
+            if len(ways) > 1:
                 text = "updates of stacked parameters that fit several of them, or in two ways"
                 self.problem("adapter-ambiguous", text, module)
-                ways = ways[:1]
-            found.update(ways[0] if ways else {})
+            found.update(zip(wrappers, ways[0]) if ways else ())
         return found
+
+    def _named_experts(self) -> dict[str, tuple[str, str]]:
+        """Modules of the adapter that are called as a stacked parameter is."""
+        found: dict[str, tuple[str, str]] = {}
+        for module in self.modules:
+            key = self.spelling.key(_plain(module))
+            if key in self.base and (orders := self._orders(module, key)):
+                found[module] = key, orders[0]
+        return found
+
+    def _is_whole(self, key: str) -> bool:
+        module = f".{key.rpartition('.')[0]}"
+        return any(module.endswith(f".{name}") for name in self.config.whole)
 
     def _is_targeted(self, key: str) -> bool:
         return any(key == name or key.endswith(f".{name}") for name in self.config.parameters)
 
-    def _order(self, module: str, key: str) -> str:
-        """The order of a stacked weight's dims that its update shows; "?" for both, empty for neither."""
+    def _orders(self, module: str, key: str) -> list[str]:
+        """The orders of a stacked weight's dims that fit its update; what is called as the weight itself is out_in."""
         keys, shape = self.modules[module].keys, self.base[key].shape
         if "down" not in keys or "up" not in keys or len(shape) != 3:
-            return ""
-        inside, out = self.specs[keys["down"]].shape[-1], self.specs[keys["up"]].shape[0]
+            return []
+        down, up = (self.specs[keys[part]].shape for part in ("down", "up"))
+        inside, out = down[-1], up[-2] if len(up) > 1 else 0
         orders = [name for name, sides in (("out_in", (out, inside)), ("in_out", (inside, out))) if shape[1:] == sides]
-        return "?" if len(orders) > 1 else "".join(orders)
+        return [order for order in orders if order == "in_out" or not self.config.turns_experts]
 
 
 def _plain(module: str) -> str:

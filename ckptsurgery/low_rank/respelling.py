@@ -40,7 +40,9 @@ def convert(adapter: Any, base: Any, path: str | os.PathLike[str], to: str, *, p
     "peft" is a folder with `adapter_config.json`, where ranks and alphas that differ are patterns. "kohya" is a file
     with flat names, in which each module has its alpha. "diffusers" is a file with the modules' own names and no alpha:
     where a scale is not 1, B is multiplied by it, in float32 with one rounding. rsLoRA becomes the alpha of the same
-    scale.
+    scale. Updates of stacked experts have the names of the parameters in "diffusers", and are nested in "peft", the
+    first parameter of a module in the base's order innermost: name the model or its state dict as the base. Those of
+    PEFT before 0.19 are turned to the order of later ones.
 
     Args:
         adapter, base: whatever `open` takes; the base has the module names that flat names are read with.
@@ -58,16 +60,17 @@ def convert(adapter: Any, base: Any, path: str | os.PathLike[str], to: str, *, p
     if place.exists():
         raise CheckpointError(Diagnostic("output-exists", f"{str(path)!r} exists already", help="name a new one"))
     source, whole = open_checkpoint(adapter), open_checkpoint(base)
-    read = read_adapter(source.specs, whole.specs, config_of(adapter, source), source.source)
-    made = _Respelling(read, source, to, prefix)
+    config = config_of(adapter, source)
+    read = read_adapter(source.specs, whole.specs, config, source.source)
+    made = _Respelling(read, source, to, prefix, tuple(whole.specs), config.turns_experts)
     recipe = made.recipe()
     if to != "peft":
         plan(source, recipe).save(place)
         return str(place)
     place.mkdir(parents=True)
     plan(source, recipe).save(place / "adapter_model.safetensors")
-    config = peft_config(made.ranks, made.alphas, sorted(read.replaced.values()), made.turned)
-    (place / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    told = peft_config(made.ranks, made.alphas, sorted(read.replaced.values()), made.turned, made.parameters)
+    (place / CONFIG_FILE).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     return str(place)
 
 
@@ -76,19 +79,27 @@ class _Respelling:
     """Makes the recipe of a respelling.
 
     Args:
+        keys: of the base, in its order.
+        turns: whether stacked experts are stored as PEFT did before 0.19.
         ranks, alphas: of each module, by the base's name.
+        parameters: those of them that are stacked experts.
     """
 
     adapter: LowRankAdapter
     source: Checkpoint
     to: str
     prefix: str | None
+    keys: tuple[str, ...] = ()
+    turns: bool = False
     ranks: dict[str, int] = field(default_factory=dict)
     alphas: dict[str, float] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
     scaled: dict[float, dict[str, str]] = field(default_factory=dict)
     init: dict[str, str] = field(default_factory=dict)
     drop: list[str] = field(default_factory=list)
+    parameters: list[str] = field(default_factory=list)
+    swapped: list[str] = field(default_factory=list)
+    dims: dict[str, int] = field(default_factory=dict)
 
     @property
     def turned(self) -> bool:
@@ -108,7 +119,12 @@ class _Respelling:
             tables[f"b{number}"] = names
             rules.append(f"{{b{number}}} -> {{b{number}}} | mul({scale!r})")
         return Recipe(
-            rules, drop=self.drop, init=self.init, names=tables, summary=f"adapter in the spelling of {self.to}"
+            [*rules, *self.swapped],
+            drop=self.drop,
+            init=self.init,
+            dims=self.dims,
+            names=tables,
+            summary=f"adapter in the spelling of {self.to}",
         )
 
     def add(self, update: AdapterUpdate) -> None:
@@ -119,6 +135,12 @@ class _Respelling:
         if update.alpha_key is not None:
             self.drop.append(escape(update.alpha_key))
         name, (down, up) = self.spelled(module), self.parts(update)
+        if update.experts:
+            self.parameters.append(module)
+            name = self.nested(module) if self.to == "peft" else name
+        if update.experts == "in_out" and (self.turns or self.to != "peft"):
+            self.swap(update, name, alpha / update.rank)
+            return
         self.names[update.down] = f"{name}.{down}"
         scale = alpha / update.rank
         if self.to == "diffusers" and scale != 1:
@@ -127,8 +149,28 @@ class _Respelling:
             self.names[update.up] = f"{name}.{up}"
         if self.to == "kohya":
             self.init[f"{escape(name)}.alpha [] F32"] = f"constant({float(alpha)!r})"
+        if update.stored is not None:
+            self.names[update.stored] = f"{name}.base_layer.weight"
         if update.magnitude is not None:
             self.names[update.magnitude] = f"{name}.lora_magnitude_vector.weight"
+
+    def nested(self, key: str) -> str:
+        """The module of a stacked parameter, as PEFT nests several of one module."""
+        module = key.rpartition(".")[0]
+        updated = {update.key for update in self.adapter.updates if update.experts}
+        others = [one for one in self.keys if one in updated and one.rpartition(".")[0] == module]
+        return self.spelled(module) + ".base_layer" * (len(others) - 1 - others.index(key))
+
+    def swap(self, update: AdapterUpdate, name: str, scale: float) -> None:
+        """The update of experts [in, out] as one of [out, in]: Bᵀ is A, and Aᵀ is B."""
+        count = self.source.specs[update.down].shape[0] // update.rank
+        e = f"e{count}"
+        self.dims[e] = count
+        factor = f" | mul({scale!r})" if self.to == "diffusers" and scale != 1 else ""
+        self.swapped += [
+            f"{escape(update.up)} [o (r {e})] -> {escape(name)}.lora_A.weight [({e} r) o]",
+            f"{escape(update.down)} [({e} r) i] -> {escape(name)}.lora_B.weight [i (r {e})]{factor}",
+        ]
 
     def alpha(self, update: AdapterUpdate) -> float:
         """Alpha over r is the scale, for rsLoRA too."""
@@ -144,6 +186,10 @@ class _Respelling:
         if self.embeds(update):
             return "lora_embedding_A", "lora_embedding_B"
         return "lora_A.weight", "lora_B.weight"
+
+    def cannot_stack(self, update: AdapterUpdate) -> bool:
+        """Whether the spelling has no place for an update of stacked experts."""
+        return self.to == "kohya" or len(self.source.specs[update.down].shape) == 3
 
     def embeds(self, update: AdapterUpdate) -> bool:
         """Whether an update is that of an embedding."""
@@ -161,11 +207,12 @@ class _Respelling:
 
     def refuse(self) -> None:
         """Refuse tensors that the spelling has no place for."""
-        odd = {update.up: "stacked experts" for update in self.adapter.updates if update.experts}
+        odd = {u.up: "stacked experts" for u in self.adapter.updates if u.experts and self.cannot_stack(u)}
         odd |= {key: "biases" for _, key, _ in self.adapter.biases}
         if self.to != "peft":
             odd |= {u.magnitude: "magnitudes" for u in self.adapter.updates if u.magnitude is not None}
             odd |= dict.fromkeys(self.adapter.replaced, "whole tensors")
+            odd |= {u.stored: "whole tensors" for u in self.adapter.updates if u.stored is not None}
         if self.to == "kohya":
             odd |= {u.down: "embeddings" for u in self.adapter.updates if self.embeds(u)}
         flat = [self.spelled(update.key.removesuffix(".weight")) for update in self.adapter.updates]

@@ -153,7 +153,8 @@ class LoraMergeExperts(Op):
     ((TensorSpec(shape=(4, 8, 6), dtype='F32'),), 'lora_merge_experts(alpha=16, order=in_out)')
 
     W[e] + (alpha / r) · B[e]·A[e], with A [experts · r, in] by expert, and B [out, r · experts] with the expert as the
-    last index, as PEFT stores both for a parameter [experts, out, in], or [experts, in, out].
+    last index, as PEFT stores both for a parameter [experts, out, in], or [experts, in, out]. A and B may be apart by
+    expert too: A [experts, r, in], B [experts, out, r].
 
     Args:
         alpha: the scaling's numerator.
@@ -180,10 +181,18 @@ class LoraMergeExperts(Op):
         weight, a, b = operands(self, specs, "weight", "A", "B")
         for spec, what in ((weight, "weight"), (a, "A"), (b, "B")):
             arithmetic_float(self, spec, what)
-        if len(weight.shape) != 3 or len(a.shape) != 2 or len(b.shape) != 2:
+        if len(weight.shape) != 3 or len(a.shape) != len(b.shape) or len(a.shape) not in (2, 3):
             raise OpError(f"{self.name} wants a weight [experts, ., .], A and B of 2 dims, not {weight}, {a}, {b}")
         experts, *sides = weight.shape
         out, inside = sides if self.order == "out_in" else reversed(sides)
+        if len(a.shape) == 3:
+            rank = a.shape[1]
+            if not rank or a.shape != (experts, rank, inside) or b.shape != (experts, out, rank):
+                raise OpError(
+                    f"{self.name}: beside weight {list(weight.shape)}, {self.order}, A is [{experts}, r, {inside}] and "
+                    f"B is [{experts}, {out}, r]; they are {list(a.shape)} and {list(b.shape)}"
+                )
+            return (weight,)
         total = a.shape[0]
         if not total or total % experts or a.shape[1] != inside or b.shape != (out, total):
             raise OpError(
@@ -197,10 +206,11 @@ class LoraMergeExperts(Op):
 
         (weight, a, b), (spec,) = tensors, self.infer(specs_of(tensors))
         experts = weight.shape[0]
-        rank = a.shape[0] // experts
+        rank = a.shape[-2] if a.dim() == 3 else a.shape[0] // experts
         scale = float(self.alpha) / alpha_divisor(rank, self.rslora)
         result = torch.empty(spec.shape, dtype=weight.dtype, device=weight.device)
-        downs, ups = a.reshape(experts, rank, -1), b.reshape(b.shape[0], rank, experts)
+        downs = a.reshape(experts, rank, -1)
+        ups = b.permute(1, 2, 0) if b.dim() == 3 else b.reshape(b.shape[0], rank, experts)
         # One expert at a time: float32 copies of all of them would be several times the weight.
         for e in range(experts):
             wide = widen(weight[e])

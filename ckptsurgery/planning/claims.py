@@ -13,6 +13,7 @@ from ..language.grouping import KeyGroup, group_keys, template
 from ..language.keys import KeyPattern
 from ..specs import TensorSpec
 from ..wording import counted
+from .copied_keys import CopiedKeys, KeyPath
 from .expanding import BoundPattern, ResolvedRule, Rest, Stage
 from .joining import partners_of
 from .matching import MatchedColumns, match_group
@@ -98,6 +99,7 @@ def claim(
             exact.setdefault(template(candidate.pattern.prefix), []).append(number)
     claims = Claims([[[] for _ in b.rule.sources] for b in stage.rules])
     claims.unread_terms = [[[] for _ in b.rule.sources] for b in stage.rules]
+    copied = _copied_keys(stage, candidates, groups)
     used: set[int] = set()
     twice: dict[tuple[int, int], list[str]] = {}
 
@@ -108,7 +110,7 @@ def claim(
         return {n: candidates[n] for n in sorted([*numbers, *exact.get(text, ())])}
 
     for group in groups:
-        _claim_group(group, near(group), claims, used, twice, problems, tied, wanted)
+        _claim_group(group, near(group), claims, used, twice, problems, tied, wanted, copied)
     for group in group_keys(unreadable):
         _claim_unreadable(group, near(group), claims, used)
     _drop_unreadable(stage.rests, [key for key in unreadable if key not in claims.lost], claims)
@@ -143,6 +145,21 @@ def _candidates(stage: Stage, groups: list[KeyGroup]) -> list[_Claim]:
     return found + [_Claim(d.pattern, f"same {d.text}", d.place, said=d, same=True) for d in stage.sames]
 
 
+def _copied_keys(stage: Stage, candidates: Sequence[_Claim], groups: Sequence[KeyGroup]) -> CopiedKeys | None:
+    """The decision about copies; None where no rule makes a target that another makes as well."""
+    rules = [bound.rule for bound in stage.rules]
+    if not any(term.shared for rule in rules for term in rule.targets):
+        return None
+    straight = [len(rule.sources) == len(rule.targets) == 1 and not rule.sources[0].shared for rule in rules]
+    ways = [KeyPath(r.sources[0].pattern, r.targets[0].pattern, r.targets[0].shared) for r in rules]
+    paths = {
+        number: ways[one.rule] for number, one in enumerate(candidates) if one.rule is not None and straight[one.rule]
+    }
+    others = [rest.rule.rule for rest in stage.rests if rest.rule is not None]
+    rests = [KeyPath(rule.sources[0].pattern, rule.targets[0].pattern) for rule in others]
+    return CopiedKeys({key for group in groups for key in group.keys}, paths, rests)
+
+
 def _claim_group(
     group: KeyGroup,
     candidates: Mapping[int, _Claim],
@@ -152,6 +169,7 @@ def _claim_group(
     problems: list[Diagnostic],
     tied: Mapping[str, str],
     wanted: Collection[str],
+    copied: CopiedKeys | None,
 ) -> None:
     hits: list[tuple[int, MatchedColumns]] = []
     unclear: list[int] = []
@@ -176,6 +194,9 @@ def _claim_group(
         _take(candidates[number], matches, claims, problems)
     hits = [hit for hit in hits if not candidates[hit[0]].shared]
     hits = _yielded(hits, candidates, used, tied, wanted)
+    if copied is not None:
+        used.update(number for number, _ in hits)
+        hits = copied.settled(hits)
     whole = [(n, m) for n, m in hits if len(m.keys) == len(group.keys)]
     if len(hits) == 1 and whole:
         _take(candidates[hits[0][0]], hits[0][1], claims, problems)

@@ -8,6 +8,7 @@ from ..errors import Diagnostic
 from ..storage.checkpoint import Checkpoint
 from ..wording import listed
 from .record import PlanRecord
+from .steps import Program
 
 __all__ = ["copied_from", "output_aliases", "parted_ties", "scattered_keys", "unread_proofs"]
 
@@ -15,19 +16,24 @@ _SAMPLES = 4096
 
 
 def output_aliases(plan: PlanRecord, checkpoint: Checkpoint) -> dict[str, str]:
-    """Target keys that are one tensor with another: tied by the plan, or made alike from names tied in the source."""
+    """Target keys that are one tensor with another: tied by the plan, or made alike from names tied in the source.
+
+    Steps are alike where they read the same tensors by equal programs, of one rule or of two.
+    """
     first = {name: tie.names[0] for tie in checkpoint.ties for name in tie.names}
-    seen: dict[Any, str] = {}
+    seen: dict[Any, list[tuple[Program, str]]] = {}
     aliases: dict[str, str] = {}
     for step in plan.steps if first else ():
         if not any(key in first for key in step.sources):
             continue
         sources = tuple(first.get(k, k) for k in step.sources)
         for number, (key, spec) in enumerate(zip(step.targets, step.program.outputs)):
-            way: object = "copy" if step.kind == "copy" else id(step.program)
-            kept = seen.setdefault((way, number, sources, spec), key)
+            made = seen.setdefault((step.kind == "copy", number, sources, spec), [])
+            kept = next((one for program, one in made if step.kind == "copy" or program == step.program), key)
             if kept != key:
                 aliases[key] = kept
+            else:
+                made.append((step.program, key))
     aliases.update({alias: aliases.get(base, base) for alias, base in plan.ties.items()})
     return aliases
 

@@ -65,6 +65,36 @@ class Mixture(nn.Module):
         return x
 
 
+class Tokens(nn.Module):
+    """An embedding and a head under the names whose weights PEFT stores beside their updates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed_tokens, self.lm_head = nn.Embedding(7, 6), nn.Linear(6, 7, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class Attention(nn.Module):
+    """Grouped-query attention of 4 heads and 2 groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = nn.Linear(6, 8), nn.Linear(6, 4), nn.Linear(6, 4), nn.Linear(8, 6)
+
+
+class Decoder(nn.Module):
+    """One layer of attention and of stacked experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.ModuleDict({"attn": Attention(), "experts": Experts(False)})])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
 CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "linear": (Network, {"target_modules": ["q", "k"], "r": 2, "lora_alpha": 3}),
     "patterns": (
@@ -89,6 +119,12 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
                           "target_parameters": ["mlp.experts.down", "mlp.experts.gate_up"]}),
     "experts_in_out": (lambda: Mixture(True), {"target_modules": ["router"], "r": 2, "lora_alpha": 3,
                                                "target_parameters": ["experts.gate_up", "experts.down"]}),
+    "stored": (Tokens, {"target_modules": ["embed_tokens", "lm_head"], "r": 2, "lora_alpha": 3}),
+    "decoder": (
+        Decoder,
+        {"target_modules": ["q", "k", "v", "o"], "r": 2, "lora_alpha": 3, "rank_pattern": {"q": 3, "experts.down": 1},
+         "alpha_pattern": {"v": 5, "experts.gate_up": 7}, "target_parameters": ["experts.gate_up", "experts.down"]},
+    ),
 }  # fmt: skip
 
 

@@ -166,3 +166,47 @@ def test_a_fallback_neither_shares_nor_joins() -> None:
     for rest in ("+ {k...} -> x.{k...}", "{k...}.a & {k...}.b -> {k...} | same"):
         with pytest.raises(cs.RecipeError, match="rest"):
             Recipe(rest=rest)
+
+
+@pytest.mark.parametrize("count", [1, 2, 12])
+@pytest.mark.parametrize(
+    ("rules", "rest"),
+    [
+        (["layers.{i}.{r...} -> layers.{i}.{r...}", "+ layers.{i}.{r...} -> layers.{i+n}.{r...}"], "error"),
+        (["h.{i}.{r...} -> layers.{i}.{r...}", "+ h.{i}.{r...} -> layers.{i+n}.{r...}"], "error"),
+        (["+ layers.{i}.{r...} -> layers.{i+n}.{r...}"], "keep"),
+        (["{k...} -> {k...}", "+ layers.{i}.{r...} -> layers.{i+n}.{r...}"], "error"),
+        (["+ layers.{i}.{r...} -> layers.{i+n}.{r...}", "+ layers.{i}.{r...} -> layers.{i+m}.{r...}"], "keep"),
+        ([f"+ h.{{i}}.{{r...}} -> layers.{{i+{n}}}.{{r...}}" for n in "mn"], "h.{k...} -> layers.{k...}"),
+    ],
+)  # fmt: skip
+def test_copies_are_told_from_originals_on_the_way_back(rules: list[str], rest: str, count: int) -> None:
+    front = "h." if any("h.{i}" in rule for rule in rules) else "layers."
+    source = {key.replace("layers.", front): tensor for key, tensor in stack(count).items()}
+    recipe = Recipe(rules, rest=rest, dims={"n": count, "m": 2 * count})
+    made = cs.plan(source, recipe).state_dict()
+    assert len(made) == len(source) * (sum(rule.startswith("+") for rule in rules) + 1)
+    back = cs.plan(made, recipe.inverse())
+    assert_equal(back.state_dict(), source)
+    assert len(back.proofs) == len(made) - len(source)
+    last = max(made)
+    with pytest.raises(cs.CkptSurgeryError, match="must be equal"):
+        cs.plan({**made, last: made[last] + 1}, recipe.inverse()).state_dict()
+
+
+def test_copies_of_copies_under_other_spellings() -> None:
+    pair = ("{m:a,b}.{i}.w", "{m:q,k}.{i")
+    recipe = Recipe([f"{pair[0]} -> {pair[1]}}}.w", *(f"+ {pair[0]} -> {pair[1]}+{n}}}.w" for n in (3, 6, 9))])
+    source = {f"{m}.{i}.w": torch.randn(2) for m in "ab" for i in range(3)}
+    made = cs.plan(source, recipe).state_dict()
+    assert_equal(cs.plan(made, recipe.inverse()).state_dict(), source)
+
+
+def test_a_mirrored_stack_is_its_own_copy_until_a_range_is_named() -> None:
+    recipe = Recipe(["layers.{i}.w -> layers.{i}.w", "+ layers.{i}.w -> layers.{7-i}.w"])
+    source = {key: tensor for key, tensor in stack(4).items() if "mlp" not in key}
+    made = cs.plan(source, recipe).state_dict()
+    error = refused({key: tuple(tensor.shape) for key, tensor in made.items()}, recipe.inverse())
+    assert problems(error)[0] == "claimed-twice"
+    named = Recipe([str(rule).replace("{i}", "{i:0..3}") for rule in recipe.rules])
+    assert_equal(cs.plan(made, named.inverse()).state_dict(), source)
