@@ -50,9 +50,8 @@ def merge(base: Any, *adapters: Any, weights: Sequence[float] | None = None, rec
         base, adapters: whatever `open` takes.
         weights: of each adapter; 1 where left out.
         recipe: from the layout of weights that the adapters were trained on to the base's, where these differ, such as
-            "llama/hf_to_litgpt" for a base with fused projections. The base is taken apart by its inverse, merged, and
-            put together again, in one pass. So an adapter of some of the fused parts, or one with other ranks for each,
-            is merged exactly.
+            for a base with fused projections. The base is taken apart by its inverse, merged, and put together again,
+            in one pass. So an adapter of some of the fused parts, or one with other ranks for each, is merged exactly.
 
     Returns:
         a plan over the mounts `base/` and `lora/` (`lora0/`, `lora1/` of several); its `recipe` can be written down.
