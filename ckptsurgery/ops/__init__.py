@@ -15,6 +15,7 @@ from . import (
     merging,
     over_axes,
     positions,
+    row_sums,
     rows,
 )
 from .base import Op, OpError, Specs, Tensors
@@ -35,6 +36,7 @@ _BUILT_IN = (
     merging,
     over_axes,
     positions,
+    row_sums,
     rows,
 )
 _QUANTISED = (floats, fourbit, gguf_blocks, packed, quantising)

@@ -41,6 +41,7 @@ EXAMPLES: Mapping[str, tuple[str, Shapes]] = {
     "della": (f"{_MERGE}della(0.5, epsilon=0.1)", _THREE),
     "diff": (f"{_BLEND}diff", _PAIR),
     "dora_merge": ("w, A, B, m -> w | dora_merge(alpha=16)", {**_LORA, "m": ("F32", (8,))}),
+    "combine_rows": ("w -> w | combine_rows(2, [0, 1, 1], [3, 0, 2], [1, 0.25, 0.75])", _TABLE),
     "drop_rows": ("w [o i] -> w [o i] | drop_rows([1, 3], axis=i)", _TABLE),
     "ema": (f"{_BLEND}ema(0.999)", _PAIR),
     "fold_batchnorm": ("w, gamma, beta, mean, var -> w, b | fold_batchnorm", _BATCH),

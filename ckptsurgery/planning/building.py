@@ -14,7 +14,7 @@ from ..errors import Diagnostic
 from ..language.axes import Axis, AxisList
 from ..language.keys import is_index
 from ..language.rules import Term
-from ..ops.base import OpError, Specs
+from ..ops.base import Op, OpError, Specs
 from ..specs import DTYPES, TensorSpec
 from ..wording import counted
 from .axis_places import Axes, axes_of, placed_runs
@@ -38,7 +38,7 @@ class Built:
         grids: for each target term its scattered names and, in the order of the program's outputs, their indices.
         interleaved: whether outputs go index by index over all terms, rather than term by term.
         assumed: splits that nothing but divisibility supports.
-        sizes: of the axes, as they were solved.
+        sizes: of the axes, as they were solved, or as ops behind the rearrangement made them.
     """
 
     program: Program
@@ -219,6 +219,7 @@ class ProgramBuilder:
                 runs, found = placed_runs(op, enumerate(axes), Program.of(inputs, instructions).outputs)
                 instructions += runs
                 axes = [found[n] for n in range(len(axes))]
+                self._resized(op, axes)
             if op.axis_role is not None:
                 continue
             if op.joins and not joined:
@@ -231,6 +232,13 @@ class ProgramBuilder:
             else:
                 instructions.append(ApplyOp(op, tuple((i,) for i in range(count))))
         return grids
+
+    def _resized(self, op: Op, axes: Sequence[Axes]) -> None:
+        """Note the size that an axis has in what is made."""
+        name = str(getattr(op, "axis"))  # noqa: B009 - a field of ops along an axis
+        made = {size for dims in axes for inside in dims for axis, size in inside if axis == name}
+        if len(made) == 1:
+            self._sizes[name] = made.pop()
 
     def _env(self, group: Group) -> dict[str, int]:
         return {n: int(v) for n, v in group.values.items() if is_index(str(v))}

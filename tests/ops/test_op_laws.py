@@ -160,6 +160,16 @@ def resized_rows(draw):
 
 
 @st.composite
+def combined_rows(draw):
+    spec = TensorSpec((draw(st.integers(1, 6)), *draw(SHAPE)[:2]), draw(st.sampled_from(["F64", "F32", "F16", "BF16"])))
+    n, old = draw(st.integers(1, 6)), st.integers(0, spec.shape[0] - 1)
+    entries = draw(st.lists(st.tuples(st.integers(0, n - 1), old, st.sampled_from([0.5, 1.0, -1.0])), max_size=8))
+    new, rows, weights = (tuple(side) for side in zip(*entries)) if entries else ((), (), ())
+    fill = draw(st.sampled_from(["mean", "zeros"]))
+    return make_op("combine_rows", (n, new, rows, weights, fill)), (spec,)
+
+
+@st.composite
 def sliced(draw):
     spec = TensorSpec((draw(SIZE), *draw(SHAPE)[:2]), draw(ANY))
     start = draw(st.integers(0, spec.shape[0]))
@@ -215,6 +225,7 @@ CASES = {
     "insert_rows": indexed("insert_rows"),
     "pad_to_multiple": st.tuples(op("pad_to_multiple", n=st.integers(1, 7), value=NUMBER), specs(ROWED, dtype=ANY)),
     "resize_rows": resized_rows(),
+    "combine_rows": combined_rows(),
     "resize_pos_embed": pos_embed(),
     "resize_rel_pos_bias": rel_pos_bias(),
     "adapt_input_conv": st.tuples(op("adapt_input_conv", channels=st.integers(1, 7), mode=INPUT_MODES), specs(KERNEL)),

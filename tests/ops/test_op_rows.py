@@ -24,6 +24,37 @@ def test_a_slice_is_cut_where_it_is_written_and_never_clipped():
         make_op("slice_rows").infer((TensorSpec([], "F32"),))
 
 
+def test_rows_are_combined_as_a_sparse_matrix_does():
+    generator = torch.Generator().manual_seed(0)
+    old = torch.randn(9, 4, generator=generator, dtype=torch.float64)
+    old[2, 0] = -0.0
+    matrix = torch.randn(6, 9, generator=generator, dtype=torch.float64) * (torch.rand(6, 9, generator=generator) < 0.4)
+    matrix[1] = 0
+    matrix[1, 2] = 1
+    new, rows = matrix.nonzero().T.tolist()
+    weights = matrix[new, rows].tolist()
+    made = run("combine_rows", old, 6, new, rows, weights, fill="zeros")
+    torch.testing.assert_close(made, torch.sparse.mm(matrix.to_sparse(), old))
+    assert made[1].view(torch.int64).tolist() == old[2].view(torch.int64).tolist()
+    assert run("combine_rows", old, 2, [0], [3], [1], fill="mean")[1].equal(old.mean(0))
+    half = run("combine_rows", old.half(), 6, new, rows, weights, fill="zeros")
+    torch.testing.assert_close(half, (matrix @ old.half().double()).half(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ((2, [0], [0, 1], [1]), "one length"),
+        ((2, [2], [0], [1]), "no new row 2"),
+        ((2, [0], [4], [1]), "no row 4"),
+        ((2, [0], [0], [1]), "1 new rows have no entry"),
+    ],
+)
+def test_a_sparse_matrix_that_does_not_fit_is_refused(arguments, text):
+    with pytest.raises(OpError, match=text):
+        make_op("combine_rows", arguments).infer((TensorSpec([4, 2], "F32"),))
+
+
 def test_padding_reaches_the_next_multiple_and_its_inverse_cuts_it_off():
     padded = run("pad_to_multiple", TABLE, 3, value=-1)
     assert padded.tolist() == [*TABLE.tolist(), [-1.0, -1.0], [-1.0, -1.0]]

@@ -119,6 +119,58 @@ def test_a_model_of_another_size_has_a_config_that_loads(name: str, dims: dict[s
         torch.testing.assert_close(logits(grown), logits(model))
 
 
+HEADS = {"0": [0, 2], "1": [3, 1]}
+NEURONS = {str(i): [*range(64), 3, 5] for i in range(2)}
+RESIZED = {
+    "pad_vocabulary": {"n": 64},
+    "trim_vocabulary": {"n": 40},
+    "transplant_vocabulary": {"n": 50, "tokens": {"0": 7, "3": 2}},
+    "combine_vocabulary": {"n": 3, "new": [0, 1, 1, 2], "old": [4, 5, 6, 7], "weights": [1, 0.5, 0.5, 1]},
+    "prune_ffn": {"neurons": {str(i): [*range(i, 40 + i)] for i in range(2)}},
+    "widen_ffn": {"neurons": NEURONS},
+    "prune_heads": {"heads": HEADS},
+}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("name", "dims"), RESIZED.items(), ids=RESIZED)
+def test_resized_tensors_have_a_config_that_loads(name: str, dims: dict[str, Any], tied: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**TEXT, tie_word_embeddings=tied)).eval()
+    model.save_pretrained(tmp_path / "old")
+    plan = cs.plan(tmp_path / "old", cs.load_recipe(f"surgery/{name}"), dims=dims)
+    report = plan.save(tmp_path / "new", companions=True)
+    assert not report.warnings
+    made = opened(LlamaForCausalLM, tmp_path / "new")
+    assert (made.lm_head.weight is made.model.embed_tokens.weight) == tied
+    if name == "widen_ffn":
+        torch.testing.assert_close(logits(made), logits(model))
+
+
+@pytest.mark.parametrize("name", ["pad_vocabulary", "transplant_vocabulary", "trim_vocabulary", "combine_vocabulary"])
+def test_tied_names_of_a_file_stay_tied(name: str, tmp_path: Path) -> None:
+    weight = torch.randn(48, 4)
+    state = {"model.embed_tokens.weight": weight, "lm_head.weight": weight}
+    report = cs.plan(state, f"surgery/{name}", dims=RESIZED[name]).save(tmp_path / "x.safetensors")
+    assert list(report.tied) == ["lm_head.weight"]
+    assert [tie.names for tie in cs.open(tmp_path / "x.safetensors").ties] == [tuple(state)]
+    made = cs.plan(state, f"surgery/{name}", dims=RESIZED[name]).state_dict()
+    assert made["lm_head.weight"] is made["model.embed_tokens.weight"]
+
+
+def test_experts_of_a_dense_model_load_as_a_mixture(tmp_path: Path) -> None:
+    model = tiny("llama")
+    model.save_pretrained(tmp_path / "old")
+    recipe = cs.load_recipe("surgery/dense_to_moe")
+    kind = {"set": {"model_type": "'mixtral'", "architectures": ["'MixtralForCausalLM'"]}}
+    recipe = recipe.replace(config=recipe.config + cs.Recipe(config=kind).config)
+    whole = recipe.then(cs.load_recipe("moe/hf_to_hf5"))
+    cs.plan(tmp_path / "old", whole, dims={"e": 4, "k": 2}).save(tmp_path / "new", companions=True)
+    made = opened(MixtralForCausalLM, tmp_path / "new")
+    assert (made.config.num_local_experts, made.config.num_experts_per_tok) == (4, 2)
+    torch.testing.assert_close(logits(made), logits(model), rtol=1e-4, atol=1e-4)
+
+
 def test_a_folder_with_another_config_gets_one_that_loads(tmp_path: Path) -> None:
     model = tiny("llama")
     model.save_pretrained(tmp_path / "hf")
