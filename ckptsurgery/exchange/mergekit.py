@@ -98,7 +98,7 @@ class _Configuration:
 
     def merged(self, sources: Sequence[Mapping[str, Any]], part: Mapping[str, Any]) -> list[str]:
         """The rules of a method that computes."""
-        ranges = {tuple(s["layer_range"]) for s in sources if "layer_range" in s}
+        ranges: set[tuple[int, int]] = {tuple(s["layer_range"]) for s in sources if "layer_range" in s}
         if len(ranges) > 1:
             raise _refused("the sources of a slice have different layers", "write rules with shifted indices")
         base = self.data.get("base_model")
@@ -108,10 +108,10 @@ class _Configuration:
         prefixes += [self.mount(s["model"]) for s in inputs]
         if pair and len(prefixes) != 2:
             raise _refused(f"{self.method} takes a base model and one other", None)
-        count = next(iter(ranges))[1] - next(iter(ranges))[0] if ranges else None
-        values = _Values(self, part, inputs, count)
+        within = next(iter(ranges), None)
+        values = _Values(self, part, inputs, within[1] - within[0] if within else None)
         op = self.op(values)
-        if not values.by_layer and not values.by_module:
+        if not values.by_layer and not values.by_module and not within:
             return [self.rule(prefixes, "{k...}", f"{op}")]
         inside = "{b}.{r...}" if values.by_module else "{r...}"
         top = self.layers.partition("layers")[0]
@@ -119,13 +119,19 @@ class _Configuration:
         if values.by_layer:  # what comes before the layers has the first value, what comes after them the last
             ends = {f"{top}embed_tokens.{{k}}": 0.0, f"{top}norm.{{k}}": 1.0, "{a}.{z}": 1.0}
         outside = [f"? {self.rule(prefixes, key, self.op(values.outside(t)))}" for key, t in ends.items()]
-        return [self.rule(prefixes, self.layers + inside, op), *outside]
+        first, stop = within or (0, 0)
+        if first and values.by_layer:
+            raise _refused("values along layers that do not begin at 0 cannot be imported", "write a table by layer")
+        source = self.layers.replace("{i}", f"{{i:{first}..{stop - 1}}}") if within else self.layers
+        target = self.layers.replace("{i}", f"{{i-{first}}}") if first else self.layers
+        return [self.rule(prefixes, source + inside, op, target + inside), *outside]
 
-    def rule(self, prefixes: Sequence[str], key: str, op: str) -> str:
+    def rule(self, prefixes: Sequence[str], key: str, op: str, target: str | None = None) -> str:
+        made = f"{key if target is None else target} | {op}{self.cast()}"
         if self.method == "linear":
             choices = ",".join(prefix[:-1] for prefix in prefixes)
-            return f"{{m:{choices}}}/{key} -> {key} | {op}{self.cast()}"
-        return ", ".join(f"{prefix}{key}" for prefix in prefixes) + f" -> {key} | {op}{self.cast()}"
+            return f"{{m:{choices}}}/{key} -> {made}"
+        return ", ".join(f"{prefix}{key}" for prefix in prefixes) + f" -> {made}"
 
     def cast(self) -> str:
         """The op that gives the result its dtype, where one is named."""

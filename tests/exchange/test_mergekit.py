@@ -115,6 +115,29 @@ merge_method: linear
     assert torch.equal(made["lm_head.weight"], B["lm_head.weight"])
 
 
+@pytest.mark.parametrize(("first", "stop"), [(0, 4), (0, 2), (1, 3)])
+def test_a_range_takes_its_layers_and_numbers_them_anew(first: int, stop: int) -> None:
+    text = f"""
+slices:
+  - sources:
+      - {{model: a, layer_range: [{first}, {stop}], parameters: {{weight: 1}}}}
+      - {{model: b, layer_range: [{first}, {stop}], parameters: {{weight: 3}}}}
+merge_method: linear
+"""
+    recipe = recipe_from_mergekit(text)
+    source = {f"m{n}/{k}": t for n, state in enumerate((A, B)) for k, t in state.items()}
+    if stop - first < 4:
+        with pytest.raises(cs.PlanError, match="match no rule"):
+            cs.plan(source, recipe)
+    rest = {"rest": "drop"} if stop - first < 4 else {}
+    made = cs.plan(source, recipe.replace(**rest)).state_dict()
+    assert len(made) == 3 + 3 * (stop - first)
+    for i in range(first, stop):
+        old, new = f"model.layers.{i}.mlp.up.weight", f"model.layers.{i - first}.mlp.up.weight"
+        assert torch.allclose(made[new], 0.25 * A[old] + 0.75 * B[old])
+    assert torch.allclose(made["lm_head.weight"], 0.25 * A["lm_head.weight"] + 0.75 * B["lm_head.weight"])
+
+
 def test_passthrough_stacks_runs_of_layers() -> None:
     text = """
 slices:
@@ -145,6 +168,11 @@ merge_method: passthrough
         (
             "{models: [{model: a}], merge_method: slerp, base_model: b, parameters: {t: [0, 1]}}",
             "need their number",
+        ),
+        (
+            "{slices: [{sources: [{model: a, layer_range: [1, 3], parameters: {weight: [0, 1]}}, "
+            "{model: b, layer_range: [1, 3], parameters: {weight: 1}}]}], merge_method: linear}",
+            "do not begin at 0",
         ),
     ],
 )
