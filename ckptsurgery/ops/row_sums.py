@@ -44,7 +44,7 @@ class CombineRows(RowsOp):
         axis: the axis of the rule whose entries are meant; dim 0 where left out.
 
     Computed in float32 (float64 for float64) in the order of the entries, and rounded once. A row with a single entry
-    of weight 1 is moved as it is. There is no inverse.
+    of weight 1 is moved as it is. It has no inverse.
 
     Raises:
         OpError: lists of different lengths, a row that is not there, a row without an entry where `fill` is `error`.
@@ -67,7 +67,7 @@ class CombineRows(RowsOp):
             raise OpError(f"{self.name}: new, old and weights are lists of one length, not of {shown}")
         absent = next((row for row in self.new if not 0 <= row < self.n), None)
         if self.n < 0 or absent is not None:
-            raise OpError(f"{self.name}: there is no new row {absent} among {self.n}")
+            raise OpError(f"{self.name}: {self.n} new rows are numbered from 0, without a {absent}")
 
     def infer(self, specs: Specs) -> Specs:
         (spec,) = operands(self, specs, "one tensor")

@@ -45,7 +45,7 @@ def test_rows_are_combined_as_a_sparse_matrix_does():
     ("arguments", "text"),
     [
         ((2, [0], [0, 1], [1]), "one length"),
-        ((2, [2], [0], [1]), "no new row 2"),
+        ((2, [2], [0], [1]), "without a 2"),
         ((2, [0], [4], [1]), "no row 4"),
         ((2, [0], [0], [1]), "1 new rows have no entry"),
     ],
