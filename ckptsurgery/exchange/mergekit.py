@@ -114,11 +114,9 @@ class _Configuration:
         if not values.by_layer and not values.by_module and not within:
             return [self.rule(prefixes, "{k...}", f"{op}")]
         inside = "{b}.{r...}" if values.by_module else "{r...}"
-        top = self.layers.partition("layers")[0]
-        ends = {"{a}.{z}.{k}": 0.0, "{a}.{z}": 0.0}
-        if values.by_layer:  # what comes before the layers has the first value, what comes after them the last
-            ends = {f"{top}embed_tokens.{{k}}": 0.0, f"{top}norm.{{k}}": 1.0, "{a}.{z}": 1.0}
-        outside = [f"? {self.rule(prefixes, key, self.op(values.outside(t)))}" for key, t in ends.items()]
+        # mergekit 0.1.5 gives all tensors outside of the layers the first value, those behind them too
+        first_values = self.op(values.outside(0.0))
+        outside = [f"? {self.rule(prefixes, key, first_values)}" for key in ("{a}.{z}.{k}", "{a}.{z}")]
         first, stop = within or (0, 0)
         if first and values.by_layer:
             raise _refused("values along layers that do not begin at 0 cannot be imported", "write a table by layer")

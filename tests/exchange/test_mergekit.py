@@ -112,7 +112,8 @@ merge_method: linear
     key = "model.layers.1.norm.weight"
     assert torch.allclose(made[key], 2 / 3 * A[key] + 1 / 3 * B[key])
     assert torch.equal(made["model.embed_tokens.weight"], A["model.embed_tokens.weight"])
-    assert torch.equal(made["lm_head.weight"], B["lm_head.weight"])
+    assert torch.equal(made["lm_head.weight"], A["lm_head.weight"])
+    assert torch.equal(made["model.norm.weight"], A["model.norm.weight"])
 
 
 @pytest.mark.parametrize(("first", "stop"), [(0, 4), (0, 2), (1, 3)])
