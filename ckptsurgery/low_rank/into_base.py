@@ -90,8 +90,9 @@ def _in_layout(merging: Recipe, layout: Recipe) -> Recipe:
     """The recipe of a merge for a base in another layout: to the adapters' layout before it, and back behind it."""
     back = layout.inverse()
     apart = [stage.scoped(_BASE, _BASE).replace(rest="keep") for stage in (back.replace(stages=()), *back.stages)]
-    first, *others = [*apart, merging, layout.replace(stages=()), *layout.stages]
-    return first.replace(stages=tuple(others), summary=f"{merging.summary}, in the layout of: {layout.summary}")
+    stages: list[Recipe] = [*apart, merging, layout.replace(stages=()), *layout.stages]
+    summary = f"{merging.summary}, in the layout of: {layout.summary}"
+    return stages[0].replace(stages=tuple(stages[1:]), summary=summary)
 
 
 @dataclass(frozen=True)
