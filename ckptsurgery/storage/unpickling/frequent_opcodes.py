@@ -68,6 +68,32 @@ _RUNS: dict[int, tuple[bytes, _Handler]] = {
 """By first opcode, runs of opcodes that are carried out at once."""
 
 
+def _with_argument(vm: PickleStack, data: bytes, at: int) -> int:
+    """Carry out one of the other opcodes with an argument; return the position behind it, or `at` if it is none."""
+    op, stack = data[at], vm.stack
+    if op == 0x68:  # BINGET
+        stack.append(vm.memo[data[at + 1]])
+        return at + 2
+    if op == 0x8C:  # SHORT_BINUNICODE
+        first, behind = at + 2, at + 2 + data[at + 1]
+        text = data[first:behind].decode("utf-8", "surrogatepass")
+        vm.credit -= 64 + behind - first if behind - first <= 32 else text.__sizeof__()
+        stack.append(text)
+        return behind
+    if op == 0x71 and data[at + 1] == len(vm.memo):  # BINPUT
+        vm.memo.append(stack[-1])
+        return at + 2
+    if op == 0x4A:  # BININT
+        stack.append(_i4(data, at + 1)[0])
+        vm.credit -= 32
+        return at + 5
+    if op == 0x4D:  # BININT2
+        stack.append(data[at + 1] | data[at + 2] << 8)
+        vm.credit -= 32
+        return at + 3
+    return at
+
+
 def run_frequent(vm: PickleStack, data: bytes, start: int, at: int) -> int:
     """Carry out some thousand opcodes at most, leave the file behind the last one, and return the position in `data`.
 
@@ -110,27 +136,11 @@ def run_frequent(vm: PickleStack, data: bytes, start: int, at: int) -> int:
                 at += 1
                 simple(vm)
                 stack = vm.stack
-            elif op == 0x68:  # BINGET
-                at += 2
-                stack.append(memo[data[at - 1]])
-            elif op == 0x8C:  # SHORT_BINUNICODE
-                first, at = at + 2, at + 2 + data[at + 1]
-                text = data[first:at].decode("utf-8", "surrogatepass")
-                vm.credit -= 64 + at - first if at - first <= 32 else text.__sizeof__()
-                stack.append(text)
-            elif op == 0x71 and data[at + 1] == len(memo):  # BINPUT
-                at += 2
-                memo.append(stack[-1])
-            elif op == 0x4A:  # BININT
-                at += 5
-                stack.append(_i4(data, at - 4)[0])
-                vm.credit -= 32
-            elif op == 0x4D:  # BININT2
-                at += 3
-                stack.append(data[at - 2] | data[at - 1] << 8)
-                vm.credit -= 32
             else:
-                break
+                behind = _with_argument(vm, data, at)
+                if behind == at:
+                    break
+                at = behind
     finally:
         vm.file.seek(start + at)
         vm.credit -= 8 * (len(memo) - noted)
