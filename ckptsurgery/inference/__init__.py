@@ -19,8 +19,8 @@ Glossary, in the order of the work:
   (`drafts`, `claims`); the *fallback* is a recipe key by key (`fallback`). A *reduction* leaves out layers that are
   alike (`reduction`).
 - A *suggestion* is the recipe and what is known of it (`suggestion`, `suggesting`). It is made by names (`by_names`).
-  By values (`by_values`, `equating`): a *map* says which element of one tensor is which of another (`element_maps`);
-  *slices* are told apart by hashes that no order changes, and fill *wholes* (`slices`, `wholes`); *digits* are the
+  By values (`by_values`, `equating`): a *map* gives which element of one tensor is which of another (`element_maps`);
+  *slices* are distinguished by hashes that no order changes, and fill *wholes* (`slices`, `wholes`); *digits* are the
   axes that a map shows; *chunks* are blocks that go their own ways (`chunks`, `regrouping`, `recipe_stages`). A
   *finding* is the moves that belong together; its *companions* stand beside its tensors (`findings`), its *siblings*
   are called alike but for numbers (`siblings`), and its *context* is which layers go together (`context`). By inputs:

@@ -1,4 +1,4 @@
-"""Two models aligned by the data that flows through them, whatever their modules are called.
+"""Two models aligned by the data that flows through them and not by the names of their modules.
 
 The modules before a module of the target decide what it is called with. Where they hold the right weights, the module
 that corresponds is called with the same tensors in the source. So the target is filled module by module, in its order
@@ -61,7 +61,7 @@ class DataSearch:
         self.used = list(dict.fromkeys(c.module for c in self.flow.calls))
 
     def run(self) -> tuple[Choices, bool]:
-        """What corresponds, and whether both models then compute the same.
+        """Return the correspondence, and whether both models then compute the same.
 
         Where no choice makes them equal, what all of those have in common that come as far as any.
         """
@@ -172,7 +172,7 @@ class DataSearch:
             return None
 
     def _choices(self, call: DataCall, later: Sequence[DataCall], made: set[str], taken: set[str]) -> Iterator[Finding]:
-        """What a module may be made of: one, several or a part of the modules that are called with the same tensors."""
+        """Return the sources that may make a module: one, several or a part of those called with the same tensors."""
         groups = [list(dict.fromkeys(c.module for c in calls if c.near(call))) for calls in (self.flow.calls, later)]
         sources = [m for m in groups[0] if not any(k in taken for k in self._own(0, m))]
         targets = [m for m in groups[1] if not any(k in made for k in self._own(1, m))]

@@ -103,15 +103,15 @@ class _Search:
         self._copies()
 
     def assumptions(self) -> Iterator[Assumption]:
-        """What values do not decide."""
+        """Return the tensors that values do not decide."""
         if self.untold:
             text = (
-                "other tensors hold the same value everywhere; these go by their names and by what stands beside them"
+                "other tensors hold the same value everywhere; these go by their names and by their neighbours"
             )
             yield Assumption("equal", text, tuple(self.untold))
 
     def _whole(self, tried: list[Finding]) -> list[Finding]:
-        """What holds, but for what splits a tensor of which another part does not."""
+        """Return the findings that hold, but for those that split a tensor of which another part does not."""
         proved = [f for f in tried if self.sides.holds(f)]
         lost = {k for f in tried if f not in proved for k in f.sources}
         return [f for f in proved if not (len(f.targets) > 1 and lost & set(f.sources))]
@@ -205,7 +205,7 @@ class _Search:
         return regrouped((source, self.sides.specs[source]), (target, self.sides.wanted[target]), places)
 
     def companions(self) -> None:
-        """Add what stands beside the tensors that are known, and moves as they do."""
+        """Add the neighbours of the tensors that are known, which move as they do."""
         listed = list(self.known.findings)
         while listed:
             finding = listed.pop(0)

@@ -1,4 +1,4 @@
-"""Which layers belong together, told by the tensors that are known to."""
+"""Which layers belong together, as far as known tensors show it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Context:
 
     @classmethod
     def of(cls, findings: Iterable[Finding]) -> Context:
-        """What findings show."""
+        """Collect the evidence of findings."""
         seen: tuple[dict[str, list[set[str]]], dict[str, list[set[str]]]] = defaultdict(list), defaultdict(list)
         for finding in findings:
             sides = finding.sources, finding.targets
@@ -49,7 +49,7 @@ class Context:
 
 
 def _shared(seen: Mapping[str, Sequence[set[str]]]) -> dict[str, frozenset[str]]:
-    """What all partners of a path's tensors are in: layers or, where they are in none and are enough, modules."""
+    """Return the layers of all partners of a path's tensors or, where these are in none and are enough, the modules."""
     found = {}
     for path, rows in seen.items():
         shared = set.intersection(*rows)

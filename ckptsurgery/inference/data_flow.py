@@ -1,4 +1,4 @@
-"""What each module of a model is called with, known by moments that do not depend on the layout of a tensor."""
+"""The arguments of each module of a model, identified by moments that do not depend on a tensor's layout."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ __all__ = ["Equating", "Print", "made_by"]
 
 @dataclass(frozen=True)
 class Print:
-    """What no rearrangement of a tensor changes.
+    """The properties of a tensor that no rearrangement changes.
 
     Args:
         size: how many elements there are.
@@ -158,7 +158,7 @@ def _piece(cuts: Iterable[ChunkedMatch], key: str, load: Callable[[str], Tensor]
 
 
 def made_by(finding: Finding, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What a finding makes of tensors.
+    """Return the tensors that a finding makes.
 
     Raises:
         CkptSurgeryError: a move does not fit the tensors.
@@ -177,7 +177,7 @@ def made_by(finding: Finding, tensors: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def _made(move: TensorMove, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What one move makes."""
+    """Return the tensor that one move makes."""
     from ..language.recipe import Recipe
     from ..planning.planner import make_plan
     from ..running.saving import state_dict_of

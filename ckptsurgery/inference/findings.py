@@ -1,4 +1,4 @@
-"""What values show of some tensors: the moves between them, and the blocks that some are cut into or joined of."""
+"""Findings about some tensors: the moves between them, and the blocks that some are cut into or joined of."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _cuts(cuts: Sequence[ChunkedMatch], names: Mapping[str, str], specs: Specs) 
 
 @dataclass
 class Known:
-    """What has been found so far."""
+    """The findings so far."""
 
     findings: list[Finding] = field(default_factory=list)
     ties: dict[str, str] = field(default_factory=dict)
@@ -160,7 +160,7 @@ def companions(
     free: Callable[[Finding], bool],
     done: Container[str],
 ) -> Iterator[Finding]:
-    """What stands beside the tensors of a finding, moved as they are: a bias as its weight's rows."""
+    """Return the neighbours of the tensors of a finding, moved as they are: a bias as its weight's rows."""
     for role in leaves[1].beside_all(finding.targets):
         names: list[dict[str, str]] = []
         for side, keys in zip(leaves, (finding.sources, finding.targets)):
@@ -180,7 +180,7 @@ def companions(
 
 
 def _fewer_axes(finding: Finding, specs: Specs, wanted: Specs) -> Iterator[Finding]:
-    """The moves as they are, and without one axis that stands by itself on both sides."""
+    """The moves as they are, and without one axis that is alone on both sides."""
     inner = {k: s for c in (*finding.splits, *finding.joins) for k, s in c.specs.items()}
     choices: list[list[TensorMove]] = []
     for move in finding.moves:

@@ -122,7 +122,7 @@ def _labels(sizes: Sequence[int], groups: int) -> Array:
 def _swapped(
     source: tuple[str, TensorSpec], target: tuple[str, TensorSpec], places: Array
 ) -> Iterator[tuple[ChunkedMatch, ChunkedMatch]]:
-    """Runs of slices in another order, whatever their sizes."""
+    """Runs of slices in another order, of any sizes."""
     import numpy as np
 
     for axis, to, rows in _slices(source[1], target[1], places):

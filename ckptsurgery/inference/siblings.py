@@ -28,7 +28,7 @@ _NUMBER = re.compile(r"[0-9]+")
 def casts(
     one: Mapping[str, TensorSpec], two: Mapping[str, TensorSpec], pairs: Sequence[tuple[str, str]]
 ) -> tuple[Assumption, ...]:
-    """What holds the same values in another dtype."""
+    """Return the tensors that hold the same values in another dtype."""
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for source, key in pairs:
         pair = one[source].dtype, two[key].dtype
@@ -45,7 +45,7 @@ def casts(
 
 
 def differing(keys: Sequence[str]) -> Iterator[Assumption]:
-    """What keeps the rule of its siblings though its values differ."""
+    """Return the tensors that keep the rule of their siblings though their values differ."""
     if keys:
         lines = [text for text, _ in fold(keys)]
         more = f", and {len(lines) - 4} more" if len(lines) > 4 else ""

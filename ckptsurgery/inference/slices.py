@@ -169,7 +169,7 @@ class SliceTable:
 
 
 def _views(shape: Sequence[int]) -> list[View]:
-    """The axes along which slices are large enough to be told apart, those with the fewest slices first."""
+    """The axes along which slices are large enough to be distinguished, those with the fewest slices first."""
     axes, size = range(len(shape)), prod(shape)
     found = [(0,)] if len(shape) == 1 else [view for n in range(1, len(shape)) for view in combinations(axes, n)]
     least = 1 if size <= _SMALL else _FEWEST

@@ -33,7 +33,7 @@ Axes = tuple[str, str, dict[str, int]]
 
 @dataclass(frozen=True)
 class WholeMoves:
-    """What makes a whole.
+    """The moves that make a whole.
 
     Args:
         moves: with blocks, between the parts and the blocks.
