@@ -105,9 +105,7 @@ class _Search:
     def assumptions(self) -> Iterator[Assumption]:
         """Return the tensors that values do not decide."""
         if self.untold:
-            text = (
-                "other tensors hold the same value everywhere; these go by their names and by their neighbours"
-            )
+            text = "other tensors hold the same value everywhere; these go by their names and by their neighbours"
             yield Assumption("equal", text, tuple(self.untold))
 
     def _whole(self, tried: list[Finding]) -> list[Finding]:

@@ -1,7 +1,7 @@
 """Which element of one tensor is which of another, where both hold the same values in another order.
 
-Values that occur once show it directly. Where values repeat, as in a coarse dtype, slices along an axis are distinguished
-by the multiset of their values, which no order changes. A finding is compared element by element.
+Values that occur once show it directly. Where values repeat, as in a coarse dtype, slices along an axis are
+distinguished by the multiset of their values, which no order changes. A finding is compared element by element.
 """
 
 from __future__ import annotations

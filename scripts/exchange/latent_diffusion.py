@@ -20,8 +20,8 @@ def _norm(key: str, width: int) -> Shapes:
 
 def vae(layers: int, widths: Iterable[int] = (4, 6, 8)) -> Any:
     """An autoencoder with so many residual blocks a level."""
-    from build import Network
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint as convert
+    from pairing import Network
 
     widths = list(widths)
     found: Shapes = {}
@@ -58,8 +58,8 @@ def _block(key: str, before: int, after: int) -> Shapes:
 
 def unet(layers: int, widths: Iterable[int] = (4, 6, 8)) -> Any:
     """A denoiser with so many residual blocks a level, and attention on all levels but the last."""
-    from build import Network
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint as convert
+    from pairing import Network
 
     widths = list(widths)
     time, width = 16, widths[0]

@@ -72,8 +72,8 @@ def converters(packages: Path) -> Iterator[tuple[str, Make]]:
 
 def flux(layers: int, width: int = 3072, few: int = 2) -> Any:
     """The transformer of FLUX as its authors lay it out: the converter's width is fixed, the inputs' are free."""
-    from build import Network
     from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers as convert
+    from pairing import Network
 
     matrices = {f"{k}_in": (width, few) for k in ("img", "txt")}
     matrices |= {f"{k}_in.{n}_layer": (width, few) for k in ("time", "vector") for n in ("in", "out")}

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import transformers as hf
-from build import Pair, deeper, negative, partial, plain
 from engine_networks import (
     ct_bart,
     ct_distilbert,
@@ -31,6 +30,7 @@ from library_networks import (
     tune_t5,
 )
 from networks import GROUPED, shapes
+from pairing import Pair, deeper, negative, partial, plain
 from vision_networks import beit, big_vision, bit, davit, mvit, openai_clip, poolformer, pvt, regnet, resmlp
 
 

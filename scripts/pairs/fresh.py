@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
-from build import Network, Pair, deeper, negative, partial, plain
 from fresh_networks import (
     ct_bigcode,
     ct_roberta,
@@ -28,6 +27,7 @@ from fresh_networks import (
     wan,
     xcit,
 )
+from pairing import Network, Pair, deeper, negative, partial, plain
 
 
 def pairs() -> Iterator[Pair]:

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 import transformers as hf
-from build import Network, Numbers
 from engine_networks import ctranslate, gguf_names
 from hub_networks import _resnet
 from keras_networks import keras_net
 from networks import GROUPED, TINY, hub, shapes
+from pairing import Network, Numbers
 from torch import nn
 from vision_networks import filtered
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import transformers as hf
-from build import Network
 from networks import GROUPED, TINY, hub
+from pairing import Network
 
 
 def jamba(layers: int = 4) -> Network:

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 import transformers as hf
-from build import Network, Numbers
 from networks import GROUPED, TINY, shapes
+from pairing import Network, Numbers
 from torch import nn
 
 

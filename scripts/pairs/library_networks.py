@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import transformers as hf
-from build import Network, Numbers
 from networks import GROUPED, TINY, shapes
+from pairing import Network, Numbers
 from torch import nn
 
 

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping
 
 import torch
-from build import Network, Numbers, numbered
+from pairing import Network, Numbers, numbered
 from torch import nn
 
 warnings.filterwarnings("ignore")

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from build import Network, Numbers, numbered
 from networks import shapes
+from pairing import Network, Numbers, numbered
 from torch import nn
 
 
