@@ -19,12 +19,15 @@ def codes(plan: cs.Plan) -> list[str]:
 
 PARTING = {
     "one of two is resized": ["embed.w -> embed.w | resize_rows(6)"],
-    "each by a rule of its own": ["embed.w -> embed.w | resize_rows(6)", "head.w -> head.w | resize_rows(6)"],
+    "each by a rule of its own": ["embed.w -> embed.w | resize_rows(6)", "head.w -> head.w | resize_rows(5)"],
     "one of two is turned": ["embed.w [a b] -> embed.w [b a]"],
     "one of two is cast": ["embed.w -> embed.w | cast(f16)"],
 }
 KEEPING: dict[str, cs.Recipe] = {
     "one rule for both": cs.Recipe(["{k:embed,head}.w -> {k}.w | resize_rows(6)"], rest="keep"),
+    "the same rule for each": cs.Recipe(
+        ["embed.w -> embed.w | resize_rows(6)", "head.w -> head.w | resize_rows(6)"], rest="keep"
+    ),
     "both renamed": cs.Recipe(["embed.w -> a", "head.w -> b"], rest="keep"),
     "nothing is changed": cs.Recipe(rest="keep"),
     "one is dropped": cs.Recipe(["embed.w -> embed.w | resize_rows(6)"], drop=["head.w"], rest="keep"),
