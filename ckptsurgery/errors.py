@@ -216,7 +216,7 @@ class Diagnostic:
         }
 
 
-_LINE = 110  # characters of a help that stands on one line
+_LINE = 110  # characters of a help that is printed on one line
 _LONGEST = 4000  # characters of a headline or a note
 
 

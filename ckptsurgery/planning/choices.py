@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -56,41 +56,50 @@ def _unused(name: str, choices: Sequence[str], seen: Collection[str], bound: Res
 
 def unknown_entries(rules: Sequence[ResolvedRule], made: Sequence[OpsOfRule]) -> Iterator[Diagnostic]:
     """Yield a problem for each table of dims with an entry that no choice and no captured value picks."""
-    sizes = [(bound, name, set(choices)) for bound in rules for name, choices in bound.ragged()]
-    values = [(ops.bound, name, picked) for ops in made for name, picked in ops.picks()]
-    for asked in (sizes, values):
-        tables: dict[tuple[int, str], tuple[ResolvedRule, Mapping[str, Any], set[str]]] = {}
-        for bound, name, known in asked:
-            owner: Dims | None = bound.dims
-            while owner is not None and name not in owner.values:
-                owner = owner.outer
-            table = owner.values[name] if owner is not None else None
-            if isinstance(table, Mapping):
-                tables.setdefault((id(owner), name), (bound, table, set()))[2].update(known)
-        for (_, name), (bound, table, known) in tables.items():
-            # Sizes of this run may be meant for another stage, so all stages together are asked for them.
-            elsewhere = bound.given(name) if asked is sizes else ()
-            entry = next((e for e in table if not _is_known(e, known) and e not in elsewhere), None)
-            if entry is not None and known:
-                gives = "a size" if asked is sizes else "a value"
-                yield _unknown(f"dims.{name} gives {gives} for {entry!r}", entry, sorted(known), bound)
+    for bound, name, table, known in _tables((b, n, choices) for b in rules for n, choices in b.ragged()):
+        # Sizes of this run may be meant for another stage, so all stages together are asked for them.
+        yield from _unknown("a size", bound, name, [e for e in table if e not in bound.given(name)], known)
+    for bound, name, table, known in _tables((ops.bound, n, picked) for ops in made for n, picked in ops.picks()):
+        yield from _unknown("a value", bound, name, list(table), known)
+
+
+def _tables(
+    asked: Iterable[tuple[ResolvedRule, str, Iterable[str]]],
+) -> Iterator[tuple[ResolvedRule, str, Mapping[str, Any], set[str]]]:
+    """Yield each table of dims once: a rule that reads it, its name, itself, and what all its rules pick from it."""
+    tables: dict[tuple[int, str], tuple[ResolvedRule, str, Mapping[str, Any], set[str]]] = {}
+    for bound, name, known in asked:
+        owner: Dims | None = bound.dims
+        while owner is not None and name not in owner.values:
+            owner = owner.outer
+        table = owner.values[name] if owner is not None else None
+        if isinstance(table, Mapping):
+            tables.setdefault((id(owner), name), (bound, name, table, set()))[3].update(known)
+    return iter(tables.values())
+
+
+def _unknown(
+    gives: str, bound: ResolvedRule, name: str, entries: Sequence[str], known: Collection[str]
+) -> Iterator[Diagnostic]:
+    """Yield a problem for the first entry that cannot be picked."""
+    entry = next((entry for entry in entries if not _is_known(entry, known)), None)
+    if entry is None or not known:
+        return
+    listed = sorted(known)
+    near = get_close_matches(entry, listed, 1)
+    yield Diagnostic(
+        "unknown-choice",
+        f"dims.{name} gives {gives} for {entry!r}, which is no choice of any rule",
+        place=bound.rule.place,
+        notes=(bound.text,),
+        remedies=(Remedy("dims", {entry: near}, kind="instead"),) if near else (),
+        advice=f"one of: {', '.join(listed[:12])}{', …' if len(listed) > 12 else ''}",
+    )
 
 
 def _is_known(entry: str, known: Collection[str]) -> bool:
     """Whether an entry can be picked: `*` by all, an index where indices pick (a table may cover more layers)."""
     return entry == "*" or entry in known or (is_index(entry) and any(map(is_index, known)))
-
-
-def _unknown(gives: str, entry: str, known: Sequence[str], bound: ResolvedRule) -> Diagnostic:
-    near = get_close_matches(entry, known, 1)
-    return Diagnostic(
-        "unknown-choice",
-        f"{gives}, which is no choice of any rule",
-        place=bound.rule.place,
-        notes=(bound.text,),
-        remedies=(Remedy("dims", {entry: near}, kind="instead"),) if near else (),
-        advice=f"one of: {', '.join(known[:12])}{', …' if len(known) > 12 else ''}",
-    )
 
 
 def _back(choices: Sequence[str], table: Mapping[str, str]) -> dict[str, str]:

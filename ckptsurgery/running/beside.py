@@ -22,7 +22,7 @@ from ..storage.mirrors import Mirror, has_weights, mirrors_in, parts_of
 from ..storage.unpickling.nodes import is_state, name_of
 from ..storage.versions import METADATA, recorded
 from ..wording import counted
-from .carry.asking import Carrying
+from .carry.asking import Carrying, on_one_way
 from .carry.tree_leaves import Leaves, with_tensors
 
 __all__ = ["Beside", "along_with", "carried", "moved_modules", "moved_versions"]
@@ -127,7 +127,7 @@ def _mirrors(extras: Mapping[str, Any], plan: Plan, changed: _Changes, carry: Ca
         return []
     found = mirrors_in(extras, plan.source, changed.specs)
     for path in carry.asked:
-        known = any(f"{one.path}.".startswith(f"{path}.") or f"{path}.".startswith(f"{one.path}.") for one in found)
+        known = any(on_one_way(one.path, path) for one in found)
         found += [Mirror(path, "carry names it", v) for v in _values(extras, path) if not known and has_weights(v)]
     return found
 

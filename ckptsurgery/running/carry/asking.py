@@ -11,7 +11,16 @@ from ...storage.checkpoint import Checkpoint
 from ...storage.mirrors import Mirror
 from .carried_trees import Carried, carried_trees
 
-__all__ = ["Carrying"]
+__all__ = ["Carrying", "on_one_way"]
+
+
+def on_one_way(path: str, other: str) -> bool:
+    """Whether two dotted paths are equal, or one of them leads on from the other.
+
+    >>> on_one_way("run.optimizer", "run"), on_one_way("ema", "ema2")
+    (True, False)
+    """
+    return f"{path}.".startswith(f"{other}.") or f"{other}.".startswith(f"{path}.")
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,7 @@ class Carrying:
         return follow, [mirror for mirror in mirrors if not self._names(mirror.path)]
 
     def _names(self, path: str) -> bool:
-        return any(path == name or path.startswith(f"{name}.") or name.startswith(f"{path}.") for name in self.paths)
+        return any(on_one_way(path, name) for name in self.paths)
 
     def out(self, plan: Plan, checkpoint: Checkpoint, mirrors: Sequence[Mirror]) -> Carried:
         """Let trees follow.
