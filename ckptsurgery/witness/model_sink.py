@@ -15,7 +15,10 @@ from ..storage.checkpoint import Checkpoint
 from ..storage.contents import Extent
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
+
+    Numbers = np.ndarray[Any, np.dtype[np.uint8]]
 
 __all__ = ["ModelSink"]
 
@@ -36,8 +39,9 @@ class ModelSink(ComparingSink):
     def __init__(self, tensors: Mapping[str, Tensor], specs: Mapping[str, TensorSpec]) -> None:
         super().__init__({key: Extent(key, 0, spec.nbytes) for key, spec in specs.items()})
         self._tensors = tensors
-        self._views: dict[str, memoryview] = {}
+        self._views: dict[str, Numbers] = {}
         self._left = {key: place.nbytes for key, place in self.places.items()}
+        self._idle: list[Numbers] = []
 
     def take_runs(self, runs: Sequence[ByteRun], checkpoint: Checkpoint, moved: Moved) -> None:
         """Read runs of the source's files and compare them, several at a time, in disk order."""
@@ -46,13 +50,17 @@ class ModelSink(ComparingSink):
         run_tasks((Task(CHUNK, partial(self._compare, group, checkpoint)) for group in _groups(inorder)), moved)
 
     def _compare(self, runs: Sequence[ByteRun], checkpoint: Checkpoint) -> int:
+        import numpy as np
+
         start = runs[0].source_offset
-        buffer = bytearray(max(run.source_offset + run.nbytes for run in runs) - start)
-        checkpoint.read_file_into(runs[0].source_file, start, memoryview(buffer))
+        size = max(run.source_offset + run.nbytes for run in runs) - start
+        # A fresh buffer costs as much as the comparison: the kernel clears each of its pages.
+        buffer = self._idle.pop() if self._idle else np.empty(CHUNK, np.uint8)
+        checkpoint.read_file_into(runs[0].source_file, start, buffer.data[:size])
         for run in runs:
             at = run.source_offset - start
-            part = buffer if run.nbytes == len(buffer) else buffer[at : at + run.nbytes]
-            self._look(run.target_file, run.target_offset, part)
+            self._look(run.target_file, run.target_offset, buffer[at : at + run.nbytes])
+        self._idle.append(buffer)
         return sum(run.nbytes for run in runs)
 
     def put(self, key: str, tensor: Tensor, borrowed: bool) -> None:
@@ -63,15 +71,12 @@ class ModelSink(ComparingSink):
 
     def write(self, file: str, offset: int, data: Any) -> None:
         """Compare a run of bytes, which may be of one tensor only."""
-        view = memoryview(data)
-        view = view.cast("B") if view.nbytes else memoryview(b"")
-        for start in range(0, len(view), CHUNK):
-            # A bytearray compares with any buffer by memcmp, a memoryview element by element.
-            self._look(file, offset + start, bytearray(view[start : start + CHUNK]))
+        made = _numbers(data)
+        for start in range(0, len(made), CHUNK):
+            self._look(file, offset + start, made[start : start + CHUNK])
 
-    def _look(self, key: str, offset: int, made: bytearray) -> None:
-        view = self._view(key)
-        same = made == view[offset : offset + len(made)]
+    def _look(self, key: str, offset: int, made: Numbers) -> None:
+        same = _equal(made, self._view(key)[offset : offset + len(made)])
         with self._lock:
             if not same:
                 self.wrong.add(key)
@@ -79,15 +84,30 @@ class ModelSink(ComparingSink):
             if not self._left[key]:
                 self._views.pop(key, None)
 
-    def _view(self, key: str) -> memoryview:
+    def _view(self, key: str) -> Numbers:
         """The bytes of the model's tensor: its own memory, or a copy that lasts as long as bytes are to come."""
         from ..storage.tensors import dense_bytes
 
         with self._lock:
             found = self._views.get(key)
             if found is None:
-                found = self._views[key] = dense_bytes(self._tensors[key].detach(), key)
+                found = self._views[key] = _numbers(dense_bytes(self._tensors[key].detach(), key))
             return found
+
+
+def _numbers(data: Any) -> Numbers:
+    """The bytes of a buffer as numbers, without a copy."""
+    import numpy as np
+
+    return np.frombuffer(data, np.uint8) if memoryview(data).nbytes else np.empty(0, np.uint8)
+
+
+def _equal(a: Numbers, b: Numbers) -> bool:
+    """Whether two runs of bytes are equal. numpy lets other threads run meanwhile, which `==` of buffers does not."""
+    import numpy as np
+
+    words = len(a) & ~7
+    return np.array_equal(a[:words].view(np.uint64), b[:words].view(np.uint64)) and np.array_equal(a[words:], b[words:])
 
 
 def _groups(runs: Iterable[ByteRun]) -> Iterator[list[ByteRun]]:
