@@ -13,8 +13,9 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from .base import BlockFacts, OpError, Tensors
+from .blending import mixed_by, summed
 from .keyed import At
-from .over_axes import Integers, summed, weighted_sum
+from .over_axes import Integers
 from .registry import op
 from .surveying import Surveying, added, products
 
@@ -103,7 +104,7 @@ class Nuslerp(Surveying):
 
     def mixed(self, tensors: Tensors, at: At, known: Sequence[Any]) -> Tensor:
         made = _arc(_ends(tensors), self.t, known[0], 1 - 1e-12)
-        return made if len(tensors) == 2 else tensors[0] + made
+        return made if len(tensors) == 2 else made.add_(tensors[0])
 
 
 @op
@@ -149,7 +150,7 @@ class ModelStock(Surveying):
     def mixed(self, tensors: Tensors, at: At, known: Sequence[Any]) -> Tensor:
         base, *tuned = tensors
         (t,), count = known, len(tuned)
-        return weighted_sum((*tuned, base), (*(t / count,) * count, 1 - t))
+        return mixed_by((*tuned, base), (*(t / count,) * count, 1 - t))
 
 
 @op
@@ -222,7 +223,7 @@ class Karcher(Surveying):
         return mean
 
     def mixed(self, tensors: Tensors, at: At, known: Sequence[Any]) -> Tensor:
-        return weighted_sum(tensors, known[0])
+        return mixed_by(tensors, known[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +255,7 @@ def _ends(tensors: Tensors) -> Tensors:
 def _arc(tensors: Tensors, t: float, angle: _Angle, parallel: float) -> Tensor:
     """The point at `t` of the arc between two tensors; of the line where they are parallel, or one is 0."""
     if angle.cosine is None or abs(angle.cosine) > parallel:
-        return weighted_sum(tensors, (1 - t, t))
+        return mixed_by(tensors, (1 - t, t))
     theta = math.acos(angle.cosine)
     if parallel == _PARALLEL:
         return summed(tensors, (math.sin((1 - t) * theta) / math.sin(theta), math.sin(t * theta) / math.sin(theta)))

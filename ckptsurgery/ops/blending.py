@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, ClassVar
 from ..specs import DTYPES
 from .base import Op, OpError, Specs, Tensors
 from .keyed import At
-from .numerics import has_data, narrow, specs_of, widen
+from .numerics import has_data, narrow, specs_of
 from .operands import arithmetic_float
-from .over_axes import Integers, summed, weighted_sum, whole_numbers
+from .over_axes import Integers, whole_numbers
 from .registry import op
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ __all__ = [
     "TaskArithmetic",
     "WeightDelta",
     "elected",
+    "mixed_by",
+    "onto",
+    "summed",
     "uniform_like",
     "weights_of",
     "widened",
@@ -82,12 +85,11 @@ class Blending(Op):
             return (tensors[0].clone(),)
         if DTYPES[spec.dtype].kind != "float":
             return (whole_numbers(tensors, self.policy),)
-        wide = widened(tensors)
-        result = self.blend(wide, at)
-        return (narrow(result, spec.dtype, str(self), was_finite=lambda: _all_finite(wide)),)
+        result = self.blend(widened(tensors), at)
+        return (narrow(result, spec.dtype, str(self), was_finite=lambda: _all_finite(tensors)),)
 
     def blend(self, tensors: Tensors, at: At) -> Tensor:
-        """The result, of float tensors of one dtype."""
+        """The result, of float tensors of one dtype: copies in which it may be made, which spares fresh memory."""
         raise OpError(f"{self.name} does not say how it blends")
 
 
@@ -118,7 +120,7 @@ class Lerp(Blending):
     integers: Integers = "error"
 
     def blend(self, tensors: Tensors, at: At) -> Tensor:
-        return weighted_sum(tensors, (1 - self.t, self.t))
+        return mixed_by(tensors, (1 - self.t, self.t))
 
 
 @op
@@ -151,7 +153,7 @@ class Ema(Blending):
             raise OpError(f"ema: decay is from 0 to 1, not {self.decay}")
 
     def blend(self, tensors: Tensors, at: At) -> Tensor:
-        return weighted_sum(tensors, (self.decay, 1 - self.decay))
+        return mixed_by(tensors, (self.decay, 1 - self.decay))
 
 
 @op
@@ -180,7 +182,7 @@ class WeightDelta(Blending):
     integers: Integers = "error"
 
     def blend(self, tensors: Tensors, at: At) -> Tensor:
-        return tensors[1] - tensors[0]
+        return tensors[1].sub_(tensors[0])
 
 
 @op
@@ -209,7 +211,7 @@ class Apply(Blending):
     integers: Integers = "error"
 
     def blend(self, tensors: Tensors, at: At) -> Tensor:
-        return tensors[0] + self.scale * tensors[1]
+        return onto(tensors[0], self.scale, tensors[1])
 
 
 @op
@@ -244,8 +246,8 @@ class TaskArithmetic(Blending):
 
     def blend(self, tensors: Tensors, at: At) -> Tensor:
         base, *tuned = tensors
-        deltas = [tensor - base for tensor in tuned]
-        return base + self.scale * summed(deltas, weights_of(self, self.w, len(tuned)))
+        deltas = [tensor.sub_(base) for tensor in tuned]
+        return onto(base, self.scale, summed(deltas, weights_of(self, self.w, len(tuned))))
 
 
 @op
@@ -293,10 +295,15 @@ class Dare(Blending):
     def blend(self, tensors: Tensors, at: At) -> Tensor:
         base, *tuned = tensors
         masks = [uniform_like(base, at, number) < self.keep for number in range(len(tuned))]
-        deltas = [(tensor - base) * mask / self.keep for tensor, mask in zip(tuned, masks)]
+        deltas = [tensor.sub_(base).mul_(mask).div_(self.keep) for tensor, mask in zip(tuned, masks)]
         weights = weights_of(self, self.w, len(tuned))
         mixed = elected(deltas, weights) if self.elect else summed(deltas, weights)
-        return base + self.scale * mixed
+        return onto(base, self.scale, mixed)
+
+
+def onto(base: Tensor, scale: float, total: Tensor) -> Tensor:
+    """base + scale · total, in the memory of `total`: a block's tensors are to stay in the processor's cache."""
+    return total.mul_(scale).add_(base)
 
 
 def elected(deltas: Sequence[Tensor], weights: Sequence[float], normalise: bool = True) -> Tensor:
@@ -321,12 +328,27 @@ def elected(deltas: Sequence[Tensor], weights: Sequence[float], normalise: bool 
 
 
 def widened(tensors: Tensors) -> Tensors:
-    """Float tensors as arithmetic wants them, all of one dtype."""
+    """Copies of float tensors as arithmetic wants them, all of one dtype."""
     import torch
 
-    wide = tuple(map(widen, tensors))
-    dtype = torch.float64 if any(t.dtype == torch.float64 for t in wide) else torch.float32
-    return tuple(t.to(dtype) for t in wide)
+    dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    return tuple(t.detach().to(dtype, copy=True) for t in tensors)
+
+
+def summed(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Σ w · part, each product rounded before it is added; in the memory of the parts."""
+    total = parts[0].mul_(weights[0])
+    for part, weight in zip(parts[1:], weights[1:], strict=True):
+        total.add_(part.mul_(weight))
+    return total
+
+
+def mixed_by(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Σ w · part, in the memory of the first part."""
+    total = parts[0].mul_(weights[0])
+    for part, weight in zip(parts[1:], weights[1:], strict=True):
+        total.add_(part, alpha=weight)
+    return total
 
 
 def _all_finite(tensors: Tensors) -> Tensor:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .base import BlockFacts, OpError, Tensors
-from .blending import Blending, elected, uniform_like, weights_of
+from .blending import Blending, elected, onto, summed, uniform_like, weights_of
 from .keyed import At
-from .over_axes import Integers, summed
+from .over_axes import Integers
 from .registry import op
 from .surveying import DIGIT, Surveying, begins, tally
 
@@ -71,12 +71,12 @@ class Ties(Surveying):
 
     def mixed(self, tensors: Tensors, at: At, known: Sequence[Any]) -> Tensor:
         base, *tuned = tensors
-        deltas = [tensor - base for tensor in tuned]
+        deltas = [tensor.sub_(base) for tensor in tuned]
         if known:
             least = _magnitudes(known, base)
             deltas = [delta.mul_(delta.abs() >= size) for delta, size in zip(deltas, least)]
         scale = self.scale if self.density else 0.0
-        return base + scale * elected(deltas, weights_of(self, self.w, len(tuned)), self.normalise)
+        return onto(base, scale, elected(deltas, weights_of(self, self.w, len(tuned)), self.normalise))
 
 
 @op
@@ -133,14 +133,14 @@ class Breadcrumbs(Surveying):
 
     def mixed(self, tensors: Tensors, at: At, known: Sequence[Any]) -> Tensor:
         base, *tuned = tensors
-        deltas = [tensor - base for tensor in tuned]
+        deltas = [tensor.sub_(base) for tensor in tuned]
         if known:
             ends = _magnitudes(known, base)
             for delta, least, most in zip(deltas, ends[::2], ends[1::2]):
                 size = delta.abs()
                 delta.mul_((size >= least) & (size <= most))
         weights = weights_of(self, self.w, len(tuned))
-        return base + self.scale * (elected(deltas, weights) if self.elect else summed(deltas, weights))
+        return onto(base, self.scale, elected(deltas, weights) if self.elect else summed(deltas, weights))
 
 
 @op
@@ -188,7 +188,7 @@ class Della(Blending):
         base, *tuned = tensors
         deltas = [self._dropped(tensor - base, at, n) for n, tensor in enumerate(tuned)]
         weights = weights_of(self, self.w, len(tuned))
-        return base + self.scale * (elected(deltas, weights) if self.elect else summed(deltas, weights))
+        return onto(base, self.scale, elected(deltas, weights) if self.elect else summed(deltas, weights))
 
     def _dropped(self, delta: Tensor, at: At, number: int) -> Tensor:
         rows = delta.reshape(-1, delta.shape[-1]) if delta.dim() > 1 else delta.reshape(1, -1)

@@ -91,10 +91,15 @@ def narrow(
     if not has_data(wide):
         return wide.to(target)
     limit = largest_float(dtype)
-    # torch knows the least and greatest of float8 through float32 only; for the others that copy would cost the time.
-    low, high = (float(v) for v in torch.aminmax(wide if wide.element_size() > 1 else widen(wide)))
-    if -limit <= low and high <= limit:
-        return wide.to(target)
+    narrowed = wide.to(target)
+    if narrowed.element_size() > 1:  # what is rounded to less than the limit did not exceed it
+        low, high = (float(value) for value in torch.aminmax(narrowed))
+        inside = -limit < low and high < limit
+    else:  # torch knows no least and greatest of float8
+        low, high = (float(value) for value in torch.aminmax(widen(wide)))
+        inside = -limit <= low and high <= limit
+    if inside:
+        return narrowed
     values = widen(wide)
     past = values.abs() > limit
     if dtype not in _WITHOUT_INFINITY:

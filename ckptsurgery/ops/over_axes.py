@@ -15,7 +15,7 @@ from .registry import op
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Integers", "MeanOver", "RepeatOver", "Same", "SumOver", "summed", "weighted_sum", "whole_numbers"]
+__all__ = ["Integers", "MeanOver", "RepeatOver", "Same", "SumOver", "weighted_sum", "whole_numbers"]
 
 
 Integers = Literal["error", "first", "max"]
@@ -209,14 +209,6 @@ def _without_front(op: Op, specs: Specs, empty: str | None) -> TensorSpec:
     if spec.shape[0] == 0 and empty:
         raise OpError(f"{op}: an axis of size 0 {empty}")
     return TensorSpec(spec.shape[1:], spec.dtype)
-
-
-def summed(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Σ w · part, each product rounded before it is added."""
-    total = parts[0] * weights[0]
-    for part, weight in zip(parts[1:], weights[1:], strict=True):
-        total = total.add_(part * weight)
-    return total
 
 
 def whole_numbers(tensors: Tensors, policy: str) -> Tensor:

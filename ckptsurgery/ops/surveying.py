@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations_with_replacement
 from typing import TYPE_CHECKING, Any
 
 from ..specs import DTYPES
@@ -23,7 +24,7 @@ __all__ = ["Products", "Settled", "Surveying", "added", "begins", "products", "t
 DIGIT = 16
 """Bits of a magnitude that one pass counts by."""
 
-_BLOCK = 1 << 16  # elements: a product of so many is one term of the sum, however tensors are cut into blocks
+_STRETCH = 1 << 15  # elements: a product of so many is one term of the sum, however tensors are cut into blocks
 
 Products = tuple[tuple[tuple[float, ...], ...], ...]
 """For each stretch of the tensors the inner product of each with each."""
@@ -102,14 +103,22 @@ class Settled(Blending):
 
 
 def products(tensors: Sequence[Tensor]) -> Products:
-    """Return the inner products of blocks of tensors as flat vectors, in float64."""
-    import torch
+    """Return the inner products of blocks of tensors as flat vectors, in float64.
 
-    stretches = zip(*(torch.split(tensor.reshape(-1), _BLOCK) for tensor in tensors))
-    found = []
-    for stretch in stretches:
-        rows = torch.stack(stretch).double()
-        found.append(tuple(tuple(float((a * b).sum()) for b in rows) for a in rows))
+    numpy takes a block by one call, in one thread and so in one order, whatever number of threads torch has.
+    """
+    import numpy as np
+
+    rows = [tensor.detach().cpu().reshape(-1).numpy() for tensor in tensors]
+    whole = len(rows[0]) // _STRETCH * _STRETCH
+    found: list[tuple[tuple[float, ...], ...]] = []
+    for part, width in ((slice(whole), _STRETCH), (slice(whole, None), len(rows[0]) - whole)):
+        stretches = [row[part].reshape(-1, width or 1) for row in rows]
+        inner = np.empty((len(stretches[0]), len(rows), len(rows)))
+        for a, b in combinations_with_replacement(range(len(rows)), 2):
+            made = np.einsum("ij,ij->i", stretches[a], stretches[b], dtype=np.float64)
+            inner[:, a, b] = inner[:, b, a] = made
+        found.extend(tuple(map(tuple, matrix)) for matrix in inner.tolist())
     return tuple(found)
 
 

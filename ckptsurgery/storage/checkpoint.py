@@ -56,10 +56,12 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
     (LazyTensor('w', F32 [2, 3]), 1, 24)
 
     Raises:
-        CheckpointError: on reading, when the file changed or ends early; `MissingKeyError` for a key that is not there.
+        CheckpointError: a tensor without a name; on reading, when the file changed or ends early; `MissingKeyError`
+            for a key that is not there.
     """
 
     def __init__(self, contents: Contents, source: str) -> None:
+        contents.require_names(source)
         self.entries: dict[str, Entry] = contents.entries
         self.aliases: dict[str, str] = contents.aliases
         self.metadata: dict[str, str] = contents.metadata

@@ -79,9 +79,6 @@ class Contents:
         sources: file -> its byte source, as it was when its header was read, so that another one is noticed.
         frame: the way from the root of the file's tree to the model; None where several trees were joined.
         disputed: names of metadata and paths of extras to which several files give different values; the last counts.
-
-    Raises:
-        CheckpointError: a tensor without a name.
     """
 
     entries: dict[str, Entry]
@@ -93,10 +90,11 @@ class Contents:
     frame: Frame | None = ()
     disputed: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
+    def require_names(self, source: str) -> None:
+        """Raise where a tensor has no name; `source` is what was opened."""
         if "" in self.entries:
             help = "a rule, a pattern and other programs need a name to take it by: write it again under one"
-            place = self.entries[""].file
+            place = self.entries[""].file or source
             raise CheckpointError(Diagnostic("bad-name", "a tensor has an empty name", place, help=help))
 
     def join_facts(self, parts: Collection[Contents]) -> None:

@@ -13,7 +13,7 @@ import pytest
 import safetensors
 import torch
 from hostile import safetensors_file
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from targets import refusal, walk
@@ -260,6 +260,7 @@ trees = st.recursive(
 
 
 @settings(max_examples=150, deadline=None)
+@example({"": numpy.zeros((), numpy.float32)}, "zip")  # without a name, and without a place of its own
 @given(trees, st.sampled_from(["zip", "legacy", "pickle"]))
 def test_any_tree_is_read_or_refused_in_every_torch_format(folder, tree, form):
     import pickle

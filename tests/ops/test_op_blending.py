@@ -194,3 +194,19 @@ def test_integers_go_by_a_named_policy_and_shapes_must_agree(name: str) -> None:
 def test_shares_lie_within_their_range(name: str, args: Any) -> None:
     with pytest.raises(OpError, match=name):
         make_op(name, args)
+
+
+def test_products_are_the_same_for_any_number_of_threads() -> None:
+    """torch sums a large tensor in another order when it has more threads."""
+    tensors = tuple(models(2, shape=(300, 1000)))
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 8):
+            torch.set_num_threads(threads)
+            found.append(make_op("slerp", (0.3,)).survey(tensors))
+    finally:
+        torch.set_num_threads(before)
+    assert all(other == found[0] for other in found)
+    whole = np.array(found[0]).sum(0)
+    a, b = (tensor.double().numpy().ravel() for tensor in tensors)
+    np.testing.assert_allclose(whole, [[a @ a, a @ b], [a @ b, b @ b]], rtol=1e-12)

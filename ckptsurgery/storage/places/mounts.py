@@ -57,12 +57,13 @@ def join_mounts(parts: Mapping[str, Contents], place: str) -> Contents:
     `config.vision.hidden_size` reaches the one under `"vision."`.
 
     Raises:
-        CheckpointError: two prefixes lead to the same key.
+        CheckpointError: two prefixes lead to the same key; a tensor has no name.
     """
     joined = Contents({}, frame=None)
     clashes: list[str] = []
     versions: dict[str, Any] = {}
     for prefix, part in parts.items():
+        part.require_names(prefix)
         for key, entry in part.entries.items():
             if prefix + key in joined.entries:
                 clashes.append(prefix + key)
