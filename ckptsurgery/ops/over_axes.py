@@ -223,7 +223,10 @@ def whole_numbers(tensors: Tensors, policy: str) -> Tensor:
 
 def weighted_sum(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """Σ w · part, in float32 (float64 for float64)."""
-    total = widen(parts[0]) * weights[0]
+    import torch
+
+    wide = torch.float64 if parts[0].dtype == torch.float64 else torch.float32
+    total = parts[0].to(wide, copy=True).mul_(weights[0])
     for part, weight in zip(parts[1:], weights[1:], strict=True):
         total = total.add_(widen(part), alpha=weight)
     return total
