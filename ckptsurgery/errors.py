@@ -99,20 +99,27 @@ class Remedy:
 
 
 def literal(value: Any) -> str:
-    """Plain data as Python, strings in double quotes; `…` for a value that is left to the caller.
+    r"""Plain data as Python, strings in double quotes as TOML takes them too; `…` for a value that the caller gives.
 
-    >>> literal({"h": [1, None], "x": True})
-    '{"h": [1, …], "x": True}'
+    >>> literal({"h": [1, None], "x": True, "odd": "\x7f"})
+    '{"h": [1, …], "x": True, "odd": "\\u007f"}'
     """
     if value is None:
         return "…"
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
+        spelled = json.dumps(value, ensure_ascii=False)
+        return spelled if spelled.isprintable() else "".join(map(_visible, spelled))
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{literal(k)}: {literal(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(literal, value)) + "]"
     return str(value)
+
+
+def _visible(letter: str) -> str:
+    return (
+        letter if letter.isprintable() else f"\\u{ord(letter):04x}" if letter <= "\uffff" else f"\\U{ord(letter):08x}"
+    )
 
 
 def _conversion(given: dict[str, Any]) -> str:

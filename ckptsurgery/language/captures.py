@@ -39,14 +39,16 @@ _SPECIAL = re.compile(r"->|[{}\[\],|?&\\]")
 def escape(text: str, *, first: bool = True) -> str:
     r"""A literal text as a pattern spells it.
 
-    >>> escape("a[0]->b"), escape("+a+b")
-    ('a\\[0\\]\\->b', '\\+a+b')
+    >>> escape("a[0]->b"), escape("+a+b"), escape(" a")
+    ('a\\[0\\]\\->b', '\\+a+b', '\\ a')
 
     Args:
-        first: the text begins a pattern, where a `+` is a mark.
+        first: the text may begin or end a pattern, where a `+` is a mark, and spaces are not part of it.
     """
-    plus = "\\" if first and text.startswith("+") else ""
-    return plus + _SPECIAL.sub(lambda m: "\\" + m.group(), text)
+    spelled = _SPECIAL.sub(lambda m: "\\" + m.group(), text)
+    if not first:
+        return spelled
+    return guarded("\\" + spelled if spelled.startswith("+") else spelled)
 
 
 def unescape(text: str) -> str:

@@ -56,8 +56,7 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
     (LazyTensor('w', F32 [2, 3]), 1, 24)
 
     Raises:
-        CheckpointError: a tensor without a name; on reading, when the file changed or ends early; `MissingKeyError`
-            for a key that is not there.
+        CheckpointError: a tensor without a name; on reading, a file that changed; `MissingKeyError`: no such key.
     """
 
     def __init__(self, contents: Contents, source: str) -> None:
