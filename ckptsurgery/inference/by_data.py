@@ -52,6 +52,7 @@ class DataSearch:
     passes: int = 0
     deepest: list[Choices] = field(default_factory=list)
     depth: int = -1
+    made: dict[Finding, Mapping[str, Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.leaves = UnitLeaves(self.specs), UnitLeaves(self.wanted)
@@ -161,8 +162,10 @@ class DataSearch:
         state = dict(self.fresh)
         weights = self.source.state_dict()
         try:
-            for finding in chosen:
-                for key, tensor in made_by(finding, weights).items():
+            # One pass differs from the next by the last choices alone, so what the others make is kept.
+            self.made = {f: self.made[f] if f in self.made else made_by(f, weights) for f in chosen}
+            for made in self.made.values():
+                for key, tensor in made.items():
                     state[key] = tensor.to(self.fresh[key].dtype)
             with torch.no_grad():
                 for key, tensor in self.target.state_dict().items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from itertools import chain, islice
 from threading import Condition
 
 from ...planning.costing import BUDGET, workers
@@ -30,7 +31,12 @@ def run_tasks(tasks: Iterable[Task], moved: Moved, budget: int = BUDGET) -> None
         moved: called with what each task returns, from any thread, one at a time.
         budget: bytes that tasks may hold together; a single larger one runs alone.
     """
-    queue = _Queue(tasks, moved, budget)
+    tasks = iter(tasks)
+    first = list(islice(tasks, 2))
+    queue = _Queue(chain(first, tasks), moved, budget)
+    if len(first) < 2:  # a thread would take longer to start than most single tasks take
+        queue.work()
+        return
     with ThreadPoolExecutor(workers(), thread_name_prefix="ckptsurgery") as pool:
         try:
             for thread in as_completed([pool.submit(queue.work) for _ in range(workers())]):
