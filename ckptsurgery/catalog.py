@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -18,6 +19,7 @@ __all__ = ["RecipeLike", "RequiredRules", "as_recipe", "file_of", "list_recipes"
 
 RecipeLike = Recipe | str | os.PathLike[str] | Sequence[str]
 _SUFFIX = ".toml"
+_OTHER_ARROW = re.compile(r"[=~]>|→|- +>")
 _RULES_ALONE = {"schema", "summary", "rest", "rules", "dims", "then", "drop", "config"}
 
 
@@ -54,13 +56,19 @@ def load_recipe(name: str | os.PathLike[str]) -> Recipe:
     if not text.endswith(_SUFFIX):
         shipped = shelf() / f"{text}{_SUFFIX}"
         if text not in list_recipes():
-            near = difflib.get_close_matches(text, list_recipes(), 3, 0.4)
-            meant = (Remedy("recipe", {text: near}, kind="instead"),) if near else ()
-            advice = None if near else "`ckptsurgery recipes` lists them; a file ends in .toml"
-            problem = Diagnostic("unknown-recipe", f"no recipe is called {text!r}", remedies=meant, advice=advice)
-            raise RecipeError(problem)
+            raise RecipeError(_unknown(text))
         return loads(_read(shipped), f"recipes/{text}{_SUFFIX}")
     return loads(_read(path), str(path))
+
+
+def _unknown(text: str) -> Diagnostic:
+    """The problem of a text that names no recipe; it may be a rule with another arrow, or with none."""
+    arrows = _OTHER_ARROW.search(text)
+    near = [] if "{" in text else difflib.get_close_matches(text, list_recipes(), 3, 0.4)
+    near = [_OTHER_ARROW.sub("->", text)] if arrows else near
+    meant = (Remedy("recipe", {text: near}, kind="instead"),) if near else ()
+    advice = None if near else "`ckptsurgery recipes` lists them; a file ends in .toml, a rule is SOURCE -> TARGET"
+    return Diagnostic("unknown-recipe", f"no recipe is called {text!r}", remedies=meant, advice=advice)
 
 
 @dataclass(frozen=True)
@@ -167,6 +175,11 @@ def as_recipe(what: RecipeLike) -> Recipe:
         return load_recipe(what)
     if isinstance(what, Sequence):
         return Recipe(list(what))
-    raise RecipeError(
-        Diagnostic("bad-recipe", f"a {type(what).__name__} is no recipe", help="a Recipe, a name, a path or rules")
-    )
+    raise _not_a_recipe(what)
+
+
+def _not_a_recipe(what: object) -> RecipeError:
+    help = "a Recipe, a name, a path or rules"
+    if isinstance(what, Mapping):
+        help = 'a rule for each entry: [f"{old} -> {new}" for old, new in table.items()]'
+    return RecipeError(Diagnostic("bad-recipe", f"{type(what).__name__!r} object is not a recipe", help=help))

@@ -86,7 +86,7 @@ def merge(
             companions=companions,
             dry_run=dry_run,
         )
-    show(made if dry_run else report, json)
+    show(made if dry_run else report, json, wrap=True)
 
 
 class AdapterSpelling(StrEnum):

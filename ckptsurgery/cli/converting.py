@@ -98,7 +98,7 @@ def plan(
         )
         if html:
             save_page(made, html, f"{source} -> {', '.join(recipe or rule or ['the same names'])}")
-        show(_in_options(made) if explain is None else made.explain(explain), json)
+        show(_in_options(made) if explain is None else made.explain(explain), json, wrap=True)
 
 
 def convert(
@@ -188,7 +188,7 @@ def convert(
                 template=template,
             )
     if ranks is None or not ranks.rank:
-        show(_in_options(replace(made, warnings=report.warnings) if dry_run else report), json)
+        show(_in_options(replace(made, warnings=report.warnings) if dry_run else report), json, wrap=True)
 
 
 def _in_options(shown: cs.Plan | cs.Report) -> cs.Plan | cs.Report:

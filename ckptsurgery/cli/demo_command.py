@@ -17,7 +17,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="What the training starts from.")] = 0,
     json: Json = False,
 ) -> None:
-    """Show a real transfer, in under two minutes.
+    """Show a real transfer, in about half a minute.
 
     Train a small model, save it, move it into another architecture, and compare with a start from scratch.
 

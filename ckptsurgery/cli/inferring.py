@@ -112,7 +112,7 @@ def verify(
         cs.load_into(second, theirs, said, assign=True)
         plan = None if said is None else cs.plan(theirs, said, target=second)
         found = cs.verify(first, second, called_with, tolerance=tolerance, plan=plan)
-    show(found, json)
+    show(found, json, wrap=True)
     if not found.ok:
         raise typer.Exit(1)
 
@@ -142,9 +142,10 @@ def check_loaded(
     download: o.Download = False,
     json: o.Json = False,
 ) -> None:
-    """Prove that a model holds what a checkpoint says, whatever loaded it.
+    """Prove that a model holds a checkpoint.
 
-    Every parameter and buffer is compared, and each wrong one is named with what it holds instead.
+    The model may be loaded by any code. Every parameter and buffer is compared, and each wrong one is listed with what
+    it holds instead.
 
     \b
     ckptsurgery check-loaded model.safetensors --model mine:load
@@ -162,4 +163,4 @@ def check_loaded(
             config=config_from(config),
             dims=dims_from(dim) or None,
         )
-    show(report, json)
+    show(report, json, wrap=True)

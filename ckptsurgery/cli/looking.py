@@ -105,7 +105,7 @@ def diff(
         title = f"{first.source} and {second.source}"
     if html:
         save_page(found, html, title)
-    show(found, json)
+    show(found, json, wrap=True)
     if exit_code and not found.identical:
         raise typer.Exit(1)
 

@@ -32,11 +32,19 @@ def width() -> int:
     return shutil.get_terminal_size((100, 24)).columns
 
 
-def show(result: Any, as_json: bool = False) -> None:
-    """Print a result: its text, or with `as_json` its `to_json()`."""
+def show(result: Any, as_json: bool = False, wrap: bool = False) -> None:
+    """Print a result: its text, or with `as_json` its `to_json()`.
+
+    Args:
+        wrap: whether a terminal gets long lines wrapped; for text that is read, and not for what is copied.
+    """
     if as_json:
         data = result.to_json() if hasattr(result, "to_json") else result
         _write(_lines(data), sys.stdout)
+    elif wrap and sys.stdout.isatty():
+        from ..tables.columns import hanging
+
+        _say(hanging(str(result), width()), sys.stdout)
     else:
         _say(str(result), sys.stdout)
 

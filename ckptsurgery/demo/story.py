@@ -15,6 +15,7 @@ import torch
 import ckptsurgery as cs
 
 from ..reporting.inspecting import inspection
+from ..tables.columns import hanging
 from .data import Digits, load_digits
 from .models import Pretrained, Student
 from .training import accuracy, one_thread, seeded, train
@@ -29,7 +30,7 @@ schema = 1
 summary = "the first authors' layout -> ours"
 
 [[scope]]
-source = "module."          # what DistributedDataParallel puts before every key
+source = "module."          # as DistributedDataParallel saves it
 rules = [
   "pos [1 n d] -> embed.positions.weight [n d]",
   "{e:patch,norm}.{l} -> {e:embed.patches,encoder.norm}.{l}",
@@ -53,15 +54,16 @@ fc2 = "mlp.down"
 OLD, NEW = range(6), range(6, 10)
 OLD_STEPS = 600
 LABELS, DRAWS, STEPS = 5, 3, 200
+_WIDTH = 77  # of a terminal of 80 columns, less the indent
 
 Say = Callable[[str], None]
 
 
 NEXT = """
 What to try next:
-  ckptsurgery inspect FILE              what is in a checkpoint of yours
-  ckptsurgery suggest OURS THEIRS       the rules between two layouts
-  docs/tutorials/first-load.md          the first tutorial"""
+  ckptsurgery inspect FILE          show what is in a checkpoint of yours
+  ckptsurgery suggest OURS THEIRS   infer the rules between two layouts
+  docs/tutorials/first-load.md      read the first tutorial"""
 
 
 def tell(folder: str | None = None, seed: int = 0, quiet: bool = False) -> dict[str, object]:
@@ -92,7 +94,7 @@ def tell(folder: str | None = None, seed: int = 0, quiet: bool = False) -> dict[
 
 
 def _pretrain(where: Path, seed: int, say: Say) -> tuple[Pretrained, Path, float]:
-    say("A transfer in five steps, about a minute on two cores.\n")
+    say("A transfer in five steps, about half a minute on two cores.\n")
     say(f"1. Somebody trains a small transformer on the digits {OLD.start} to {OLD.stop - 1} and saves it.\n")
     train_set, test_set = load_digits().of(OLD).halves()
     model = seeded(lambda: Pretrained(len(OLD)), seed)
@@ -108,12 +110,13 @@ def _pretrain(where: Path, seed: int, say: Say) -> tuple[Pretrained, Path, float
 def _inspect(path: Path, say: Say) -> None:
     say(f"\n2. What is in it?   ckptsurgery inspect {path.name}\n")
     with cs.open(path) as checkpoint:
-        say(_indented(inspection(checkpoint).render(width=96)))
+        say(_indented(inspection(checkpoint).render(width=_WIDTH)))
 
 
 def _plan(path: Path, where: Path, say: Say) -> Recipe:
-    say("\n3. Our own model has other names, query, key and value apart, and another head. The recipe, ours.toml:\n")
-    say(_indented(RECIPE))
+    say("\n3. Our own model has other names, query, key and value apart, and another")
+    say("   head. The recipe, ours.toml:\n")
+    say("\n".join(f"   {line}".rstrip() for line in RECIPE.rstrip().split("\n")))  # to be copied
     (where / "ours.toml").write_text(RECIPE, encoding="utf-8")
     recipe = cs.load_recipe(where / "ours.toml")
     say("\n   The plan, from headers alone:\n")
@@ -122,21 +125,22 @@ def _plan(path: Path, where: Path, say: Say) -> Recipe:
 
 
 def _load(path: Path, recipe: Recipe, old: Pretrained, seed: int, say: Say) -> float:
-    say("\n4. Into the new architecture; what its head needs is drawn anew, and the report says so:\n")
+    say("\n4. Into the new architecture. Its head is drawn anew, and the report lists it:\n")
     say('   cs.load_into(model, "last.pt", "ours.toml")\n')
     model = seeded(lambda: Student(len(NEW)), seed)
     say(_indented(str(cs.load_into(model, path, recipe, seed=seed))))
     images = load_digits().images
     with torch.no_grad():
         difference = float((model.features(images) - old.eval().features(images)).abs().max())
-    say(f"\n   Features of the old and the new model differ by {difference:.1e} at most, over {len(images)} images.")
+    say(f"\n   Features of the old and the new model differ by {difference:.1e} at most,")
+    say(f"   over {len(images)} images.")
     return difference
 
 
 def _compare(path: Path, recipe: Recipe, seed: int, say: Say) -> dict[str, object]:
     say(
-        f"\n5. New task: the digits {NEW.start} to {NEW.stop - 1}, with {LABELS} labelled images of each. "
-        f"{DRAWS} draws, {STEPS} steps each.\n"
+        f"\n5. New task: the digits {NEW.start} to {NEW.stop - 1}, with {LABELS} labelled images of each.\n"
+        f"   {DRAWS} draws, {STEPS} steps each.\n"
     )
     labelled, test_set = load_digits().of(NEW).halves()
     say(f"   {'':8}{'from scratch':>14}{'transferred':>14}     (accuracy on {len(test_set)} other images)")
@@ -164,4 +168,4 @@ def _fine_tuned(model: Student, few: Digits, test_set: Digits, seed: int) -> flo
 
 
 def _indented(text: str) -> str:
-    return "\n".join(f"   {line}".rstrip() for line in text.rstrip().split("\n"))
+    return "\n".join(f"   {line}".rstrip() for line in hanging(text.rstrip(), _WIDTH).split("\n"))

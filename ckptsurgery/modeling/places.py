@@ -62,12 +62,20 @@ class Place:
         setattr(self.owner, self.leaf, tensor)
 
 
-def require_module(model: object) -> None:
-    """Refuse what is no `nn.Module`, in words."""
+def require_module(model: object, help: str | None = None) -> None:
+    """Refuse anything but an `nn.Module`.
+
+    Args:
+        help: how the caller's call takes its model. For a class the help is to build one.
+    """
     from torch import nn
 
-    if not isinstance(model, nn.Module):
-        raise LoadError(Diagnostic("not-a-model", f"a torch.nn.Module is needed, and this is {type(model).__name__}"))
+    if isinstance(model, nn.Module):
+        return
+    found = type(model).__name__
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        found, help = f"the class {model.__name__}", f"build one first: {model.__name__}(…)"
+    raise LoadError(Diagnostic("not-a-model", f"a torch.nn.Module is needed, and this is {found}", help=help))
 
 
 def places(model: nn.Module) -> Iterator[Place]:

@@ -13,7 +13,8 @@ from ..notebook_view import TextInNotebooks
 from ..specs import TensorSpec, is_lossless
 from ..wording import clipped, counted
 from .drifting import drifting_norms
-from .initialising import Whats, initialise, read_initialiser
+from .initialising import Whats, initialise
+from .meant_parts import absent_parts, meant_of
 from .places import named_tensors, place_of, require_module, require_plain, size_of
 from .promises import promised, require_drawn
 from .selectors import matching_names
@@ -284,7 +285,7 @@ class Selection(TextInNotebooks, Mapping[str, "Tensor"]):
             LoadError: the initialiser does not fit some of them; all are named, and nothing is changed.
         """
         if isinstance(what, Mapping):
-            absent = self._absent()
+            absent = absent_parts(self.model, self.names)
             what = {leaf: each for leaf, each in what.items() if leaf not in absent}
             initialise(self.model, by_leaf(self.names, what), seed)
             return self
@@ -295,18 +296,8 @@ class Selection(TextInNotebooks, Mapping[str, "Tensor"]):
         return replace(self, note=clipped(note, 300)) if left else self
 
     def _meant_by(self, what: Whats) -> Selection:
-        """What an initialiser means of this selection: a formula of fans means the matrices, where there are any."""
-        if isinstance(what, Mapping) or read_initialiser(what).least_dimensions < 2:
-            return self
-        matrices = tuple(name for name, tensor in self.items() if tensor.ndim > 1)
-        return replace(self, names=matrices) if matrices else self
-
-    def _absent(self) -> set[str]:
-        """The parameters that the selected layers declare and do not have, and that nothing selected is called."""
-        ends = {name.rpartition(".")[2] for name in self.names}
-        layers = {name.rpartition(".")[0] for name in self.names}
-        modules = (self.model.get_submodule(path) for path in layers)
-        return {leaf for module in modules for leaf, p in module._parameters.items() if p is None} - ends
+        """The part of this selection that an initialiser means."""
+        return replace(self, names=meant_of(dict(self.items()), what))
 
     def promised(self, what: Whats) -> dict[str, Moments]:
         """Name -> the mean and the std that an initialiser promises, and what chance may make of them.

@@ -17,7 +17,7 @@ from .copied_keys import CopiedKeys, KeyPath
 from .expanding import BoundPattern, ResolvedRule, Rest, Stage
 from .joining import partners_of
 from .matching import MatchedColumns, match_group
-from .misspelling import meant_instead
+from .misspelling import meant_instead, notation_advice
 
 __all__ = ["Claims", "claim", "near_rules", "unexpected"]
 
@@ -367,6 +367,7 @@ def _check_unused(
                 place=candidate.place,
                 notes=notes,
                 remedies=meant_instead("rules" if what == "rule" else what, line, candidate.pattern, unnamed),
+                advice=notation_advice(candidate.pattern),
             )
         )
 

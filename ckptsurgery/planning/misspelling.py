@@ -11,9 +11,11 @@ from ..language.captures import escape
 from ..language.grouping import group_keys
 from ..language.keys import KeyPattern
 
-__all__ = ["meant_instead", "nearest_pattern"]
+__all__ = ["meant_instead", "nearest_pattern", "notation_advice"]
 
 _SEPARATOR = re.compile(r"([./]+(?![^{]*\}))")
+_FOREIGN = re.compile(r"\*|^\^|\$$|\(\.")  # globs and regular expressions
+_LETTERS = "abcdefgh"
 _ALIKE = 0.6  # of two segments, as difflib measures it; a transposed letter in five leaves 0.8
 _MOST_GROUPS = 2048  # every one of them is compared
 
@@ -45,8 +47,36 @@ def meant_instead(argument: str, text: str, pattern: KeyPattern, keys: Iterable[
         text: the line that it is written in. keys: those that it may have meant.
     """
     optional = Remedy(argument, {text: f"? {text}"}, "may match nothing", kind="instead")
-    found = nearest_pattern(pattern, keys) if str(pattern) in text else None
+    known = list(keys)
+    if "*" in str(pattern):
+        captured = _captured(text)
+        if any(map(KeyPattern.parse(captured.partition(" -> ")[0]).readings, known)):
+            return (Remedy(argument, {text: captured}, kind="instead"), optional)
+    found = nearest_pattern(pattern, known) if str(pattern) in text else None
     return (optional,) if found is None else (Remedy(argument, {str(pattern): str(found)}, kind="instead"), optional)
+
+
+def notation_advice(pattern: KeyPattern) -> str | None:
+    """How parts of a key are captured, for a pattern that is written as a regular expression or with stars."""
+    if _FOREIGN.search(str(pattern)) is None:
+        return None
+    return "{x} captures one part of a key, {x...} one or more; globs and regular expressions are not used"
+
+
+def _captured(text: str) -> str:
+    """A line whose stars are captures: one at the end takes all that is left, each other one a part.
+
+    >>> _captured("module.*.w.* -> *.w.*"), _captured("a.* -> *.*")
+    ('module.{a}.w.{b...} -> {a}.w.{b...}', 'a.* -> *.*')
+    """
+    left, arrow, right = text.partition(" -> ")
+    stars = left.count("*")
+    if (arrow and right.count("*") != stars) or stars > len(_LETTERS):
+        return text
+    names = [f"{{{name}}}" for name in _LETTERS[:stars]]
+    if left.endswith("*"):
+        names[-1] = names[-1].replace("}", "...}")
+    return arrow.join("".join(map("".join, zip(side.split("*"), [*names, ""]))) for side in (left, right) if side)
 
 
 def _matching(text: str, key: str) -> KeyPattern | None:

@@ -236,7 +236,7 @@ class _Save:
             yield f"copied along: {', '.join(along) or 'nothing, the source has no companions'}"
         if self.options.check:
             checked = sum(proof.nbytes for proof in proofs)
-            yield f"checked before it took its place: {checked:,} bytes were read back, and are what the plan makes"
+            yield f"checked before the output took its place: {checked:,} bytes read back, as the plan makes them"
 
     def stale_config(self) -> tuple[Diagnostic, ...]:
         """What the config in the output says of tensors that the plan made otherwise."""

@@ -8,7 +8,7 @@ from textwrap import wrap
 
 from ..wording import counted
 
-__all__ = ["bar", "cut", "listing", "shown_numbers", "table"]
+__all__ = ["bar", "cut", "hanging", "listing", "shown_numbers", "table"]
 
 
 def table(rows: Sequence[Sequence[str]], align: str, width: int) -> list[str]:
@@ -56,6 +56,27 @@ def listing(entries: Mapping[str, str], width: int | None) -> list[str]:
         first, *rest = folded or [""]
         lines += [f"{name:<{indent}}{first}".rstrip(), *(" " * indent + more for more in rest)]
     return lines
+
+
+def hanging(text: str, width: int) -> str:
+    """Wrap the lines that are longer than `width` at their blanks, and indent what follows by four columns more.
+
+    >>> print(hanging("plan\\n  layers.{i}.weight [x y] -> h.{i}.weight [y x]", 26))
+    plan
+      layers.{i}.weight [x y]
+          -> h.{i}.weight
+          [y x]
+
+    A help keeps its line, so that it can be copied.
+    """
+    lines: list[str] = []
+    for line in text.split("\n"):
+        indent = " " * (len(line) - len(line.lstrip()) + 4)
+        if len(line) <= width or line.lstrip(" =").startswith("help: "):
+            lines.append(line)
+        else:
+            lines += wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines)
 
 
 def bar(share: float, columns: int = 10) -> str:

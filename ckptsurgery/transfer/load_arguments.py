@@ -42,6 +42,7 @@ def asked(
         LoadError: a value that is not known.
     """
     inits = dict(init) if isinstance(init, Mapping) else dict.fromkeys(listed("init", init), "default")
+    _check_paths(inits)
     for name, value, known in (("mismatch", mismatch, ("error", "init", "keep")), ("dtype", dtype, DTYPE_POLICIES)):
         if value not in known:
             near = get_close_matches(str(value), known, 1)
@@ -51,10 +52,22 @@ def asked(
     if isinstance(partial, str) and partial != "stages":
         stages = Remedy("partial", {partial: ["stages"]}, kind="instead")
         raise LoadError(Diagnostic("bad-argument", f"partial={partial!r}", remedies=(stages,), advice="or True"))
+    if not isinstance(seed, int):
+        raise LoadError(Diagnostic("bad-argument", f"seed={seed!r} is not an integer", help="seed=0"))
     where = as_device(device) if device is not None else None
     kept, dropped = listed("keep", keep), listed("drop", drop)
     fits = bool(partial) and partial != "stages"
     return LoadOptions(inits, kept, dropped, mismatch, dtype, fits, assign, where, check_values, seed, progress)
+
+
+def _check_paths(inits: Mapping[Any, Any]) -> None:
+    """Refuse initialisers by a module type or an index, which `select` takes and a load does not."""
+    odd = next((key for key in inits if not isinstance(key, str)), None)
+    if odd is not None:
+        shown = getattr(odd, "__name__", repr(odd))
+        text = f"init={{{shown}: …}}: a load takes initialisers by path, key or pattern"
+        help = f"keep the part, and after the load cs.select(model, {shown}).init_(…)"
+        raise LoadError(Diagnostic("bad-argument", text, help=help))
 
 
 def check_assigned(options: LoadOptions) -> None:

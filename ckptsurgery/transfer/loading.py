@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Number
 from typing import TYPE_CHECKING, Any
 
 from ..catalog import RecipeLike, as_recipe, file_of, load_recipe
@@ -35,6 +36,7 @@ from ..wording import counted
 from .aligning import own_names
 from .custom_loads import CustomLoad, renamed_versions
 from .extra_states import ExtraStates, collected, states_of
+from .first_choices import meant_inits
 from .fitting import fitting_recipe
 from .load_arguments import asked, check_assigned, own_config, tolerated_keys, unused_dims
 from .orienting import as_if_transposed, foreign_layout, live_modules, transposed, turned_weights
@@ -89,7 +91,8 @@ def load_into(
         recipe: rules, a recipe, its name or path; without one, wrapper prefixes and PyTorch's own respellings are
             settled where the model shows them.
         init: module paths, keys or patterns of the model to initialise anew, or `{path: initialiser}`, or
-            `{path: {last part of the name: initialiser}}`.
+            `{path: {last part of the name: initialiser}}`. `xavier_uniform` and its kind mean the matrices of a layer,
+            and the rest of it stays as built; a part that a layer does not have, such as its bias, is passed over.
         keep: what stays as constructed. drop: what the source holds in vain. Each path means its whole subtree.
         mismatch: of shapes: "error", "init" or "keep".
         dtype: "lossless" casts where no bit is lost, "error" never, "model" always, "source" takes the source's dtype
@@ -113,7 +116,7 @@ def load_into(
     """
     import torch
 
-    require_module(model)
+    require_module(model, "the model comes first: load_into(model, source)")
     with seen_plainly(model, stages=partial == "stages") as (seen, carry):
         wanted = asked(init, keep, drop, mismatch, dtype, partial, assign, device, check_values, seed, progress)
         options = wanted if wanted.assign is not None else replace(wanted, assign=has_meta(seen))
@@ -125,8 +128,9 @@ def load_into(
         state = {place.name: place.tensor for place in places(seen) if place.persistent}
         kept = {name for path in options.keep for name in below(path, state)}
         require_plain(((name, tensor) for name, tensor in state.items() if name not in kept), ODD_TARGET)
-        options, live = replace(options, drop=drops), live_modules(source, subtree)
-        load = _Load(seen, checkpoint, model_target(seen), options, carry, without, live)
+        inits, notes = meant_inits(seen, state, options.init)
+        options, live = replace(options, drop=drops, init=inits), live_modules(source, subtree)
+        load = _Load(seen, checkpoint, model_target(seen), options, carry, without, live, notes=notes)
         said = as_recipe(recipe) if recipe is not None else None
         try:
             load.draft(said, config, dims)
@@ -185,7 +189,8 @@ class _Load:
             return
         self.problems += unused_dims(dims)
         found = own_names(specs, target.specs, self.options.drop)
-        self.plan, self.notes, self.problems = found.plan, found.notes, [*self.problems, *found.problems]
+        self.plan, self.problems = found.plan, [*self.problems, *found.problems]
+        self.notes += found.notes
         left = [path for path in self.options.drop if path not in found.away]
         self.options = replace(self.options, drop=left)
 
@@ -347,9 +352,19 @@ class _Load:
             if self.options.partial and settled.missing and settled.unexpected:
                 self.notes += [f"{told.headline}: {told.help}" for told in self.recipe_that_fits(settled)]
             return
+        self.problems = [self.with_numbers(p, settled) if p.code == "missing-keys" else p for p in self.problems]
         if codes & {"missing-keys", "unexpected-keys", "shape-mismatch", "nothing-fits"}:
             self.problems += self.recipe_that_fits(settled)
         raise LoadError(self.problems)
+
+    def with_numbers(self, problem: Diagnostic, settled: Settlement) -> Diagnostic:
+        """The problem of missing keys, with those that the source has as numbers."""
+        extras = self.checkpoint.extras
+        found = [key for key in settled.missing if isinstance(extras.get(key), Number)]
+        if not found:
+            return problem
+        text = f"{', '.join(found[:6])}; torch.tensor(…) makes a tensor of one, before the load"
+        return replace(problem, facts=(*problem.facts, ("stored as a number", text)))
 
     def recipe_that_fits(self, settled: Settlement) -> list[Diagnostic]:
         """The note that names a recipe that ships and fills more of the model, where none was passed."""
@@ -360,6 +375,9 @@ class _Load:
 
     def nothing_fits(self) -> Diagnostic:
         """The problem of a source that has no tensor for the model."""
+        if not self.checkpoint.specs:
+            text = f"nothing of {self.checkpoint.source} was loaded: it has no tensors"
+            return Diagnostic("nothing-fits", text, help="check what was saved or passed")
         return Diagnostic(
             "nothing-fits",
             f"nothing of {self.checkpoint.source} was loaded: no key fits the model in name and shape",

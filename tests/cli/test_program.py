@@ -129,3 +129,22 @@ def test_every_command_that_reads_a_checkpoint_takes_the_same_source_options():
         assert wanted <= options, (name, wanted - options)
         assert ("--component-other" in options) == (name in {"diff", "suggest", "verify", "adapters extract"}), name
     assert reading >= 13
+
+
+@pytest.mark.parametrize("looked_at", [True, False])
+def test_a_terminal_gets_long_lines_wrapped(looked_at: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    monkeypatch.setattr(stream, "isatty", lambda: looked_at)
+    monkeypatch.setattr(sys, "stdout", stream)
+    text = "plan\n  encoder.{i}.attention.{l} [d ...] -> layers.{i}.{l} [d ...]\n = help: " + "--drop 'a' " * 6
+    show(text, wrap=True)
+    show("x = 1  # " + "y" * 40)  # a file that is shown is never wrapped
+    stream.seek(0)
+    lines = stream.read().splitlines()
+    assert lines[-1] == "x = 1  # " + "y" * 40
+    if looked_at:
+        assert lines[1:3] == ["  encoder.{i}.attention.{l} [d ...] ->", "      layers.{i}.{l} [d ...]"]
+        assert text.splitlines()[2] in lines[3] and len(lines) == 5  # can be copied
+    else:
+        assert "\n".join(lines[:3]) == text

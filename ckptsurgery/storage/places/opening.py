@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -136,10 +136,16 @@ def _open_object(source: Any, subtree: str | None) -> Checkpoint:
             contents = read_mounts(source, open)
             return Checkpoint(enter(contents, subtree, "mounts") if subtree else contents, "mounts")
         return Checkpoint(read_mapping(source, subtree), "state_dict")
-    raise CheckpointError(
-        Diagnostic(
-            "bad-source",
-            f"a {type(source).__name__} is no checkpoint",
-            help="a path, 'hf://org/repo', a state_dict, an nn.Module, or {prefix: source}",
-        )
-    )
+    text = f"{type(source).__name__!r} object is not a checkpoint"
+    raise CheckpointError(Diagnostic("bad-source", text, help=_source_instead(source)))
+
+
+def _source_instead(source: Any) -> str:
+    """What to pass in the place of an object that is often passed by mistake."""
+    if callable(getattr(source, "state_dict", None)):
+        return "pass its .state_dict()"
+    if callable(getattr(source, "read", None)):
+        return "pass the file's path; of a file in memory, the state dict that torch.load returns"
+    if isinstance(source, Iterator):
+        return "pass dict(…) of it, if it yields names and tensors, as model.named_parameters() does"
+    return "a path, 'hf://org/repo', a state_dict, an nn.Module, or {prefix: source}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Protocol
 
 from ...errors import CheckpointError, Diagnostic
@@ -47,7 +48,10 @@ def as_device(device: Device) -> torch.device:
         found = torch.empty(0, device=device).device
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:  # all of them mean that it is not there
         text = f"torch finds no device {str(device)!r} here: {_first_sentence(error)}"
-        raise CheckpointError(Diagnostic("bad-device", text, help="torch.accelerator.current_accelerator()")) from error
+        listed = str(error).partition("Expected one of ")[2].partition(" device type")[0].split(", ")
+        near = get_close_matches(str(device), listed, 1)
+        help = f"did you mean {near[0]!r}?" if near else "torch.accelerator.current_accelerator() returns the one here"
+        raise CheckpointError(Diagnostic("bad-device", text, help=help)) from error
     if found.type == "meta":
         raise CheckpointError(Diagnostic("bad-device", "the meta device holds no values, so nothing is loaded there"))
     return found
