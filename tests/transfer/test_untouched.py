@@ -34,8 +34,8 @@ def wrong_shape(tensor: Tensor, generator: torch.Generator) -> Tensor:
 
 REST = {"scale": "ones", "steps": "zeros"}
 MISTAKES: dict[str, dict[str, Any]] = {
-    "a formula of fans on a bias": {**REST, "head": "xavier_uniform"},
-    "a pattern over both": {**REST, "head.{l}": "orthogonal"},
+    "a formula of fans on a bias": {**REST, "head.weight": "ones", "head.bias": "xavier_uniform"},
+    "a pattern of vectors": {**REST, "head.weight": "ones", "head.{l:bias}": "orthogonal"},
     "no default": {"head": "default", "scale": "default", "steps": "zeros"},
     "a normal for integers": {**REST, "head": "default", "steps": "normal(std=0.02)"},
     "a callable that raises": {**REST, "head": gives_up},
