@@ -200,6 +200,19 @@ def test_a_hook_that_replaces_the_parameter_replaces_its_values_only() -> None:
     assert model.weight is weight and (weight == 0.5).all()
 
 
+def test_what_a_hook_registers_is_gone_afterwards() -> None:
+    class Registering(nn.Linear):
+        def reset_parameters(self) -> None:
+            super().reset_parameters()
+            self.register_buffer("fan", torch.ones(1), persistent=False)
+            self.register_parameter("scale", nn.Parameter(torch.ones(1)))
+
+    model = Registering(2, 2)
+    del model.fan, model.scale
+    initialise(model, {"weight": "default"})
+    assert list(named_tensors(model)) == ["weight", "bias"] and not model._non_persistent_buffers_set
+
+
 def test_a_hook_that_reads_its_neighbours_reads_their_values() -> None:
     class Reading(nn.Module):
         def __init__(self) -> None:

@@ -22,12 +22,12 @@ CASES: dict[str, tuple[str, dict[str, object], dict[str, torch.Tensor]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("on_disk", [False, True])
+@pytest.mark.parametrize("stored", ["in memory", "in memory, turned", "in a file"])
 @pytest.mark.parametrize("output", ["out.safetensors", "out.pt", None])
-def test_parts_without_elements(name: str, on_disk: bool, output: str | None, tmp_path: Path) -> None:
+def test_parts_without_elements(name: str, stored: str, output: str | None, tmp_path: Path) -> None:
     rule, dims, wanted = CASES[name]
-    source: object = {"w": W}
-    if on_disk:
+    source: object = {"w": W.T.contiguous().T if "turned" in stored else W}
+    if stored == "in a file":
         cs.save({"w": W}, tmp_path / "w.safetensors")
         source = tmp_path / "w.safetensors"
     plan = cs.plan(source, cs.Recipe([rule], dims=dims))  # type: ignore[arg-type]

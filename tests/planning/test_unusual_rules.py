@@ -186,6 +186,12 @@ def test_the_modules_of_a_subtree_are_known_by_their_names_in_it() -> None:
     assert set(live_modules({"x.": net, "n": 3})) == {"x", "x.a", "x.a.0", "x.a.1", "x.ab"}
 
 
+def test_of_many_patterns_that_nothing_names_twelve_are_listed() -> None:
+    error = refused({f"{letter}.w": (n + 1,) for n, letter in enumerate("abcdefghijklmno")}, Recipe(["a.w -> x"]))
+    (problem,) = error.diagnostics
+    assert len(problem.notes) == 13 and problem.notes[-1] == "… and 2 more patterns"
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [

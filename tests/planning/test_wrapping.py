@@ -129,3 +129,15 @@ def test_the_command_line_says_what_was_taken_off(tmp_path: Path) -> None:
     assert made.returncode == 0 and "prefix 'net.' taken off" in made.stdout + made.stderr
     with cs.open(tmp_path / "new.safetensors") as converted:
         assert fits(converted.state_dict())
+
+
+def test_two_parts_of_the_model_that_fit_equally_well_are_named_in_the_recipe() -> None:
+    model = nn.Module()
+    model.module = nn.Module()
+    model.module.net = nn.Linear(2, 2, bias=False)
+    model.module.net.net = nn.Linear(2, 2, bias=False)
+    with pytest.raises(cs.PlanError) as error:
+        cs.plan({"a": torch.ones(2, 2)}, ["a -> net.weight"], target=model)
+    (problem,) = error.value.diagnostics
+    assert problem.code == "ambiguous-prefix" and not problem.remedies
+    assert problem.help == "name the keys in the recipe with their prefix"

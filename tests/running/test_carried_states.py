@@ -281,8 +281,10 @@ def test_numbers_that_nothing_settles_need_a_table() -> None:
         plan.carried({"optimizer": ["k.weight", "k.bais"]})
 
 
-def test_tied_parameters_have_one_state(tmp_path: Path) -> None:
-    model = nn.ModuleDict({"embed": nn.Embedding(5, 3), "head": nn.Linear(3, 5, bias=False), "mid": nn.Linear(3, 3)})
+@pytest.mark.parametrize("order", [["embed", "head", "mid"], ["embed", "mid", "head"]])
+def test_tied_parameters_have_one_state(order: list[str], tmp_path: Path) -> None:
+    parts = {"embed": nn.Embedding(5, 3), "head": nn.Linear(3, 5, bias=False), "mid": nn.Linear(3, 3)}
+    model = nn.ModuleDict({name: parts[name] for name in order})
     model["head"].weight = model["embed"].weight
     source = run(model, torch.optim.AdamW(model.parameters()))
     torch.save(source, tmp_path / "run.pt")

@@ -3,11 +3,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import pytest
 import torch
 
 import ckptsurgery as cs
 from ckptsurgery.running.executor import copying
+from ckptsurgery.running.fingerprints import fingerprint
 from ckptsurgery.storage.checkpoint import Checkpoint
 from ckptsurgery.storage.output import resuming
 from ckptsurgery.storage.output.staging import MARK
@@ -212,3 +214,20 @@ def test_what_ops_make_is_taken_over_too(tmp_path: Path) -> None:
         taken += whole - rest
         clear(source.with_name("out.safetensors"))
     assert taken > whole
+
+
+@pytest.mark.parametrize("changed", [0, 1, 2])
+def test_each_file_of_a_store_counts_for_what_is_resumed(changed: int) -> None:
+    store, recipe = fsspec.filesystem("memory"), cs.Recipe(rest="keep")
+    folder = f"memory://resuming-{changed}/in"
+    cs.save({f"w{n}": torch.full((512,), float(n)) for n in range(3)}, folder, max_shard_size="2kB")
+    shard = sorted(name for name in store.find(f"/resuming-{changed}") if name.endswith(".safetensors"))[changed]
+
+    def run() -> str:
+        with cs.open(folder) as checkpoint:
+            return fingerprint(cs.plan(checkpoint, recipe), checkpoint, {})
+
+    before = run()
+    assert run() == before
+    store.pipe_file(shard, store.cat_file(shard))
+    assert run() != before

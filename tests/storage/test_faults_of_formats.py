@@ -105,6 +105,7 @@ def chunked(shape: list[int]) -> dict[str, Any]:
 
 COMPLEX = struct.pack(">BBb", 0xC7, 10, 2) + b"\x91" + packed(1)
 MSGPACK = [
+    ({"w": array([1], bytes(4), dtype="f12")}, "'w' cannot be read: <torch.Tensor: its dtype 'f12' is unknown here>"),
     ({"w": array([3], bytes(8))}, "'w' cannot be read: F32 [3] at element 0 with strides [1] reaches outside its"),
     ({"w": array([1], bytes(8))}, "'w' is F32 [1] of 4 bytes, and 8 are there"),
     ({"w": array([1 << 62, 4], bytes(8))}, "'w' cannot be read: it "),

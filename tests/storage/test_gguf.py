@@ -124,6 +124,7 @@ def test_pairs_are_given(tmp_path: Path) -> None:
         "tiny.eps": 0.5,
         "tiny.flag": True,
         "tiny.names": ["a", "b"],
+        "tiny.one": ["a"],
         "tiny.mixed": [1, -2, 3],
         "tiny.nested": [[1, 2], [3]],
     }

@@ -202,24 +202,34 @@ def test_a_hub_that_went_away_leaves_the_cache(hub: Hub, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("source", "env", "code"),
+    ("source", "env", "code", "words"),
     [
-        ("hf://org/nothing", {}, "missing-repository"),
-        ("hf://org/single@v2", {}, "missing-revision"),
-        ("hf://org/single/other.safetensors", {}, "missing-file"),
-        ("hf://org/secret", {}, "gated-repository"),
-        ("hf://org/single", {"HF_HUB_OFFLINE": "1"}, "offline"),
-        ("hf://org/single", {"HF_ENDPOINT": "http://127.0.0.1:9"}, "hub-unreachable"),
-        ("hf://org/nested", {}, "ambiguous-folder"),
-        ("hf://org/readme", {}, "nothing-to-read"),
-        ("hf://", {}, "bad-hub-path"),
-        ("hf://-bad-/--name", {}, "bad-hub-path"),
-        ("hf://org/evil", {}, "unsafe-index"),
-        ("hf://org/torn", {}, "missing-shard"),
+        ("hf://org/nothing", {}, "missing-repository", "the hub has no repository 'org/nothing', or hides it"),
+        ("hf://org/single@v2", {}, "missing-revision", "'org/single' has no revision 'v2'"),
+        ("hf://org/single/other.safetensors", {}, "missing-file", "'org/single' holds no file 'other.safetensors'"),
+        ("hf://org/secret", {}, "gated-repository", "'org/secret' is gated"),
+        (
+            "hf://org/single",
+            {"HF_HUB_OFFLINE": "1"},
+            "offline",
+            "'org/single' is not in the cache, and offline mode is on",
+        ),
+        (
+            "hf://org/single",
+            {"HF_ENDPOINT": "http://127.0.0.1:9"},
+            "hub-unreachable",
+            "'org/single' is not in the cache, and http://127.0.0.1:9 cannot be reached",
+        ),
+        ("hf://org/nested", {}, "ambiguous-folder", ""),
+        ("hf://org/readme", {}, "nothing-to-read", ""),
+        ("hf://", {}, "bad-hub-path", ""),
+        ("hf://-bad-/--name", {}, "bad-hub-path", "'-bad-/--name' is no repository's name"),
+        ("hf://org/evil", {}, "unsafe-index", ""),
+        ("hf://org/torn", {}, "missing-shard", ""),
     ],
 )
 def test_what_cannot_be_fetched_says_why_and_what_to_do(
-    hub: Hub, tmp_path: Path, source: str, env: dict[str, str], code: str
+    hub: Hub, tmp_path: Path, source: str, env: dict[str, str], code: str, words: str
 ) -> None:
     hub.gated.add("org/secret")
     hub.repos["org/readme"] = {"README.md": b"hello"}
@@ -228,3 +238,4 @@ def test_what_cannot_be_fetched_says_why_and_what_to_do(
     found = opened(hub, source, tmp_path, **env)
     assert found["codes"] == [code], found
     assert found["help"]
+    assert words in found["text"], found

@@ -13,6 +13,9 @@ from hypothesis import strategies as st
 from ckptsurgery.errors import CheckpointError
 from ckptsurgery.specs import MOST_DIMENSIONS, TensorSpec, shape_problem
 from ckptsurgery.storage import open_checkpoint
+from ckptsurgery.storage.formats.cursor import Damaged, HeaderCursor
+from ckptsurgery.storage.formats.format import OpenedSource
+from ckptsurgery.storage.sources.byte_source import MemoryBuffer
 from ckptsurgery.storage.tensors import torch_shape
 
 sizes = st.integers(0, 3) | st.integers(0, 62).map(lambda n: 1 << n) | st.integers(0, 1 << 64)
@@ -66,3 +69,12 @@ def test_a_number_that_is_no_integer_is_quoted_as_it_is_written(field: str, text
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(path)
     assert f"[{text}, {text}]" in caught.value.diagnostics[0].headline
+
+
+def test_a_part_of_a_header_ends_where_it_ends() -> None:
+    with OpenedSource(MemoryBuffer("x", bytes(range(20)))) as opened:
+        part = HeaderCursor(opened, 4, 9)
+        assert (part.left, part.take(5), part.left) == (5, bytes(range(4, 9)), 0)
+        for cursor, nbytes in [(part, 1), (HeaderCursor(opened, 4, 9), 6), (HeaderCursor(opened, 4), 17)]:
+            with pytest.raises(Damaged):
+                cursor.take(nbytes)

@@ -226,3 +226,13 @@ def test_what_may_be_weights_beside_a_model_is_asked_back(tree, tmp_path):
 def test_a_part_of_a_model_may_be_called_config(tmp_path):
     torch.save({"model": {"config": MOMENTS, "layer": {"weight": torch.ones(2)}}}, tmp_path / "x.pt")
     assert set(open_checkpoint(tmp_path / "x.pt")) == {"config.mean", "config.std", "layer.weight"}
+
+
+@pytest.mark.parametrize("depth", [1, 40, 60])
+def test_records_beside_a_model_come_back_as_deep_as_they_are(depth, tmp_path):
+    record = ["bottom", *range(20)]
+    for level in range(depth):
+        record = {"inner": record, "level": level, **dict.fromkeys("abcdefgh")}
+    torch.save({"model": STATE, "record": record}, tmp_path / "x.pt")
+    with open_checkpoint(tmp_path / "x.pt") as checkpoint:
+        assert checkpoint.extras["record"] == record

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Callable
+from operator import eq
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 
@@ -187,3 +191,14 @@ def test_a_model_is_as_it_was_after_its_hooks_registered_more() -> None:
     assert dict(model.named_buffers()) == {} and list(model._parameters) == ["weight", "bias"]
     assert all(tensor is before[name] for name, tensor in model.named_parameters())
     assert model._non_persistent_buffers_set == set()
+
+
+@pytest.mark.parametrize("writes", [torch.save, lambda tree, path: path.write_bytes(pickle.dumps(tree))])
+def test_a_long_record_is_read_from_where_it_lies(writes: Callable[..., object], tmp_path: Path) -> None:
+    notes = [bytes([number]) * 10_000 for number in range(3)]
+    weights = numpy.arange(4.0)
+    writes(
+        {"model": {"w": torch.from_numpy(weights) if writes is torch.save else weights}, "notes": notes}, tmp_path / "x"
+    )
+    with cs.open(tmp_path / "x") as checkpoint:
+        assert list(map(eq, checkpoint.extras["notes"], notes)) == [True] * 3

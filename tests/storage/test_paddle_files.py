@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import zlib
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -101,3 +103,14 @@ def test_what_was_converted_by_module_type_computes_what_paddle_computed(folder:
         ours = {"mlp": model["mlp"](x[:, 0]), "lstm": model["lstm"](x)[0], "attn": model["attn"](x, x, x)[0]}
     for name, y in ours.items():
         assert (y - seen[name]).abs().max() <= 1e-5 * max(1.0, float(seen[name].abs().max())), name
+
+
+@pytest.mark.parametrize("depth", [0, 1, 9, 15])
+def test_a_named_array_is_an_array_however_deep_it_lies(depth: int, tmp_path: Path) -> None:
+    tree: object = {"w": ("linear_0.w_0", numpy.arange(3.0))}
+    for _ in range(depth):
+        tree = {"part": tree}
+    (tmp_path / "x.pdparams").write_bytes(pickle.dumps(tree, 4))
+    with cs.open(tmp_path / "x.pdparams") as checkpoint:
+        assert list(checkpoint) == ["w"]
+        assert checkpoint["w"].load().tolist() == [0, 1, 2]

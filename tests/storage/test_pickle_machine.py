@@ -10,6 +10,7 @@ import os
 import pathlib
 import pickle
 import struct
+import sys
 import tracemalloc
 from unittest.mock import patch
 
@@ -145,7 +146,7 @@ def test_a_class_cannot_be_changed_through_build_or_setitem():
     assert collections.OrderedDict(a=1) == load(pickle.dumps(collections.OrderedDict(a=1)))
 
 
-def test_opcodes_that_announce_much_allocate_little():
+def test_opcodes_that_announce_much_allocate_little(tmp_path):
     announced = {
         "memo": b"\x80\x02Nr\xff\xff\xff\x7f.",
         "bytes": b"\x80\x04\x8e" + struct.pack("<Q", 1 << 40),
@@ -158,13 +159,26 @@ def test_opcodes_that_announce_much_allocate_little():
     }
     tracemalloc.start()
     for data in announced.values():
-        try:
-            load(data)
-        except CheckpointError as error:
-            assert error.diagnostics[0].code == "damaged-pickle"
+        (tmp_path / "x.pt").write_bytes(data)
+        with (tmp_path / "x.pt").open("rb") as file:  # a file gets a buffer of what it is asked for
+            for opened in (io.BytesIO(data), file):
+                try:
+                    Unpickler(opened, len(data), "x.pt").load()
+                except CheckpointError as error:
+                    assert error.diagnostics[0].code == "damaged-pickle"
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10_000_000
+
+
+@pytest.mark.parametrize("value", [set(range(10_000)), list(range(10_000)), dict.fromkeys(range(10_000)), "é" * 10_000])
+def test_what_a_pickle_makes_is_paid_for_from_its_credit(value):
+    data = pickle.dumps(value, 4)
+    machine = Unpickler(io.BytesIO(data), len(data), "x.pt")
+    before = machine.credit
+    made = machine.load()
+    assert made == value
+    assert before - machine.credit >= sys.getsizeof(made) + (0 if type(made) is str else sum(map(sys.getsizeof, made)))
 
 
 def test_pickles_that_blow_up_are_refused_in_time():

@@ -23,7 +23,7 @@ import torch
 from foreign import W, holds_w, pasted, refused, there
 
 import ckptsurgery as cs
-from ckptsurgery.storage.formats.recognising import HEADS, ZIPS
+from ckptsurgery.storage.formats.recognising import HEADS, ZIPS, is_onnx
 from ckptsurgery.storage.places.choosing import weights_in
 
 # files
@@ -286,3 +286,19 @@ def test_external_data_of_any_name_is_left_to_the_onnx_file(tmp_path: Path) -> N
     with cs.open(tmp_path) as whole, cs.open(tmp_path / "external.onnx") as alone:
         assert whole.specs == alone.specs
     assert weights_in(["model.onnx", "pytorch_model.bin", "weights.bin"]) == ["pytorch_model.bin"]
+
+
+@pytest.mark.parametrize(
+    ("head", "is_one"),
+    [
+        (b"\x08\x07:\x02ab", True),
+        (b"\x08\x07\x12\x02ab", True),
+        (b"\x10\x07:\x02ab", False),
+        (b"\x08\x40:\x02ab", False),
+        (b"\x08\x00:\x02ab", False),
+        (b"\x08\x07\x12\x02\x01\x02", False),
+        (b"\x08\x07:\x01a", False),
+    ],
+)
+def test_a_model_of_onnx_begins_with_a_small_version(head: bytes, is_one: bool) -> None:
+    assert is_onnx(head) is is_one

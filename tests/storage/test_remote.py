@@ -13,6 +13,7 @@ import torch
 from range_server import RangeServer, serving
 
 import ckptsurgery as cs
+from ckptsurgery.running.dequantising import packed_in
 from ckptsurgery.storage.sources import remote
 from ckptsurgery.storage.sources.http_source import HttpSource
 
@@ -298,3 +299,30 @@ def test_a_store_whose_client_fails_in_its_own_words_is_said() -> None:
     fsspec.register_implementation("locked", Store, clobber=True)
     with pytest.raises(cs.CheckpointError, match=r"(?s)download-failed.*no credentials.*check the credentials"):
         cs.open("locked://bucket/x.safetensors")
+
+
+def test_a_whole_file_beside_the_shards_of_an_address_is_asked_back(written: dict[str, bytes]) -> None:
+    store = fsspec.filesystem("memory")
+    shards = {name: data for name, data in written.items() if name.startswith("shards/")}
+    for name, data in shards.items():
+        store.pipe(f"/beside/{name}", data)
+    store.pipe("/beside/shards/model.safetensors", written["x.safetensors"])
+    with pytest.raises(cs.CheckpointError, match="ambiguous-folder"):
+        cs.open("memory://beside/shards")
+    index = json.dumps({"weight_map": dict.fromkeys(STATE, "model.safetensors")})
+    store.pipe("/beside/shards/model.safetensors.index.json", index.encode())
+    for name in shards:
+        if name.endswith(".safetensors"):
+            store.rm(f"/beside/{name}")
+    same(cs.open("memory://beside/shards"))
+
+
+def test_packed_weights_of_an_address_are_named_without_a_request_for_each(server: RangeServer, tmp_path: Path) -> None:
+    state = {f"{n}.w": torch.zeros(64, 34, dtype=torch.uint8) for n in range(40)} | {"large": torch.zeros(300, 300)}
+    state |= {f"{n}.w.quant_state.bitsandbytes__nf4": torch.zeros(80, dtype=torch.uint8) for n in range(40)}
+    cs.save(state, tmp_path / "x.safetensors")
+    server.files["packed"] = (tmp_path / "x.safetensors").read_bytes()
+    with cs.open(f"{server.url}/packed") as checkpoint:
+        server.reset()
+        packed_in(checkpoint)
+        assert server.asked == []

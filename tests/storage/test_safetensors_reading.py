@@ -199,9 +199,9 @@ def test_the_length_of_the_header_is_bounded(raw: bytes, code: str, tmp_path: Pa
 
 
 def test_all_problems_of_a_header_are_told_at_once(tmp_path: Path) -> None:
-    header = {"a": row(0, 1, dtype="Q8"), "b": row(1, 2, [-1]), "c": row(2, 3, dtype="Q9")}
+    header = {"a": row(0, 1, dtype="Q8"), "b": row(1, 2, [-1]), "c": row(2, 3, dtype="Q9"), "d": row(3, 4)}
     with pytest.raises(CheckpointError) as caught:
-        open_checkpoint(write(tmp_path / "x.safetensors", header, b"123"))
+        open_checkpoint(write(tmp_path / "x.safetensors", header, b"1234"))
     assert {d.code for d in caught.value.diagnostics} == {"unknown-dtype", "bad-shape"}
     assert "'c'" in str(caught.value)
 

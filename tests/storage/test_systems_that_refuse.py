@@ -8,6 +8,7 @@ import gzip
 import mmap
 import os
 import resource
+import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
@@ -86,6 +87,18 @@ def test_a_distributed_checkpoint_that_does_not_fit_leaves_nothing(
     assert code == "file-too-large"
     assert headline.startswith(f"cannot write {str(tmp_path / 'out')!r}") and place == str(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_distributed_checkpoint_whose_folder_is_taken_away_is_refused(tmp_path: Path) -> None:
+    def write() -> None:
+        with DcpWriter(tmp_path / "out", 1, UNSYNCED) as writer:
+            writer.add("w", torch.ones(3))
+            for folder in tmp_path.iterdir():
+                shutil.rmtree(folder)
+
+    code, headline, place = refused(write)
+    assert code == "missing-file" and place == str(tmp_path / "out")
+    assert headline == f"cannot write {place!r}: no such file"
 
 
 def test_a_distributed_checkpoint_below_a_file_is_refused(tmp_path: Path) -> None:

@@ -76,3 +76,11 @@ def test_storage_lists_that_lie_are_refused(tmp_path):
     path.write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1002, 2))
     with pytest.raises(CheckpointError, match="unknown version"):
         read_torch_legacy(path)
+
+
+@pytest.mark.parametrize("keys", [("0",), {"0": 1}, [0], ["0", None]])
+def test_a_list_of_storages_that_is_none_is_refused(keys, tmp_path):
+    data = b"".join(pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {}, {}, keys))
+    (tmp_path / "x.pt").write_bytes(data)
+    with pytest.raises(CheckpointError, match="the list of its storages is none"):
+        read_torch_legacy(tmp_path / "x.pt")

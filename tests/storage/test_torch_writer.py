@@ -223,6 +223,13 @@ def test_plain_extras_come_back_equal_through_torch_and_through_the_reader(tmp_p
     assert read_torch_zip(path).extras["extra"] == value
 
 
+def test_entries_under_names_that_torch_does_not_load_are_left_out(tmp_path):
+    value = {None: 1, 2: 3, "kept": {(4, 5): 6, None: None}}
+    writer = write(tmp_path / "x.pt", {"w": torch.ones(1)}, extras={"extra": value})
+    assert torch.load(tmp_path / "x.pt", weights_only=True)["extra"] == {None: 1, 2: 3, "kept": {None: None}}
+    assert writer.left_out == ["extra.kept.(4, 5)"]
+
+
 def test_metadata_of_other_formats_survives(tmp_path):
     write(tmp_path / "x.pt", {"w": torch.ones(1)}, metadata={"format": "pt", "note": "größer", "empty": ""})
     assert read_torch_zip(tmp_path / "x.pt").metadata == {"note": "größer", "empty": ""}

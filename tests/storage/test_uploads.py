@@ -103,6 +103,17 @@ def test_a_file_that_exists_is_replaced_when_asked_and_kept_when_that_fails(stor
     same("memory://bucket/x.safetensors")
 
 
+def test_what_a_store_remembers_of_a_file_is_asked_anew(store, monkeypatch):
+    """The clients of S3 keep listings until they are told that something changed."""
+    cs.save({"old": torch.ones(2)}, "memory://bucket/x.safetensors")
+    info, known = MemoryFileSystem.info, {}
+    monkeypatch.setattr(MemoryFileSystem, "info", lambda self, path: known.setdefault(path, info(self, path)))
+    monkeypatch.setattr(MemoryFileSystem, "invalidate_cache", lambda self, path=None: known.clear())
+    store.info("/bucket/x.safetensors")
+    cs.save(STATE, "memory://bucket/x.safetensors", overwrite=True)
+    same("memory://bucket/x.safetensors")
+
+
 def test_a_folder_that_exists_is_not_replaced(store):
     cs.save(STATE, "memory://bucket/out")
     for overwrite in (False, True):

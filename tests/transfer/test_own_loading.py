@@ -71,6 +71,24 @@ def test_what_is_missing_or_left_over_is_told_as_anywhere() -> None:
     assert report.initialised == HEAD and report.dropped == ("x",)
 
 
+@pytest.mark.parametrize("path", ["", "m"])
+def test_what_a_hook_makes_up_and_has_no_place_for_is_told(path: str) -> None:
+    model: nn.Module = nn.Linear(2, 2)
+    model._register_load_state_dict_pre_hook(
+        lambda state, prefix, *rest: state.update({"one": state["bias"], "two": 1})
+    )
+    source = {k: torch.full_like(v, 3.0) for k, v in model.state_dict().items()}
+    if path:
+        model, source = nn.ModuleDict({path: model}), {f"{path}.{k}": v for k, v in source.items()}
+    with pytest.raises(cs.LoadError) as error:
+        cs.load_into(model, source)
+    (problem,) = error.value.diagnostics
+    assert problem.headline == f"2 tensors have no place in {repr(path) if path else 'the model'}, say its hooks"
+    assert problem.notes == tuple(f"{path}.{n}".strip(".") for n in ("one", "two"))
+    cs.load_into(model, source, partial=True)
+    assert all((p == 3).all() for p in model.parameters())
+
+
 def test_what_a_hook_would_fill_can_be_kept_by_the_name_it_has_in_the_model() -> None:
     model = Renaming()
     body = model.body.weight.detach().clone()
@@ -216,3 +234,16 @@ def test_a_step_that_feeds_a_hooked_module_and_another_is_shared_out() -> None:
     fused = torch.arange(8.0).view(4, 2)
     cs.load_into(model, {"ab.weight": fused}, ["ab.weight [(p o) i] -> {p:a,b}.weight [o i]"])
     assert torch.equal(torch.cat([model["a"].weight, model["b"].weight]), fused)
+
+
+def test_what_a_hook_copies_came_from_the_tensor_of_its_name() -> None:
+    model = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
+    model["a"].register_load_state_dict_pre_hook(
+        lambda module, state, prefix, *rest: state.update({k: v.clone() for k, v in state.items()})
+    )
+    source = {k: torch.full_like(v, 3.0) for k, v in model.state_dict().items()}
+    report = cs.load_into(model, source)
+    assert {e.key: e.sources for e in report.ledger} == {k: (k,) for k in source}
+    bias = model["a"].bias.detach().clone()
+    report = cs.load_into(model, {k: v + 1 for k, v in source.items()}, keep="a.bias")
+    assert report.kept == ("a.bias",) and torch.equal(model["a"].bias, bias) and (model["a"].weight == 4).all()

@@ -128,7 +128,7 @@ class ZipWriter(Writer):
             if not sealed:
                 self._seam(first + number, self._heads[number])
 
-    def _seam(self, number: int, data: bytes = b"") -> None:
+    def _seam(self, number: int, data: bytes) -> None:
         """Writes what stands before a record's data, and the data."""
         before = self._records.seam(number)
         self._pwrite(self._temporary, self._records.starts[number] - len(before), memoryview(before + data))
