@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ckptsurgery as cs
-from ckptsurgery.storage.output.transactions import MARK
+from ckptsurgery.storage.output.transactions import MARK, locked
 from ckptsurgery.storage.output.writing import WriterOptions, open_writer
 
 ONE, OTHER = {"a": torch.arange(50.0), "b": torch.ones(9)}, {"a": torch.zeros(50), "c": torch.ones(3)}
@@ -222,3 +223,15 @@ def test_a_folder_that_is_being_replaced_is_old_or_new_to_whoever_opens_it_meanw
         "nothing-to-read",
     }
     assert load_file(tmp_path / "x" / "model-00001-of-00006.safetensors")
+
+
+def test_a_folder_takes_the_files_of_one_run_at_a_time(tmp_path: Path) -> None:
+    other = os.open(tmp_path, os.O_RDONLY)  # locks are of the opened folder, hence this is as another process
+    try:
+        for _ in range(2):
+            with locked(tmp_path), pytest.raises(BlockingIOError):
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(other, fcntl.LOCK_UN)
+    finally:
+        os.close(other)

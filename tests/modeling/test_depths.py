@@ -79,6 +79,18 @@ def test_a_shared_layer_counts_each_time_it_runs() -> None:
     assert codes(nn.Sequential(*[shared] * 12)) == ["vanishing-depth"]
 
 
+def test_a_container_that_runs_its_layers_in_another_way_is_no_chain() -> None:
+    class Residual(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for layer in self:
+                x = x + layer(x)
+            return x
+
+    layers = scaled(stack(40), "normal(std=0.01)")
+    assert codes(nn.Sequential(*layers)) == ["vanishing-depth"]
+    assert codes(Residual(*layers)) == codes(nn.Sequential(nn.Linear(64, 64), Residual(*layers))) == []
+
+
 def test_frozen_meta_and_lazy_chains_are_passed_over() -> None:
     model = scaled(stack(40), "normal(std=0.01)")
     assert codes(model.requires_grad_(False)) == []

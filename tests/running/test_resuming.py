@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -12,7 +13,7 @@ from ckptsurgery.running.executor import copying
 from ckptsurgery.running.fingerprints import fingerprint
 from ckptsurgery.storage.checkpoint import Checkpoint
 from ckptsurgery.storage.output import resuming
-from ckptsurgery.storage.output.staging import MARK
+from ckptsurgery.storage.output.staging import MARK, Writer
 
 KEYS = [f"h.{i}.w" for i in range(8)]
 RECIPE = cs.Recipe(["h.{i:0..3}.w -> l.{i}.w", "h.{i:4..7}.w -> l.{i}.w | mul(2)"])
@@ -231,3 +232,25 @@ def test_each_file_of_a_store_counts_for_what_is_resumed(changed: int) -> None:
     assert run() == before
     store.pipe_file(shard, store.cat_file(shard))
     assert run() != before
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_step_goes_on_behind_the_targets_that_were_written(count: int, tmp_path: Path) -> None:
+    whole = torch.arange(4 * 32 * 128.0).view(128, 128)
+    torch.save({"w": whole.T.contiguous().T}, tmp_path / "source.pt")  # no run of bytes, so it is read as a whole
+    plan = cs.plan(tmp_path / "source.pt", cs.Recipe(["w [(p r) c] -> {p:a,b,c,d} [r c]"]))
+    write, seen = Writer.write, list[int]()
+
+    def writing(self: Writer, file: str, offset: int, data: Any) -> None:
+        if len(seen) == count:
+            raise Interrupted
+        seen.append(1)
+        write(self, file, offset, data)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(Writer, "write", writing)
+        plan.save(tmp_path / "out.safetensors", resume=True)
+    report = plan.save(tmp_path / "out.safetensors", resume=True)
+    assert any(f"resumed: {count * 16_384:,} bytes" in note for note in report.notes)
+    made = cs.open(tmp_path / "out.safetensors").state_dict()
+    assert all(torch.equal(made[key], part) for key, part in zip("abcd", whole.split(32)))

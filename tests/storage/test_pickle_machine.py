@@ -152,6 +152,7 @@ def test_opcodes_that_announce_much_allocate_little(tmp_path):
         "bytes": b"\x80\x04\x8e" + struct.pack("<Q", 1 << 40),
         "bytearray": b"\x80\x05\x96" + struct.pack("<Q", 1 << 40),
         "text": b"\x80\x04\x8d" + struct.pack("<Q", 1 << 40),
+        "short text": b"\x80\x02X" + struct.pack("<I", 1 << 28),
         "long": b"\x80\x02\x8b" + struct.pack("<i", (1 << 31) - 1),
         "bytearray call": pickle.dumps(Reduces(bytearray, 10**12), 2),
         "bytes call": pickle.dumps(Reduces(bytes, 10**12), 4),
@@ -179,6 +180,11 @@ def test_what_a_pickle_makes_is_paid_for_from_its_credit(value):
     made = machine.load()
     assert made == value
     assert before - machine.credit >= sys.getsizeof(made) + (0 if type(made) is str else sum(map(sys.getsizeof, made)))
+
+
+@pytest.mark.parametrize("data", [b"](K\x01K\x021K\x07a.", b"]K\x010K\x07a.", b"](0K\x07a."])
+def test_what_is_popped_is_gone(data):
+    assert load(data) == pickle.loads(data) == [7]
 
 
 def test_pickles_that_blow_up_are_refused_in_time():

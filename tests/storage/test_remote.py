@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import fsspec
 import pytest
 import torch
 from range_server import RangeServer, serving
+from safetensors.torch import load
 
 import ckptsurgery as cs
 from ckptsurgery.running.dequantising import packed_in
@@ -318,11 +320,11 @@ def test_a_whole_file_beside_the_shards_of_an_address_is_asked_back(written: dic
 
 
 def test_packed_weights_of_an_address_are_named_without_a_request_for_each(server: RangeServer, tmp_path: Path) -> None:
-    state = {f"{n}.w": torch.zeros(64, 34, dtype=torch.uint8) for n in range(40)} | {"large": torch.zeros(300, 300)}
-    state |= {f"{n}.w.quant_state.bitsandbytes__nf4": torch.zeros(80, dtype=torch.uint8) for n in range(40)}
-    cs.save(state, tmp_path / "x.safetensors")
+    held = Path(__file__).parents[1] / "data" / "quantised" / "packed_4.safetensors.xz"
+    state = load(lzma.decompress(held.read_bytes()))
+    cs.save({"a": torch.zeros(1 << 16), **{f"fc.{k}": v for k, v in state.items()}}, tmp_path / "x.safetensors")
     server.files["packed"] = (tmp_path / "x.safetensors").read_bytes()
-    with cs.open(f"{server.url}/packed") as checkpoint:
+    with cs.open(f"{server.url}/packed") as checkpoint, cs.open(tmp_path / "x.safetensors") as local:
         server.reset()
-        packed_in(checkpoint)
+        assert packed_in(checkpoint).keys() == packed_in(local).keys() != set()
         assert server.asked == []
