@@ -155,8 +155,10 @@ class Misfits:
                 have, want = wrong[group.first].shape, self.wanted[group.first].shape
                 lines.append(f"{group.text}  source {list(have)}, {self.target} {list(want)}")
             text = f"{counted(len(keys), 'tensor', 'has')} another shape in the {self.target}"
+            empty = any(not wrong[k].numel and self.wanted[k].numel for k in keys)
+            advice = _EMPTY if empty else None
             self.problems.append(
-                Diagnostic("shape-mismatch", text, notes=tuple(lines[:16]), remedies=self._shaping(keys))
+                Diagnostic("shape-mismatch", text, notes=tuple(lines[:16]), remedies=self._shaping(keys), advice=advice)
             )
 
     def _shapes_by_rule(self, number: int, cases: Sequence[tuple[str, Step]]) -> None:
@@ -336,6 +338,9 @@ class Misfits:
         except OpError as error:
             near = (Remedy("init", error.instead, kind="instead"),) if error.instead else ()
             self.problem("bad-init", f"[init] '{init.pattern}': {error}", init, near)
+
+
+_EMPTY = "or read the folder with the files of all ranks: sharded training leaves empty tensors in a rank's own file"
 
 
 def _are(keys: Sequence[str]) -> str:
