@@ -19,6 +19,7 @@ from ..planning.plan import Plan
 from ..planning.record import Target
 from ..planning.steps import Step
 from ..running.executor.programs import run_step
+from ..running.fingerprints import plan_digest
 from ..running.runner import plan as plan_of
 from ..sharding.peers import Peers, peers
 from ..specs import TensorSpec
@@ -187,8 +188,8 @@ def _buckets(
 
 def _digest(plan: Plan, buckets: Sequence[Bucket]) -> str:
     """What is equal on ranks that planned the same exchange."""
-    routes = [r[:5] for bucket in buckets for routes in (*bucket.gathers, *bucket.rounds) for r in routes]
-    return hashlib.sha256(repr((list(plan.specs.items()), routes)).encode()).hexdigest()
+    routes = [[[r[:5] for r in routes] for routes in (*bucket.gathers, *bucket.rounds)] for bucket in buckets]
+    return hashlib.sha256(repr((plan_digest(plan), routes)).encode()).hexdigest()
 
 
 @dataclass

@@ -71,12 +71,16 @@ def save_shards_as_dcp(state: Any, path: str | os.PathLike[str], ranks: Peers) -
 
 def _tried(work: Callable[[], object], path: Path) -> None:
     """Do torch's work; whatever it raises is an error of the output."""
+    from torch.distributed.checkpoint.api import CheckpointException  # not an Exception, and the same on all ranks
+
     try:
         work()
     except CkptSurgeryError:
         raise
-    except Exception as error:
-        text = f"torch cannot write {str(path)!r}: {error}"
+    except (Exception, CheckpointException) as error:
+        failures = error.failures if isinstance(error, CheckpointException) else {}
+        reason = "; ".join(f"rank {rank}: {failure[0]}" for rank, failure in failures.items()) or error
+        text = f"torch cannot write {str(path)!r}: {reason}"
         raise CheckpointError(Diagnostic("write-failed", text, str(path), help="look at what the ranks say")) from error
 
 

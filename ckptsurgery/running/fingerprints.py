@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -12,7 +13,26 @@ from ..storage.checkpoint import Checkpoint
 from ..storage.chunked_tensors import chunks_of
 from ..storage.sources.byte_source import LocalFile
 
-__all__ = ["fingerprint"]
+__all__ = ["fingerprint", "plan_digest"]
+
+
+def plan_digest(plan: Plan) -> str:
+    """Return a hash of all that a plan does, by which ranks agree that they carry out the same one.
+
+    Object addresses in the text of an op are left out. The source's files are not looked at.
+    """
+    import hashlib
+
+    digests: dict[int, str] = {}
+    for step in plan.steps:
+        if id(step.program) not in digests:
+            text = re.sub(r" at 0x[0-9a-f]+", "", repr(step.program))
+            digests[id(step.program)] = hashlib.sha256(text.encode()).hexdigest()
+    steps = sorted((step.targets, step.sources, digests[id(step.program)]) for step in plan.steps)
+    specs = sorted((key, str(spec)) for key, spec in plan.specs.items())
+    inits = sorted((key, str(what)) for key, what in plan.inits.items())
+    told = repr((steps, specs, inits, sorted(plan.ties.items())))
+    return hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", told).encode()).hexdigest()
 
 
 def fingerprint(

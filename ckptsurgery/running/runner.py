@@ -250,12 +250,14 @@ def _save_together(
     from .sharded_saving import Shards, save_shards
 
     ranks = peers()
-    if ranks is None or check:
-        text = (
-            "check= reads the output of one process back" if check else "there is no process group to save shards with"
-        )
+    if ranks is None:
+        text = "there is no process group to save shards with"
         raise CheckpointError(Diagnostic("not-by-ranks", text, str(path), help="do without it"))
     try:
+        if check:
+            text = "check= reads the output of one process back"
+            raise CheckpointError(Diagnostic("not-by-ranks", text, str(path), help="do without it"))
+        ranks.agree(None, (os.fspath(path), max_shard_size, overwrite, sync, format, together))
         shards = Shards.of(source).joined(ranks, together)
         whole = plan(shards.checkpoint, Recipe(rest="keep"))
         if format is not None:

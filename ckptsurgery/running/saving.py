@@ -35,7 +35,7 @@ from .config_following import following_companions
 from .config_remarks import as_warnings, config_remarks
 from .executor.execution import execute
 from .executor.sinks import FileSink
-from .fingerprints import fingerprint
+from .fingerprints import fingerprint, plan_digest
 from .packing import architecture_warnings, packed_extras
 from .progress import ByteBar
 from .provenance import PROVENANCE, provenance_of
@@ -84,11 +84,18 @@ def _among_ranks(plan: Plan, checkpoint: Checkpoint, path: PathLike, options: Sa
         if save.framed:
             text = "several ranks write safetensors, and a torch file was named"
             raise CheckpointError(Diagnostic("not-by-ranks", text, str(path), help="name x.safetensors, or a folder"))
+        ranks.agree(None, (plan_digest(plan), os.fspath(path), *_asked(options)))
         ranks.told(0, partial(prove, plan, checkpoint))
         return save.write_with(ranks)
     except Exception as error:
         ranks.fail(error)
         raise
+
+
+def _asked(options: SaveOptions) -> tuple[object, ...]:
+    """What decides on the calls that a rank makes, and on the output."""
+    kept = options.max_shard_size, options.overwrite, options.resume, options.sync, options.provenance
+    return *kept, options.companions, options.check, options.dry_run
 
 
 class _Save:

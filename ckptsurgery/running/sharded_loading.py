@@ -14,7 +14,6 @@ Ranks may hold parts of the keys, as stages of a pipeline do: the plan is that o
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -30,7 +29,7 @@ from ..planning.report import Report
 from ..planning.steps import Step
 from ..sharding.exchanges import Exchange
 from ..sharding.peers import Peers, dealt
-from ..sharding.shards import LocalShard, empty_shard, home_of, is_on_mesh, offloaded, shard_of
+from ..sharding.shards import LocalShard, empty_shard, home_of, is_on_mesh, is_sharded, offloaded, shard_of
 from ..sharding.twins import Twin
 from ..specs import TensorSpec
 from ..storage.checkpoint import Checkpoint
@@ -38,6 +37,7 @@ from ..storage.tensors import torch_dtype
 from ..wording import counted
 from .executor.chunking import by_elements, to_boxes
 from .executor.programs import run_step
+from .fingerprints import plan_digest
 from .model_loading import non_finite, refuse_bad, report_of
 from .progress import ByteBar
 from .proving import prove
@@ -86,7 +86,8 @@ def load_shards(
     loader.hold(key for key in made if key in own)
     buffers = computed_buffers(model) if extra_load is None else {}
     values = FirstValues.of(model, inits, options.seed)
-    ranks.agree(None, _digest(plan))
+    seed = options.seed if plan.inits else None
+    ranks.agree(None, (plan_digest(plan), seed, options.check_values, str(options.device), extra_load is None))
     if options.check_values:
         mine = share_of(plan.steps, ranks)
         bad = non_finite((k, t) for step in mine for k, t in zip(step.targets, run_step(step, checkpoint.load)))
@@ -107,17 +108,6 @@ def load_shards(
     written = sum(plan.specs[key].nbytes for key in made)
     report = ranks.tried(partial(report_of, plan, checkpoint, model, drawn, kept, skipped, written))
     return replace(report, target=told[0][1])
-
-
-def _digest(plan: Plan) -> str:
-    """What is equal for two plans that make the same of the same."""
-    import hashlib
-
-    steps = sorted((s.targets, s.sources, s.kind) for s in plan.steps)
-    specs = sorted((key, str(spec)) for key, spec in plan.specs.items())
-    inits = sorted((key, str(what)) for key, what in plan.inits.items())
-    told = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", repr((steps, specs, inits))).encode())
-    return told.hexdigest()
 
 
 @dataclass
@@ -263,11 +253,22 @@ class _Loader:
         """Give the model the buffers that no file holds and that it had on the meta device."""
         for name, tensor in buffers.items():
             if name in self.twin.owners:
-                self.twin.owners[name].put(tensor.to(self.device or self._home))
+                self.twin.owners[name].put(self._like(self.twin.owners[name].tensor, tensor, name))
         left = [name for name, owner in self.twin.owners.items() if owner.tensor.is_meta]
         if left:
             text = f"{counted(len(left), 'model tensor', 'is')} still on the meta device"
             raise LoadError(Diagnostic("meta-left", text, notes=tuple(left[:12]), help="load or initialise them"))
+
+    def _like(self, old: Tensor, whole: Tensor, name: str) -> Tensor:
+        """A whole tensor where the model is, distributed as another one."""
+        home = self.device or self._home
+        if not is_sharded(old):
+            return whole.to(home)
+        made = empty_shard(old, home)
+        if is_on_mesh(made):
+            shard = shard_of(made, name)
+            _copy(shard.memory, _cut(whole, shard.box))
+        return made
 
 
 def _cut(whole: Tensor, box: Box) -> Tensor:

@@ -108,7 +108,8 @@ def shard_of(tensor: Tensor, key: str) -> LocalShard:
         raise LoadError(Diagnostic("partial-sums", text, key, help="redistribute it to shards or replicas first"))
     local = sharded.to_local()
     boxes = _boxes(sharded, local)
-    if len(boxes) != 1 or boxes[0].extent != tuple(local.shape):
+    empty = not local.numel() and not any(box.numel for box in boxes)  # FSDP2 makes such a part 0 x 0, not 5 x 0
+    if len(boxes) != 1 or not (empty or boxes[0].extent == tuple(local.shape)):
         text = f"this rank holds {key!r} in {len(boxes)} parts, which are not covered"
         raise LoadError(Diagnostic("several-parts", text, key, help="save it by torch.distributed.checkpoint"))
     return LocalShard(boxes[0], local)

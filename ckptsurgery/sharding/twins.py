@@ -97,7 +97,7 @@ class _Copier:
         fields["_parameters"] = {n: t if t is None else self.tensor(t, True) for n, t in module._parameters.items()}
         fields["_buffers"] = {
             n: t
-            if t is None or (n in module._non_persistent_buffers_set and not is_sharded(t))
+            if t is None or (n in module._non_persistent_buffers_set and not (t.is_meta and is_sharded(t)))
             else self.tensor(t, False)
             for n, t in module._buffers.items()
         }

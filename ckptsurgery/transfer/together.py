@@ -51,6 +51,7 @@ def seen_plainly(model: nn.Module, stages: bool) -> Iterator[tuple[nn.Module, Ca
         with whole_parameters(model) if flat else nullcontext():
             twin = twin_of(model)
             if stages:
+                ranks.agree(None, "stages")
                 _refuse_own_loaders(twin.module, ranks)
                 twin = united(twin, ranks)
             yield twin.module, partial(load_shards, twin=twin, ranks=ranks)

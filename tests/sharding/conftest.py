@@ -15,6 +15,14 @@ def two() -> Iterator[Group]:
 
 
 @pytest.fixture(scope="session")
+def three() -> Iterator[Group]:
+    """Three processes, which divide nothing evenly."""
+    group = Group(3)
+    yield group
+    group.close()
+
+
+@pytest.fixture(scope="session")
 def four() -> Iterator[Group]:
     """Four processes."""
     group = Group(4)
