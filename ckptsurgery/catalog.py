@@ -24,13 +24,13 @@ _RULES_ALONE = {"schema", "summary", "rest", "rules", "dims", "then", "drop", "c
 
 
 def shelf() -> Path:
-    """The folder of the recipes that ship: inside the installed package, or beside it in a checkout."""
+    """Return the folder of the built-in recipes: inside the installed package, or beside it in a checkout."""
     here = Path(__file__).parent
     return here / "_recipes" if (here / "_recipes").is_dir() else here.parent / "recipes"
 
 
 def list_recipes() -> list[str]:
-    """Names of the recipes that ship, `family/name`, sorted.
+    """Return the names of the built-in recipes, `family/name`, sorted.
 
     >>> all("/" in name for name in list_recipes())
     True
@@ -108,7 +108,7 @@ def file_of(recipe: Recipe) -> str | None:
 
 
 def route(start: str, end: str) -> Recipe:
-    """The recipe from one codebase of a family to another, through the layouts that shipped recipes have in common.
+    """Chain built-in recipes from one codebase of a family to another.
 
     >>> route("nobody/here", "nobody/there")
     Traceback (most recent call last):

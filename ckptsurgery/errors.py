@@ -23,7 +23,7 @@ RemedyKind = Literal["argument", "recipe", "instead", "before", "convert"]
 
 @dataclass(frozen=True, slots=True)
 class Remedy:
-    """One way to settle a problem, as data: which argument, and its value.
+    """A way to settle a problem, as data: an argument and its value.
 
     A face spells it in its own language: `str()` in Python or, where it belongs in a recipe file, in TOML; the command
     line by its options.
@@ -61,11 +61,11 @@ class Remedy:
 
     @classmethod
     def size(cls, name: str) -> Remedy:
-        """The remedy for a size that nothing says."""
+        """Return the remedy for a size that nothing determines."""
         return cls("dims", {name: None}, kind="recipe")
 
     def within(self, place: str | None) -> Remedy:
-        """The same remedy, for a recipe that was read from `place`."""
+        """Return the remedy for a recipe that was read from `place`."""
         return replace(self, place=place) if self.kind in ("recipe", "instead") and self.place is None else self
 
     def __str__(self) -> str:
@@ -87,14 +87,14 @@ class Remedy:
         return f"{self.argument}={literal(self.value)}"
 
     def instead(self) -> str:
-        """The texts that were probably meant; a question, unless `effect` makes it a sentence."""
+        """Return the texts that were probably meant: a question, unless `effect` makes it a sentence."""
         meant = [right for rights in self.value.values() for right in ([rights] if isinstance(rights, str) else rights)]
         if self.effect:
             return " or ".join(map(literal, dict.fromkeys(meant)))
         return f"did you mean {' or '.join(map(repr, dict.fromkeys(meant)))}?"
 
     def to_json(self) -> dict[str, Any]:
-        """The remedy as plain data."""
+        """Return the remedy as plain data."""
         return {"argument": self.argument, "value": self.value, "kind": self.kind, "effect": self.effect}
 
 
@@ -141,7 +141,7 @@ def _has_blank(value: Any) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Diagnostic:
-    """One problem: what, where, and the line that settles it.
+    """A problem, its place, and the line that settles it.
 
     >>> print(Diagnostic("unexpected-keys", "1 source key matches no rule", notes=("x.inv_freq  F32 [64]",),
     ...                  remedies=(Remedy("drop", ["x.inv_freq"], "leaves it out"),), advice="or correct the rule"))
@@ -190,7 +190,7 @@ class Diagnostic:
         return composed if self.help == sentence(composed) else (self.help,) if self.help else ()
 
     def within(self, place: str | None) -> Diagnostic:
-        """The same diagnostic, with remedies for a recipe that was read from `place`."""
+        """Return the diagnostic with remedies for a recipe that was read from `place`."""
         if place is None or not self.remedies:
             return self
         return replace(self, remedies=tuple(r.within(place) for r in self.remedies), help=None)
@@ -199,7 +199,7 @@ class Diagnostic:
         return self.text(self.ways)
 
     def text(self, ways: Sequence[str]) -> str:
-        """The diagnostic on several lines, with this help, which takes a line a way where it is long."""
+        """Return the diagnostic on several lines; a long help takes a line for each of its `ways`."""
         lines = [f"{self.severity}[{self.code}]: {self.headline}"]
         if self.place:
             lines.append(f"  --> {self.place}")
@@ -210,7 +210,7 @@ class Diagnostic:
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, object]:
-        """The diagnostic as plain data."""
+        """Return the diagnostic as plain data."""
         return {
             "severity": self.severity,
             "code": self.code,
@@ -241,7 +241,7 @@ def _clipped(text: str, most: int = _LONGEST) -> str:
 
 
 class CkptSurgeryError(Exception):
-    """Base of every error of this library; `.diagnostics` holds all problems found, not the first alone.
+    """Base of every error of this library; `.diagnostics` holds all problems that were found.
 
     >>> error = CkptSurgeryError(Diagnostic("missing-file", "no such file: 'a.safetensors'"))
     >>> error.diagnostics[0].code

@@ -32,7 +32,7 @@ _WIDE = 200  # characters of a folded run of keys
 
 @dataclass(frozen=True, repr=False)
 class Diff(TextInNotebooks):
-    """How two checkpoints differ; `str` of it is for people.
+    """The difference between two checkpoints; `str` shows it as text.
 
     Args:
         a, b: what was compared.
@@ -68,7 +68,7 @@ class Diff(TextInNotebooks):
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The difference as plain data."""
+        """Return the difference as plain data."""
 
         def both(pairs: Mapping[str, tuple[TensorSpec, TensorSpec]]) -> dict[str, list[object]]:
             return {key: [_spec_json(one), _spec_json(other)] for key, (one, other) in pairs.items()}

@@ -46,7 +46,7 @@ class Difference:
     cosine: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The difference as plain data."""
+        """Return the difference as plain data."""
         return asdict(self)
 
 

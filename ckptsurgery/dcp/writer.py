@@ -163,7 +163,7 @@ class StorageWriter(storage.StorageWriter):
         return done
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """Give the files their names."""
+        """Rename the finished files from their temporary names."""
         if self._writer is not None:
             self._writer.skip(sum(one.size_in_bytes for found in results for one in found))
             self._writer.commit()

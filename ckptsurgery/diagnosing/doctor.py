@@ -26,7 +26,7 @@ _ORDER = ("error", "warning", "note")
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Diagnosis(TextInNotebooks):
-    """What `doctor` found; each finding says where and what to do.
+    """The findings of `doctor`, each with its place and a remedy.
 
     Args:
         source: what was looked at.
@@ -41,7 +41,7 @@ class Diagnosis(TextInNotebooks):
     bytes_read: int = 0
 
     def of(self, severity: str) -> tuple[Diagnostic, ...]:
-        """The findings of one severity: `"error"`, `"warning"` or `"note"`."""
+        """Return the findings of one severity: `"error"`, `"warning"` or `"note"`."""
         return tuple(finding for finding in self.findings if finding.severity == severity)
 
     @property
@@ -50,7 +50,7 @@ class Diagnosis(TextInNotebooks):
         return not self.of("error")
 
     def to_json(self) -> dict[str, object]:
-        """The diagnosis as plain data."""
+        """Return the diagnosis as plain data."""
         return {
             "source": self.source,
             "healthy": self.healthy,
@@ -63,7 +63,7 @@ class Diagnosis(TextInNotebooks):
         return self.text(str)
 
     def text(self, spell: Callable[[Diagnostic], str]) -> str:
-        """The diagnosis on several lines, each finding as `spell` puts it."""
+        """Return the diagnosis on several lines, each finding as `spell` writes it."""
         looked = f"{counted(self.tensors, 'tensor')}, {self.bytes_read:,} bytes read"
         head = f"{self.source}: {looked}: {', '.join(self._counts())}"
         return "\n\n".join([head, *map(spell, self.findings)])
@@ -76,7 +76,7 @@ class Diagnosis(TextInNotebooks):
 
 
 def doctor(source: Any, subtree: str | None = None, *, values: bool = True, progress: bool | None = None) -> Diagnosis:
-    """Look for whatever may be wrong with a checkpoint: files, headers, ties, and every element.
+    """Check a checkpoint for problems: files, headers, ties, and every element.
 
     >>> import torch
     >>> found = doctor({"w": torch.tensor([1.0, float("nan")])})

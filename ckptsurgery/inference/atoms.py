@@ -189,12 +189,13 @@ def atoms(
     is_loop: tuple[Callable[[str], bool], Callable[[str], bool]],
     values: Callable[[str, Sequence[int]], tuple[int, ...]],
 ) -> list[Atom]:
-    """The moves as rules, one for each kind of tensor; none claims a key that is not its own.
+    """Return the moves as rules, one for each kind of tensor; no rule claims another's keys.
 
     Args:
-        source_keys: all keys of the source, to see what a rule would claim by mistake.
-        is_loop: for each side: whether the number behind a prefix counts layers; prefixes spell numbers `#`.
-        values: the values behind a prefix that these stand for, where only some layers are looked at.
+        source_keys: all keys of the source, so that a rule which would claim too many is noticed.
+        is_loop: for each side, whether the number behind a prefix counts layers; prefixes spell numbers `#`.
+        values: called with a prefix and the numbers seen behind it; returns all numbers that they represent, where
+            only some layers were compared.
     """
     groups, sides = _grouped(moves)
     claims = _KeyClaims(source_keys)

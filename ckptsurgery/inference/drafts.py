@@ -23,7 +23,7 @@ _INLINE = 200  # characters of choices that still go into the line itself
 
 @dataclass(frozen=True)
 class RuleDraft:
-    """What a recipe says of the keys that are matched.
+    """The part of a recipe that covers the matched keys.
 
     Args:
         rules: lines.

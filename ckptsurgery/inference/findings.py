@@ -111,7 +111,10 @@ class UnitLeaves:
             self.units.setdefault(path, {})[role] = key
 
     def beside(self, key: str, role: str) -> str | None:
-        """The tensor of the same unit in another role; in units of two whose words mean nothing, the other one."""
+        """Return the tensor that has `role` in the unit of `key`, or None.
+
+        In a unit of two tensors whose names do not tell their roles, it is the other one.
+        """
         path, own = self.roles.get(key, ("", ""))
         unit = self.units.get(path, {})
         if role in unit and role != own:

@@ -71,7 +71,7 @@ class Parting:
 
 @dataclass(frozen=True, repr=False)
 class Parity(TextInNotebooks):
-    """Whether two models agree; true if so.
+    """The comparison of two models' outputs; true if they agree.
 
     Args:
         outputs: the difference of each output tensor.

@@ -79,9 +79,9 @@ def _part_names(word: str) -> list[str]:
 
 
 def attention_sorts(templates: Iterable[str]) -> dict[str, str]:
-    """Return which units are parts of a self-attention or a cross-attention.
+    """Return key -> "self" or "cross" for the parts of attentions.
 
-    Of two attentions beside each other, one that is called neither is the other sort.
+    Where one of two sibling attentions is named, the other one is of the other sort.
 
     >>> attention_sorts(["h.#.self_attn.q", "h.#.attn.q", "h.#.mlp.up"])
     {'h.#.self_attn.q': 'self', 'h.#.attn.q': 'cross'}

@@ -85,7 +85,7 @@ def changed(sides: Equating, known: Known, named: Matched) -> list[tuple[Finding
 
 
 def alike_by_name(finding: Finding) -> bool:
-    """Whether the modules of both ends are called by words of the same meaning."""
+    """Return whether the modules of source and target have names of the same meaning."""
     meant = [
         {c for k in keys for segment in re.split(r"[./]", k)[:-1][-2:] for c, _ in concepts(segment)} - {STRUCTURAL}
         for keys in (finding.sources, finding.targets)

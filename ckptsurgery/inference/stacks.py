@@ -53,7 +53,7 @@ class Stack:
     around: tuple[Unit, ...] = ()
 
     def holds(self, path: str) -> int | None:
-        """The number of the layer that a path is in; None where it is in none."""
+        """Return the number of the layer that contains a path, or None."""
         if not path.startswith(self.at):
             return None
         number = _NUMBER.match(path, len(self.at))

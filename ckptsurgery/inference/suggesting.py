@@ -17,7 +17,7 @@ __all__ = ["specs_of", "suggest"]
 
 
 def suggest(source: Any, target: Any, *, by: str = "names", inputs: Any = None) -> Suggestion:
-    """The recipe that turns `source` into `target`, inferred.
+    """Infer the recipe that turns `source` into `target`.
 
     >>> specs = [TensorSpec((4,), "F32"), TensorSpec((4,), "F32"), TensorSpec((8, 4), "F32")]
     >>> ours = {f"blocks.{i}.{k}": s for i in range(3) for k, s in zip(("ln.gamma", "ln.beta", "fc.w"), specs)}

@@ -21,7 +21,7 @@ __all__ = ["Suggestion"]
 
 @dataclass(frozen=True, repr=False)
 class Suggestion(TextInNotebooks):
-    """A recipe that nobody wrote, and what is known of it.
+    """An inferred recipe, with its coverage and its assumptions.
 
     Args:
         recipe: ready to plan; it makes what is sure, and leaves out what is not.

@@ -64,14 +64,14 @@ class Scope:
                 raise RecipeError(Diagnostic("bad-scope", text, remedies=(ended,)))
 
     def inverted(self, ops: OpAlgebra) -> Scope:
-        """The scope that leads back: its prefixes swapped, what is inside inverted."""
+        """Return the scope that leads back: prefixes swapped, the recipe inside inverted."""
         turned = not self.inverse if self.use else False
         return replace(self, recipe=self.recipe.inverse(ops), source=self.target, target=self.source, inverse=turned)
 
 
 @dataclass(frozen=True, init=False, repr=False)
 class Recipe:
-    """Rules over keys and axes, and what else must be said.
+    """Rules over keys and axes, with ties, initialisers, drops and sizes.
 
     >>> recipe = Recipe(rules=["h.{i}.fc.weight [x y] -> layers.{i}.fc.weight [y x]"], drop=["h.{i}.mask"])
     >>> print(recipe.inverse())
@@ -244,7 +244,7 @@ class Recipe:
         )
 
     def scoped(self, source: str = "", target: str = "", config: str | None = None) -> Recipe:
-        """The recipe with prefixes before its keys.
+        """Return the recipe with prefixes before its keys.
 
         >>> print(Recipe(["a -> b"]).scoped(source="m.", target="x."))
         schema = 1
@@ -264,11 +264,11 @@ class Recipe:
         return Recipe(scopes=(Scope(inner, source, target, config=config),), summary=self.summary)
 
     def then(self, other: Recipe) -> Recipe:
-        """Go on from this recipe's result with another; planned and run as one pass."""
+        """Chain another recipe behind this one; both are planned and run as one pass."""
         return self.replace(stages=(*self.stages, other.replace(stages=()), *other.stages))
 
     def inverse(self, ops: OpAlgebra | None = None) -> Recipe:
-        """The way back: sides swapped, ops inverted, ties and copies proved the same, initialised keys dropped.
+        """Return the way back: sides swapped, ops inverted, ties and copies proved equal, initialised keys dropped.
 
         What was dropped cannot come back; `plan.inverse` refuses there, this does not.
 
@@ -335,7 +335,7 @@ class Recipe:
         return replace(self, **changes)
 
     def dumps(self) -> str:
-        """The recipe as TOML text; reading it gives an equal recipe."""
+        """Return the recipe as TOML text; reading it gives an equal recipe."""
         return "\n".join([f"schema = {SCHEMA}", *_lines(self, "", "error")]) + "\n"
 
     def __str__(self) -> str:

@@ -54,7 +54,7 @@ class Term:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Rule:
-    """What becomes of the tensors whose keys match.
+    """A rule: a pattern for source keys and axes, and the target that they become.
 
     >>> rule = Rule.parse("? h.{i}.fc.{l} [x y?] -> layers.{i}.fc.{l} [y? x] | cast(bf16)")
     >>> rule.optional, str(rule.targets[0].pattern), str(rule.after[0])
@@ -118,7 +118,7 @@ class Rule:
         return len(terms) == 2 and not (self.before or self.after) and all(term.axes is None for term in terms)
 
     def inverse(self, ops: OpAlgebra) -> Rule:
-        """Sides swapped, ops inverted, a copy to several places turned into a proof that they are the same.
+        """Return the rule with sides swapped and ops inverted; a copy to several places becomes a proof of equality.
 
         Raises:
             RecipeError: an op that nothing undoes; `&`, since only the keys show which of them had partners.

@@ -59,7 +59,7 @@ class AdapterConfig:
 
     @classmethod
     def of(cls, data: Mapping[str, Any], place: str = CONFIG_FILE) -> AdapterConfig:
-        """Return the configuration in plain data.
+        """Return the configuration that plain data describes.
 
         Raises:
             CheckpointError: another method than LoRA, or a variant whose update has another formula.

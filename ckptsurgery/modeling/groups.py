@@ -27,7 +27,7 @@ def param_groups(
     first: Iterable[object] = (),
     last: Iterable[object] = (),
 ) -> list[dict[str, Any]]:
-    """Groups of a model's trainable parameters, ready for `torch.optim.AdamW(groups)`.
+    """Return groups of a model's trainable parameters, ready for `torch.optim.AdamW(groups)`.
 
     >>> from torch import nn
     >>> blocks = nn.ModuleList([nn.Linear(4, 4) for _ in range(2)])

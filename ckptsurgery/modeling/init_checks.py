@@ -19,7 +19,7 @@ _VANISHING, _EXPLODING = 1e-3, 30.0
 
 
 def check_init(model: nn.Module, names: Collection[str] | None = None) -> tuple[Diagnostic, ...]:
-    """Warnings about trainable tensors that cannot train as they stand; nothing is changed.
+    """Warn about trainable tensors whose values cannot train; nothing is changed.
 
     >>> import torch
     >>> model = torch.nn.Linear(4, 2)

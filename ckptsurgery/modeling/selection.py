@@ -36,7 +36,7 @@ def select(
     recurse: bool = True,
     remove_duplicate: bool = False,
 ) -> Selection:
-    """The tensors of a model that any of `what` means; all of them when nothing is said.
+    """Return the tensors of a model that any of `what` means; all of them without `what`.
 
     >>> from torch import nn
     >>> model = nn.Sequential(nn.Linear(4, 5), nn.Sequential(nn.Linear(5, 3), nn.LayerNorm(3)))
@@ -169,21 +169,21 @@ class Selection(TextInNotebooks, Mapping[str, "Tensor"]):
         return sum(size_of(place_of(self.model, name))[1] for name in names.values())
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Name -> the parameter objects themselves; buffers are left out."""
+        """Return name -> the parameter objects themselves, without buffers."""
         from torch import nn
 
         return {name: tensor for name, tensor in self.items() if isinstance(tensor, nn.Parameter)}
 
     def data(self) -> dict[str, Tensor]:
-        """Name -> the values, detached from the graph but sharing memory with the model."""
+        """Return name -> the values, detached from the graph but sharing memory with the model."""
         return {name: tensor.detach() for name, tensor in self.items()}
 
     def grads(self) -> dict[str, Tensor | None]:
-        """Name -> the gradient, or None where there is none."""
+        """Return name -> the gradient, or None."""
         return {name: tensor.grad for name, tensor in self.items()}
 
     def stats(self) -> Stats:
-        """Mean, std, min, max, norm, fraction of zeros and count of non-finite values of each tensor.
+        """Return mean, std, min, max, norm, fraction of zeros and count of non-finite values of each tensor.
 
         Raises:
             LoadError: tensors are meta or lazy, and have no values; or they are not plain memory.
@@ -198,7 +198,7 @@ class Selection(TextInNotebooks, Mapping[str, "Tensor"]):
         return stats_of(self)
 
     def assert_count(self, count: int) -> Selection:
-        """This selection, if it holds `count` names.
+        """Return this selection, if it has `count` names.
 
         Raises:
             LoadError: it does not; its names are listed.
@@ -300,7 +300,7 @@ class Selection(TextInNotebooks, Mapping[str, "Tensor"]):
         return replace(self, names=meant_of(dict(self.items()), what))
 
     def promised(self, what: Whats) -> dict[str, Moments]:
-        """Name -> the mean and the std that an initialiser promises, and what chance may make of them.
+        """Return name -> the mean and the std that an initialiser promises, with their tolerances.
 
         >>> from torch import nn
         >>> print(select(nn.Linear(50, 100), "weight").promised("xavier_uniform")["weight"])
@@ -312,7 +312,7 @@ class Selection(TextInNotebooks, Mapping[str, "Tensor"]):
         return promised(self._meant_by(what), what)
 
     def assert_drawn(self, what: Whats) -> Selection:
-        """This selection, if mean, std and bounds of each tensor are those that the initialiser promises.
+        """Return this selection, if mean, std and bounds of each tensor are those that the initialiser promises.
 
         They may be five standard errors off, for a tensor of that size. It says nothing of the shape of the
         distribution, nor whether the entries are independent.

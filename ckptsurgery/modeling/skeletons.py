@@ -20,7 +20,7 @@ __all__ = ["skeleton"]
 
 
 def skeleton(factory: Callable[[], nn.Module]) -> nn.Module:
-    """The model that `factory` builds, with meta parameters and real buffers, and with its ties.
+    """Return the model that `factory` builds, with meta parameters, real buffers, and its ties.
 
     >>> from torch import nn
     >>> model = skeleton(lambda: nn.Sequential(nn.Linear(9999, 9999), nn.BatchNorm1d(2)))

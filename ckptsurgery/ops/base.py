@@ -132,7 +132,7 @@ class Op:
     """What stands before the op's only argument in its inverse, where the argument is a name or a formula: `"-"`."""
 
     def infer(self, specs: Specs) -> Specs:
-        """Specs after the op, from specs before it; no torch here.
+        """Return the specs after the op from those before it, without torch.
 
         Raises:
             OpError: the op cannot take these specs.
@@ -140,7 +140,7 @@ class Op:
         raise OpError(f"{self.name or type(self).__name__} does not say what it makes of {', '.join(map(str, specs))}")
 
     def run(self, tensors: Tensors) -> Tensors:
-        """The tensors after the op: contiguous or not, of exactly the specs that `infer` announced."""
+        """Return the tensors after the op, contiguous or not, of exactly the specs that `infer` returned."""
         raise OpError(f"{self.name or type(self).__name__} cannot run")
 
     def run_into(self, tensors: Tensors, rooms: Sequence[Tensor | None]) -> Tensors:
@@ -161,7 +161,7 @@ class Op:
         return None
 
     def packing(self) -> str | None:
-        """Return the name of the blocks that the result's bytes are, where a format has one, such as `"Q8_0"`."""
+        """Return the type of the blocks that the result's bytes form, such as `"Q8_0"`; None for plain elements."""
         return None
 
     def surveys(self, specs: Specs) -> int:
@@ -180,7 +180,7 @@ class Op:
         raise OpError(f"{self.name} surveys nothing")
 
     def inverse(self, inputs: Specs | None = None) -> Op | None:
-        """The op that undoes this one, or None where nothing does.
+        """Return the op that undoes this one, or None.
 
         Without `inputs` the question is symbolic: would the formula's inverse undo it but for rounding? With `inputs`,
         the specs this op ran on, the answer must be exact, bit for bit.

@@ -91,7 +91,7 @@ EXAMPLES: Mapping[str, tuple[str, Shapes]] = {
 
 @dataclass(frozen=True)
 class OpReference:
-    """What there is to know of an op.
+    """The reference of an op: its signature, its text, and an example.
 
     Args:
         name, signature, summary: as a rule writes it, and in a line.

@@ -16,7 +16,7 @@ __all__ = ["generator_for", "key_seed", "seeded_globals"]
 
 
 def key_seed(seed: int, key: str) -> int:
-    """The seed of one key: 63 bits of blake2b over the seed and the key.
+    """Return the seed of one key: 63 bits of blake2b over the seed and the key.
 
     >>> key_seed(0, "head.weight") == key_seed(0, "head.weight"), key_seed(0, "head.weight") == key_seed(0, "head.bias")
     (True, False)

@@ -286,10 +286,10 @@ class Flattening:
         return replace(matches, columns=columns)
 
     def joined(self, name: str, values: Mapping[str, int | str]) -> str:
-        """The flat index behind these values, as text.
+        """Return the flat index of these values, as text.
 
         Raises:
-            RecipeError: a value is no number, or lies beyond its extent.
+            RecipeError: a value is not a number, or not below its extent.
         """
         index = self.indices[name]
         texts = [str(self.listed[n][int(values[n])] if n in self.listed else values[n]) for n in index.names]

@@ -30,7 +30,7 @@ __all__ = ["Plan", "Runner", "renaming", "retargeted"]
 
 @dataclass(frozen=True, repr=False)
 class Plan(PlanRecord):
-    """What becomes of every tensor of a source: look at it, then save it, load it or take its state_dict.
+    """The checked conversion of a source: look at it, then save it, load it or take its state_dict.
 
     >>> import torch, ckptsurgery as cs
     >>> plan = cs.plan({"a.w": torch.ones(2, 1)}, ["a.w [x y] -> w [y x]"])
@@ -78,11 +78,11 @@ class Plan(PlanRecord):
         return cost_of(self, output_aliases(self, held), unread_proofs(self, held), scattered_keys(held))
 
     def explain(self, key: str) -> Explanation:
-        """How a key, of either side, is accounted for."""
+        """Explain how a key of either side is accounted for."""
         return explain(self, key)
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as plain data."""
+        """Return the plan as plain data."""
         return {
             "steps": [self._step_json(s) for s in self.steps],
             "initialised": {k: str(v) for k, v in self.inits.items()},

@@ -88,7 +88,7 @@ def _columns(tensors: int, elements: int) -> str:
 
 @dataclass(frozen=True, repr=False)
 class Report(TextInNotebooks):
-    """What was done, tensor by tensor.
+    """The result of a load or a save, tensor by tensor.
 
     Args:
         ledger: one entry for each tensor.
@@ -110,7 +110,7 @@ class Report(TextInNotebooks):
     proofs: tuple[Proof, ...] = ()
 
     def keys(self, action: str) -> tuple[str, ...]:
-        """The keys of one action, in the ledger's order."""
+        """Return the keys of one action, such as `"kept"`, in the ledger's order."""
         return tuple(e.key for e in self.ledger if e.action == action)
 
     @cached_property
@@ -162,7 +162,7 @@ class Report(TextInNotebooks):
         return loaded / total if total else 1.0
 
     def to_json(self) -> dict[str, Any]:
-        """The report as plain data."""
+        """Return the report as plain data."""
         counts = self._counts()
         return {
             "source": self.source,

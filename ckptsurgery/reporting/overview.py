@@ -17,7 +17,7 @@ __all__ = ["summary", "ties"]
 
 
 def ties(source: Any) -> tuple[Tie, ...]:
-    """Groups of names that are one tensor, each with `.names` and `.kind`.
+    """Return groups of names that are one tensor, each with `.names` and `.kind`.
 
     >>> import torch
     >>> w = torch.ones(2)

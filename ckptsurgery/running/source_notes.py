@@ -34,6 +34,6 @@ def notes_of(checkpoint: Checkpoint) -> Notes:
 
 
 def packings(extras: Mapping[str, Any]) -> Mapping[str, str]:
-    """Key -> the name of the blocks that the tensor's bytes are, where the format has types of its own."""
+    """Return key -> the type of the blocks that a tensor's bytes form, where the format has such types (GGUF)."""
     about = extras.get("gguf")
     return about.get("tensor_types", {}) if isinstance(about, Mapping) else {}

@@ -82,7 +82,7 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
 
     @property
     def contents(self) -> Contents:
-        """The contents of this checkpoint; a checkpoint made from them has a tree of its own."""
+        """Return the contents of this checkpoint. A checkpoint made from them has a tree of its own."""
         facts = (self.metadata, self.extras, self.config, self.sources, (), self.disputed)
         return Contents(self.entries, self.aliases, *facts)
 
@@ -119,18 +119,18 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
         return sum(spec.nbytes for spec in self.specs.values()) - repeated
 
     def extent(self, key: str) -> Extent | None:
-        """The run of bytes in a file that is this tensor, or None when it must go through memory."""
+        """Return the run of bytes in a file that is this tensor, or None when it must go through memory."""
         return self._entry(key).extent
 
     def load(self, key: str) -> torch.Tensor:
-        """The tensor, on the CPU: mapped privately or read, so that writing into it never reaches the file.
+        """Return the tensor on the CPU, mapped privately or read. Writing into it never reaches the file.
 
         A tensor in memory is returned itself, or resolved where it is a conjugate or a negative view.
         """
         return self.tensor_at(self._entry(key), key)
 
     def tensor_at(self, entry: Entry, key: str = "the tensor") -> torch.Tensor:
-        """The tensor of an entry, such as one among the extras; `key` is what messages call it."""
+        """Return the tensor of an entry, such as one of the extras; messages call it `key`."""
         if entry.tensor is None:
             return self._load(key, entry)
         from .tensors import refuse_meta
@@ -199,7 +199,7 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
         return tensor_from(buffer, 0, spec, key, entry.strides)
 
     def read(self, key: str, start: int = 0, stop: int | None = None) -> bytearray | memoryview:
-        """Bytes `[start, stop)` of the tensor laid out densely in C order; of a file just these are read."""
+        """Return bytes `[start, stop)` of the tensor laid out densely in C order; only these are read."""
         entry = self._entry(key)
         stop = entry.spec.nbytes if stop is None else stop
         if not 0 <= start <= stop <= entry.spec.nbytes:
@@ -214,7 +214,7 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
         return self._dense_view(key, entry)[start:stop]
 
     def read_into(self, key: str, start: int, buffer: memoryview) -> None:
-        """Fills `buffer` with the tensor's dense bytes from `start` on."""
+        """Fill `buffer` with the tensor's dense bytes from `start` on."""
         entry = self._entry(key)
         if entry.extent is None or start + len(buffer) > entry.spec.nbytes:
             buffer[:] = self.read(key, start, start + len(buffer))
@@ -222,7 +222,7 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
             self._open_files.read_into(entry.extent.file, entry.extent.offset + start, buffer)
 
     def read_file_into(self, file: str, offset: int, buffer: memoryview) -> None:
-        """Fills `buffer` with bytes of one of `files` from `offset` on: for runs that cover neighbouring tensors."""
+        """Fill `buffer` with bytes of one of `files` from `offset` on, for runs that cover neighbouring tensors."""
         self._open_files.read_into(file, offset, buffer)
 
     def read_ranges(self, file: str, ranges: Sequence[Range]) -> None:
@@ -238,7 +238,7 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
         return self._open_files.view(file, offset, nbytes)
 
     def using(self, file: str) -> AbstractContextManager[int | None]:
-        """The descriptor of one of `files`, which stays the checkpoint's own, and open meanwhile; None without one."""
+        """Return the descriptor of one of `files`, which stays open within the block, or None without one."""
         return self._open_files.using(file)
 
     def placed(self) -> Checkpoint:
@@ -268,7 +268,7 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
         return kept[1]
 
     def state_dict(self, device: torch.device | str | None = None) -> dict[str, torch.Tensor]:
-        """All tensors, contiguous, in order, on the CPU or on `device`; tied names share one tensor.
+        """Return all tensors, contiguous, in order, on the CPU or on `device`; tied names share one tensor.
 
         Raises:
             CheckpointError: a read failed, or there are tensors that cannot be read.
@@ -302,7 +302,7 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
         return {key: made[key] if key in made else moved_to(there, self.load(key)).contiguous() for key in keys}
 
     def check_unchanged(self) -> None:
-        """Makes sure that the files which were read are as they were when their headers were read.
+        """Check that the files have not changed since their headers were read.
 
         Raises:
             CheckpointError: something wrote to one of them, so what was read may be of two minds.
@@ -310,7 +310,7 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
         self._open_files.check_unchanged()
 
     def close(self) -> None:
-        """Closes the files; tensors that were loaded stay valid."""
+        """Close the files; tensors that were loaded stay valid."""
         self._dense = None
         self._open_files.close()
 
@@ -343,7 +343,7 @@ class Checkpoint(Mapping[str, "LazyTensor"]):
         return key in self.entries
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The tensor of a key, or `default`."""
+        """Return the tensor of a key, or `default`."""
         return LazyTensor(self, key) if key in self.entries else default
 
     __hash__ = object.__hash__

@@ -32,7 +32,7 @@ _ENOUGH = 0.5
 
 
 def match_recipes(source: Any, target: Any = None, config: Mapping[str, Any] | None = None) -> tuple[str, ...]:
-    """Names of the recipes that ship and fit a checkpoint, best first.
+    """Return the names of the built-in recipes that fit a checkpoint, best first.
 
     >>> import torch
     >>> match_recipes({"nobody.calls.it.so": torch.ones(1)})

@@ -36,10 +36,10 @@ def asked(
     init: Any, keep: Any, drop: Any, mismatch: str, dtype: str, partial: bool | str, assign: bool | None, device: Any,
     check_values: bool, seed: int, progress: bool | None,
 ) -> LoadOptions:  # fmt: skip
-    """Return the options of a load, each checked by itself.
+    """Return the options of a load, after a check of each by itself.
 
     Raises:
-        LoadError: a value that is not known.
+        LoadError: an argument has a value that is not known.
     """
     inits = dict(init) if isinstance(init, Mapping) else dict.fromkeys(listed("init", init), "default")
     _check_paths(inits)

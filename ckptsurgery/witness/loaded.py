@@ -79,7 +79,7 @@ def check_loaded(
     dims: Mapping[str, DimValue] | None = None,
     progress: bool | None = None,
 ) -> Report:
-    """Prove that a model holds what a checkpoint says, whatever loaded it; nothing is changed.
+    """Prove that a model holds a checkpoint, whatever code loaded it; nothing is changed.
 
     >>> import torch, ckptsurgery as cs
     >>> model, source = torch.nn.Linear(2, 2), {"module.weight": torch.eye(2)}

@@ -36,10 +36,10 @@ class ScaleGrid:
     shape: tuple[int, int]
 
     def rows(self, scales: Tensor, start: int, stop: int) -> Tensor:
-        """The scales of some rows of the weight, [stop - start, across].
+        """Return the scales of the rows `start` to `stop` of the weight, of shape [stop - start, across].
 
         Args:
-            scales: those of all matrices, [matrices · down, across].
+            scales: of all matrices, of shape [matrices · down, across].
         """
         import torch
 

@@ -84,10 +84,10 @@ class OptimizerTree:
 
 
 def form_of(tree: dict[Any, Any], keys: Mapping[str, Any]) -> Form | None:
-    """Return the form of an optimizer's tree; None where a mapping is not an optimizer.
+    """Return the form of an optimizer's tree, or None for a mapping that is not an optimizer.
 
     Args:
-        keys: the model's.
+        tree: the mapping from the checkpoint. keys: those of the model.
     """
     if is_optimizer(tree):
         return "groups"

@@ -34,11 +34,11 @@ class Sink(Protocol):
 
     @property
     def keeps_tensors(self) -> bool:
-        """Whether a tensor in memory that is copied as it is is to come by `put`, and not as a run of bytes."""
+        """Whether unchanged tensors of a source in memory are passed to `put`, instead of as runs of bytes."""
         ...
 
     def wants_runs(self, steps: Sequence[Step], moves: Mapping[int, Sequence[Move] | None]) -> Iterable[bool]:
-        """Return for each step whether the runs of bytes that it moves are to come by `take_runs`.
+        """Return, for each step, whether its runs of bytes are passed to `take_runs`.
 
         Args:
             moves: the runs of each program, by its `id`; None for a program that does more than moving runs.

@@ -63,7 +63,7 @@ class Elements:
 
 
 def has_views(program: Program) -> bool:
-    """Whether it is one rearrangement of elements that views of integers can have."""
+    """Return whether a program is one rearrangement, of elements of 1, 2, 4 or 8 bytes."""
     specs = (*program.inputs, *program.outputs)
     return program.moves is not None and all(DTYPES[s.dtype].bits in (8, 16, 32, 64) for s in specs)
 

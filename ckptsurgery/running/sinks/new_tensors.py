@@ -43,11 +43,11 @@ _WORTH_READING = 16 << 10
 
 
 def fill(sink: TensorSink, steps: Sequence[Step], checkpoint: Checkpoint, moved: Moved) -> None:
-    """Make all that a sink of tensors wants.
+    """Make every tensor that a sink wants.
 
     Raises:
-        CheckpointError: a read failed, a device did, or an op refused what it met; nothing is written any more when it
-            is raised, and `sink.written` and `sink.torn` list the keys that hold new values.
+        CheckpointError: a read or a device failed, or an op refused its input. All writing has ended by then, and
+            `sink.written` and `sink.torn` list the keys that hold new values.
     """
     sink.take_empty()
     # Tasks hold no more than what stays: sources are pages of files or in memory anyway, targets are the result.

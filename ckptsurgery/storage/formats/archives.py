@@ -36,10 +36,10 @@ class CompressedFormat(Format):
         return compression_of(head) is not None
 
     def read_below(self, opened: OpenedSource, subtree: str | None) -> Contents:
-        """Return the contents of what it unpacks to.
+        """Unpack the file, and return the contents of the checkpoint in it.
 
         Raises:
-            CheckpointError: it is damaged, too large, or holds another archive.
+            CheckpointError: the file is damaged, too large, or compressed more than once.
         """
         kind = compression_of(opened.head) or ""
         source = unpack(opened.source, kind)

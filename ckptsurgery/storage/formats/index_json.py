@@ -135,7 +135,7 @@ def _about(index: dict[str, Any]) -> dict[str, Any]:
 
 def _no_json(error: Exception, path: str) -> CheckpointError:
     return CheckpointError(
-        Diagnostic("bad-index", f"the index is no JSON: {error}", path, help="download or write it again")
+        Diagnostic("bad-index", f"the index is not valid JSON: {error}", path, help="download or write it again")
     )
 
 

@@ -30,7 +30,7 @@ class KerasFormat(Format):
         """Return the datasets of the weights by path, and the configuration.
 
         Raises:
-            CheckpointError: damaged.
+            CheckpointError: the archive or the weights in it are damaged.
         """
         contents = open_record(opened, _WEIGHTS, Hdf5Format().read)
         if "config.json" in opened.archive.records:

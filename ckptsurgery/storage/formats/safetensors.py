@@ -198,7 +198,7 @@ def _check_length(path: str, size: int, length: int) -> None:
     elif length > MAX_HEADER:
         problem = Diagnostic(
             "header-too-large",
-            f"the header says it is {length:,} bytes long; {MAX_HEADER:,} is the limit",
+            f"the header has a length of {length:,} bytes; {MAX_HEADER:,} is the limit",
             path,
             help="is it a safetensors file at all?",
         )
@@ -238,7 +238,7 @@ def _read_precisely(header: _Header) -> tuple[dict[str, Entry], dict[str, str]]:
     except (ValueError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(header.problem("bad-header", f"the header is no JSON: {error}")) from None
+        raise CheckpointError(header.problem("bad-header", f"the header is not valid JSON: {error}")) from None
     metadata = rows.pop("__metadata__", {})
     _check_metadata(header, metadata)
     problems = _problems(rows, header)
@@ -306,7 +306,7 @@ def _unique_rows(header: _Header) -> dict[str, Any]:
 
 def _check_metadata(header: _Header, metadata: Any) -> None:
     if not isinstance(metadata, dict):
-        raise CheckpointError(header.problem("bad-metadata", "__metadata__ is no JSON object of strings"))
+        raise CheckpointError(header.problem("bad-metadata", "__metadata__ is not a JSON object of strings"))
     if metadata.keys() >= _FIELDS and not all(isinstance(metadata[field], str) for field in _FIELDS):
         raise CheckpointError(
             header.problem(

@@ -89,7 +89,7 @@ class ZipArchive:
                 infos = archive.infolist()
             end = self._end()
         except (zipfile.BadZipFile, struct.error, ValueError, NotImplementedError, LookupError, OverflowError) as error:
-            why = f"is no readable zip file: {error}"
+            why = f"is not a readable zip file: {error}"
             raise refused(source, "damaged-zip", why, "copy or download it again: it may be truncated") from None
         if end.left:
             raise refused(source, "trailing-bytes", f"has {end.left:,} bytes behind the end of its zip archive")

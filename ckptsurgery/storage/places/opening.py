@@ -29,7 +29,7 @@ def open(
     file: str | None = None,
     download: bool = False,
 ) -> Checkpoint:
-    """A lazy checkpoint over a file, a folder, the hub, tensors in memory, or several of these under prefixes.
+    """Open a file, a folder, a repository of the hub, tensors in memory, or several of these under prefixes.
 
     >>> open("no-such-file.safetensors")
     Traceback (most recent call last):

@@ -157,7 +157,7 @@ def _wait(events: Iterable[tuple[torch.device, torch.Event]]) -> None:
 
 
 def _refused(device: torch.device, error: RuntimeError) -> CheckpointError:
-    return CheckpointError(Diagnostic("device-failed", f"{device} gave up: {_first_sentence(error)}"))
+    return CheckpointError(Diagnostic("device-failed", f"{device} failed: {_first_sentence(error)}"))
 
 
 def _first_sentence(error: Exception) -> str:
