@@ -1,6 +1,7 @@
 """Prints how well recipes are read off values, on random layouts of random networks of which the truth is known.
 
     python scripts/score_values.py [--from N] [--count N] [--wrong]
+    python scripts/score_values.py --every [--wrong]    # every layout of attention and of feed-forwards to every other
 
 Each seed draws a network, two layouts of it and what was tuned. A recipe is run on tensors whose elements are numbered:
 a tensor is right if each element comes from where the layouts say. Tuned tensors must keep that rule and be listed.
@@ -13,12 +14,14 @@ import random
 import sys
 import time
 import traceback
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count, islice, product
 from math import prod
 from typing import Any
 
 import torch
-from pairs.layouts import Layout, Network, drawn_layout, drawn_network
+from pairs.layouts import SCHEMES, Layout, Network, drawn_layout, drawn_network
 from torch import Tensor
 
 import ckptsurgery as cs
@@ -97,6 +100,39 @@ def drawn(seed: int, tune: bool = True) -> Case:
     return Case(seed, net, layouts, source, target, numbered, tuned, impossible)
 
 
+_ATTENTION = ("separate", "fused", "heads", "grouped", "kernels", "ragged kernels")
+_FEED = ("separate", "gate up", "up gate", "interleaved", "leading")
+
+
+def every_pair() -> Iterator[Case]:
+    """Each layout of attention with each other, in plain and rotary rows, and each of feed-forwards, stacked or not."""
+    number = count()
+    for (heads, groups), a, b, turned in product(((4, 4), (4, 2)), _ATTENTION, _ATTENTION, (False, True)):
+        if "heads" in (a, b) and heads != groups:
+            continue
+        for rotary in ((False, False), (False, True), (True, False)):
+            yield _paired(next(number), (heads, groups, 0), (a, b), ("separate", "separate"), rotary, turned)
+    kinds = (0, False, False), (3, False, False), (4, True, True), (4, False, True), (4, True, False)
+    for a, b, turned, (experts, *stacked) in product(_FEED, _FEED, (False, True), kinds):
+        plain = ("separate", "separate"), (a, b), (False, False)
+        yield _paired(next(number), (4, 2, experts), *plain, turned, stacked)
+
+
+def _paired(
+    number: int, sizes: tuple[int, int, int], attention: Sequence[str], feed: Sequence[str], rotary: Sequence[bool],
+    turned: bool, stacked: Sequence[bool] = (False, False),
+) -> Case:  # fmt: skip
+    """A network of heads, groups and experts in two layouts, of which the second may be turned."""
+    net = Network(3, 20, sizes[0], sizes[1], 4, 24, sizes[2], biases=True, tied=False, constant=False)
+    sides = zip(SCHEMES, attention, feed, rotary, (False, turned), stacked)
+    one, two = (Layout(n, a, r, "plain", f, t, s, False, True, torch.float32) for n, a, f, r, t, s in sides)
+    generator, at = torch.Generator().manual_seed(number), count(0)
+    values = net.tensors(lambda name, shape: torch.randn(shape, generator=generator) * 0.1)
+    numbers = net.tensors(lambda name, shape: torch.tensor(list(islice(at, prod(shape)))).reshape(shape))
+    numbered = one.of(net, numbers), two.of(net, numbers)
+    return Case(number, net, (one, two), one.of(net, values), two.of(net, values), numbered, set(), set())
+
+
 @dataclass
 class Outcome:
     """What one case gave, in target keys."""
@@ -149,12 +185,15 @@ def main() -> int:
     parser.add_argument("--from", dest="first", type=int, default=0)
     parser.add_argument("--count", type=int, default=60)
     parser.add_argument("--wrong", action="store_true", help="list what is wrong or open, and the recipes")
+    parser.add_argument("--every", action="store_true", help="every pair of layouts instead of drawn ones")
     options = parser.parse_args()
     totals = Outcome()
     worst = 0.0
-    whole = crashes = 0
-    for seed in range(options.first, options.first + options.count):
-        case = drawn(seed)
+    whole = crashes = cases = 0
+    seeds = range(options.first, options.first + options.count)
+    for case in every_pair() if options.every else map(drawn, seeds):
+        seed = case.seed
+        cases += 1
         one = score(case)
         one.base = score(drawn(seed, tune=False)).rules if case.tuned else one.rules
         for name in ("right", "wrong", "open", "unlisted"):
@@ -171,7 +210,7 @@ def main() -> int:
                 print(f"     {label:8} {key}{' (tuned)' * (key in case.tuned)}")
     known = sum(len(getattr(totals, n)) for n in ("right", "wrong", "open"))
     print(
-        f"{options.count} cases, {known} tensors: right {len(totals.right) / known:.1%}, wrong {len(totals.wrong)},"
+        f"{cases} cases, {known} tensors: right {len(totals.right) / known:.1%}, wrong {len(totals.wrong)},"
         f" open {len(totals.open)}, tuned but not listed {len(totals.unlisted)}; whole {whole}; failures {crashes};"
         f" rules at most {worst:.1f} times those without tuning"
     )

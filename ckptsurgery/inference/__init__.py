@@ -21,7 +21,8 @@ Glossary, in the order of the work:
 - A *suggestion* is the recipe and what is known of it (`suggestion`, `suggesting`). It is made by names (`by_names`).
   By values (`by_values`, `equating`): a *map* gives which element of one tensor is which of another (`element_maps`);
   *slices* are distinguished by hashes that no order changes, and fill *wholes* (`slices`, `wholes`); *digits* are the
-  axes that a map shows; *chunks* are blocks that go their own ways (`chunks`, `regrouping`, `recipe_stages`). A
+  axes that a map shows; *chunks* are blocks that go their own ways (`chunks`, `regrouping`, `recipe_stages`); a *view*
+  is a tensor seen in another cut, where both sides cut what they share in their own ways (`views`). A
   *finding* is the moves that belong together; its *companions* stand beside its tensors (`findings`), its *siblings*
   are called alike but for numbers (`siblings`), and its *context* is which layers go together (`context`). By inputs:
   the *order of use* in a *forward pass*, then the *flow* of data through both models (`by_inputs`, `forward_pass`,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from math import prod
@@ -20,11 +20,12 @@ from .equating import Equating
 from .findings import Finding, Known, UnitLeaves, companions
 from .matches import Matched, match
 from .moves import TensorMove
-from .recipe_stages import StagedCut, staged
+from .recipe_stages import StagedCut, alone, staged
 from .regrouping import regrouped
 from .siblings import alike_by_name, casts, changed, differing
 from .slices import SliceTable
 from .suggestion import Suggestion
+from .views import CutView, ViewedSide, complete, flattened, unstacked, with_views
 from .wholes import WholeMoves, axes_between, completed, moves_of
 
 __all__ = ["by_values"]
@@ -46,23 +47,18 @@ def by_values(source: Any, target: Any) -> Suggestion:
         search = _Search(sides, found, (UnitLeaves(specs), UnitLeaves(wanted)), Known())
         search.run()
         known, differs = search.known, []
-        while tuned := changed(sides, known, found) or list(search.changed_parts()):
+        while tuned := changed(sides, known, found, search.leaves) or list(search.changed_parts()):
             for finding, keys in (row for row in tuned if known.takes(row[0])):
                 known.add(finding)
                 differs += keys
             search.companions()
-        whole = replace(found, moves=known.moves, ties=known.ties, questions=(), placed=frozenset())
-        cut = StagedCut(
-            [c for f in known.findings for c in f.splits], [c for f in known.findings for c in f.joins],
-            [m for f in known.findings if f.splits or f.joins for m in f.moves],
-        )  # fmt: skip
-        result = staged(specs, wanted, whole, cut)
+        seen = _recut(sides, found, known)
+        result = seen.suggested(sides, found, known)
         taken = (
-            *casts(one.specs, two.specs, [(f.sources[0], k) for f in known.findings for k in f.targets]),
+            *casts(one.specs, two.specs, seen.pairs(known)),
             *search.assumptions(), *differing(differs),
         )  # fmt: skip
-        open_ = tuple(k for k in wanted if k not in known.made)
-        return replace(result, evidence="values", assumptions=taken, unmatched_target=open_)
+        return replace(result, evidence="values", assumptions=taken)
 
 
 def _opened(source: Any, opened: ExitStack) -> Checkpoint:
@@ -154,6 +150,7 @@ class _Search:
 
     def changed_parts(self) -> Iterator[tuple[Finding, list[str]]]:
         """Wholes of which most parts are known and the others were changed, with what is made otherwise than it is."""
+        context = Context.of(self.known.findings)
         for forward in (True, False):
             for key, spec, table, load, whole in self._candidates(forward):
                 numbers = table.most_of(whole, load)
@@ -166,8 +163,11 @@ class _Search:
                     if k not in numbers.parts and shape == numbers.shapes[0] and _NUMBER.sub("#", k) in templates
                 ]
                 made = completed(key, spec, numbers, others, forward)
-                if made is not None and self.known.takes(_finding(made, forward)):
-                    yield _finding(made, forward), self.sides.differing(_finding(made, forward))
+                if made is None:
+                    continue
+                finding = _finding(made, forward)
+                if self.known.takes(finding) and context.agrees(finding.sources, finding.targets):
+                    yield finding, self.sides.differing(finding)
 
     def _candidates(self, forward: bool) -> Iterator[tuple[str, TensorSpec, SliceTable, Callable[[str], Any], Any]]:
         """The tensors that may be wholes, each with the slices of those that may be its parts, and its values."""
@@ -262,6 +262,81 @@ class _Search:
                     self.known.ties[key] = first[candidate]
                     self.known.made.add(key)
                     break
+
+
+@dataclass(frozen=True)
+class _Recut:
+    """What was found between sides of which some tensors are seen in another cut.
+
+    Args:
+        source, target: the views, of tensors that the findings use or make.
+        findings: between what is seen.
+    """
+
+    source: tuple[CutView, ...] = ()
+    target: tuple[CutView, ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+    def suggested(self, sides: Equating, found: Matched, known: Known) -> Suggestion:
+        """The recipe of all that is known: views of the source first, those of the target last."""
+        specs, wanted = sides.specs, sides.wanted
+        seen = with_views(specs, self.source), with_views(wanted, self.target)
+        if self.findings:
+            found = match(list(seen[0].items()), list(seen[1].items()), (ordered(seen[0]), ordered(seen[1])))
+        listed = [*known.findings, *self.findings]
+        cut = StagedCut(
+            [c for f in listed for c in f.splits], [c for f in listed for c in f.joins],
+            [m for f in listed if f.splits or f.joins for m in f.moves],
+        )  # fmt: skip
+        moves = [m for f in listed if not f.splits and not f.joins for m in f.moves]
+        whole = replace(found, moves=moves, ties=known.ties, questions=(), placed=frozenset())
+        result = staged(*seen, whole, cut)
+        recipe = result.recipe
+        if self.source:
+            recipe = alone([view.move(True) for view in self.source], specs).then(recipe)
+        if self.target:
+            recipe = recipe.then(alone([view.move(False) for view in self.target], seen[1]))
+        made = known.made | {view.key for view in self.target} | {k for f in self.findings for k in f.targets}
+        left = tuple(key for key in wanted if key not in made)
+        spare = tuple(key for key in result.unmatched_source if key in specs)
+        coverage = 1 - len(left) / max(1, len(wanted))
+        return replace(result, recipe=recipe, coverage=coverage, unmatched_source=spare, unmatched_target=left)
+
+    def more(
+        self, sides: Equating, found: Matched, left: Sequence[Mapping[str, TensorSpec]], views: Sequence[list[CutView]]
+    ) -> _Recut:
+        """The same with what is found between what is left of both sides, seen so."""
+        specs, wanted = (with_views(side, cut) for side, cut in zip(left, views))
+        one, two = (ViewedSide(side, cut) for side, cut in zip((sides.source, sides.target), views))
+        named = replace(found, moves=[], ties={}, questions=(), placed=frozenset())
+        search = _Search(Equating(one, two, specs, wanted), named, (UnitLeaves(specs), UnitLeaves(wanted)), Known())
+        search.run()
+        kept = complete(search.known.findings, views[1])
+        ends = {k for f in kept for k in f.sources}, {k for f in kept for k in f.targets}
+        used = [[v for v in cut if end & v.specs.keys()] for cut, end in zip(views, ends)]
+        return _Recut((*self.source, *used[0]), (*self.target, *used[1]), (*self.findings, *kept))
+
+    def pairs(self, known: Known) -> Iterator[tuple[str, str]]:
+        """A source of each target that is made."""
+        whole = [{key: view.key for view in views for key in view.specs} for views in (self.source, self.target)]
+        for finding in (*known.findings, *self.findings):
+            for key in finding.targets:
+                yield whole[0].get(finding.sources[0], finding.sources[0]), whole[1].get(key, key)
+
+
+def _recut(sides: Equating, found: Matched, known: Known) -> _Recut:
+    """Look for what is left, with the tensors that are left seen in other cuts."""
+    result = _Recut()
+    for cut in (flattened, unstacked):
+        for both in ((True, False), (False, True), (True, True)):
+            taken = {k for f in result.findings for k in (*f.sources, *f.targets)}
+            taken |= {view.key for view in (*result.source, *result.target)}
+            free = {k: s for k, s in sides.specs.items() if k not in known.used and k not in taken}
+            left = {k: s for k, s in sides.wanted.items() if k not in known.made and k not in taken}
+            views = [cut(side) if seen else [] for side, seen in zip((free, left), both)]
+            if all(map(bool, views)) or (any(views) and not all(both)):
+                result = result.more(sides, found, (free, left), views)
+    return result
 
 
 def _finding(made: WholeMoves, forward: bool) -> Finding:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CkptSurgeryError
 from ..specs import TensorSpec
-from ..storage.checkpoint import Checkpoint
 from ..storage.places.opening import open as open_checkpoint
 from .chunks import ChunkedMatch
 from .element_maps import bits_of, hashed
 from .findings import Finding
 from .moves import TensorMove
+from .views import TensorLoads
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,12 +50,12 @@ class Equating:
     """Two checkpoints; the source's values are compared after a cast to the target's dtype.
 
     Args:
-        source, target: the checkpoints.
+        source, target: the checkpoints, or views of them.
         specs, wanted: their headers, in the order in which keys are tried.
     """
 
-    source: Checkpoint
-    target: Checkpoint
+    source: TensorLoads
+    target: TensorLoads
     specs: Mapping[str, TensorSpec]
     wanted: Mapping[str, TensorSpec]
     kinds: dict[str, dtype] = field(default_factory=dict)

@@ -15,7 +15,7 @@ from .matches import Matched
 from .moves import TensorMove
 from .suggestion import Suggestion
 
-__all__ = ["StagedCut", "staged"]
+__all__ = ["StagedCut", "alone", "staged"]
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ def staged(
     found = written(*within, replace(known, moves=[*known.moves, *cut.moves]))
     recipe = found.recipe
     if cut.splits:
-        recipe = _alone([c.move(True) for c in cut.splits], specs).then(recipe)
+        recipe = alone([c.move(True) for c in cut.splits], specs).then(recipe)
     if cut.joins:
-        recipe = recipe.then(_alone([c.move(False) for c in cut.joins], within[1]))
+        recipe = recipe.then(alone([c.move(False) for c in cut.joins], within[1]))
     spare = [k for k in specs if k in set(found.unmatched_source)]
     made = {c.key for c in cut.joins} | {k for m in (*known.moves, *cut.moves) for k in m.targets} | set(known.ties)
     coverage = sum(k in made for k in wanted) / max(1, len(wanted))
@@ -51,7 +51,7 @@ def _replaced(specs: Mapping[str, TensorSpec], chunked: Sequence[ChunkedMatch]) 
     return {k: s for key, spec in specs.items() for k, s in table.get(key, {key: spec}).items()}
 
 
-def _alone(moves: Sequence[TensorMove], specs: Mapping[str, TensorSpec]) -> Recipe:
+def alone(moves: Sequence[TensorMove], specs: Mapping[str, TensorSpec]) -> Recipe:
     """A recipe of these moves that keeps everything else."""
     loops = lambda prefix: True  # noqa: E731
     listed = atoms(moves, list(specs), (loops, loops), lambda prefix, seen: tuple(seen))

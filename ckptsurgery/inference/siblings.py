@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from itertools import product
 
 from ..language.folding import fold
@@ -12,7 +12,7 @@ from ..specs import TensorSpec
 from .assumptions import Assumption
 from .context import Context
 from .equating import Equating
-from .findings import Finding, Known
+from .findings import Finding, Known, UnitLeaves
 from .matches import Matched
 from .moves import TensorMove
 from .shapes import relations
@@ -26,7 +26,7 @@ _NUMBER = re.compile(r"[0-9]+")
 
 
 def casts(
-    one: Mapping[str, TensorSpec], two: Mapping[str, TensorSpec], pairs: Sequence[tuple[str, str]]
+    one: Mapping[str, TensorSpec], two: Mapping[str, TensorSpec], pairs: Iterable[tuple[str, str]]
 ) -> tuple[Assumption, ...]:
     """Return the tensors that hold the same values in another dtype."""
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -53,10 +53,13 @@ def differing(keys: Sequence[str]) -> Iterator[Assumption]:
         yield Assumption("values", text + ", ".join(lines[:4]) + more, tuple(keys))
 
 
-def changed(sides: Equating, known: Known, named: Matched) -> list[tuple[Finding, list[str]]]:
+def changed(
+    sides: Equating, known: Known, named: Matched, leaves: tuple[UnitLeaves, UnitLeaves]
+) -> list[tuple[Finding, list[str]]]:
     """The tensors that were changed on one side, such as by fine-tuning; none where little else is equal.
 
-    A tensor follows its siblings, which are called alike but for their numbers; one without siblings what it resembles.
+    A tensor goes where the others of its unit went. Within that it follows its siblings, which are called alike but for
+    their numbers; one without siblings what it resembles.
 
     Returns:
         Findings, each with the targets that it makes otherwise than they are.
@@ -65,18 +68,20 @@ def changed(sides: Equating, known: Known, named: Matched) -> list[tuple[Finding
     if len(known.made) < _EQUAL * len(sides.wanted):
         return found
     taken = Known(made=set(known.made), used=set(known.used))
-    groups = _siblings(known.findings)
+    groups, units = _siblings(known.findings), _units(known.findings, leaves)
     for key in sides.wanted:
         for group in groups.get(_NUMBER.sub("#", key), ()) if key not in taken.made else ():
             finding = _like(group, key, sides)
-            if finding is not None and _take(finding, sides, taken, found):
+            if finding is None or not _in_unit(finding, units, leaves):
+                continue
+            if _take(finding, sides, taken, found):
                 break
     context = Context.of([*known.findings, *(f for f, _ in found)])
     for move in (*named.moves, *_resembling(sides, taken)):
         if taken.made & set(move.targets) or not context.agrees(move.sources, move.targets):
             continue
         finding = Finding((move,))
-        if sides.likeness(move) < _LIKE or not sides.differing(finding):
+        if not _in_unit(finding, units, leaves) or sides.likeness(move) < _LIKE or not sides.differing(finding):
             continue  # what is equal and is not known yet is equal to others too
         kind = sides.kind(move.targets[0])
         if alike_by_name(finding) or not any(sides.print(0, k, kind).constant for k in move.sources):
@@ -114,6 +119,29 @@ def _take(finding: Finding, sides: Equating, taken: Known, found: list[tuple[Fin
     taken.add(finding)
     found.append((finding, differs))
     return True
+
+
+def _units(findings: Sequence[Finding], leaves: tuple[UnitLeaves, UnitLeaves]) -> dict[str, str]:
+    """The source's unit of each unit of the target of which a tensor is made of one tensor."""
+    found: dict[str, str] = {}
+    for one, two in _single(findings, leaves):
+        found.setdefault(two, one)
+    return found
+
+
+def _in_unit(finding: Finding, units: Mapping[str, str], leaves: tuple[UnitLeaves, UnitLeaves]) -> bool:
+    """Whether nothing else of the target's unit comes from another unit."""
+    return all(units.get(two, one) == one for one, two in _single([finding], leaves))
+
+
+def _single(findings: Iterable[Finding], leaves: tuple[UnitLeaves, UnitLeaves]) -> Iterator[tuple[str, str]]:
+    """The units of both ends of findings between single tensors."""
+    for finding in findings:
+        if len(finding.sources) == len(finding.targets) == 1:
+            ends = finding.sources[0], finding.targets[0]
+            one, two = (side.roles.get(key, ("", ""))[0] for side, key in zip(leaves, ends))
+            if one and two:
+                yield one, two
 
 
 def _siblings(findings: Sequence[Finding]) -> dict[str, list[list[Finding]]]:

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Layout", "Network", "drawn_layout", "drawn_network"]
+__all__ = ["SCHEMES", "Layout", "Network", "drawn_layout", "drawn_network"]
 
 Tensors = dict[str, Tensor]
 
-_SCHEMES = (
+SCHEMES = (
     {
         "layer": "model.layers.{i}.", "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj",
         "o": "self_attn.o_proj", "qkv": "self_attn.qkv_proj", "gate": "mlp.gate_proj", "up": "mlp.up_proj",
@@ -87,7 +87,7 @@ class Layout:
     """How one codebase lists a network.
 
     Args:
-        names: words for the modules; the rows of `_SCHEMES`, or words without a meaning.
+        names: words for the modules; the rows of `SCHEMES`, or words without a meaning.
         attention: `"separate"`, `"fused"`, `"grouped"`, `"heads"`, `"kernels"` or `"ragged kernels"`.
         rotary: whether rows of queries and keys lie in pairs.
         order: of the query heads: `"plain"`, `"turned"` (the groups within the heads) or `"shuffled"`.
@@ -113,7 +113,7 @@ class Layout:
     @property
     def nameless(self) -> bool:
         """Whether the words mean nothing."""
-        return all(self.names["q"] != scheme["q"] for scheme in _SCHEMES)
+        return all(self.names["q"] != scheme["q"] for scheme in SCHEMES)
 
     def of(self, net: Network, tensors: Tensors) -> Tensors:
         """The tensors as this codebase lists them; integers keep their dtype."""
@@ -245,7 +245,7 @@ def drawn_layout(draw: random.Random, net: Network, side: int) -> Layout:
     """A layout of it; on the source's side (0) matrices lie plainly more often."""
     attention = ["separate", "separate", "fused", "grouped", "kernels", "ragged kernels"]
     attention += ["heads"] if net.heads == net.groups else []
-    names = dict(draw.choice(_SCHEMES)) if draw.random() < 0.7 else _nameless(draw)
+    names = dict(draw.choice(SCHEMES)) if draw.random() < 0.7 else _nameless(draw)
     return Layout(
         names, draw.choice(attention), draw.random() < 0.4,
         draw.choice(["plain"] * 5 + ["turned", "turned", "shuffled"]),
@@ -258,6 +258,6 @@ def drawn_layout(draw: random.Random, net: Network, side: int) -> Layout:
 def _nameless(draw: random.Random) -> dict[str, str]:
     words = [a + b + c for a in "bdfgkz" for b in "aeiou" for c in "xzjq"]
     draw.shuffle(words)
-    names = dict(zip(_SCHEMES[0], words))
+    names = dict(zip(SCHEMES[0], words))
     names |= {"layer": names["layer"] + ".{i}.", "expert": names["expert"] + ".{e}.", "experts": names["experts"] + "."}
     return names

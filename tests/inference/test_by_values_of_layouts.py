@@ -12,7 +12,7 @@ from torch import Tensor
 import ckptsurgery as cs
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-from score_values import drawn, score
+from score_values import Case, drawn, every_pair, score
 
 Tensors = dict[str, Tensor]
 
@@ -35,6 +35,20 @@ def test_what_is_moved_comes_from_where_it_should_and_tuned_tensors_are_listed(s
     assert (found.wrong, found.open, found.unlisted) == ([], [], [])
     if case.tuned:
         assert found.rules <= 2 * score(drawn(seed, tune=False)).rules
+
+
+def cut_twice(case: Case) -> bool:
+    """Whether a stack of two parts in front is to be cut into experts, and these into parts: no view cuts twice."""
+    feeds = [layout.feed for layout in case.layouts]
+    stacked = [layout.stacked and bool(case.net.experts) for layout in case.layouts]
+    return set(feeds) == {"leading", "up gate"} and stacked[feeds.index("leading")]
+
+
+@pytest.mark.parametrize("first", range(4))
+def test_every_layout_goes_to_every_other(first: int) -> None:
+    for case in [c for c in every_pair() if not cut_twice(c)][first * 20 :: 80]:
+        found = score(case)
+        assert (found.wrong, found.open, found.fails) == ([], [], ""), case.label
 
 
 @pytest.mark.parametrize("layers", [2, 3, 4])
