@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,13 +12,13 @@ from pathlib import Path
 
 from .errors import Diagnostic, RecipeError, Remedy
 from .language.recipe import Recipe
+from .language.rules import with_arrow
 from .language.toml import loads
 
 __all__ = ["RecipeLike", "RequiredRules", "as_recipe", "file_of", "list_recipes", "load_recipe", "route"]
 
 RecipeLike = Recipe | str | os.PathLike[str] | Sequence[str]
 _SUFFIX = ".toml"
-_OTHER_ARROW = re.compile(r"[=~]>|→|- +>")
 _RULES_ALONE = {"schema", "summary", "rest", "rules", "dims", "then", "drop", "config"}
 
 
@@ -63,9 +62,9 @@ def load_recipe(name: str | os.PathLike[str]) -> Recipe:
 
 def _unknown(text: str) -> Diagnostic:
     """The problem of a text that names no recipe; it may be a rule with another arrow, or with none."""
-    arrows = _OTHER_ARROW.search(text)
+    rule = with_arrow(text)
     near = [] if "{" in text else difflib.get_close_matches(text, list_recipes(), 3, 0.4)
-    near = [_OTHER_ARROW.sub("->", text)] if arrows else near
+    near = near if rule is None else [rule]
     meant = (Remedy("recipe", {text: near}, kind="instead"),) if near else ()
     advice = None if near else "`ckptsurgery recipes` lists them; a file ends in .toml, a rule is SOURCE -> TARGET"
     return Diagnostic("unknown-recipe", f"no recipe is called {text!r}", remedies=meant, advice=advice)
@@ -156,7 +155,10 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise RecipeError(Diagnostic("missing-recipe", f"no such file: {str(path)!r}")) from None
+        beside = sorted(p.name for p in path.parent.glob(f"*{_SUFFIX}"))
+        near = [str(path.with_name(name)) for name in difflib.get_close_matches(path.name, beside, 1, 0.8)]
+        help = f"did you mean {near[0]!r}?" if near else "check the path"
+        raise RecipeError(Diagnostic("missing-recipe", f"no such file: {str(path)!r}", help=help)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(Diagnostic("unreadable-recipe", f"{str(path)!r} cannot be read: {error}")) from None
 

@@ -177,4 +177,4 @@ def explain(
     from ..explanations import explanation
 
     text = explanation(code)
-    show({"code": code, "text": text} if json else text, json)
+    show({"code": code, "text": text} if json else text, json, wrap=True)

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Collection, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -55,7 +56,12 @@ def show_listing(entries: Mapping[str, str], text: str, what: str, as_json: bool
 
     found = {name: said for name, said in entries.items() if text.lower() in f"{name} {said}".lower()}
     lines = listing(found, width() if sys.stdout.isatty() else None)
-    show(found if as_json else "\n".join(lines) or f"no {what} has {text!r} in its name or summary", as_json)
+    if not lines and not as_json:
+        words = {word for name in entries for word in re.split(r"[/_]", name)} | entries.keys()
+        near = get_close_matches(text, sorted(words), 1)
+        meant = f"; did you mean {near[0]!r}?" if near else ""
+        lines = [f"no {what} has {text!r} in its name or summary{meant}"]
+    show(found if as_json else "\n".join(lines), as_json)
 
 
 def complain(error: CkptSurgeryError, as_json: bool = False, options: Collection[str] = ()) -> None:

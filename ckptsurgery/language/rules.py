@@ -7,6 +7,7 @@ the rule that claims them, on the right with the rule that makes them.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -19,9 +20,10 @@ from .calls import Call, parse_call
 from .captures import guarded, split_unescaped, stripped
 from .keys import KeyPattern
 
-__all__ = ["OpAlgebra", "Rule", "Term", "optional_text", "parse_made", "parse_pattern"]
+__all__ = ["OpAlgebra", "Rule", "Term", "optional_text", "parse_made", "parse_pattern", "with_arrow"]
 
 SAME = Call("same")
+_OTHER_ARROW = re.compile(r"\s*(?:[=~]>|→|-\s+>)\s*")
 
 
 class OpAlgebra(Protocol):
@@ -202,6 +204,16 @@ def parse_made(text: str, place: str | None = None) -> tuple[bool, Term, str | N
         raise RecipeError([_in_rule(d, text, place) for d in error.diagnostics]) from None
 
 
+def with_arrow(text: str) -> str | None:
+    """Return a rule with its arrow as it is written here, or None where no other arrow is in the text.
+
+    >>> with_arrow("{k...}=>x.{k...}"), with_arrow("a, b")
+    ('{k...} -> x.{k...}', None)
+    """
+    meant = _OTHER_ARROW.sub(" -> ", text)
+    return meant if meant != text else None
+
+
 def _parse(text: str, place: str | None) -> Rule:
     optional, body = optional_text(text)
     sides = split_unescaped(body, "->")
@@ -209,9 +221,9 @@ def _parse(text: str, place: str | None) -> Rule:
         inside = (
             "; one stands within braces or brackets that are never closed" if body.count("->") >= len(sides) else ""
         )
-        raise RecipeError(
-            Diagnostic("bad-rule", f"a rule has one '->', this has {len(sides) - 1}{inside}", help="SOURCE -> TARGET")
-        )
+        meant = with_arrow(body) if len(sides) == 1 else None
+        help = "SOURCE -> TARGET" if meant is None else f"did you mean {meant!r}?"
+        raise RecipeError(Diagnostic("bad-rule", f"a rule has one '->', this has {len(sides) - 1}{inside}", help=help))
     if not all(map(stripped, sides)):
         raise RecipeError(_half_empty(*map(stripped, sides)))
     (sources, before, joined), (targets, after, joined_targets) = map(_side, sides)

@@ -16,7 +16,7 @@ from ..specs import TensorSpec
 from ..tables.columns import cut, shown_numbers, table
 from ..tables.totals import Total
 from ..tables.trees import tree
-from ..wording import brief, counted, shown_bytes
+from ..wording import brief, close_keys, counted, shown_bytes
 
 if TYPE_CHECKING:
     from ..specs import Tie
@@ -205,13 +205,16 @@ def _selected(specs: Mapping[str, TensorSpec], pattern: str, source: str) -> dic
         wanted += [KeyPattern.parse(pattern + separator + "{below...}") for separator in "./"]
     found = {key: spec for key, spec in specs.items() if any(p.readings(key) for p in wanted)}
     if not found:
+        parents = {key[:end] for key in specs for end, sign in enumerate(key) if sign in "./"}
+        near = close_keys(pattern, sorted(parents | specs.keys()), 1)
+        meant = f"did you mean {near[0]!r}? " if near else ""
         raise CheckpointError(
             Diagnostic(
                 "no-such-keys",
                 f"none of {counted(len(specs), 'key')} matches {pattern!r}",
                 source,
                 notes=tuple(text for text, _ in fold(specs)[:6]),
-                help="a pattern matches whole keys, such as 'layers.{i}.{rest...}'",
+                help=f"{meant}a pattern matches whole keys, such as 'layers.{{i}}.{{rest...}}'",
             )
         )
     return found

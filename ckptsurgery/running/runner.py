@@ -278,7 +278,7 @@ def _check_dtype(dtype: str) -> None:
     except CheckpointError:
         wanted = None
     if wanted is None or wanted.kind != "float":
-        near = get_close_matches(dtype, (*DTYPE_POLICIES, "bf16", "f16", "f32", "f64"), 1)
+        near = get_close_matches(dtype, (*DTYPE_POLICIES, "bf16", "fp16", "fp32", "fp64", "float16", "float32"), 1)
         raise PlanError(
             Diagnostic(
                 "bad-argument",

@@ -67,12 +67,14 @@ def hanging(text: str, width: int) -> str:
           -> h.{i}.weight
           [y x]
 
-    A help keeps its line, so that it can be copied.
+    A help and the lines of a fenced block stay as they are, so that they can be copied.
     """
     lines: list[str] = []
+    fenced = False
     for line in text.split("\n"):
         indent = " " * (len(line) - len(line.lstrip()) + 4)
-        if len(line) <= width or line.lstrip(" =").startswith("help: "):
+        fenced ^= line.startswith("```")
+        if fenced or len(line) <= width or line.lstrip(" =").startswith("help: "):
             lines.append(line)
         else:
             lines += wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
