@@ -86,6 +86,13 @@ def test_the_spelling_of_its_own_side_goes_first() -> None:
     assert [v[0].item() for v in cs.plan(both, named).state_dict().values()] == [0, 1, 2, 3]
 
 
+def test_numbers_beside_the_names_leave_a_spelling_complete() -> None:
+    recipe = Recipe(["a.{i}.{m}.w, b.{i}.{m}.w -> x.{i}.{m} | same"], names={"m": TABLE}, rest="drop")
+    source = {k: v for i in range(2) for side in "ab" for k, v in tensors(f"{side}.{i}.", 0).items()}
+    odd = {"b.0.net.0.conv.w": torch.full((2,), 7.0)}
+    assert [v[0].item() for v in cs.plan(source | odd, recipe).state_dict().values()] == [0, 1, 2, 3] * 2
+
+
 def test_a_side_of_one_term_keeps_its_spelling() -> None:
     recipe = Recipe(["a.{m}.w -> x.{m}"], names={"m": {"old": "new"}})
     with pytest.raises(PlanError, match="unused-rule"):

@@ -373,3 +373,18 @@ def test_flat_indices_count_over_all_rules() -> None:
     source = {k: t(1) for k in keys}
     rules = ["stages.{s}.blocks.{b}.down -> blocks.{(s b)}.down", "stages.{s}.blocks.{b}.w -> blocks.{(s b)}.w"]
     forward(rules, source, {keys[k]: v for k, v in source.items()})
+
+
+def test_flat_indices_behind_other_names_count_apart() -> None:
+    stages = {"enc": [2, 3], "dec": [1, 2]}
+    keys = {
+        f"{side}.{p}.{s}.{t}.w": f"{side}.{p}.{sum(sizes[:s]) + t}.w"
+        for side, sizes in stages.items()
+        for p in "qk"
+        for s, count in enumerate(sizes)
+        for t in range(count)
+    }
+    made = Numbered()
+    source = {k: made(1) for k in keys}
+    rules = [f"{side}.{{p:q,k}}.{{s}}.{{t}}.w -> {side}.{{p}}.{{(s t)}}.w" for side in stages]
+    forward(rules, source, {keys[k]: v for k, v in source.items()})

@@ -28,6 +28,11 @@ def test_rows_that_the_target_does_not_add_up_to(rule: str, rows: int) -> None:
         assert number in str(error)
 
 
+@pytest.mark.parametrize("shape", [(12,), (3, 4, 1), (1, 3, 4)])
+def test_a_target_of_another_rank_solves_no_size(shape: tuple[int, ...]) -> None:
+    assert problems(refused({"w": (12,)}, "w [(a b)] -> x [a b]", {"x": shape})) == ["unsolved-axis"]
+
+
 @pytest.mark.parametrize(
     ("shapes", "rule", "target", "numbers"),
     [

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+import torch
 
 import ckptsurgery as cs
 from ckptsurgery.language.recipe import Recipe
 from ckptsurgery.language.toml import loads
+from ckptsurgery.planning.options import LoadOptions
+from ckptsurgery.planning.record import Target
+from ckptsurgery.transfer.fitting import fitting_recipe
 
 NAMES = cs.list_recipes()
 CONVERSIONS = [name for name in NAMES if not name.startswith("surgery/")]
@@ -72,3 +77,25 @@ def test_the_best_known_one_fits_in_ten_lines(repository: Path) -> None:
 def _rules(recipe: Recipe) -> list[str]:
     parts = [recipe, *recipe.stages, *(s.recipe for r in (recipe, *recipe.stages) for s in r.scopes)]
     return [str(rule) for part in parts for rule in part.rules]
+
+
+def test_a_recipe_that_needs_a_config_is_found_by_the_one_beside_the_source(tmp_path: Path) -> None:
+    layer = "model.layers.0."
+    shapes = {f"{layer}self_attn.{n}_proj.weight": (8 if n in "qo" else 4, 8) for n in "qkvo"}
+    shapes |= {f"{layer}mlp.{n}_proj.weight": (16, 8) for n in ("gate", "up")} | {
+        f"{layer}mlp.down_proj.weight": (8, 16)
+    }
+    shapes |= {f"{layer}{n}_layernorm.weight": (8,) for n in ("input", "post_attention")}
+    shapes |= {"model.embed_tokens.weight": (12, 8), "lm_head.weight": (12, 8), "model.norm.weight": (8,)}
+    cs.save({key: torch.zeros(shape) for key, shape in shapes.items()}, tmp_path / "model.safetensors")
+    config = {"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 2}
+    specs = cs.plan(tmp_path / "model.safetensors", "llama/hf_to_torchtune", config=config).specs
+
+    def found(given: dict[str, object] | None = None) -> str | None:
+        with cs.open(tmp_path / "model.safetensors") as checkpoint:
+            fit = fitting_recipe(checkpoint, Target(specs), LoadOptions(), 0, given)
+        return fit and fit.name
+
+    assert found(config) == "llama/hf_to_torchtune" != found()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert found() == "llama/hf_to_torchtune"

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 import ckptsurgery as cs
 
@@ -217,6 +218,16 @@ def test_versions_of_a_file_reach_the_loaders(tmp_path: Any) -> None:
     torch.save(nn.DataParallel(model).state_dict(), tmp_path / "x.pt")
     cs.load_into(model, tmp_path / "x.pt")
     assert Versioned.seen and set(Versioned.seen) == {3}
+
+
+def test_a_parametrised_module_loads_itself_only_where_a_hook_follows() -> None:
+    model = nn.ModuleDict({"a": weight_norm(nn.Linear(2, 2)), "b": nn.Linear(2, 2)})
+    source = {k: torch.full_like(v, 2.0) for k, v in model.state_dict().items()}
+    assert "loads in its own way" not in str(cs.load_into(model, source))
+    seen: list[nn.Module] = []
+    model["a"].register_load_state_dict_post_hook(lambda module, missing: seen.append(module))
+    assert "'a' loads in its own way" in str(cs.load_into(model, source))
+    assert model["a"] in seen and all((p == 2).all() for p in model.parameters())
 
 
 def test_a_module_that_cannot_be_copied_to_try_is_refused_by_name() -> None:
