@@ -16,7 +16,7 @@ from .places import Place, named_tensors, place_of, places, places_of, require_m
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["equal_bytes", "find_ties", "record_ties", "restore_ties", "tie", "untie"]
+__all__ = ["equal_bytes", "find_ties", "restore_ties", "tie", "untie"]
 
 
 def find_ties(model: nn.Module) -> tuple[Tie, ...]:
@@ -202,11 +202,6 @@ def untie(model: nn.Module, name: str) -> None:
     old = place.tensor
     copy = old.detach().clone()
     place.put(copy if place.is_buffer else parameter_like(old, copy))
-
-
-def record_ties(model: nn.Module) -> tuple[Tie, ...]:
-    """The ties that a change (a load by assignment, `to_empty`) must not lose: hand them to `restore_ties` after it."""
-    return find_ties(model)
 
 
 def restore_ties(

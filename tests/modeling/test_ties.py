@@ -12,7 +12,7 @@ from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadMode
 
 from ckptsurgery.errors import LoadError
 from ckptsurgery.modeling.assigning import set_tensor
-from ckptsurgery.modeling.ties import find_ties, record_ties, restore_ties, tie, untie
+from ckptsurgery.modeling.ties import find_ties, restore_ties, tie, untie
 from ckptsurgery.specs import Tie
 
 GPT2 = {"n_layer": 2, "n_head": 2, "n_embd": 8, "vocab_size": 11, "n_positions": 6}
@@ -208,7 +208,7 @@ def test_a_quantised_weight_is_refused_by_name() -> None:
 def test_ties_of_a_meta_model_survive_to_empty_and_assignment() -> None:
     with torch.device("meta"):
         model = GPT2LMHeadModel(GPT2Config(**GPT2))
-    groups = record_ties(model)
+    groups = find_ties(model)
     model.to_empty(device="cpu")
     assert model.lm_head.weight is not model.transformer.wte.weight
     restore_ties(model, groups, check_values=False)
@@ -218,7 +218,7 @@ def test_ties_of_a_meta_model_survive_to_empty_and_assignment() -> None:
     del state["lm_head.weight"]
     with torch.device("meta"):
         model = GPT2LMHeadModel(GPT2Config(**GPT2))
-    groups = record_ties(model)
+    groups = find_ties(model)
     model.load_state_dict(state, strict=False, assign=True)
     assert model.lm_head.weight.is_meta
     restore_ties(model, groups)
@@ -228,7 +228,7 @@ def test_ties_of_a_meta_model_survive_to_empty_and_assignment() -> None:
 def test_storage_ties_come_back_as_storage_ties() -> None:
     model = pair()
     model[1].weight = nn.Parameter(model[0].weight.detach(), requires_grad=False)
-    groups = record_ties(model)
+    groups = find_ties(model)
     set_tensor(model, "1.weight", torch.ones(5, 3), assign=True)
     assert find_ties(model) == ()
     restore_ties(model, groups, prefer={"1.weight"})

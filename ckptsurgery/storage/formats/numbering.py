@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["is_numbered", "series_of", "shard_names"]
+__all__ = ["series_of", "shard_names"]
 
 _MOST = 100_000
 _NUMBERED = re.compile(r"(?P<stem>.*)-(?P<number>\d+)-of-(?P<count>\d+)(?P<suffix>\.[^.]+)")
@@ -22,12 +22,6 @@ def shard_names(name: str) -> list[str]:
     width, count = len(match["number"]), int(match["count"])
     first = 0 if int(match["number"]) == 0 else 1
     return [f"{match['stem']}-{i:0{width}d}-of-{match['count']}{match['suffix']}" for i in range(first, count + first)]
-
-
-def is_numbered(name: str) -> bool:
-    """Whether `shard_names` of the name holds it; not made to find out, since each of 10,000 shards is asked."""
-    match = _NUMBERED.fullmatch(name)
-    return match is not None and int(match["number"]) <= int(match["count"]) and 1 <= int(match["count"]) <= _MOST
 
 
 def series_of(name: str) -> tuple[str, ...]:
