@@ -105,7 +105,7 @@ class _Save:
         self.plan, self.checkpoint, self.path, self.options = plan, checkpoint, path, options
         self.place = Path(path).expanduser()
         self.budget = _budget(plan, checkpoint, options.max_memory)
-        self.framed = not options.in_place and holds_extras(path)
+        self.framed = not options.in_place and holds_extras(path) and options.format is None
         carry = Carrying.of(plan, options.carry, options.carry_lost)
         self.side = along_with(plan, checkpoint, options.beside, self.framed, carry)
         self.extras = packed_extras(self.side.extras, plan, checkpoint, options.template) if self.framed else {}
@@ -155,9 +155,7 @@ class _Save:
             sum(spec.nbytes for spec in plan.specs.values()), f"writing {self.place.name}", options.progress
         ) as bar:
             files, written = write_dcp(plan, self.checkpoint, self.place, options.ranks, options.sync, bar)
-        left = [path for path in self.side.extras if path != "_metadata"]
-        note = (f"left out, as only tensors are written: {', '.join(left)}",) if left else ()
-        return self.report(files, written, (*self.side.notes, *note, *self.notes({}, ())))
+        return self.report(files, written, (*self.side.notes, *self.notes({}, ())))
 
     def write_with(self, ranks: Peers) -> Report:
         """Write the output with other ranks, each of which carries out its share of the steps."""

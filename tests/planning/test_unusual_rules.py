@@ -186,6 +186,13 @@ def test_the_modules_of_a_subtree_are_known_by_their_names_in_it() -> None:
     assert set(live_modules({"x.": net, "n": 3})) == {"x", "x.a", "x.a.0", "x.a.1", "x.ab"}
 
 
+def test_the_keys_of_a_plan_stand_in_the_order_of_its_target() -> None:
+    source, recipe = specs_of({"a": (1,), "b": (1,), "c": (1,)}), Recipe(["{k} -> n.{k}"], init={"n.d [1]": "ones"})
+    assert cs.plan(source, recipe).keys == ("n.a", "n.b", "n.c", "n.d")
+    target = specs_of({f"n.{k}": (1,) for k in "dcba"})
+    assert cs.plan(source, recipe, target=target).keys == ("n.d", "n.c", "n.b", "n.a")
+
+
 def test_of_many_patterns_that_nothing_names_twelve_are_listed() -> None:
     error = refused({f"{letter}.w": (n + 1,) for n, letter in enumerate("abcdefghijklmno")}, Recipe(["a.w -> x"]))
     (problem,) = error.diagnostics

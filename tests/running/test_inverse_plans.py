@@ -83,6 +83,13 @@ def test_exact_casts_turn_back() -> None:
     assert torch.equal(plan.inverse(plan.state_dict()).state_dict()["w"], SOURCE["e.0.w"])
 
 
+@pytest.mark.parametrize("op", ["mul(2)", "cast(f64)", "mul(-1) | mul(4)"])
+def test_an_op_on_each_of_several_parts_turns_back(op: str) -> None:
+    whole = torch.randn(12, 2)
+    plan = cs.plan({"w": whole}, f"w [(p r) c] -> {{p:a,b,c,d}} [r c] | {op}")
+    assert torch.equal(plan.inverse(plan.state_dict()).state_dict()["w"], whole)
+
+
 def test_a_cast_that_the_target_asked_for_turns_back_where_no_bit_was_lost() -> None:
     plan = cs.plan({"w": SOURCE["e.0.w"]}, "w -> v", {"v": cs.TensorSpec([2, 3], "F32")})
     assert torch.equal(plan.inverse(plan.state_dict()).state_dict()["w"], SOURCE["e.0.w"])

@@ -36,6 +36,16 @@ def test_torch_loads_what_a_plan_saves(ranks: int, tmp_path: Path) -> None:
         assert {*ckpt} == {*wanted} and all(torch.equal(ckpt[key].load(), wanted[key]) for key in ckpt)
     assert len(report.files) == ranks + 1 and all(Path(file).exists() for file in report.files)
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
+    assert not any(note.startswith("left out") for note in report.notes)
+
+
+@pytest.mark.parametrize("name", ["out", "out.pt"])
+def test_what_is_beside_the_tensors_is_left_out_and_named(name: str, tmp_path: Path) -> None:
+    torch.save({"model": {"w": torch.ones(2)}, "epoch": 3, "best": 0.5}, tmp_path / "x.pt")
+    report = cs.plan(tmp_path / "x.pt", "w -> w").save(tmp_path / name, format="dcp")
+    assert report.notes == ("left out, as the format cannot hold it: epoch, best",)
+    with cs.open(tmp_path / name) as checkpoint:
+        assert list(checkpoint) == ["w"] and not {"epoch", "best"} & checkpoint.extras.keys()
 
 
 def test_an_output_that_exists_is_left_alone(tmp_path: Path) -> None:
