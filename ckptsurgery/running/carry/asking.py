@@ -17,8 +17,8 @@ __all__ = ["Carrying", "on_one_way"]
 def on_one_way(path: str, other: str) -> bool:
     """Whether two dotted paths are equal, or one of them leads on from the other.
 
-    >>> on_one_way("run.optimizer", "run"), on_one_way("ema", "ema2")
-    (True, False)
+    >>> on_one_way("run.optimizer", "run"), on_one_way("run", "run.optimizer"), on_one_way("ema", "ema2")
+    (True, True, False)
     """
     return f"{path}.".startswith(f"{other}.") or f"{other}.".startswith(f"{path}.")
 
