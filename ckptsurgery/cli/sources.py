@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import typer
@@ -33,7 +34,8 @@ def open_two(
     Args:
         first, second: their places. With mounts for one of them its place may be left out; a place alone is then
             that of the other.
-        options: of the first; but for mounts, of the second too where `other` has none.
+        options: of the first; but for mounts, of the second too where `other` has none. A file has neither components
+            nor files.
         other: of the second.
 
     Raises:
@@ -44,15 +46,16 @@ def open_two(
         first, second = None, first
     if (first is None and not options.mount) or (second is None and not other.mount):
         raise typer.BadParameter("name two checkpoints, or mount them with --mount and --mount-other")
+    inside = second is not None and not Path(second).is_file()
     both = SourceOptions(
         other.mount,
         other.subtree or options.subtree,
         options.by_file,
-        other.component or options.component,
-        other.file or options.file,
+        other.component or (options.component if inside else None),
+        other.file or (options.file if inside else None),
         options.download,
     )
-    with open_source(first, *options) as one, open_source(second, *both) as two:
+    with open_source(first, *options) as one, open_source(second, *both, option="--mount-other") as two:
         yield one, two
 
 
@@ -64,13 +67,15 @@ def open_source(
     component: str | None = None,
     file: str | None = None,
     download: bool = False,
+    option: str = "--mount",
 ) -> cs.Checkpoint:
     """Open what a command reads.
 
     Args:
         source: the place; None where there are mounts alone.
-        mount: more places, each as `PREFIX=PLACE`; the source is mounted without a prefix beside them.
+        mount: more places, each as `PREFIX=PLACE`; the source is mounted without a prefix beside them, or one of these.
         subtree, by_file, component, file, download: as `cs.open` has them.
+        option: by which the mounts were given.
 
     Raises:
         typer.BadParameter: no source at all, or a mount without a prefix.
@@ -85,9 +90,9 @@ def open_source(
         places[""] = cs.open(source, by_file=by_file, component=component, file=file, download=download)
     for text in mount:
         prefix, equals, place = text.partition("=")
-        if not (prefix and equals and place) or prefix in places:
+        if not (equals and place) or prefix in places:
             raise typer.BadParameter(
-                f"{text!r} is not PREFIX=SRC, or its prefix is given twice", param_hint="'--mount'"
+                f"{text!r} is not PREFIX=SRC, or its prefix is given twice", param_hint=f"'{option}'"
             )
         places[prefix] = place if not download else cs.open(place, download=True)
     return cs.open(places, subtree)

@@ -110,6 +110,35 @@ def test_models_that_compute_the_same_agree(folder: Path, arguments: tuple[str, 
     assert result.exit_code == 0, result.output + result.stderr
 
 
+def test_each_side_says_where_its_model_lies(folder: Path) -> None:
+    """A file of a folder, a subtree, a mount and a component; each beside other weights, which are not meant."""
+    net, other = cs.open("a.safetensors").state_dict(), cs.open("other.safetensors").state_dict()
+    (folder / "two").mkdir()
+    cs.save(net, "two/good.safetensors")
+    cs.save(other, "two/bad.safetensors")
+    torch.save({"model": other, "ema": net}, "both.pt")
+    torch.save({"model": net, "ema": other}, "turned.pt")
+    for name, state in (("unet", net), ("vae", other)):
+        (folder / "pipe" / name).mkdir(parents=True)
+        cs.save(state, f"pipe/{name}/diffusion_pytorch_model.safetensors")
+    (folder / "pipe" / "model_index.json").write_text('{"_class_name": "P", "unet": ["d", "U"], "vae": ["d", "V"]}')
+    cs.save({key.removeprefix("head."): t for key, t in net.items() if key.startswith("head.")}, "head.safetensors")
+    cs.save({key: t for key, t in net.items() if not key.startswith("head.")}, "trunk.safetensors")
+    sides = [("two", {"file": "good.safetensors"}), ("pipe", {"component": "unet"})]
+    for place, options in sides:
+        as_first = [word for name, value in options.items() for word in (f"--{name}", value)]
+        as_second = [word for name, value in options.items() for word in (f"--{name}-other", value)]
+        for given in ((place, "a.safetensors", *as_first), ("a.safetensors", place, *as_second)):
+            result = verified(*given)
+            assert result.exit_code == 0, (given, result.output, result.stderr)
+    assert verified("both.pt", "turned.pt", "--subtree", "ema", "--subtree-other", "model").exit_code == 0
+    assert verified("both.pt", "turned.pt", "--subtree", "ema").exit_code == 1
+    mounts = "--mount-other", "=trunk.safetensors", "--mount-other", "head.=head.safetensors"
+    result = verified("a.safetensors", *mounts)
+    assert result.exit_code == 0, (result.output, result.stderr)
+    assert verified("a.safetensors", "two", "--file-other", "bad.safetensors").exit_code == 1
+
+
 def test_a_changed_weight_is_found_where_it_is(folder: Path) -> None:
     result = verified("a.safetensors", "other.safetensors")
     assert result.exit_code == 1 and "head" in result.stdout, result.output
