@@ -52,8 +52,8 @@ say "Installing into $venv (only when something changed)"
 if [ -t 2 ]; then quiet=(); else quiet=(-qq); fi
 pip() { "$venv/bin/python" -m pip install "${quiet[@]}" --constraint constraints.txt "$@" >&2; }
 rm -f "$stamp"
-say "  1/2: torch, the largest part: gigabytes with CUDA, about 200 MB for the CPU alone, which pip finds with"
-say "       PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu"
+say "  1/2: torch, the largest part: gigabytes with CUDA. A CPU build has 200 MB:"
+say "       PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu $0"
 pip "$(grep '^torch==' constraints.txt)" # first and by its exact version, so that nothing below picks another
 say "  2/2: ckptsurgery and the rest"
 if [ "$flavour" = test ]; then

@@ -82,7 +82,10 @@ def cookbook_page() -> str:
         title = text.split("\n", 1)[0].lstrip("# ")
         group = re.search(r"^<!-- group: (.+) -->$", text, re.M)
         groups.setdefault(group[1] if group else "More", []).append(f"- [{title}]({path.name})")
-    parts = ["# Cookbook", "One task a page. Each page runs as it stands, from top to bottom."]
+    parts = [
+        "# Cookbook",
+        "One task a page. Each page runs as it stands, from top to bottom; two of them import the safetensors package.",
+    ]
     for group, lines in sorted(groups.items()):
         parts += [f"## {group}", "\n".join(lines)]
     return "\n\n".join(parts) + "\n"
