@@ -20,7 +20,8 @@ class RangeServer(ThreadingHTTPServer):
     `breaks`: how many answers are cut in the middle. `resets`: how many connections are reset instead. `busy`: how many
     are refused with 503, with `wait` as Retry-After. `whole`: ignores ranges. `encoding`: sends gzip unasked.
     `refused`: statuses by path. `moved`: addresses by path. `most_sent`: bytes that it sends at once.
-    `shift`: added to the beginning of each range but the first. `tokens`: the headers `Authorization`, in order.
+    `shift`: added to the beginning of each range but the first. `surplus`: bytes sent beyond each.
+    `tokens`: the headers `Authorization`, in order.
     """
 
     daemon_threads = True
@@ -33,7 +34,7 @@ class RangeServer(ThreadingHTTPServer):
         self.breaks = self.busy = self.now = self.most = 0
         self.whole = self.encoding = False
         self.wait = ""
-        self.resets = self.shift = 0
+        self.resets = self.shift = self.surplus = 0
         self.most_sent = 1 << 40
         self.refused: dict[str, int] = {}
         self.moved: dict[str, str] = {}
@@ -92,7 +93,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if asked:
             start += server.shift if start else 0
-            stop = min(stop, start + server.most_sent)
+            stop = min(stop + server.surplus, start + server.most_sent, len(data))
         body = gzip.compress(data[start:stop], 1) if server.encoding else data[start:stop]
         self.send_response(206 if asked else 200)
         self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()[:16]}"')

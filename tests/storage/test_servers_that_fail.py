@@ -108,6 +108,12 @@ def test_a_server_may_send_less_than_it_is_asked_for(server: RangeServer) -> Non
     assert max(stop - start for _, start, stop in server.asked) == 50_000
 
 
+def test_bytes_beyond_those_that_were_asked_for_are_not_taken(server: RangeServer) -> None:
+    source = HttpSource(f"{server.url}/x.safetensors")
+    server.surplus = 50
+    assert source.fetch(1000, 100) == server.files["x.safetensors"][1000:1100]
+
+
 @pytest.mark.parametrize("shift", [-3, 5])
 def test_another_range_than_the_one_asked_for_is_not_taken(server: RangeServer, shift: int) -> None:
     source = HttpSource(f"{server.url}/x.safetensors")

@@ -205,6 +205,8 @@ def test_a_tensor_that_only_code_would_make_is_refused_by_its_name(saved, tmp_pa
     with pytest.raises(CheckpointError, match=r"'b.w' would be made by running .*eval") as caught:
         saved(value)()
     assert caught.value.diagnostics[0].code == "unsafe-pickle"
+    with pytest.raises(CheckpointError, match=r"unsafe-pickle.*'b.w' would be made by running .*eval"):
+        saved({**value, "b.w": Reduces(eval, "w", {"w": torch.ones(2)})})()
     # beside the model it is an inert extra
     assert repr(saved({"model": {"a.w": torch.ones(2)}, "hook": value["b.w"]})().extras["hook"]).endswith(".eval>")
     assert not marker.exists()
