@@ -151,6 +151,14 @@ def test_a_key_in_the_place_of_the_record_is_refused_where_a_record_is_needed() 
         declared({"ckptsurgery.ties": "mine", "head": "a note"}, {"head": "a.weight"}, {"a.weight"})
 
 
+def test_of_many_ties_that_need_the_record_eight_are_listed() -> None:
+    aliases = {f"a.{n}": "b" for n in range(10)}
+    with pytest.raises(cs.CheckpointError) as caught:
+        declared({"ckptsurgery.ties": "mine", "a.0": "a note"}, aliases, {"b"})
+    (problem,) = caught.value.diagnostics
+    assert "10 tied names" in problem.headline and problem.notes == tuple(f"a.{n} -> b" for n in range(8))
+
+
 def test_a_framework_is_restated_and_said_and_any_other_format_is_its_owners(tmp_path: Path) -> None:
     for said, written in (("np", "pt"), ("pt", "pt"), ("v2 of mine", "v2 of mine")):
         save_file({"a": W}, tmp_path / "x.safetensors", metadata={"format": said})
