@@ -358,11 +358,12 @@ def test_a_distributed_checkpoint_is_followed(tmp_path: Path) -> None:
     assert tree["param_groups"][0]["params"] == ["qk.weight", "qk.bias"]
 
 
-def test_optimizers_in_a_list_are_followed() -> None:
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_optimizers_in_a_list_are_followed(kind: type) -> None:
     model = linears("q", "k")
     source = run(model, torch.optim.AdamW(model.parameters()))
-    tree = carried({"model": source["model"], "optimizer": [source["optimizer"]]}, FUSE)
-    assert isinstance(tree, list) and tree[0]["state"][0]["exp_avg"].shape == (8, 6)
+    tree = carried({"model": source["model"], "optimizer": kind([source["optimizer"]])}, FUSE)
+    assert type(tree) is kind and tree[0]["state"][0]["exp_avg"].shape == (8, 6)
 
 
 def test_a_recipe_names_its_trees_and_keeps_them_in_its_text_and_its_inverse() -> None:
