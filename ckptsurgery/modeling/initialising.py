@@ -319,6 +319,8 @@ def computed_buffers(model: nn.Module, device: torch.device | str = "cpu") -> di
     """
     require_module(model)
     wanted = [p.name for p in places(model) if p.is_buffer and not p.persistent and p.tensor.is_meta]
+    if not wanted:
+        return {}
     drawn, problems = _drawn(model, wanted, 0, device)
     if problems:
         raise LoadError(

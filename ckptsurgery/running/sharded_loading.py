@@ -87,7 +87,7 @@ def load_shards(
     buffers = computed_buffers(model) if extra_load is None else {}
     values = FirstValues.of(model, inits, options.seed)
     seed = options.seed if plan.inits else None
-    ranks.agree(None, (plan_digest(plan), seed, options.check_values, str(options.device), extra_load is None))
+    loader.meet((plan_digest(plan), seed, options.check_values, str(options.device), extra_load is None))
     if options.check_values:
         mine = share_of(plan.steps, ranks)
         bad = non_finite((k, t) for step in mine for k, t in zip(step.targets, run_step(step, checkpoint.load)))
@@ -148,20 +148,30 @@ class _Loader:
             if is_on_mesh(tensor):
                 self.shards[key] = shard_of(tensor, key)
 
+    def meet(self, call: tuple[object, ...]) -> None:
+        """Learn the boxes of all ranks, once they agree on the call.
+
+        Args:
+            call: what must be equal on all ranks.
+        """
+        self._boxes = self.ranks.agreed(call, {key: shard.box for key, shard in self.shards.items()})
+
     def load(self, steps: Sequence[Step], checkpoint: Checkpoint, moved: ByteBar) -> None:
         """Fill the shards that were found."""
-        self._boxes = self.ranks.gathered({key: shard.box for key, shard in self.shards.items()})
         holders = dealt(self._boxes)
         mine = {key: shard for key, shard in self.shards.items() if holders[key, shard.box][0] == self.ranks.rank}
         whole = self._whole_steps(steps)
         left = {key for step in whole for key in step.targets}
         wanted = {key: shard.box for key, shard in mine.items() if key not in left and shard.box.numel}
         self.ranks.tried(lambda: _read(steps, checkpoint, wanted, mine, moved))
+        copies = {(key, box): held for (key, box), held in holders.items() if box.numel and len(held) > 1}
+        copies = {(key, box): held for (key, box), held in copies.items() if key not in left}
+        if not copies and not whole:  # the same on all ranks, which save two rounds of messages
+            return
         exchange = Exchange.begun(self.ranks, _broken_off)
         with self.ranks.in_step():
-            for (key, box), ranks in holders.items():
-                if key not in left and box.numel and len(ranks) > 1:
-                    self._spread(key, ranks[0], ranks, exchange)
+            for (key, _), ranks in copies.items():
+                self._spread(key, ranks[0], ranks, exchange)
             exchange.check()
             self._make_whole(whole, checkpoint, exchange)
 

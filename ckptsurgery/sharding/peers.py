@@ -103,8 +103,21 @@ class Peers:
         Raises:
             CkptSurgeryError: the error, of its own class.
         """
-        found = self.shared(digest, error)
-        different = [rank for rank, other in enumerate(found) if other != found[0]]
+        self._compare(self.shared((digest, None), error))
+
+    def agreed(self, digest: object, value: Made) -> list[Made]:
+        """Return the values of all ranks, by rank, once a digest is equal on all of them.
+
+        Raises:
+            CkptSurgeryError: the error of the lowest rank that has one; PlanError: the digests differ.
+        """
+        found = self.shared((digest, value))
+        self._compare(found)
+        return [theirs for _, theirs in found]
+
+    def _compare(self, found: Sequence[tuple[object, object]]) -> None:
+        """Check that all ranks gave the same digest."""
+        different = [rank for rank, (digest, _) in enumerate(found) if digest != found[0][0]]
         if different:
             self._failed = True
             text = f"rank {different[0]} was given other arguments, or sees other files, than rank 0"
