@@ -349,3 +349,32 @@ def fewer_columns_than_ranks(path: str) -> bool:
     cs.save(model, path)
     rank, local = dist.get_rank(), model.w.to_local()
     return bool(torch.equal(local, numbers(5, 2)[:, rank : rank + 1]) if rank < 2 else not local.numel())
+
+
+class Table(nn.Module):
+    """A weight, and a table that no file holds and that the module computes by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = param(5, 4)
+        self.register_buffer("angles", torch.zeros(7), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        with torch.no_grad():
+            self.angles.copy_(torch.arange(7.0))
+
+
+def computed_tables() -> list[bool]:
+    """Load a model on the meta device whose table is on a mesh, by rows and as copies."""
+    right = []
+    for way in (Shard(0), Replicate()):
+        with torch.device("meta"):
+            model = Table()
+        model.angles = distribute_tensor(model.angles, line(), [way], src_data_rank=None)
+        put(model, "weight", line(), way)
+        cs.load_into(model, {"weight": numbers(5, 4)})
+        right.append(isinstance(model.angles, DTensor) and model.angles.placements == (way,))
+        right.append(torch.equal(model.angles.full_tensor(), torch.arange(7.0)))
+    return right

@@ -22,3 +22,7 @@ def test_a_rank_may_hold_no_columns(three: Group, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     assert three(odd_cases.fewer_columns_than_ranks, str(path)) == [True] * 3
     assert torch.equal(load_file(path)["w"], odd_cases.numbers(5, 2))
+
+
+def test_a_table_that_no_file_holds_is_computed_and_distributed(three: Group) -> None:
+    assert three(odd_cases.computed_tables) == [[True] * 4] * 3
