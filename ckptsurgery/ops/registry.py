@@ -1,8 +1,8 @@
 """The one registry of ops: a dict from name to class, filled by `op` and by nothing else.
 
-Built-in ops register when `ckptsurgery.ops` is imported. A package adds its own through the entry-point group
-`ckptsurgery.ops`: an entry point loads an `Op` subclass, or a module that registers some. The group is looked at only
-for a name that is not known yet.
+The modules of built-in ops are imported when the first op is asked for: most surgery has none. A package adds its own
+through the entry-point group `ckptsurgery.ops`: an entry point loads an `Op` subclass, or a module that registers some.
+The group is looked at only for a name that is not known yet.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import types
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from difflib import get_close_matches
+from importlib import import_module
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -32,6 +33,11 @@ if TYPE_CHECKING:
 __all__ = ["GROUP", "find_op", "make_op", "op", "op_names", "op_signature", "op_summary", "undone_by_name"]
 
 GROUP = "ckptsurgery.ops"
+_BUILT_IN = (
+    "angles", "arithmetic", "blending", "consensus", "convolutions", "factoring", "folding_norms", "indexing",
+    "low_rank", "merging", "over_axes", "positions", "row_sums", "rows", "quantised.floats", "quantised.fourbit",
+    "quantised.gguf_blocks", "quantised.packed", "quantised.quantising",
+)  # fmt: skip
 _OPS: dict[str, type[Op]] = {}
 _T = TypeVar("_T", bound=Op)
 
@@ -67,6 +73,8 @@ def op(cls: type[_T]) -> type[_T]:
     facts = {"name", "joins", "axis_role", "elementwise", "reads_ahead", "undone_by"} & {f.name for f in fields(cls)}
     if facts:
         raise OpError(f"{cls.__name__}: {', '.join(sorted(facts))} must stand without annotation: it is no argument")
+    if not cls.__module__.startswith(f"{__package__}."):
+        _load_built_in()
     taken = _OPS.get(cls.name)
     if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
         raise OpError(f"an op is called {cls.name!r} already: {taken.__module__}.{taken.__qualname__}")
@@ -139,6 +147,7 @@ def op_names() -> tuple[str, ...]:
     True
     """
     _load_entry_points(None)
+    _load_built_in()
     return tuple(sorted(_OPS))
 
 
@@ -167,6 +176,7 @@ def _signature(cls: type[Op]) -> str:
 
 
 def _lookup(name: str) -> type[Op]:
+    _load_built_in()
     if name in _OPS:
         return _OPS[name]
     failures = _load_entry_points(name)
@@ -176,6 +186,12 @@ def _lookup(name: str) -> type[Op]:
     hint = f"did you mean {' or '.join(close)}?" if close else f"ops: {', '.join(sorted(_OPS))}"
     text = f"no op is called {name!r}; {hint}"
     raise OpError("; ".join([text, *failures]), {name: close} if close else None)
+
+
+def _load_built_in() -> None:
+    """Import the modules of built-in ops, which registers them."""
+    for name in _BUILT_IN:
+        import_module(f"{__package__}.{name}")
 
 
 def _load_entry_points(name: str | None) -> list[str]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,3 +162,27 @@ def test_an_entry_point_is_loaded_when_its_op_is_asked_for_and_not_before(packag
 def test_a_broken_entry_point_is_named_only_when_an_op_is_not_found(package):
     with pytest.raises(OpError, match=r"no op is called 'fourth'.*the entry point broken = 'brings_nothing' failed"):
         make_op("fourth")
+
+
+WITHOUT_OPS = """
+import sys
+import numpy as np
+import ckptsurgery as cs
+from ckptsurgery.ops import Op, OpError, op
+
+cs.plan({"a": np.ones(2, np.float32)}, ["a -> b"])
+assert "ckptsurgery.ops.blending" not in sys.modules
+
+class Cast(Op):
+    name = "cast"
+
+try:
+    op(Cast)
+except OpError as error:
+    print(error)
+"""
+
+
+def test_a_plan_without_ops_imports_none_and_an_op_of_ones_own_still_meets_the_built_in_ones() -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT_OPS], capture_output=True, text=True, check=True)
+    assert "an op is called 'cast' already" in done.stdout
