@@ -352,6 +352,8 @@ def _capture(body: str, text: str, at: int) -> Capture:
     if _SUM.fullmatch(inner) and not _too_long(inner):
         atoms = _atoms(inner)
         named = [str(a) for s, a in atoms if isinstance(a, str)]
+        if named and atoms == ((1, named[0]),):  # {+i} and {1*i} are {i}
+            return Capture(named[0])
         if named and all(s for s, _ in atoms):
             # which name is the capture is known once dims are; until then, the last with a minus, or the first
             minus = [str(a) for s, a in atoms if isinstance(a, str) and s < 0]

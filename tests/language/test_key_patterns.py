@@ -9,6 +9,7 @@ import pytest
 from ckptsurgery.errors import RecipeError
 from ckptsurgery.language.axes import AxisList
 from ckptsurgery.language.keys import KeyPattern
+from ckptsurgery.language.rules import Rule
 
 MATCHES: list[tuple[str, str, dict[str, str] | None]] = [
     ("a.{i}.w", "a.0.w", {"i": "0"}),
@@ -110,3 +111,10 @@ def test_a_search_that_would_backtrack_for_ever_ends() -> None:
     key = ".".join(["x"] * 200) + ".y"
     pattern: Any = KeyPattern.parse(captures + ".z")
     assert pattern.readings(key) == []
+
+
+@pytest.mark.parametrize("text", ["a.{+i}", "a.{1*i}", "a.{ + i }"])
+def test_a_sum_of_one_name_is_that_name(text):
+    assert KeyPattern.parse(text) == KeyPattern.parse("a.{i}")
+    rule = Rule.parse(f"{text} -> b.{{i}}")
+    assert Rule.parse(str(rule)) == rule
