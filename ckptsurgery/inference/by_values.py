@@ -302,7 +302,7 @@ class _Recut:
         coverage = 1 - len(left) / max(1, len(wanted))
         return replace(result, recipe=recipe, coverage=coverage, unmatched_source=spare, unmatched_target=left)
 
-    def more(
+    def searched(
         self, sides: Equating, found: Matched, left: Sequence[Mapping[str, TensorSpec]], views: Sequence[list[CutView]]
     ) -> _Recut:
         """The same with what is found between what is left of both sides, seen so."""
@@ -335,7 +335,7 @@ def _recut(sides: Equating, found: Matched, known: Known) -> _Recut:
             left = {k: s for k, s in sides.wanted.items() if k not in known.made and k not in taken}
             views = [cut(side) if seen else [] for side, seen in zip((free, left), both)]
             if all(map(bool, views)) or (any(views) and not all(both)):
-                result = result.more(sides, found, (free, left), views)
+                result = result.searched(sides, found, (free, left), views)
     return result
 
 

@@ -13,9 +13,9 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from .base import BlockFacts, OpError, Tensors
-from .blending import mixed_by, summed
+from .blending import summed
 from .keyed import At
-from .over_axes import Integers
+from .over_axes import Integers, mixed_by
 from .registry import op
 from .surveying import Surveying, added, products
 

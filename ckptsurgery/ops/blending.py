@@ -16,7 +16,7 @@ from .base import Op, OpError, Specs, Tensors
 from .keyed import At
 from .numerics import has_data, narrow, specs_of
 from .operands import arithmetic_float
-from .over_axes import Integers, whole_numbers
+from .over_axes import Integers, mixed_by, whole_numbers
 from .registry import op
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ __all__ = [
     "TaskArithmetic",
     "WeightDelta",
     "elected",
-    "mixed_by",
     "onto",
     "summed",
     "uniform_like",
@@ -340,14 +339,6 @@ def summed(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     total = parts[0].mul_(weights[0])
     for part, weight in zip(parts[1:], weights[1:], strict=True):
         total.add_(part.mul_(weight))
-    return total
-
-
-def mixed_by(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Σ w · part, in the memory of the first part."""
-    total = parts[0].mul_(weights[0])
-    for part, weight in zip(parts[1:], weights[1:], strict=True):
-        total.add_(part, alpha=weight)
     return total
 
 

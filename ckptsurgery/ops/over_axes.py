@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Literal, cast
 
 from ..specs import DTYPES, TensorSpec
@@ -15,7 +16,7 @@ from .registry import op
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Integers", "MeanOver", "RepeatOver", "Same", "SumOver", "weighted_sum", "whole_numbers"]
+__all__ = ["Integers", "MeanOver", "RepeatOver", "Same", "SumOver", "mixed_by", "weighted_sum", "whole_numbers"]
 
 
 Integers = Literal["error", "first", "max"]
@@ -226,9 +227,15 @@ def weighted_sum(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     import torch
 
     wide = torch.float64 if parts[0].dtype == torch.float64 else torch.float32
-    total = parts[0].to(wide, copy=True).mul_(weights[0])
-    for part, weight in zip(parts[1:], weights[1:], strict=True):
-        total = total.add_(widen(part), alpha=weight)
+    return mixed_by(chain([parts[0].to(wide, copy=True)], map(widen, parts[1:])), weights)
+
+
+def mixed_by(parts: Iterable[Tensor], weights: Sequence[float]) -> Tensor:
+    """Σ w · part, in the memory of the first part."""
+    others = iter(parts)
+    total = next(others).mul_(weights[0])
+    for part, weight in zip(others, weights[1:], strict=True):
+        total.add_(part, alpha=weight)
     return total
 
 

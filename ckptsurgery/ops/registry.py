@@ -176,7 +176,8 @@ def _signature(cls: type[Op]) -> str:
 
 
 def _lookup(name: str) -> type[Op]:
-    _load_built_in()
+    if name not in _OPS:
+        _load_built_in()
     if name in _OPS:
         return _OPS[name]
     failures = _load_entry_points(name)

@@ -26,13 +26,15 @@ def plan_digest(plan: Plan) -> str:
     digests: dict[int, str] = {}
     for step in plan.steps:
         if id(step.program) not in digests:
-            text = re.sub(r" at 0x[0-9a-f]+", "", repr(step.program))
-            digests[id(step.program)] = hashlib.sha256(text.encode()).hexdigest()
+            digests[id(step.program)] = hashlib.sha256(_without_addresses(step.program)).hexdigest()
     steps = sorted((step.targets, step.sources, digests[id(step.program)]) for step in plan.steps)
     specs = sorted((key, str(spec)) for key, spec in plan.specs.items())
     inits = sorted((key, str(what)) for key, what in plan.inits.items())
-    told = repr((steps, specs, inits, sorted(plan.ties.items())))
-    return hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", told).encode()).hexdigest()
+    return hashlib.sha256(_without_addresses((steps, specs, inits, sorted(plan.ties.items())))).hexdigest()
+
+
+def _without_addresses(value: object) -> bytes:
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value)).encode()
 
 
 def fingerprint(
