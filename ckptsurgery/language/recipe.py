@@ -185,9 +185,9 @@ class Recipe:
         put(self, "rest", rest)
         put(self, "scopes", tuple(scopes))
         put(self, "stages", tuple(stages))
-        put(self, "carry", as_carry(carry) or {})
-        put(self, "carry_lost", check_carry_lost(carry_lost))
-        put(self, "config", edits_of(config, place))
+        put(self, "carry", {} if carry == () else as_carry(carry) or {})
+        put(self, "carry_lost", carry_lost if carry_lost == "error" else check_carry_lost(carry_lost))
+        put(self, "config", edits_of(config, place) if config is not None else ConfigEdits())
         put(self, "summary", summary)
         put(self, "place", place)
 

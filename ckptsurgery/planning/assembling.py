@@ -80,7 +80,7 @@ class RuleSteps:
         """
         signature = self.bound.signature
         single = len(self.bound.rule.sources) == len(self.bound.rule.targets) == 1
-        if single and not self.ops.reads_ahead and not signature.gathered and not signature.scattered:
+        if single and not signature.gathered and not signature.scattered and not self.ops.reads_ahead:
             for matches in matched[0]:
                 self._one_by_one(matches)
             self._tell_unspelled()
@@ -127,7 +127,8 @@ class RuleSteps:
         """The quick way for rules that take one tensor to one: keys by column, programs by spec."""
         term = self.bound.rule.targets[0]
         try:
-            keys = spell_columns(term.pattern, self.flats.join(term.pattern, matches), _spell)
+            joined = self.flats.join(term.pattern, matches) if self.flats.indices else matches
+            keys = spell_columns(term.pattern, joined, _spell)
         except RecipeError:
             for key, values in matches.rows():
                 try:

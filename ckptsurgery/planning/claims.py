@@ -111,9 +111,10 @@ def claim(
 
     for group in groups:
         _claim_group(group, near(group), claims, used, twice, problems, tied, wanted, copied)
-    for group in group_keys(unreadable):
-        _claim_unreadable(group, near(group), claims, used)
-    _drop_unreadable(stage.rests, [key for key in unreadable if key not in claims.lost], claims)
+    if unreadable:
+        for group in group_keys(unreadable):
+            _claim_unreadable(group, near(group), claims, used)
+        _drop_unreadable(stage.rests, [key for key in unreadable if key not in claims.lost], claims)
     for (a, b), keys in twice.items():
         problems.append(_claimed_twice(candidates[a], candidates[b], keys))
     _check_unused(stage, candidates, used, claims.leftover, problems)
@@ -126,7 +127,7 @@ def claim(
 
 def _candidates(stage: Stage, groups: list[KeyGroup]) -> list[_Claim]:
     """Return all that may claim keys: the source terms of rules first, then drops, then keys that must be equal."""
-    partners = partners_of(stage.rules, groups)
+    partners = partners_of(stage.rules, groups) if any(b.rule.joined for b in stage.rules) else {}
     found = [
         _Claim(
             t.pattern,

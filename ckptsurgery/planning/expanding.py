@@ -147,7 +147,8 @@ def expand(
         stages.append(expansion.stage)
     given = dims if dims is not None else {}
     problems += [_unasked(name, asked) for name in given if name not in asked]
-    problems += _unknown_choices(given, [bound for stage in stages for bound in stage.rules])
+    if given:
+        problems += _unknown_choices(given, [bound for stage in stages for bound in stage.rules])
     if problems:
         raise RecipeError(problems)
     return stages
@@ -224,8 +225,10 @@ class _Expansion:
         if recipe.config:
             self.stage.edits.append(BoundEdits(recipe.config, dims, frame.path, recipe.place))
         self.patterns(recipe, frame)
-        self.names(recipe)
-        self.data(recipe)
+        if recipe.names:
+            self.names(recipe)
+        if recipe.data:
+            self.data(recipe)
         self.rest(recipe, frame, dims, depth)
         for scope in recipe.scopes:
             self.scope(scope, frame, depth + 1)
@@ -289,14 +292,9 @@ class _Expansion:
                 targets=tuple(_prefixed(t, frame.target) for t in rule.targets),
             )
             tables = _used(prefixed, frame.names)
-            spelled = normalise(prefixed, tables)
-            numbers = _numbers(spelled, dims)
-            terms = (
-                (replace(t, pattern=t.pattern.bind(numbers)) for t in side)
-                for side in (spelled.sources, spelled.targets)
-            )
-            sources, targets = map(tuple, terms)
-            final = with_domains(replace(spelled, sources=sources, targets=targets))
+            final = normalise(prefixed, tables)
+            if _asks(final):
+                final = with_domains(_with_numbers(final, _numbers(final, dims)))
             own = replace(dims, values=frame.own)
             return ResolvedRule(final, signature(final), dims, str(rule), tables, own, self.overrides, frame.data)
         except RecipeError as error:
@@ -410,14 +408,18 @@ def _used(rule: Rule, names: Mapping[str, Mapping[str, str]]) -> dict[str, Mappi
     return {n: pairs for n, pairs in names.items() if n in set(rule.names) - listed}
 
 
+def _with_numbers(rule: Rule, numbers: Mapping[str, int]) -> Rule:
+    sides = ((replace(t, pattern=t.pattern.bind(numbers)) for t in side) for side in (rule.sources, rule.targets))
+    sources, targets = map(tuple, sides)
+    return replace(rule, sources=sources, targets=targets)
+
+
 def _numbers(rule: Rule, dims: Dims) -> dict[str, int]:
-    """The numbers that sums and ranges in a rule's keys may stand for.
+    """Return the numbers that sums and ranges in a rule's keys may stand for.
 
     Raises:
         RecipeError: dims name one that the config lacks.
     """
-    if not _asks(rule):
-        return {}
     for capture in (c for t in (*rule.sources, *rule.targets) for c in t.pattern.captures):
         ends = (str(capture.span.first), str(capture.span.last)) if capture.span else ()
         words = [str(a) for _, a in capture.terms or ()] + [w for end in ends for w in _WORD.findall(end)]

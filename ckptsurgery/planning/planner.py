@@ -22,10 +22,10 @@ from .claims import claim, unexpected
 from .config_changes import ConfigChange, settled_edits
 from .drawing import drawn
 from .expanding import BoundPattern, Resolve, ResolvedRule, Stage, expand
-from .flattening import FlatIndexCounts
+from .flattening import FlatIndexCounts, Flattening
 from .joining import canonical, counts_of
 from .matching import MatchedColumns, respelled
-from .options import DEFAULTS, LoadOptions, PlanOptions
+from .options import DEFAULTS, DTYPE_POLICIES, LoadOptions, PlanOptions
 from .plan import Plan
 from .record import RuleUse, Target
 from .rule_ops import Notes, OpsOfRule, RuleOps
@@ -76,6 +76,8 @@ def fitted(drafted: Plan, stage: Stage, target: Target | None, dtype: str, *, un
     Raises:
         PlanError: what does not fit.
     """
+    if target is None and dtype in DTYPE_POLICIES and not (stage.inits or stage.ties):
+        return drafted  # there is nothing to settle
     settlement = settle(Offer(drafted, stage, uncast=uncast), target, LoadOptions(dtype=dtype))
     if settlement.problems:
         raise PlanError([*settlement.problems, *drafted.warnings])
@@ -129,17 +131,15 @@ def draft_plan(
             settlement = settle(Offer(planned, stage), None)
             planned = settlement.plan
             problems += settlement.problems
-        tied = _tied_after(planned, tied)
-        told_of = _told_after(planned, told_of)
         plan = planned if plan is None else chained(plan, planned, problems)
         problems[before:] = [_in_stage(d, number) for d in problems[before:]] if number else problems[before:]
         if unreadable is not None and unreadable.refused and staged.unread:
             problems.append(unreadable.refusal(names, staged.unread, named))
-        if last:
+        if last or problems:
             break
+        tied = _tied_after(planned, tied)
+        told_of = _told_after(planned, told_of)
         current = {**planned.specs, **{alias: planned.specs[base] for alias, base in plan.ties.items()}}
-        if problems:
-            break
     if problems:
         raise PlanError([*problems, *notes])
     plan = present(plan, "the plan of the first stage")
@@ -203,7 +203,8 @@ class _StagePlanner(Draft):
         self.lost, self.unread = claims.lost, claims.unread
         if claims.leftover:
             self.problems += unexpected(claims.leftover, dict(self.specs))
-        self.flats = FlatIndexCounts.of(zip(self.stage.rules, claims.terms), self.target.specs if self.target else ())
+        flat = [(bound, matched) for bound, matched in zip(self.stage.rules, claims.terms) if bound.flats]
+        self.flats = FlatIndexCounts.of(flat, wanted) if flat else FlatIndexCounts()
         for bound, matched in zip(self.stage.rules, claims.terms):
             if all(matched) or (any(matched) and len(matched) > 1):
                 self.rule(bound, matched)
@@ -318,13 +319,14 @@ class _StagePlanner(Draft):
             return
         found = [[canonical(term, m) for m in matches] for term, matches in zip(rule.sources, matched)]
         try:
-            flats = self.flats.flattening(bound)
-            apart = [[flats.split(m) for m in matches] for matches in found]
+            flats = self.flats.flattening(bound) if bound.flats else Flattening({})
+            apart = [[flats.split(m) for m in matches] for matches in found] if flats.indices else found
         except RecipeError as error:
             self.problems += [replace(d, place=rule.place, notes=(bound.text, *d.notes)) for d in error.diagnostics]
             return
         ops = OpsOfRule(bound, self.seed)
-        self.ops.append(ops)
+        if rule.before or rule.after:
+            self.ops.append(ops)
         joined = False if rule.only_renames else self.joins_first(bound, ops, apart)
         if joined is not None:
             RuleSteps(self, bound, ops, joined, number, flats).run(apart)

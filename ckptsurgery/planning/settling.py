@@ -46,13 +46,16 @@ def settle(offer: Offer, target: Target | None, options: LoadOptions | None = No
     """
     options = options if options is not None else LoadOptions()
     settling = _Settling(offer, target, options, Settlement(offer.plan))
-    settling.name()
-    settling.tie()
+    if options.init or options.keep or options.drop:
+        settling.name()
+    if offer.stage.ties:
+        settling.tie()
     if target is None:
         settling.out.load = list(offer.specs)
         settling.misfits.inits_without_target(offer.stage.inits)
     else:
-        settling.initialise()
+        if offer.stage.inits:
+            settling.initialise()
         settling.sort()
         settling.miss()
         settling.tie_target()
@@ -88,8 +91,6 @@ class _Settling:
     def name(self) -> None:
         """Find the keys that `init=`, `keep=` and `drop=` name."""
         options, problems = self.options, self.out.problems
-        if not (options.init or options.keep or options.drop):
-            return
         inits: dict[str, Any] = {}
         for path, what in options.init.items():
             keys = named_keys(path, self.wanted, "init", problems)
@@ -108,7 +109,7 @@ class _Settling:
     def tie(self) -> None:
         """Follow the recipe's `[tie]` entries."""
         found: set[int] = set()
-        new = list(self.made) if self.offer.stage.ties else []
+        new = list(self.made)
         while new:  # a tie may lead to a tied name, whichever was written first
             tied: list[str] = []
             for number, tie in enumerate(self.offer.stage.ties):

@@ -18,9 +18,9 @@ from ..ops.arithmetic import Cast
 from ..planning.plan import Plan
 from ..planning.steps import ApplyOp, Instruction, Move, Step
 from ..storage.checkpoint import Checkpoint
+from ..storage.metadata_records import METADATA, recorded
 from ..storage.mirrors import Mirror, has_weights, mirrors_in, parts_of
 from ..storage.unpickling.nodes import is_state, name_of
-from ..storage.versions import METADATA, recorded
 from ..wording import counted
 from .carry.asking import Carrying, on_one_way
 from .carry.tree_leaves import Leaves, with_tensors

@@ -89,7 +89,7 @@ def load_plan(
     if options.check_values:
         made = (zip(step.targets, run_step(step, checkpoint.load)) for step in plan.steps)
         refuse_non_finite(chain.from_iterable(made))
-    first = FirstValues.of(model, inits, options.seed)
+    first = FirstValues.of(model, inits, options.seed) if inits else None
     ties = find_ties(model)
     skipped = {other for other, _ in plan.tie_proofs}
     filled = {*extra_keys, *inits, *(k for step in plan.steps for k in step.targets if k not in skipped)}
@@ -97,7 +97,7 @@ def load_plan(
         _carry_out(plan, checkpoint, model, assign, device, bar)
     if extra_load is not None:
         extra_load()
-    rows = first.give(model)
+    rows = first.give(model) if first is not None else ()
     for name, buffer in buffers.items():
         set_tensor(model, name, buffer, assign=True)
     if meta and extra_load is not None:

@@ -17,7 +17,7 @@ from ..many_objects import gc_pause
 from ..planning.drawing import with_draws
 from ..planning.options import DTYPE_POLICIES, LoadOptions, PlanOptions, SaveOptions
 from ..planning.plan import Plan, retargeted
-from ..planning.planner import fitted
+from ..planning.planner import draft_plan, fitted
 from ..planning.record import Target
 from ..planning.report import Report
 from ..planning.reversing import reversed_plan
@@ -95,8 +95,9 @@ class CheckpointRunner:
 @gc_pause()
 def _planned(checkpoint: Checkpoint, recipe: Recipe, target: Target | None, options: PlanOptions) -> Plan:
     try:
-        lost = Unreadable(checkpoint.unreadable)
-        drafted, stage = draft_unwrapped(
+        lost = Unreadable(checkpoint.unreadable) if checkpoint.unreadable else None
+        draft = draft_unwrapped if target is not None else draft_plan  # the target shows what is a wrapper
+        drafted, stage = draft(
             checkpoint.specs, recipe, load_recipe, target, options, unreadable=lost, told_of=notes_of(checkpoint)
         )
         uncast, remarks = _kept_packed(checkpoint, drafted, options.dtype)
@@ -104,7 +105,7 @@ def _planned(checkpoint: Checkpoint, recipe: Recipe, target: Target | None, opti
     except CkptSurgeryError as error:
         error.rewrite(lambda problem: problem.within(file_of(recipe)))
         raise
-    parted = parted_ties(found, checkpoint) if target is None else ()  # a target ties what it ties
+    parted = parted_ties(found, checkpoint) if target is None and checkpoint.ties else ()  # a target ties what it ties
     warnings = (*found.warnings, *parted, *remarks)
     return replace(found, options=options, warnings=warnings, runner=CheckpointRunner(checkpoint))
 

@@ -18,12 +18,12 @@ from ..specs import DTYPES, TensorSpec, Tie
 from ..wording import brief, close_keys, counted, shown_bytes
 from .chunked_tensors import Chunked, files_of, read_box, read_range
 from .contents import Contents, Entry, Extent, all_apart, place_of_entry
+from .metadata_records import METADATA, VERSIONS, told_versions
 from .sources.byte_source import ByteSource, Range
 from .sources.files import OpenFiles
 from .unpickling.frames import Frame
 from .unpickling.nodes import is_lost
 from .unpickling.unreadable import unreadable_tensors
-from .versions import METADATA, VERSIONS, told_versions
 
 if TYPE_CHECKING:
     import torch

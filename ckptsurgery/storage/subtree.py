@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..errors import CheckpointError, Diagnostic, Remedy
 from ..wording import close_keys, shown_keys
 from .contents import Contents
-from .versions import METADATA, VERSIONS, told_versions
+from .metadata_records import METADATA, VERSIONS, told_versions
 
 __all__ = ["enter"]
 

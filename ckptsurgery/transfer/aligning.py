@@ -313,7 +313,7 @@ def own_names(source: Specs, target: Specs, drop: Sequence[str] = ()) -> OwnName
     Raises:
         LoadError: two parts of one side fit the other equally well.
     """
-    dropped = dropped_keys(drop, source, {}, [])
+    dropped = dropped_keys(drop, source, {}, []) if drop else {}
     best, rivals = align({k: s for k, s in source.items() if k not in dropped} if dropped else source, target)
     if rivals:
         raise _ambiguous(best, rivals)

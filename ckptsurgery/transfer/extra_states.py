@@ -130,12 +130,12 @@ def collected(
     from ..running.executor.programs import run_step
 
     states = ExtraStates(owners=owners)
-    moved = moved_modules(plan)
+    stored = {key: value for key, value in checkpoint.extras.items() if is_state(key) and key not in without}
+    moved = moved_modules(plan) if stored else {}
     found: dict[str, tuple[str, Any]] = {}
-    for source, value in checkpoint.extras.items():
-        if is_state(source) and source not in without:
-            path = source.rpartition(".")[0]
-            found[f"{moved.get(path, path)}.{_SUFFIX}".lstrip(".")] = source, value
+    for source, value in stored.items():
+        path = source.rpartition(".")[0]
+        found[f"{moved.get(path, path)}.{_SUFFIX}".lstrip(".")] = source, value
     tensors = owners.keys() & plan.specs.keys()
     for step in plan.steps if tensors else ():
         for key in tensors.intersection(step.targets):

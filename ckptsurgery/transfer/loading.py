@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Number
 from typing import TYPE_CHECKING, Any
@@ -39,7 +39,7 @@ from .extra_states import ExtraStates, collected, states_of
 from .first_choices import meant_inits
 from .fitting import fitting_recipe
 from .load_arguments import asked, check_assigned, own_config, tolerated_keys, unused_dims
-from .orienting import as_if_transposed, foreign_layout, live_modules, transposed, turned_weights
+from .orienting import as_if_transposed, crossed_weights, foreign_layout, live_modules, transposed, turned_weights
 from .together import Carry, seen_plainly
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def load_into(
         state = {place.name: place.tensor for place in places(seen) if place.persistent}
         kept = {name for path in options.keep for name in below(path, state)}
         require_plain(((name, tensor) for name, tensor in state.items() if name not in kept), ODD_TARGET)
-        inits, notes = meant_inits(seen, state, options.init)
+        inits, notes = meant_inits(seen, state, options.init) if options.init else ({}, list[str]())
         options, live = replace(options, drop=drops, init=inits), live_modules(source, subtree)
         load = _Load(seen, checkpoint, model_target(seen), options, carry, without, live, notes=notes)
         said = as_recipe(recipe) if recipe is not None else None
@@ -165,6 +165,7 @@ class _Load:
     by_recipe: bool = False
     handed: list[CustomLoad] = field(default_factory=list)
     states: ExtraStates = field(default_factory=ExtraStates)
+    crossed: Collection[str] = ()  # weights that the source has the other way round
 
     def draft(
         self, recipe: Recipe | None, config: Mapping[str, Any] | None, dims: Mapping[str, DimValue] | None
@@ -176,18 +177,18 @@ class _Load:
         target = target.renamed(saved) if saved else target  # a recipe speaks of the names under which it is saved
         if recipe is not None:
             config = config if config is not None else self.checkpoint.config or own_config(self.model)
-            unreadable = Unreadable(self.checkpoint.unreadable, refused=False)
+            lost = self.checkpoint.unreadable
             self.plan, self.stage = draft_unwrapped(
                 specs,
                 recipe,
                 load_recipe,
                 target,
                 PlanOptions(config, dims or {}, seed=self.options.seed),
-                unreadable=unreadable,
+                unreadable=Unreadable(lost, refused=False) if lost else None,
                 told_of=notes_of(self.checkpoint),
             )
             return
-        self.problems += unused_dims(dims)
+        self.problems += unused_dims(dims) if dims else ()
         found = own_names(specs, target.specs, self.options.drop)
         self.plan, self.problems = found.plan, [*self.problems, *found.problems]
         self.notes += found.notes
@@ -210,8 +211,8 @@ class _Load:
         if squares and not (options.partial and settled.load):
             self.problems.append(transposed(squares, across, offer.specs))
         plan = self.handed_over(settled) if self.handed else settled.plan
-        if not self.by_recipe:
-            self.problems += foreign_layout(self.model, self.checkpoint, self.plan, settled.load)
+        if self.crossed:
+            self.problems += foreign_layout(self.crossed, self.plan, settled.load)
         self.problems += self.unreadable()
         self.check(settled)
         taken = tuple(k for h in self.handed for k in h.taken)
@@ -248,7 +249,8 @@ class _Load:
     def hand_over(self) -> Offer:
         """Set apart what modules with loading of their own shall have, and return what is offered then."""
         tolerated = tolerated_keys(self.checkpoint, self.target.specs)
-        made = None if self.by_recipe else as_if_transposed(self.model, self.checkpoint, self.plan, self.target.specs)
+        self.crossed = set() if self.by_recipe else crossed_weights(self.model, self.checkpoint)
+        made = as_if_transposed(self.crossed, self.plan, self.target.specs) if self.crossed else None
         whole = Offer(self.plan, self.stage, made, tolerated=tolerated, by_call=True)
         loaders = own_loaders(self.model)
         if not loaders:
@@ -406,9 +408,10 @@ class _Load:
         for key, why in settled.aside.items():
             entries += [ReportEntry(s, "dropped", specs[s], (s,), why) for s in origins[key]]
         lost = self.checkpoint.unreadable
-        aside = ((s, path) for s, path in self.without.items() if s in lost)
-        entries += [ReportEntry(s, "dropped", None, (s,), f"drop = {path!r}") for s, path in aside]
-        entries += [ReportEntry(s, "unexpected", None, (s,), why) for s, why in self.undecided().items()]
+        if lost:
+            aside = ((s, path) for s, path in self.without.items() if s in lost)
+            entries += [ReportEntry(s, "dropped", None, (s,), f"drop = {path!r}") for s, path in aside]
+            entries += [ReportEntry(s, "unexpected", None, (s,), why) for s, why in self.undecided().items()]
         return replace(report, ledger=tuple(entries), notes=tuple(dict.fromkeys((*self.notes, *report.notes))))
 
     def taken_entries(self, origins: Mapping[str, tuple[str, ...]]) -> list[ReportEntry]:

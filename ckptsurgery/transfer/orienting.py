@@ -136,13 +136,13 @@ def _from_the_left(layer: nn.Module, weight: Tensor) -> bool | None:
 _MARK, _SUFFIX = "StructuredToParameterName@@", ".pdparams"
 
 
-def foreign_layout(model: nn.Module, checkpoint: Checkpoint, plan: Plan, loaded: Collection[str]) -> list[Diagnostic]:
+def foreign_layout(weights: Collection[str], plan: Plan, loaded: Collection[str]) -> list[Diagnostic]:
     """Refuse a file of Paddle's as it is: its Linear weights are [in, out], and a square one fits.
 
     Args:
+        weights: as `crossed_weights` returns.
         plan: the load without a rule. loaded: the model's keys that it would fill.
     """
-    weights = _crossed_weights(model, checkpoint)
     crossed = [key for key in loaded if key in weights]
     if not crossed:
         return []
@@ -157,18 +157,15 @@ def foreign_layout(model: nn.Module, checkpoint: Checkpoint, plan: Plan, loaded:
     ]
 
 
-def as_if_transposed(
-    model: nn.Module, checkpoint: Checkpoint, plan: Plan, target: Mapping[str, TensorSpec]
-) -> dict[str, TensorSpec] | None:
-    """The specs with those of crossed Linear weights as the model has them: their layout is told, not their shape."""
-    weights, made = _crossed_weights(model, checkpoint), plan.specs
-    if not weights:
-        return None
+def as_if_transposed(weights: set[str], plan: Plan, target: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
+    """Return the specs with those of crossed weights as the model has them: their layout is told, not their shape."""
+    made = plan.specs
     crossed = {k for k in weights & made.keys() & target.keys() if made[k].shape[::-1] == target[k].shape}
     return {k: replace(s, shape=target[k].shape) if k in crossed else s for k, s in made.items()}
 
 
-def _crossed_weights(model: nn.Module, checkpoint: Checkpoint) -> set[str]:
+def crossed_weights(model: nn.Module, checkpoint: Checkpoint) -> set[str]:
+    """Return the weights of Linear layers, where the source is a file of Paddle's; it keeps them as [in, out]."""
     from torch import nn
 
     if _MARK not in checkpoint.extras and not checkpoint.source.endswith(_SUFFIX):

@@ -191,3 +191,37 @@ def test_an_adapter_of_some_parts_is_merged_into_a_fused_base(name: str, parts: 
     with pytest.raises(cs.CkptSurgeryError) as caught:
         cs.adapters.merge(in_layout(layout, base), some)
     assert caught.value.diagnostics[0].code == "adapter-unmatched"
+
+
+@pytest.mark.parametrize("trained", ["qkv", "qv", "kv", "q", "k"])
+@pytest.mark.parametrize("groups", [2, 4])
+def test_pairs_of_a_fused_layer_in_one_a_and_one_b_are_taken_apart(trained: str, groups: int) -> None:
+    """LitGPT keeps the pairs of a fused layer below each other, those of its trained parts, and pads by zeros."""
+    rank, width, heads, alpha = 3, 8, 4, 6.0
+    rows = {"q": heads * 2, "k": groups * 2, "v": groups * 2}
+    generator = torch.Generator().manual_seed(groups)
+    base = {"h.0.qkv.weight": torch.randn(sum(rows.values()), width, generator=generator), "norm": torch.ones(width)}
+    a = torch.randn(rank * len(trained), width, generator=generator)
+    b = torch.randn(sum(rows[part] for part in trained), rank, generator=generator)
+    parts = ",".join(trained)
+    pairs = cs.plan(
+        {"h.0.qkv.lora_A": a, "h.0.qkv.lora_B": b},
+        cs.Recipe(
+            [
+                f"h.{{i}}.qkv.lora_A [(p r) d] -> h.{{i}}.{{p:{parts}}}.lora_A.weight [r d]",
+                f"h.{{i}}.qkv.lora_B [(p o:p) r] -> h.{{i}}.{{p:{parts}}}.lora_B.weight [o:p r]",
+            ],
+            dims={"o": {part: rows[part] for part in trained}},
+        ),
+    ).state_dict()
+    apart = cs.Recipe(["h.{i}.{p:q,k,v}.weight [o:p d] -> h.{i}.qkv.weight [(p o:p) d]"], rest="keep", dims={"o": rows})
+    merged = cs.adapters.merge(base, pairs, recipe=apart, weights=[alpha / rank]).state_dict()
+
+    starts = {"q": 0, "k": rows["q"], "v": rows["q"] + rows["k"]}
+    want, at = base["h.0.qkv.weight"].clone(), 0
+    for number, part in enumerate(trained):
+        update = b[at : at + rows[part]] @ a[number * rank : (number + 1) * rank]
+        want[starts[part] : starts[part] + rows[part]] += alpha / rank * update
+        at += rows[part]
+    torch.testing.assert_close(merged["h.0.qkv.weight"], want, rtol=0, atol=1e-6)
+    assert torch.equal(merged["norm"], base["norm"])

@@ -17,6 +17,7 @@ from ckptsurgery.modeling.defaults import DefaultInitialisation
 from ckptsurgery.specs import TensorSpec
 from ckptsurgery.storage.contents import Entry
 from ckptsurgery.storage.formats.format import Announced
+from ckptsurgery.storage.metadata_records import VERSIONS, recorded, versions_in
 from ckptsurgery.storage.mirrors import leaf_spec, parts_of
 from ckptsurgery.storage.output import safetensors_writer
 from ckptsurgery.storage.output.torch_writer import TorchZipWriter
@@ -25,7 +26,6 @@ from ckptsurgery.storage.plain_memory import bare, oddity
 from ckptsurgery.storage.sources.byte_source import MemoryBuffer, ProcessMemory, read_run
 from ckptsurgery.storage.sources.parts import PartOfSource
 from ckptsurgery.storage.unpickling.inert import Ordered
-from ckptsurgery.storage.versions import VERSIONS, recorded, versions_in
 
 
 class Own(torch.Tensor):

@@ -16,8 +16,8 @@ from ...specs import DTYPES, TensorSpec, shape_problem
 from ...wording import is_text, shown_keys
 from ..contents import Contents, Entry, entries_in
 from ..json_text import refuse_brackets
+from ..metadata_records import aliases_in, own_metadata
 from .format import OpenedSource, opening
-from .tie_records import aliases_in, own_metadata
 
 __all__ = ["CHANGING", "MAX_HEADER", "PlainHeader", "read_plain_header", "read_safetensors", "read_safetensors_at"]
 

@@ -11,10 +11,10 @@ from typing import Any, Protocol
 from ...errors import CheckpointError, Diagnostic, Remedy
 from ...wording import counted, is_text, shown_keys
 from ..contents import Contents, Entry
+from ..metadata_records import aliases_in, own_metadata
 from ..unpickling.frames import Frame
 from .index_json import likely_shards, read_index_text, read_plain_index, weight_map_in
 from .numbering import series_of, shard_names
-from .tie_records import aliases_in, own_metadata
 
 __all__ = ["read_index", "read_index_at", "read_together"]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from ...errors import CheckpointError, Diagnostic
 from ...specs import TensorSpec
 from ..formats.safetensors import CHANGING, read_safetensors
-from ..formats.tie_records import declared
+from ..metadata_records import declared
 from ..sources.system_errors import os_error
 from .durability import SYNCED
 from .safetensors_writer import header_of

@@ -17,7 +17,7 @@ from ..contents import Extent
 from ..formats.format import Announced
 from ..formats.index_json import weight_map_of
 from ..formats.safetensors import MAX_HEADER
-from ..formats.tie_records import declared
+from ..metadata_records import declared
 from ..sources.kernel_copies import padding
 from .resuming import Journal, ResumableWriter
 from .staging import FolderChange, Output, Writer, beside, new_tag

@@ -9,7 +9,7 @@ from typing import Any
 from ...errors import CheckpointError, Diagnostic
 from ..checkpoint import Checkpoint
 from ..contents import Contents
-from ..versions import METADATA, VERSIONS, told_versions
+from ..metadata_records import METADATA, VERSIONS, told_versions
 
 __all__ = ["is_mounts", "join_mounts", "read_mounts"]
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file, save_model
 
 import ckptsurgery as cs
 from ckptsurgery.running.saving import FRAMEWORKS
-from ckptsurgery.storage.formats.tie_records import aliases_in, declared, own_metadata
+from ckptsurgery.storage.metadata_records import aliases_in, declared, own_metadata
 from ckptsurgery.storage.output.writing import WriterOptions, open_writer
 
 W = torch.arange(6.0)

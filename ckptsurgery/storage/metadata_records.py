@@ -1,23 +1,40 @@
-"""Ties that a file declares in its metadata: names of tensors that are stored once, under another name.
+"""What a file's metadata records beside its owner's texts: ties, and the versions of modules.
 
-They share the metadata with whatever its owner keeps there. A tie is written as the pair `{alias: kept}` that
-safetensors' `save_model` writes; where pairs alone would be read otherwise, `TIES` lists the aliases among them; and
-where an alias is called like a key of the owner's, the ties are in `TIES` alone, and every other key is the owner's.
+Ties are names of tensors that are stored once, under another name. They share the metadata with whatever its owner
+keeps there. A tie is written as the pair `{alias: kept}` that safetensors' `save_model` writes; where pairs alone
+would be read otherwise, `TIES` lists the aliases among them; and where an alias is called like a key of the owner's,
+the ties are in `TIES` alone, and every other key is the owner's.
+
+Versions are those of a state_dict's `_metadata`. A module of version 2 turns tensors of version 1 into its own form
+when loaded. A file that does not say its version is taken for an old one, and what is in the new form already would
+be turned once more.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
-from ...errors import CheckpointError, Diagnostic
-from ...wording import is_text
+from ..errors import CheckpointError, Diagnostic
+from ..wording import is_text
 
-__all__ = ["TIES", "aliases_in", "declared", "own_metadata"]
+__all__ = [
+    "METADATA",
+    "TIES",
+    "VERSIONS",
+    "aliases_in",
+    "declared",
+    "own_metadata",
+    "recorded",
+    "told_versions",
+    "versions_in",
+]
 
 TIES = "ckptsurgery.ties"
+VERSIONS = "ckptsurgery.versions"
+METADATA = "_metadata"  # what torch calls it, and the extras with it
 
 
 def aliases_in(metadata: Mapping[str, Any], entries: Container[str]) -> dict[str, str]:
@@ -103,3 +120,45 @@ def _could_be_tied(alias: str, kept: object) -> bool:
     # "format" has a meaning of its own, even where a tensor is called "pt"
     is_path = re.compile("[./]").search
     return alias != "format" and (bool(is_path(alias)) or (isinstance(kept, str) and not is_path(kept)))
+
+
+def recorded(metadata: object) -> dict[str, str]:
+    """The metadata that tells the versions of a state_dict; nothing where all are 1, as most are, or none is told.
+
+    >>> recorded({"": {"version": 1}, "norm": {"version": 2}})
+    {'ckptsurgery.versions': '{"norm":2}'}
+    """
+    if not isinstance(metadata, Mapping):
+        return {}
+    told = {path: one.get("version") for path, one in metadata.items() if isinstance(one, Mapping)}
+    found = {path: v for path, v in told.items() if type(path) is str and type(v) is int and v != 1}
+    return {VERSIONS: json.dumps(found, separators=(",", ":"), ensure_ascii=False)} if found else {}
+
+
+def versions_in(metadata: Mapping[str, str], keys: Iterable[str]) -> dict[str, dict[str, int]] | None:
+    """A state_dict's `_metadata`, from what `recorded` wrote: every module above a key is of version 1 unless told.
+
+    >>> versions_in({VERSIONS: '{"norm":2}'}, ["norm.weight", "fc.weight"])
+    {'': {'version': 1}, 'norm': {'version': 2}, 'fc': {'version': 1}}
+    """
+    try:
+        told = json.loads(metadata[VERSIONS])
+    except (KeyError, ValueError, TypeError, RecursionError):
+        return None
+    if not isinstance(told, dict) or not all(type(v) is int for v in told.values()):
+        return None
+    found: dict[str, dict[str, int]] = {"": {"version": 1}}
+    for key in keys:
+        path = key.rpartition(".")[0]
+        while path and path not in found:
+            found[path] = {"version": 1}
+            path = path.rpartition(".")[0]
+    return found | {path: {"version": version} for path, version in told.items()}
+
+
+def told_versions(extras: Mapping[str, Any], metadata: Mapping[str, str], keys: Iterable[str]) -> Mapping[Any, Any]:
+    """The `_metadata` of a checkpoint, by the paths of its modules; empty where nothing is told."""
+    found = extras.get(METADATA)
+    if isinstance(found, Mapping):
+        return found
+    return versions_in(metadata, keys) or {} if VERSIONS in metadata else {}
