@@ -59,10 +59,15 @@ def settled_edits(
             try:
                 made.append(ConfigChange("set", below + path, _value(value, dims)))
             except RecipeError as error:
-                text = f"[config] {path} = {value!r}: {error.diagnostics[0].headline}"
-                help = f"a text is an expression; quote a literal: \"'{value}'\"" if isinstance(value, str) else None
+                told = error.diagnostics[0]
+                text = f"[config] {path} = {value!r}: {told.headline}"
+                help = _literal(value) if isinstance(value, str) else told.help
                 problems.append(Diagnostic("bad-recipe", text, place=bound.place, help=help))
     return tuple(made)
+
+
+def _literal(text: str) -> str:
+    return f"a text is an expression; quote a literal: \"'{text}'\""
 
 
 def _value(value: Any, dims: Dims) -> Any:
@@ -78,7 +83,7 @@ def _value(value: Any, dims: Dims) -> Any:
     found = dims.value(value) if value.isidentifier() else dims.evaluate(value)
     if found is None and value.isidentifier() and value not in dims:
         text = f"neither dims, nor an axis, nor a captured index is called {value!r}"
-        raise RecipeError(Diagnostic("bad-recipe", text))
+        raise RecipeError(Diagnostic("bad-recipe", text, help=_literal(value)))
     return list(found) if isinstance(found, tuple) else found
 
 

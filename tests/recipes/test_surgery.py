@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 import ckptsurgery as cs
+from ckptsurgery.language.dims import DimValue
+from ckptsurgery.language.recipe import Scope
 
 SIZES: dict[str, Any] = {
     "vocab_size": 20, "hidden_size": 16, "intermediate_size": 12, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -195,6 +208,37 @@ def test_pieces_of_an_mlp_as_experts_add_up_to_it() -> None:
             close(sum(each) / 6, mlp(x))  # a router that gives all the same share
             assert torch.equal(each[0], each[3])
     assert made["model.layers.0.mlp.gate.weight"].shape == (6, 16)
+
+
+def test_pieces_of_an_mlp_as_experts_load_as_a_mixture_and_compute_the_same(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 12, "num_hidden_layers": 2, "head_dim": 8}
+    config = Qwen3Config(**sizes, num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=False)
+    dense = Qwen3ForCausalLM(config).eval()
+    dense.save_pretrained(tmp_path / "dense")
+    fields = {
+        "model_type": "'qwen3_moe'",
+        "architectures": ["'Qwen3MoeForCausalLM'"],
+        "num_experts": "e",
+        "num_experts_per_tok": "e",
+        "moe_intermediate_size": "config.intermediate_size // g",
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+    }
+    pieces: dict[str, DimValue] = {"g": 3, "c": 2, "e": 6}
+    cut = Scope(cs.Recipe(rest=None, dims=pieces), use="surgery/granular_upcycling")
+    recipe = cs.Recipe(rest="keep", dims=pieces, scopes=[cut], config={"set": fields})
+    (tmp_path / "up.toml").write_text(recipe.dumps())
+    said = ["convert", str(tmp_path / "dense"), str(tmp_path / "moe"), "--recipe", str(tmp_path / "up.toml")]
+    ran = subprocess.run([sys.executable, "-m", "ckptsurgery", *said, "--companions"], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    made, info = AutoModelForCausalLM.from_pretrained(tmp_path / "moe", output_loading_info=True)
+    assert not any(info.values()), info
+    for layer in made.model.layers:
+        nn.init.zeros_(layer.mlp.gate.weight)  # a router that gives all the same share
+    ids = torch.arange(10)[None]
+    with torch.no_grad():
+        close(made.eval()(ids).logits, dense(ids).logits)
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -166,9 +167,16 @@ def test_other_words_are_refused(config: dict[str, Any], text: str) -> None:
         cs.Recipe(rest="keep", config=config)
 
 
-def test_a_name_that_stands_for_nothing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(cs.PlanError, match="neither dims, nor an axis, nor a captured index is called 'float16'"):
-        cs.plan(folder(tmp_path / "x"), cs.Recipe(rest="keep", config={"set": {"torch_dtype": "float16"}}))
+@pytest.mark.parametrize("wrap", [lambda text: text, lambda text: [text], lambda text: {"a": [{"b": text}]}])
+def test_a_name_that_stands_for_nothing_is_refused_and_the_quoted_text_works(
+    tmp_path: Path, wrap: Callable[[str], Any]
+) -> None:
+    with pytest.raises(cs.PlanError, match="neither dims, nor an axis, nor a captured index is called 'float16'") as e:
+        cs.plan(folder(tmp_path / "x"), cs.Recipe(rest="keep", config={"set": {"torch_dtype": wrap("float16")}}))
+    quoted = str(e.value.diagnostics[0].help).split('"')[1]
+    meant = cs.Recipe(rest="keep", config={"set": {"torch_dtype": wrap(quoted)}})
+    cs.plan(folder(tmp_path / "y"), meant).save(tmp_path / "z", companions=True)
+    assert json.loads((tmp_path / "z/config.json").read_text())["torch_dtype"] == wrap("float16")
 
 
 def test_a_config_is_made_where_the_source_has_another_one(tmp_path: Path) -> None:
