@@ -45,8 +45,8 @@ class Slerp(Surveying):
         t: 0 gives a, 1 gives b; a formula or a table of the index gives each layer its own: `slerp(t:i)`.
         integers: as for `lerp`.
 
-    The angle takes a pass over the tensors of its own. Computed in float32 (float64 for float64), norms and products in
-    float64, and rounded once. There is no inverse.
+    The angle takes a pass over the tensors of its own. Computed in float32 (float64 for float64), norms and products
+    in float64 but for sums of 64 elements, and rounded once. There is no inverse.
 
     Raises:
         OpError: as for `lerp`.
@@ -121,8 +121,8 @@ class ModelStock(Surveying):
     Args:
         integers: as for `lerp`.
 
-    The angle takes a pass over the tensors of its own. Computed in float32 (float64 for float64), products in float64,
-    and rounded once. There is no inverse.
+    The angle takes a pass over the tensors of its own. Computed in float32 (float64 for float64), products as for
+    `slerp`, and rounded once. There is no inverse.
 
     Raises:
         OpError: fewer than three sources, different shapes, or integers without a policy.
@@ -167,8 +167,8 @@ class Karcher(Surveying):
     Args:
         iterations: at most. tolerance: a step of this length ends them. integers: as for `lerp`.
 
-    The angles take a pass over the tensors of their own. Computed in float32 (float64 for float64), products and
-    iteration in float64, and rounded once. There is no inverse.
+    The angles take a pass over the tensors of their own. Computed in float32 (float64 for float64), products as for
+    `slerp`, the iteration in float64, and rounded once. There is no inverse.
 
     Raises:
         OpError: different shapes, or integers without a policy.

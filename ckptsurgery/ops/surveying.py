@@ -17,7 +17,10 @@ from .blending import Blending, widened
 from .keyed import At
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
+
+    Rows = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
 __all__ = ["Products", "Settled", "Surveying", "added", "begins", "products", "tally"]
 
@@ -25,6 +28,9 @@ DIGIT = 16
 """Bits of a magnitude that one pass counts by."""
 
 _STRETCH = 1 << 15  # elements: a product of so many is one term of the sum, however tensors are cut into blocks
+_RUN = 1 << 6
+"""Elements whose products are added in float32, in less than half of the time; a stretch is then some 1e-9 off."""
+_SMALLEST = 1e-24  # of a sum of squares; below it, float32 may have no digits for their terms
 
 Products = tuple[tuple[tuple[float, ...], ...], ...]
 """For each stretch of the tensors the inner product of each with each."""
@@ -103,7 +109,7 @@ class Settled(Blending):
 
 
 def products(tensors: Sequence[Tensor]) -> Products:
-    """Return the inner products of blocks of tensors as flat vectors, in float64.
+    """Return the inner products of blocks of tensors as flat vectors: runs of 64 of float32 in it, all else in float64.
 
     numpy takes a block by one call, in one thread and so in one order, whatever number of threads torch has.
     """
@@ -116,10 +122,27 @@ def products(tensors: Sequence[Tensor]) -> Products:
         stretches = [row[part].reshape(-1, width or 1) for row in rows]
         inner = np.empty((len(stretches[0]), len(rows), len(rows)))
         for a, b in combinations_with_replacement(range(len(rows)), 2):
-            made = np.einsum("ij,ij->i", stretches[a], stretches[b], dtype=np.float64)
-            inner[:, a, b] = inner[:, b, a] = made
+            inner[:, a, b] = inner[:, b, a] = _inner(stretches[a], stretches[b])
+        squares = np.diagonal(inner, axis1=1, axis2=2)
+        for n in np.flatnonzero(~((squares >= _SMALLEST) & (squares < np.inf)).all(1)).tolist():
+            wide = np.stack([stretch[n] for stretch in stretches]).astype(np.float64)
+            inner[n] = np.einsum("aj,bj->ab", wide, wide)
         found.extend(tuple(map(tuple, matrix)) for matrix in inner.tolist())
     return tuple(found)
+
+
+def _inner(one: Rows, other: Rows) -> Rows:
+    """Return the inner product of each row of one with that of the other."""
+    import numpy as np
+
+    inner: Rows
+    if one.dtype == np.float64 or one.shape[1] != _STRETCH:
+        inner = np.einsum("ij,ij->i", one, other, dtype=np.float64)
+        return inner
+    runs = (len(one), _STRETCH // _RUN, _RUN)
+    with np.errstate(all="ignore"):  # what does not fit into float32 is taken again
+        inner = np.einsum("ijk,ijk->ij", one.reshape(runs), other.reshape(runs)).sum(1, dtype=np.float64)
+    return inner
 
 
 def added(found: Products, count: int) -> list[list[float]]:

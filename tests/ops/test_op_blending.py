@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ckptsurgery.ops import OpError, make_op
 from ckptsurgery.ops.keyed import At, run_at
+from ckptsurgery.ops.surveying import added, products
 from ckptsurgery.specs import TensorSpec
 
 NAMES = ["lerp", "ema", "diff", "apply", "task_arithmetic", "dare", "slerp", "nuslerp", "ties", "breadcrumbs", "della"]
@@ -209,4 +210,25 @@ def test_products_are_the_same_for_any_number_of_threads() -> None:
     assert all(other == found[0] for other in found)
     whole = np.array(found[0]).sum(0)
     a, b = (tensor.double().numpy().ravel() for tensor in tensors)
-    np.testing.assert_allclose(whole, [[a @ a, a @ b], [a @ b, b @ b]], rtol=1e-12)
+    np.testing.assert_allclose(whole, [[a @ a, a @ b], [a @ b, b @ b]], rtol=1e-8, atol=1e-8 * (abs(a) @ abs(b)))
+
+
+@pytest.mark.parametrize("scale", [1e-36, 1e-30, 1e-22, 1e-18, 1e-12, 1.0, 1e12, 1e19, 1e30, 0.0])
+@pytest.mark.parametrize("count", [1, 63, 64, 1000, 1 << 15, (1 << 15) + 1, 3 << 15, (3 << 15) + 700])
+def test_products_have_the_range_of_float64(count: int, scale: float) -> None:
+    """Squares of float32 leave its range long before the values do."""
+    pair = [tensor * scale for tensor in models(2, shape=(count,))]
+    a, b = (tensor.double().numpy() for tensor in pair)
+    want, close = np.array([[a @ a, a @ b], [a @ b, b @ b]]), abs(a) @ abs(b)
+    np.testing.assert_allclose(added(products(pair), 2), want, rtol=1e-8, atol=1e-8 * close)
+    np.testing.assert_allclose(added(products([t.double() for t in pair]), 2), want, rtol=1e-13, atol=1e-13 * close)
+
+
+def test_products_of_mixed_scales_lose_no_stretch() -> None:
+    sizes = torch.tensor([1.0, 1e-25, 0.0, 1e25, 1e-19]).repeat_interleave(1 << 15)
+    pair = [tensor * sizes for tensor in models(2, shape=sizes.shape)]
+    found = np.array(products(pair))
+    for n in range(5):
+        a, b = (tensor.double().numpy()[n << 15 : n + 1 << 15] for tensor in pair)
+        close = abs(a) @ abs(b)
+        np.testing.assert_allclose(found[n], [[a @ a, a @ b], [a @ b, b @ b]], rtol=1e-8, atol=1e-8 * close)
