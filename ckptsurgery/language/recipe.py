@@ -9,7 +9,6 @@ from typing import Any
 from ..errors import Diagnostic, RecipeError, Remedy
 from ..toml_writing import key_text, quoted, table_lines, value_text
 from ..wording import brief, counted
-from .adapter_recipes import adapters_of
 from .carrying import Carry, as_carry, check_carry_lost
 from .config_edits import ConfigEdits, edits_of
 from .dims import DimValue, is_dim
@@ -324,6 +323,8 @@ class Recipe:
         Raises:
             RecipeError: every rule whose weights have no exact pairs.
         """
+        from .adapter_recipes import adapters_of  # few recipes are asked for theirs
+
         return adapters_of(self, turned, prefix)
 
     def replace(self, **changes: Any) -> Recipe:

@@ -7,7 +7,7 @@ request. What does not depend on the tensors (a step, arguments, random states) 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
@@ -86,15 +86,13 @@ def along_with(plan: Plan, checkpoint: Checkpoint, asked: Asked, held: bool, car
             (kept if word == "keep" else undecided).append(mirror)
     if undecided:
         raise PlanError(_left_behind(undecided, changed))
-    carried = carry.out(plan, checkpoint, followed)
-    extras = _without(replaced(extras, carried.trees), dropped)
+    trees, told = _followed(plan, checkpoint, followed, carry)
+    extras = _without(replaced(extras, trees), dropped)
     notes = [
-        *carried.notes,
+        *told,
         *_listed("left out, as asked", dict.fromkeys(dropped)),
         *_listed("kept as it was, though the plan changes the tensors that it belongs to", [m.path for m in kept]),
-        *_listed(
-            "went along beside the model", [path for path in extras if not (_of_model(path) or path in carried.trees)]
-        ),
+        *_listed("went along beside the model", [path for path in extras if not (_of_model(path) or path in trees)]),
     ]
     if plan.casts and not changed.any:
         cast = {key: plan.source[key] for key in plan.casts if key in plan.source}
@@ -115,10 +113,22 @@ def carried(plan: Plan, checkpoint: Checkpoint, carry: Carrying) -> dict[str, An
     _check_paths(carry.paths, everything)
     changed = _Changes.of(plan)
     found = _mirrors(everything, plan, changed, carry)
-    trees = carry.out(plan, checkpoint, carry.taken(found)[0]).trees
+    trees, _ = _followed(plan, checkpoint, carry.taken(found)[0], carry)
     made = replaced(everything, trees)
     leaves = Leaves(checkpoint)
     return {path: with_tensors(next(_values(made, path)), leaves) for path in carry.paths}
+
+
+def _followed(
+    plan: Plan, checkpoint: Checkpoint, mirrors: Sequence[Mirror], carry: Carrying
+) -> tuple[Mapping[str, Any], Sequence[str]]:
+    """Let trees follow the plan: path -> the tree as it is then, and what became of them."""
+    if not mirrors:
+        return {}, ()
+    from .carry.carried_trees import carried_trees  # most checkpoints have no such trees
+
+    carried = carried_trees(plan, checkpoint, mirrors, carry.paths, carry.lost)
+    return carried.trees, carried.notes
 
 
 def _mirrors(extras: Mapping[str, Any], plan: Plan, changed: _Changes, carry: Carrying) -> list[Mirror]:

@@ -21,7 +21,8 @@ from ..storage.checkpoint import Checkpoint
 from ..wording import counted
 from .executor.programs import run_step
 from .progress import ByteBar
-from .proving import prove, prove_overlaps
+from .proving import prove
+from .proving_overlaps import prove_overlaps
 from .saving import ledger
 from .sinks.existing_tensors import CopySink, apart_from
 from .sinks.new_tensors import AssignSink, TensorSink, fill

@@ -20,7 +20,6 @@ from ..planning.plan import Plan, retargeted
 from ..planning.planner import draft_plan, fitted
 from ..planning.record import Target
 from ..planning.report import Report
-from ..planning.reversing import reversed_plan
 from ..planning.sharing import parted_ties
 from ..planning.unread import Unreadable
 from ..planning.wrapping import draft_unwrapped
@@ -86,6 +85,8 @@ class CheckpointRunner:
 
     def inverse(self, plan: Plan, converted: Any) -> Plan:
         """As `Plan.inverse`."""
+        from ..planning.reversing import reversed_plan
+
         checkpoint = open_checkpoint(converted)
         checkpoint.refuse_unreadable()
         back = reversed_plan(plan, checkpoint.specs, {a for t in checkpoint.ties for a in t.names})

@@ -31,7 +31,6 @@ from ..storage.unpickling.frames import route_of
 from ..wording import counted, listed, shown_keys
 from .beside import along_with, moved_versions
 from .carry.asking import Carrying
-from .config_following import following_companions
 from .config_remarks import as_warnings, config_remarks
 from .executor.execution import execute
 from .executor.sinks import FileSink
@@ -187,6 +186,8 @@ class _Save:
         """The companions, with a config that follows the tensors, and what was changed in it."""
         if not self.options.companions:
             return {}, []
+        from .config_following import following_companions
+
         return following_companions(self.plan, self.checkpoint, self.place, self.options.overwrite, self.aliases)
 
     def writer(self, along: Mapping[str, bytes]) -> Writer:

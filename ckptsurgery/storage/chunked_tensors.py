@@ -14,10 +14,11 @@ from ..boxes import Box, Shape
 from ..errors import CheckpointError, Diagnostic
 from ..specs import DTYPES, TensorSpec
 from .contents import Entry
-from .formats.archived import Archived, locate
 
 if TYPE_CHECKING:
     import torch
+
+    from .formats.archived import Archived
 
 __all__ = ["Chunk", "Chunked", "Read", "chunks_of", "files_of", "read_box", "read_range", "unaligned"]
 
@@ -45,7 +46,11 @@ class Chunk(NamedTuple):
 
     def entry(self, read: Read) -> Entry:
         """Return where its elements are; an archive's headers are read for that."""
-        return locate(self.place, read) if isinstance(self.place, Archived) else self.place
+        if isinstance(self.place, Entry):
+            return self.place
+        from .formats.archived import locate  # reads torch's zip files, which most chunks are not in
+
+        return locate(self.place, read)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

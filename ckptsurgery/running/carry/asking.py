@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 
 from ...language.carrying import check_carry_lost
 from ...planning.plan import Plan
-from ...storage.checkpoint import Checkpoint
 from ...storage.mirrors import Mirror
-from .carried_trees import Carried, carried_trees
 
 __all__ = ["Carrying", "on_one_way"]
 
@@ -58,11 +56,3 @@ class Carrying:
 
     def _names(self, path: str) -> bool:
         return any(on_one_way(path, name) for name in self.paths)
-
-    def out(self, plan: Plan, checkpoint: Checkpoint, mirrors: Sequence[Mirror]) -> Carried:
-        """Let trees follow.
-
-        Raises:
-            PlanError: as `carried_trees` raises it.
-        """
-        return carried_trees(plan, checkpoint, mirrors, self.paths, self.lost) if mirrors else Carried({}, ())

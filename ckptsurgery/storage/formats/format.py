@@ -25,10 +25,10 @@ from ..sources.byte_source import ByteSource, LocalFile, read_at
 from ..sources.system_errors import os_error
 from ..subtree import enter
 from ..unpickling.frames import Frame
-from .zip_archive import ZipArchive
 
 if TYPE_CHECKING:
     from ..output.staging import Writer
+    from .zip_archive import ZipArchive
 
 __all__ = ["HEAD", "Announced", "Format", "OpenedSource", "opening"]
 
@@ -78,6 +78,8 @@ class OpenedSource:
         Raises:
             CheckpointError: it is not a zip file, or a damaged one.
         """
+        from .zip_archive import ZipArchive  # most files are none
+
         return ZipArchive(self.file, self.name)
 
     @property

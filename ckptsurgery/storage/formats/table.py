@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from ...errors import CheckpointError, Diagnostic
 from ..contents import Contents
-from .archives import CompressedFormat, TarFormat
-from .flax_msgpack import FlaxFormat
 from .format import Announced, Format, OpenedSource
-from .gguf import GgufFormat
-from .hdf5 import Hdf5Format
-from .keras_zip import KerasFormat
-from .npz import NpyFormat, NpzFormat
-from .onnx import OnnxFormat
 from .safetensors import CHANGING, MAX_HEADER, read_safetensors
-from .torch_export import is_export
-from .torch_zip import holds_pickle
 
 if TYPE_CHECKING:
     from ..output.staging import Writer
@@ -74,8 +66,9 @@ class TorchExportFormat(Format):
     suffixes = (".pt2",)
 
     def recognise(self, head: bytes, names: Sequence[str]) -> bool:
-        """Return whether the names are those of an exported program."""
-        return is_export(names)
+        """Return whether the names are those of an exported program, of any version."""
+        last = {name.rpartition("/")[2] for name in names}
+        return "archive_format" in last or "serialized_exported_program.json" in last
 
     def read(self, opened: OpenedSource) -> Contents:
         """Return the parameters and persistent buffers."""
@@ -95,8 +88,8 @@ class TorchZipFormat(Format):
     executes = True
 
     def recognise(self, head: bytes, names: Sequence[str]) -> bool:
-        """Return whether a `data.pkl` is in it."""
-        return holds_pickle(names)
+        """Return whether a `data.pkl` is at the top or one folder down."""
+        return any(name.endswith("data.pkl") and name.count("/") <= 1 for name in names)
 
     def read_below(self, opened: OpenedSource, subtree: str | None) -> Contents:
         """Return the tensors of the model in it."""
@@ -156,22 +149,23 @@ GROUP = "ckptsurgery.formats"
 """The group of entry points by which a package offers formats of its own."""
 
 # safetensors before the magic numbers: a header of 640 bytes makes a file begin like a pickle.
-_BUILTIN: tuple[Format, ...] = (
-    SafetensorsFormat(),
-    TorchExportFormat(),
-    TorchZipFormat(),
-    NpzFormat(),
-    LegacyTorchFormat(),
-    PickleFormat(),
-    NpyFormat(),
-    GgufFormat(),
-    Hdf5Format(),
-    KerasFormat(),
-    CompressedFormat(),
-    TarFormat(),
-    FlaxFormat(),
-    OnnxFormat(),
+_BUILTIN = (
+    "table:SafetensorsFormat",
+    "table:TorchExportFormat",
+    "table:TorchZipFormat",
+    "npz:NpzFormat",
+    "table:LegacyTorchFormat",
+    "table:PickleFormat",
+    "npz:NpyFormat",
+    "gguf:GgufFormat",
+    "hdf5:Hdf5Format",
+    "keras_zip:KerasFormat",
+    "archives:CompressedFormat",
+    "archives:TarFormat",
+    "flax_msgpack:FlaxFormat",
+    "onnx:OnnxFormat",
 )
+"""Module and class of each format: what is recognised early needs none of the modules behind it."""
 
 
 def formats() -> Iterator[Format]:
@@ -180,8 +174,15 @@ def formats() -> Iterator[Format]:
     >>> [format.name for format in formats()][:3]
     ['safetensors', 'torch-export', 'zip']
     """
-    yield from _BUILTIN
+    yield from map(_builtin, _BUILTIN)
     yield from _of_packages()
+
+
+@cache
+def _builtin(place: str) -> Format:
+    module, _, kind = place.partition(":")
+    made: Format = getattr(import_module(f".{module}", __package__), kind)()
+    return made
 
 
 def recognised(head: bytes, names: Sequence[str] = ()) -> Format | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from ...specs import DTYPES
@@ -12,7 +11,7 @@ from ..unpickling.inert import Storage, Tensor
 from .storages import StorageRun, place_all
 from .zip_archive import ZipArchive, refused
 
-__all__ = ["is_export", "read_torch_export"]
+__all__ = ["read_torch_export"]
 
 # the schema's numbers of dtypes (torch._export.serde.schema.ScalarType)
 _DTYPES = {
@@ -22,12 +21,6 @@ _DTYPES = {
 _CONFIG, _CONSTANTS = "_weights_config.json", "_constants_config.json"
 _STRIDED = 7  # of the schema's layouts
 _REMEDY = "import torch; torch.save(torch.export.load({path!r}).state_dict, 'new.pt')"
-
-
-def is_export(names: Iterable[str]) -> bool:
-    """Whether a zip file of these names is an archive of torch.export, of any version."""
-    last = {name.rpartition("/")[2] for name in names}
-    return "archive_format" in last or "serialized_exported_program.json" in last
 
 
 def read_torch_export(archive: ZipArchive) -> Contents:

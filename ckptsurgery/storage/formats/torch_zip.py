@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ...errors import CheckpointError
@@ -29,18 +29,13 @@ from .recognising import zip_problem
 from .storages import StorageRun, place_all
 from .zip_archive import ZipArchive, refused
 
-__all__ = ["METADATA_RECORD", "TorchTree", "holds_pickle", "persistent_storages", "read_torch_tree", "read_torch_zip"]
+__all__ = ["METADATA_RECORD", "TorchTree", "persistent_storages", "read_torch_tree", "read_torch_zip"]
 
 METADATA_RECORD = ".metadata.json"  # string metadata that torch has no place for and passes over
 
 _IN_MEMORY = 1 << 26  # bytes; a longer data.pkl is read through the file
 _CONSTANTS = "constants.pkl"
 _REMEDY = "torch.save(torch.load(path, weights_only=True), new_path) writes the records uncompressed"
-
-
-def holds_pickle(names: Iterable[str]) -> bool:
-    """Whether a zip file of these names is torch's: it has a `data.pkl` at the top or one folder down."""
-    return any(name.endswith("data.pkl") and name.count("/") <= 1 for name in names)
 
 
 def read_torch_zip(path: str | os.PathLike[str] | OpenedSource, subtree: str | None = None) -> Contents:

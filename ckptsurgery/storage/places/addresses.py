@@ -23,7 +23,8 @@ from ..sources.fsspec_source import FsspecSource, file_system, unreachable
 from ..sources.http_source import HttpSource
 from ..subtree import enter
 from .choosing import Choice, Folder
-from .component_folders import Component, config_names, parts_of
+from .component_folders import Component, parts_of
+from .config_files import config_names
 from .folders import all_of
 from .mounts import join_mounts
 

@@ -19,10 +19,9 @@ from ...wording import close_keys, shown_keys
 from ..json_text import parse_json
 from .choosing import Choice, Folder, choose, weights_in
 
-__all__ = ["ADAPTER_CONFIG", "SENTENCES", "Component", "config_names", "parts_of", "snapshot_in"]
+__all__ = ["SENTENCES", "Component", "parts_of", "snapshot_in"]
 
 DIFFUSERS, SENTENCES = "model_index.json", "modules.json"
-ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,16 +113,6 @@ def _below(folder: Folder, name: str, known: list[str] | tuple[()]) -> Folder:
         lambda inner: folder.path_of(f"{name}/{inner}"),
         lambda index: folder.shards_of(f"{name}/{index}"),
     )
-
-
-def config_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the names that the configuration of these files may have; an adapter has its own.
-
-    >>> config_names(("adapter_model.safetensors",)), config_names(("model.safetensors",))
-    (('adapter_config.json', 'config.json'), ('config.json',))
-    """
-    adapter = any(name.rpartition("/")[2].startswith("adapter_model") for name in names)
-    return (ADAPTER_CONFIG, "config.json") if adapter else ("config.json",)
 
 
 def snapshot_in(path: str, names: list[str]) -> str | None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from ...errors import CheckpointError, Diagnostic
 from ...wording import shown_keys
@@ -19,17 +18,17 @@ from ..formats.sharded import read_together
 from ..formats.sniffing import FileReader
 from ..formats.torch_ranks import read_torch_ranks, series_by_rank
 from ..formats.zero import read_zero, zero_files
-from ..json_text import parse_json
 from ..output.transactions import RECORD, Replacement
 from ..sources.files import read_regular
 from ..sources.system_errors import os_error
 from ..subtree import enter
 from .by_rank import mounts_by_rank
 from .choosing import Choice, Folder, weights_in
-from .component_folders import Component, config_names, parts_of, snapshot_in
+from .component_folders import Component, parts_of, snapshot_in
+from .config_files import config_beside
 from .mounts import join_mounts
 
-__all__ = ["all_of", "config_beside", "read_choice", "read_folder", "read_parts"]
+__all__ = ["all_of", "read_choice", "read_folder", "read_parts"]
 
 _FOLDERS, _FILES = 200, 1000  # folders below, and files in each, whose names are looked at
 
@@ -106,18 +105,6 @@ def read_parts(
         return found[""]
     joined = join_mounts(found, path)
     return enter(joined, subtree, path) if subtree else joined
-
-
-def config_beside(folder: Path, names: tuple[str, ...] = ()) -> Mapping[str, Any] | None:
-    """The configuration beside files; a file that is no JSON object is not the model's configuration."""
-    for name in config_names(names):
-        try:
-            config = parse_json(read_regular(folder / name))
-        except (OSError, ValueError, RecursionError):
-            continue
-        if isinstance(config, dict):
-            return config
-    return None
 
 
 def _below(path: str, names: list[str]) -> list[str]:

@@ -17,7 +17,8 @@ from ..sources.byte_source import ByteSource, LocalFile
 from ..sources.http_source import HttpSource
 from .addresses import RemotePlace
 from .choosing import OTHERS, SUFFIXES, Choice, Folder
-from .component_folders import Component, config_names, parts_of
+from .component_folders import Component, parts_of
+from .config_files import config_names
 from .folders import all_of, read_choice, read_parts
 
 __all__ = ["Location", "read_hub", "small_files"]

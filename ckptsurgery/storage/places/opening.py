@@ -15,7 +15,7 @@ from ..formats.recognising import address_problem
 from ..formats.sniffing import FileReader
 from ..sources.system_errors import os_error
 from ..subtree import enter
-from .folders import config_beside, read_folder
+from .config_files import config_beside
 
 __all__ = ["open"]
 
@@ -112,6 +112,8 @@ def _open_path(path: str | bytes, subtree: str | None, within: Within) -> Checkp
 
 def _read_path(path: str, subtree: str | None, within: Within) -> Contents:
     if Path(path).is_dir():
+        from .folders import read_folder  # a file needs none of what lies in folders
+
         return read_folder(path, subtree, within.by_file, within.component)
     contents = FileReader().read(path, subtree)
     if contents.config is None:
