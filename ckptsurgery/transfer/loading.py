@@ -36,7 +36,7 @@ from ..wording import counted
 from .aligning import own_names
 from .custom_loads import CustomLoad, renamed_versions
 from .extra_states import ExtraStates, collected, states_of
-from .first_choices import meant_inits
+from .first_choices import MeantInits, meant_inits
 from .fitting import fitting_recipe
 from .load_arguments import asked, check_assigned, own_config, tolerated_keys, unused_dims
 from .orienting import as_if_transposed, crossed_weights, foreign_layout, live_modules, transposed, turned_weights
@@ -128,9 +128,10 @@ def load_into(
         state = {place.name: place.tensor for place in places(seen) if place.persistent}
         kept = {name for path in options.keep for name in below(path, state)}
         require_plain(((name, tensor) for name, tensor in state.items() if name not in kept), ODD_TARGET)
-        inits, notes = meant_inits(seen, state, options.init) if options.init else ({}, list[str]())
-        options, live = replace(options, drop=drops, init=inits), live_modules(source, subtree)
-        load = _Load(seen, checkpoint, model_target(seen), options, carry, without, live, notes=notes)
+        meant = meant_inits(seen, state, options.init) if options.init else MeantInits({})
+        options, live = replace(options, drop=drops, init=meant.inits), live_modules(source, subtree)
+        load = _Load(seen, checkpoint, model_target(seen), options, carry, without, live)
+        load.notes, load.problems = list(meant.notes), list(meant.problems)
         said = as_recipe(recipe) if recipe is not None else None
         try:
             load.draft(said, config, dims)

@@ -61,3 +61,14 @@ def test_only_vectors_are_refused_as_before() -> None:
 def test_types_and_indices_are_for_select(key: object) -> None:
     with pytest.raises(cs.LoadError, match=r"bad-argument.*by path, key or pattern"):
         cs.load_into(net(), SOURCE, init={key: "zeros"})
+
+
+@pytest.mark.parametrize("what", ["xavier_unifrom", "normal(std=", "uniform(0, 1, 2, 3)", 3, {"weight": "one"}])
+def test_an_initialiser_that_is_none_is_told_with_the_other_problems(what: object) -> None:
+    model = net()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(cs.LoadError) as caught:
+        cs.load_into(model, {**SOURCE, "mix.bias": torch.ones(3)}, init={"head": what, "mix": "zeros"})
+    codes = {problem.code for problem in caught.value.diagnostics}
+    assert codes - {"not-initialised"} in ({"unexpected-keys", "bad-initialiser"}, {"unexpected-keys", "bad-call"})
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
