@@ -18,6 +18,7 @@ from ...specs import TensorSpec, shape_problem
 from ...wording import is_text, shown_keys
 from ..contents import Contents, Entry
 from .format import Announced, Format, OpenedSource
+from .gguf_splits import whole_model
 from .gguf_types import BLOCKS, FILE_TYPES, NUMBERS, PLAIN, TYPE_OF
 
 if TYPE_CHECKING:
@@ -51,9 +52,14 @@ class GgufFormat(Format):
     def read(self, opened: OpenedSource) -> Contents:
         """Return the tensors; the key-value pairs are the config, and `extras["gguf"]` keeps them as they are.
 
+        The first of several files that hold one model leads to the others, which are beside it.
+
         Raises:
-            CheckpointError: the header is damaged, or of a version that is not read.
+            CheckpointError: a header is damaged, or of a version that is not read; one of several files is missing.
         """
+        return whole_model(self._of_one_file(opened), opened, self._of_one_file)
+
+    def _of_one_file(self, opened: OpenedSource) -> Contents:
         cursor = _Cursor.at_start(opened)
         tensors, pairs = cursor.number("Q"), cursor.number("Q")
         metadata: dict[str, Any] = {}

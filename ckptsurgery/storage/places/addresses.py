@@ -13,7 +13,6 @@ from ...errors import CheckpointError
 from ..contents import Contents
 from ..formats.format import OpenedSource
 from ..formats.index_json import weight_map_in
-from ..formats.numbering import shard_names
 from ..formats.safetensors import MAX_HEADER
 from ..formats.sharded import read_index_at, read_together
 from ..formats.sniffing import is_index, read_opened
@@ -93,8 +92,8 @@ class RemotePlace:
         """The contents of a part, with the configuration beside it."""
         before = f"{part.folder}/" if part.folder else ""
         files = [before + name for name in part.names]
-        if len(files) == 1 and len(shard_names(part.names[0])) < 2:
-            contents = self._file(files[0], subtree)
+        if part.choice.alone is not None:
+            contents = self._file(before + part.choice.alone, subtree)
         else:
             found = self._files(files)
             contents = read_together("", files, found.__getitem__)

@@ -14,7 +14,8 @@ The one rule for local folders, snapshots of the hub and `hf://org/repo`:
    may be anything; each safetensors file counts.
 4. An index of shards says what the checkpoint is: files of other names are left aside, and `doctor` warns of them. An
    index of an unusual name does not say so of a folder that holds a model of the usual name.
-5. Files of other formats count where there is nothing else, whether they are read (`.npz`) or named (`.gguf`).
+5. Files of other formats count where there is nothing else, whether they are read (`.npz`) or named (`.tflite`). The
+   numbered files of one model (`x-00001-of-00002.gguf`) are one checkpoint.
 
 Whatever leaves more than one model, or one model in two copies of equal rank, is an error that lists the candidates
 with the path that opens each.
@@ -28,7 +29,7 @@ from dataclasses import dataclass, field
 
 from ...errors import CheckpointError, Diagnostic, Remedy
 from ...wording import shown_keys
-from ..formats.numbering import series_of
+from ..formats.numbering import series_of, shard_names
 from ..formats.table import suffixes_of_packages
 from .recognising_folders import folder_problem
 
@@ -69,6 +70,18 @@ class Choice:
     index: str | None = None
     files: tuple[str, ...] = ()
     apart: bool = False
+
+    @property
+    def alone(self) -> str | None:
+        """The file that is opened by itself, and finds others by itself; None where several files are joined.
+
+        >>> Choice(files=("x-00001-of-00002.gguf", "x-00002-of-00002.gguf")).alone
+        'x-00001-of-00002.gguf'
+        """
+        names = (self.index,) if self.index else self.files
+        if names[0].endswith(".gguf"):  # its header says whether there are others
+            return names[0]
+        return names[0] if len(names) == 1 and len(shard_names(names[0])) < 2 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,8 +208,8 @@ def _others(folder: Folder) -> Choice:
     endings = (*OTHERS, *suffixes_of_packages())
     others = [name for name in visible if name.endswith(endings) and not _BESIDE.fullmatch(name.rpartition(".")[0])]
     others = others or [name for name in visible if name.endswith(".xml") and name[:-3] + "bin" in visible]
-    if len(others) == 1:
-        return Choice(files=(others[0],))
+    if len({series_of(name) for name in others}) == 1:
+        return Choice(files=tuple(others))
     inside = others or [name for name in folder.below() if name.endswith((*SUFFIXES, ".index.json"))]
     if inside:
         # One path for each folder: whether that is one checkpoint is asked when it is opened.

@@ -13,7 +13,6 @@ from ..contents import Contents
 from ..formats.dcp import METADATA_FILE, read_dcp
 from ..formats.dcp_safetensors import rank_files_in, read_rank_files
 from ..formats.index_json import weight_map_of
-from ..formats.numbering import shard_names
 from ..formats.sharded import read_together
 from ..formats.sniffing import FileReader
 from ..formats.torch_ranks import read_torch_ranks, series_by_rank
@@ -147,9 +146,8 @@ def read_choice(folder: str, choice: Choice, subtree: str | None = None, files: 
     read = (files or FileReader()).read
     if choice.apart:
         return _side_by_side(folder, choice, subtree, read)
-    only = choice.index or (choice.files[0] if len(choice.files) == 1 else "")
-    if only and len(shard_names(only)) < 2:
-        return read(str(Path(folder, only)), subtree)
+    if choice.alone is not None:
+        return read(str(Path(folder, choice.alone)), subtree)
     contents = read_together(folder, choice.files, read)
     return enter(contents, subtree, folder) if subtree else contents
 
