@@ -100,6 +100,8 @@ def test_numbered_files_of_other_formats_are_one_checkpoint_too(tmp_path: Path) 
     for i, (key, tensor) in enumerate(STATE.items(), 1):
         cs.save({key: tensor}, tmp_path / f"flax_model-{i:05d}-of-00004.msgpack")
     with cs.open(tmp_path) as checkpoint:
-        assert {key: checkpoint[key].shape for key in checkpoint} == {key: tensor.shape for key, tensor in STATE.items()}
+        assert {key: checkpoint[key].shape for key in checkpoint} == {
+            key: tensor.shape for key, tensor in STATE.items()
+        }
     (tmp_path / "flax_model-00002-of-00004.msgpack").unlink()
     assert refused(tmp_path).code == "missing-shard"

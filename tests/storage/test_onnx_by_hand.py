@@ -89,8 +89,8 @@ def test_what_is_not_plain_numbers_is_a_record(tmp_path: Path) -> None:
             "four": "4-bit values whose last axis is odd",
             "u": "4-bit values whose last axis is odd",
             "new": "a tensor of the unknown type 99",
-            "sparse_initializer.4": "a sparse tensor",
-            "sparse_initializer.5": "a sparse tensor",
+            "sparse_initializer.0": "a sparse tensor",
+            "sparse_initializer.1": "a sparse tensor",
         }
         assert checkpoint.extras["text"] == "texts, which are not read"
 
@@ -102,10 +102,76 @@ def test_four_bit_numbers_are_bytes_with_their_type_beside_them(tmp_path: Path) 
         assert checkpoint.extras["onnx"] == {"tensor_types": {"w": "UINT4"}}
 
 
-def test_a_model_without_initialisers_says_where_they_may_be(tmp_path: Path) -> None:
-    problem = refused(model(tmp_path / "x.onnx", text(2, b"graph")))
-    assert problem.code == "no-tensors" and problem.headline.endswith("is an ONNX model without initialisers")
-    assert "onnxsim" in str(problem.help)
+def test_a_model_without_weights_is_named(tmp_path: Path) -> None:
+    problem = refused(model(tmp_path / "x.onnx", text(2, b"graph"), node(b"Constant", (b"value", SHAPE))))
+    assert problem.code == "no-tensors" and problem.headline.endswith("is an ONNX model without weights")
+
+
+# tensors elsewhere than among the initialisers
+
+
+def node(operation: bytes, *attributes: tuple[bytes, bytes], output: bytes = b"y", domain: bytes = b"") -> bytes:
+    """A node of the graph; an attribute is its name and its encoded value."""
+    inside = b"".join(text(5, text(1, name) + value) for name, value in attributes)
+    return text(1, text(1, b"x") + text(2, output) + text(4, operation) + inside + (text(7, domain) if domain else b""))
+
+
+def value(kind: int, data: bytes, *dims: int) -> bytes:
+    """The tensor of an attribute."""
+    return text(5, b"".join(number(1, n) for n in dims) + number(2, kind) + text(9, data))
+
+
+PAIR, SHAPE = struct.pack("<2f", 1, 2), value(INT64, struct.pack("<2q", 3, 4), 2)
+
+
+def branch(*parts: bytes) -> bytes:
+    """The graph of an attribute."""
+    return text(6, b"".join(parts))
+
+
+def test_constants_of_nodes_are_tensors_too(tmp_path: Path) -> None:
+    """Paddle2ONNX keeps all weights so, and other exporters the mean and the scale of images."""
+    nodes = [
+        node(b"Constant", (b"value", value(FLOAT, PAIR, 2)), output=b"mean"),
+        node(b"Constant", (b"value_floats", four(7, 0.5) + four(7, 2.0)), output=b"one.by.one"),
+        node(b"Constant", (b"value_floats", text(7, PAIR)), output=b"packed"),
+        node(b"Constant", (b"value", SHAPE), output=b"shape"),
+        node(b"ConstantOfShape", (b"value", value(FLOAT, PAIR[:4], 1)), output=b"filled"),
+        node(b"Custom", (b"table", value(FLOAT, PAIR, 1, 2)), (b"alpha", four(2, 0.5)), output=b"out"),
+    ]
+    with cs.open(model(tmp_path / "x.onnx", *nodes, W)) as checkpoint:
+        found = {key: checkpoint[key].load().tolist() for key in checkpoint}
+        assert found == {
+            "mean": [1, 2], "one.by.one": [0.5, 2], "packed": [1, 2], "out/table": [[1, 2]], "good": 2.5,
+        }  # fmt: skip
+        assert list(checkpoint.extras["constants"]) == ["shape", "filled/value"]
+        assert checkpoint.tensor_at(checkpoint.extras["constants"]["shape"]).tolist() == [3, 4]
+
+
+def test_tensors_of_graphs_within_nodes_and_of_functions_are_read(tmp_path: Path) -> None:
+    own = tensor(FLOAT, text(9, PAIR), dims=(2,), name=b"good")
+    inner = node(b"Constant", (b"value", value(FLOAT, PAIR, 2)), output=b"k")
+    split = node(b"If", (b"then_branch", branch(own)), (b"else_branch", branch(inner, text(15, b""))), output=b"o")
+    path = model(tmp_path / "x.onnx", split, W)
+    function = text(1, b"F") + text(7, node(b"Constant", (b"value", value(FLOAT, PAIR, 2)), output=b"c")[2:])
+    path.write_bytes(path.read_bytes() + text(25, function))
+    with cs.open(path) as checkpoint:
+        assert list(checkpoint) == ["o/then_branch/good", "o/else_branch/k", "good", "F/c"]
+        assert checkpoint.unreadable == {"o/else_branch/sparse_initializer.0": "a sparse tensor"}
+
+
+def test_numbers_of_classical_models_are_not_left_out_in_silence(tmp_path: Path) -> None:
+    linear = node(b"LinearRegressor", (b"coefficients", text(7, PAIR)), domain=b"ai.onnx.ml")
+    with cs.open(model(tmp_path / "x.onnx", linear, W)) as checkpoint:
+        assert checkpoint.unreadable == {"y/coefficients": "numbers of a node LinearRegressor"}
+
+
+def test_graphs_within_graphs_end(tmp_path: Path) -> None:
+    deep = tensor(FLOAT, text(9, PAIR), dims=(2,))
+    for _ in range(40):
+        deep = node(b"Loop", (b"body", branch(deep)))
+    problem = refused(model(tmp_path / "x.onnx", deep))
+    assert problem.code == "bad-header" and problem.headline.endswith("its graphs nest too deep")
 
 
 SENSELESS = [

@@ -34,7 +34,7 @@ def whole_model(first: Contents, opened: OpenedSource, read: Callable[[OpenedSou
     count, number = pairs.get(_COUNT, 1), pairs.get(_NUMBER, 0)
     if type(count) is not int or count < 2:
         return first
-    folder, _, own = opened.name.replace("\\", "/").rpartition("/")
+    own = opened.name.replace("\\", "/").rpartition("/")[2]
     names = shard_names(own)
     if number != 0:
         raise _not_the_first(opened.name, number, count, opened.name[: len(opened.name) - len(own)], names)

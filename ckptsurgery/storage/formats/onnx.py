@@ -1,26 +1,25 @@
 """ONNX models: their initialisers, read where they are stored, in the file itself or in files beside it.
 
-A model is a protobuf message. Of its fields those are read that lead to the initialisers, and no others: no graph is
-built, and nothing of a node is interpreted. Source: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
-(`ModelProto`, `GraphProto`, `TensorProto`) and https://protobuf.dev/programming-guides/encoding/.
+Writers may also keep weights as constants of nodes, and in graphs within nodes: these are tensors of the model too.
+Constants that are integers or one number (shapes, axes, fill values) are left with the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
 
 from ...errors import CheckpointError, Diagnostic
 from ...specs import DTYPES, TensorSpec, shape_problem
 from ...wording import is_text
 from ..contents import Contents, Entry
 from ..sources.byte_source import ByteSource, read_run
-from ..unpickling.nodes import lost
+from ..unpickling.nodes import is_lost, lost
 from .built import built
-from .cursor import Damaged, HeaderCursor, reading
+from .cursor import Damaged, reading
 from .format import Format, OpenedSource
+from .onnx_graphs import DOUBLES, FLOATS, RAW, TensorProto, tensors_of
+from .protobuf import LENGTH, VARINT
 from .recognising import is_onnx
 
 __all__ = ["OnnxFormat"]
@@ -33,21 +32,7 @@ _DTYPES = {
 }  # fmt: skip
 _PACKED = {21: ("UINT4", 2), 22: ("INT4", 2), 25: ("UINT2", 4), 26: ("INT2", 4)}  # values in a byte
 _TEXT = 8
-_GRAPH, _INITIALISER, _SPARSE = 7, 5, 15
-_DIMS, _TYPE, _FLOATS, _INTS, _LONGS, _NAME, _RAW, _DOUBLES, _UNSIGNED = 1, 2, 4, 5, 7, 8, 9, 10, 11
-_EXTERNAL, _LOCATION = 13, 14
-_FIXED = {_FLOATS: ("F32", "C64"), _DOUBLES: ("F64", "C128")}
-_VARINT, _EIGHT, _LENGTH, _FOUR = 0, 1, 2, 5
-_LONGEST = 1 << 16  # bytes of a name
-
-
-class _Field(NamedTuple):
-    """A field of a message: its number, how it is encoded, and its value, or where its bytes are."""
-
-    number: int
-    wire: int
-    value: int
-    nbytes: int
+_FIXED = {FLOATS: ("F32", "C64"), DOUBLES: ("F64", "C128")}
 
 
 class OnnxFormat(Format):
@@ -62,144 +47,45 @@ class OnnxFormat(Format):
         return is_onnx(head)
 
     def read(self, opened: OpenedSource) -> Contents:
-        """Return the initialisers by name; `extras["onnx"]` names the types of those that are packed.
+        """Return the initialisers, and the constants that are weights, by name.
+
+        `extras["onnx"]` names the types of those that are packed, and `extras["constants"]` has the other constants.
 
         Raises:
             CheckpointError: damaged, no initialisers, or external data that are not in the folder.
         """
         contents = Contents({})
+        constants: dict[str, Entry] = {}
         with reading(opened.name):
             packed, found = dict[str, str](), dict[str, ByteSource]()
-            for tensor in _tensors(opened, contents.extras):
-                if not tensor.name or tensor.name in contents.entries or not is_text(tensor.name):
-                    raise Damaged(f"the name {tensor.name[:200]!r} is given twice, or is none")
+            for tensor in tensors_of(opened):
+                name = tensor.name
+                if not name or name in contents.entries or name in contents.extras or not is_text(name):
+                    raise Damaged(f"the name {name[:200]!r} is given twice, or is none")
+                if tensor.lost:
+                    contents.extras[name] = lost(tensor.lost)
+                    continue
                 _place(tensor, opened, contents, packed, found)
+                if tensor.in_node and name in contents.entries and not _is_weight(contents.entries[name].spec):
+                    constants[name] = contents.entries.pop(name)
         if packed:
             contents.extras["onnx"] = {"tensor_types": packed}
-        if not contents.entries and not contents.extras:
-            text = f"{opened.name!r} is an ONNX model without initialisers"
-            help = "its weights may be constants of its nodes: simplify the model, for instance with onnxsim"
+        if constants:
+            contents.extras["constants"] = constants
+        if not contents.entries and not any(is_lost(value) for value in contents.extras.values()):
+            text = f"{opened.name!r} is an ONNX model without weights"
+            help = "name another file, or open the checkpoint that it was exported from"
             raise CheckpointError(Diagnostic("no-tensors", text, opened.name, help=help))
         return contents
 
 
-@dataclass(slots=True)
-class _TensorProto:
-    """A `TensorProto`, without its data: each part of these is a field's number, where it begins, its length."""
-
-    dims: list[int] = field(default_factory=list)
-    type: int = 0
-    name: str = ""
-    data: list[_Field] = field(default_factory=list)
-    external: dict[str, str] = field(default_factory=dict)
-    is_external: bool = False
-
-
-def _fields(cursor: HeaderCursor, stop: int) -> Iterator[_Field]:
-    """The fields of the message that ends at `stop`; whoever reads one may move the cursor meanwhile."""
-    while cursor.at < stop:
-        tag = _varint(cursor)
-        number, wire = tag >> 3, tag & 7
-        if wire == _VARINT:
-            start, nbytes = _varint(cursor), 0
-        elif wire in (_EIGHT, _FOUR):
-            nbytes = 8 if wire == _EIGHT else 4
-            start = cursor.skip(nbytes)
-        elif wire == _LENGTH:
-            nbytes = _varint(cursor)
-            start = cursor.skip(nbytes)
-        else:
-            raise Damaged(f"a field is of the unknown kind {wire}")
-        after = cursor.at
-        if after > stop or number == 0:
-            raise Damaged("a field reaches past the end of its message")
-        yield _Field(number, wire, start, nbytes)
-        cursor.at = after
-
-
-def _varint(cursor: HeaderCursor) -> int:
-    value = shift = 0
-    while True:
-        byte = cursor.take(1)[0]
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value
-        shift += 7
-        if shift > 63:
-            raise Damaged("a number has more than 64 bits")
-
-
-def _tensors(opened: OpenedSource, extras: dict[str, Any]) -> Iterator[_TensorProto]:
-    cursor = HeaderCursor(opened)
-    for part in _fields(cursor, opened.size):
-        if part.number != _GRAPH or part.wire != _LENGTH:
-            continue
-        cursor.at = part.value
-        for inner in _fields(cursor, part.value + part.nbytes):
-            if inner.wire == _LENGTH and inner.number == _INITIALISER:
-                cursor.at = inner.value
-                yield _tensor(cursor, inner.value + inner.nbytes)
-            elif inner.wire == _LENGTH and inner.number == _SPARSE:
-                extras[f"sparse_initializer.{len(extras)}"] = lost("a sparse tensor")
-
-
-def _tensor(cursor: HeaderCursor, stop: int) -> _TensorProto:
-    found = _TensorProto()
-    for part in _fields(cursor, stop):
-        if part.number == _DIMS:
-            found.dims += _numbers(cursor, part)
-            if len(found.dims) > 1024:
-                raise Damaged("a tensor has more than 1,024 dimensions")
-        elif part.number == _TYPE:
-            found.type = part.value
-        elif part.number == _NAME and part.wire == _LENGTH:
-            if part.nbytes > _LONGEST:
-                raise Damaged(f"a name has {part.nbytes:,} bytes")
-            cursor.at = part.value
-            found.name = cursor.text(part.nbytes)
-        elif part.number == _LOCATION:
-            found.is_external = part.value == 1
-        elif part.number == _EXTERNAL and part.wire == _LENGTH:
-            found.external |= _pair(cursor, part)
-        elif part.number in (_FLOATS, _INTS, _LONGS, _RAW, _DOUBLES, _UNSIGNED):
-            if part.wire == _VARINT:  # numbers one by one: where each begins is not known, so the message is kept
-                part = _Field(part.number, _VARINT, part.value, 0)
-            found.data.append(part)
-    return found
-
-
-def _numbers(cursor: HeaderCursor, part: _Field) -> list[int]:
-    """A repeated number, packed or not, as signed integers."""
-    if part.wire == _VARINT:
-        return [_signed(part.value)]
-    if part.wire != _LENGTH or part.nbytes > 1 << 14:
-        raise Damaged("the dimensions of a tensor make no sense")
-    cursor.at = part.value
-    found = []
-    while cursor.at < part.value + part.nbytes:
-        found.append(_signed(_varint(cursor)))
-    return found
-
-
-def _signed(value: int) -> int:
-    return value - (1 << 64) if value >= 1 << 63 else value
-
-
-def _pair(cursor: HeaderCursor, part: _Field) -> dict[str, str]:
-    """A `StringStringEntryProto`."""
-    if part.nbytes > _LONGEST:
-        raise Damaged(f"an entry of external data has {part.nbytes:,} bytes")
-    cursor.at = part.value
-    texts = {1: "", 2: ""}
-    for inner in _fields(cursor, part.value + part.nbytes):
-        if inner.number in texts and inner.wire == _LENGTH:
-            cursor.at = inner.value
-            texts[inner.number] = cursor.text(inner.nbytes)
-    return {texts[1]: texts[2]}
+def _is_weight(spec: TensorSpec) -> bool:
+    """Whether a constant is a weight: several floats."""
+    return spec.numel > 1 and (spec.dtype == "BF16" or spec.dtype[0] in "FC")
 
 
 def _place(
-    tensor: _TensorProto, opened: OpenedSource, contents: Contents, packed: dict[str, str], found: dict[str, ByteSource]
+    tensor: TensorProto, opened: OpenedSource, contents: Contents, packed: dict[str, str], found: dict[str, ByteSource]
 ) -> None:
     """Put a tensor among the entries, or among the extras if it does not hold numbers."""
     key, dims = tensor.name, tensor.dims
@@ -226,18 +112,18 @@ def _place(
         contents.entries[key] = _inside(tensor, spec, opened)
 
 
-def _inside(tensor: _TensorProto, spec: TensorSpec, opened: OpenedSource) -> Entry:
+def _inside(tensor: TensorProto, spec: TensorSpec, opened: OpenedSource) -> Entry:
     """The entry of a tensor whose data are in the message."""
-    parts = [part for part in tensor.data if part.nbytes or part.wire == _VARINT]
+    parts = [part for part in tensor.data if part.nbytes or part.wire == VARINT]
     kinds = {part.number for part in parts}
     if not parts and not spec.numel:
         return Entry(spec, opened.name, 0)
     if len(kinds) != 1:
         raise Damaged(f"{tensor.name!r} has its data in {len(kinds)} fields")
     (number,) = kinds
-    if number == _RAW or spec.dtype in _FIXED.get(number, ()):
+    if number == RAW or spec.dtype in _FIXED.get(number, ()):
         held = sum(part.nbytes for part in parts)
-        if held != spec.nbytes or any(part.wire == _VARINT for part in parts):
+        if held != spec.nbytes or any(part.wire == VARINT for part in parts):
             raise Damaged(f"{tensor.name!r} is {spec} of {spec.nbytes:,} bytes, and {held:,} are there")
         if len(parts) == 1:
             return Entry(spec, opened.name, parts[0].value)
@@ -248,7 +134,7 @@ def _inside(tensor: _TensorProto, spec: TensorSpec, opened: OpenedSource) -> Ent
     held = sum(part.nbytes or 1 for part in parts)
     if spec.numel > held:
         raise Damaged(f"{tensor.name!r} is {spec}, and {held:,} bytes are there")
-    runs = [(part.value, part.nbytes if part.wire == _LENGTH else -1) for part in parts]
+    runs = [(part.value, part.nbytes if part.wire == LENGTH else -1) for part in parts]
     return built(spec, tensor.name, opened.source, partial(_decoded, runs=runs, spec=spec))
 
 
@@ -281,7 +167,7 @@ def _decoded(source: ByteSource, runs: Sequence[tuple[int, int]], spec: TensorSp
 
 
 def _beside(
-    tensor: _TensorProto, spec: TensorSpec, opened: OpenedSource, contents: Contents, found: dict[str, ByteSource]
+    tensor: TensorProto, spec: TensorSpec, opened: OpenedSource, contents: Contents, found: dict[str, ByteSource]
 ) -> Entry:
     """The entry of a tensor whose data are in a file beside the model; `found` has those that were opened already."""
     name, told = tensor.external.get("location", ""), tensor.external
