@@ -15,6 +15,7 @@ from ..sources.byte_source import ByteSource, read_run
 from ..subtree import enter
 from ..unpickling.inert import Tensor
 from ..unpickling.nesting import flatten, settle
+from ..unpickling.unreadable import told_apart
 from .built import built
 from .cursor import Damaged, HeaderCursor, reading
 from .format import Announced, Format, OpenedSource
@@ -64,6 +65,7 @@ class FlaxFormat(Format):
             leaves, rest = flatten(tree, opened.name)
             if not leaves:
                 raise refused(opened.name, "no-tensors", "holds no arrays", "name another file")
+            leaves, rest = told_apart(leaves, rest, opened.name)
             entries = {key: _entry(key, leaf, opened) for key, leaf in leaves.items()}
             extras = settle(rest | apart, lambda leaf: _entry("an array beside the model", leaf, opened))
         contents = Contents(entries, extras=extras)

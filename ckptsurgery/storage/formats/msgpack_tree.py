@@ -2,7 +2,8 @@
 
 Source: https://github.com/msgpack/msgpack/blob/master/spec.md. Arrays are Flax's extension types: 1 an array, 3 a
 scalar of numpy, each a list in msgpack of shape, name of the dtype, and bytes; 2 a complex number. An array of more
-than 2^30 bytes is a mapping of its shape and its flat chunks, marked by a key.
+than 2^30 bytes is a mapping of its shape and its flat chunks, marked by a key. Those of the package msgpack-numpy are
+mappings whose keys are byte strings.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from collections.abc import Callable
 from typing import Any
 
 from ...errors import CheckpointError
-from ...specs import dtype_name
-from ..unpickling.inert import Blob, Opaque, Storage, Tensor
+from ...specs import DTYPES, dtype_name
+from ..unpickling.inert import Blob, NumpyType, Opaque, Storage, Tensor
+from ..unpickling.nodes import lost
 from .cursor import Damaged, HeaderCursor
 from .storages import contiguous_strides
 
@@ -31,6 +33,8 @@ _ARRAY, _COMPLEX, _SCALAR = 1, 2, 3
 _NUMBERS = {0xCA: ">f", 0xCB: ">d", 0xCC: ">B", 0xCD: ">H", 0xCE: ">I", 0xCF: ">Q", 0xD0: ">b", 0xD1: ">h",
             0xD2: ">i", 0xD3: ">q"}  # fmt: skip
 _PLAIN: dict[int, Any] = {0xC0: None, 0xC2: False, 0xC3: True}
+_BYTES = {0xC4: 1, 0xC5: 2, 0xC6: 4}
+_OF_MSGPACK_NUMPY = frozenset({b"nd", b"type", b"kind", b"shape", b"data", b"complex"})
 _SIZES = {1: ">B", 2: ">H", 4: ">I"}
 _EXTENSIONS = {0xC7: 1, 0xC8: 2, 0xC9: 4}
 _FIXED_EXTENSIONS = {0xD4: 1, 0xD5: 2, 0xD6: 4, 0xD7: 8, 0xD8: 16}
@@ -90,7 +94,7 @@ class TreeReader:
         """The first bytes of values with a length, the bytes of that, and what reads them."""
         return (
             ({0xD9: 1, 0xDA: 2, 0xDB: 4}, self._text),
-            ({0xC4: 1, 0xC5: 2, 0xC6: 4}, self._bytes),
+            (_BYTES, self._bytes),
             ({0xDC: 2, 0xDD: 4}, self._list),
             ({0xDE: 2, 0xDF: 4}, self._mapping),
         )
@@ -114,10 +118,22 @@ class TreeReader:
         made: dict[Any, Any] = {}
         for _ in range(self._count(2 * count) // 2):
             key = self.value(depth + 1)
-            if type(key) not in (str, int, bool) or key in made:
+            if type(key) not in (str, int, bool, bytes) or key in made:
                 raise Damaged(f"a key is given twice, or is a {type(key).__name__}")
-            made[key] = self.value(depth + 1)
+            if type(key) is bytes and key not in _OF_MSGPACK_NUMPY:
+                raise Damaged(f"a key is the bytes {key[:40]!r}, and no text")
+            made[key] = self._bytes_in_place() if key == b"data" else self.value(depth + 1)
+        if b"data" in made:
+            return _of_numpy(made)
         return _chunked(made) if CHUNKED in made else made
+
+    def _bytes_in_place(self) -> tuple[int, int]:
+        """Where the byte string at the cursor is, and its length."""
+        head = self._cursor.take(1)[0]
+        if head not in _BYTES:
+            raise Damaged("an array has no bytes")
+        nbytes = self._size(_BYTES[head])
+        return self._cursor.skip(nbytes), nbytes
 
     def _count(self, count: int) -> int:
         """A number of values, of a byte at least, which must be left in the file."""
@@ -153,13 +169,9 @@ class TreeReader:
         shape, dtype = self.value(), self.value()
         if type(shape) is not list or not all(type(n) is int and n >= 0 for n in shape) or type(dtype) is not str:
             raise Damaged("the shape or the dtype of an array makes no sense")
-        head = cursor.take(1)[0]
-        if head not in (0xC4, 0xC5, 0xC6):
-            raise Damaged("an array has no bytes")
-        nbytes = self._size({0xC4: 1, 0xC5: 2, 0xC6: 4}[head])
-        if cursor.at + nbytes > stop:
+        start, nbytes = self._bytes_in_place()
+        if start + nbytes > stop:
             raise Damaged("the bytes of an array reach past its end")
-        start = cursor.skip(nbytes)
         try:
             name = dtype_name(dtype)
         except CheckpointError:
@@ -179,6 +191,24 @@ def _chunked(made: dict[Any, Any]) -> Any:
     first: Tensor = parts[0]
     storage = ChunkedStorage(first.dtype, tuple(part.storage.place for part in parts))
     return Tensor(storage, 0, tuple(sizes), contiguous_strides(sizes), first.dtype)
+
+
+def _of_numpy(made: dict[Any, Any]) -> Any:
+    """The array or the scalar that a mapping of msgpack-numpy 0.4 describes."""
+    start, nbytes = made[b"data"]
+    if b"complex" in made:
+        return Opaque("msgpack_numpy", "complex", (), f"{nbytes} bytes")
+    shape, kind = made.get(b"shape", []), made.get(b"type")
+    if type(shape) is not list or not all(type(n) is int and n >= 0 for n in shape):
+        raise Damaged("the shape of an array makes no sense")
+    if type(kind) is not str or kind.startswith("|O"):
+        return Opaque("msgpack_numpy", "ndarray", (), f"an array of {'objects' if type(kind) is str else 'records'}")
+    name = NumpyType(kind.lstrip("<>|=")).dtype
+    if name is None or (kind.startswith(">") and DTYPES[name].itemsize > 1):
+        return lost(f"a numpy array of type {kind[:80]!r}")
+    storage = Storage(f"{start}", name, nbytes)
+    storage.place = start, nbytes
+    return Tensor(storage, 0, tuple(shape), contiguous_strides(shape), name)
 
 
 def _numbered(made: Any) -> list[Any]:

@@ -9,6 +9,7 @@ import ast
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from ...errors import CheckpointError, Diagnostic
@@ -31,6 +32,10 @@ _MAGIC = b"\x93NUMPY"
 _LONGEST = 1 << 16  # bytes of a header; numpy itself refuses longer ones unless told otherwise
 _OBJECTS = "import numpy, pickle; pickle.dump(numpy.load({path!r}, allow_pickle=True).tolist(), open('new.pkl', 'wb'))"
 _FIELDS = "import numpy; a = numpy.load({path!r}); numpy.savez('new.npz', **{{n: a[n] for n in a.dtype.names}})"
+_SEVERAL = (
+    "import numpy, os; f = open({path!r}, 'rb'); numpy.savez('new.npz', *(numpy.load(f) for _ in "
+    "iter(lambda: f.tell() < os.path.getsize({path!r}), False)))"
+)
 _ELSEWHERE = "save it where it was written in a type of numpy's own, such as float32"
 _NUMBERS = {
     "V2": "import numpy, ml_dtypes; numpy.savez('new.npz', **{{k: v.view(ml_dtypes.bfloat16).astype('f4') "
@@ -60,6 +65,11 @@ class NpyFormat(Format):
         """
         path = opened.name
         array = _array(opened.read_at(0, 12 + _LONGEST), 0, opened.size, path)
+        if type(array) is Array and array.dtype is not None:
+            end = opened.size - _nbytes_behind(array)
+            if opened.read_at(end, len(_MAGIC)) == _MAGIC:
+                text = f"{path!r} holds several arrays one after another, of which only the first would be read"
+                raise CheckpointError(Diagnostic("trailing-bytes", text, path, help=_SEVERAL.format(path=path)))
         if isinstance(array, Opaque):
             what = array.note if is_lost(array) else f"a numpy array of {array.note}"
             text = f"{path!r} is {what}, which is not read here"
@@ -170,6 +180,12 @@ def _inflated(packed: bytes | bytearray, most: int) -> bytes:
         return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, most)
     except zlib.error:
         return b""
+
+
+def _nbytes_behind(array: Array) -> int:
+    """Bytes of an array's data that its shape does not need."""
+    held = array.data.nbytes if type(array.data) is Blob else 0
+    return max(0, held - prod(array.shape) * DTYPES[array.dtype or "U8"].itemsize)
 
 
 def _region(storage: Storage) -> StorageRun:

@@ -138,9 +138,9 @@ def _of_attribute(cursor: HeaderCursor, inside: list[MessageField], place: str, 
 def _parts_of_attribute(cursor: HeaderCursor, attribute: MessageField) -> Iterator[MessageField]:
     """The fields of an attribute that may lead to tensors, and its floats, packed or one by one."""
     for part in fields_of(cursor, attribute.value, attribute.value + attribute.nbytes):
-        if part.wire == LENGTH and part.number in _OF_ATTRIBUTES:
-            yield part
-        elif part.number == _ATTRIBUTE_FLOATS and (part.wire == LENGTH or part.nbytes == 4):
+        is_text = part.wire == LENGTH
+        is_floats = part.number == _ATTRIBUTE_FLOATS and (is_text or part.nbytes == 4)
+        if is_floats or (is_text and part.number in _OF_ATTRIBUTES):
             yield part
 
 

@@ -141,7 +141,7 @@ def _spec(shape: tuple[Any, ...], dtype: str) -> TensorSpec:
 def place_array(array: Array, file: str) -> Entry:
     """The entry of a numpy array; a `ValueError` says why there is none."""
     kind, name = array.type, array.dtype
-    if kind is None or name is None or array.data is None:
+    if kind is None or name is None or array.data is None or isinstance(array.data, list):
         raise ValueError(f"an array of {kind.code if kind else 'unknown'} elements is no tensor")
     spec = _spec(array.shape, name)
     held = array.data.nbytes if isinstance(array.data, Blob) else len(array.data)

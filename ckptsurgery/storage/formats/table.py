@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
 from importlib import import_module
@@ -29,6 +30,10 @@ __all__ = [
     "writable_suffixes",
 ]
 
+# A dictionary or a list, or a class and its arguments, as protocols 0 and 1 begin: they have no number in front.
+_OLD_PICKLE = re.compile(
+    rb"(?:[}\]]q[\0\1]|\([dl]p\d+\n|c[A-Za-z_][\w.]*\n[A-Za-z_]\w*\n(?:p\d+\n|q.)?[()])", re.DOTALL
+)
 _LEGACY_TORCH = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"  # the pickled number that opens every legacy torch file
 
 
@@ -131,8 +136,8 @@ class PickleFormat(Format):
     executes = True
 
     def recognise(self, head: bytes, names: Sequence[str]) -> bool:
-        """Return whether a pickle of protocol 2 to 5 begins here, whatever is in it."""
-        return _is_pickle(head) and _LEGACY_TORCH not in head[:24]
+        """Return whether a pickle begins here, whatever is in it."""
+        return (_is_pickle(head) and _LEGACY_TORCH not in head[:24]) or _OLD_PICKLE.match(head) is not None
 
     def read_below(self, opened: OpenedSource, subtree: str | None) -> Contents:
         """Return the arrays and tensors of the model in it."""

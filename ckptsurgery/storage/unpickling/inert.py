@@ -151,7 +151,7 @@ class NumpyType:
 
 
 class Array:
-    """A numpy array: its bytes lie in the file (`Blob`) or had to be decoded (`bytes`)."""
+    """A numpy array: its bytes lie in the file (`Blob`) or had to be decoded (`bytes`); a list of any objects."""
 
     __slots__ = ("data", "fortran", "shape", "type")
 
@@ -159,7 +159,7 @@ class Array:
         self.type: NumpyType | None = None
         self.shape: tuple[int, ...] = (0,)
         self.fortran = False
-        self.data: bytes | Blob | None = None
+        self.data: bytes | Blob | list[Any] | None = None
 
     @property
     def dtype(self) -> str | None:
@@ -183,5 +183,7 @@ class Joined:
 
 _NUMPY = {
     "b1": "BOOL", "?": "BOOL", "u1": "U8", "i1": "I8", "u2": "U16", "i2": "I16", "u4": "U32", "i4": "I32", "u8": "U64",
-    "i8": "I64", "f2": "F16", "f4": "F32", "f8": "F64", "c8": "C64", "c16": "C128", "bfloat16": "BF16",
+    "i8": "I64", "f2": "F16", "f4": "F32", "f8": "F64", "c8": "C64", "c16": "C128",
+    "bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e4m3fnuz": "F8_E4M3FNUZ",
+    "float8_e5m2fnuz": "F8_E5M2FNUZ", "float8_e8m0fnu": "F8_E8M0",
 }  # fmt: skip

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from math import prod
 from typing import Any
 
-from ...specs import MOST_DIMENSIONS
+from ...specs import DTYPES, MOST_DIMENSIONS
 from .inert import Array, NumpyType
 from .pickle_stack import PickleStack
 
@@ -40,7 +40,8 @@ def set_joblib_state(vm: PickleStack, target: Array, state: dict[Any, Any], inne
         raise ValueError("no shape")
     target.type, target.shape, target.fortran = kind, shape, order == "F"
     if kind.code.startswith("O"):
-        inner()
+        held = inner()
+        target.data = held.data if type(held) is Array and type(held.data) is list else None
         return
     if state.get(_ALIGNMENT) is not None:
         vm.take(vm.take(1)[0])
@@ -49,8 +50,9 @@ def set_joblib_state(vm: PickleStack, target: Array, state: dict[Any, Any], inne
 
 def _width(code: str) -> int:
     """Bytes of an element."""
-    if code in ("?", "bfloat16"):
-        return 1 if code == "?" else 2
+    dtype = NumpyType(code).dtype
+    if dtype is not None:
+        return DTYPES[dtype].itemsize
     match = _CODE.fullmatch(code)
     if match is None or len(match[2]) > 9:
         raise ValueError(f"an array of unknown elements, {code[:40]!r}")

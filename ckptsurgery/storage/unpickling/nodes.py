@@ -175,17 +175,22 @@ def lost(note: str) -> Opaque:
 
 
 def holds_tensors(value: Any, depth: int = 6) -> bool:
-    """Whether a record of an object of the file has tensors among its parts."""
+    """Whether a record of an object of the file has tensors or arrays of floats among its parts."""
     if type(value) is Tensor or type(value) is Joined:
         return True
     if depth <= 0:
         return False
+    if type(value) is Array:
+        if type(value.data) is list:
+            return holds_tensors(value.data, depth - 1)
+        return bool(value.shape) and value.type is not None and value.type.code[:1] in _FLOATS
     if type(value) is Opaque:
         return any(holds_tensors(part, depth - 1) for part in (value.args, value.state, value.pairs, value.items))
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
     return any(holds_tensors(part, depth - 1) for part in islice(parts, _LOOKED_AT))
 
 
+_FLOATS = ("f", "c", "b")  # bfloat16; the integers of a random state are no weights
 _LOOKED_AT = 100  # parts of one node
 
 

@@ -345,6 +345,9 @@ def set_type_state(target: NumpyType, state: Any) -> None:
 def set_array_state(vm: PickleStack, target: Array, state: Any) -> None:
     """A numpy array's `__setstate__`: `(version, shape, dtype, fortran, data)`."""
     shape, kind, fortran, data = state[-4:]
+    if type(data) is list and type(kind) is NumpyType and kind.code.startswith("O"):
+        target.type, target.data = kind, data  # an array of objects, which are its data
+        data = None
     if len(shape) > MOST_DIMENSIONS:
         raise ValueError("too many dimensions")
     if type(data) is str:
@@ -354,6 +357,23 @@ def set_array_state(vm: PickleStack, target: Array, state: Any) -> None:
         target.type, target.shape, target.fortran, target.data = kind, tuple(shape), bool(fortran), data
     if not all(type(n) is int and n >= 0 for n in target.shape):
         raise ValueError("no shape")
+
+
+@_meaning("jax._src.array._reconstruct_array", "jax._src.device_array.reconstruct_device_array",
+          "dill._dill._create_array")  # fmt: skip
+def _wrapped_array(vm: PickleStack, args: tuple[Any, ...]) -> Any:
+    """An array that a program has wrapped: the call that makes one of numpy, the arguments, and its state."""
+    function, inner, state, *_ = args
+    made = vm.call(function, inner)
+    if type(made) is not Array:
+        return None
+    set_array_state(vm, made, state)
+    return made
+
+
+@_meaning("numpy.ma.core._mareconstruct", "numpy.ma._mareconstruct")
+def _masked_array(vm: PickleStack, args: tuple[Any, ...]) -> Any:
+    return Opaque("torch", "Tensor", args, "a masked array of numpy: save it after filled()")
 
 
 @_numpy("numeric._frombuffer")

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...errors import CheckpointError, Diagnostic, Remedy
 from ...wording import counted
-from .inert import Opaque
+from .inert import Array, Opaque
 from .nodes import holds_tensors, is_lost, is_state, lost
 from .powers import powerful
 
@@ -69,6 +69,8 @@ def told_apart(leaves: dict[str, Any], rest: dict[str, Any], source: str) -> tup
 
 def _with_tensors(key: str, value: Any) -> Opaque | None:
     """A record of an object that is no tensor, and has tensors among its parts."""
-    if type(value) is not Opaque or is_lost(value) or is_state(key) or not holds_tensors(value):
+    if type(value) not in (Opaque, Array) or is_lost(value) or is_state(key) or not holds_tensors(value):
         return None
+    if type(value) is Array:
+        return lost("a numpy array of objects, with tensors in it")
     return lost(f"an object of {value.path}, with tensors in it") if powerful(value, 6) is None else None
