@@ -97,7 +97,7 @@ class _TreeCarrier:
         try:
             return self.of(mirror.tree, mirror.path)
         except UnknownParameter as reason:
-            self.problems.append(_unknown(mirror.path, str(reason)))
+            self.problems.append(_unknown(mirror.path, reason))
             return mirror.tree
 
     def of(self, value: Any, path: str) -> Any:
@@ -172,10 +172,10 @@ def _tensors(tree: Any) -> int:
     return sum(leaf_spec(leaf) is not None for leaf in tree.values())
 
 
-def _unknown(path: str, reason: str) -> Diagnostic:
+def _unknown(path: str, reason: UnknownParameter) -> Diagnostic:
     return Diagnostic(
         "carry-unknown",
         f"{path} cannot be carried: {reason}",
         remedies=(Remedy("beside", {path: "drop"}, "leaves it out"),),
-        advice=f'carry={{"{path}": [the key of each parameter, in the order of the tree]}} names them',
+        advice=reason.advice or f'carry={{"{path}": [the key of each parameter, in the order of the tree]}} names them',
     )

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from ...specs import DTYPES, TensorSpec
 from ...storage.checkpoint import Checkpoint
 from ...storage.mirrors import leaf_spec
 
-__all__ = ["COLUMN_FACTORS", "ROW_FACTORS", "Spelling", "by_order", "first_names", "parameters_of", "shape_of_state"]
+__all__ = [
+    "COLUMN_FACTORS",
+    "ROW_FACTORS",
+    "Spelling",
+    "by_order",
+    "first_names",
+    "is_alphabetical",
+    "parameters_of",
+    "shape_of_state",
+]
 
 ROW_FACTORS = frozenset({"exp_avg_sq_row", "row_var"})
 """Names of the row factors of a factored second moment, as transformers and torch write them."""
@@ -19,6 +30,8 @@ COLUMN_FACTORS = frozenset({"exp_avg_sq_col", "col_var"})
 """Names of its column factors."""
 _BUFFERS = frozenset({"running_mean", "running_var", "num_batches_tracked"})  # of torch's normalisations
 _COUNTERS = frozenset({"step", "RMS"})
+
+_ORDERS = 100  # so rarely are names in alphabetical order by chance
 
 Shape = tuple[int, ...]
 
@@ -87,8 +100,28 @@ def shape_of_state(state: Mapping[str, Any]) -> Shape | None:
         if row[-1:] == (1,) and len(row) == len(column) and column[-2:-1] == (1,):  # torch keeps the dimensions
             return (*row[:-1], column[-1])
         return (*row, column[-1])
-    shapes = [spec.shape for name, spec in specs.items() if name not in _COUNTERS]
-    return shapes[0] if shapes and len(set(shapes)) == 1 else None
+    shapes = {spec.shape for name, spec in specs.items() if name not in _COUNTERS}
+    shapes = shapes - {()} or shapes  # a scalar beside a moment counts something
+    return shapes.pop() if len(shapes) == 1 else None
+
+
+def is_alphabetical(keys: Sequence[str]) -> bool:
+    """Return whether keys are sorted as a file sorts them, so that their order is not that of a module's parameters.
+
+    A few names may be sorted by chance. The siblings at each level of the names, layers taken as one, would have to be
+    in one order of at least 100.
+
+    >>> is_alphabetical(["fc1.weight", "fc2.weight"]), is_alphabetical([f"attn.{p}.weight" for p in "koqvw"])
+    (False, True)
+    """
+    if any(one > other for one, other in pairwise(keys)):
+        return False
+    siblings: dict[tuple[str, ...], set[str]] = {}
+    for key in keys:
+        names = tuple("0" if name.isdigit() else name for name in key.split("."))
+        for n, name in enumerate(names):
+            siblings.setdefault(names[:n], set()).add(name)
+    return math.prod(math.factorial(len(names)) for names in siblings.values()) >= _ORDERS
 
 
 def by_order(
@@ -98,7 +131,7 @@ def by_order(
 
     An optimizer numbers its parameters in the order of its groups, and each group in the order of the model. One group
     of all parameters is that order. Of several groups each shape must lie in one of them, with as many parameters as
-    the model has of that shape.
+    the model has of that shape. Keys that a file has sorted have lost the model's order; only shapes tell then.
 
     >>> specs = {"a.w": TensorSpec([2, 2], "F32"), "a.b": TensorSpec([2], "F32"), "c.w": TensorSpec([2, 2], "F32")}
     >>> by_order([[0, 1], [2]], {0: (2, 2), 1: (2, 2), 2: (2,)}, list(specs), specs)
@@ -109,7 +142,8 @@ def by_order(
         keys: the model's parameters, in order.
     """
     numbers = [number for group in groups for number in group]
-    if len([group for group in groups if group]) == 1 and len(numbers) == len(keys):
+    ordered = not is_alphabetical(keys)
+    if ordered and len([group for group in groups if group]) == 1 and len(numbers) == len(keys):
         fits = all(shapes.get(n) in (None, specs[key].shape) for n, key in zip(numbers, keys))
         return dict(zip(numbers, keys)) if fits else None
     found: dict[Any, str] = {}
@@ -118,6 +152,8 @@ def by_order(
         candidates = [key for key in keys if specs[key].shape == shape]
         together = [group for group in groups if any(number in alike for number in group)]
         if shape is None or len(alike) != len(candidates) or len(together) != 1:
+            return None
+        if len(alike) > 1 and not ordered:
             return None
         found.update(zip(alike, candidates))
     return {number: found[number] for number in numbers}

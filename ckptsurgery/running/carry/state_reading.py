@@ -13,7 +13,7 @@ from typing import Any, Literal
 from ...specs import TensorSpec
 from ...storage.mirrors import is_optimizer, leaf_spec, parts_of
 from ...storage.unpickling.nodes import name_of
-from .state_names import Spelling, by_order, parameters_of, shape_of_state
+from .state_names import Spelling, by_order, is_alphabetical, parameters_of, shape_of_state
 
 __all__ = ["MOMENTS", "OptimizerTree", "UnknownParameter", "form_of", "read_optimizer"]
 
@@ -27,7 +27,15 @@ _NAMES = ("params", "param_names")
 
 
 class UnknownParameter(Exception):
-    """A tree has an entry for a parameter that cannot be told; the text gives the reason."""
+    """A tree has an entry for a parameter that cannot be told; the text gives the reason.
+
+    Args:
+        advice: the way out, where it is not to name the tree's parameters.
+    """
+
+    def __init__(self, reason: str, advice: str = "") -> None:
+        super().__init__(reason)
+        self.advice = advice
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,9 @@ class OptimizerTree:
         Args:
             states: target key -> state. group_of: target key -> group, for each parameter.
         """
+        if self.spelling is None and is_alphabetical(list(group_of)):
+            text = "it numbers its parameters, and the output's keys are sorted, which is not the order of parameters"
+            raise UnknownParameter(text, "name the model that it is for as the target, whose parameters have an order")
         members = [[key for key, group in group_of.items() if group == n] for n in range(len(self.groups))]
         spelling, counted = self.spelling, {key: n for n, key in enumerate(key for keys in members for key in keys)}
         ids: Mapping[str, Any] = counted if spelling is None else {key: spelling.name(key) for key in counted}
@@ -157,7 +168,10 @@ def _numbered(
         spelling = Spelling.of(told, specs)
         found = {one: spelling.key(name) for one, name in zip(ids, told)}
     else:
-        found = by_order(members, shapes, parameters_of(specs, first), specs)
+        keys = parameters_of(specs, first)
+        found = by_order(members, shapes, keys, specs)
+        if found is None and is_alphabetical(keys):
+            raise UnknownParameter("it numbers its parameters, and the model's keys are sorted, not in their order")
     if found is None:
         raise UnknownParameter("it numbers its parameters, and neither names, order nor shapes tell which they are")
     for one, key in found.items():
