@@ -12,6 +12,8 @@ from ..language.dims import Dims
 
 __all__ = ["BoundEdits", "ConfigChange", "changed_config", "settled_edits"]
 
+_SHOWN = 8
+
 
 @dataclass(frozen=True)
 class BoundEdits:
@@ -146,5 +148,7 @@ def shown(changes: Iterable[ConfigChange]) -> Iterator[str]:
             yield f"{path} dropped"
         elif kind == "rename":
             yield f"{path} -> {value}"
+        elif isinstance(value, list) and len(value) > _SHOWN:
+            yield f"{path} = a list of {len(value)}"
         else:
             yield f"{path} = {value}" if value is not None else f"{path} is not set: its expression has no value"

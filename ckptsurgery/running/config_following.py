@@ -1,8 +1,8 @@
 """The companions of an output, with a config that follows its tensors.
 
-A plan's own changes of the config come first. Then three fields follow the headers, where those of the source agreed
-with them and those of the output do not: the dtype, whether names are tied, and `quantization_config`, which is dropped
-with the last quantised tensor. Every change is a note of the report.
+A plan's own changes of the config come first. Then some fields follow the headers, where those of the source agreed
+with them and those of the output do not: the dtype, whether names are tied, lists with an entry for each layer, and
+`quantization_config`, which is dropped with the last quantised tensor. Every change is a note of the report.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ..storage.json_text import parse_json
 from ..storage.sources.files import read_regular
 from .companions import companions_for, companions_of
 from .config_remarks import common_dtype, fields_of, is_unpacked, tied_otherwise
+from .layer_lists import entries_by_layer, is_layer_list
 
 __all__ = ["followed", "following_companions"]
 
@@ -94,6 +95,8 @@ def _shown_by_headers(
                 yield ConfigChange("set", path, DTYPES[now].torch)
         elif name.startswith("tie_") and isinstance(value, bool) and tied_otherwise(value, plan, aliases, ties):
             yield ConfigChange("set", path, not value)
+        elif is_layer_list(name, value) and (made := entries_by_layer(value, plan)) not in (None, value):
+            yield ConfigChange("set", path, made)
 
 
 def _dtype(text: str) -> str | None:

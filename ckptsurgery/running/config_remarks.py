@@ -15,13 +15,13 @@ from ..errors import CheckpointError, Diagnostic
 from ..planning.plan import Plan
 from ..specs import DTYPES, TensorSpec, dtype_name
 from ..wording import counted
+from .layer_lists import NUMBER, entries_by_layer, has_number, is_layer_list
 
 __all__ = ["as_warnings", "common_dtype", "config_remarks", "fields_of", "is_unpacked", "tied_otherwise"]
 
 _PACKED = ("F8", "F6", "F4", "I8", "U8", "I32")  # dtypes of quantised weights: floats below 16 bits, packed integers
 _LAYERS = re.compile(r"(^|_)(layers?|blocks|depth|experts)($|_)")
 _SIZES = re.compile(r"size|dim|width|channels|embd|positions|d_model|d_ff|inner|labels|classes")
-_NUMBER = re.compile(r"(?<![0-9A-Za-z_])\d+(?![0-9A-Za-z_])")
 
 
 def config_remarks(config: Any, plan: Plan, aliases: Mapping[str, str], ties: Iterable[tuple[str, ...]]) -> list[str]:
@@ -43,12 +43,15 @@ def config_remarks(config: Any, plan: Plan, aliases: Mapping[str, str], ties: It
             now = _of_another_dtype(value, before, after)
         elif name.startswith("tie_") and isinstance(value, bool):
             now = tied_otherwise(value, plan, aliases, list(ties))
+        elif is_layer_list(name, value) and entries_by_layer(value, plan) is None:
+            now = _of_another_depth(len(value), before, after)
         elif type(value) is int and value > 1 and _LAYERS.search(name):
             now = _of_another_depth(value, before, after)
         elif type(value) is int and value > 1 and _SIZES.search(name):
             now = _of_another_size(value, plan)
         if now:
             shown = value if not isinstance(value, dict) else "{" + ", ".join(map(str, value))[:80] + "}"
+            shown = f"a list of {len(value)}" if isinstance(value, list) else shown
             found.append(f"{path} = {shown}, but {now}")
     return found
 
@@ -105,7 +108,7 @@ def common_dtype(specs: Mapping[str, TensorSpec]) -> str:
 def tied_otherwise(value: bool, plan: Plan, aliases: Mapping[str, str], ties: list[tuple[str, ...]]) -> str:
     """Return the reason why a field about ties is stale; empty where it is right."""
     if not value:
-        alias = next(iter(aliases), None)
+        alias = next((name for name, other in aliases.items() if not (has_number(name) and has_number(other))), None)
         return f"{alias} and {aliases[alias]} are one tensor" if alias is not None and not ties else ""
     same = {name: names[0] for names in ties for name in names}
     made: dict[str, str] = {}
@@ -113,6 +116,8 @@ def tied_otherwise(value: bool, plan: Plan, aliases: Mapping[str, str], ties: li
         for source, targets in _matrices(step.sources, step.targets, plan.specs):
             for target in targets:
                 first = made.setdefault(same.get(source, source), target)
+                if has_number(first) and has_number(target):
+                    continue  # a layer that is copied; the tie is one of an embedding and a head
                 if target != first and target not in aliases and aliases.get(first) != target:
                     return f"{first} and {target} are stored as two tensors"
     return ""
@@ -138,7 +143,7 @@ def _counts(specs: Mapping[str, TensorSpec]) -> set[int]:
     """How many numbers stand at each place of keys that are alike otherwise."""
     seen: dict[str, set[str]] = {}
     for key in specs:
-        for match in _NUMBER.finditer(key):
+        for match in NUMBER.finditer(key):
             seen.setdefault(key[: match.start()], set()).add(match.group())
     return {len(numbers) for numbers in seen.values()}
 

@@ -184,3 +184,45 @@ def test_a_config_is_made_where_the_source_has_another_one(tmp_path: Path) -> No
     recipe = cs.Recipe(["w [a b] -> w [a b]"], config={"rename": {"dim": "hidden_size"}, "set": {"rows": "a"}})
     cs.plan(tmp_path / "x", recipe, config={"dim": 2}).save(tmp_path / "y", companions=True)
     assert json.loads((tmp_path / "y/config.json").read_text()) == {"hidden_size": 2, "rows": 2}
+
+
+KINDS = ["full", "sliding", "full"]
+
+
+@pytest.mark.parametrize(
+    ("rules", "kinds"),
+    [
+        (["h.{i}.w -> h.{i}.w", "+ h.{i}.w -> h.{i+3}.w"], KINDS * 2),
+        (["h.{i}.w -> layers.{(i t)}.w | repeat_over(t)"], [kind for kind in KINDS for _ in range(2)]),
+        (["h.{i:1..2}.w -> h.{2-i}.w", "h.{i:0..0}.w -> h.{i+2}.w"], ["full", "sliding", "full"]),
+        (["h.{i:0..1}.w -> h.{1-i}.w", "h.2.w -> h.2.w"], ["sliding", "full", "full"]),
+        (["h.{i:0..1}.w -> h.{i}.w"], ["full", "sliding"]),
+    ],
+    ids=["stacked", "in a row", "reversed", "exchanged", "dropped"],
+)
+def test_a_list_by_layer_follows_the_layers(rules: list[str], kinds: list[str], tmp_path: Path) -> None:
+    others = {"n_layer": 99, "mlp_only_layers": [0, 1, 2], "eos_token_id": [1, 2, 3]}
+    source = folder(tmp_path / "x", text_config={"layer_types": KINDS}, **others)
+    more = {"drop": ["h.2.w"]} if len(kinds) == 2 else {}
+    recipe = cs.Recipe([*rules, "{k:embed,head}.weight -> {k}.weight"], dims={"t": 2}, **more)
+    config, _ = followed(source, recipe)
+    assert config == CONFIG | others | {"text_config": {"layer_types": kinds}}
+
+
+def test_a_list_by_layer_that_the_layers_do_not_determine_is_told(tmp_path: Path) -> None:
+    source = folder(tmp_path / "x", layer_types=KINDS)
+    mean = cs.Recipe(["h.{i}.w [x y] -> h.0.w [x y] | mean_over(i)"], rest="keep")
+    assert remarks(source, mean)["layer_types"] == "a list of 3, but its numbered parts come to 1 now"
+    drawn = cs.Recipe(rest="keep", init={"h.3.w [4 4] F32": "zeros"})
+    assert remarks(source, drawn)["layer_types"] == "a list of 3, but its numbered parts come to 4 now"
+
+
+def test_copies_of_layers_are_no_untied_names(tmp_path: Path) -> None:
+    rules = ["h.{i}.w -> encoder.{i}.w", "+ h.{i}.w -> decoder.{i}.w"]
+    config, _ = followed(folder(tmp_path / "x"), cs.Recipe(rules, rest="keep"))
+    assert config["tie_word_embeddings"] is True
+    source = folder(tmp_path / "y", tie_word_embeddings=False)
+    (source / "model.safetensors").unlink()
+    cs.save({f"h.{i}.w": torch.zeros(2, 2) for i in range(2)}, source / "model.safetensors")
+    config, _ = followed(source, cs.Recipe(["h.0.w -> h.0.w"], drop=["h.1.w"], tie={"h.1.w": "h.0.w"}))
+    assert config["tie_word_embeddings"] is False
