@@ -82,7 +82,7 @@ def test_layers_in_a_row_run_in_a_row() -> None:
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_identity_blocks_change_nothing(size: int) -> None:
     model = decoder()
-    deep = operated(model, "identity_blocks", decoder(num_hidden_layers=4 + 4 // size), layers=size, last=size - 1)
+    deep = operated(model, "identity_blocks", decoder(num_hidden_layers=4 + 4 // size), layers=size)
     close(outputs(deep), outputs(model))
     assert not deep.model.layers[size].self_attn.o_proj.weight.any()
 
