@@ -19,7 +19,7 @@ NUMBER = re.compile(r"(?<![0-9A-Za-z_])\d+(?![0-9A-Za-z_])")
 _OF_LAYERS = re.compile(r"(^|_)(layers?|blocks?|depths?)($|_)")
 
 
-class _Place(NamedTuple):
+class _LayerPlace(NamedTuple):
     """The outermost number of a key, and the key before it."""
 
     stack: str
@@ -72,9 +72,9 @@ def entries_by_layer(entries: Sequence[Any], plan: Plan) -> list[Any] | None:
     return found[0] if found and all(one == found[0] for one in found) else None
 
 
-def _place(key: str) -> _Place | None:
+def _place(key: str) -> _LayerPlace | None:
     match = NUMBER.search(key)
-    return _Place(key[: match.start()], int(match.group())) if match else None
+    return _LayerPlace(key[: match.start()], int(match.group())) if match else None
 
 
 def _stacks(keys: Iterable[str]) -> dict[str, set[int]]:
