@@ -57,13 +57,12 @@ def show_op(
     \b
     ckptsurgery ops show slerp
     """
-    from ..errors import CkptSurgeryError, Diagnostic, Remedy
+    from ..errors import CkptSurgeryError, Diagnostic
     from ..ops.base import OpError
     from ..ops.reference import describe
 
     try:
         found = describe(name)
     except OpError as error:
-        near = (Remedy("name", error.instead, kind="instead"),) if error.instead else ()
-        raise CkptSurgeryError(Diagnostic("bad-op", str(error), remedies=near)) from None
+        raise CkptSurgeryError(Diagnostic("bad-op", str(error), remedies=error.remedies("name"))) from None
     show(found.to_json() if json else str(found), json)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import Diagnostic, LoadError, Remedy
+from ..errors import Diagnostic, LoadError
 from ..language.calls import Call, parse_call
 from ..language.folding import fold
 from ..language.leaves import by_leaf
@@ -79,8 +79,8 @@ def read_initialiser(what: What) -> Initialiser:
             return Initialiser.of(call.name, call.args, dict(call.keywords))
         return Initialiser.wrap(what)
     except OpError as error:
-        near = (Remedy("init", error.instead, kind="instead"),) if error.instead else ()
-        raise LoadError(Diagnostic("bad-initialiser", f"{what}: {error}", remedies=near)) from error
+        text = f"{what}: {error}"
+        raise LoadError(Diagnostic("bad-initialiser", text, remedies=error.remedies("init"))) from error
 
 
 def initialise(

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+from ..errors import Remedy
 from ..specs import TensorSpec
 from .listing import Listing
 
@@ -56,6 +57,10 @@ class OpError(ValueError):
         self.code, self.help = code, help
         self.instead = dict(instead or {})
         self.lacks = lacks
+
+    def remedies(self, argument: str) -> tuple[Remedy, ...]:
+        """Return the words that are like a misspelt one, to be put into an argument in its place."""
+        return (Remedy(argument, self.instead, kind="instead"),) if self.instead else ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,9 +74,7 @@ class Initialiser:
         """
         plain = name.removesuffix("_")
         if plain not in FORMULAS:
-            raise OpError(
-                f"no initialiser is called {name!r}{_suggest(plain, INITIALISERS)}", _near(plain, INITIALISERS)
-            )
+            raise OpError(f"no initialiser is called {name!r}", _near(plain, INITIALISERS))
         given = _bind(plain, tuple(args), dict(keywords or {}))
         _check_values(plain, given)
         defaults = _parameters(plain)
@@ -201,7 +199,7 @@ def _bind(name: str, args: tuple[Any, ...], keywords: dict[str, Any]) -> dict[st
     given = dict(zip(wanted, args))
     for key, value in keywords.items():
         if key not in wanted:
-            raise OpError(f"{name} has no argument {key!r}{_suggest(key, wanted)}; {takes}", _near(key, wanted))
+            raise OpError(f"{name} has no argument {key!r}; {takes}", _near(key, wanted))
         if key in given:
             raise OpError(f"{name} is given {key!r} twice")
         given[key] = value
@@ -219,7 +217,7 @@ def _check_values(name: str, given: dict[str, Any]) -> None:
         if choices:
             if value not in choices:
                 text = f"{name}: {key} is one of {', '.join(choices)}, not {value!r}"
-                raise OpError(f"{text}{_suggest(value, choices)}", _near(value, choices))
+                raise OpError(text, _near(value, choices))
         elif isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise OpError(f"{name}: {key} is a finite number, not {value!r}")
     if given.get("std", 1.0) < 0 or (given.get("std") == 0 and name == "trunc_normal"):
@@ -247,10 +245,6 @@ def _takes_generator(function: Callable[..., Any]) -> str | None:
         return "keyword"
     places = [p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return "position" if len(places) >= 2 and places[1].default is inspect.Parameter.empty else None
-
-
-def _suggest(word: object, known: Iterable[str]) -> str:
-    return "".join(f"; did you mean {near[0]!r}?" for near in _near(word, known).values())
 
 
 def _near(word: object, known: Iterable[str]) -> dict[str, list[str]]:

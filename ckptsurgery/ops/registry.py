@@ -184,8 +184,8 @@ def _lookup(name: str) -> type[Op]:
     if name in _OPS:
         return _OPS[name]
     close = get_close_matches(name, _OPS, n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"ops: {', '.join(sorted(_OPS))}"
-    text = f"no op is called {name!r}; {hint}"
+    known = "" if close else f"; ops: {', '.join(sorted(_OPS))}"
+    text = f"no op is called {name!r}{known}"
     raise OpError("; ".join([text, *failures]), {name: close} if close else None)
 
 
@@ -228,8 +228,7 @@ def _bind(cls: type[Op], args: tuple[Any, ...], keywords: Mapping[str, Any]) -> 
     for key, value in keywords.items():
         if key not in names:
             close = get_close_matches(key, names, n=1)
-            hint = f", did you mean {close[0]!r}?" if close else ""
-            raise OpError(f"{cls.name} has no argument {key!r}{hint}; {written}", {key: close} if close else None)
+            raise OpError(f"{cls.name} has no argument {key!r}; {written}", {key: close} if close else None)
         if key in given:
             raise OpError(f"{cls.name} is given {key!r} twice; {written}")
         given[key] = value

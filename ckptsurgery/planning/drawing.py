@@ -94,7 +94,8 @@ def with_draws(plan: AnyPlan, seed: int) -> AnyPlan:
             number = len(plan.uses) + list(uses.values()).index(use)
             steps.append(Step((), (key,), _program(plan.target.specs[key], initialiser, seed), (number,)))
         except OpError as error:
-            raise PlanError(Diagnostic("bad-init", f"[init] {key!r}: {error}")) from None
+            text = f"[init] {key!r}: {error}"
+            raise PlanError(Diagnostic("bad-init", text, remedies=error.remedies("init"))) from None
     specs = {**plan.specs, **{step.targets[0]: step.program.outputs[0] for step in steps}}
     whole = (*plan.uses, *uses.values())
     return replace(plan, steps=(*plan.steps, *steps), uses=whole, specs=specs, inits=left) if steps else plan
@@ -141,8 +142,7 @@ class _Drawing:
         except RecipeError as error:
             self.problem(init, replace(error.diagnostics[0], code="bad-init"))
         except OpError as error:
-            near = (Remedy("init", error.instead, kind="instead"),) if error.instead else ()
-            self.problem(init, Diagnostic("bad-init", str(error), remedies=near))
+            self.problem(init, Diagnostic("bad-init", str(error), remedies=error.remedies("init")))
 
     def problem(self, init: BoundPattern, problem: Diagnostic) -> None:
         self.problems.append(replace(problem, headline=f"[init] '{init.text}': {problem.headline}", place=init.place))

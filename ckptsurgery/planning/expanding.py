@@ -339,7 +339,8 @@ class _Expansion:
         except RecipeError:
             return value
         except OpError as error:
-            self.problems.append(Diagnostic("bad-init", f"[init] '{key}' = '{value}': {error}", place=place))
+            text = f"[init] '{key}' = '{value}': {error}"
+            self.problems.append(Diagnostic("bad-init", text, place=place, remedies=error.remedies("init")))
             return value
 
     def pattern(

@@ -336,8 +336,7 @@ class Misfits:
         except RecipeError as error:
             self.problem("bad-init", f"[init] '{init.pattern}': {error.diagnostics[0].headline}", init)
         except OpError as error:
-            near = (Remedy("init", error.instead, kind="instead"),) if error.instead else ()
-            self.problem("bad-init", f"[init] '{init.pattern}': {error}", init, near)
+            self.problem("bad-init", f"[init] '{init.pattern}': {error}", init, error.remedies("init"))
 
 
 _EMPTY = "or read the folder with the files of all ranks: sharded training leaves empty tensors in a rank's own file"

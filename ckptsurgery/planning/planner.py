@@ -340,9 +340,8 @@ class _StagePlanner(Draft):
             first = ops.at({n: _first(c) for matches in apart for m in matches[:1] for n, c in m.columns.items()})
             self.check_joins(bound, first)
         except OpError as error:
-            near = (Remedy("rules", error.instead, kind="instead"),) if error.instead else ()
             given = bound.remedies(error.lacks) if error.lacks is not None and error.lacks.isidentifier() else ()
-            self.problem(error.code, str(error), bound, remedies=near or given, help=error.help)
+            self.problem(error.code, str(error), bound, remedies=error.remedies("rules") or given, help=error.help)
             return None
         return first.joined_before
 

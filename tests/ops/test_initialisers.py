@@ -197,8 +197,8 @@ def test_integers_take_what_they_can_hold_and_nothing_drawn() -> None:
 @pytest.mark.parametrize(
     ("name", "args", "keywords", "says"),
     [
-        ("xavier_unifrom", (), {}, "did you mean 'xavier_uniform'"),
-        ("normal", (), {"sdt": 1.0}, "did you mean 'std'"),
+        ("xavier_unifrom", (), {}, "no initialiser is called 'xavier_unifrom'"),
+        ("normal", (), {"sdt": 1.0}, "normal has no argument 'sdt'"),
         ("normal", (0.0, 1.0, 2.0), {}, "too many"),
         ("normal", (0.0,), {"mean": 1.0}, "twice"),
         ("constant", (), {}, "needs val"),
@@ -207,8 +207,8 @@ def test_integers_take_what_they_can_hold_and_nothing_drawn() -> None:
         ("normal", (), {"std": "wide"}, "finite number"),
         ("normal", (), {"std": True}, "finite number"),
         ("trunc_normal", (), {"a": 2.0, "b": 1.0}, "a is below b"),
-        ("kaiming_normal", (), {"mode": "fanin"}, "did you mean 'fan_in'"),
-        ("xavier_normal", (), {"gain": "rleu"}, "did you mean 'relu'"),
+        ("kaiming_normal", (), {"mode": "fanin"}, "fanin"),
+        ("xavier_normal", (), {"gain": "rleu"}, "rleu"),
         ("sparse", (1.5,), {}, "0 to 1"),
         ("dirac", (0,), {}, "positive integer"),
         ("zeros", (1,), {}, "takes no arguments"),
@@ -217,8 +217,10 @@ def test_integers_take_what_they_can_hold_and_nothing_drawn() -> None:
 def test_bad_arguments_are_named_and_the_nearest_good_one_suggested(
     name: str, args: tuple[float, ...], keywords: dict[str, object], says: str
 ) -> None:
-    with pytest.raises(OpError, match=says):
+    with pytest.raises(OpError, match=says) as caught:
         Initialiser.of(name, args, keywords)
+    near = {"xavier_unifrom": "xavier_uniform", "sdt": "std", "fanin": "fan_in", "rleu": "relu"}
+    assert caught.value.instead == {word: [right] for word, right in near.items() if word in f"{name} {keywords}"}
 
 
 def test_equal_rules_are_equal_however_they_were_written() -> None:

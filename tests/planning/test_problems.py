@@ -253,7 +253,7 @@ CASES: list[tuple[str, Shapes, Any, str, tuple[str, ...]]] = [
     ),
     ("companions of nobody", {"a.w": (1,)}, ["? {m}.w, {m}.s -> {m} | same"], "missing-partner", ("a.w",)),
     ("sources that no op joins", {"a": (1,), "b": (1,)}, ["a, b -> c"], "bad-op", ("joins them", "| same")),
-    ("an op that nobody knows", {"a": (1,)}, ["a -> b | cats(bf16)"], "bad-op", ("cats", "did you mean cast?")),
+    ("an op that nobody knows", {"a": (1,)}, ["a -> b | cats(bf16)"], "bad-op", ("cats", "did you mean 'cast'?")),
     (
         "choices that differ in number",
         {"q": (1,)},
