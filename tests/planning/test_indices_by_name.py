@@ -209,3 +209,12 @@ def test_gathered_tensors_feed_an_op_that_makes_several() -> None:
         assert all(torch.allclose(made[k], t) for k, t in wanted.items())
     error = refused(dict.fromkeys(source, (2, 3)), "{p:q,k,v}.w [o i] -> g [(o p) i], v [(p o) i] | unfold_weight_norm")
     assert "one list of axes" in str(error)
+
+
+@pytest.mark.parametrize("name", ["ids.json", "ids.txt"])
+def test_a_file_of_numbers_that_is_too_large_is_not_read(name: str, tmp_path: Path) -> None:
+    with (tmp_path / name).open("wb") as file:
+        file.truncate((256 << 20) + 1)  # without blocks on the disk
+    recipe = Recipe(["w [o x] -> w [o x] | take(o, ids)"], data={"ids": str(tmp_path / name)})
+    with pytest.raises(cs.CkptSurgeryError, match="is larger than 256 MiB"):
+        cs.plan({"w": W}, recipe)

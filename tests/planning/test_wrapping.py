@@ -141,3 +141,8 @@ def test_two_parts_of_the_model_that_fit_equally_well_are_named_in_the_recipe() 
     (problem,) = error.value.diagnostics
     assert problem.code == "ambiguous-prefix" and not problem.remedies
     assert problem.help == "name the keys in the recipe with their prefix"
+
+
+def test_a_prefix_of_the_target_alone_leaves_the_rules_as_they_were_written() -> None:
+    plan = cs.plan({"a.w": torch.ones(2)}, ["a.{l} -> b.{l}"], target={"net.b.w": cs.TensorSpec([2], "F32")})
+    assert list(plan.specs) == ["net.b.w"] and [use.text for use in plan.uses] == ["a.{l} -> b.{l}"]

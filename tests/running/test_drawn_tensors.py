@@ -14,6 +14,7 @@ from ckptsurgery.language.recipe import Recipe
 from ckptsurgery.language.toml import loads
 from ckptsurgery.ops.initialisers import INITIALISERS, Initialiser
 from ckptsurgery.ops.seeding import generator_for
+from ckptsurgery.running.fingerprints import plan_digest
 
 SOURCE = {f"layers.{i}.{n}": torch.randn(4, 6).bfloat16() for i in range(3) for n in ("attn.w", "mlp.w")}
 SOURCE["head.weight"] = torch.randn(5, 6)
@@ -162,3 +163,30 @@ def test_an_op_that_asks_gets_the_key_and_the_seed() -> None:
     assert keys("l.{i} | witness -> m.{i} | mul(2)", layers) == [("m.0", 4), ("m.1", 4)]
     split = "w [(p o) i] -> {p:q,k} [o i] | witness"
     assert keys(split, {"w": torch.zeros(4, 2)}) == [("k", 4), ("q", 4)]
+
+
+def test_the_seed_is_zero_unless_another_is_given() -> None:
+    recipe = Recipe(rest="keep", init={"head [3 2]": "normal"})
+    drawn = [
+        cs.plan({"w": torch.ones(2)}, recipe, **seed).state_dict()["head"] for seed in ({}, {"seed": 0}, {"seed": 1})
+    ]
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+
+
+def test_ranks_compare_all_that_a_plan_does() -> None:
+    """Plans that differ in one thing have different digests; those of one recipe have the same."""
+    wanted = {name: cs.TensorSpec([2], "F32") for name in ("a", "b", "c")}
+    source = {"a": torch.ones(2), "b": torch.ones(2)}
+
+    def digest(rules: list[str], init: str = "zeros", target: dict[str, cs.TensorSpec] = wanted, **more: Any) -> str:
+        return plan_digest(cs.plan(source, Recipe(rules, init={"c": init}, **more), target=target))
+
+    plain = digest(["a -> a", "b -> b"])
+    assert plain == digest(["a -> a", "b -> b"])
+    others = [
+        digest(["a -> b", "b -> a"]),
+        digest(["a -> a | mul(2)", "b -> b"]),
+        digest(["a -> a", "b -> b"], init="ones"),
+        digest(["a -> a", "b -> b"], target={**wanted, "d": wanted["a"]}, tie={"d": "a"}),
+    ]
+    assert len({plain, *others}) == 5

@@ -238,3 +238,20 @@ def test_a_subtree_is_entered_and_its_prefix_stripped(folder: Path) -> None:
 def test_a_config_that_is_none_is_left_alone(folder: Path) -> None:
     (folder / "config.json").write_text("[1]")
     assert open_checkpoint(folder).config is None
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (("a.npz", "b.npz"), "several files of other formats"),
+        (("x/model.safetensors", "y/model.safetensors"), "its weights in folders below"),
+    ],
+)
+def test_a_folder_without_weights_at_the_top_says_what_is_there(
+    names: tuple[str, ...], words: str, tmp_path: Path
+) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"not even read")
+    with pytest.raises(CheckpointError, match=f"holds {words}"):
+        open_checkpoint(tmp_path)

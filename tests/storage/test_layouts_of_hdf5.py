@@ -299,3 +299,20 @@ def test_a_file_without_datasets_says_so(tmp_path: Path) -> None:
     ending = goes_on(78, 8)
     problem = refused(written(tmp_path, by_hand(header(ending), b"OCHK" + bytes(4))))
     assert problem.code == "no-tensors" and "holds no dataset of numbers" in problem.headline
+
+
+def nested(depth: int) -> bytes:
+    """Groups in groups, each with one link; the innermost is empty."""
+    size = len(header(hard_link(0)))
+    return by_hand(*(header(hard_link(48 + (n + 1) * size)) for n in range(depth)), header(b""))
+
+
+def hard_link(to: int) -> bytes:
+    return struct.pack("<BHB3BsQ", 6, 12, 0, 1, 0, 1, b"g", to)
+
+
+@pytest.mark.parametrize(("depth", "code"), [(60, "no-tensors"), (70, "bad-header")])
+def test_groups_in_groups_have_an_end(depth: int, code: str, tmp_path: Path) -> None:
+    problem = refused(written(tmp_path, nested(depth)))
+    assert problem.code == code
+    assert ("nests them too deep" in problem.headline) == (depth > 64)

@@ -188,7 +188,7 @@ def _lay_out(file: Hdf5File, cursor: HeaderCursor, found: Dataset, filters: tupl
     elif kind == 2:
         found.chunks = _chunks(file, cursor, version, filters, found)
         odd = sorted(set(filters) - {1, 2, 3})
-        if odd and not found.why_not:
+        if odd:
             found.why_not = f"it is compressed by a filter that is not read here ({odd[0]})"
     else:
         found.why_not = "it is put together from other datasets"

@@ -40,8 +40,8 @@ _LONGEST = 1 << 26  # bytes; a longer byte string among the extras is not read
 def name_of(key: Any) -> str:
     """The text by which a mapping's key goes; what is no text, and may be as large as the file, is shortened.
 
-    >>> name_of("w"), name_of(3), name_of(("a", 1))
-    ('w', '3', "('a', 1)")
+    >>> name_of("w"), name_of(3), name_of(("a", 1)), name_of(tuple(range(9)))
+    ('w', '3', "('a', 1)", '(0, 1, 2, 3, 4, 5, 6, 7, …)')
     """
     return key if type(key) is str else _spelt(key, 2)
 
