@@ -6,6 +6,7 @@ test took and whether it passed.
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -47,13 +48,23 @@ class CoverageMap:
         """The test files that were run."""
         return frozenset(test.partition("::")[0] for test in self.seconds)
 
-    def covering(self, file: str, lines: Sequence[int]) -> set[str]:
-        """Return the tests that run one of the lines; for lines that run on import only, those that run the file."""
+    def covering(self, file: str, lines: Sequence[int], on_import: bool = False) -> set[str]:
+        """Return the tests that run one of the lines.
+
+        Args:
+            on_import: whether the lines run when the file is imported; then every test that runs the file counts.
+        """
         by_line = self.lines.get(file, {})
         found = {test for line in lines for test in by_line.get(line, ())}
-        if not found and any(line in by_line for line in lines):
+        if on_import or (not found and any(line in by_line for line in lines)):
             return {test for tests in by_line.values() for test in tests}
         return found
+
+
+def runs_on_import(source: str, line: int) -> bool:
+    """Return whether a line is in no function's body: at the top, in a class, or among a function's defaults."""
+    functions = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return not any(n.body[0].lineno <= line <= (n.end_lineno or line) for n in functions)
 
 
 class Recorder:

@@ -100,8 +100,9 @@ class Measured:
     def tests(self, mutant: Mutant, also: Sequence[str]) -> Tests:
         """Return the tests that cover a mutant, and the files that were never measured."""
         seconds: dict[str, float] = {}
+        on_import = coverage_map.runs_on_import((ROOT / mutant.file).read_text(), mutant.lines[0])
         for layer in self._layers:
-            for test in layer.map.covering(mutant.file, layer.lines(mutant)):
+            for test in layer.map.covering(mutant.file, layer.lines(mutant), on_import):
                 if self._of.get(test.partition("::")[0]) is layer:
                     seconds[test] = layer.map.seconds[test]
         return Tests(seconds, [*self._changed, *also], "tests/" + mutant.file.split("/")[1] + "/")

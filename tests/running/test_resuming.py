@@ -14,6 +14,7 @@ from ckptsurgery.running.fingerprints import fingerprint
 from ckptsurgery.storage.checkpoint import Checkpoint
 from ckptsurgery.storage.output import resuming
 from ckptsurgery.storage.output.staging import MARK, Writer
+from ckptsurgery.storage.output.writing import WriterOptions, open_writer
 
 KEYS = [f"h.{i}.w" for i in range(8)]
 RECIPE = cs.Recipe(["h.{i:0..3}.w -> l.{i}.w", "h.{i:4..7}.w -> l.{i}.w | mul(2)"])
@@ -99,6 +100,38 @@ def test_an_interrupted_run_is_continued_wherever_it_broke_off(source: Path, out
         assert cs.diff(source, path, RECIPE).identical
         assert not list(left(source))
         clear(path)
+
+
+def test_what_is_made_of_whole_tensors_is_not_made_again(source: Path) -> None:
+    recipe = cs.Recipe(["h.{i}.w -> a.{i}, b.{i} | low_rank(2)"])
+    whole, _ = save(source, "whole.safetensors", recipe=recipe)
+    for count in range(2, whole, 2):
+        assert save(source, "out.safetensors", count, recipe) == (count, None)
+        rest, report = save(source, "out.safetensors", recipe=recipe)
+        assert rest < whole and report is not None
+        out = source.with_name("out.safetensors")
+        assert out.read_bytes() == source.with_name("whole.safetensors").read_bytes()
+        out.unlink()
+
+
+def test_what_was_discarded_is_left_alone_after_it(source: Path) -> None:
+    with cs.open(source) as checkpoint:
+        plan = cs.plan(checkpoint, RECIPE)
+        options = WriterOptions(overwrite=False, resume=fingerprint(plan, checkpoint, {}))
+        writer = open_writer(source.with_name("out.safetensors"), plan.specs, options)
+    assert isinstance(writer, resuming.ResumableWriter)
+    with pytest.raises(Interrupted), writer:
+        assert list(left(source))
+        writer.discard()
+        assert not list(left(source))
+        with pytest.raises(Interrupted), open_writer(source.with_name("out.safetensors"), plan.specs, options) as other:
+            mine = sorted(left(source))
+            writer.abort()  # the files are another writer's now
+            assert mine and sorted(left(source)) == mine
+            other.abort()
+            raise Interrupted
+        raise Interrupted
+    assert not list(left(source))
 
 
 def test_a_run_may_be_interrupted_again_and_again(source: Path) -> None:

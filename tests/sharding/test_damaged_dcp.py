@@ -306,3 +306,9 @@ def test_four_bit_parts_are_not_joined(tmp_path: Path) -> None:
         assert checkpoint["w"].spec == cs.TensorSpec((4, 4), "F4")
     rank_file(tmp_path / "one", 2, {"w": FLOAT4}, at(4, 0))
     assert refused(tmp_path / "one").code == "packed-chunks"
+
+
+@pytest.mark.parametrize("paths", [[("w",)], "w", 5])
+def test_paths_that_are_no_table_are_passed_over(paths: object, folder: Path) -> None:
+    checkpoint = cs.open(change(folder, lambda m: setattr(m, "planner_data", paths)))
+    assert sorted(checkpoint) == ["b", "w"] and torch.equal(checkpoint.load("w"), torch.ones(4, 3))

@@ -255,3 +255,14 @@ def test_a_folder_without_weights_at_the_top_says_what_is_there(
         (tmp_path / name).write_bytes(b"not even read")
     with pytest.raises(CheckpointError, match=f"holds {words}"):
         open_checkpoint(tmp_path)
+
+
+def test_series_of_shards_side_by_side_are_listed_with_what_to_do(tmp_path: Path) -> None:
+    for stem in ("model", "other"):
+        for number in (1, 2):
+            save_file({f"{stem}{number}": A}, tmp_path / f"{stem}-0000{number}-of-00002.safetensors")
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(tmp_path)
+    (problem,) = caught.value.diagnostics
+    assert problem.code == "ambiguous-folder"
+    assert [note for note in problem.notes if "1 more shards, which no index joins: move the other models" in note]

@@ -79,7 +79,7 @@ class PickleStack(ABC):
         """Exactly the next `count` bytes."""
         # checked first, since reading allocates what it is asked for
         if count > _LARGE and count > self.end - self.file.tell():
-            raise EOFError
+            raise EOFError(count)
         data = self.read(count)
         if len(data) != count:
             raise EOFError
