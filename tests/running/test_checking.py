@@ -275,3 +275,11 @@ def test_a_fingerprint_tells_lists_of_elements_apart_and_not_their_orders(
         other[0] = (other[0] + 1) % 8
         assert (told(values) == told(other)) is (Counter(values) == Counter(other))
     assert told([*values, 0]) != told(values)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt", "npz"])
+def test_what_must_be_equal_and_is_not_is_not_written(suffix: str, tmp_path: Path) -> None:
+    plan = cs.plan({"a": torch.ones(2), "b": torch.zeros(2)}, cs.Recipe(["a -> a"], same={"b": "a"}))
+    with pytest.raises(cs.PlanError, match="tied-values-differ"):
+        plan.save(tmp_path / f"x.{suffix}")
+    assert not list(tmp_path.iterdir())

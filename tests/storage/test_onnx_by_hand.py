@@ -76,6 +76,22 @@ def test_every_encoding_of_a_tensor_is_read(message: bytes, expected: torch.Tens
 W = tensor(FLOAT, text(9, struct.pack("<f", 2.5)), name=b"good")
 
 
+TYPES = {  # the enumeration of `onnx.proto`
+    1: torch.float32, 2: torch.uint8, 3: torch.int8, 4: torch.uint16, 5: torch.int16, 6: torch.int32, 7: torch.int64,
+    9: torch.bool, 10: torch.float16, 11: torch.float64, 12: torch.uint32, 13: torch.uint64, 14: torch.complex64,
+    15: torch.complex128, 16: torch.bfloat16, 17: torch.float8_e4m3fn, 18: torch.float8_e4m3fnuz,
+    19: torch.float8_e5m2, 20: torch.float8_e5m2fnuz, 24: torch.float8_e8m0fnu,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "dtype"), TYPES.items())
+def test_every_type_of_numbers_is_read(kind: int, dtype: torch.dtype, tmp_path: Path) -> None:
+    raw = bytes(n % 2 for n in range(4 * dtype.itemsize))
+    found = values(model(tmp_path / "x.onnx", tensor(kind, text(9, raw), dims=(2, 2))))
+    assert found.dtype == dtype and found.shape == (2, 2)
+    assert bytes(found.contiguous().view(torch.uint8).flatten().tolist()) == raw
+
+
 def test_what_is_not_plain_numbers_is_a_record(tmp_path: Path) -> None:
     odd = [
         tensor(FLOAT4, text(9, bytes(2)), dims=(3,), name=b"four"),

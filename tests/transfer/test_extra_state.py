@@ -256,6 +256,25 @@ def test_versions_follow_renamed_modules_through_safetensors(tmp_path: Path) -> 
     assert state._metadata["body.t"] == {"version": 2} and state._metadata["body.bn"] == {"version": 2}
 
 
+def test_versions_go_along_beside_what_is_drawn(tmp_path: Path) -> None:
+    recipe = cs.Recipe(["net.{k...} -> body.{k...}"], drop=["fc"], init={"head [4 3]": "zeros"}, rest="keep")
+    recipe = recipe.replace(drop=["fc.{k...}"])
+    cs.plan(versioned(Turned), recipe).save(tmp_path / "x.pt")
+    state = torch.load(tmp_path / "x.pt")
+    assert state["head"].shape == (4, 3) and state._metadata["body.t"] == {"version": 2}
+
+
+@pytest.mark.parametrize("args", [(5,), ("nowhere",), ("cpu", "0")])
+def test_a_device_that_is_none_is_not_made(args: tuple[object, ...], tmp_path: Path) -> None:
+    class Device:
+        def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+            return torch.device, args
+
+    torch.save(Net(Stateful, {"at": Device()}).state_dict(), tmp_path / "x.pt")
+    with pytest.raises(cs.LoadError, match="extra-state-unbuilt"):
+        cs.load_into(Net(Stateful), tmp_path / "x.pt")
+
+
 def test_a_file_without_versions_says_nothing_of_them(tmp_path: Path) -> None:
     report = cs.save(nn.Linear(2, 2), tmp_path / "x.safetensors")
     with cs.open(tmp_path / "x.safetensors") as checkpoint:

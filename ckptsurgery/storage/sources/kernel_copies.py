@@ -68,6 +68,8 @@ def padding(runs: Iterable[tuple[int, int, int]]) -> int:
 
     >>> padding([(1000, 4096 + 1096, 10), (0, 8, 15), (10, 18, 5)]), padding([(0, 3, 100)])
     (8, 0)
+    >>> padding([(0, 16, 1), (0, 8, 1)])
+    8
 
     Args:
         runs: (target offset, source offset, bytes).
