@@ -283,3 +283,18 @@ def test_what_must_be_equal_and_is_not_is_not_written(suffix: str, tmp_path: Pat
     with pytest.raises(cs.PlanError, match="tied-values-differ"):
         plan.save(tmp_path / f"x.{suffix}")
     assert not list(tmp_path.iterdir())
+
+
+def test_names_that_the_target_ties_and_rules_make_apart_are_told_what_to_leave_out(tmp_path: Path) -> None:
+    tied = torch.ones(2)
+    cs.save({"x": tied, "y": tied}, tmp_path / "tied.safetensors")
+    plan = cs.plan(
+        {"a": torch.ones(2), "b": torch.zeros(2)}, ["a -> x", "b -> y"], target=tmp_path / "tied.safetensors"
+    )
+    with pytest.raises(cs.PlanError) as caught:
+        plan.save(tmp_path / "out.safetensors")
+    (problem,) = caught.value.diagnostics
+    assert problem.code == "tied-values-differ"
+    assert problem.help == "say which one is meant: leave out the rule for the other"
+    cs.plan({"a": torch.ones(2)}, ["a -> x"], target=target).save(tmp_path / "out.safetensors")
+    assert cs.open(tmp_path / "out.safetensors").ties[0].names == ("x", "y")

@@ -264,6 +264,13 @@ def test_versions_go_along_beside_what_is_drawn(tmp_path: Path) -> None:
     assert state["head"].shape == (4, 3) and state._metadata["body.t"] == {"version": 2}
 
 
+def test_the_state_of_a_module_without_tensors_goes_along_where_names_stay(tmp_path: Path) -> None:
+    source = {"fc.weight": torch.ones(2), "meter._extra_state": {"seen": 5}}
+    torch.save(source, tmp_path / "a.pt")
+    cs.plan(tmp_path / "a.pt", cs.Recipe(rest="keep")).save(tmp_path / "b.pt")
+    assert torch.load(tmp_path / "b.pt")["meter._extra_state"] == {"seen": 5}
+
+
 @pytest.mark.parametrize("args", [(5,), ("nowhere",), ("cpu", "0")])
 def test_a_device_that_is_none_is_not_made(args: tuple[object, ...], tmp_path: Path) -> None:
     class Device:
