@@ -287,10 +287,9 @@ def test_what_must_be_equal_and_is_not_is_not_written(suffix: str, tmp_path: Pat
 
 def test_names_that_the_target_ties_and_rules_make_apart_are_told_what_to_leave_out(tmp_path: Path) -> None:
     tied = torch.ones(2)
-    cs.save({"x": tied, "y": tied}, tmp_path / "tied.safetensors")
-    plan = cs.plan(
-        {"a": torch.ones(2), "b": torch.zeros(2)}, ["a -> x", "b -> y"], target=tmp_path / "tied.safetensors"
-    )
+    target = tmp_path / "tied.safetensors"
+    cs.save({"x": tied, "y": tied}, target)
+    plan = cs.plan({"a": torch.ones(2), "b": torch.zeros(2)}, ["a -> x", "b -> y"], target=target)
     with pytest.raises(cs.PlanError) as caught:
         plan.save(tmp_path / "out.safetensors")
     (problem,) = caught.value.diagnostics
