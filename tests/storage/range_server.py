@@ -21,7 +21,7 @@ class RangeServer(ThreadingHTTPServer):
     are refused with 503, with `wait` as Retry-After. `whole`: ignores ranges. `encoding`: sends gzip unasked.
     `refused`: statuses by path. `moved`: addresses by path. `most_sent`: bytes that it sends at once.
     `shift`: added to the beginning of each range but the first. `surplus`: bytes sent beyond each.
-    `tokens`: the headers `Authorization`, in order.
+    `unit`: how Content-Range calls bytes. `tokens`: the headers `Authorization`, in order.
     """
 
     daemon_threads = True
@@ -34,6 +34,7 @@ class RangeServer(ThreadingHTTPServer):
         self.breaks = self.busy = self.now = self.most = 0
         self.whole = self.encoding = False
         self.wait = ""
+        self.unit = "bytes"
         self.resets = self.shift = self.surplus = 0
         self.most_sent = 1 << 40
         self.refused: dict[str, int] = {}
@@ -101,7 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
         if server.encoding:
             self.send_header("Content-Encoding", "gzip")
         if asked:
-            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(data)}")
+            self.send_header("Content-Range", f"{server.unit} {start}-{stop - 1}/{len(data)}")
         self.end_headers()
         with server.lock:
             server.asked.append((path, start, stop))

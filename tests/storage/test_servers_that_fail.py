@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import socket
 import zipfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.request import Request
 
@@ -153,6 +155,38 @@ def test_a_file_that_became_shorter_has_changed(server: RangeServer) -> None:
     source = HttpSource(f"{server.url}/x.safetensors")
     server.files["x.safetensors"] = server.files["x.safetensors"][:1000]
     assert refused(lambda: source.fetch(100_000, 10))[0] == "file-changed"
+
+
+def test_the_unit_of_a_range_may_be_in_capitals(server: RangeServer) -> None:
+    server.unit = "Bytes"  # RFC 9110, section 14.1
+    assert HttpSource(f"{server.url}/x.safetensors").size == len(server.files["x.safetensors"])
+
+
+def test_a_password_in_an_address_is_sent_and_not_shown(server: RangeServer) -> None:
+    source = HttpSource(server.url.replace("://", "://me:se%40cret@") + "/x.safetensors")
+    assert source.name == f"{server.url}/x.safetensors"
+    assert source.beside("x.safetensors").size == source.size
+    assert server.tokens == ["Basic " + base64.b64encode(b"me:se@cret").decode()] * 2
+    server.refused["y"] = 403
+    found = refused(lambda: HttpSource(server.url.replace("://", "://me:se%40cret@") + "/y"))
+    assert "se%40cret" not in "".join(found)
+
+
+def test_a_redirection_without_end_is_named(server: RangeServer) -> None:
+    server.moved = {"round": "/round"}
+    code, headline, _, _ = refused(lambda: HttpSource(f"{server.url}/round"))
+    assert code == "download-failed" and headline.startswith(f"'{server.url}/round' leads on to an address")
+    assert "\n" not in headline
+
+
+def test_an_address_that_went_through_a_path_is_given_back(server: RangeServer) -> None:
+    address = f"{server.url}/x.safetensors"
+    with pytest.raises(cs.CheckpointError) as caught:
+        cs.open(Path(address))
+    (problem,) = caught.value.diagnostics
+    (remedy,) = problem.remedies
+    with cs.open(remedy.value[str(Path(address))]) as checkpoint:
+        assert len(checkpoint)
 
 
 def test_a_token_is_not_sent_to_another_host(server: RangeServer) -> None:

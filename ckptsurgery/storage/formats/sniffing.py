@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os.path
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from .table import SafetensorsFormat, recognised
 __all__ = ["FileReader", "is_index", "kind_of", "read_opened"]
 
 _LFS = b"version https://git-lfs.github.com/spec/"
+_ONE_SLASH = re.compile(r"((?:https?|hf|s3|gs|gcs|abfs|az):)/([^/].*)", re.DOTALL)
 _HTML = (b"<!doctype", b"<html", b"<?xml", b"<head", b"<!--")
 
 
@@ -181,7 +183,11 @@ def _missing(path: str) -> Diagnostic:
             path,
             help="download or copy the file itself",
         )
-    if Path(folder).is_dir():
+    address = _ONE_SLASH.fullmatch(path)
+    if address is not None:
+        right = f"{address[1]}//{address[2]}"
+        help = f"an address has two slashes, of which pathlib.Path keeps one: give the text {right!r}"
+    elif Path(folder).is_dir():
         near = close_keys(name, sorted(file.name for file in Path(folder).iterdir()))
         if near:
             right = str(Path(folder, near[0]))

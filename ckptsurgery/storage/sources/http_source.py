@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import re
 import urllib.error
@@ -18,7 +19,7 @@ from .remote import FIRST, Facts, Interrupted, RemoteSource
 
 __all__ = ["HttpSource"]
 
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)", re.IGNORECASE)
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
 _BLOCK = 1 << 20
 _TIMEOUT = 60  # seconds without a byte
@@ -36,8 +37,11 @@ class HttpSource(RemoteSource):
     """
 
     def __init__(self, name: str, headers: Mapping[str, str] | None = None, url: str | None = None) -> None:
-        self.url = urllib.parse.quote(url or name, safe=_AS_THEY_ARE)
         self._headers = {"User-Agent": "ckptsurgery", "Accept-Encoding": "identity", **(headers or {})}
+        if url is None:  # a password in the address is sent, and not shown
+            name, authorisation = _without_password(name)
+            self._headers |= authorisation
+        self.url = urllib.parse.quote(url or name, safe=_AS_THEY_ARE)
         super().__init__(name)
 
     def beside(self, name: str) -> HttpSource:
@@ -98,6 +102,10 @@ class HttpSource(RemoteSource):
         if error.code in (404, 410):
             text, help = f"there is no file at {self.name!r}", "check the address"
             return CheckpointError(Diagnostic("missing-file", text, self.name, help=help))
+        if 300 <= error.code < 400:
+            text = f"{self.name!r} leads on to an address that cannot be followed: {error.reason.splitlines()[0]}"
+            help = "open the address itself that a browser downloads the file from"
+            return CheckpointError(Diagnostic("download-failed", text, self.name, help=help))
         text = f"the server refused {self.name!r}: {error.code} {error.reason}"
         help = "check the address, and whether it needs a token or a signature that has expired"
         return CheckpointError(Diagnostic("permission-denied", text, self.name, help=help))
@@ -114,6 +122,16 @@ class HttpSource(RemoteSource):
         name = self.name.partition("?")[0].rstrip("/").rpartition("/")[2] or "new.bin"
         help = f"import torch; torch.hub.download_url_to_file({self.url!r}, {name!r})"
         return CheckpointError(Diagnostic("download-failed", text, self.name, help=help))
+
+
+def _without_password(address: str) -> tuple[str, dict[str, str]]:
+    """An address without the user and the password before its host, and the header that has them instead."""
+    parts = urllib.parse.urlsplit(address)
+    user, mark, host = parts.netloc.rpartition("@")
+    if not mark:
+        return address, {}
+    told = base64.b64encode(urllib.parse.unquote(user).encode()).decode()
+    return parts._replace(netloc=host).geturl(), {"Authorization": f"Basic {told}"}
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
