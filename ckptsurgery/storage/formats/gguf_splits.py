@@ -23,7 +23,7 @@ def whole_model(first: Contents, opened: OpenedSource, read: Callable[[OpenedSou
     """Return the tensors of all files that a model was split into; of a whole model's file, its own.
 
     Args:
-        first: what the opened file holds.
+        first: the contents of the opened file.
         opened: the file.
         read: reads one of the others.
 
@@ -63,7 +63,7 @@ def whole_model(first: Contents, opened: OpenedSource, read: Callable[[OpenedSou
 
 
 def _forget_the_split(about: dict[str, Any], contents: Contents) -> None:
-    """Remove what is said of the files, so that one that is written from all of them does not call itself a part."""
+    """Remove the facts of the split, so that a file that is written from all of them does not call itself a part."""
     for key in (_NUMBER, _COUNT, _TENSORS):
         about["metadata"].pop(key, None)
         about["kinds"].pop(key, None)

@@ -76,7 +76,7 @@ class FileReader:
 
 
 def read_opened(opened: OpenedSource, subtree: str | None = None) -> Contents:
-    """What a source holds by the table of formats.
+    """Return the contents of a source by the table of formats.
 
     Raises:
         CheckpointError: it is empty, damaged, or of no format that is read here.

@@ -79,7 +79,7 @@ class Choice:
         'x-00001-of-00002.gguf'
         """
         names = (self.index,) if self.index else self.files
-        if names[0].endswith(".gguf"):  # its header says whether there are others
+        if names[0].endswith(".gguf"):  # its header has the number of files
             return names[0]
         return names[0] if len(names) == 1 and len(shard_names(names[0])) < 2 else None
 
