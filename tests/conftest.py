@@ -37,6 +37,15 @@ def quantised(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def own_ops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the ops that a test registers; those that come with the package are all there before."""
+    from ckptsurgery.ops import registry  # not before the environment is set
+
+    registry.op_names()
+    monkeypatch.setattr(registry, "_OPS", dict(registry._OPS))
+
+
 @pytest.fixture(scope="session")
 def chromium() -> str:
     """The browser's executable."""

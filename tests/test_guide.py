@@ -26,11 +26,11 @@ def page(repository: Path) -> str:
     return (repository / "recipes" / "GUIDE.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("own_ops")
 def test_every_block_of_the_guide_runs_and_prints_what_it_says(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(registry, "_OPS", dict(registry._OPS))  # the reader's op stays the reader's
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS, verbose=False)
     names: dict[str, object] = {"__name__": "guide"}
     said: list[str] = []

@@ -7,19 +7,17 @@ from pathlib import Path
 import pages
 import pytest
 
-from ckptsurgery.ops import registry
-
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "```" in path.read_text(encoding="utf-8"))
 
 
+@pytest.mark.usefixtures("own_ops")
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(DOCS).as_posix())
 def test_the_blocks_of_a_page_print_what_it_shows(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr(registry, "_OPS", dict(registry._OPS))  # a page's op stays the page's
     torch.manual_seed(0)
     found = pages.differences(path.read_text(encoding="utf-8"))
     assert not found, "\n\n".join(f"{path.name}, {each}" for each in found)

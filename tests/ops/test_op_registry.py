@@ -10,18 +10,12 @@ import torch
 
 import ckptsurgery as cs
 from ckptsurgery.language.calls import parse_call
-from ckptsurgery.ops import Op, OpError, make_op, op, op_names, op_signature, op_summary, registry
+from ckptsurgery.ops import Op, OpError, make_op, op, op_names, op_signature, op_summary
 
 
 def written(text, dims=None):
     call = parse_call(text)
     return make_op(call.name, call.args, dict(call.keywords), dims)
-
-
-@pytest.fixture
-def scratch(monkeypatch):
-    """What a test registers is gone after it."""
-    monkeypatch.setattr(registry, "_OPS", dict(registry._OPS))
 
 
 WRITTEN = {
@@ -98,7 +92,7 @@ def test_a_word_stands_for_a_number_of_dims_only_where_no_text_is_wanted():
     assert written("cast(bf16)", dims).dtype == "BF16"
 
 
-def test_an_op_of_ten_lines_works_from_its_text_to_its_inverse(scratch):
+def test_an_op_of_ten_lines_works_from_its_text_to_its_inverse(own_ops):
     @op
     class ScaleRows(Op):
         """Multiply rows by a factor."""
@@ -123,7 +117,7 @@ def test_an_op_of_ten_lines_works_from_its_text_to_its_inverse(scratch):
     assert op_summary("scale_rows") == "Multiply rows by a factor."
 
 
-def test_a_name_that_is_taken_is_refused_but_the_same_class_may_come_again(scratch):
+def test_a_name_that_is_taken_is_refused_but_the_same_class_may_come_again(own_ops):
     with pytest.raises(OpError, match=r"an op is called 'cast' already: ckptsurgery\.ops\.arithmetic\.Cast"):
         op(type("Mine", (Op,), {"name": "cast"}))
     for _ in range(2):
@@ -132,7 +126,7 @@ def test_a_name_that_is_taken_is_refused_but_the_same_class_may_come_again(scrat
         op(type("Other", (Op,), {"name": "again"}))
 
 
-def test_a_class_that_no_rule_could_write_is_refused(scratch):
+def test_a_class_that_no_rule_could_write_is_refused(own_ops):
     with pytest.raises(OpError, match="needs a name"):
         op(type("Nameless", (Op,), {}))
     with pytest.raises(OpError, match="no subclass of Op"):
@@ -146,7 +140,7 @@ def test_a_class_that_no_rule_could_write_is_refused(scratch):
 
 
 @pytest.fixture
-def package(tmp_path: Path, monkeypatch, scratch):
+def package(tmp_path: Path, monkeypatch, own_ops):
     """An installed distribution that brings ops through entry points, one of them broken."""
     info = tmp_path / "brings_ops-1.0.dist-info"
     info.mkdir()
