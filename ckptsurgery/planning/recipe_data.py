@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any
 
 from ..errors import CkptSurgeryError, Diagnostic, RecipeError
 from ..language.dims import is_number
+from ..language.recipe import Recipe
 from ..ops.listing import Listing
 from ..specs import DTYPES
 
-__all__ = ["DataEntry", "Numbers"]
+__all__ = ["DataEntry", "Numbers", "data_as_names", "data_given"]
 
 Numbers = Listing | dict[str, Listing]
 """A list, or a table of lists by choice or index."""
@@ -91,6 +92,34 @@ class DataEntry:
     def _error(self, text: str) -> RecipeError:
         kinds = "a .npy, .json or .txt file of numbers beside the recipe, or file.safetensors#key"
         return RecipeError(Diagnostic("bad-data", f"data.{self.name}: {text}", place=self.place, help=kinds))
+
+
+def data_as_names(recipe: Recipe) -> tuple[Recipe, list[dict[str, Any]]]:
+    """Return a recipe whose `[data]` has names alone, and the numbers of its parts, which `data_given` puts back.
+
+    Raises:
+        RecipeError: a file that is not there, or is not one of numbers.
+    """
+    told: list[dict[str, Any]] = []
+
+    def names(one: Recipe) -> Mapping[str, Any]:
+        found = {name: DataEntry(name, value, one.place).numbers for name, value in one.data.items()}
+        told.append({n: {k: [*v] for k, v in x.items()} if isinstance(x, dict) else [*x] for n, x in found.items()})
+        return {name: name for name in one.data}
+
+    return _with_data(recipe, names), told if any(told) else []
+
+
+def data_given(recipe: Recipe, numbers: Sequence[Mapping[str, Any]]) -> Recipe:
+    """Return a recipe with these numbers as its `[data]`, those of its own, of its scopes, and of its stages."""
+    given = iter(numbers)
+    return _with_data(recipe, lambda one: next(given, {})) if numbers else recipe
+
+
+def _with_data(recipe: Recipe, data: Callable[[Recipe], Mapping[str, Any]]) -> Recipe:
+    own = data(recipe)
+    scopes = tuple(replace(scope, recipe=_with_data(scope.recipe, data)) for scope in recipe.scopes)
+    return recipe.replace(data=own, scopes=scopes, stages=tuple(_with_data(stage, data) for stage in recipe.stages))
 
 
 def _numbers_in(text: str) -> list[int | float]:

@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import CheckpointError, CkptSurgeryError, Diagnostic, PlanError
 from ..planning.options import PlanOptions
 from ..planning.plan import Plan
+from ..planning.recipe_data import data_as_names, data_given
 from ..planning.record import Target
 from ..specs import TensorSpec, shape_problem
 from ..storage.checkpoint import Checkpoint
@@ -35,9 +36,11 @@ def provenance_of(plan: Plan, checkpoint: Checkpoint) -> dict[str, str]:
         )
     from importlib.metadata import version
 
+    recipe, numbers = data_as_names(plan.recipe)
     told = {
         "version": version("ckptsurgery"),
-        "recipe": plan.recipe.dumps(),
+        "recipe": recipe.dumps(),
+        "data": numbers,
         "sources": [_source(checkpoint, file) for file in checkpoint.files],
         "headers": _told(plan.source),
         "target": None if plan.target is None else _told(plan.target.specs),
@@ -98,7 +101,7 @@ def read_provenance(checkpoint: Checkpoint) -> tuple[dict[str, TensorSpec], Any,
     try:
         refuse_brackets(text)
         told = json.loads(text)
-        recipe = loads(told["recipe"], f"{checkpoint.source} (provenance)")
+        recipe = data_given(loads(told["recipe"], f"{checkpoint.source} (provenance)"), told.get("data", ()))
         target = told["target"]
         asked = PlanOptions(
             told["config"], told["dims"], told["dtype"], [tuple(t) for t in told.get("source_ties", ())]

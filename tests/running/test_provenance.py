@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 
@@ -190,3 +191,24 @@ def corpus(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     import conversions
 
     return conversions
+
+
+@pytest.mark.parametrize("form", ["npy", "json", "memory", "stage", "scope"])
+def test_numbers_of_files_are_part_of_it(source: Path, form: str) -> None:
+    folder = source.parent
+    numpy.save(folder / "ids.npy", numpy.array([2, 0, 1, 3, 5, 4]))
+    (folder / "ids.json").write_text("[2, 0, 1, 3, 5, 4]")
+    text = 'schema = 1\nrest = "keep"\nrules = ["wte [v d] -> wte [v d] | take(v, ids)"]\n'
+    (folder / "own.toml").write_text(f'{text}[data]\nids = "ids.{"json" if form == "json" else "npy"}"\n')
+    recipe = cs.load_recipe(folder / "own.toml")
+    if form == "memory":
+        recipe = recipe.replace(data={"ids": torch.tensor([2, 0, 1, 3, 5, 4])})
+    elif form == "stage":
+        recipe = cs.Recipe(["h.{r...} -> x.{r...}"], rest="keep").then(recipe)
+    elif form == "scope":
+        recipe = recipe.scoped("", "m.")
+    cs.plan(source, recipe).save(folder / "o" / "o.safetensors", provenance=True)
+    for name in ("ids.npy", "ids.json", "own.toml"):
+        (folder / name).unlink()
+    back = cs.inverse(folder / "o" / "o.safetensors").state_dict()
+    assert cs.diff(source, back).identical
