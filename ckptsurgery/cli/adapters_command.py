@@ -148,6 +148,10 @@ def extract(
     others: Annotated[
         OtherTensors, typer.Option("--others", help="Tensors that differ and are not matrices, such as norms.")
     ] = OtherTensors.error,
+    embedding: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODULE", help="A module that is an embedding; by default those that are called so."),
+    ] = None,
     subtree: o.Subtree = None,
     component: o.Component = None,
     file: o.File = None,
@@ -175,6 +179,7 @@ def extract(
             rank=None if rank is None else int(_number(rank, "--rank", whole=True)),
             energy=None if energy is None else _number(energy, "--energy"),
             others=others.value,
+            embeddings=embedding or None,
         )
     show(made, json)
 

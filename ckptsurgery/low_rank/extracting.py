@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Extraction", "extract"]
 
+_EMBEDDING = re.compile(r"emb|^wte$|^wpe$|^shared$", re.IGNORECASE)
+
 
 @dataclass(frozen=True)
 class Extraction:
@@ -32,11 +35,13 @@ class Extraction:
         path: its folder.
         ranks: module -> rank of its update.
         errors: module -> ‖difference - B·A‖ / ‖difference‖, in the Frobenius norm.
+        embeddings: those of the modules whose updates are written as PEFT writes them for embeddings.
     """
 
     path: str
     ranks: dict[str, int]
     errors: dict[str, float]
+    embeddings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The extraction as plain data."""
@@ -46,7 +51,8 @@ class Extraction:
         worst = max(self.errors, key=lambda module: self.errors[module], default=None)
         ranks = f"ranks {min(self.ranks.values())} to {max(self.ranks.values())}" if self.ranks else "no rank"
         error = f", at most {self.errors[worst]:.2e} of a difference left out ({worst})" if worst else ""
-        return f"{self.path}: updates of {counted(len(self.ranks), 'module')}, {ranks}{error}"
+        tables = f"; as embeddings: {', '.join(self.embeddings)}" if self.embeddings else ""
+        return f"{self.path}: updates of {counted(len(self.ranks), 'module')}, {ranks}{error}{tables}"
 
 
 def extract(
@@ -57,6 +63,7 @@ def extract(
     rank: int | None = None,
     energy: float | None = None,
     others: str = "error",
+    embeddings: Sequence[str] | None = None,
     progress: bool | None = None,
 ) -> Extraction:
     """Write the difference of two models as a LoRA adapter: a new folder in PEFT's form.
@@ -80,6 +87,9 @@ def extract(
         energy: between 0 and 1: the least share of the sum of squared singular values that an update keeps.
         others: tensors that differ and are not matrices, as biases and norms: "error", "whole" to store them whole,
             or "drop".
+        embeddings: paths of the modules that are embeddings, or their last parts; PEFT has names and an orientation of
+            its own for these. By default those that are called so, such as `embed_tokens`, `wte` and `shared`. Where a
+            head is tied to one, PEFT updates the embedding without the head until it merges.
         progress: show a bar, or do not; None shows it on a terminal for large models.
 
     Raises:
@@ -95,6 +105,7 @@ def extract(
     ranks: dict[str, int] = {}
     errors: dict[str, float] = {}
     whole: list[str] = []
+    tables: list[str] = []
     for key, old, new in _differing(first, second, progress):
         if old.dim() != 2 or not key.endswith(".weight"):
             whole.append(key)
@@ -104,8 +115,13 @@ def extract(
         module = key.removesuffix(".weight")
         _check_finite(key, old, new, (first.source, second.source))
         down, up, left = _factors(old, new, rank, energy)
-        tensors[f"base_model.model.{module}.lora_A.weight"] = down
-        tensors[f"base_model.model.{module}.lora_B.weight"] = up
+        if _is_embedding(module, embeddings):  # the weight is [rows, width], and (B·A)ᵀ is added to it
+            tables.append(module)
+            tensors[f"base_model.model.{module}.lora_embedding_A"] = up.T.contiguous()
+            tensors[f"base_model.model.{module}.lora_embedding_B"] = down.T.contiguous()
+        else:
+            tensors[f"base_model.model.{module}.lora_A.weight"] = down
+            tensors[f"base_model.model.{module}.lora_B.weight"] = up
         ranks[module], errors[module] = down.shape[0], left
     unsayable = _unsayable(whole, ranks)
     if unsayable and others == "whole":
@@ -120,7 +136,12 @@ def extract(
     save(tensors, folder / "adapter_model.safetensors")
     config = peft_config(ranks, ranks, whole if others == "whole" else [])  # alpha is the rank: B·A as it is
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    return Extraction(str(path), ranks, errors)
+    return Extraction(str(path), ranks, errors, tuple(tables))
+
+
+def _is_embedding(module: str, named: Sequence[str] | None) -> bool:
+    name = module.rpartition(".")[2]
+    return bool(_EMBEDDING.search(name)) if named is None else module in named or name in named
 
 
 def _check_arguments(rank: int | None, energy: float | None, others: str) -> None:

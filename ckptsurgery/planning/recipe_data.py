@@ -95,7 +95,7 @@ class DataEntry:
 
 
 def data_as_names(recipe: Recipe) -> tuple[Recipe, list[dict[str, Any]]]:
-    """Return a recipe whose `[data]` has names alone, and the numbers of its parts, which `data_given` puts back.
+    """Return a recipe whose `[data]` has names only, and the numbers of its parts, which `data_given` puts back.
 
     Raises:
         RecipeError: a file that is not there, or is not one of numbers.

@@ -111,3 +111,35 @@ def test_models_that_differ_in_shape_are_refused(tmp_path: Path) -> None:
     (tmp_path / "lora").mkdir()
     with pytest.raises(cs.CheckpointError, match="exists already"):
         cs.adapters.extract(base, tuned, tmp_path / "lora", rank=1)
+
+
+@pytest.mark.parametrize(
+    ("module", "named", "as_embedding"),
+    [
+        ("model.embed_tokens", None, True),
+        ("transformer.wte", None, True),
+        ("encoder.embeddings.word_embeddings", None, True),
+        ("lm_head", None, False),
+        ("members.q", None, False),
+        ("tok", ["tok"], True),
+        ("model.embed_tokens", [], False),
+    ],
+)
+def test_the_update_of_an_embedding_is_written_as_peft_writes_it(
+    module: str, named: list[str] | None, as_embedding: bool, tmp_path: Path
+) -> None:
+    """PEFT adds (B·A)ᵀ of `lora_embedding_A` [r, rows] and `lora_embedding_B` [width, r] to an embedding."""
+    torch.manual_seed(0)
+    base = {f"{module}.weight": torch.randn(12, 5)}
+    tuned = {f"{module}.weight": base[f"{module}.weight"] + torch.randn(12, 2) @ torch.randn(2, 5)}
+    made = cs.adapters.extract(base, tuned, tmp_path / "lora", rank=2, embeddings=named)
+    assert made.embeddings == ((module,) if as_embedding else ())
+    state = cs.open(tmp_path / "lora").state_dict()
+    if as_embedding:
+        a, b = (state[f"base_model.model.{module}.lora_embedding_{x}"] for x in "AB")
+        assert a.shape == (2, 12) and b.shape == (5, 2)
+        delta = (b @ a).T
+    else:
+        delta = state[f"base_model.model.{module}.lora_B.weight"] @ state[f"base_model.model.{module}.lora_A.weight"]
+    torch.testing.assert_close(base[f"{module}.weight"] + delta, tuned[f"{module}.weight"], rtol=0, atol=1e-5)
+    close(cs.adapters.merge(base, tmp_path / "lora").state_dict(), tuned)

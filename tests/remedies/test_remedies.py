@@ -58,6 +58,7 @@ class TestThatNoneIsLeftOut:
 
 
 OUT_OF_REACH = {
+    "part-of-a-folder": "tests/storage/test_gguf_in_parts.py opens what it names",
     "header-too-large": "takes a header of 100 MB",
     "other-device": "takes a second device",
     "transposed-square": "tests/transfer/test_doubts.py pastes it",
