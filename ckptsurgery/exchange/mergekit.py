@@ -238,7 +238,11 @@ class _Values:
         """The values of a setting by module and layer."""
         if not _filters(setting):
             return self.along(setting)
-        rows = {str(entry.get("filter") or "*"): entry["value"] for entry in setting}
+        rows: dict[str, Any] = {}
+        for entry in setting:  # the first that fits counts, and one without a filter fits all
+            rows.setdefault(str(entry.get("filter") or "*"), entry["value"])
+            if "*" in rows:
+                break
         return {name: self.along(value) if self.by_layer else value for name, value in rows.items()}
 
     def along(self, value: Any) -> Any:

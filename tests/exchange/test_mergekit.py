@@ -75,6 +75,19 @@ def test_slerp_by_module_and_along_the_layers() -> None:
         assert torch.allclose(made[key], wanted(key, 0.5), atol=1e-6)
 
 
+def test_the_first_entry_that_fits_counts() -> None:
+    """An entry without a filter fits all, so what stands behind it says nothing; of a filter twice the first counts."""
+    for entries, attn in (
+        ("[{value: 0.5}, {filter: self_attn, value: 1}]", 0.5),
+        ("[{filter: self_attn, value: 1}, {filter: self_attn, value: 0}, {value: 0.5}]", 1.0),
+    ):
+        text = SLERP[: SLERP.index("  t:")] + f"  t: {entries}\ndtype: float32\n"
+        made = merged(text, A, B)
+        for name, t in (("self_attn.q", attn), ("mlp.up", 0.5)):
+            key = f"model.layers.0.{name}.weight"
+            assert torch.allclose(made[key], make_op("slerp", (t,)).run((A[key], B[key]))[0], atol=1e-6), key
+
+
 @pytest.mark.parametrize(
     ("method", "op", "given"),
     [
